@@ -1,0 +1,1 @@
+"""Prompts in: sources, the labelled and unlabelled streams, the label firewall."""

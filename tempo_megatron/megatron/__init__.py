@@ -1,0 +1,1 @@
+"""Megatron Core: topology, models, optimizers, forward-backward, weights, checkpoints. Alone imports megatron.core."""

@@ -1,0 +1,120 @@
+"""Megatron Core on machines without CUDA, over gloo in fp32.
+
+Megatron Core names its accelerator literally (`torch.cuda.current_device()`, `device="cuda"`, `tensor.cuda()`).
+`install` sends the module-level names to the CPU for the whole process; `accelerator_names` is a context that does the
+same for tensor calls. The context costs about a microsecond per torch call and is per thread, so it is entered around
+Megatron work alone. No arithmetic and no parallel logic changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+
+
+class _AcceleratorNamesMeanCpu(TorchFunctionMode):
+    """Inside it, `x.cuda()` is `x`, `device="cuda"` is the CPU, and tensor types read as CUDA types."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
+            return func(*args).replace("torch.", "torch.cuda.", 1)
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == "cuda":
+            kwargs = {**kwargs, "device": _CPU}
+        return func(*args, **kwargs)
+
+
+class _Stream:
+    """The one stream of a CPU: program order, so that every wait is over before it begins."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def wait_stream(self, *args: Any) -> None: ...
+
+    def wait_event(self, *args: Any) -> None: ...
+
+    def record_event(self, *args: Any) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class _Adam(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) with the step count in the parameter group.
+
+    DistributedOptimizer restores that layout from checkpoints, which is the fused optimizers'; torch's own AdamW keeps
+    one step count a parameter, which it refuses.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **fused_only: Any,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = count = group.get("step", 0) + 1
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
+                state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                scale = (state["exp_avg_sq"] / (1 - beta2**count)).sqrt_().add_(group["eps"])
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.addcdiv_(state["exp_avg"], scale, value=-group["lr"] / (1 - beta1**count))
+
+
+def install() -> None:
+    """Make this process a Megatron rank without CUDA. Call before megatron.core is first imported; later calls are free."""
+    if torch.cuda.is_available() or getattr(torch.cuda, "_tempo_cpu", False):
+        return
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    cuda: Any = torch.cuda
+    cuda._tempo_cpu = True
+    cuda.current_device = lambda: _CPU
+    cuda.synchronize = cuda.empty_cache = lambda *args, **kwargs: None
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda device=None: torch.get_rng_state()
+    cuda.manual_seed = torch.manual_seed
+    cuda.Stream = _Stream
+    cuda.current_stream = cuda.default_stream = lambda *args: _Stream()
+    cuda.stream = lambda stream: contextlib.nullcontext()
+
+    with accelerator_names():
+        from megatron.core import optimizer
+        from megatron.core.models.hybrid import hybrid_block
+        from megatron.core.optimizer import distrib_optimizer
+        from megatron.core.tensor_parallel import random
+
+    from tempo_megatron.megatron.norm import RMSNorm
+
+    random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+    optimizer.Adam = distrib_optimizer.Adam = _Adam
+    optimizer.USING_PYTORCH_OPTIMIZER = False
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+    hybrid_block.TENorm = RMSNorm
+
+
+def accelerator_names() -> contextlib.AbstractContextManager[Any]:
+    """The context that Megatron work runs in: nothing on GPUs."""
+    return contextlib.nullcontext() if torch.cuda.is_available() else _AcceleratorNamesMeanCpu()

@@ -1,0 +1,84 @@
+"""Where this process stands: device, process groups, and its place in the TP x PP x DP grid."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tempo_megatron.config import ParallelConfig
+from tempo_megatron.megatron import cpu
+
+_COLLECTIVE_LIMIT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One rank's place. Groups are torch process groups; `last_stage_rank` is the global rank that holds the head."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+    data_rank: int
+    data_size: int
+    tensor_group: Any
+    pipeline_group: Any
+    data_group: Any
+    last_stage_rank: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pipeline_rank == self.pipeline_size - 1
+
+
+def initialize(parallel: ParallelConfig, seed: int) -> Topology:
+    """Join the process group that torchrun or srun describes and cut it into Megatron's TP x PP x DP groups."""
+    cpu.install()
+    with cpu.accelerator_names():
+        from megatron.core import parallel_state
+        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        if not dist.is_initialized():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_COLLECTIVE_LIMIT)
+        parallel_state.initialize_model_parallel(
+            parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        )
+        model_parallel_cuda_manual_seed(seed)
+        return Topology(
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            device=torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu"),
+            tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+            tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+            pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+            pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+            data_rank=parallel_state.get_data_parallel_rank(),
+            data_size=parallel_state.get_data_parallel_world_size(),
+            tensor_group=parallel_state.get_tensor_model_parallel_group(),
+            pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+            data_group=parallel_state.get_data_parallel_group(),
+            last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
+        )
+
+
+def shutdown() -> None:
+    """Leave the process group; the next `initialize` starts afresh."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()

@@ -1,0 +1,139 @@
+"""One Megatron model with its optimizer: forward passes that score, and optimizer steps that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tempo_megatron.config import Config, OptimizerConfig
+from tempo_megatron.megatron import cpu
+from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.megatron.topology import Topology
+
+Rows = dict[str, Tensor]
+Score = Callable[[Tensor, Batch], Rows]
+"""(model output [micro_batch, sequence, ...], micro-batch) -> named rows [micro_batch, ...]"""
+Loss = Callable[[Tensor, Batch], tuple[Tensor, Rows]]
+"""(model output, micro-batch) -> (this micro-batch's share of the global loss [], rows to report)"""
+
+
+class NonFiniteGradient(RuntimeError):
+    """The gradient norm is not finite; the optimizer has not stepped."""
+
+
+class Trainer:
+    """A policy or critic spread over the topology: DistributedDataParallel and DistributedOptimizer around it."""
+
+    def __init__(
+        self, module: torch.nn.Module, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch: int
+    ) -> None:
+        self.module = module
+        self.topology = topology
+        self.micro_batch_size = micro_batch
+        self._tokens_multiple = topology.tensor_size if config.parallel.sequence_parallel else 1
+        with cpu.accelerator_names():
+            from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+            self.model = DistributedDataParallel(
+                module.config,
+                DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+                module,
+            )
+        self.reset_optimizer(optimizer)
+
+    def reset_optimizer(self, settings: OptimizerConfig) -> None:
+        """A fresh Adam over the present weights."""
+        with cpu.accelerator_names():
+            from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+            from megatron.core.optimizer import get_megatron_optimizer
+
+            made = self.module.config
+            self.optimizer = get_megatron_optimizer(
+                MegatronOptimizerConfig(
+                    optimizer="adam",
+                    lr=settings.learning_rate,
+                    weight_decay=settings.weight_decay,
+                    adam_beta1=settings.beta1,
+                    adam_beta2=settings.beta2,
+                    adam_eps=settings.epsilon,
+                    clip_grad=settings.gradient_clip,
+                    bf16=made.bf16,
+                    params_dtype=made.params_dtype,
+                    use_distributed_optimizer=True,
+                ),
+                [self.model],
+            )
+
+    def score(self, batch: Batch, score: Score) -> Rows:
+        """`score` of the model's output for every row, on every rank. No gradient."""
+        with torch.no_grad():
+            return self._run(batch, lambda output, micro: (output.sum(), score(output, micro)), forward_only=True)
+
+    def step(self, batch: Batch, loss: Loss) -> tuple[Rows, float]:
+        """One optimizer step on the whole batch; returns the loss's rows and the gradient norm before clipping.
+
+        `loss` gives a micro-batch's share of a loss already divided by its one global count: shares are added over
+        micro-batches and data-parallel ranks, whatever the layout. Raises NonFiniteGradient.
+        """
+        with cpu.accelerator_names():
+            self.model.zero_grad_buffer()
+            self.optimizer.zero_grad()
+        rows = self._run(batch, loss, forward_only=False)
+        with cpu.accelerator_names():
+            stepped, norm, _ = self.optimizer.step()
+        if not stepped or norm is None or not torch.isfinite(torch.as_tensor(norm)):
+            raise NonFiniteGradient(f"gradient norm {norm}")
+        return rows, float(norm)
+
+    def _run(self, batch: Batch, loss: Loss, forward_only: bool) -> Rows:
+        place = self.topology
+        dealt = batch.deal(place.data_rank, place.data_size, self.micro_batch_size).to(place.device)
+        count = dealt.rows // self.micro_batch_size
+        positions = torch.arange(dealt.tokens.shape[1], device=place.device).expand(self.micro_batch_size, -1)
+        # Megatron divides a loss by the number of micro-batches and averages gradients over data-parallel ranks.
+        unaveraged = count * place.data_size
+
+        def forward_step(micro_batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            micro = next(micro_batches)
+
+            def scaled(output: Tensor) -> tuple[Tensor, Rows]:
+                share, rows = loss(output, micro)
+                return share * unaveraged, rows
+
+            return model(micro.tokens, positions, None), scaled
+
+        with cpu.accelerator_names():
+            from megatron.core.pipeline_parallel import get_forward_backward_func
+
+            done = get_forward_backward_func()(
+                forward_step_func=forward_step,
+                data_iterator=dealt.micro_batches(self.micro_batch_size),
+                model=[self.model],
+                num_microbatches=count,
+                seq_length=dealt.tokens.shape[1],
+                micro_batch_size=self.micro_batch_size,
+                forward_only=forward_only,
+            )
+        rows = {name: torch.cat([part[name] for part in done]).float() for name in done[0]} if done else {}
+        return {name: column[: batch.rows].cpu() for name, column in self._gather(rows).items()}
+
+    def _gather(self, rows: Rows) -> Rows:
+        """Rows of all data-parallel ranks in the batch's order, on every rank of every stage."""
+        place = self.topology
+        if place.data_size > 1 and place.is_last_stage:
+            for name, column in rows.items():
+                parts = [torch.empty_like(column) for _ in range(place.data_size)]
+                dist.all_gather(parts, column.contiguous(), group=place.data_group)
+                rows[name] = torch.stack(parts, 1).flatten(0, 1)
+        if place.pipeline_size > 1:
+            shapes = [{name: tuple(column.shape) for name, column in rows.items()}]
+            dist.broadcast_object_list(shapes, place.last_stage_rank, group=place.pipeline_group)
+            for name, shape in shapes[0].items():
+                column = rows.get(name, torch.empty(shape, device=place.device)).contiguous()
+                dist.broadcast(column, place.last_stage_rank, group=place.pipeline_group)
+                rows[name] = column
+        return rows
