@@ -1,0 +1,76 @@
+"""The maps between Hugging Face and Megatron: exact, invertible, and in Megatron's layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints_convert import qwen3
+from checkpoints_convert.families import family
+from checkpoints_convert.mapping import Attention, ConversionError, Gated, Vocabulary
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+
+def tiny(**changes: object) -> Qwen3Config:
+    shape = {
+        "vocab_size": 101,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "tie_word_embeddings": False,
+    }
+    return Qwen3Config(**{**shape, **changes}, architectures=["Qwen3ForCausalLM"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(tied: bool, ranks: int) -> None:
+    """Protects exports: no tensor forgotten, none changed, whatever tensor parallelism cut it into."""
+    config = tiny(tie_word_embeddings=tied)
+    tensors = {name: torch.randn_like(tensor) for name, tensor in Qwen3ForCausalLM(config).state_dict().items()}
+    if tied:
+        tensors.pop("lm_head.weight")
+    back = {}
+    for entry in family(config.to_dict()).entries(config.to_dict()):
+        whole = entry.to_megatron(*(tensors[name] for name in entry.hf_names))
+        again = entry.unshard([entry.shard(whole, rank, ranks) for rank in range(ranks)])
+        back.update(zip(entry.hf_names, entry.to_hf(again), strict=True))
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_attention_rows_stand_query_group_by_query_group() -> None:
+    """Protects the layout that SelfAttention splits: a group's queries, then its key, then its value."""
+    query, key, value = (torch.arange(rows)[:, None] + base for rows, base in ((8, 0), (4, 100), (4, 200)))
+    whole = Attention("qkv", ("q", "k", "v"), 0, num_query_groups=2, kv_channels=2).to_megatron(query, key, value)
+    assert whole[:, 0].tolist() == [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
+
+
+def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
+    """Protects the gated MLP under tensor parallelism: a rank multiplies gate and up rows of the same channels."""
+    entry = Gated("fc1", ("gate", "up"), 0)
+    whole = entry.to_megatron(torch.arange(4)[:, None], torch.arange(4)[:, None] + 10)
+    assert [entry.shard(whole, rank, 2)[:, 0].tolist() for rank in (0, 1)] == [[0, 1, 10, 11], [2, 3, 12, 13]]
+
+
+def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
+    """Protects resharding: padding must not depend on tensor parallelism."""
+    entry = Vocabulary("embedding", ("embed",), 0, vocab_size=101, padded_vocab_size=128)
+    assert entry.to_megatron(torch.ones(101, 2)).sum(1).tolist() == [2.0] * 101 + [0.0] * 27
+
+
+@pytest.mark.parametrize(
+    "change", [{"attention_bias": True}, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"hidden_act": "gelu"}]
+)
+def test_an_unsupported_setting_is_named(change: dict[str, object]) -> None:
+    """Protects users from a model that converts and computes something else."""
+    with pytest.raises(ConversionError, match=next(iter(change)).split("_")[0]):
+        qwen3.settings(tiny().to_dict() | change)
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    """Protects users from a wrong map."""
+    with pytest.raises(ConversionError, match="GPT2LMHeadModel"):
+        family({"architectures": ["GPT2LMHeadModel"]})
