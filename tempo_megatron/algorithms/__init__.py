@@ -1,0 +1,1 @@
+"""The mathematics of TEMPO: tensors in, tensors out. Imports torch alone."""

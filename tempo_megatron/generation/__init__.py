@@ -1,0 +1,1 @@
+"""The vLLM engine in the trainer's own processes, and weights into it. Alone imports vllm."""

@@ -1,0 +1,32 @@
+"""Start a script on several gloo ranks, with a time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_ranks(script: Path, ranks: int, *arguments: object, timeout: float = 300) -> str:
+    """What the script printed. A failure or a hang ends all ranks and is an AssertionError with the output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", script]
+    process = subprocess.Popen(
+        [str(part) for part in [*command, *arguments]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"no end within {timeout} s:\n{output[-6000:]}") from None
+    assert process.returncode == 0, output[-6000:]
+    return output
