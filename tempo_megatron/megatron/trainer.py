@@ -34,7 +34,7 @@ class Trainer:
         self.module = module
         self.topology = topology
         self.micro_batch_size = micro_batch
-        self._tokens_multiple = topology.tensor_size if config.parallel.sequence_parallel else 1
+        self.length_multiple = topology.tensor_size if config.parallel.sequence_parallel else 1
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 

@@ -1,0 +1,1 @@
+"""Figures of a run: writers, pass@k, calibration, plots."""

@@ -1,0 +1,33 @@
+"""Does the critic tell right from wrong?"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+
+def auroc(scores: Sequence[float], labels: Sequence[float]) -> float | None:
+    """Probability that a correct response scores above a wrong one, ties counting half; None without both kinds."""
+    return auroc_within_groups(scores, labels, [0] * len(scores))
+
+
+def auroc_within_groups(scores: Sequence[float], labels: Sequence[float], groups: Sequence[object]) -> float | None:
+    """The same over pairs of one group (the responses to one prompt), all groups' pairs pooled.
+
+    This is what advantages use: a critic that only knows which prompts are hard has 0.5 here.
+    """
+    by_group: dict[object, tuple[list[float], list[float]]] = {}
+    for score, label, group in zip(scores, labels, groups, strict=True):
+        by_group.setdefault(group, ([], []))[int(label > 0.5)].append(score)
+    pairs = won = 0.0
+    for wrong, right in by_group.values():
+        ordered = sorted(wrong)
+        for score in right:
+            won += (bisect_left(ordered, score) + bisect_right(ordered, score)) / 2
+        pairs += len(wrong) * len(right)
+    return won / pairs if pairs else None
+
+
+def brier(scores: Sequence[float], labels: Sequence[float]) -> float:
+    """Mean squared distance of scores from outcomes in {0, 1}."""
+    return sum((score - label) ** 2 for score, label in zip(scores, labels, strict=True)) / len(scores)

@@ -1,0 +1,50 @@
+"""Rollouts of the present policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tempo_megatron.data.seeds import derive_seed
+from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.generation.engine import Completion, Request
+
+
+class Engine(Protocol):
+    """The part of a Generator that rollouts need."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[tuple[str, Prompt]],
+    *,
+    seed: int,
+    iteration: int,
+    samples: int,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> list[Rollout]:
+    """`samples` rollouts of each (stream, prompt), in order, from one generate call.
+
+    A request's seed is hashed from run seed, iteration, stream, prompt and sample: what else is generated beside it
+    does not change it.
+    """
+    wanted = [(stream, prompt, sample) for stream, prompt in prompts for sample in range(samples)]
+    requests = [
+        Request(
+            prompt_ids=prompt.token_ids,
+            seed=derive_seed(seed, iteration, stream, prompt.id, sample),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        for stream, prompt, sample in wanted
+    ]
+    completions = engine.generate(requests)
+    return [
+        Rollout(prompt, sample, done.response_ids, done.log_probs, done.finish_reason)
+        for (_, prompt, sample), done in zip(wanted, completions, strict=True)
+    ]

@@ -1,0 +1,26 @@
+"""A supervised warm start: the policy learns the answers of easy questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tempo_megatron.megatron.batch import Batch, from_sequences
+from tempo_megatron.megatron.trainer import Rows, Score, Trainer
+
+Example = tuple[tuple[int, ...], tuple[int, ...]]
+"""token ids of a prompt and of its answer, end of sequence included"""
+
+
+def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
+    """One step on the mean cross-entropy of the answers' tokens; returns it."""
+    batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples], policy.length_multiple)
+    count = int(batch.response_mask.sum())
+
+    def loss(logits: Tensor, micro_batch: Batch) -> tuple[Tensor, Rows]:
+        surprise = -(score(logits, micro_batch)["log_probs"] * micro_batch.response_mask).sum(1)
+        return surprise.sum() / count, {"surprise": surprise.detach()}
+
+    rows, _ = policy.step(batch, loss)
+    return float(rows["surprise"].sum() / count)
