@@ -1,0 +1,54 @@
+"""The `tempo` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tempo_megatron import config as settings
+from tempo_megatron.launch import torchrun
+
+_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train by a recipe, or resume the run that it started")
+    train.add_argument("recipe", help="YAML file; `tempo settings` lists its keys")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
+    given = parser.parse_args(arguments)
+    if given.command == "settings":
+        for key, default, help_ in settings.documented_keys():
+            print(f"{key} = {default!r}\n    {help_}")
+        return 0
+    return _train(given.recipe, given.overrides, arguments)
+
+
+def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
+    from tempo_megatron.run_directory import open_run
+    from tempo_megatron.validate import problems
+
+    try:
+        config = settings.load(recipe, overrides)
+        if torchrun.is_rank():
+            from tempo_megatron.loop import train
+
+            train(config)
+            return 0
+        found = problems(config)
+        if found:
+            raise settings.ConfigError("\n".join(found))
+    except settings.ConfigError as error:
+        print(f"tempo: {recipe}: this cannot run:\n" + "\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return _BAD_INPUT
+    open_run(config)
+    return torchrun.launch(arguments, config.parallel.processes_per_node)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

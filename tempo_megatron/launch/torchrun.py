@@ -1,0 +1,29 @@
+"""torchrun on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+_RANK_VARIABLES = ("RANK", "SLURM_PROCID")
+
+
+def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun or srun started this process as one of a run's ranks."""
+    return any(name in environment for name in _RANK_VARIABLES) and "WORLD_SIZE" in environment
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
+
+    SIGINT and SIGTERM are passed on, so that stopping the launcher stops the ranks.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    defaults = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**defaults, **os.environ})
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: ranks.send_signal(got))
+    return ranks.wait()

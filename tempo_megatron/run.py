@@ -1,0 +1,238 @@
+"""A run: what the loop works with, built from the config, and the directory that it lives in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from checkpoints_convert import hf_files
+from checkpoints_convert.families import family
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from tempo_megatron import banner
+from tempo_megatron.config import Config, Precision
+from tempo_megatron.data.sources import Answers, PromptSet, read_rows, to_prompts
+from tempo_megatron.data.streams import Stream
+from tempo_megatron.generation.engine import Generator
+from tempo_megatron.grading import Grader
+from tempo_megatron.megatron import checkpoint, model, topology, weights
+from tempo_megatron.megatron.trainer import Trainer
+from tempo_megatron.metrics.plots import plot_run
+from tempo_megatron.metrics.writers import MetricsLog
+from tempo_megatron.phases.evaluate import Evaluator
+from tempo_megatron.phases.scoring import log_probs_and_entropy
+from tempo_megatron.phases.warm_start import Example
+
+Item = TypeVar("Item")
+
+
+class Run:
+    """Models, generator, data and directory of a run, resumed from its newest complete checkpoint where it has one."""
+
+    def __init__(self, config: Config, generator: Any = None) -> None:
+        self.config = config
+        self.directory = Path(config.run_dir)
+        self._started = time.monotonic()
+        self._seconds: dict[str, float] = {}
+        self.topology = topology.initialize(config.parallel, config.seed)
+        self.is_first = self.topology.rank == 0
+        if self.is_first:
+            print(banner.text(config, self.topology), flush=True)
+        self.hf_path = Path(config.model.hf_path)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.hf_path)
+        self._load_data()
+        self._build_models()
+        self._resume()
+        self.log_file = MetricsLog(self.directory, config.logging, self._state["lines"]) if self.is_first else None
+        self.generator = generator or self._build_generator()
+        if self.resumed:
+            self.sync()
+
+    def _load_data(self) -> None:
+        data = self.config.data
+        answers: Answers = {}
+        self.data_counts: dict[str, PromptSet] = {}
+
+        def stream(name: str, hidden: Answers | None) -> PromptSet:
+            rows = read_rows(getattr(data, name), labelled=hidden is None)
+            self.data_counts[name] = to_prompts(rows, data, self.tokenizer, hidden)
+            return self.data_counts[name]
+
+        seed = self.config.seed
+        self.labelled = Stream(stream("labelled", None).prompts, seed, "labelled")
+        sets = {name: stream(name, answers).prompts for name in ("unlabelled", "held_out")}
+        self.unlabelled = Stream(sets["unlabelled"], seed, "unlabelled")
+        end = (self.tokenizer.eos_token_id,)
+        examples: list[Example] = [
+            (prompt.token_ids, (*self.tokenizer.encode(str(prompt.answer["answer"]), add_special_tokens=False), *end))
+            for prompt in stream("warm_start", None).prompts
+            if prompt.answer
+        ]
+        self.examples = Stream(examples, seed, "warm_start")
+        if self.is_first:
+            for name, made in self.data_counts.items():
+                left_out = f"{made.overlong} overlong dropped, {made.repeated} repeated"
+                print(f"data.{name}: {len(made.prompts)} prompts ({left_out})", flush=True)
+        self.grader = Grader(self._decode)
+        self.evaluator = Evaluator(
+            {name: prompts for name, prompts in sets.items() if prompts},
+            answers,
+            Grader(self._decode),
+            self._decode,
+            self.config.evaluation,
+            self.config.generation.max_response_tokens,
+            self.directory / "samples" if self.is_first else None,
+        )
+
+    def _build_models(self) -> None:
+        config, place = self.config, self.topology
+        described = hf_files.read_config(self.hf_path)
+        self.settings = family(described).settings(described)
+        self.entries = family(described).entries(described)
+        read = hf_files.Reader(self.hf_path)
+        modules = {}
+        for role in ("policy", "critic"):
+            modules[role] = model.build(role, self.settings, config, place)  # type: ignore[arg-type]
+            weights.load(modules[role], self.entries, read, place, critic=role == "critic")
+        self.policy = Trainer(
+            modules["policy"], config.policy.optimizer, config, place, config.policy.micro_batch_size
+        )
+        self.critic = Trainer(
+            modules["critic"], config.critic.optimizer, config, place, config.critic.micro_batch_size
+        )
+        self.trainers = {"policy": self.policy, "critic": self.critic}
+        self.score = log_probs_and_entropy(self.settings.vocab_size, config.generation.temperature, place)
+
+    def _build_generator(self) -> Generator:
+        config = self.config
+        tensor_size = config.generation.tensor_parallel_size or config.parallel.tensor_model_parallel_size
+        ends = self.tokenizer.eos_token_id
+        return Generator(
+            self.hf_path,
+            config.generation,
+            tensor_parallel_size=tensor_size,
+            max_model_len=config.data.max_prompt_tokens + config.generation.max_response_tokens,
+            dtype=torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32,
+            eos_token_ids=[ends],
+            seed=config.seed,
+        )
+
+    def _resume(self) -> None:
+        self._checkpoints = self.directory / "checkpoints"
+        found = checkpoint.complete(self._checkpoints)
+        self.resumed = bool(found)
+        self._state: dict[str, Any] = {"iteration": 0, "lines": 0, "labelled": 0, "unlabelled": 0, "seconds": 0.0}
+        if found:
+            self._state = checkpoint.read_state(found[-1])
+            checkpoint.load(found[-1], self.trainers)
+            if self.is_first:
+                print(f"resumed from {found[-1]}", flush=True)
+        self.iteration: int = self._state["iteration"]
+        self.labelled.position = self._state["labelled"]
+        self.unlabelled.position = self._state["unlabelled"]
+        self.grader.errors = self._state.get("grading_errors", 0)
+
+    def sync(self) -> None:
+        """The policy's present weights into the generator."""
+        with self.timed("sync"):
+            self.generator.load_weights(weights.export(self.policy.module, self.entries, self.topology))
+
+    def copy_backbone_to_critic(self) -> None:
+        """The policy's present weights into the critic, whose optimizer starts afresh."""
+        tensors = dict(weights.export(self.policy.module, self.entries, self.topology))
+        weights.load(self.critic.module, self.entries, tensors.__getitem__, self.topology, critic=True)
+        self.critic.reset_optimizer(self.config.critic.optimizer)
+
+    def record_evaluation(self, iteration: int, at_an_end: bool) -> dict[str, float]:
+        """Evaluate; both ends are kept for the summary. Returns the figures as metrics."""
+        with self.timed("evaluate"):
+            results = self.evaluator.evaluate(self.generator, iteration, at_an_end)
+        if at_an_end:
+            self._state["final" if iteration else "initial"] = results
+        flat = {f"evaluation/{name}/{key}": value for name, row in results.items() for key, value in row.items()}
+        if iteration == 0:
+            self.log("tempo", flat)
+        elif self.is_first:
+            print("  ".join(f"{k.removeprefix('evaluation/')} {v:.3f}" for k, v in flat.items() if "error" not in k))
+        return flat
+
+    def log(self, stage: str, metrics: dict[str, float]) -> None:
+        """One line of metrics; timings and memory, which no run repeats exactly, under names of their own."""
+        timings = {f"seconds/{name}": round(value, 3) for name, value in self._seconds.items()}
+        self._seconds = {}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        memory = {"memory/host_peak_gib": round(peak, 3)}
+        if self.topology.device.type == "cuda":
+            memory["memory/device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._state["lines"] += 1
+        if self.log_file:
+            self.log_file.write({"stage": stage, "iteration": self.iteration, **metrics, **timings, **memory})
+            if stage == "tempo" and self.iteration:
+                shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
+                figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
+                print(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}", flush=True)
+
+    def progress(self, items: Iterable[Item], description: str) -> Iterator[Item]:
+        """A progress bar over items, on one rank."""
+        quiet = 0.1 if sys.stderr.isatty() else 10.0
+        yield from tqdm(items, description, disable=not self.is_first, mininterval=quiet)
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - begun
+
+    def save(self) -> None:
+        """A checkpoint of the present iteration."""
+        self._state |= {
+            "iteration": self.iteration,
+            "labelled": self.labelled.position,
+            "unlabelled": self.unlabelled.position,
+            "grading_errors": self.grader.errors,
+        }
+        state = self._state | {"seconds": self._elapsed()}
+        name = f"iteration-{self.iteration:06d}"
+        checkpoint.save(self._checkpoints, name, self.trainers, state, self.config.checkpoint.keep)
+
+    def _elapsed(self) -> float:
+        seconds: float = self._state["seconds"]
+        return seconds + time.monotonic() - self._started
+
+    def finish(self) -> None:
+        """Export the policy, draw the plots, write summary.json."""
+        export = self.directory / "hf"
+        tensors = weights.export(self.policy.module, self.entries, self.topology)
+        if self.is_first and self.config.export:
+            hf_files.write(export, self.hf_path, tensors)
+        else:
+            for _ in tensors:
+                pass
+        if self.log_file:
+            self.log_file.close()
+            plot_run(self.directory)
+            summary = {
+                "initial": self._state["initial"],
+                "final": self._state["final"],
+                "iterations": self.iteration,
+                "seconds": round(self._elapsed(), 1),
+                "hf_export": str(export) if self.config.export else None,
+            }
+            aside = self.directory / ".summary.json"
+            aside.write_text(json.dumps(summary, indent=2) + "\n")
+            shutil.move(aside, self.directory / "summary.json")
+            print(json.dumps(summary, indent=2), flush=True)
+        topology.shutdown()
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text

@@ -1,0 +1,40 @@
+"""A run is a directory; it belongs to one recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from tempo_megatron.config import Config, documented_keys, to_yaml
+
+_CONFIG = "config.yaml"
+_MAY_CHANGE = ("loop.iterations", "logging.", "checkpoint.", "parallel.", "generation.check_weights", "run_dir")
+
+
+def open_run(config: Config) -> None:
+    """Make the run's directory and write the resolved config into it."""
+    directory = Path(config.run_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    aside = directory / f".{_CONFIG}"
+    aside.write_text(to_yaml(config))
+    aside.rename(directory / _CONFIG)
+
+
+def differences(config: Config) -> list[str]:
+    """Settings in which an existing run directory was made by another recipe, a line each; empty for a new one.
+
+    What does not change what the run computes may differ: where it logs, how often it saves, the parallel layout, and
+    how many iterations it has.
+    """
+    path = Path(config.run_dir) / _CONFIG
+    if not path.is_file():
+        return []
+    theirs = OmegaConf.load(path)
+    ours = OmegaConf.create(to_yaml(config))
+    found = []
+    for key, _, _ in documented_keys():
+        before, now = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
+        if before != now and not key.startswith(_MAY_CHANGE):
+            found.append(f"run_dir {config.run_dir} was made by another recipe: {key} was {before}, is {now}")
+    return found

@@ -1,0 +1,145 @@
+"""Everything about a run that can be checked before it starts, all problems at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from checkpoints_convert import hf_files
+from checkpoints_convert.families import family
+from checkpoints_convert.mapping import BackboneSettings, ConversionError
+
+from tempo_megatron.config import Config, Precision, SourceConfig, WandbMode
+from tempo_megatron.data.sources import DataError, read_rows
+from tempo_megatron.grading.grader import scorer
+from tempo_megatron.run_directory import differences
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong, one line each; empty when the run can start."""
+    return [*_required(config), *_numbers(config), *_model(config), *_layout(config), *_data(config), *differences(config)]
+
+
+def _required(config: Config) -> Iterator[str]:
+    for key, value in {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}.items():
+        if not value:
+            yield f"{key}: required"
+    for key in ("labelled", "unlabelled"):
+        if not getattr(config.data, key):
+            yield f"data.{key}: required, a list of sources"
+    if config.stages.warm_start.steps and not config.data.warm_start:
+        yield "data.warm_start: required when stages.warm_start.steps is set"
+    if config.logging.wandb is not WandbMode.disabled and not find_spec("wandb"):
+        yield "logging.wandb: the package wandb is not installed"
+
+
+def _numbers(config: Config) -> Iterator[str]:
+    at_least_one = {
+        "parallel.processes_per_node": config.parallel.processes_per_node,
+        "parallel.tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
+        "parallel.pipeline_model_parallel_size": config.parallel.pipeline_model_parallel_size,
+        "data.max_prompt_tokens": config.data.max_prompt_tokens,
+        "generation.max_response_tokens": config.generation.max_response_tokens,
+        "generation.max_sequences": config.generation.max_sequences,
+        "policy.mini_batches": config.policy.mini_batches,
+        "policy.epochs": config.policy.epochs,
+        "policy.micro_batch_size": config.policy.micro_batch_size,
+        "critic.mini_batches": config.critic.mini_batches,
+        "critic.epochs": config.critic.epochs,
+        "critic.micro_batch_size": config.critic.micro_batch_size,
+        "loop.labelled_prompts": config.loop.labelled_prompts,
+        "loop.unlabelled_prompts": config.loop.unlabelled_prompts,
+        "loop.samples_per_prompt": config.loop.samples_per_prompt,
+        "evaluation.samples": config.evaluation.samples,
+        "evaluation.k": config.evaluation.k,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            yield f"{key}: at least 1, got {value}"
+    fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
+    if config.evaluation.k > fewest:
+        yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
+    if config.generation.temperature <= 0:
+        yield f"generation.temperature: above 0, got {config.generation.temperature}"
+    for key, prompts, step in (
+        ("policy", config.loop.unlabelled_prompts, config.policy),
+        ("critic", config.loop.labelled_prompts, config.critic),
+    ):
+        if step.mini_batches > prompts * config.loop.samples_per_prompt:
+            yield f"{key}.mini_batches: more than the rollouts of an iteration"
+
+
+def _model(config: Config) -> Iterator[str]:
+    if not config.model.hf_path:
+        return
+    directory = Path(config.model.hf_path)
+    try:
+        described = hf_files.read_config(directory)
+        settings = family(described).settings(described)
+        hf_files.Reader(directory)
+    except ConversionError as error:
+        yield f"model.hf_path: {error}"
+        return
+    if not (directory / "tokenizer_config.json").is_file():
+        yield f"model.hf_path: {directory}: no tokenizer_config.json"
+    context = described.get("max_position_embeddings")
+    wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
+    if context and wanted > context:
+        yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
+    yield from _divisible(config, settings)
+    if config.model.precision is not Precision.fp32 and not torch.cuda.is_available():
+        yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
+
+
+def _divisible(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    parts = {
+        "tensor_model_parallel_size": {
+            "attention heads": settings.num_attention_heads,
+            "KV heads": settings.num_query_groups,
+            "MLP channels": settings.ffn_hidden_size,
+            "padded vocabulary entries": settings.padded_vocab_size,
+        },
+        "pipeline_model_parallel_size": {"layers": settings.num_layers},
+    }
+    for key, counts in parts.items():
+        size = getattr(config.parallel, key)
+        for what, count in counts.items():
+            if size > 0 and count % size:
+                yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
+
+
+def _layout(config: Config) -> Iterator[str]:
+    parallel = config.parallel
+    world = int(os.environ.get("WORLD_SIZE", parallel.processes_per_node))
+    model_size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    if model_size > 0 and world % model_size:
+        yield f"parallel: {world} processes cannot be cut into TP x PP = {model_size}"
+    replica = config.generation.tensor_parallel_size or parallel.tensor_model_parallel_size
+    if replica > 0 and world % replica:
+        yield f"generation.tensor_parallel_size: {replica} does not divide {world} processes"
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        yield "parallel.sequence_parallel: needs tensor_model_parallel_size above 1"
+    if torch.cuda.is_available() and parallel.processes_per_node > torch.cuda.device_count():
+        yield f"parallel.processes_per_node: {parallel.processes_per_node}, but {torch.cuda.device_count()} GPUs here"
+
+
+def _data(config: Config) -> Iterator[str]:
+    if "{question}" not in config.data.prompt_template:
+        yield "data.prompt_template: needs {question}"
+    for stream in ("labelled", "unlabelled", "held_out", "warm_start"):
+        sources: list[SourceConfig] = getattr(config.data, stream)
+        for index, source in enumerate(sources):
+            if bool(source.path) == bool(source.task):
+                yield f"data.{stream}[{index}]: give either path or task"
+                continue
+            try:
+                rows = read_rows([source], labelled=stream in ("labelled", "warm_start"))
+                for grader in {row.grader for row in rows}:
+                    scorer(grader)
+            except (DataError, ValueError) as error:
+                yield from (f"data.{stream}[{index}]: {line}" for line in str(error).splitlines())

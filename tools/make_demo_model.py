@@ -1,0 +1,78 @@
+"""Make the demo's model: a Qwen3 of a million parameters with random weights, and a tokenizer that spells words.
+
+usage: python tools/make_demo_model.py DIRECTORY [--seed N]
+
+The tokenizer has one token for each letter and one for the fixed text of reasoning-gym's `spell_backward` question, so
+that a prompt is as long as its word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import string
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+QUESTION = "Spell this word backward (example: sun -> nus): "
+PAD, END = "<pad>", "<eos>"
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a letter; decoding joins tokens without spaces, so that a word survives the round trip."""
+    words = [PAD, END, QUESTION, *string.ascii_letters, *string.digits, *"'-. "]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=PAD))
+    pieces = Regex(f"{QUESTION.replace('(', '[(]').replace(')', '[)]')}|.")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """Random weights from `seed`."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    aside = given.directory.with_name(f".writing-{given.directory.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, given.seed)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    shutil.rmtree(given.directory, ignore_errors=True)
+    aside.rename(given.directory)
+    print(f"{given.directory}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+
+
+if __name__ == "__main__":
+    main()
