@@ -64,12 +64,12 @@ class _Adam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         **fused_only: Any,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            group["step"] = count = group.get("step", 0) + 1
+            group["step"] = count = group["step"] + 1
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
                 if parameter.grad is None:

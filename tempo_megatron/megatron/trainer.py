@@ -67,6 +67,8 @@ class Trainer:
                 ),
                 [self.model],
             )
+            for part in self.optimizer.chained_optimizers:  # so that a checkpoint before the first step has all state
+                part.init_state_fn(part.optimizer, part.config)
 
     def score(self, batch: Batch, score: Score) -> Rows:
         """`score` of the model's output for every row, on every rank. No gradient."""

@@ -1,0 +1,34 @@
+# Each target does its own set-up: git, make, Python 3.12 and a package index are all that it needs.
+SHELL := /bin/bash
+# A pyenv shim of uv may exist and refuse to run under this directory's .python-version, hence the call, not the look.
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
+EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
+RUN := $(UV) run --frozen --no-sync
+
+.PHONY: setup demo test lint
+.DEFAULT_GOAL := setup
+
+.tools/bin/uv:
+	@echo "== installing uv into .tools"
+	python3.12 -m venv .tools
+	.tools/bin/pip install --quiet uv
+
+setup: $(filter .tools/%,$(UV))
+	@echo "== installing the locked environment ($(EXTRA)) into .venv"
+	$(UV) sync --frozen --quiet --extra $(EXTRA)
+
+demo: setup
+	@test -d runs/demo-model || { echo "== making the demo's model"; $(RUN) python tools/make_demo_model.py runs/demo-model; }
+	@echo "== training by recipes/demo.yaml; the same command resumes it"
+	$(RUN) tempo train recipes/demo.yaml
+
+lint: setup
+	@echo "== ruff, mypy, import contracts"
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+test: setup
+	@echo "== tests"
+	OMP_NUM_THREADS=1 $(RUN) pytest
