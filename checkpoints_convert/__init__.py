@@ -1,1 +1,1 @@
-"""Hugging Face names and shapes <-> Megatron names and shapes: the single truth that converters and weight sync read."""
+"""Hugging Face names and shapes <-> Megatron's: the single truth that converters and weight sync read."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from checkpoints_convert.mapping import Attention, BackboneSettings, ConversionError, Entry, Gated, Vocabulary
 
 
 def settings(config: dict[str, Any]) -> BackboneSettings:
-    """The backbone that a Qwen3 config.json describes. Raises ConversionError naming a setting without a counterpart."""
+    """The backbone that a Qwen3 config.json describes. Raises ConversionError naming what it cannot map."""
     rope = config.get("rope_parameters") or {"rope_theta": config.get("rope_theta", 1e6)}
     refused = {
         "attention_bias": config.get("attention_bias", False),
@@ -38,20 +39,16 @@ def settings(config: dict[str, Any]) -> BackboneSettings:
 def entries(config: dict[str, Any]) -> list[Entry]:
     """The map of a Qwen3 model, in the order of Hugging Face's layers."""
     shape = settings(config)
-    vocabulary = {"vocab_size": shape.vocab_size, "padded_vocab_size": shape.padded_vocab_size}
-    embedding = Vocabulary(
-        "embedding.word_embeddings.weight",
-        ("model.embed_tokens.weight",),
-        shard_axis=0,
-        tied_output=shape.tied,
-        **vocabulary,
+    vocabulary = partial(
+        Vocabulary, shard_axis=0, vocab_size=shape.vocab_size, padded_vocab_size=shape.padded_vocab_size
     )
+    embedding = vocabulary("embedding.word_embeddings.weight", ("model.embed_tokens.weight",), tied_output=shape.tied)
     made: list[Entry] = [embedding]
     for layer in range(shape.num_layers):
         made += _layer(shape, f"model.layers.{layer}", f"decoder.layers.{2 * layer}", f"decoder.layers.{2 * layer + 1}")
     made.append(Entry("decoder.final_norm.weight", ("model.norm.weight",)))
     if not shape.tied:
-        made.append(Vocabulary("output_layer.weight", ("lm_head.weight",), shard_axis=0, **vocabulary))
+        made.append(vocabulary("output_layer.weight", ("lm_head.weight",)))
     return made
 
 

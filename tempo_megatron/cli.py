@@ -44,7 +44,10 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
         if found:
             raise settings.ConfigError("\n".join(found))
     except settings.ConfigError as error:
-        print(f"tempo: {recipe}: this cannot run:\n" + "\n".join(f"  {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print(
+            f"tempo: {recipe}: this cannot run:\n" + "\n".join(f"  {line}" for line in str(error).splitlines()),
+            file=sys.stderr,
+        )
         return _BAD_INPUT
     open_run(config)
     return torchrun.launch(arguments, config.parallel.processes_per_node)

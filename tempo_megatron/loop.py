@@ -70,7 +70,7 @@ def e_step(run: Run, rollouts: list[Rollout], iteration: int) -> Metrics:
 
 
 def start_critic(run: Run) -> None:
-    """E-steps on labelled prompts alone, counted down to iteration 0, so that the first M-step has a critic to follow."""
+    """E-steps on labelled prompts alone, counted down to iteration 0: the first M-step needs a critic to follow."""
     start = run.config.stages.critic_start
     for iteration in run.progress(range(-start.iterations, 0), "critic start"):
         with run.timed("generate"):

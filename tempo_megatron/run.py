@@ -10,14 +10,14 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from checkpoints_convert import hf_files
-from checkpoints_convert.families import family
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from checkpoints_convert import hf_files
+from checkpoints_convert.families import family
 from tempo_megatron import banner
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.data.sources import Answers, PromptSet, read_rows, to_prompts
@@ -31,8 +31,6 @@ from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.scoring import log_probs_and_entropy
 from tempo_megatron.phases.warm_start import Example
-
-Item = TypeVar("Item")
 
 
 class Run:
@@ -103,12 +101,8 @@ class Run:
         for role in ("policy", "critic"):
             modules[role] = model.build(role, self.settings, config, place)  # type: ignore[arg-type]
             weights.load(modules[role], self.entries, read, place, critic=role == "critic")
-        self.policy = Trainer(
-            modules["policy"], config.policy.optimizer, config, place, config.policy.micro_batch_size
-        )
-        self.critic = Trainer(
-            modules["critic"], config.critic.optimizer, config, place, config.critic.micro_batch_size
-        )
+        self.policy = Trainer(modules["policy"], config.policy.optimizer, config, place, config.policy.micro_batch_size)
+        self.critic = Trainer(modules["critic"], config.critic.optimizer, config, place, config.critic.micro_batch_size)
         self.trainers = {"policy": self.policy, "critic": self.critic}
         self.score = log_probs_and_entropy(self.settings.vocab_size, config.generation.temperature, place)
 
@@ -181,7 +175,7 @@ class Run:
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
                 print(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}", flush=True)
 
-    def progress(self, items: Iterable[Item], description: str) -> Iterator[Item]:
+    def progress[Item](self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """A progress bar over items, on one rank."""
         quiet = 0.1 if sys.stderr.isatty() else 10.0
         yield from tqdm(items, description, disable=not self.is_first, mininterval=quiet)

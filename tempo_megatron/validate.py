@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
 from checkpoints_convert import hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import BackboneSettings, ConversionError
-
 from tempo_megatron.config import Config, Precision, SourceConfig, WandbMode
 from tempo_megatron.data.sources import DataError, read_rows
 from tempo_megatron.grading.grader import scorer
@@ -20,7 +20,14 @@ from tempo_megatron.run_directory import differences
 
 def problems(config: Config) -> list[str]:
     """What is wrong, one line each; empty when the run can start."""
-    return [*_required(config), *_numbers(config), *_model(config), *_layout(config), *_data(config), *differences(config)]
+    return [
+        *_required(config),
+        *_numbers(config),
+        *_model(config),
+        *_layout(config),
+        *_data(config),
+        *differences(config),
+    ]
 
 
 def _required(config: Config) -> Iterator[str]:

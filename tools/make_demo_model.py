@@ -71,7 +71,7 @@ def main() -> None:
     tokenizer.save_pretrained(aside)
     shutil.rmtree(given.directory, ignore_errors=True)
     aside.rename(given.directory)
-    print(f"{given.directory}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+    print(f"{given.directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,10 @@ def _task_rows(source: SourceConfig, problems: list[str]) -> Iterator[Row]:
 
     try:
         questions = reasoning_gym.create_dataset(
-            source.task, seed=source.seed, size=source.size, **{str(key): value for key, value in source.options.items()}
+            source.task,
+            seed=source.seed,
+            size=source.size,
+            **{str(key): value for key, value in source.options.items()},
         )
     except (ValueError, TypeError, AssertionError) as error:
         problems.append(f"reasoning-gym task {source.task!r}: {error}")

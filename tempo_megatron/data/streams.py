@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
 
 import torch
 
 from tempo_megatron.data.seeds import derive_seed
 
-Item = TypeVar("Item")
 
-
-class Stream(Generic[Item]):
+class Stream[Item]:
     """Endless passes over some items, each pass in an order of its own. `position` counts items taken."""
 
     def __init__(self, items: Sequence[Item], seed: int, name: str) -> None:

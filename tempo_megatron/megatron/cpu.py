@@ -86,7 +86,7 @@ class _Adam(torch.optim.Optimizer):
 
 
 def install() -> None:
-    """Make this process a Megatron rank without CUDA. Call before megatron.core is first imported; later calls are free."""
+    """Make this process a Megatron rank without CUDA. To be called before megatron.core is first imported."""
     if torch.cuda.is_available() or getattr(torch.cuda, "_tempo_cpu", False):
         return
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")

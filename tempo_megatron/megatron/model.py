@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from checkpoints_convert.mapping import BackboneSettings
 
+from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.layers import stack_spec
@@ -82,7 +82,7 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
     return made
 
 
-def build(role: Role, settings: BackboneSettings, config: Config, topology: Topology) -> torch.nn.Module:
+def build(role: Role, settings: BackboneSettings, config: Config, topology: Topology) -> Any:
     """This rank's part of the policy or the critic, its weights not yet loaded.
 
     `settings` comes from the Hugging Face config. The critic is untied, and its value head exists on the last stage

@@ -15,4 +15,4 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **norm_kind: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[union-attr]
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]

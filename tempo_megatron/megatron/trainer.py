@@ -29,7 +29,7 @@ class Trainer:
     """A policy or critic spread over the topology: DistributedDataParallel and DistributedOptimizer around it."""
 
     def __init__(
-        self, module: torch.nn.Module, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch: int
+        self, module: Any, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch: int
     ) -> None:
         self.module = module
         self.topology = topology

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from checkpoints_convert.mapping import Entry
 from torch import Tensor
 
+from checkpoints_convert.mapping import Entry
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
 

@@ -18,7 +18,11 @@ from tempo_megatron.phases.scoring import mini_batches, to_batch, values
 
 
 def calibrate(
-    critic: Trainer, rollouts: Sequence[Rollout], correctness: Sequence[float], config: CriticConfig, seed: Sequence[object]
+    critic: Trainer,
+    rollouts: Sequence[Rollout],
+    correctness: Sequence[float],
+    config: CriticConfig,
+    seed: Sequence[object],
 ) -> dict[str, float]:
     """Train the critic on graded labelled rollouts; returns metrics, those of calibration taken before training.
 

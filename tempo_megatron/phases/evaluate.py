@@ -61,11 +61,15 @@ class Evaluator:
         self._keep(names, rollouts, correct, iteration)
         by_question = [correct[start : start + samples] for start in range(0, len(correct), samples)]
         return {
-            name: summarise([row for row, (set_, _) in zip(by_question, chosen, strict=True) if set_ == name], self._config.k)
+            name: summarise(
+                [row for row, (set_, _) in zip(by_question, chosen, strict=True) if set_ == name], self._config.k
+            )
             for name in self._sets
         }
 
-    def _keep(self, names: Sequence[str], rollouts: Sequence[Rollout], correct: Sequence[float], iteration: int) -> None:
+    def _keep(
+        self, names: Sequence[str], rollouts: Sequence[Rollout], correct: Sequence[float], iteration: int
+    ) -> None:
         if self._samples_directory is None:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)

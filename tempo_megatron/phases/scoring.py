@@ -11,8 +11,8 @@ from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.log_probs import token_log_probs
-from tempo_megatron.megatron.trainer import Rows, Score, Trainer
 from tempo_megatron.megatron.topology import Topology
+from tempo_megatron.megatron.trainer import Rows, Score, Trainer
 
 
 def to_batch(rollouts: Sequence[Rollout], length_multiple: int) -> Batch:

@@ -15,7 +15,9 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
     """One step on the mean cross-entropy of the answers' tokens; returns it."""
-    batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples], policy.length_multiple)
+    batch = from_sequences(
+        [prompt for prompt, _ in examples], [answer for _, answer in examples], policy.length_multiple
+    )
     count = int(batch.response_mask.sum())
 
     def loss(logits: Tensor, micro_batch: Batch) -> tuple[Tensor, Rows]:

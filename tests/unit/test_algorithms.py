@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from tempo_megatron.algorithms.advantages import rewards_and_advantages, whiten
 from tempo_megatron.algorithms.policy_loss import gspo
 from tempo_megatron.algorithms.value_loss import calibration_mask, squared_error
-from torch import Tensor
 
 VALUES = torch.tensor([[9.0, 0.25, 0.5, 0.75, 7.0], [9.0, 9.0, 0.1, 0.3, 0.6]])
 MASK = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]).bool()

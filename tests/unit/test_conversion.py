@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
 from checkpoints_convert import qwen3
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import Attention, ConversionError, Gated, Vocabulary
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 
 def tiny(**changes: object) -> Qwen3Config:

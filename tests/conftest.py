@@ -1,0 +1,57 @@
+"""What tests share: the demo's model and a small recipe around it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory as the demo starts from."""
+    directory = tmp_path_factory.mktemp("model") / "hf"
+    subprocess.run([sys.executable, ROOT / "tools" / "make_demo_model.py", directory], check=True)
+    return directory
+
+
+@pytest.fixture
+def recipe(demo_model: Path, tmp_path: Path) -> Path:
+    """A complete recipe in two ranks, small enough for a test; its run directory does not exist yet."""
+    words = {"task": "spell_backward", "options": {"min_word_len": 4, "max_word_len": 5}}
+    text = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"hf_path": str(demo_model), "precision": "fp32"},
+        "parallel": {"processes_per_node": 2, "tensor_model_parallel_size": 2},
+        "data": {
+            "labelled": [{**words, "seed": 1, "size": 40}],
+            "unlabelled": [{**words, "seed": 2, "size": 12}],
+            "held_out": [{**words, "seed": 3, "size": 8}],
+            "warm_start": [{**words, "seed": 4, "size": 200}],
+            "max_prompt_tokens": 12,
+        },
+        "generation": {"max_response_tokens": 8, "max_sequences": 64, "check_weights": True},
+        "stages": {
+            "warm_start": {"steps": 20, "batch_size": 32, "optimizer": {"learning_rate": 1e-3}},
+            "critic_start": {"iterations": 1, "prompts": 8},
+        },
+        "loop": {"iterations": 4, "labelled_prompts": 6, "unlabelled_prompts": 5, "samples_per_prompt": 4},
+        "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_size": 8},
+        "policy": {
+            "optimizer": {"learning_rate": 1e-4},
+            "mini_batches": 2,
+            "micro_batch_size": 8,
+            "clip_low": 0.1,
+            "clip_high": 0.15,
+        },
+        "evaluation": {"every": 2, "samples": 4, "k": 4},
+        "checkpoint": {"every": 1},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(text))
+    return path

@@ -1,0 +1,116 @@
+"""Bad input: one clear error, exit code 2 from `tempo train` started alone, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from tempo_megatron import cli
+from tempo_megatron.config import Config, Overlong, SourceConfig, load
+from tempo_megatron.data.sources import DataError, read_rows, to_prompts
+from tempo_megatron.run_directory import open_run
+from tempo_megatron.validate import problems
+
+
+def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    """The message of a start that is refused, having checked the exit code and that no run directory was made."""
+    assert cli.main(["train", str(recipe), *overrides]) == 2
+    assert not (recipe.parent / "run").exists()
+    return capsys.readouterr().err
+
+
+def data_file(recipe: Path, *rows: object) -> Path:
+    path = recipe.parent / "data.jsonl"
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loop.itertions=3", "did you mean 'iterations'"),
+        ("loop.iterations=many", "loop.iterations"),
+        ("parallel.tensor_model_parallel_size=3", "3 does not divide the model's 4 attention heads"),
+        ("parallel.pipeline_model_parallel_size=3", "3 does not divide the model's 4 layers"),
+        ("model.precision=bf16", "needs a GPU"),
+        ("model.hf_path=/nowhere", "no config.json"),
+        ("evaluation.k=5", "evaluation.k"),
+        ("data.labelled=[{path: /nowhere.jsonl}]", "/nowhere.jsonl: no such data file"),
+        ("data.labelled=[{task: no_such_task, size: 3}]", "no_such_task"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    override: str, message: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of the mistakes that users make, on its own."""
+    assert message in refused(recipe, capsys, override)
+
+
+def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A start lists what is wrong with layout, data and numbers together."""
+    message = refused(
+        recipe, capsys, "parallel.tensor_model_parallel_size=3", "policy.mini_batches=0", "data.unlabelled=[]"
+    )
+    assert all(part in message for part in ("attention heads", "policy.mini_batches", "data.unlabelled: required"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "the data file is empty"),
+        ([{"prompt": "a", "answer": "b"}, {"answer": "b"}], "line 2: a row needs `prompt`"),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], "line 2: a labelled row needs `answer`"),
+        (["{broken\n"], "line 1: not JSON"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_and_line(
+    rows: list[object], message: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data files are read before anything starts."""
+    path = data_file(recipe, *rows)
+    text = refused(recipe, capsys, f"data.labelled=[{{path: {path}}}]")
+    assert str(path) in text and message in text
+
+
+def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Resuming must not mix two experiments; what changes no result may change."""
+    open_run(load(recipe))
+    before = (recipe.parent / "run" / "config.yaml").read_text()
+    assert cli.main(["train", str(recipe), "policy.clip_high=0.3"]) == 2
+    assert "policy.clip_high was 0.15, is 0.3" in capsys.readouterr().err
+    assert (recipe.parent / "run" / "config.yaml").read_text() == before
+    assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
+
+
+def test_overlong_prompts_are_dropped_and_counted_or_an_error(demo_model: Path, recipe: Path) -> None:
+    """`data.overlong`."""
+    path = data_file(recipe, {"prompt": "abc"}, {"prompt": "abcdefghij"})
+    rows = read_rows([SourceConfig(path=str(path))], labelled=False)
+    config = Config().data
+    config.max_prompt_tokens = 5
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    made = to_prompts(rows, config, tokenizer, {})
+    assert (len(made.prompts), made.overlong) == (1, 1)
+    config.overlong = Overlong.error
+    with pytest.raises(DataError, match="10 tokens"):
+        to_prompts(rows, config, tokenizer, {})
+
+
+def test_answers_of_unlabelled_rows_are_split_off_when_read(demo_model: Path, recipe: Path) -> None:
+    """The label firewall: prompts, their ids and order are the same whatever the answers are."""
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+
+    def read(*answers: str) -> tuple[object, dict]:
+        path = data_file(recipe, *({"prompt": p, "answer": a} for p, a in zip("abc", answers, strict=True)))
+        kept: dict = {}
+        rows = read_rows([SourceConfig(path=str(path))], labelled=False)
+        return to_prompts(rows, Config().data, tokenizer, kept).prompts, kept
+
+    prompts, kept = read("1", "2", "3")
+    permuted, others = read("3", "1", "2")
+    assert prompts == permuted
+    assert all(prompt.answer is None for prompt in prompts)  # type: ignore[attr-defined]
+    assert kept != others and kept.keys() == others.keys()

@@ -1,0 +1,50 @@
+"""Settings: typed, unknown keys fatal, resolved config readable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron.config import ConfigError, documented_keys, load, to_yaml
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_its_resolved_form_is_equal(recipe: Path, tmp_path: Path) -> None:
+    """Protects recipes from settings that were renamed, and config.yaml of a run from losing one."""
+    config = load(recipe)
+    assert load(write(tmp_path, to_yaml(config))) == config
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    """Protects from a mistyped key that is silently accepted."""
+    with pytest.raises(ConfigError, match=r"policy\.clip_hgih: unknown setting; did you mean 'clip_high'"):
+        load(write(tmp_path, "policy: {clip_hgih: 0.1}"))
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    """Protects users from mending one mistake a run."""
+    with pytest.raises(ConfigError) as raised:
+        load(write(tmp_path, "seed: abc\nloop: 3\ndata: {labelled: [{pth: x}]}"), ["loop.iteration=4"])
+    text = str(raised.value)
+    assert all(part in text for part in ("seed", "loop: expected a group", "data.labelled[0].pth", "loop.iteration"))
+
+
+def test_an_override_replaces_the_recipe(tmp_path: Path) -> None:
+    """`key=value` wins, with the setting's type."""
+    config = load(write(tmp_path, "policy: {optimizer: {learning_rate: 1.0}}"), ["policy.optimizer.learning_rate=2e-5"])
+    assert config.policy.optimizer.learning_rate == 2e-5
+
+
+def test_every_setting_says_what_it_means() -> None:
+    """Protects `tempo settings`."""
+    assert all(help_ for _, _, help_ in documented_keys())
+    assert len(list(documented_keys())) > 50
