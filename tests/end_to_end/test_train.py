@@ -1,0 +1,110 @@
+"""Whole runs of `tempo train` on the real stack: Megatron Core, vLLM, two tensor-parallel ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tempo_megatron.config import load
+from tempo_megatron.data.sources import read_rows
+
+LIMIT = 400
+UNREPEATABLE = ("seconds/", "memory/")
+
+
+def start(recipe: Path, *overrides: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tempo_megatron.cli", "train", str(recipe), *overrides]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def train(recipe: Path, *overrides: str) -> Path:
+    """Run to the end; returns the run directory."""
+    process = start(recipe, *overrides)
+    try:
+        assert process.wait(timeout=LIMIT) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return Path(load(recipe, overrides).run_dir)
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith(UNREPEATABLE)} for row in rows]
+
+
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "hf" / "model.safetensors")
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    left, right = exported(one), exported(other)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_run_ends_with_everything_and_resumes_bit_for_bit_and_ignores_hidden_answers(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """One uninterrupted run is compared with one killed in mid-iteration, and with one whose unlabelled answers are
+    permuted: weights and training log must be bit-identical. Weights are checked after every sync."""
+    questions = tmp_path / "unlabelled.jsonl"
+    rows = read_rows(load(recipe).data.unlabelled, labelled=False)
+
+    def write(answers: list[str]) -> None:
+        lines = [
+            json.dumps({"prompt": row.question, "answer": answer}) for row, answer in zip(rows, answers, strict=True)
+        ]
+        questions.write_text("\n".join(lines))
+
+    answers = [str((row.answer or {})["answer"]) for row in rows]
+    write(answers)
+    unlabelled = f"data.unlabelled=[{{path: {questions}}}]"
+    whole = train(recipe, unlabelled)
+
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["iterations"] == 4
+    assert summary["initial"].keys() == summary["final"].keys() == {"unlabelled", "held_out"}
+    assert {"avg@4", "pass@4"} <= summary["final"]["unlabelled"].keys()
+    assert (whole / "plots" / "accuracy.png").stat().st_size > 1000
+    last = [row for row in metrics(whole) if row["stage"] == "tempo"][-1]
+    assert last["generation/log_prob_difference_mean"] < 1e-5
+    assert last["generation/log_prob_difference_max"] < 1e-3
+    model = AutoModelForCausalLM.from_pretrained(whole / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(whole / "hf")
+    assert torch.equal(model.lm_head.weight, exported(whole)["lm_head.weight"])
+    assert tokenizer.decode(tokenizer.encode(rows[0].question)) == rows[0].question
+
+    killed = f"run_dir={tmp_path / 'killed'}"
+    process = start(recipe, unlabelled, killed)
+    wait_for(tmp_path / "killed" / "checkpoints" / "iteration-000002" / "state.json", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = train(recipe, unlabelled, killed)
+    assert metrics(resumed) == metrics(whole)
+    assert same_weights(resumed, whole)
+
+    write(answers[1:] + answers[:1])
+    permuted = train(recipe, unlabelled, f"run_dir={tmp_path / 'permuted'}")
+    assert same_weights(permuted, whole)
+    without = [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(permuted)]
+    assert without == [
+        {n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(whole)
+    ]
+    assert metrics(permuted) != metrics(whole)
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)

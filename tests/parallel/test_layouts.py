@@ -1,0 +1,56 @@
+"""Parallel layouts against one process, all starting from one Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.parallel.launcher import run_ranks
+
+WORKER = Path(__file__).with_name("layout_worker.py")
+LAYOUTS = {"TP2": (2, 1, 1), "PP2": (1, 2, 1), "TP2 x PP2": (2, 2, 1), "DP2": (1, 1, 2), "TP2 with SP": (2, 1, 1)}
+LEARNED = ("critic/loss", "critic/gradient_norm", "policy/gradient_norm", "policy/reward", "policy/entropy")
+
+
+def trained(recipe: Path, layout: tuple[int, int, int], iterations: int, *overrides: str) -> dict[str, Any]:
+    tensor, pipeline, data = layout
+    out = recipe.with_suffix(".pt")
+    overrides = (
+        f"parallel.tensor_model_parallel_size={tensor}",
+        f"parallel.pipeline_model_parallel_size={pipeline}",
+        *overrides,
+    )
+    recipe.parent.joinpath("run").mkdir(exist_ok=True)
+    run_ranks(WORKER, tensor * pipeline * data, recipe, out, iterations, *overrides)
+    result: dict[str, Any] = torch.load(out)
+    return result
+
+
+def assert_close(found: dict[str, Any], expected: dict[str, Any], relative: float) -> None:
+    for mine, theirs in zip(found["metrics"], expected["metrics"], strict=True):
+        for name in LEARNED:
+            assert mine[name] == pytest.approx(theirs[name], rel=relative), name
+    for name in ("values", "log_probs"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_every_layout_learns_what_one_process_learns(recipe: Path) -> None:
+    """After one step of each model: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5."""
+    small_steps = ["policy.optimizer.learning_rate=1e-6", "critic.optimizer.learning_rate=1e-6"]
+    one_step = [*small_steps, "policy.mini_batches=1", "critic.mini_batches=1"]
+    alone = trained(recipe, (1, 1, 1), 1, *one_step)
+    for name, layout in LAYOUTS.items():
+        extra = ["parallel.sequence_parallel=true"] if name.endswith("SP") else []
+        assert_close(trained(recipe, layout, 1, *one_step, *extra), alone, 1e-5)
+    alone = trained(recipe, (1, 1, 1), 3, *small_steps)
+    assert_close(trained(recipe, (2, 2, 1), 3, *small_steps), alone, 1e-5)
+
+
+def test_the_first_mini_batch_of_an_update_has_ratios_of_1(recipe: Path) -> None:
+    """Old log-probs come from the same forward, micro-batches and precision as the update: the ratios are exactly 1."""
+    result = trained(recipe, (2, 1, 1), 2)
+    assert [metrics["policy/first_ratio_deviation"] for metrics in result["metrics"]] == [0.0, 0.0]
+    assert result["metrics"][0]["policy/ratio_max"] > 1
