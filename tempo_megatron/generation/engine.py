@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import GenerationConfig
-from tempo_megatron.generation import random_state
+from tempo_megatron.generation import random_state, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 
 
@@ -71,6 +71,7 @@ class Generator:
         with random_state.preserved():
             from vllm import LLM
 
+            token = None if self._on_gpu else shared_memory.use_unique_names()
             self._llm = LLM(
                 model=str(hf_path),
                 skip_tokenizer_init=True,
@@ -86,6 +87,8 @@ class Generator:
                 logprobs_mode="processed_logprobs",
                 seed=seed + self.replica,
             )
+            if token:
+                shared_memory.unlink(token)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A completion for each request, in their order, on every rank. Replica r takes requests r, r + R, ..."""

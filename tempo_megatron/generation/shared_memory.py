@@ -1,0 +1,37 @@
+"""vLLM's shared memory between ranks on CPUs, under names that no other run has and no killed run leaves behind.
+
+Under an external launcher vLLM names its segments after the ranks alone: a second run on the machine, or the next one
+after a kill, would find the name taken.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import torch.distributed as dist
+
+_DIRECTORY = Path("/dev/shm")
+
+
+def use_unique_names() -> str:
+    """Put a token that all ranks share into the names; returns it. Call before the engine is made. Collective."""
+    from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator, _CPUSHMDistributed
+
+    token = [f"tempo-{uuid.uuid4().hex[:12]}"]
+    dist.broadcast_object_list(token, src=0)
+
+    def make_group_name(communicator: CpuCommunicator) -> str:
+        ranks = "-".join(map(str, communicator.ranks))
+        return f"{token[0]}-{communicator.unique_name.replace(':', '-')}-{ranks}"
+
+    _CPUSHMDistributed.make_group_name = staticmethod(make_group_name)
+    return token[0]
+
+
+def unlink(token: str) -> None:
+    """Take the names away once every rank has mapped the segments: memory is then freed however the run ends."""
+    dist.barrier()
+    if dist.get_rank() == 0:
+        for segment in _DIRECTORY.glob(f"*{token}*"):
+            segment.unlink()
