@@ -100,7 +100,6 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit_and_ignores_hidden_a
     assert without == [
         {n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(whole)
     ]
-    assert metrics(permuted) != metrics(whole)
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
