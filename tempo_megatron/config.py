@@ -82,7 +82,7 @@ class SourceConfig:
 
     path: str = setting("", "JSONL file; a row has `prompt`, `answer` where labelled, optional `id` and `grader`")
     task: str = setting("", "name of a reasoning-gym task")
-    seed: int = setting(0, "seed of the reasoning-gym task")
+    seed: int = setting(0, "seed of the reasoning-gym task; its question i is drawn from seed + i")
     size: int = setting(0, "questions to draw from the reasoning-gym task; questions that repeat are kept once")
     options: dict[str, Any] = setting({}, "further settings of the reasoning-gym task")
     grader: str = setting("", "grader of rows that name none: `exact`, `math`; a task's own scorer when empty")

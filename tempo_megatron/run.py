@@ -60,14 +60,19 @@ class Run:
         answers: Answers = {}
         self.data_counts: dict[str, PromptSet] = {}
 
+        withheld: set[str] = set()
+
         def stream(name: str, hidden: Answers | None) -> PromptSet:
             rows = read_rows(getattr(data, name), labelled=hidden is None)
-            self.data_counts[name] = to_prompts(rows, data, self.tokenizer, hidden)
-            return self.data_counts[name]
+            made = to_prompts(rows, data, self.tokenizer, hidden, withheld)
+            self.data_counts[name] = made
+            if hidden is not None:
+                withheld.update(made.questions)
+            return made
 
         seed = self.config.seed
-        self.labelled = Stream(stream("labelled", None).prompts, seed, "labelled")
         sets = {name: stream(name, answers).prompts for name in ("unlabelled", "held_out")}
+        self.labelled = Stream(stream("labelled", None).prompts, seed, "labelled")
         self.unlabelled = Stream(sets["unlabelled"], seed, "unlabelled")
         end = (self.tokenizer.eos_token_id,)
         examples: list[Example] = [
@@ -78,7 +83,9 @@ class Run:
         self.examples = Stream(examples, seed, "warm_start")
         if self.is_first:
             for name, made in self.data_counts.items():
-                left_out = f"{made.overlong} overlong dropped, {made.repeated} repeated"
+                left_out = (
+                    f"left out: {made.overlong} overlong, {made.repeated} repeated, {made.withheld} also evaluated"
+                )
                 print(f"data.{name}: {len(made.prompts)} prompts ({left_out})", flush=True)
         self.grader = Grader(self._decode)
         self.evaluator = Evaluator(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,11 +43,13 @@ class Row:
 
 @dataclass
 class PromptSet:
-    """Prompts of one stream. Questions that repeat are kept once; both counts are of prompts left out."""
+    """Prompts of one stream. Questions that repeat are kept once; the counts are of prompts left out."""
 
     prompts: list[Prompt] = field(default_factory=list)
+    questions: set[str] = field(default_factory=set)
     overlong: int = 0
     repeated: int = 0
+    withheld: int = 0
 
 
 def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
@@ -62,17 +64,27 @@ def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
     return rows
 
 
-def to_prompts(rows: Sequence[Row], config: DataConfig, tokenizer: Tokenizer, answers: Answers | None) -> PromptSet:
+def to_prompts(
+    rows: Sequence[Row],
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    answers: Answers | None,
+    withhold: Set[str] = frozenset(),
+) -> PromptSet:
     """Rows as prompts. With `answers` the stream is not labelled: its answers are moved there.
 
-    Raises DataError naming the first overlong prompt where `data.overlong` is "error".
+    Questions in `withhold` are left out: one that is evaluated must not be learnt from with its answer. Raises
+    DataError naming the first overlong prompt where `data.overlong` is "error".
     """
-    made, seen = PromptSet(), set()
+    made = PromptSet()
     for row in rows:
-        if row.question in seen:
+        if row.question in withhold:
+            made.withheld += 1
+            continue
+        if row.question in made.questions:
             made.repeated += 1
             continue
-        seen.add(row.question)
+        made.questions.add(row.question)
         token_ids = _encode(row.question, config, tokenizer)
         if len(token_ids) > config.max_prompt_tokens:
             if config.overlong is Overlong.error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from tempo_megatron.config import DataConfig
 from tempo_megatron.data.seeds import derive_seed
+from tempo_megatron.data.sources import Answers, Row, to_prompts
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.megatron.batch import from_sequences
 
@@ -49,3 +51,25 @@ def test_dealt_rows_are_each_sequence_once_and_fillers_count_nothing() -> None:
     counted = torch.cat([part.tokens[part.response_mask] for part in dealt])
     assert sorted(counted.tolist()) == sorted(n for n in range(1, 8) for _ in range(2))
     assert len(list(dealt[0].micro_batches(3))) == 2
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(map(ord, text))
+
+    def apply_chat_template(self, conversation: object, **options: object) -> object:
+        raise AssertionError("no chat template was asked for")
+
+
+def test_evaluated_questions_are_withheld_from_labelled_streams() -> None:
+    """A question that is adapted to or held out must not be learnt with its answer; the answers go elsewhere."""
+    rows = [Row(text, {"answer": text}, f"id-{text}", "here", "exact") for text in ("a", "b", "b", "c")]
+    answers: Answers = {}
+    hidden = to_prompts(rows[:2], DataConfig(), Letters(), answers)
+    assert [prompt.answer for prompt in hidden.prompts] == [None, None]
+    assert answers == {"id-a": {"answer": "a"}, "id-b": {"answer": "b"}}
+    labelled = to_prompts(rows, DataConfig(), Letters(), None, hidden.questions)
+    assert [prompt.id for prompt in labelled.prompts] == ["id-c"]
+    assert labelled.withheld == 3

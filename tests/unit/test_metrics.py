@@ -1,0 +1,35 @@
+"""Estimates of accuracy and of the critic's judgement against their definitions."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier
+from tempo_megatron.metrics.pass_at_k import pass_at_k, summarise
+
+
+@pytest.mark.parametrize("correct", range(7))
+def test_pass_at_k_is_the_share_of_subsets_with_a_correct_answer(correct: int) -> None:
+    """The unbiased estimate is an average over all ways to choose k of the n samples."""
+    samples = [1] * correct + [0] * (6 - correct)
+    subsets = list(combinations(samples, 3))
+    assert pass_at_k(correct, 6, 3) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_a_summary_averages_over_questions_not_samples() -> None:
+    """Standard errors are over questions: samples of one question are not independent evidence."""
+    found = summarise([[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], k=2)
+    assert found["avg@2"] == pytest.approx(0.5)
+    assert found["pass@2"] == pytest.approx((1 + 0 + 5 / 6) / 3)
+    assert found["avg@2_standard_error"] == pytest.approx(0.5 / 3**0.5)
+
+
+def test_a_critic_that_only_knows_hard_prompts_has_half_within_prompts() -> None:
+    """The advantage subtracts the prompt's own value, so that AUROC over all flatters such a critic."""
+    scores, labels, prompts = [0.9, 0.9, 0.9, 0.1, 0.1, 0.1], [1.0, 1, 0, 1, 0, 0], list("aaabbb")
+    assert auroc_within_groups(scores, labels, prompts) == 0.5
+    assert auroc(scores, labels) == pytest.approx((2 * 0.5 + 2 * 2 + 2 * 0.5) / 9 - 0.0)
+    assert auroc([0.2, 0.3], [1.0, 1.0]) is None
+    assert brier([0.5, 1.0], [1.0, 1.0]) == pytest.approx(0.125)
