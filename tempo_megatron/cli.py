@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from tempo_megatron import config as settings
-from tempo_megatron.launch import torchrun
+from tempo_megatron.launch import slurm, torchrun
 
 _BAD_INPUT = 2
 
@@ -30,27 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
-    from tempo_megatron.run_directory import open_run
     from tempo_megatron.validate import problems
 
+    slurm.join_step()
     try:
         config = settings.load(recipe, overrides)
-        if torchrun.is_rank():
-            from tempo_megatron.loop import train
-
-            train(config)
-            return 0
         found = problems(config)
         if found:
             raise settings.ConfigError("\n".join(found))
     except settings.ConfigError as error:
-        print(
-            f"tempo: {recipe}: this cannot run:\n" + "\n".join(f"  {line}" for line in str(error).splitlines()),
-            file=sys.stderr,
-        )
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            lines = "\n".join(f"  {line}" for line in str(error).splitlines())
+            print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
-    open_run(config)
-    return torchrun.launch(arguments, config.parallel.processes_per_node)
+    if not torchrun.is_rank():
+        return torchrun.launch(arguments, config.parallel.processes_per_node)
+    from tempo_megatron.loop import train
+
+    train(config)
+    return 0
 
 
 if __name__ == "__main__":

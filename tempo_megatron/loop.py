@@ -23,8 +23,8 @@ def train(config: Config) -> None:
         run.record_evaluation(0, at_an_end=True)
         start_critic(run)
         run.save()
-    while run.iteration < config.loop.iterations:
-        run.iteration += 1
+    for iteration in run.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
+        run.iteration = iteration
         metrics = iterate(run)
         run.sync()
         last = run.iteration == config.loop.iterations
@@ -94,9 +94,9 @@ def warm_start(run: Run) -> None:
 
 
 def sample(run: Run, prompts: list[tuple[str, Prompt]], iteration: int | None = None) -> list[Rollout]:
-    """Training rollouts of the present policy."""
+    """Training rollouts of the present policy; the generator sleeps after them, for the models to train."""
     generation = run.config.generation
-    return generate(
+    rollouts = generate(
         run.generator,
         prompts,
         seed=run.config.seed,
@@ -106,6 +106,8 @@ def sample(run: Run, prompts: list[tuple[str, Prompt]], iteration: int | None = 
         temperature=generation.temperature,
         top_p=generation.top_p,
     )
+    run.generator.sleep()
+    return rollouts
 
 
 def shuffled(correctness: list[float], seed: int, iteration: int) -> list[float]:

@@ -20,7 +20,7 @@ from checkpoints_convert import hf_files
 from checkpoints_convert.families import family
 from tempo_megatron import banner
 from tempo_megatron.config import Config, Precision
-from tempo_megatron.data.sources import Answers, PromptSet, read_rows, to_prompts
+from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.grading import Grader
@@ -31,6 +31,7 @@ from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.scoring import log_probs_and_entropy
 from tempo_megatron.phases.warm_start import Example
+from tempo_megatron.run_directory import open_run
 
 
 class Run:
@@ -44,7 +45,8 @@ class Run:
         self.topology = topology.initialize(config.parallel, config.seed)
         self.is_first = self.topology.rank == 0
         if self.is_first:
-            print(banner.text(config, self.topology), flush=True)
+            open_run(config)
+            self.say(banner.text(config, self.topology))
         self.hf_path = Path(config.model.hf_path)
         self.tokenizer = AutoTokenizer.from_pretrained(self.hf_path)
         self._load_data()
@@ -56,41 +58,25 @@ class Run:
             self.sync()
 
     def _load_data(self) -> None:
-        data = self.config.data
-        answers: Answers = {}
-        self.data_counts: dict[str, PromptSet] = {}
-
-        withheld: set[str] = set()
-
-        def stream(name: str, hidden: Answers | None) -> PromptSet:
-            rows = read_rows(getattr(data, name), labelled=hidden is None)
-            made = to_prompts(rows, data, self.tokenizer, hidden, withheld)
-            self.data_counts[name] = made
-            if hidden is not None:
-                withheld.update(made.questions)
-            return made
-
-        seed = self.config.seed
-        sets = {name: stream(name, answers).prompts for name in ("unlabelled", "held_out")}
-        self.labelled = Stream(stream("labelled", None).prompts, seed, "labelled")
-        self.unlabelled = Stream(sets["unlabelled"], seed, "unlabelled")
+        questions = read_questions(self.config.data, self.tokenizer)
+        seed, sets, evaluated = self.config.seed, questions.sets, questions.with_answers()
+        self.labelled = Stream(sets["labelled"].prompts, seed, "labelled")
+        self.unlabelled = Stream(sets["unlabelled"].prompts, seed, "unlabelled")
         end = (self.tokenizer.eos_token_id,)
         examples: list[Example] = [
             (prompt.token_ids, (*self.tokenizer.encode(str(prompt.answer["answer"]), add_special_tokens=False), *end))
-            for prompt in stream("warm_start", None).prompts
+            for prompt in sets["warm_start"].prompts
             if prompt.answer
         ]
         self.examples = Stream(examples, seed, "warm_start")
         if self.is_first:
-            for name, made in self.data_counts.items():
-                left_out = (
-                    f"left out: {made.overlong} overlong, {made.repeated} repeated, {made.withheld} also evaluated"
-                )
-                print(f"data.{name}: {len(made.prompts)} prompts ({left_out})", flush=True)
+            for name, made in sets.items():
+                known = f", {len(evaluated.get(name, ()))} evaluated" if name in ("unlabelled", "held_out") else ""
+                self.say(f"data.{name}: {len(made.prompts)} prompts{known} ({made.left_out()})")
         self.grader = Grader(self._decode)
         self.evaluator = Evaluator(
-            {name: prompts for name, prompts in sets.items() if prompts},
-            answers,
+            evaluated,
+            questions.answers,
             Grader(self._decode),
             self._decode,
             self.config.evaluation,
@@ -136,7 +122,7 @@ class Run:
             self._state = checkpoint.read_state(found[-1])
             checkpoint.load(found[-1], self.trainers)
             if self.is_first:
-                print(f"resumed from {found[-1]}", flush=True)
+                self.say(f"resumed from {found[-1]}")
         self.iteration: int = self._state["iteration"]
         self.labelled.position = self._state["labelled"]
         self.unlabelled.position = self._state["unlabelled"]
@@ -163,7 +149,8 @@ class Run:
         if iteration == 0:
             self.log("tempo", flat)
         elif self.is_first:
-            print("  ".join(f"{k.removeprefix('evaluation/')} {v:.3f}" for k, v in flat.items() if "error" not in k))
+            shown = {k.removeprefix("evaluation/"): v for k, v in flat.items() if "error" not in k}
+            self.say("evaluation  " + "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
         return flat
 
     def log(self, stage: str, metrics: dict[str, float]) -> None:
@@ -180,7 +167,12 @@ class Run:
             if stage == "tempo" and self.iteration:
                 shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
-                print(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}", flush=True)
+                self.say(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}")
+
+    def say(self, text: str) -> None:
+        """Lines on standard output, above whatever progress bar is there."""
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
     def progress[Item](self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """A progress bar over items, on one rank."""
@@ -231,7 +223,7 @@ class Run:
             aside = self.directory / ".summary.json"
             aside.write_text(json.dumps(summary, indent=2) + "\n")
             shutil.move(aside, self.directory / "summary.json")
-            print(json.dumps(summary, indent=2), flush=True)
+            self.say(json.dumps(summary, indent=2))
         topology.shutdown()
 
     def _decode(self, ids: Iterable[int]) -> str:

@@ -9,7 +9,21 @@ from omegaconf import OmegaConf
 from tempo_megatron.config import Config, documented_keys, to_yaml
 
 _CONFIG = "config.yaml"
-_MAY_CHANGE = ("loop.iterations", "logging.", "checkpoint.", "parallel.", "generation.check_weights", "run_dir")
+_MAY_CHANGE = (
+    "run_dir",
+    "loop.iterations",
+    "logging.",
+    "checkpoint.",
+    "parallel.",
+    "policy.micro_batch_size",
+    "critic.micro_batch_size",
+    "generation.tensor_parallel_size",
+    "generation.max_sequences",
+    "generation.memory_fraction",
+    "generation.kv_cache_gib",
+    "generation.enforce_eager",
+    "generation.check_weights",
+)
 
 
 def open_run(config: Config) -> None:
@@ -24,8 +38,8 @@ def open_run(config: Config) -> None:
 def differences(config: Config) -> list[str]:
     """Settings in which an existing run directory was made by another recipe, a line each; empty for a new one.
 
-    What does not change what the run computes may differ: where it logs, how often it saves, the parallel layout, and
-    how many iterations it has.
+    What does not change what the run computes may differ: where it logs, how often it saves, how it is spread over
+    memory and ranks, and how many iterations it has.
     """
     path = Path(config.run_dir) / _CONFIG
     if not path.is_file():

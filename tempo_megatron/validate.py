@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
 from checkpoints_convert import hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import BackboneSettings, ConversionError
-from tempo_megatron.config import Config, Precision, SourceConfig, WandbMode
-from tempo_megatron.data.sources import DataError, read_rows
+from tempo_megatron.config import Config, Precision, WandbMode
+from tempo_megatron.data.questions import read_questions
+from tempo_megatron.data.sources import DataError
 from tempo_megatron.grading.grader import scorer
 from tempo_megatron.run_directory import differences
 
@@ -57,11 +59,14 @@ def _numbers(config: Config) -> Iterator[str]:
         "critic.mini_batches": config.critic.mini_batches,
         "critic.epochs": config.critic.epochs,
         "critic.micro_batch_size": config.critic.micro_batch_size,
+        "loop.iterations": config.loop.iterations,
         "loop.labelled_prompts": config.loop.labelled_prompts,
         "loop.unlabelled_prompts": config.loop.unlabelled_prompts,
         "loop.samples_per_prompt": config.loop.samples_per_prompt,
         "evaluation.samples": config.evaluation.samples,
         "evaluation.k": config.evaluation.k,
+        "stages.warm_start.batch_size": config.stages.warm_start.batch_size,
+        "stages.critic_start.prompts": config.stages.critic_start.prompts,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
     }
@@ -73,12 +78,16 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
     if config.generation.temperature <= 0:
         yield f"generation.temperature: above 0, got {config.generation.temperature}"
-    for key, prompts, step in (
-        ("policy", config.loop.unlabelled_prompts, config.policy),
-        ("critic", config.loop.labelled_prompts, config.critic),
+    for key, mass in (("generation", config.generation.top_p), ("evaluation", config.evaluation.top_p)):
+        if not 0 < mass <= 1:
+            yield f"{key}.top_p: above 0 and at most 1, got {mass}"
+    for key, batch, prompts, step in (
+        ("policy", "loop.unlabelled_prompts", config.loop.unlabelled_prompts, config.policy),
+        ("critic", "loop.labelled_prompts", config.loop.labelled_prompts, config.critic),
+        ("critic", "stages.critic_start.prompts", config.stages.critic_start.prompts, config.critic),
     ):
         if step.mini_batches > prompts * config.loop.samples_per_prompt:
-            yield f"{key}.mini_batches: more than the rollouts of an iteration"
+            yield f"{key}.mini_batches: {step.mini_batches} is more than the rollouts of {batch}"
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -92,8 +101,6 @@ def _model(config: Config) -> Iterator[str]:
     except ConversionError as error:
         yield f"model.hf_path: {error}"
         return
-    if not (directory / "tokenizer_config.json").is_file():
-        yield f"model.hf_path: {directory}: no tokenizer_config.json"
     context = described.get("max_position_embeddings")
     wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if context and wanted > context:
@@ -138,15 +145,22 @@ def _layout(config: Config) -> Iterator[str]:
 def _data(config: Config) -> Iterator[str]:
     if "{question}" not in config.data.prompt_template:
         yield "data.prompt_template: needs {question}"
-    for stream in ("labelled", "unlabelled", "held_out", "warm_start"):
-        sources: list[SourceConfig] = getattr(config.data, stream)
-        for index, source in enumerate(sources):
-            if bool(source.path) == bool(source.task):
-                yield f"data.{stream}[{index}]: give either path or task"
-                continue
-            try:
-                rows = read_rows([source], labelled=stream in ("labelled", "warm_start"))
-                for grader in {row.grader for row in rows}:
-                    scorer(grader)
-            except (DataError, ValueError) as error:
-                yield from (f"data.{stream}[{index}]: {line}" for line in str(error).splitlines())
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(Path(config.model.hf_path), local_files_only=True)
+    except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
+        yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
+        return
+    if config.data.chat_template and not tokenizer.chat_template:
+        yield "data.chat_template: the tokenizer has none"
+        return
+    try:
+        questions = read_questions(config.data, tokenizer)
+    except DataError as error:
+        yield from str(error).splitlines()
+        return
+    for name in sorted({prompt.grader for made in questions.sets.values() for prompt in made.prompts}):
+        try:
+            scorer(name)
+        except ValueError as error:
+            yield f"data: {error}"

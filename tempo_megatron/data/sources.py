@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +52,18 @@ class PromptSet:
     repeated: int = 0
     withheld: int = 0
 
+    def left_out(self) -> str:
+        """The counts, in words."""
+        return f"left out: {self.overlong} overlong, {self.repeated} repeated, {self.withheld} also evaluated"
+
 
 def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
     """The rows of all sources. Raises DataError listing every problem found in any of them."""
     rows, problems = [], []
     for source in sources:
+        if bool(source.path) == bool(source.task):
+            problems.append("a source needs either path or task")
+            continue
         found: list[str] = []
         rows += list(_file_rows(source, labelled, found) if source.path else _task_rows(source, found))
         problems += found
@@ -140,7 +148,9 @@ def _file_rows(source: SourceConfig, labelled: bool, problems: list[str]) -> Ite
 
 
 def _task_rows(source: SourceConfig, problems: list[str]) -> Iterator[Row]:
-    import reasoning_gym
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym needs, when first compiled
+        import reasoning_gym
 
     try:
         questions = reasoning_gym.create_dataset(

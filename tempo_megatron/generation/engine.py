@@ -64,7 +64,7 @@ class Generator:
         self._on_gpu = torch.cuda.is_available()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about choices that are made here
         if not self._on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
@@ -85,6 +85,7 @@ class Generator:
                 enable_prefix_caching=self._on_gpu,
                 enable_sleep_mode=self._on_gpu,
                 logprobs_mode="processed_logprobs",
+                use_tqdm_on_load=False,
                 seed=seed + self.replica,
             )
             if token:
@@ -92,6 +93,7 @@ class Generator:
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A completion for each request, in their order, on every rank. Replica r takes requests r, r + R, ..."""
+        self._wake()
         with random_state.preserved():
             from vllm import SamplingParams
 
@@ -126,7 +128,7 @@ class Generator:
 
         With `check_weights` a tensor that the engine then holds differently is a RuntimeError naming it.
         """
-        self.wake("weights")
+        self._wake("weights")
         expected: dict[str, str] = {}
 
         def cast() -> Iterator[tuple[str, Tensor]]:
@@ -137,19 +139,23 @@ class Generator:
                 yield name, tensor
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast()})
-        self.wake("kv_cache")
+        self._wake()
         self._llm.reset_prefix_cache()
-        if self.config.check_weights:
-            self._llm.apply_model(lambda model: compare(model, expected, self.tensor_size))
+        self.check(expected)
+
+    def check(self, expected: dict[str, str]) -> None:
+        """Raise RuntimeError naming each tensor whose checksum is not `expected`'s, by Hugging Face name."""
+        self._llm.apply_model(lambda model: compare(model, expected, self.tensor_size))
 
     def sleep(self) -> None:
-        """Give GPU memory back to the trainer; nothing on CPUs, where vLLM has no sleep mode."""
-        if self._on_gpu:
+        """Give GPU memory to the trainer until it is next used; nothing on CPUs, where vLLM has no sleep mode."""
+        if self._on_gpu and not self._llm.llm_engine.is_sleeping():
             self._llm.sleep(level=1)
 
-    def wake(self, tag: str) -> None:
+    def _wake(self, *tags: str) -> None:
+        """Bring back what sleeps, or the named parts of it: `weights`, `kv_cache`."""
         if self._on_gpu and self._llm.llm_engine.is_sleeping():
-            self._llm.wake_up(tags=[tag])
+            self._llm.wake_up(tags=list(tags) or None)
 
     def _everyones(self, mine: list[Completion], total: int) -> list[Completion]:
         if self.replicas == 1:

@@ -8,12 +8,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-_RANK_VARIABLES = ("RANK", "SLURM_PROCID")
-
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun or srun started this process as one of a run's ranks."""
-    return any(name in environment for name in _RANK_VARIABLES) and "WORLD_SIZE" in environment
+    """Whether this process was started as one of a run's ranks."""
+    return "RANK" in environment and "WORLD_SIZE" in environment
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,12 @@ class MetricsLog:
             import wandb
 
             self._wandb = wandb.init(
-                project=config.wandb_project, dir=run_dir, id=run_dir.name, resume="allow", mode=config.wandb.value
+                project=config.wandb_project,
+                name=run_dir.name,
+                dir=run_dir,
+                id=_wandb_id(run_dir),
+                resume="allow",
+                mode=config.wandb.value,
             )
 
     def write(self, row: dict[str, Any]) -> None:
@@ -48,3 +54,11 @@ class MetricsLog:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish()
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The W&B run of a run directory: made once and kept in it, so that a resumed run goes on in the same one."""
+    path = run_dir / "wandb_id"
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex)
+    return path.read_text()

@@ -38,7 +38,7 @@ class Evaluator:
         self._samples_directory = samples_directory
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, dict[str, float]]:
-        """For each set avg@k, pass@k and their standard errors over questions; fractions in [0, 1].
+        """For each set avg@k, pass@k and their standard errors over questions; fractions in [0, 1]. Empty without sets.
 
         The same seeds are used at every iteration, so that a difference is the policy's. Sampled texts are kept where
         a directory was given (on one rank).
@@ -46,6 +46,8 @@ class Evaluator:
         samples = (self._config.final_samples if at_an_end else 0) or self._config.samples
         questions = None if at_an_end else self._config.max_questions or None
         chosen = [(name, prompt) for name, prompts in self._sets.items() for prompt in prompts[:questions]]
+        if not chosen:
+            return {}
         rollouts = generate(
             engine,
             chosen,

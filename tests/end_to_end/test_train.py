@@ -59,17 +59,22 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit_and_ignores_hidden_a
     permuted: weights and training log must be bit-identical. Weights are checked after every sync."""
     questions = tmp_path / "unlabelled.jsonl"
     rows = read_rows(load(recipe).data.unlabelled, labelled=False)
+    easy = [f"{sign} {row.question[-3:]}" for row in rows for sign in "-."]
+    learnt = tmp_path / "learnt.jsonl"
+    words = [row.question[-4:] for row in read_rows(load(recipe).data.warm_start, labelled=True)]
+    learnt.write_text(
+        "\n".join(json.dumps({"prompt": f"{sign} {word}", "answer": sign}) for word in words for sign in "-.")
+    )
 
     def write(answers: list[str]) -> None:
-        lines = [
-            json.dumps({"prompt": row.question, "answer": answer}) for row, answer in zip(rows, answers, strict=True)
-        ]
+        asked = [row.question for row in rows] + easy
+        lines = [json.dumps({"prompt": text, "answer": answer}) for text, answer in zip(asked, answers, strict=True)]
         questions.write_text("\n".join(lines))
 
-    answers = [str((row.answer or {})["answer"]) for row in rows]
+    answers = [str((row.answer or {})["answer"]) for row in rows] + [text[0] for text in easy]
     write(answers)
-    unlabelled = f"data.unlabelled=[{{path: {questions}}}]"
-    whole = train(recipe, unlabelled)
+    sources = (f"data.unlabelled=[{{path: {questions}}}]", f"data.warm_start=[{{path: {learnt}}}]")
+    whole = train(recipe, *sources)
 
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["iterations"] == 4
@@ -85,21 +90,25 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit_and_ignores_hidden_a
     assert tokenizer.decode(tokenizer.encode(rows[0].question)) == rows[0].question
 
     killed = f"run_dir={tmp_path / 'killed'}"
-    process = start(recipe, unlabelled, killed)
+    process = start(recipe, *sources, killed)
     wait_for(tmp_path / "killed" / "checkpoints" / "iteration-000002" / "state.json", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    resumed = train(recipe, unlabelled, killed)
+    resumed = train(recipe, *sources, killed)
     assert metrics(resumed) == metrics(whole)
     assert same_weights(resumed, whole)
 
     write(answers[1:] + answers[:1])
-    permuted = train(recipe, unlabelled, f"run_dir={tmp_path / 'permuted'}")
+    permuted = train(recipe, *sources, f"run_dir={tmp_path / 'permuted'}")
     assert same_weights(permuted, whole)
-    without = [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(permuted)]
-    assert without == [
-        {n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(whole)
-    ]
+    assert training_log(permuted) == training_log(whole)
+    evaluated = "evaluation/unlabelled/avg@4"
+    assert metrics(whole)[-1][evaluated] > metrics(permuted)[-1][evaluated] + 0.1
+
+
+def training_log(run: Path) -> list[dict[str, Any]]:
+    """Everything but what is known of the unlabelled answers, which is evaluation's."""
+    return [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(run)]
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:

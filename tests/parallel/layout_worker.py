@@ -31,6 +31,8 @@ class Recorded:
         for _ in tensors:
             pass
 
+    def sleep(self) -> None: ...
+
     def _respond(self, request: Request) -> Completion:
         length = 2 + request.seed % 5
         backward = request.prompt_ids[:0:-1][:length]
@@ -41,10 +43,12 @@ class Recorded:
 def main(recipe: str, out: str, iterations: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     run = Run(load(recipe, overrides), generator=Recorded())
+    at_start = {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
     metrics = []
     for _ in range(int(iterations)):
         run.iteration += 1
         metrics.append(iterate(run))
+    run.save()
     prompts = run.unlabelled.take(4)
     rollouts = [
         Rollout(prompt, 0, done.response_ids, done.log_probs, done.finish_reason)
@@ -55,6 +59,7 @@ def main(recipe: str, out: str, iterations: str, *overrides: str) -> None:
     mask = batch.response_mask
     result = {
         "metrics": metrics,
+        "at_start": at_start,
         "values": values(run.critic, batch)[mask],
         "log_probs": run.policy.score(batch, run.score)["log_probs"][mask],
         "weights": dict(weights.export(run.policy.module, run.entries, run.topology)),

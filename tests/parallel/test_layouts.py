@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
+from tempo_megatron.config import load
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("layout_worker.py")
@@ -15,15 +19,19 @@ LAYOUTS = {"TP2": (2, 1, 1), "PP2": (1, 2, 1), "TP2 x PP2": (2, 2, 1), "DP2": (1
 LEARNED = ("critic/loss", "critic/gradient_norm", "policy/gradient_norm", "policy/reward", "policy/entropy")
 
 
-def trained(recipe: Path, layout: tuple[int, int, int], iterations: int, *overrides: str) -> dict[str, Any]:
+def trained(
+    recipe: Path, layout: tuple[int, int, int], iterations: int, *overrides: str, keep: bool = False
+) -> dict[str, Any]:
+    """What the worker wrote. Unless told to `keep` the run directory it starts from the model, not a checkpoint."""
     tensor, pipeline, data = layout
+    if not keep:
+        shutil.rmtree(load(recipe).run_dir, ignore_errors=True)
     out = recipe.with_suffix(".pt")
     overrides = (
         f"parallel.tensor_model_parallel_size={tensor}",
         f"parallel.pipeline_model_parallel_size={pipeline}",
         *overrides,
     )
-    recipe.parent.joinpath("run").mkdir(exist_ok=True)
     run_ranks(WORKER, tensor * pipeline * data, recipe, out, iterations, *overrides)
     result: dict[str, Any] = torch.load(out)
     return result
@@ -37,16 +45,41 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any], relative: floa
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-5)
 
 
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_every_layout_learns_what_one_process_learns(recipe: Path) -> None:
-    """After one step: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5 absolute."""
+    """After one step: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5 absolute. What
+    each layout exports before it is the model that all started from, bit for bit."""
+    model = load_file(Path(load(recipe).model.hf_path) / "model.safetensors")
     small_steps = ["policy.optimizer.learning_rate=1e-6", "critic.optimizer.learning_rate=1e-6"]
     one_step = [*small_steps, "policy.mini_batches=1", "critic.mini_batches=1"]
     alone = trained(recipe, (1, 1, 1), 1, *one_step)
     for name, layout in LAYOUTS.items():
         extra = ["parallel.sequence_parallel=true"] if name.endswith("SP") else []
-        assert_close(trained(recipe, layout, 1, *one_step, *extra), alone, 1e-5)
+        together = trained(recipe, layout, 1, *one_step, *extra)
+        assert_close(together, alone, 1e-5)
+        assert_same(together["at_start"], model)
     alone = trained(recipe, (1, 1, 1), 3, *small_steps)
     assert_close(trained(recipe, (2, 2, 1), 3, *small_steps), alone, 1e-5)
+
+
+def test_a_checkpoint_goes_on_under_any_layout(recipe: Path) -> None:
+    """Saved by TP2 x PP2, optimizers and all: one process and TP2 read the same weights, bit for bit, and their next
+    iteration is that of one process which was never interrupted."""
+    small_steps = ["policy.optimizer.learning_rate=1e-6", "critic.optimizer.learning_rate=1e-6"]
+    alone = trained(recipe, (1, 1, 1), 2, *small_steps)
+    saved = trained(recipe, (2, 2, 1), 1, *small_steps)
+    checkpoint = Path(load(recipe).run_dir) / "checkpoints"
+    shutil.copytree(checkpoint, recipe.parent / "saved")
+    for layout in ((1, 1, 1), (2, 1, 1)):
+        shutil.rmtree(checkpoint)
+        shutil.copytree(recipe.parent / "saved", checkpoint)
+        resumed = trained(recipe, layout, 1, *small_steps, keep=True)
+        assert_same(resumed["at_start"], saved["weights"])
+        assert_close(resumed, {**alone, "metrics": alone["metrics"][1:]}, 1e-5)
 
 
 def test_the_first_mini_batch_of_an_update_has_ratios_of_1(recipe: Path) -> None:

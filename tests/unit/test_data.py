@@ -1,12 +1,17 @@
-"""Streams, seeds and batches."""
+"""Questions, streams, seeds and batches."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 import torch
 
-from tempo_megatron.config import DataConfig
+from tempo_megatron.config import DataConfig, SourceConfig
+from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.seeds import derive_seed
-from tempo_megatron.data.sources import Answers, Row, to_prompts
+from tempo_megatron.data.sources import Answers, DataError, Row, to_prompts
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.megatron.batch import from_sequences
 
@@ -73,3 +78,39 @@ def test_evaluated_questions_are_withheld_from_labelled_streams() -> None:
     labelled = to_prompts(rows, DataConfig(), Letters(), None, hidden.questions)
     assert [prompt.id for prompt in labelled.prompts] == ["id-c"]
     assert labelled.withheld == 3
+
+
+def source(directory: Path, name: str, *rows: dict[str, object]) -> SourceConfig:
+    path = directory / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(path=str(path))
+
+
+def test_questions_without_answers_are_learnt_from_and_not_evaluated(tmp_path: Path) -> None:
+    """The case that the method is for: nobody has the answers."""
+    config = DataConfig(
+        labelled=[source(tmp_path, "known.jsonl", {"prompt": "k", "answer": "1"})],
+        unlabelled=[source(tmp_path, "new.jsonl", {"prompt": "a"}, {"prompt": "b", "answer": "2"})],
+        held_out=[source(tmp_path, "later.jsonl", {"prompt": "c"})],
+    )
+    questions = read_questions(config, Letters())
+    assert len(questions.sets["unlabelled"].prompts) == 2
+    assert {name: len(prompts) for name, prompts in questions.with_answers().items()} == {"unlabelled": 1}
+
+
+def test_a_stream_with_no_prompt_left_and_two_questions_under_one_id_are_errors(tmp_path: Path) -> None:
+    """Found at start, together: a run would end in a division by zero, or grade by another question's answer."""
+    config = DataConfig(
+        labelled=[source(tmp_path, "known.jsonl", {"prompt": "a", "answer": "1"})],
+        unlabelled=[
+            source(tmp_path, "one/test.jsonl", {"prompt": "a", "id": 1}),
+            source(tmp_path, "two/test.jsonl", {"prompt": "b", "id": 1}),
+        ],
+    )
+    with pytest.raises(DataError) as raised:
+        read_questions(config, Letters())
+    assert str(raised.value).splitlines() == [
+        "data.labelled: no prompt is left (left out: 0 overlong, 0 repeated, 1 also evaluated)",
+        "data: two different questions have the id test.jsonl:1",
+    ]

@@ -1,0 +1,71 @@
+"""The four streams' questions of a run, read and checked together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tempo_megatron.config import DataConfig
+from tempo_megatron.data.sources import Answers, DataError, PromptSet, Tokenizer, read_rows, to_prompts
+from tempo_megatron.data.types import Prompt
+
+_HIDDEN = ("unlabelled", "held_out")
+_LABELLED = ("labelled", "warm_start")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """`sets` by stream: labelled, unlabelled, held_out, warm_start. `answers` of the hidden streams, for evaluation."""
+
+    sets: dict[str, PromptSet]
+    answers: Answers
+
+    def with_answers(self) -> dict[str, list[Prompt]]:
+        """The prompts of each hidden stream that can be evaluated; a stream that has none is left out."""
+        known = {name: [p for p in self.sets[name].prompts if p.id in self.answers] for name in _HIDDEN}
+        return {name: prompts for name, prompts in known.items() if prompts}
+
+
+def read_questions(config: DataConfig, tokenizer: Tokenizer) -> Questions:
+    """Read every stream, the evaluated ones first: their questions are withheld from the streams that show answers.
+
+    Raises DataError listing every problem of every stream, one a line, each with its key in front.
+    """
+    answers: Answers = {}
+    withheld: set[str] = set()
+    sets: dict[str, PromptSet] = {}
+    problems: list[str] = []
+    for name in (*_HIDDEN, *_LABELLED):
+        sources, labelled = getattr(config, name), name in _LABELLED
+        try:
+            made = to_prompts(read_rows(sources, labelled), config, tokenizer, None if labelled else answers, withheld)
+        except DataError as error:
+            problems += [f"data.{name}: {line}" for line in str(error).splitlines()]
+            continue
+        if sources and not made.prompts:
+            problems.append(f"data.{name}: no prompt is left ({made.left_out()})")
+        if not labelled:
+            withheld |= made.questions
+        sets[name] = made
+    problems += _without_text(sets) + _shared_ids(sets)
+    if problems:
+        raise DataError("\n".join(problems))
+    return Questions(sets, answers)
+
+
+def _without_text(sets: dict[str, PromptSet]) -> list[str]:
+    """Questions of the warm start that some reasoning-gym tasks score but give no answer to."""
+    prompts = sets["warm_start"].prompts if "warm_start" in sets else []
+    sources = {prompt.source for prompt in prompts if prompt.answer is None or prompt.answer["answer"] is None}
+    return [f"data.warm_start: {source} has questions without an answer to learn" for source in sorted(sources)]
+
+
+def _shared_ids(sets: dict[str, PromptSet]) -> list[str]:
+    """Two questions under one id would be graded by one answer."""
+    seen: dict[str, tuple[int, ...]] = {}
+    shared = {
+        prompt.id
+        for made in sets.values()
+        for prompt in made.prompts
+        if seen.setdefault(prompt.id, prompt.token_ids) != prompt.token_ids
+    }
+    return [f"data: two different questions have the id {id_}" for id_ in sorted(shared)]

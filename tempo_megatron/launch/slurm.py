@@ -1,0 +1,34 @@
+"""Ranks that `srun` starts, one a task."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import MutableMapping
+
+_FIRST_PORT, _PORTS = 20000, 10000
+
+
+def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Describe this task's place in an `srun` step of several tasks as torchrun would: RANK, MASTER_ADDR and so on.
+
+    Nothing is done outside such a step, or where a launcher has said it already. The rendezvous is on the step's first
+    node, at a port that follows from job and step, so that steps sharing a node do not meet. Raises
+    subprocess.CalledProcessError where `scontrol` cannot list the step's nodes.
+    """
+    if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    nodes = subprocess.run(
+        ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    step = int(environment["SLURM_JOB_ID"]) * 7 + int(environment["SLURM_STEP_ID"])
+    environment.update(
+        RANK=environment["SLURM_PROCID"],
+        LOCAL_RANK=environment["SLURM_LOCALID"],
+        WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
+    )
+    environment.setdefault("MASTER_ADDR", nodes[0])
+    environment.setdefault("MASTER_PORT", str(_FIRST_PORT + step % _PORTS))

@@ -1,0 +1,50 @@
+"""How a process learns that it is a rank."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tempo_megatron.launch import slurm, torchrun
+
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "node[3-4]",
+    "SLURM_JOB_ID": "12",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
+
+
+def test_tasks_of_a_step_become_ranks(tmp_path: Path, monkeypatch: object) -> None:
+    """`srun tempo train` joins: every task is told the same first node and port, and its own place."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\n[ \"$*\" = 'show hostnames node[3-4]' ] && printf 'node3\\nnode4\\n'\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")  # type: ignore[attr-defined]
+    found = dict(STEP)
+    slurm.join_step(found)
+    other = {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    slurm.join_step(other)
+    assert torchrun.is_rank(found)
+    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("3", "1", "4")
+    assert found["MASTER_ADDR"] == other["MASTER_ADDR"] == "node3"
+    assert found["MASTER_PORT"] == other["MASTER_PORT"]
+
+
+def test_a_batch_script_and_a_single_task_start_alone() -> None:
+    """`tempo train` in an sbatch script, or in a step of one task, starts its own ranks."""
+    for changes in ({"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}):
+        environment = dict(changes)
+        slurm.join_step(environment)
+        assert environment == changes
+        assert not torchrun.is_rank(environment)
+
+
+def test_what_torchrun_said_is_kept() -> None:
+    """torchrun inside an srun step: its ranks are not renumbered."""
+    environment = {**STEP, "RANK": "9", "WORLD_SIZE": "16"}
+    before = dict(environment)
+    slurm.join_step(environment)
+    assert environment == before
