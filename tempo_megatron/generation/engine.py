@@ -139,7 +139,7 @@ class Generator:
                 yield name, tensor
 
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": cast()})
-        self._wake()
+        self._wake("kv_cache")
         self._llm.reset_prefix_cache()
         self.check(expected)
 

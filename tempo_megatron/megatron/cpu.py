@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -91,8 +90,6 @@ def install() -> None:
     if torch.cuda.is_available() or getattr(torch.cuda, "_tempo_cpu", False):
         return
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
-    # Megatron looks at .grad of views into its buffers, and torch warns where a function mode is between them.
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     cuda: Any = torch.cuda
     cuda._tempo_cpu = True
     cuda.current_device = lambda: _CPU

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Topology:
 def initialize(parallel: ParallelConfig, seed: int) -> Topology:
     """Join the process group that torchrun or srun describes and cut it into Megatron's TP x PP x DP groups."""
     cpu.install()
+    # Megatron's optimizer looks at .grad of views into its buffers, which are no leaves.
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     with cpu.accelerator_names():
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
