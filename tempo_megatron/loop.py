@@ -75,7 +75,7 @@ def start_critic(run: Run) -> None:
     for iteration in run.progress(range(-start.iterations, 0), "critic start"):
         with run.timed("generate"):
             rollouts = sample(run, [("labelled", prompt) for prompt in run.labelled.take(start.prompts)], iteration)
-        run.log("critic_start", e_step(run, rollouts, iteration))
+        run.log("critic_start", e_step(run, rollouts, iteration), iteration)
 
 
 def warm_start(run: Run) -> None:

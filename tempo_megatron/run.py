@@ -153,8 +153,8 @@ class Run:
             self.say("evaluation  " + "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
         return flat
 
-    def log(self, stage: str, metrics: dict[str, float]) -> None:
-        """One line of metrics; timings and memory, which no run repeats exactly, under names of their own."""
+    def log(self, stage: str, metrics: dict[str, float], iteration: int | None = None) -> None:
+        """One line of metrics, of the present iteration unless another is given; timings and memory, which no run repeats exactly, under names of their own."""
         timings = {f"seconds/{name}": round(value, 3) for name, value in self._seconds.items()}
         self._seconds = {}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -162,8 +162,9 @@ class Run:
         if self.topology.device.type == "cuda":
             memory["memory/device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._state["lines"] += 1
+        number = self.iteration if iteration is None else iteration
         if self.log_file:
-            self.log_file.write({"stage": stage, "iteration": self.iteration, **metrics, **timings, **memory})
+            self.log_file.write({"stage": stage, "iteration": number, **metrics, **timings, **memory})
             if stage == "tempo" and self.iteration:
                 shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
