@@ -154,7 +154,10 @@ class Run:
         return flat
 
     def log(self, stage: str, metrics: dict[str, float], iteration: int | None = None) -> None:
-        """One line of metrics, of the present iteration unless another is given; timings and memory, which no run repeats exactly, under names of their own."""
+        """One line of metrics, of the present iteration unless another is given.
+
+        Timings and memory, which no run repeats exactly, have names of their own.
+        """
         timings = {f"seconds/{name}": round(value, 3) for name, value in self._seconds.items()}
         self._seconds = {}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
