@@ -20,21 +20,21 @@ def plot_run(run_dir: Path) -> list[Path]:
     directory.mkdir(exist_ok=True)
     tempo = [row for row in rows if row["stage"] == "tempo"]
     return [
-        _lines(directory / "accuracy.png", tempo, evaluated, "accuracy", "iteration"),
-        _lines(directory / "critic.png", rows, critic, "critic on labelled rollouts, before training on them", None),
+        _lines(directory / "accuracy.png", tempo, evaluated, "accuracy"),
+        _lines(directory / "critic.png", rows, critic, "critic on labelled rollouts, before training on them"),
     ]
 
 
-def _lines(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], title: str, x: str | None) -> Path:
-    """One line a metric; rows that lack it are skipped. `x` names the abscissa, the row's number where None."""
+def _lines(path: Path, rows: Sequence[dict[str, Any]], names: Sequence[str], title: str) -> Path:
+    """One line a metric over iterations, those of the critic's start negative; rows that lack it are skipped."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name in names:
-        points = [(row[x] if x else at, row[name]) for at, row in enumerate(rows) if name in row]
+        points = [(row["iteration"], row[name]) for row in rows if name in row]
         axes.plot([at for at, _ in points], [value for _, value in points], marker=".", label=name.partition("/")[2])
     axes.set_title(title)
-    axes.set_xlabel(x or "E-step, calibration before the first iteration included")
+    axes.set_xlabel("iteration (negative: the critic's start)")
     axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
     axes.legend()
