@@ -46,9 +46,11 @@ class Topology:
 
 def initialize(parallel: ParallelConfig, seed: int) -> Topology:
     """Join the process group that torchrun or srun describes and cut it into Megatron's TP x PP x DP groups."""
-    cpu.install()
+    # The banner says what is missing, once.
+    warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
     # Megatron's optimizer looks at .grad of views into its buffers, which are no leaves.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+    cpu.install()
     with cpu.accelerator_names():
         from megatron.core import parallel_state
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed

@@ -33,7 +33,7 @@ class MetricsLog:
                 dir=run_dir,
                 id=_wandb_id(run_dir),
                 resume="allow",
-                mode=config.wandb.value,
+                mode=config.wandb.value,  # type: ignore[arg-type]
             )
 
     def write(self, row: dict[str, Any]) -> None:
