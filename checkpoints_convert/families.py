@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from checkpoints_convert import qwen3
-from checkpoints_convert.mapping import BackboneSettings, ConversionError, Entry
+from checkpoints_convert import llama, qwen3
+from checkpoints_convert.errors import ConversionError
+from checkpoints_convert.mapping import BackboneSettings, Entry
 
 
 class Family(Protocol):
@@ -16,7 +17,7 @@ class Family(Protocol):
     def entries(self, config: dict[str, Any]) -> list[Entry]: ...
 
 
-FAMILIES: dict[str, Family] = {"Qwen3ForCausalLM": qwen3}
+FAMILIES: dict[str, Family] = {"LlamaForCausalLM": llama, "Qwen3ForCausalLM": qwen3}
 
 
 def family(config: dict[str, Any]) -> Family:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from checkpoints_convert.mapping import ConversionError
+from checkpoints_convert.errors import ConversionError
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.gguf")
 

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from checkpoints_convert.rope import Rope
+
 VOCABULARY_MULTIPLE = 128
-
-
-class ConversionError(ValueError):
-    """A Hugging Face model asks for something that the map of its family does not have; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class BackboneSettings:
     kv_channels: int
     vocab_size: int
     rms_norm_eps: float
-    rotary_base: int
+    rope: Rope
     tied: bool
     qk_layernorm: bool
 

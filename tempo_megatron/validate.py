@@ -11,8 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from checkpoints_convert import hf_files
+from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import family
-from checkpoints_convert.mapping import BackboneSettings, ConversionError
+from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Config, Precision, WandbMode
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.sources import DataError

@@ -22,11 +22,15 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe(demo_model: Path, tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, demo_model)
+
+
+def write_recipe(directory: Path, model: Path) -> Path:
     """A complete recipe in two ranks, small enough for a test; its run directory does not exist yet."""
     words = {"task": "spell_backward", "options": {"min_word_len": 4, "max_word_len": 5}}
     text = {
-        "run_dir": str(tmp_path / "run"),
-        "model": {"hf_path": str(demo_model), "precision": "fp32"},
+        "run_dir": str(directory / "run"),
+        "model": {"hf_path": str(model), "precision": "fp32"},
         "parallel": {"processes_per_node": 2, "tensor_model_parallel_size": 2},
         "data": {
             "labelled": [{**words, "seed": 1000, "size": 40}],
@@ -52,6 +56,6 @@ def recipe(demo_model: Path, tmp_path: Path) -> Path:
         "evaluation": {"every": 2, "samples": 4, "k": 4},
         "checkpoint": {"every": 1},
     }
-    path = tmp_path / "recipe.yaml"
+    path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(text))
     return path

@@ -103,8 +103,9 @@ def build(role: Role, settings: BackboneSettings, config: Config, topology: Topo
             post_process=topology.is_last_stage,
             share_embeddings_and_output_weights=role == "policy" and settings.tied,
             position_embedding_type="rope",
-            rotary_base=settings.rotary_base,
         )
+        frequencies = settings.rope.inverse_frequencies(settings.kv_channels)
+        model.rotary_pos_emb.inv_freq = frequencies.to(model.rotary_pos_emb.inv_freq.device)
         if role == "critic" and topology.is_last_stage:
             model.output_layer = ValueHead(made, config.seed)
             model.output_layer.weight.is_embedding_or_output_parameter = True

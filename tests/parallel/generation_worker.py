@@ -1,6 +1,6 @@
 """A rank of test_generation: two pipeline stages train, two vLLM replicas generate, in bf16 where the trainer is fp32.
 
-usage: generation_worker.py RECIPE EXPORT
+usage: generation_worker.py RECIPE EXPORT [key=value ...]
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def random_states() -> list[object]:
     return [random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()]
 
 
-def main(recipe: str, export: str) -> None:
+def main(recipe: str, export: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    config = load(recipe, ["parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2"])
+    layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
+    config = load(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
     policy = {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
     if run.is_first:

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from checkpoints_convert import qwen3
+from checkpoints_convert import llama, qwen3
+from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import family
-from checkpoints_convert.mapping import Attention, ConversionError, Gated, Vocabulary
+from checkpoints_convert.mapping import Attention, Gated, Vocabulary
+from checkpoints_convert.rope import Rope
+
+SHAPE = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "tie_word_embeddings": False,
+}
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 def tiny(**changes: object) -> Qwen3Config:
-    shape = {
-        "vocab_size": 101,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "tie_word_embeddings": False,
-    }
-    return Qwen3Config(**{**shape, **changes}, architectures=["Qwen3ForCausalLM"])
+    return Qwen3Config(**{**SHAPE, **changes}, architectures=["Qwen3ForCausalLM"])
 
 
+def tiny_llama(**changes: object) -> LlamaConfig:
+    return LlamaConfig(**{**SHAPE, **changes}, architectures=["LlamaForCausalLM"])
+
+
+@pytest.mark.parametrize("make", [tiny, tiny_llama])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(tied: bool, ranks: int) -> None:
+def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(
+    make: Callable[..., PretrainedConfig], tied: bool, ranks: int
+) -> None:
     """Protects exports: no tensor forgotten, none changed, whatever tensor parallelism cut it into."""
-    config = tiny(tie_word_embeddings=tied)
-    tensors = {name: torch.randn_like(tensor) for name, tensor in Qwen3ForCausalLM(config).state_dict().items()}
+    config = make(tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(config)
+    tensors = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     if tied:
         tensors.pop("lm_head.weight")
     back = {}
@@ -40,6 +62,17 @@ def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(tied: bool,
         back.update(zip(entry.hf_names, entry.to_hf(again), strict=True))
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_llama_3_frequencies_are_those_of_transformers() -> None:
+    """Protects long contexts: each of the three bands of Llama 3's scaling is met by some frequency here."""
+    config = tiny_llama(head_dim=64, rope_parameters=LLAMA_3_ROPE)
+    expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    rope = llama.settings(config.to_dict()).rope
+    torch.testing.assert_close(rope.inverse_frequencies(64), expected, rtol=1e-6, atol=0)
+    plain = Rope(rope.base).inverse_frequencies(64)
+    share = rope.inverse_frequencies(64) / plain
+    assert share[0] == 1 and share[-1] == pytest.approx(1 / 8) and ((share > 0.13) & (share < 0.99)).any()
 
 
 def test_attention_rows_stand_query_group_by_query_group() -> None:
