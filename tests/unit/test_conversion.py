@@ -14,25 +14,7 @@ from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import Attention, Gated, Vocabulary
 from checkpoints_convert.rope import Rope
-
-SHAPE = {
-    "vocab_size": 101,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "tie_word_embeddings": False,
-}
-LLAMA_3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+from tests.models import LLAMA_3_ROPE, SHAPE
 
 
 def tiny(**changes: object) -> Qwen3Config:
