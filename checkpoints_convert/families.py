@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-from checkpoints_convert import llama, qwen3
+from checkpoints_convert.decoder import Family
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.mapping import BackboneSettings, Entry
+from checkpoints_convert.llama import LLAMA
+from checkpoints_convert.olmo2 import OLMO2
+from checkpoints_convert.olmo3 import OLMO3
+from checkpoints_convert.qwen3 import QWEN3
 
-
-class Family(Protocol):
-    """What a family's module has."""
-
-    def settings(self, config: dict[str, Any]) -> BackboneSettings: ...
-
-    def entries(self, config: dict[str, Any]) -> list[Entry]: ...
-
-
-FAMILIES: dict[str, Family] = {"LlamaForCausalLM": llama, "Qwen3ForCausalLM": qwen3}
+FAMILIES = {made.name: made for made in (QWEN3, OLMO3, OLMO2, LLAMA)}
+LANGUAGE_MODEL = "ForCausalLM"
+CRITICS = ("ForTokenClassification", "ForSequenceClassification")
 
 
 def family(config: dict[str, Any]) -> Family:
-    """The module with the maps of this model. Raises ConversionError for an architecture that has none."""
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in FAMILIES:
-        raise ConversionError(f"config.json: architecture {architecture} has no map; known: {', '.join(FAMILIES)}")
-    return FAMILIES[architecture]
+    """The family of this model. Raises ConversionError for an architecture that has none."""
+    architecture = str((config.get("architectures") or ["none"])[0])
+    for ending in (LANGUAGE_MODEL, *CRITICS):
+        name = architecture.removesuffix(ending)
+        if name != architecture and name in FAMILIES:
+            return FAMILIES[name]
+    known = ", ".join(f"{name}{LANGUAGE_MODEL}" for name in FAMILIES)
+    raise ConversionError(f"config.json: architecture {architecture} has no map; known: {known}")

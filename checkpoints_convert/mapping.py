@@ -7,8 +7,10 @@ conversion is a permutation of rows, a concatenation or a padding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +18,28 @@ from torch import Tensor
 from checkpoints_convert.rope import Rope
 
 VOCABULARY_MULTIPLE = 128
+OUTPUT_LAYER = "output_layer.weight"
+OUTPUT_BIAS = "output_layer.bias"
+
+Role = Literal["policy", "critic"]
+QkNorm = Literal["none", "each_head", "all_heads"]
 
 
 @dataclass(frozen=True)
+class LayerAttention:
+    """What one layer's attention has to itself: `window` tokens, the present one among them (None: all), and RoPE."""
+
+    window: int | None
+    rope: Rope
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSettings:
-    """The shape of a decoder-only transformer, as read from a Hugging Face config."""
+    """The shape of a decoder-only transformer with gated MLPs, as read from a Hugging Face config.
+
+    `norm_after`: the norm follows attention and MLP, before the residual is added, rather than preceding them.
+    `qk_norm`: queries and keys are normalised not at all, head by head, or over all heads of a token at once.
+    """
 
     num_layers: int
     hidden_size: int
@@ -30,28 +49,45 @@ class BackboneSettings:
     kv_channels: int
     vocab_size: int
     rms_norm_eps: float
-    rope: Rope
     tied: bool
-    qk_layernorm: bool
+    attention: tuple[LayerAttention, ...]
+    qk_norm: QkNorm = "none"
+    norm_after: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the Megatron embedding: a multiple that no layout changes."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """The different rotary embeddings of the layers, in the order in which layers first use them."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.attention))
+
 
 @dataclass(frozen=True)
 class Entry:
     """One Megatron parameter and the Hugging Face tensors that it is made of; this class maps it one to one.
 
-    `shard_axis` is the axis that tensor parallelism splits, None where the parameter is replicated. `tied_output`
-    marks an embedding that serves as output layer too.
+    `shape` is that of the whole Megatron tensor. `shard_axis` is the axis that tensor parallelism splits, None where
+    the parameter is replicated. `tied_output` marks an embedding that serves as output layer too.
     """
 
     megatron_name: str
     hf_names: tuple[str, ...]
+    shape: tuple[int, ...]
     shard_axis: int | None = None
     tied_output: bool = False
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def hf_shapes(self) -> list[tuple[int, ...]]:
+        """The shapes that the Hugging Face tensors must have, in the order of `hf_names`."""
+        return [tuple(tensor.shape) for tensor in self.to_hf(torch.empty(self.shape, device="meta"))]
 
     def to_megatron(self, *tensors: Tensor) -> Tensor:
         """The whole Megatron tensor from the whole Hugging Face ones, in the order of `hf_names`."""
@@ -80,11 +116,11 @@ class Vocabulary(Entry):
     """[vocabulary, hidden], padded with zero rows on the Megatron side."""
 
     vocab_size: int = 0
-    padded_vocab_size: int = 0
 
     def to_megatron(self, *tensors: Tensor) -> Tensor:
         (tensor,) = tensors
-        return torch.nn.functional.pad(tensor, (0, 0, 0, self.padded_vocab_size - self.vocab_size))
+        missing = self.shape[0] - self.vocab_size
+        return torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
 
     def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return (tensor[: self.vocab_size],)

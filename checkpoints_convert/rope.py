@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,47 +12,112 @@ from torch import Tensor
 
 from checkpoints_convert.errors import ConversionError
 
+_SPELLINGS = {
+    "original_max_position_embeddings": "original_context",
+    "low_freq_factor": "low_frequency_factor",
+    "high_freq_factor": "high_frequency_factor",
+    "beta_fast": "fast_rotations",
+    "beta_slow": "slow_rotations",
+    "rope_theta": "base",
+}
+"""Hugging Face's name of a setting -> the field here"""
+_HARMLESS = {"rope_type": None, "type": None, "partial_rotary_factor": 1.0, "truncate": True}
+"""Settings that are read elsewhere (None), or have one value that is computed here."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
-    """RoPE (arXiv 2104.09864) with Llama 3's scaling (arXiv 2407.21783, rope type `llama3`) where `factor` is above 1.
+    """Plain RoPE (arXiv 2104.09864)."""
+
+    base: float
+
+    def inverse_frequencies(self, dimension: int) -> Tensor:
+        """Radians a position, [dimension / 2] fp32."""
+        return 1.0 / self.base ** (torch.arange(0, dimension, 2, dtype=torch.float32) / dimension)
+
+    @property
+    def attention_scale(self) -> float:
+        """What the softmax's scale is multiplied by: cosines and sines of queries and keys are each scaled by its root."""
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Rope(Rope):
+    """Llama 3's scaling (arXiv 2407.21783, rope type `llama3`).
 
     Wavelengths above original_context / low_frequency_factor are stretched by `factor`, those below original_context /
     high_frequency_factor are kept, and between them the frequency is interpolated.
     """
 
-    base: float
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context: int = 8192
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_context: int
 
     def inverse_frequencies(self, dimension: int) -> Tensor:
-        """Radians a position, [dimension / 2] fp32."""
-        plain = 1.0 / self.base ** (torch.arange(0, dimension, 2, dtype=torch.float32) / dimension)
+        plain = super().inverse_frequencies(dimension)
         waves = self.original_context * plain / (2 * math.pi)
         width = self.high_frequency_factor - self.low_frequency_factor
         kept = ((waves - self.low_frequency_factor) / width).clamp(0, 1)
         return plain * (kept + (1 - kept) / self.factor)
 
 
-def read_rope(config: dict[str, Any], types: Sequence[str]) -> Rope:
-    """RoPE of a config.json, new (`rope_parameters`) or old (`rope_theta`, `rope_scaling`).
+@dataclass(frozen=True, kw_only=True)
+class YarnRope(Rope):
+    """YaRN (arXiv 2309.00071, rope type `yarn`).
 
-    Raises ConversionError for a rope type that is not among the family's `types`.
+    Dimensions that turn more than `fast_rotations` times over the original context are kept, those that turn less than
+    `slow_rotations` times are stretched by `factor`, with a linear ramp over the dimensions between them.
     """
-    given = {"rope_theta": config.get("rope_theta", 10000.0)}
-    given |= config.get("rope_parameters") or {}
-    given |= config.get("rope_scaling") or {}
+
+    factor: float
+    original_context: int
+    fast_rotations: float = 32.0
+    slow_rotations: float = 1.0
+    attention_factor: float | None = None
+
+    def inverse_frequencies(self, dimension: int) -> Tensor:
+        def dimension_that_turns(rotations: float) -> float:
+            return dimension * math.log(self.original_context / (rotations * 2 * math.pi)) / (2 * math.log(self.base))
+
+        first = max(math.floor(dimension_that_turns(self.fast_rotations)), 0)
+        last = min(math.ceil(dimension_that_turns(self.slow_rotations)), dimension - 1)
+        ramp = ((torch.arange(dimension // 2, dtype=torch.float32) - first) / max(last - first, 1e-3)).clamp(0, 1)
+        return super().inverse_frequencies(dimension) * (1 - ramp + ramp / self.factor)
+
+    @property
+    def attention_scale(self) -> float:
+        """The square of `attention_factor`, by default 0.1 ln(factor) + 1."""
+        factor = self.attention_factor
+        if factor is None:
+            factor = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        return factor**2
+
+
+_KINDS: dict[str, type[Rope]] = {"default": Rope, "llama3": Llama3Rope, "yarn": YarnRope}
+
+
+def read_rope(given: Mapping[str, Any], types: Sequence[str]) -> Rope:
+    """RoPE of the settings that a config.json gives one kind of layer, `rope_theta` among them.
+
+    Raises ConversionError for a rope type that is not among the family's `types`, for a setting of it that is not
+    known here and for one that is missing.
+    """
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in types:
-        raise ConversionError(f"config.json: rope_type={kind!r} is not supported for {config['model_type']}")
-    if kind == "default":
-        return Rope(given["rope_theta"])
-    return Rope(
-        given["rope_theta"],
-        given["factor"],
-        given["low_freq_factor"],
-        given["high_freq_factor"],
-        given["original_max_position_embeddings"],
-    )
+        raise ConversionError(f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(types)}")
+    made = _KINDS[kind]
+    known = {field.name for field in fields(made)}
+    values = {}
+    for name, value in given.items():
+        spelled = _SPELLINGS.get(name, name)
+        if spelled in known:
+            values[spelled] = value
+        elif kind != "default" and (name not in _HARMLESS or _HARMLESS[name] not in (None, value)):
+            raise ConversionError(f"config.json: {name}={value!r} is not supported for rope_type={kind!r}")
+    if given.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ConversionError(f"config.json: partial_rotary_factor={given['partial_rotary_factor']!r} is not supported")
+    try:
+        return made(**values)
+    except TypeError as error:
+        raise ConversionError(f"config.json: rope_type={kind!r}: {error}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Olmo2Config, Olmo3Config, PretrainedConfig, Qwen3Config
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
@@ -26,11 +26,35 @@ LLAMA_3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attention_factor": 1.2,
+}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500000.0}
+OLMO: dict[str, Any] = {
+    "hidden_size": 128,
+    "head_dim": None,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+"""vLLM takes OLMo's channels a head from hidden_size / heads"""
+OLMO_3 = {"sliding_window": 24, "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": PLAIN_ROPE}}
 CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"tie_word_embeddings": False}),
     "qwen3-tied": (Qwen3Config, {"tie_word_embeddings": True}),
     "llama": (LlamaConfig, {"tie_word_embeddings": True}),
     "llama-3": (LlamaConfig, {"rope_parameters": LLAMA_3_ROPE, "tie_word_embeddings": False}),
+    "llama-biases": (LlamaConfig, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    "olmo-2": (Olmo2Config, OLMO),
+    "olmo-3": (Olmo3Config, {**OLMO, **OLMO_3}),
 }
 """a row a test model: its config class, and what differs from SHAPE"""
 
@@ -38,7 +62,8 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 def write_model(name: str, directory: Path, **changes: Any) -> None:
     """A Hugging Face directory of the named row; norms are random too, around 1."""
     kind, settings = CONFIGS[name]
-    model = AutoModelForCausalLM.from_config(kind(**{**SHAPE, **settings, **changes}, dtype="float32"))
+    given = {name: value for name, value in {**SHAPE, **settings, **changes}.items() if value is not None}
+    model = AutoModelForCausalLM.from_config(kind(**given, dtype="float32"))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

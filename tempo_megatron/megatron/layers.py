@@ -6,10 +6,14 @@ a projection into it; checkpoints carry the unfused names, so that either device
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from checkpoints_convert.mapping import BackboneSettings
 
 CANONICAL_NAMES = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
@@ -18,34 +22,51 @@ CANONICAL_NAMES = {
 """fused name -> unfused name, as prefixes within a layer"""
 
 
-def stack_spec(qk_layernorm: bool) -> Any:
+@dataclass(frozen=True)
+class _Parts:
+    """Module classes of one device. `normed_column` is a column-parallel layer with the norm before it, where fused."""
+
+    column: Any
+    normed_column: Any
+    row: Any
+    attention: Any
+    norm: Any
+
+
+def stack_spec(settings: BackboneSettings) -> Any:
     """The ModuleSpec of the decoder for this machine."""
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
     from megatron.core.ssm.mlp_layer import MLPLayer
-    from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+    from megatron.core.transformer.attention import SelfAttentionSubmodules
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.mlp import MLP, MLPSubmodules
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
+    from tempo_megatron.megatron.attention import LayerwiseSelfAttention
+
     parts = _transformer_engine_parts() if torch.cuda.is_available() else _local_parts()
-    heads_norm = {"q_layernorm": parts["norm"], "k_layernorm": parts["norm"]} if qk_layernorm else {}
+    fused = parts.normed_column and not settings.norm_after
+    column = parts.normed_column if fused else parts.column
+    row = _row_then_norm(parts.row, parts.norm) if settings.norm_after else parts.row
+    norm_before = None if fused or settings.norm_after else parts.norm
     attention = SelfAttentionSubmodules(
-        linear_qkv=parts["column"], core_attention=parts["attention"], linear_proj=parts["row"], **heads_norm
+        linear_qkv=column, core_attention=parts.attention, linear_proj=row, **_qk_norms(settings, parts.norm)
     )
     attention_layer = TransformerLayerSubmodules(
-        self_attention=ModuleSpec(SelfAttention, {"attn_mask_type": AttnMaskType.causal}, attention),
+        self_attention=ModuleSpec(
+            LayerwiseSelfAttention, {"attn_mask_type": AttnMaskType.causal, "settings": settings}, attention
+        ),
         self_attn_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map=CANONICAL_NAMES,
-        **({} if parts["fused"] else {"input_layernorm": parts["norm"]}),
+        **({"input_layernorm": norm_before} if norm_before else {}),
     )
-    mlp = MLPSubmodules(linear_fc1=parts["column"], linear_fc2=parts["row"])
     mlp_layer = TransformerLayerSubmodules(
-        mlp=partial(MLP.as_mlp_submodule, submodules=mlp),
+        mlp=partial(MLP.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map=CANONICAL_NAMES,
-        **({} if parts["fused"] else {"pre_mlp_layernorm": parts["norm"]}),
+        **({"pre_mlp_layernorm": norm_before} if norm_before else {}),
     )
     layers = HybridStackSubmodules(
         attention_layer=ModuleSpec(TransformerLayer, submodules=attention_layer),
@@ -54,28 +75,56 @@ def stack_spec(qk_layernorm: bool) -> Any:
     return ModuleSpec(HybridStack, submodules=layers)
 
 
-def _transformer_engine_parts() -> dict[str, Any]:
-    from megatron.core.extensions import transformer_engine as te
+def _qk_norms(settings: BackboneSettings, norm: Any) -> dict[str, Any]:
+    from tempo_megatron.megatron.norm import HeadsNorm
 
+    if settings.qk_norm == "none":
+        return {}
+    if settings.qk_norm == "each_head":
+        return {"q_layernorm": norm, "k_layernorm": norm}
     return {
-        "fused": True,
-        "column": te.TELayerNormColumnParallelLinear,
-        "row": te.TERowParallelLinear,
-        "attention": te.TEDotProductAttention,
-        "norm": te.TENorm,
+        "q_layernorm": partial(HeadsNorm, heads=settings.num_attention_heads),
+        "k_layernorm": partial(HeadsNorm, heads=settings.num_query_groups),
     }
 
 
-def _local_parts() -> dict[str, Any]:
+def _row_then_norm(row: Any, norm: Any) -> Any:
+    """A row-parallel layer whose output is normalised: megatron-core has no slot for a norm before the residual."""
+
+    class RowThenNorm(row):
+        def __init__(self, input_size: int, output_size: int, *, config: Any, **options: Any) -> None:
+            super().__init__(input_size, output_size, config=config, **options)
+            self.post_layernorm = norm(config, output_size, eps=config.layernorm_epsilon)
+
+        def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+            output, bias = super().forward(*inputs)
+            return self.post_layernorm(output), bias
+
+    return RowThenNorm
+
+
+def _transformer_engine_parts() -> _Parts:
+    from megatron.core.extensions import transformer_engine as te
+
+    return _Parts(
+        column=te.TEColumnParallelLinear,
+        normed_column=te.TELayerNormColumnParallelLinear,
+        row=te.TERowParallelLinear,
+        attention=te.TEDotProductAttention,
+        norm=te.TENorm,
+    )
+
+
+def _local_parts() -> _Parts:
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     from tempo_megatron.megatron.norm import RMSNorm
 
-    return {
-        "fused": False,
-        "column": ColumnParallelLinear,
-        "row": RowParallelLinear,
-        "attention": DotProductAttention,
-        "norm": RMSNorm,
-    }
+    return _Parts(
+        column=ColumnParallelLinear,
+        normed_column=None,
+        row=RowParallelLinear,
+        attention=DotProductAttention,
+        norm=RMSNorm,
+    )

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from checkpoints_convert.mapping import BackboneSettings
+from checkpoints_convert.critics import fresh_value_head
+from checkpoints_convert.mapping import BackboneSettings, Role
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.layers import stack_spec
 from tempo_megatron.megatron.topology import Topology
 
-Role = Literal["policy", "critic"]
-_HEAD_STANDARD_DEVIATION = 0.02
-
 
 class ValueHead(torch.nn.Module):
     """The critic's output layer: hidden state to one value a token, in fp32.
 
-    One output cannot be split over TP, so the weight, [1, hidden], is replicated. Under sequence parallelism the
+    One output cannot be split over TP, so the weight, [1, hidden], is replicated, as is the bias, [1], of a critic that
+    was brought along with one. Under sequence parallelism the
     hidden states are gathered first with a backward that splits (not reduces) their gradient: every TP rank computes
     the same full gradient of the weight, so that it counts once.
     """
 
-    def __init__(self, config: Any, seed: int) -> None:
+    def __init__(self, config: Any, seed: int, bias: bool) -> None:
         super().__init__()
         self.sequence_parallel = config.sequence_parallel
-        noise = torch.randn(1, config.hidden_size, generator=torch.Generator().manual_seed(seed))
-        self.weight = torch.nn.Parameter((noise * _HEAD_STANDARD_DEVIATION).to(config.params_dtype))
+        self.weight = torch.nn.Parameter(fresh_value_head(config.hidden_size, seed).to(config.params_dtype))
+        self.bias = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype)) if bias else None
+        for parameter in self.parameters():
+            parameter.is_embedding_or_output_parameter = True  # type: ignore[attr-defined]
 
     def forward(
         self, hidden_states: torch.Tensor, weight: None = None, runtime_gather_output: bool | None = None
@@ -38,7 +39,8 @@ class ValueHead(torch.nn.Module):
             from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
             hidden_states = gather_from_sequence_parallel_region(hidden_states, tensor_parallel_output_grad=False)
-        return torch.nn.functional.linear(hidden_states.float(), self.weight.float()), None
+        bias = None if self.bias is None else self.bias.float()
+        return torch.nn.functional.linear(hidden_states.float(), self.weight.float(), bias), None
 
 
 def transformer_config(settings: BackboneSettings, config: Config) -> Any:
@@ -55,12 +57,12 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
         num_attention_heads=settings.num_attention_heads,
         num_query_groups=settings.num_query_groups,
         kv_channels=settings.kv_channels,
-        qk_layernorm=settings.qk_layernorm,
+        qk_layernorm=settings.qk_norm != "none",
         layernorm_epsilon=settings.rms_norm_eps,
         normalization="RMSNorm",
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
+        add_bias_linear=settings.mlp_bias,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
@@ -82,11 +84,18 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
     return made
 
 
-def build(role: Role, settings: BackboneSettings, config: Config, topology: Topology) -> Any:
+def rotary_frequencies(settings: BackboneSettings) -> torch.Tensor:
+    """Radians a position of every RoPE of the model, side by side: [ropes * channels / 2] fp32."""
+    return torch.cat([rope.inverse_frequencies(settings.kv_channels) for rope in settings.ropes])
+
+
+def build(
+    role: Role, settings: BackboneSettings, config: Config, topology: Topology, *, head_bias: bool = False
+) -> Any:
     """This rank's part of the policy or the critic, its weights not yet loaded.
 
     `settings` comes from the Hugging Face config. The critic is untied, and its value head exists on the last stage
-    only, initialised from the run's seed whatever the layout.
+    only, initialised from the run's seed whatever the layout; `head_bias` gives it a bias.
     """
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
@@ -95,7 +104,7 @@ def build(role: Role, settings: BackboneSettings, config: Config, topology: Topo
         stages = topology.pipeline_size
         model = HybridModel(
             made,
-            stack_spec(settings.qk_layernorm),
+            stack_spec(settings),
             vocab_size=settings.padded_vocab_size,
             max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
             hybrid_layer_pattern="|".join(["*-" * (settings.num_layers // stages)] * stages),
@@ -104,9 +113,7 @@ def build(role: Role, settings: BackboneSettings, config: Config, topology: Topo
             share_embeddings_and_output_weights=role == "policy" and settings.tied,
             position_embedding_type="rope",
         )
-        frequencies = settings.rope.inverse_frequencies(settings.kv_channels)
-        model.rotary_pos_emb.inv_freq = frequencies.to(model.rotary_pos_emb.inv_freq.device)
+        model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
         if role == "critic" and topology.is_last_stage:
-            model.output_layer = ValueHead(made, config.seed)
-            model.output_layer.weight.is_embedding_or_output_parameter = True
+            model.output_layer = ValueHead(made, config.seed, head_bias)
         return model.to(topology.device)

@@ -1,10 +1,11 @@
-"""RMS normalisation for the layers that run without Transformer Engine."""
+"""Normalisation that megatron-core does not have."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -16,3 +17,42 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **norm_kind: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class HeadsNorm(torch.nn.Module):
+    """RMS normalisation over all heads of a token at once, the heads being split over TP (OLMo 2, arXiv 2501.00656).
+
+    The mean square is summed over TP ranks; its gradient too, since every rank's output depends on all heads. The
+    weight, [heads / TP * channels], is split as the heads are.
+    """
+
+    def __init__(self, config: Any, hidden_size: int, eps: float, heads: int) -> None:
+        super().__init__()
+        from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+
+        self.width, self.eps = heads * hidden_size, eps
+        held = self.width // config.tensor_model_parallel_size
+        self.weight = torch.nn.Parameter(torch.ones(held, dtype=config.params_dtype))
+        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """[sequence, micro_batch, heads / TP, channels], in fp32 between the dtype of input and output."""
+        from megatron.core.tensor_parallel import (
+            copy_to_tensor_model_parallel_region,
+            reduce_from_tensor_model_parallel_region,
+        )
+
+        wide = heads.float()
+        mine = wide.square().sum((-2, -1), keepdim=True)
+        squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(mine))
+        scaled = wide * torch.rsqrt(squares / self.width + self.eps)
+        return (scaled * self.weight.float().view(heads.shape[-2:])).to(heads.dtype)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """For checkpoints: the weight is one tensor over all TP ranks."""
+        from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+
+        state = self.state_dict(keep_vars=True)
+        return make_sharded_tensors_for_checkpoint(state, prefix, {"weight": 0}, sharded_offsets)

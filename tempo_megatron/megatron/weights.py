@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_convert.mapping import Entry
+from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
 
-OUTPUT_LAYER = "output_layer.weight"
+BUCKET_BYTES = 256 * 2**20
+"""of one collective of `export`; a larger tensor travels alone"""
 
 
 def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -43,6 +45,7 @@ def load(
     wanted = canonical_parameters(model)
     if critic:
         wanted.pop(OUTPUT_LAYER, None)
+        wanted.pop(OUTPUT_BIAS, None)
     for entry in entries:
         parameter = wanted.pop(entry.megatron_name, None)
         if parameter is not None:
@@ -58,53 +61,95 @@ def load(
 
 
 @torch.no_grad()
+def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """A policy's weights into a critic of the same layout, which keeps its value head. Touches this rank alone."""
+    into = canonical_parameters(target)
+    for name, parameter in canonical_parameters(source).items():
+        if name != OUTPUT_LAYER:
+            into[name].copy_(parameter)
+
+
+@torch.no_grad()
 def export(model: torch.nn.Module, entries: Sequence[Entry], topology: Topology) -> Iterator[tuple[str, Tensor]]:
     """Each Hugging Face tensor, whole, on every rank, in the map's (layer) order. Collective over TP and PP.
 
-    At most one entry is held at a time: its shards are gathered over TP on the stage that has it and sent to the
-    others.
+    Entries travel in buckets: one gather over TP on the stage that has them, one broadcast over PP, and no rank holds
+    more than a bucket beside its own part of the model.
     """
     mine = canonical_parameters(model)
-    owners = _owners(mine, entries, topology)
-    for entry in entries:
-        owner, shape, dtype = owners[entry.megatron_name]
-        if owner == topology.pipeline_rank:
-            full = _gather(mine[entry.megatron_name].detach(), entry, topology)
-        else:
-            full = torch.empty(shape, dtype=dtype, device=topology.device)
+    for bucket in _buckets(entries, _places(mine, entries, topology)):
+        here = [mine[entry.megatron_name].detach() for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
+        wholes = _gather(here, bucket.entries, topology) if here else []
         if topology.pipeline_size > 1:
-            full = full.contiguous()
-            dist.broadcast(full, dist.get_global_rank(topology.pipeline_group, owner), group=topology.pipeline_group)
-        yield from zip(entry.hf_names, entry.to_hf(full), strict=True)
+            wholes = _broadcast(wholes, bucket, topology)
+        for entry, whole in zip(bucket.entries, wholes, strict=True):
+            yield from zip(entry.hf_names, entry.to_hf(whole), strict=True)
 
 
-def _gather(shard: Tensor, entry: Entry, topology: Topology) -> Tensor:
-    if entry.shard_axis is None or topology.tensor_size == 1:
-        return shard
-    shards = [torch.empty_like(shard) for _ in range(topology.tensor_size)]
-    dist.all_gather(shards, shard.contiguous(), group=topology.tensor_group)
-    return entry.unshard(shards)
+@dataclass
+class _Bucket:
+    """Consecutive entries that one pipeline stage holds in one dtype."""
+
+    stage: int
+    dtype: torch.dtype
+    entries: list[Entry]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.numel for entry in self.entries) * self.dtype.itemsize
 
 
-def _owners(
-    mine: dict[str, torch.nn.Parameter], entries: Sequence[Entry], topology: Topology
-) -> dict[str, tuple[int, torch.Size, torch.dtype]]:
-    """For each entry: the first stage that has it, its full shape and dtype."""
-    described = {}
+def _buckets(entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]]) -> Iterator[_Bucket]:
+    bucket: _Bucket | None = None
     for entry in entries:
-        if entry.megatron_name in mine:
-            parameter = mine[entry.megatron_name]
-            shape = list(parameter.shape)
-            if entry.shard_axis is not None:
-                shape[entry.shard_axis] *= topology.tensor_size
-            described[entry.megatron_name] = (topology.pipeline_rank, torch.Size(shape), parameter.dtype)
-    stages: list[dict[str, tuple[int, torch.Size, torch.dtype]]] = [{}] * topology.pipeline_size
-    if topology.pipeline_size > 1:
-        dist.all_gather_object(stages, described, group=topology.pipeline_group)
+        stage, dtype = places[entry.megatron_name]
+        if bucket and (bucket.stage, bucket.dtype) == (stage, dtype):
+            if bucket.bytes + entry.numel * dtype.itemsize <= BUCKET_BYTES:
+                bucket.entries.append(entry)
+                continue
+        if bucket:
+            yield bucket
+        bucket = _Bucket(stage, dtype, [entry])
+    if bucket:
+        yield bucket
+
+
+def _gather(shards: Sequence[Tensor], entries: Sequence[Entry], topology: Topology) -> list[Tensor]:
+    """The whole tensors of one stage's entries from the shards of its TP ranks."""
+    ranks = topology.tensor_size
+    if ranks == 1:
+        return list(shards)
+    flat = torch.cat([shard.flatten() for shard in shards])
+    parts = [torch.empty_like(flat) for _ in range(ranks)]
+    dist.all_gather(parts, flat, group=topology.tensor_group)
+    sizes = [shard.numel() for shard in shards]
+    by_entry = zip(*(part.split(sizes) for part in parts), strict=True)
+    return [
+        entry.unshard([part.view(shard.shape) for part in of_ranks])
+        for entry, shard, of_ranks in zip(entries, shards, by_entry, strict=True)
+    ]
+
+
+def _broadcast(wholes: Sequence[Tensor], bucket: _Bucket, topology: Topology) -> list[Tensor]:
+    """The same tensors on every stage."""
+    if wholes:
+        flat = torch.cat([whole.flatten() for whole in wholes])
     else:
-        stages = [described]
-    owners: dict[str, tuple[int, torch.Size, torch.dtype]] = {}
-    for stage in stages:
-        for name, description in stage.items():
-            owners.setdefault(name, description)
-    return owners
+        flat = torch.empty(bucket.bytes // bucket.dtype.itemsize, dtype=bucket.dtype, device=topology.device)
+    source = dist.get_global_rank(topology.pipeline_group, bucket.stage)
+    dist.broadcast(flat, source, group=topology.pipeline_group)
+    parts = flat.split([entry.numel for entry in bucket.entries])
+    return [part.view(entry.shape) for entry, part in zip(bucket.entries, parts, strict=True)]
+
+
+def _places(
+    mine: dict[str, torch.nn.Parameter], entries: Sequence[Entry], topology: Topology
+) -> dict[str, tuple[int, torch.dtype]]:
+    """For each entry: the first stage that has it, and its dtype."""
+    names = {entry.megatron_name for entry in entries}
+    here = {name: (topology.pipeline_rank, parameter.dtype) for name, parameter in mine.items() if name in names}
+    stages: list[dict[str, tuple[int, torch.dtype]]] = [here]
+    if topology.pipeline_size > 1:
+        stages = [{}] * topology.pipeline_size
+        dist.all_gather_object(stages, here, group=topology.pipeline_group)
+    return {name: place for stage in reversed(stages) for name, place in stage.items()}

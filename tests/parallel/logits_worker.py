@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from checkpoints_convert import hf_files
+from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from tempo_megatron.config import Config, OptimizerConfig, Precision
 from tempo_megatron.megatron import model, topology, weights
@@ -44,7 +44,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str) -> None:
         described = hf_files.read_config(directory)
         settings = family(described).settings(described)
         module = model.build("policy", settings, config, place)
-        weights.load(module, family(described).entries(described), hf_files.Reader(directory), place, critic=False)
+        weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch=1)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
         found[directory.name] = trainer.score(batch, whole)["logits"][..., : settings.vocab_size]

@@ -1,0 +1,12 @@
+"""OLMo 2: norms after the sub-layers, queries and keys normalised over all heads."""
+
+from checkpoints_convert.decoder import Family
+
+OLMO2 = Family(
+    name="Olmo2",
+    critic="ForSequenceClassification",
+    rope_types=("default",),
+    rope_base=10000.0,
+    qk_norm="all_heads",
+    norm_after=True,
+)

@@ -1,0 +1,13 @@
+"""OLMo 3: OLMo 2 with three layers in four seeing a window, and YaRN in the others."""
+
+from checkpoints_convert.decoder import Family
+
+OLMO3 = Family(
+    name="Olmo3",
+    critic="ForSequenceClassification",
+    rope_types=("default", "yarn"),
+    rope_base=500000.0,
+    qk_norm="all_heads",
+    norm_after=True,
+    windows=True,
+)
