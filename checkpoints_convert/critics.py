@@ -10,7 +10,6 @@ from torch import Tensor
 
 from checkpoints_convert.decoder import Family
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import CRITICS, LANGUAGE_MODEL
 
 EXPORTED_HEAD = "score"
 _HEADS = (EXPORTED_HEAD, "v_head.summary")
@@ -48,11 +47,3 @@ def exported_config(config: dict[str, Any], family: Family, *, bias: bool, targe
         labels |= {"token_classification_bias": bias, "classifier_dropout": 0.0}
     architecture = [f"{family.name}{family.critic}"]
     return {**config, **labels, "architectures": architecture, _RANGE_KEY: target_range}
-
-
-def language_model_config(config: dict[str, Any], family: Family) -> dict[str, Any]:
-    """config.json with the architecture of a language model in place of a critic's."""
-    architecture = str(config["architectures"][0])
-    if not architecture.endswith(CRITICS):
-        return config
-    return {**config, "architectures": [f"{family.name}{LANGUAGE_MODEL}"]}

@@ -1,4 +1,4 @@
-"""Decoder-only transformers with gated MLPs: what a family of them declares, the shape read from config.json, the map."""
+"""Decoder-only transformers with gated MLPs: what a family declares, the shape read from config.json, the map."""
 
 from __future__ import annotations
 

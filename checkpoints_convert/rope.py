@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import torch
@@ -117,7 +117,9 @@ def read_rope(given: Mapping[str, Any], types: Sequence[str]) -> Rope:
             raise ConversionError(f"config.json: {name}={value!r} is not supported for rope_type={kind!r}")
     if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise ConversionError(f"config.json: partial_rotary_factor={given['partial_rotary_factor']!r} is not supported")
-    try:
-        return made(**values)
-    except TypeError as error:
-        raise ConversionError(f"config.json: rope_type={kind!r}: {error}") from None
+    spellings = {field: name for name, field in _SPELLINGS.items()}
+    required = [field.name for field in fields(made) if field.default is MISSING and field.name not in values]
+    if required:
+        names = ", ".join(spellings.get(name, name) for name in required)
+        raise ConversionError(f"config.json: rope_type={kind!r} needs {names}")
+    return made(**values)

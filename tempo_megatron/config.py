@@ -33,7 +33,7 @@ class Overlong(StrEnum):
 
 class Truncated(StrEnum):
     value = "value"
-    zero = "zero"
+    wrong = "wrong"
     mask = "mask"
 
 
@@ -46,6 +46,16 @@ class Labels(StrEnum):
     graded = "graded"
     shuffled = "shuffled"
     none = "none"
+
+
+class TargetRange(StrEnum):
+    zero_one = "zero_one"
+    minus_one_one = "minus_one_one"
+
+    @property
+    def wrong(self) -> float:
+        """The target of a wrong answer; that of a right one is 1."""
+        return 0.0 if self is TargetRange.zero_one else -1.0
 
 
 class WandbMode(StrEnum):
@@ -129,6 +139,10 @@ class CriticConfig:
     labels: Labels = setting(
         Labels.graded, "target of calibration; `shuffled` and `none` (never calibrated) are controls of an experiment"
     )
+    checkpoint: str = setting(
+        "", "directory of a checkpoint whose critic this one starts from; empty: model.hf_path and a fresh value head"
+    )
+    target_range: TargetRange = setting(TargetRange.zero_one, "targets of a wrong and a right answer: 0, 1 or -1, 1")
     mini_batches: int = setting(4, "optimizer steps that one epoch over the labelled rollouts is cut into")
     epochs: int = setting(1, "passes over an iteration's labelled rollouts")
     micro_batch_size: int = setting(1, "sequences of one forward pass on one rank")
@@ -137,6 +151,7 @@ class CriticConfig:
 @dataclass
 class PolicyConfig:
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the policy's optimizer")
+    checkpoint: str = setting("", "directory of a checkpoint whose policy this one starts from; empty: model.hf_path")
     mini_batches: int = setting(4, "optimizer steps that one epoch over the unlabelled rollouts is cut into")
     epochs: int = setting(1, "passes over an iteration's unlabelled rollouts")
     micro_batch_size: int = setting(1, "sequences of one forward pass on one rank")
@@ -147,7 +162,7 @@ class PolicyConfig:
     )
     whiten: bool = setting(False, "shift and scale the batch's advantages to mean 0 and variance 1 over tokens")
     truncated: Truncated = setting(
-        Truncated.value, "reward of an unlabelled response cut at the limit: its value, zero, or left out of the loss"
+        Truncated.value, "reward of an unlabelled response cut at the limit: its value, a wrong answer's, or left out"
     )
 
 

@@ -49,7 +49,8 @@ def iterate(run: Run) -> Metrics:
     metrics = e_step(run, rollouts[:cut], run.iteration)
     with run.timed("refine"):
         seed = (run.config.seed, run.iteration)
-        metrics |= refine(run.policy, run.critic, rollouts[cut:], run.score, run.config.policy, seed)
+        targets = run.config.critic.target_range
+        metrics |= refine(run.policy, run.critic, rollouts[cut:], run.score, run.config.policy, targets, seed)
     return metrics | {"data/labelled_passes": run.labelled.passes, "data/unlabelled_passes": run.unlabelled.passes}
 
 

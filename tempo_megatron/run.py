@@ -16,15 +16,17 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from checkpoints_convert import hf_files
+from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
+from checkpoints_convert.hf_files import Description
+from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from tempo_megatron import banner
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.grading import Grader
-from tempo_megatron.megatron import checkpoint, model, topology, weights
+from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.metrics.plots import plot_run
 from tempo_megatron.metrics.writers import MetricsLog
@@ -88,16 +90,24 @@ class Run:
         config, place = self.config, self.topology
         described = hf_files.read_config(self.hf_path)
         self.settings = family(described).settings(described)
-        self.entries = family(described).entries(described)
-        read = hf_files.Reader(self.hf_path)
-        modules = {}
-        for role in ("policy", "critic"):
-            modules[role] = model.build(role, self.settings, config, place)  # type: ignore[arg-type]
-            weights.load(modules[role], self.entries, read, place, critic=role == "critic")
-        self.policy = Trainer(modules["policy"], config.policy.optimizer, config, place, config.policy.micro_batch_size)
-        self.critic = Trainer(modules["critic"], config.critic.optimizer, config, place, config.critic.micro_batch_size)
+        self.entries = decoder.policy(self.settings)
+        policy = self._build("policy", config.policy.checkpoint)
+        critic = self._build("critic", config.critic.checkpoint)
+        self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_size)
+        self.critic = Trainer(critic, config.critic.optimizer, config, place, config.critic.micro_batch_size)
         self.trainers = {"policy": self.policy, "critic": self.critic}
         self.score = log_probs_and_entropy(self.settings.vocab_size, config.generation.temperature, place)
+
+    def _build(self, role: Role, start: str) -> Any:
+        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path."""
+        bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
+        module = model.build(role, self.settings, self.config, self.topology, head_bias=bias)
+        if start:
+            checkpoint.load_weights(Path(start) / role, module)
+        else:
+            read = hf_files.Reader(self.hf_path)
+            weights.load(module, self.entries, read, self.topology, critic=role == "critic")
+        return module
 
     def _build_generator(self) -> Generator:
         config = self.config
@@ -135,8 +145,7 @@ class Run:
 
     def copy_backbone_to_critic(self) -> None:
         """The policy's present weights into the critic, whose optimizer starts afresh."""
-        tensors = dict(weights.export(self.policy.module, self.entries, self.topology))
-        weights.load(self.critic.module, self.entries, tensors.__getitem__, self.topology, critic=True)
+        weights.copy_backbone(self.policy.module, self.critic.module)
         self.critic.reset_optimizer(self.config.critic.optimizer)
 
     def record_evaluation(self, iteration: int, at_an_end: bool) -> dict[str, float]:
@@ -199,7 +208,15 @@ class Run:
         }
         state = self._state | {"seconds": self._elapsed()}
         name = f"iteration-{self.iteration:06d}"
-        checkpoint.save(self._checkpoints, name, self.trainers, state, self.config.checkpoint.keep)
+        checkpoint.save(
+            self._checkpoints,
+            name,
+            self.trainers,
+            state,
+            keep=self.config.checkpoint.keep,
+            hf_path=self.hf_path,
+            target_range=self.config.critic.target_range,
+        )
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]
@@ -208,12 +225,8 @@ class Run:
     def finish(self) -> None:
         """Export the policy, draw the plots, write summary.json."""
         export = self.directory / "hf"
-        tensors = weights.export(self.policy.module, self.entries, self.topology)
-        if self.is_first and self.config.export:
-            hf_files.write(export, self.hf_path, tensors)
-        else:
-            for _ in tensors:
-                pass
+        if self.config.export:
+            self._export(export)
         if self.log_file:
             self.log_file.close()
             plot_run(self.directory)
@@ -229,6 +242,24 @@ class Run:
             shutil.move(aside, self.directory / "summary.json")
             self.say(json.dumps(summary, indent=2))
         topology.shutdown()
+
+    def _export(self, directory: Path) -> None:
+        """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
+        tensors = weights.export(self.policy.module, self.entries, self.topology)
+        if not self.is_first:
+            for _ in tensors:
+                pass
+            return
+        dtype = next(self.policy.module.parameters()).dtype
+        described = {
+            name: Description(shape, dtype)
+            for entry in self.entries
+            for name, shape in zip(entry.hf_names, entry.hf_shapes(), strict=True)
+        }
+        with hf_files.written_aside(directory) as aside:
+            hf_files.copy_side_files(self.hf_path, aside)
+            hf_files.write_config(aside, hf_files.with_dtype(hf_files.read_config(aside), {dtype}))
+            hf_files.write_tensors(aside, described, tensors)
 
     def _decode(self, ids: Iterable[int]) -> str:
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from checkpoints_convert import hf_files
+from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import BackboneSettings
@@ -18,6 +18,7 @@ from tempo_megatron.config import Config, Precision, WandbMode
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.sources import DataError
 from tempo_megatron.grading.grader import scorer
+from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.run_directory import differences
 
 
@@ -98,10 +99,13 @@ def _model(config: Config) -> Iterator[str]:
     try:
         described = hf_files.read_config(directory)
         settings = family(described).settings(described)
-        hf_files.Reader(directory)
     except ConversionError as error:
-        yield f"model.hf_path: {error}"
+        yield from (f"model.hf_path: {line}" for line in str(error).splitlines())
         return
+    ignored = ["lm_head."] if settings.tied else []
+    found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
+    yield from (f"model.hf_path: {problem}" for problem in found)
+    yield from _starts(config, settings)
     context = described.get("max_position_embeddings")
     wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if context and wanted > context:
@@ -109,6 +113,34 @@ def _model(config: Config) -> Iterator[str]:
     yield from _divisible(config, settings)
     if config.model.precision is not Precision.fp32 and not torch.cuda.is_available():
         yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
+
+
+def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """The checkpoints that policy and critic start from."""
+    for role, start in (("policy", config.policy.checkpoint), ("critic", config.critic.checkpoint)):
+        if not start:
+            continue
+        key, directory = f"{role}.checkpoint", Path(start)
+        try:
+            yield from (f"{key}: {problem}" for problem in checkpoint_files.Reader(directory, role).problems)
+            described = hf_files.read_config(directory / checkpoint_files.HUGGING_FACE)
+            theirs = family(described).settings(described)
+            targets = checkpoint_files.read_target_range(directory)
+        except ConversionError as error:
+            yield from (f"{key}: {line}" for line in str(error).splitlines())
+            continue
+        other = [
+            name
+            for name, value in vars(theirs).items()
+            if value != getattr(settings, name) and (role, name) != ("critic", "tied")
+        ]
+        if other:
+            yield f"{key}: {start} is another model than model.hf_path: {', '.join(other)} differ"
+        if role == "critic" and targets != config.critic.target_range:
+            wanted = config.critic.target_range.value
+            yield f"{key}: {start} was trained towards {targets}, critic.target_range is {wanted}"
+        if role == "critic" and config.stages.warm_start.steps:
+            yield f"{key}: a warm start would replace it; set stages.warm_start.steps to 0"
 
 
 def _divisible(config: Config, settings: BackboneSettings) -> Iterator[str]:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Olmo2Config, Olmo3Config, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    Olmo2Config,
+    Olmo3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+)
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 101,
@@ -59,14 +67,23 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
 """a row a test model: its config class, and what differs from SHAPE"""
 
 
-def write_model(name: str, directory: Path, **changes: Any) -> None:
-    """A Hugging Face directory of the named row; norms are random too, around 1."""
+def config_of(name: str, **changes: Any) -> PretrainedConfig:
+    """The named row's config, with changes."""
     kind, settings = CONFIGS[name]
-    given = {name: value for name, value in {**SHAPE, **settings, **changes}.items() if value is not None}
-    model = AutoModelForCausalLM.from_config(kind(**given, dtype="float32"))
+    given = {key: value for key, value in {**SHAPE, **settings, **changes}.items() if value is not None}
+    return kind(**given)
+
+
+def write_model(name: str, directory: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> None:
+    """A Hugging Face directory of the named row; norms are random too, around 1."""
+    save(AutoModelForCausalLM.from_config(config_of(name, **changes)), directory, dtype)
+
+
+def save(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+    """The model with every tensor random."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=random)
             parameter.copy_(1 + 0.3 * noise if parameter.dim() == 1 else noise * parameter.shape[1] ** -0.5)
-    model.save_pretrained(directory)
+    model.to(dtype).save_pretrained(directory)

@@ -23,20 +23,21 @@ def rewards_and_advantages(
     *,
     baseline: str = "before_token",
     truncated_reward: str = "value",
+    wrong: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """R = V(x, y_1..T) and A_t = R - b_t for every response token (arXiv 2604.19295).
 
     values [rows, sequence] fp32; response_mask [rows, sequence] bool; truncated [rows] bool. R is read after the last
     response token. The baseline b_t of token t is V(x, y_1..t-1), which has not seen it ("before_token", unbiased), or
     V(x, y_1..t) ("after_token", the paper's literal form, biased: it depends on the action). A truncated response gets
-    its value as reward, zero, or leaves the loss ("value", "zero", "mask").
+    its value as reward, that of a wrong answer, `wrong`, or leaves the loss ("value", "wrong", "mask").
 
     Returns rewards [rows], advantages [rows, sequence] (0 outside the response) and the mask of tokens to learn from.
     """
     rewards = values.gather(1, last_response_position(response_mask)[:, None])[:, 0]
     mask = response_mask
-    if truncated_reward == "zero":
-        rewards = torch.where(truncated, 0.0, rewards)
+    if truncated_reward == "wrong":
+        rewards = torch.where(truncated, wrong, rewards)
     elif truncated_reward == "mask":
         mask = response_mask & ~truncated[:, None]
     before = torch.nn.functional.pad(values[:, :-1], (1, 0))

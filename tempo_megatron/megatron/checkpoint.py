@@ -1,7 +1,7 @@
 """Resharding checkpoints of a run, written aside and renamed.
 
 `checkpoints/iteration-000020/` holds one torch_dist checkpoint a model (weights and optimizer, loadable under any
-TP x PP x DP) and `state.json`, written last: what else the loop needs to go on from there.
+TP x PP x DP), what `checkpoint_files` describes, and `state.json`, written last: what else the loop needs to go on.
 """
 
 from __future__ import annotations
@@ -13,15 +13,27 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tempo_megatron.megatron import cpu
+from tempo_megatron.megatron import checkpoint_files, cpu
 from tempo_megatron.megatron.trainer import Trainer
 
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _STATE = "state.json"
 
 
-def save(directory: Path, name: str, trainers: dict[str, Trainer], state: dict[str, Any], keep: int) -> None:
-    """Write `directory/name`. Collective. `keep` newest checkpoints stay; an interrupted write leaves none."""
+def save(
+    directory: Path,
+    name: str,
+    trainers: dict[str, Trainer],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    hf_path: Path,
+    target_range: str,
+) -> None:
+    """Write `directory/name`. Collective. `keep` newest checkpoints stay; an interrupted write leaves none.
+
+    What stands beside the weights of `hf_path` goes in too, so that a checkpoint can be exported from itself alone.
+    """
     first = dist.get_rank() == 0
     aside = directory / f".writing-{name}"
     if first:
@@ -33,6 +45,7 @@ def save(directory: Path, name: str, trainers: dict[str, Trainer], state: dict[s
         _save_model(aside / model, trainer)
     dist.barrier()
     if first:
+        checkpoint_files.describe(aside, hf_path, target_range)
         (aside / _STATE).write_text(json.dumps(state))
         shutil.rmtree(directory / name, ignore_errors=True)
         aside.rename(directory / name)
@@ -65,6 +78,23 @@ def load(checkpoint: Path, trainers: dict[str, Trainer]) -> None:
             loaded = dist_checkpointing.load(wanted, str(checkpoint / model))
             trainer.module.load_state_dict(loaded["model"])
             trainer.optimizer.load_state_dict(loaded["optimizer"])
+
+
+def load_weights(directory: Path, module: Any) -> None:
+    """A model's weights alone, from one role's directory of any checkpoint. Collective.
+
+    Transformer Engine's extra states are left as they are: a converted checkpoint has none.
+    """
+    with cpu.accelerator_names():
+        from megatron.core import dist_checkpointing
+
+        every = module.sharded_state_dict(metadata=_SHARDING)
+        wanted = {name: part for name, part in every.items() if not name.endswith("_extra_state")}
+        loaded = dist_checkpointing.load({"model": wanted}, str(directory))["model"]
+        unfilled, _ = module.load_state_dict(loaded, strict=False)
+        lost = [name for name in unfilled if not name.endswith("_extra_state")]
+        if lost:
+            raise KeyError(f"{directory} fills none of: {', '.join(lost)}")
 
 
 def _save_model(directory: Path, trainer: Trainer) -> None:

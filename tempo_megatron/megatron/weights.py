@@ -78,7 +78,9 @@ def export(model: torch.nn.Module, entries: Sequence[Entry], topology: Topology)
     """
     mine = canonical_parameters(model)
     for bucket in _buckets(entries, _places(mine, entries, topology)):
-        here = [mine[entry.megatron_name].detach() for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
+        here = [
+            mine[entry.megatron_name].detach() for entry in bucket.entries if bucket.stage == topology.pipeline_rank
+        ]
         wholes = _gather(here, bucket.entries, topology) if here else []
         if topology.pipeline_size > 1:
             wholes = _broadcast(wholes, bucket, topology)
@@ -103,10 +105,10 @@ def _buckets(entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]
     bucket: _Bucket | None = None
     for entry in entries:
         stage, dtype = places[entry.megatron_name]
-        if bucket and (bucket.stage, bucket.dtype) == (stage, dtype):
-            if bucket.bytes + entry.numel * dtype.itemsize <= BUCKET_BYTES:
-                bucket.entries.append(entry)
-                continue
+        same = bucket is not None and (bucket.stage, bucket.dtype) == (stage, dtype)
+        if bucket and same and bucket.bytes + entry.numel * dtype.itemsize <= BUCKET_BYTES:
+            bucket.entries.append(entry)
+            continue
         if bucket:
             yield bucket
         bucket = _Bucket(stage, dtype, [entry])

@@ -29,8 +29,11 @@ def calibrate(
     The loss of a mini-batch is the squared error summed over its response tokens and last prompt tokens, divided by
     their number over all ranks.
     """
-    batch = to_batch(rollouts, critic.length_multiple).with_columns(correctness=torch.tensor(correctness))
-    metrics = measure(values(critic, batch), batch, rollouts, correctness)
+    wrong = config.target_range.wrong
+    targets = wrong + (1 - wrong) * torch.tensor(correctness)
+    batch = to_batch(rollouts, critic.length_multiple).with_columns(targets=targets)
+    probabilities = (values(critic, batch) - wrong) / (1 - wrong)
+    metrics = measure(probabilities, batch, rollouts, correctness)
     losses, norms = [], []
     for epoch in range(config.epochs):
         for rows in mini_batches(batch.rows, config.mini_batches, *seed, "calibrate", epoch):
@@ -44,10 +47,11 @@ def calibrate(
 
 
 def measure(
-    values: Tensor, batch: Batch, rollouts: Sequence[Rollout], correctness: Sequence[float]
+    probabilities: Tensor, batch: Batch, rollouts: Sequence[Rollout], correctness: Sequence[float]
 ) -> dict[str, float]:
-    """How well the value after the last token tells right from wrong. Undefined figures are left out."""
-    final = values.gather(1, last_response_position(batch.response_mask)[:, None])[:, 0].tolist()
+    """How well the value after the last token tells right from wrong, values being scaled to {0, 1} whatever the
+    targets. Undefined figures are left out."""
+    final = probabilities.gather(1, last_response_position(batch.response_mask)[:, None])[:, 0].tolist()
     prompts = [rollout.prompt.id for rollout in rollouts]
     found = {
         "critic/auroc": auroc(final, correctness),
@@ -64,8 +68,8 @@ def _step(critic: Trainer, batch: Batch) -> tuple[float, float]:
 
     def loss(output: Tensor, micro_batch: Batch) -> tuple[Tensor, Rows]:
         mask = calibration_mask(micro_batch.response_mask)
-        total = squared_error(output[..., 0], micro_batch.columns["correctness"], mask)
-        rows = ((output[..., 0].detach() - micro_batch.columns["correctness"][:, None]).square() * mask).sum(1)
+        total = squared_error(output[..., 0], micro_batch.columns["targets"], mask)
+        rows = ((output[..., 0].detach() - micro_batch.columns["targets"][:, None]).square() * mask).sum(1)
         return total / count, {"squared_error": rows}
 
     rows, norm = critic.step(batch, loss)

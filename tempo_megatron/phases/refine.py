@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import rewards_and_advantages, whiten
 from tempo_megatron.algorithms.policy_loss import gspo
-from tempo_megatron.config import PolicyConfig
+from tempo_megatron.config import PolicyConfig, TargetRange
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import Rows, Score, Trainer
@@ -22,6 +22,7 @@ def refine(
     rollouts: Sequence[Rollout],
     score: Score,
     config: PolicyConfig,
+    target_range: TargetRange,
     seed: Sequence[object],
 ) -> dict[str, float]:
     """One GSPO update in mini-batches from R = V(x, y_1..T) and A_t = R - V(x, y_<t); returns metrics.
@@ -33,7 +34,12 @@ def refine(
     truncated = torch.tensor([rollout.truncated for rollout in rollouts])
     critic_values = values(critic, batch)
     rewards, advantages, mask = rewards_and_advantages(
-        critic_values, batch.response_mask, truncated, baseline=config.baseline, truncated_reward=config.truncated
+        critic_values,
+        batch.response_mask,
+        truncated,
+        baseline=config.baseline,
+        truncated_reward=config.truncated,
+        wrong=target_range.wrong,
     )
     if config.whiten:
         advantages = whiten(advantages, mask)

@@ -13,7 +13,6 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from checkpoints_convert import hf_files
 from tempo_megatron.config import load
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Generator, Request
@@ -34,8 +33,7 @@ def main(recipe: str, export: str, *overrides: str) -> None:
     config = load(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
     policy = {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
-    if run.is_first:
-        hf_files.write(Path(export), run.hf_path, policy.items())
+    run._export(Path(export))
     dist.barrier()
 
     before = random_states()

@@ -1,12 +1,14 @@
-"""A rank of test_logits: logits of several models under one layout.
+"""A rank of test_logits: what several models compute under one layout.
 
-usage: logits_worker.py MODELS OUT TP PP, where MODELS is a directory of model directories
+usage: logits_worker.py MODELS OUT TP PP DTYPE, where MODELS is a directory of model directories. A directory `NAME.critic`
+is a checkpoint with a critic of the model NAME.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from tempo_megatron.config import Config, OptimizerConfig, Precision
-from tempo_megatron.megatron import model, topology, weights
+from tempo_megatron.megatron import checkpoint, model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.trainer import Rows, Trainer
 
@@ -26,10 +28,30 @@ def sequences(vocab_size: int) -> list[list[int]]:
     return [torch.randint(vocab_size, (length,), generator=random).tolist() for length in LENGTHS]
 
 
-def main(models: str, out: str, tensor_size: str, pipeline_size: str) -> None:
+def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
+    """For each attention layer of this rank, by its number in Hugging Face: the positions that the last one sees."""
+    seen = {}
+    for layer in module.decoder.layers:
+        if not hasattr(layer.self_attention, "core_attention"):
+            continue
+        core = layer.self_attention.core_attention
+        heads, groups = core.num_attention_heads_per_partition, core.num_query_groups_per_partition
+        channels = core.hidden_size_per_attention_head
+        query = torch.zeros(length, 1, heads, channels)
+        key = torch.zeros(length, 1, groups, channels)
+        value = torch.arange(length).float()[:, None, None, None].expand(length, 1, groups, channels).contiguous()
+        weighed = []
+        for position in range(length):
+            only = torch.where(torch.arange(length)[:, None, None, None] == position, value + 1, 0.0)
+            weighed.append(core(query, key, only, None, attn_mask_type=layer.self_attention.attn_mask_type)[-1].sum())
+        seen[(layer.layer_number - 1) // 2] = [index for index, weight in enumerate(weighed) if weight > 0]
+    return seen
+
+
+def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str) -> None:
     torch.set_num_threads(1)
     config = Config()
-    config.model.precision = Precision.fp32
+    config.model.precision = Precision(dtype)
     config.parallel.tensor_model_parallel_size = int(tensor_size)
     config.parallel.pipeline_model_parallel_size = int(pipeline_size)
     place = topology.initialize(config.parallel, seed=0)
@@ -37,17 +59,25 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str) -> None:
     def whole(logits: torch.Tensor, _: Batch) -> Rows:
         parts = [torch.empty_like(logits) for _ in range(place.tensor_size)]
         dist.all_gather(parts, logits.contiguous(), group=place.tensor_group)
-        return {"logits": torch.cat(parts, -1)}
+        return {"output": torch.cat(parts, -1)}
 
-    found = {}
+    found: dict[str, Any] = {}
     for directory in sorted(Path(models).iterdir()):
-        described = hf_files.read_config(directory)
+        critic = directory.suffix == ".critic"
+        described = hf_files.read_config(directory / "huggingface" if critic else directory)
         settings = family(described).settings(described)
-        module = model.build("policy", settings, config, place)
-        weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
+        module = model.build("critic" if critic else "policy", settings, config, place)
+        if critic:
+            checkpoint.load_weights(directory / "critic", module)
+        else:
+            weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
+            seen: list[dict[int, list[int]]] = [{}] * place.world_size
+            dist.all_gather_object(seen, seen_from_last_token(module, 40) if dtype == "fp32" else {})
+            found[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch=1)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
-        found[directory.name] = trainer.score(batch, whole)["logits"][..., : settings.vocab_size]
+        score = (lambda values, _: {"output": values}) if critic else whole
+        found[directory.name] = trainer.score(batch, score)["output"][..., : settings.vocab_size]
     if place.rank == 0:
         torch.save(found, out)
 

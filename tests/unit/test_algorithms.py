@@ -37,7 +37,7 @@ def test_the_literal_baseline_is_the_value_after_the_token() -> None:
     torch.testing.assert_close(advantages, torch.tensor([[0, 0, 0.25, 0, 0], [0, 0, 0, 0.3, 0]]))
 
 
-@pytest.mark.parametrize(("how", "reward", "learned"), [("value", 0.6, 4), ("zero", 0.0, 4), ("mask", 0.6, 2)])
+@pytest.mark.parametrize(("how", "reward", "learned"), [("value", 0.6, 4), ("wrong", 0.0, 4), ("mask", 0.6, 2)])
 def test_a_truncated_response_is_rewarded_as_set(how: str, reward: float, learned: int) -> None:
     """Protects `policy.truncated`: only the truncated row is touched."""
     truncated = torch.tensor([False, True])

@@ -1,0 +1,204 @@
+"""Hugging Face directories to checkpoints and back: tensors are read, mapped and written as they come."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from checkpoints_convert import critics, decoder, hf_files
+from checkpoints_convert.errors import ConversionError
+from checkpoints_convert.families import CRITICS, family
+from checkpoints_convert.hf_files import Description
+from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
+from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+
+Descriptions = dict[str, Description]
+type _Step[Result] = tuple[Entry, Callable[[Entry], Result]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Hugging Face directory and its map under a role. `head` is what it calls its value head, None without one."""
+
+    config: dict[str, Any]
+    read: hf_files.Reader
+    entries: list[Entry]
+    head: str | None
+
+
+def open_source(directory: Path, role: Role) -> Source:
+    """Raises ConversionError listing all that is wrong with the directory."""
+    config = hf_files.read_config(directory)
+    made = family(config)
+    shape = made.settings(config)
+    read = hf_files.Reader(directory)
+    head = critics.find_head(read.descriptions) if role == "critic" else None
+    if role == "policy":
+        if config["architectures"][0].endswith(CRITICS):
+            raise ConversionError(f"{directory}: {config['architectures'][0]} is a critic; use --role critic")
+        entries, ignored = decoder.policy(shape), ["lm_head."] if shape.tied else []
+    elif head:
+        entries, ignored = decoder.critic(shape, head, f"{head}.bias" in read.descriptions), ["lm_head."]
+    else:
+        entries, ignored = decoder.backbone(shape), ["lm_head."]
+    problems = read.check(entries, ignored)
+    untied = role == "policy" and shape.tied and "lm_head.weight" in read.descriptions
+    if untied and not problems and not torch.equal(read("lm_head.weight"), read("model.embed_tokens.weight")):
+        problems.append(f"{directory}: lm_head.weight differs from the embedding that config.json ties it to")
+    if problems:
+        raise ConversionError("\n".join(problems))
+    return Source(config, read, entries, head)
+
+
+def to_megatron(
+    hf: Path,
+    out: Path,
+    *,
+    role: Role,
+    dtype: torch.dtype | None = None,
+    target_range: str | None = None,
+    seed: int = 0,
+    workers: int = 2,
+) -> None:
+    """A checkpoint of one role from a Hugging Face directory.
+
+    A critic without a value head gets a fresh one from `seed`. Raises ConversionError listing all that is wrong
+    before anything is written; whatever fails later leaves no `out`.
+    """
+    source = open_source(hf, role)
+    target_range = _target_range(source, hf, target_range)
+    if source.head:
+        bias = any(entry.megatron_name == OUTPUT_BIAS for entry in source.entries)
+        critics.exported_config(source.config, family(source.config), bias=bias, target_range=target_range)
+
+    def convert(entry: Entry) -> Tensor:
+        tensors = [source.read(name) for name in entry.hf_names]
+        return entry.to_megatron(*(tensor.to(dtype or tensor.dtype) for tensor in tensors))
+
+    made: Descriptions = {}
+    for entry in source.entries:
+        kept = dtype or source.read.descriptions[entry.hf_names[0]].dtype
+        made[entry.megatron_name] = Description(entry.shape, kept)
+    _check_room(out, made)
+    steps: list[_Step[Tensor]] = [(entry, convert) for entry in source.entries]
+    if role == "critic" and not source.head:
+        head = Entry(OUTPUT_LAYER, (), (1, source.entries[-1].shape[0]))
+        made[OUTPUT_LAYER] = Description(head.shape, next(iter(made.values())).dtype)
+        fresh = critics.fresh_value_head(head.shape[1], seed).to(made[OUTPUT_LAYER].dtype)
+        steps.append((head, lambda entry: fresh))
+    with hf_files.written_aside(out) as aside:
+        (aside / role).mkdir()
+        checkpoint_files.describe(aside, hf, target_range)
+        arriving = ((entry.megatron_name, tensor) for entry, tensor in _in_order(steps, workers, "to Megatron"))
+        checkpoint_files.write_tensors(aside / role, made, arriving)
+
+
+def to_hf(
+    checkpoint: Path,
+    out: Path,
+    *,
+    role: Role,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = hf_files.SHARD_BYTES,
+    workers: int = 2,
+) -> None:
+    """A Hugging Face directory from one role of any checkpoint, whatever layout wrote it; nothing else is needed.
+
+    Raises ConversionError listing all that is wrong before anything is written; whatever fails later leaves no `out`.
+    """
+    read = checkpoint_files.Reader(checkpoint, role)
+    config, entries = open_checkpoint(checkpoint, role, read)
+    made: Descriptions = {}
+    for entry in entries:
+        kept = dtype or read.descriptions[entry.megatron_name].dtype
+        made.update(zip(entry.hf_names, (Description(size, kept) for size in entry.hf_shapes()), strict=True))
+    _check_room(out, made)
+
+    def convert(entry: Entry) -> tuple[Tensor, ...]:
+        tensor = read(entry.megatron_name)
+        return tuple(part.to(dtype or part.dtype) for part in entry.to_hf(tensor))
+
+    def arriving() -> Iterator[tuple[str, Tensor]]:
+        for entry, parts in _in_order([(entry, convert) for entry in entries], workers, "to Hugging Face"):
+            yield from zip(entry.hf_names, parts, strict=True)
+
+    with hf_files.written_aside(out) as aside:
+        hf_files.copy_side_files(checkpoint / HUGGING_FACE, aside)
+        hf_files.write_config(aside, hf_files.with_dtype(config, {described.dtype for described in made.values()}))
+        hf_files.write_tensors(aside, made, arriving(), shard_bytes)
+
+
+def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_files.Reader) -> tuple[dict[str, Any], list[Entry]]:
+    """config.json and the map of what `to_hf` makes of a role. Raises ConversionError listing all that is wrong."""
+    config = hf_files.read_config(checkpoint / HUGGING_FACE)
+    made = family(config)
+    shape = made.settings(config)
+    if role == "policy":
+        entries = decoder.policy(shape)
+    else:
+        bias = OUTPUT_BIAS in read.descriptions
+        entries = decoder.critic(shape, critics.EXPORTED_HEAD, bias)
+        target_range = checkpoint_files.read_target_range(checkpoint)
+        config = critics.exported_config(config, made, bias=bias, target_range=target_range)
+    problems = list(read.problems)
+    for entry in entries:
+        has = read.descriptions.get(entry.megatron_name)
+        if has is None:
+            problems.append(f"{read.directory}: no tensor {entry.megatron_name}")
+        elif has.shape != entry.shape:
+            wanted = f"config.json asks for {list(entry.shape)}"
+            problems.append(f"{read.directory}: {entry.megatron_name} is {list(has.shape)}, {wanted}")
+    if problems:
+        raise ConversionError("\n".join(problems))
+    return config, entries
+
+
+def _target_range(source: Source, directory: Path, given: str | None) -> str:
+    stored = critics.stored_target_range(source.config)
+    if given and stored and given != stored:
+        raise ConversionError(f"{directory}: the critic's config says target range {stored}, --target-range {given}")
+    if source.head and not (given or stored):
+        ranges = " or ".join(critics.TARGET_RANGES)
+        raise ConversionError(f"{directory}: what was {source.head} trained towards? Give --target-range {ranges}")
+    return given or stored or critics.TARGET_RANGES[0]
+
+
+def _check_room(out: Path, descriptions: Descriptions) -> None:
+    if out.exists():
+        raise ConversionError(f"{out}: exists already; nothing is overwritten")
+    above = next(parent for parent in out.absolute().parents if parent.exists())
+    needed, free = sum(described.bytes for described in descriptions.values()), shutil.disk_usage(above).free
+    if needed > free:
+        raise ConversionError(f"{out}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left")
+
+
+def _in_order[Result](steps: Sequence[_Step[Result]], workers: int, title: str) -> Iterator[tuple[Entry, Result]]:
+    """Each entry with what its step makes of it, in order, while `workers` more are being made; with a progress bar."""
+    waiting: deque[tuple[Entry, Future[Result]]] = deque()
+    coming = iter(steps)
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(desc=title, total=sum(entry.numel for entry, _ in steps), unit=" weights", unit_scale=True) as bar,
+    ):
+        try:
+            while True:
+                for entry, make in itertools.islice(coming, workers - len(waiting)):
+                    waiting.append((entry, pool.submit(make, entry)))
+                if not waiting:
+                    return
+                entry, future = waiting.popleft()
+                yield entry, future.result()
+                bar.update(entry.numel)
+        finally:
+            pool.shutdown(cancel_futures=True)

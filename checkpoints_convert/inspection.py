@@ -1,0 +1,65 @@
+"""What is in a directory: a Hugging Face model or a checkpoint, described in a few lines."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from checkpoints_convert import critics, hf_files
+from checkpoints_convert.errors import ConversionError
+from checkpoints_convert.families import family
+from checkpoints_convert.hf_files import Description
+from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+
+
+def describe(directory: Path) -> Iterator[str]:
+    """Lines about a directory. Raises ConversionError where it is neither a model nor a checkpoint."""
+    if (directory / "config.json").is_file():
+        yield f"{directory}: Hugging Face model"
+        yield from _model(directory)
+        read = hf_files.Reader(directory)
+        yield from (f"  problem: {problem}" for problem in read.problems)
+        yield f"  tensors: {_tensors(read.descriptions)}"
+        head = critics.find_head(read.descriptions)
+        if head:
+            known = critics.stored_target_range(hf_files.read_config(directory)) or "unknown target range"
+            yield f"  value head: {head} ({known})"
+        return
+    roles = checkpoint_files.roles(directory)
+    if not roles:
+        raise ConversionError(f"{directory}: neither config.json nor a policy or critic; not a model, not a checkpoint")
+    yield f"{directory}: checkpoint"
+    if not (directory / HUGGING_FACE / "config.json").is_file():
+        raise ConversionError(f"{directory}: no {HUGGING_FACE}/config.json: written before checkpoints carried it")
+    yield from _model(directory / HUGGING_FACE)
+    for role in roles:
+        reader = checkpoint_files.Reader(directory, role)
+        yield from (f"  problem: {problem}" for problem in reader.problems)
+        weights = {name: made for name, made in reader.descriptions.items() if not name.startswith("optimizer.")}
+        optimizer = "with" if len(weights) < len(reader.descriptions) else "without"
+        suffix = f", target range {checkpoint_files.read_target_range(directory)}" if role == "critic" else ""
+        yield f"  {role}: {_tensors(weights)}, {optimizer} optimizer{suffix}"
+
+
+def _model(directory: Path) -> Iterator[str]:
+    config = hf_files.read_config(directory)
+    yield f"  architecture: {', '.join(config.get('architectures') or ['none'])}"
+    try:
+        shape = family(config).settings(config)
+    except ConversionError as error:
+        yield from (f"  cannot be converted: {line}" for line in str(error).splitlines())
+    else:
+        heads = f"{shape.num_attention_heads} heads, {shape.num_query_groups} KV heads"
+        yield f"  {shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, vocabulary {shape.vocab_size}"
+    beside = ", ".join(file.name for file in hf_files.side_files(directory))
+    yield f"  beside the weights: {beside}{'' if hf_files.has_tokenizer(directory) else ' (no tokenizer)'}"
+
+
+def _tensors(descriptions: Mapping[str, Description]) -> str:
+    weights = sum(math.prod(described.shape) for described in descriptions.values())
+    dtypes = Counter(str(described.dtype).removeprefix("torch.") for described in descriptions.values())
+    size = sum(described.bytes for described in descriptions.values()) / 1e9
+    return f"{len(descriptions)}, {weights / 1e6:.1f} M weights, {size:.2f} GB, {', '.join(dtypes)}"
