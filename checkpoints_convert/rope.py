@@ -37,7 +37,7 @@ class Rope:
 
     @property
     def attention_scale(self) -> float:
-        """What the softmax's scale is multiplied by: cosines and sines of queries and keys are each scaled by its root."""
+        """What the softmax's scale is multiplied by: the cosines and sines of queries and of keys have its root."""
         return 1.0
 
 
@@ -87,11 +87,14 @@ class YarnRope(Rope):
 
     @property
     def attention_scale(self) -> float:
-        """The square of `attention_factor`, by default 0.1 ln(factor) + 1."""
-        factor = self.attention_factor
-        if factor is None:
-            factor = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        """The square of `attention_factor`, or of its default."""
+        factor = self.default_attention_factor if self.attention_factor is None else self.attention_factor
         return factor**2
+
+    @property
+    def default_attention_factor(self) -> float:
+        """0.1 ln(factor) + 1"""
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
 _KINDS: dict[str, type[Rope]] = {"default": Rope, "llama3": Llama3Rope, "yarn": YarnRope}

@@ -226,7 +226,7 @@ class Run:
         """Export the policy, draw the plots, write summary.json."""
         export = self.directory / "hf"
         if self.config.export:
-            self._export(export)
+            self.export_policy(export)
         if self.log_file:
             self.log_file.close()
             plot_run(self.directory)
@@ -243,7 +243,7 @@ class Run:
             self.say(json.dumps(summary, indent=2))
         topology.shutdown()
 
-    def _export(self, directory: Path) -> None:
+    def export_policy(self, directory: Path) -> None:
         """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
         tensors = weights.export(self.policy.module, self.entries, self.topology)
         if not self.is_first:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from math import isclose
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import BackboneSettings
+from checkpoints_convert.rope import YarnRope
 from tempo_megatron.config import Config, Precision, WandbMode
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.sources import DataError
@@ -106,6 +108,12 @@ def _model(config: Config) -> Iterator[str]:
     found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
     yield from (f"model.hf_path: {problem}" for problem in found)
     yield from _starts(config, settings)
+    for rope in settings.ropes:
+        if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
+            yield (
+                f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
+                f"{rope.default_attention_factor:.6g}"
+            )
     context = described.get("max_position_embeddings")
     wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if context and wanted > context:

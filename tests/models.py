@@ -34,6 +34,7 @@ LLAMA_3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+# attention_factor as published: 0.1 ln(8) + 1, the one that vLLM, which does not read it, computes too
 YARN_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 500000.0,
@@ -41,7 +42,7 @@ YARN_ROPE = {
     "original_max_position_embeddings": 32,
     "beta_fast": 32.0,
     "beta_slow": 1.0,
-    "attention_factor": 1.2,
+    "attention_factor": 1.2079441541679836,
 }
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 OLMO: dict[str, Any] = {

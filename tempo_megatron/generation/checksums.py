@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ def expected_checksums(name: str, tensor: Tensor, rank: int, ranks: int) -> str:
         padding = -tensor.shape[0] % _VLLM_VOCABULARY_MULTIPLE
         rows = (tensor.shape[0] + padding) // ranks
         return checksum(tensor[rank * rows : (rank + 1) * rows])
-    if module in _SPLIT_INPUTS:
+    if module in _SPLIT_INPUTS and tensor.dim() > 1:
         return checksum(tensor.chunk(ranks, 1)[rank])
     if any(module in parts for parts in _FUSED.values()):
         return checksum(tensor.chunk(ranks, 0)[rank])
@@ -45,21 +45,27 @@ def compare(model: torch.nn.Module, expected: dict[str, str], ranks: int) -> Non
 def _held(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, str]]:
     """(Hugging Face name, checksum of this rank's part) of all that the model holds."""
     config: Any = model.config  # type: ignore[attr-defined]
+    channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     for path, module in model.named_modules():
-        if getattr(module, "weight", None) is None:
-            continue
-        weight = _weight(module)
         parent, _, name = path.rpartition(".")
-        if name == "qkv_proj":
-            queries = config.num_attention_heads * config.head_dim // ranks
-            keys = config.num_key_value_heads * config.head_dim // ranks
-            parts = weight.split([queries, keys, keys])
-        elif name == "gate_up_proj":
-            parts = weight.chunk(2)
-        else:
-            parts = (weight[: module.shard_indices.num_org_elements] if name in _VOCABULARY else weight,)
-        for part, value in zip(_FUSED.get(name, (name,)), parts, strict=True):
-            yield f"{parent}.{part}.weight".lstrip("."), checksum(value)
+        for kind, tensor in _parameters(module):
+            parts: Sequence[Tensor] = (tensor,)
+            if name == "qkv_proj":
+                parts = tensor.split([count * channels // ranks for count in heads])
+            elif name == "gate_up_proj":
+                parts = tensor.chunk(2)
+            elif name in _VOCABULARY:
+                parts = (tensor[: module.shard_indices.num_org_elements],)
+            for part, value in zip(_FUSED.get(name, (name,)), parts, strict=True):
+                yield f"{parent}.{part}.{kind}".lstrip("."), checksum(value)
+
+
+def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
+    if getattr(module, "weight", None) is not None:
+        yield "weight", _weight(module)
+    if isinstance(getattr(module, "bias", None), Tensor):
+        yield "bias", module.bias.detach()
 
 
 def _weight(module: Any) -> Tensor:

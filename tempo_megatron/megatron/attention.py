@@ -15,7 +15,7 @@ from checkpoints_convert.mapping import BackboneSettings
 
 
 class LayerwiseSelfAttention(SelfAttention):
-    """megatron-core's SelfAttention under a config of its layer's own, taking its own rotary embedding from the model's.
+    """megatron-core's SelfAttention under a config of its layer's own, with its own part of the rotary embedding.
 
     The model's one rotary embedding holds the angles of every RoPE in `settings.ropes` side by side
     (`model.rotary_frequencies`).

@@ -143,6 +143,9 @@ def _expect_one_process() -> None:
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """What really happened: the library wraps the error of each rank."""
+    """What really happened: the library wraps each rank's error, torch.save an OSError of the file it writes to."""
     (wrapped, *_) = error.failures.values()
-    return wrapped[0]
+    first = found = wrapped[0]
+    while found.__context__ and not isinstance(found, OSError):
+        found = found.__context__
+    return found if isinstance(found, OSError) else first

@@ -1,12 +1,13 @@
-"""A rank of test_generation: two pipeline stages train, two vLLM replicas generate, in bf16 where the trainer is fp32.
+"""A rank of test_generation: two pipeline stages train in fp32, two vLLM replicas generate in DTYPE.
 
-usage: generation_worker.py RECIPE EXPORT [key=value ...]
+usage: generation_worker.py RECIPE EXPORT DTYPE [key=value ...]
 """
 
 from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
@@ -15,25 +16,34 @@ import torch.distributed as dist
 
 from tempo_megatron.config import load
 from tempo_megatron.generation.checksums import expected_checksums
-from tempo_megatron.generation.engine import Generator, Request
+from tempo_megatron.generation.engine import Completion, Generator, Request
 from tempo_megatron.megatron import weights
+from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import Recorded
-
-DTYPE = torch.bfloat16
 
 
 def random_states() -> list[object]:
     return [random.getstate(), str(numpy.random.get_state()), torch.get_rng_state().tolist()]
 
 
-def main(recipe: str, export: str, *overrides: str) -> None:
+def difference(run: Run, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
+    """Mean distance of the generator's log-probs of its own responses from the trainer's."""
+    prompts, responses = [request.prompt_ids for request in requests], [done.response_ids for done in completions]
+    batch = from_sequences(prompts, responses)
+    trainer = run.policy.score(batch, run.score)["log_probs"][batch.response_mask]
+    generator = torch.tensor([value for done in completions for value in done.log_probs])
+    return float((trainer - generator).abs().mean())
+
+
+def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     torch.set_num_threads(1)
+    dtype = getattr(torch, kind)
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     config = load(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
     policy = {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
-    run._export(Path(export))
+    run.export_policy(Path(export))
     dist.barrier()
 
     before = random_states()
@@ -41,25 +51,29 @@ def main(recipe: str, export: str, *overrides: str) -> None:
         Path(export),
         config.generation,
         tensor_parallel_size=1,
-        max_model_len=32,
-        dtype=DTYPE,
+        max_model_len=64,
+        dtype=dtype,
         eos_token_ids=[1],
         seed=0,
     )
     assert generator.replicas == 2
-    expected = {name: expected_checksums(name, tensor.to(DTYPE), 0, 1) for name, tensor in policy.items()}
+    expected = {name: expected_checksums(name, tensor.to(dtype), 0, 1) for name, tensor in policy.items()}
     generator.check(expected)
 
-    requests = [Request((2, 10 + n, 20 + n, 30), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
+    requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
     together = generator.generate(requests)
     assert random_states() == before
     assert generator.generate(requests[::-1])[::-1] == together
     assert generator.generate(requests[4:5]) == together[4:5]
     assert len({done.response_ids for done in together}) > 1
+    if dtype is torch.float32:
+        assert difference(run, requests, together) < 1e-5
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
     generator.load_weights(changed.items())
-    assert generator.generate(requests) != together
+    others = generator.generate(requests)
+    assert others != together
+    assert difference(run, requests, others) > 1e-3
     generator.load_weights(weights.export(run.policy.module, run.entries, run.topology))
     assert generator.generate(requests) == together
 

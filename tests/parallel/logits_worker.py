@@ -1,6 +1,6 @@
 """A rank of test_logits: what several models compute under one layout.
 
-usage: logits_worker.py MODELS OUT TP PP DTYPE, where MODELS is a directory of model directories. A directory `NAME.critic`
+usage: logits_worker.py MODELS OUT TP PP DTYPE, where MODELS is a directory of model directories; one called `NAME.critic`
 is a checkpoint with a critic of the model NAME.
 """
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from tempo_megatron.config import Config, OptimizerConfig, Precision
-from tempo_megatron.megatron import checkpoint, model, topology, weights
+from tempo_megatron.megatron import checkpoint, cpu, model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.trainer import Rows, Trainer
 
@@ -37,14 +37,15 @@ def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
         core = layer.self_attention.core_attention
         heads, groups = core.num_attention_heads_per_partition, core.num_query_groups_per_partition
         channels = core.hidden_size_per_attention_head
-        query = torch.zeros(length, 1, heads, channels)
-        key = torch.zeros(length, 1, groups, channels)
-        value = torch.arange(length).float()[:, None, None, None].expand(length, 1, groups, channels).contiguous()
-        weighed = []
+        query, key = torch.zeros(length, 1, heads, channels), torch.zeros(length, 1, groups, channels)
+        weights_of_last = []
         for position in range(length):
-            only = torch.where(torch.arange(length)[:, None, None, None] == position, value + 1, 0.0)
-            weighed.append(core(query, key, only, None, attn_mask_type=layer.self_attention.attn_mask_type)[-1].sum())
-        seen[(layer.layer_number - 1) // 2] = [index for index, weight in enumerate(weighed) if weight > 0]
+            value = torch.zeros(length, 1, groups, channels)
+            value[position] = 1.0
+            output = core(query, key, value, None, attn_mask_type=layer.self_attention.attn_mask_type)
+            weights_of_last.append(float(output[-1].sum()))
+        number = (layer.layer_number - 1) // 2
+        seen[number] = [position for position, weight in enumerate(weights_of_last) if weight > 0]
     return seen
 
 
@@ -72,7 +73,10 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         else:
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
             seen: list[dict[int, list[int]]] = [{}] * place.world_size
-            dist.all_gather_object(seen, seen_from_last_token(module, 40) if dtype == "fp32" else {})
+            with cpu.accelerator_names():
+                local = dtype == "fp32" and place.device.type == "cpu"
+                mine = seen_from_last_token(module, 40) if local else {}
+            dist.all_gather_object(seen, mine)
             found[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch=1)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])

@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from checkpoints_convert.__main__ import main
 from tempo_megatron.config import load
 from tests.conftest import write_recipe
+from tests.models import write_model
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("layout_worker.py")
@@ -82,10 +85,13 @@ def test_three_iterations_stay_together(recipe: Path, alone: dict[int, dict[str,
 
 
 def test_a_checkpoint_goes_on_under_any_layout(recipe: Path, alone: dict[int, dict[str, Any]]) -> None:
-    """Saved by TP2 x PP2, optimizers and all: one process and TP2 read the same weights, bit for bit, and their next
-    iteration is that of one process which was never interrupted."""
+    """Saved by TP2 x PP2, optimizers and all: one process, TP2 and the offline converter read the same weights, bit for
+    bit, and the next iteration is that of one process which was never interrupted."""
     saved = trained(recipe, (2, 2, 1), 1, *SMALL_STEPS)
     checkpoint = Path(load(recipe).run_dir) / "checkpoints"
+    (newest,) = checkpoint.iterdir()
+    assert main(["to-hf", "--checkpoint", str(newest), "--out", str(recipe.parent / "hf")]) == 0
+    assert_same(load_file(recipe.parent / "hf" / "model.safetensors"), saved["weights"])
     shutil.copytree(checkpoint, recipe.parent / "saved")
     for layout in ((1, 1, 1), (2, 1, 1)):
         shutil.rmtree(checkpoint)
@@ -101,3 +107,32 @@ def test_the_first_mini_batch_of_an_update_has_ratios_of_1(recipe: Path) -> None
     assert [metrics["policy/first_ratio_deviation"] for metrics in result["metrics"]] == [0.0, 0.0]
     moved = result["metrics"][0]
     assert moved["policy/ratio_max"] > moved["policy/ratio_min"]
+
+
+@pytest.mark.parametrize("model", ["qwen3-tied", "olmo-3"])
+def test_a_training_checkpoint_of_any_layout_is_exported_from_itself_alone(
+    model: str, recipe: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    """Saved by a TP2 x PP2 run before its first step, with its source gone: tensors, config and tokenizer come back
+    bit for bit; the critic is one that transformers loads, with the policy's backbone."""
+    hf_path = tmp_path / "model"
+    write_model(model, hf_path)
+    for file in demo_model.glob("tokenizer*"):
+        shutil.copy(file, hf_path)
+    trained(recipe, (2, 2, 1), 0, f"model.hf_path={hf_path}")
+    expected = load_file(hf_path / "model.safetensors")
+    files = {file.name: file.read_bytes() for file in hf_path.iterdir() if file.suffix == ".json"}
+    shutil.rmtree(hf_path)
+    (newest,) = (Path(load(recipe).run_dir) / "checkpoints").iterdir()
+    for role in ("policy", "critic"):
+        given = ["to-hf", "--checkpoint", str(newest), "--out", str(tmp_path / role), "--role", role]
+        assert main(given) == 0
+    assert_same(load_file(tmp_path / "policy" / "model.safetensors"), expected)
+    assert {name: (tmp_path / "policy" / name).read_bytes() for name in files} == files
+    critic = load_file(tmp_path / "critic" / "model.safetensors")
+    assert critic.pop("score.weight").shape == (1, expected["model.norm.weight"].numel())
+    expected.pop("lm_head.weight", None)
+    assert_same(critic, expected)
+    kind = AutoModelForSequenceClassification if model == "olmo-3" else AutoModelForTokenClassification
+    _, info = kind.from_pretrained(tmp_path / "critic", output_loading_info=True)
+    assert not any(info.values())

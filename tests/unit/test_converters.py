@@ -192,6 +192,18 @@ def test_a_recipe_must_fit_the_checkpoints_it_starts_from(
     assert any("is another model than model.hf_path" in line and "qk_norm" in line for line in found)
 
 
+def test_a_yarn_factor_that_the_generator_does_not_read_is_refused(model: Callable[..., Path], recipe: Path) -> None:
+    """vLLM would generate from another model than the one that trains, in silence."""
+    hf = model("olmo-3")
+    overrides = [f"model.hf_path={hf}"]
+    assert problems(load(recipe, overrides)) == []
+    config = hf_files.read_config(hf)
+    config["rope_parameters"]["full_attention"]["attention_factor"] = 1.1
+    (hf / "config.json").write_text(json.dumps(config))
+    (problem,) = problems(load(recipe, overrides))
+    assert "attention_factor=1.1: vLLM does not read it and generates with 1.20794" in problem
+
+
 def test_verify_names_the_tensor_in_which_one_element_is_changed(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,14 +229,15 @@ def test_all_that_is_wrong_with_a_model_is_one_error_that_leaves_nothing(
     """A truncated shard, a missing tensor, a shape that does not fit, a tensor too many: listed together."""
     run("to-megatron", "--hf", model("llama"), "--out", tmp_path / "whole")
     hf = tmp_path / "sharded"
-    run("to-hf", "--checkpoint", tmp_path / "whole", "--out", hf, "--shard-size", "200000")
-    first, second, third = sorted(hf.glob("model-*.safetensors"))
+    run("to-hf", "--checkpoint", tmp_path / "whole", "--out", hf, "--shard-size", "250000")
+    shard = json.loads((hf / "model.safetensors.index.json").read_text())["weight_map"]
+    first, third = hf / shard["model.embed_tokens.weight"], hf / shard["model.norm.weight"]
+    up, down = "model.layers.2.mlp.up_proj.weight", "model.layers.2.mlp.down_proj.weight"
     first.write_bytes(first.read_bytes()[:-100])
-    held = load_file(second)
-    held.pop("model.layers.2.mlp.up_proj.weight")
-    held["model.layers.2.mlp.down_proj.weight"] = torch.zeros(3, 5)
-    held["model.layers.2.mlp.router.weight"] = torch.zeros(3)
-    save_file(held, second)
+    second = load_file(hf / shard[up])
+    second.pop(up)
+    save_file(second | {"model.layers.2.mlp.router.weight": torch.zeros(3)}, hf / shard[up])
+    save_file(load_file(hf / shard[down]) | {down: torch.zeros(3, 5)}, hf / shard[down])
     capsys.readouterr()
     assert run("to-megatron", "--hf", hf, "--out", tmp_path / "out") == 2
     message = capsys.readouterr().err

@@ -1,0 +1,48 @@
+"""A rank of test_smollm2: the most probable next token at every position of a batch, by several models.
+
+usage: argmax_worker.py SEQUENCES OUT PP DIRECTORY ..., each a Hugging Face directory or a checkpoint of a policy
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from checkpoints_convert import decoder, hf_files
+from checkpoints_convert.families import family
+from tempo_megatron.config import Config, OptimizerConfig, Precision
+from tempo_megatron.megatron import checkpoint, model, topology, weights
+from tempo_megatron.megatron.batch import from_sequences
+from tempo_megatron.megatron.trainer import Trainer
+
+
+def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> None:
+    torch.set_num_threads(1)
+    config = Config()
+    config.model.precision = Precision.fp32
+    config.parallel.pipeline_model_parallel_size = int(pipeline_size)
+    place = topology.initialize(config.parallel, seed=0)
+    rows = torch.load(sequences)
+    batch = from_sequences(rows, [[] for _ in rows])
+    found = {}
+    for directory in map(Path, directories):
+        saved = (directory / "policy").is_dir()
+        described = hf_files.read_config(directory / "huggingface" if saved else directory)
+        settings = family(described).settings(described)
+        module = model.build("policy", settings, config, place)
+        if saved:
+            checkpoint.load_weights(directory / "policy", module)
+        else:
+            weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
+        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch=1)
+        cut = settings.vocab_size
+        score = trainer.score(batch, lambda logits, _, cut=cut: {"next": logits[..., :cut].argmax(-1)})  # type: ignore
+        found[str(directory)] = score["next"].long()
+    if place.rank == 0:
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,115 @@
+"""A real model all the way: converted, checked against transformers, generating, trained, exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from checkpoints_convert import convert
+from tests import smollm2
+from tests.end_to_end.test_train import metrics, train
+from tests.parallel.launcher import run_ranks
+
+WORKER = Path(__file__).with_name("argmax_worker.py")
+PROMPTS = (
+    "What is the capital of France?",
+    "Write one sentence about the sea.",
+    "What is 7 + 5?",
+    "Name three colours.",
+    "Why is the sky blue?",
+)
+NEW = 64
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The model, its checkpoint, and what is exported from that."""
+    place = tmp_path_factory.mktemp("smollm2")
+    hf, saved, back = place / "hf", place / "checkpoint", place / "back"
+    smollm2.write(hf)
+    convert.to_megatron(hf, saved, role="policy")
+    convert.to_hf(saved, back, role="policy", shard_bytes=2 * 10**8)
+    return [hf, saved, back]
+
+
+@pytest.fixture(scope="module")
+def greedy(directories: list[Path]) -> list[tuple[int, Tensor]]:
+    """Each prompt with transformers' 64 greedy tokens after it."""
+    tokenizer = AutoTokenizer.from_pretrained(directories[0])
+    model = AutoModelForCausalLM.from_pretrained(directories[0])
+    sequences = []
+    for prompt in PROMPTS:
+        turn = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+        sequences.append((ids["input_ids"].shape[1], model.generate(**ids, **options)[0]))
+    return sequences
+
+
+@pytest.mark.parametrize("pipeline_size", [2, 3])
+def test_greedy_tokens_of_transformers_are_megatrons_before_and_after_the_round_trip(
+    pipeline_size: int, directories: list[Path], greedy: list[tuple[int, Tensor]], tmp_path: Path
+) -> None:
+    """One teacher-forced pass: at every position of the 64 new tokens of five prompts, the argmax is transformers'."""
+    torch.save([ids.tolist() for _, ids in greedy], tmp_path / "sequences.pt")
+    given = (tmp_path / "sequences.pt", tmp_path / "next.pt", pipeline_size, *directories)
+    run_ranks(WORKER, pipeline_size, *given)
+    found = torch.load(tmp_path / "next.pt")
+    assert len(found) == 3
+    for predicted in found.values():
+        for row, (prompt, ids) in enumerate(greedy):
+            assert len(ids) == prompt + NEW
+            assert torch.equal(predicted[row, prompt - 1 : len(ids) - 1], ids[prompt:])
+
+
+def test_the_round_trip_is_exact(directories: list[Path]) -> None:
+    """Every tensor and every file."""
+    hf, _, back = directories
+    expected = load_file(hf / "model.safetensors")
+    found = {name: tensor for file in back.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert len(list(back.glob("*.safetensors"))) > 1 and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (back / file).read_bytes() == (hf / file).read_bytes()
+
+
+def test_its_converted_policy_generates_and_trains_one_iteration(directories: list[Path], tmp_path: Path) -> None:
+    """Policy and critic start from checkpoints; vLLM generates with the policy's weights, whose log-probs it shares
+    with the trainer; one TEMPO iteration at PP2 moves the weights, and what is exported loads in transformers."""
+    hf, saved, _ = directories
+    convert.to_megatron(hf, tmp_path / "critic", role="critic", target_range="minus_one_one")
+    sums = {"task": "chain_sum", "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
+    text = {
+        "run_dir": str(tmp_path / "run"),
+        "model": {"hf_path": str(hf), "precision": "fp32"},
+        "parallel": {"processes_per_node": 2, "pipeline_model_parallel_size": 2},
+        "data": {
+            "labelled": [{**sums, "seed": 1000, "size": 20}],
+            "unlabelled": [{**sums, "seed": 2000, "size": 3}],
+            "chat_template": True,
+            "max_prompt_tokens": 100,
+        },
+        "generation": {"max_response_tokens": 12, "max_sequences": 8, "check_weights": True},
+        "loop": {"iterations": 1, "labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
+        "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "minus_one_one", "mini_batches": 1},
+        "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},
+        "evaluation": {"samples": 1, "k": 1},
+        "logging": {"tensorboard": False},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(text))
+    run = train(tmp_path / "recipe.yaml")
+    (row,) = [row for row in metrics(run) if row["stage"] == "tempo" and row["iteration"] == 1]
+    assert row["generation/log_prob_difference_mean"] < 1e-4
+    assert json.loads((run / "summary.json").read_text())["iterations"] == 1
+    moved, before = load_file(run / "hf" / "model.safetensors"), load_file(hf / "model.safetensors")
+    assert moved.keys() == before.keys()
+    name = "model.layers.20.mlp.up_proj.weight"
+    assert 0 < (moved[name] - before[name]).abs().max() < 1e-2
+    AutoModelForCausalLM.from_pretrained(run / "hf")

