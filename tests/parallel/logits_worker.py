@@ -1,6 +1,6 @@
 """A rank of test_logits: what several models compute under one layout.
 
-usage: logits_worker.py MODELS OUT TP PP DTYPE, where MODELS is a directory of model directories; one called `NAME.critic`
+usage: logits_worker.py MODELS OUT TP PP DTYPE; MODELS is a directory of model directories, and one called `NAME.critic`
 is a checkpoint with a critic of the model NAME.
 """
 
