@@ -1,0 +1,164 @@
+"""Megatron Core by itself on the same shape: what a trainer is held against.
+
+The model, the loss and the loop are Megatron's own, set as fast as they go: HybridModel of Transformer Engine layers,
+fused cross-entropy of labels, weight gradients added to the buffers in the product, sequences of equal length in
+micro-batches of one, DistributedDataParallel and the distributed Adam with what our trainer sets for both. The nearest
+model is taken where Megatron has no place for a detail: OLMo 3's norms precede the sub-layers and its layers see all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarking.setup import Setup
+from checkpoints_convert.mapping import BackboneSettings
+from tempo_megatron.config import Fp8
+from tempo_megatron.megatron import accelerators, cpu
+from tempo_megatron.megatron.topology import Topology
+
+
+class RawLoop:
+    """`step` is a forward and backward pass of `sequences` micro-batches on every data-parallel rank, and the
+    optimizer's step."""
+
+    def __init__(self, setup: Setup, sequence: int, sequences: int, ddp: Any, optimizer: Any) -> None:
+        """`ddp` and `optimizer`: the DistributedDataParallelConfig and the OptimizerConfig to use."""
+        self.sequence, self.sequences = sequence, sequences
+        with cpu.accelerator_names():
+            from megatron.core.distributed import DistributedDataParallel
+            from megatron.core.optimizer import get_megatron_optimizer
+            from megatron.core.pipeline_parallel import get_forward_backward_func
+
+            self._passes = get_forward_backward_func()
+            config = _transformer_config(setup)
+            self.model = DistributedDataParallel(config, ddp, _model(config, setup, sequence))
+            if ddp.overlap_grad_reduce:
+                config.no_sync_func = self.model.no_sync
+            self.optimizer = get_megatron_optimizer(optimizer, [self.model])
+        self._batch = _batch(setup, sequence)
+
+    def step(self) -> None:
+        """Raises RuntimeError where the optimizer did not step."""
+        with cpu.accelerator_names():
+            self.model.zero_grad_buffer()
+            self.optimizer.zero_grad()
+            self._passes(
+                forward_step_func=self._forward,
+                data_iterator=None,
+                model=[self.model],
+                num_microbatches=self.sequences,
+                seq_length=self.sequence,
+                micro_batch_size=1,
+                forward_only=False,
+            )
+            stepped, norm, _ = self.optimizer.step()
+        if not stepped or not float(norm) > 0:
+            raise RuntimeError(f"raw Megatron did not step: gradient norm {norm}")
+
+    def _forward(self, _: Iterator[Any] | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        tokens, labels, positions = self._batch
+        return model(tokens, positions, None, labels=labels), lambda losses: (losses.float().mean(), {})
+
+
+def _transformer_config(setup: Setup) -> Any:
+    from megatron.core.distributed import finalize_model_grads
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    shape, parallel, fp8 = setup.settings, setup.config.parallel, setup.config.model.fp8
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    made = TransformerConfig(
+        num_layers=2 * shape.num_layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.num_attention_heads,
+        num_query_groups=shape.num_query_groups,
+        kv_channels=shape.kv_channels,
+        qk_layernorm=shape.qk_norm != "none",
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        sequence_parallel=parallel.tensor_model_parallel_size > 1,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=on_gpu,
+        use_cpu_initialization=not on_gpu,
+        gradient_accumulation_fusion=accelerators.apex_accumulates_gradients(),
+        bias_activation_fusion=on_gpu,
+        bias_dropout_fusion=on_gpu,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=on_gpu,
+        persist_layer_norm=on_gpu,
+        cross_entropy_loss_fusion=on_gpu,
+        cross_entropy_fusion_impl="te" if on_gpu else "native",
+        **({} if fp8 is Fp8.none else {"fp8": "hybrid", "fp8_recipe": fp8.value}),
+    )
+    made.finalize_model_grads_func = finalize_model_grads
+    return made
+
+
+def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
+    from megatron.core.models.hybrid.hybrid_model import HybridModel
+
+    shape, place = setup.settings, setup.place
+    stages = place.pipeline_size
+    made = HybridModel(
+        config,
+        _stack_spec(shape),
+        vocab_size=shape.padded_vocab_size,
+        max_sequence_length=sequence,
+        hybrid_layer_pattern="|".join(["*-" * (shape.num_layers // stages)] * stages),
+        pre_process=place.is_first_stage,
+        post_process=place.is_last_stage,
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+        rotary_base=500000,
+    ).to(place.device)
+    accelerators.let_transformer_engine_accumulate_gradients(made)
+    return made
+
+
+def _stack_spec(shape: BackboneSettings) -> Any:
+    if torch.cuda.is_available():
+        from megatron.core.extensions.transformer_engine import TENorm
+        from megatron.core.models.hybrid.hybrid_layer_specs import hybrid_stack_spec
+
+        spec = copy.deepcopy(hybrid_stack_spec)
+        attention = spec.submodules.attention_layer.submodules.self_attention.submodules
+        if shape.qk_norm != "none":
+            attention.q_layernorm = attention.k_layernorm = TENorm
+        return spec
+    # Megatron has no HybridModel without Transformer Engine: ours is taken, with Megatron's own attention in it.
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    from tempo_megatron.megatron.layers import stack_spec
+
+    spec = stack_spec(shape)
+    spec.submodules.attention_layer.submodules.self_attention.submodules.core_attention = DotProductAttention
+    return spec
+
+
+def _batch(setup: Setup, sequence: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, labels and positions, [1, sequence / CP] each: this rank's pieces of one random sequence."""
+    place: Topology = setup.place
+    random = torch.Generator().manual_seed(place.data_rank)
+    ids = torch.randint(0, setup.settings.vocab_size, (1, sequence + 1), generator=random).to(place.device)
+    whole = (ids[:, :-1], ids[:, 1:], torch.arange(sequence, device=place.device)[None])
+    if place.context_size == 1:
+        tokens, labels, positions = (part.contiguous() for part in whole)
+        return tokens, labels, positions
+    chosen = (place.context_rank, 2 * place.context_size - 1 - place.context_rank)
+    cut = [part.chunk(2 * place.context_size, 1) for part in whole]
+    tokens, labels, positions = (torch.cat([pieces[at] for at in chosen], 1) for pieces in cut)
+    return tokens, labels, positions

