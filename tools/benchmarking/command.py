@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or what the ranks ended with."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    given = _parser().parse_args(arguments)
+    given = _parser().parse_intermixed_args(arguments)
     if not torchrun.is_rank():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.gpus}"]
         defaults = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}

@@ -21,7 +21,7 @@ from tempo_megatron.megatron import weights
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What is generated, `rounds` times each way: `samples` responses to each of `prompts` prompts, over all replicas."""
+    """What is generated, `rounds` times each way: `samples` responses to each of `prompts` prompts in all."""
 
     prompts: int
     samples: int

@@ -49,7 +49,7 @@ def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: i
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "model").mkdir(parents=True)
     (directory / "model" / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    words = [f"w{number}" for number in range(described["vocab_size"])]
+    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(2, described["vocab_size"]))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[1], pad_token=words[0]).save_pretrained(
@@ -94,6 +94,10 @@ def trainer(setup: Setup, role: Role) -> Iterator[Trainer]:
 
 def release() -> None:
     """Memory that nothing uses any more back to the device. Collective."""
+    if torch.cuda.is_available():
+        from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+
+        FP8GlobalStateManager.reset()  # delayed scaling would go on with the histories of models that are gone
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

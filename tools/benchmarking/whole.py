@@ -23,7 +23,7 @@ from tempo_megatron.run import Run
 
 _FIGURES = (
     "generation/exp_log_prob_difference_mean",
-    "policy/first_ratio_deviation",
+    "generation/log_prob_difference_max",
     "policy/clip_fraction",
     "policy/response_tokens",
     "policy/gradient_norm",
@@ -165,9 +165,16 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
         "share training": training / seconds,
         "share generating": generating / seconds,
         "share of the rest": 1 - (training + generating) / seconds,
+        **_ratios(run, metrics),
         **{name: metrics.get(name) for name in _FIGURES},
         **_logged(run),
     }
+
+
+def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
+    """How far the policy's ratios went from 1, which at learning rate 0 is noise, and as a share of the clip."""
+    farthest = max(metrics["policy/ratio_max"] - 1, 1 - metrics["policy/ratio_min"])
+    return {"largest |ratio - 1|": farthest, "largest |ratio - 1| / clip_low": farthest / run.config.policy.clip_low}
 
 
 @contextlib.contextmanager
