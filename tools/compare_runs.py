@@ -179,7 +179,7 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
 
 
 def draw(path: Path, directory: Path, variants: Variants, seeds: Sequence[int], results: dict[str, Any]) -> None:
-    """Ends with their intervals, learning curves of the unlabelled questions and log-prob differences, a line a seed."""
+    """Ends with their intervals, learning curves on unlabelled questions, and log-prob differences, a line a seed."""
     import matplotlib
 
     matplotlib.use("agg")
