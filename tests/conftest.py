@@ -45,11 +45,11 @@ def write_recipe(directory: Path, model: Path) -> Path:
             "critic_start": {"iterations": 1, "prompts": 8},
         },
         "loop": {"iterations": 4, "labelled_prompts": 6, "unlabelled_prompts": 5, "samples_per_prompt": 4},
-        "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_size": 8},
+        "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_tokens": 128},
         "policy": {
             "optimizer": {"learning_rate": 1e-4},
             "mini_batches": 2,
-            "micro_batch_size": 8,
+            "micro_batch_tokens": 128,
             "clip_low": 0.1,
             "clip_high": 0.15,
         },

@@ -14,7 +14,7 @@ from tempo_megatron.config.evaluation import (
 )
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load, to_yaml
-from tempo_megatron.config.model import GenerationConfig, ModelConfig, ParallelConfig, Precision
+from tempo_megatron.config.model import Fp8, GenerationConfig, ModelConfig, ParallelConfig, Precision, Recompute
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (
     AverageOver,
@@ -50,6 +50,7 @@ __all__ = [
     "CriticTraining",
     "DataConfig",
     "EvaluationConfig",
+    "Fp8",
     "GateOn",
     "GenerationConfig",
     "GradingConfig",
@@ -67,6 +68,7 @@ __all__ = [
     "PolicyConfig",
     "Precision",
     "PromptStyle",
+    "Recompute",
     "SourceConfig",
     "StagesConfig",
     "TargetRange",

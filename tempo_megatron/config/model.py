@@ -13,10 +13,40 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Fp8(StrEnum):
+    """How linear layers scale their operands to 8 bits; forward in E4M3, gradients in E5M2."""
+
+    none = "none"
+    tensorwise = "tensorwise"
+    """one scale a tensor, from its present values"""
+    delayed = "delayed"
+    """one scale a tensor, from values of past steps"""
+    blockwise = "blockwise"
+    """one scale a block of 128 or 128 x 128 values"""
+
+
+class Recompute(StrEnum):
+    """What the backward pass computes again rather than keeps."""
+
+    none = "none"
+    mlp = "mlp"
+    full = "full"
+    """every layer: its input alone is kept"""
+
+
 @dataclass
 class ModelConfig:
     hf_path: str = setting("", "directory of the Hugging Face model that policy and critic start from (required)")
     precision: Precision = setting(Precision.bf16, "parameters and activations; fp32 is the only choice on CPUs")
+    fp8: Fp8 = setting(
+        Fp8.none,
+        "8-bit products of all linear layers (H100 or later): tensorwise, delayed, blockwise; embedding, attention, "
+        "logits and value head stay in bf16",
+    )
+    fp8_edges_in_bf16: int = setting(0, "transformer layers at either end that stay in bf16; not with delayed scaling")
+    recompute: Recompute = setting(
+        Recompute.none, "activations computed again in the backward pass, to save memory: none, mlp, full"
+    )
 
 
 @dataclass
@@ -25,6 +55,7 @@ class ParallelConfig:
     tensor_model_parallel_size: int = setting(1, "TP: ranks that share every layer")
     pipeline_model_parallel_size: int = setting(1, "PP: stages that the layers are cut into")
     sequence_parallel: bool = setting(False, "split activations between TP regions over the sequence; needs TP > 1")
+    context_parallel_size: int = setting(1, "CP: ranks that share every sequence of a micro-batch")
 
 
 @dataclass

@@ -105,7 +105,9 @@ class CriticConfig:
     value_clip: float = setting(0.0, "a value gains nothing by moving farther than this in one update; 0: unlimited")
     mini_batches: int = setting(4, "optimizer steps that one epoch over the critic's rollouts is cut into")
     epochs: int = setting(1, "passes over an iteration's rollouts")
-    micro_batch_size: int = setting(1, "sequences of one forward pass on one rank")
+    micro_batch_tokens: int = setting(
+        0, "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be"
+    )
 
 
 @dataclass
@@ -117,7 +119,9 @@ class PolicyConfig:
     checkpoint: str = setting("", "directory of a checkpoint whose policy this one starts from; empty: model.hf_path")
     mini_batches: int = setting(4, "optimizer steps that one epoch over the policy's rollouts is cut into")
     epochs: int = setting(1, "passes over an iteration's rollouts")
-    micro_batch_size: int = setting(1, "sequences of one forward pass on one rank")
+    micro_batch_tokens: int = setting(
+        0, "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be"
+    )
     loss: Loss = setting(Loss.gspo, "gspo clips a ratio a sequence, ppo one a token")
     average_over: AverageOver = setting(
         AverageOver.sequences, "the loss is a mean over sequences of means over their tokens, or a mean over tokens"

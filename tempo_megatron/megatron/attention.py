@@ -1,4 +1,4 @@
-"""Self-attention whose window, softmax scale and rotary embedding are each layer's own.
+"""Self-attention whose window, softmax scale and rotary embedding are each layer's own, and its core without a GPU.
 
 Imported when a model is built, after `cpu.install`.
 """
@@ -6,12 +6,17 @@ Imported when a model is built, after `cpu.install`.
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from checkpoints_convert.mapping import BackboneSettings
+from tempo_megatron.megatron.packing import held_by
 
 
 class LayerwiseSelfAttention(SelfAttention):
@@ -27,6 +32,8 @@ class LayerwiseSelfAttention(SelfAttention):
         own.add_bias_linear = settings.attention_bias
         own.window_size = (kind.window - 1, 0) if kind.window else None
         own.softmax_scale = kind.rope.attention_scale * settings.kv_channels**-0.5
+        if kind.window:  # Transformer Engine passes no windows from rank to rank
+            options["cp_comm_type"] = "a2a"
         super().__init__(own, *args, layer_number=layer_number, **options)
         self._ropes, self._rope = len(settings.ropes), settings.ropes.index(kind.rope)
 
@@ -36,3 +43,68 @@ class LayerwiseSelfAttention(SelfAttention):
         """As SelfAttention; rotary_pos_emb [sequence, 1, 1, 2 * ropes * channels / 2]."""
         own = rotary_pos_emb.unflatten(-1, (2, self._ropes, -1))[..., self._rope, :].flatten(-2)
         return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=own, **options)
+
+
+class PackedAttention(torch.nn.Module):
+    """Causal attention over packed sequences without a GPU, under the constructor of megatron-core's core attentions,
+    of which none does that.
+
+    Under context parallelism keys and values are gathered over its ranks; a rank attends from its own pieces.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        layer_number: int,
+        attn_mask_type: Any,
+        attention_type: str,
+        softmax_scale: float | None = None,
+        pg_collection: Any = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self.scale = softmax_scale or config.softmax_scale
+        self.window = config.window_size
+        self.context_group = pg_collection.cp
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        attn_mask_type: Any = None,
+        attention_bias: None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """query [tokens / CP, heads / TP, channels], key and value [tokens / CP, groups / TP, channels] ->
+        [tokens / CP, heads / TP * channels]."""
+        assert packed_seq_params is not None  # the trainer packs every micro-batch
+        ranks, rank = self.context_group.size(), self.context_group.rank()
+        boundaries: list[int] = packed_seq_params.cu_seqlens_q.tolist()
+        if ranks > 1:
+            key, value = (gather_from_sequence_parallel_region(x, group=self.context_group) for x in (key, value))
+            order = torch.cat([held_by(boundaries, one, ranks) for one in range(ranks)]).argsort()
+            key, value = key[order], value[order]
+        outputs = []
+        for start, end in pairwise(boundaries):
+            positions = held_by([0, end - start], rank, ranks)
+            queries = query[start // ranks : end // ranks]
+            outputs.append(self._attend(queries, key[start:end], value[start:end], positions))
+        return torch.cat(outputs)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """One sequence's attention from the queries at `positions`."""
+        distance = positions[:, None] - torch.arange(len(key))
+        seen = distance >= 0
+        if self.window:
+            seen &= distance <= self.window[0]
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+        context = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, scale=self.scale, enable_gqa=True
+        )
+        return context[0].transpose(0, 1).flatten(1)
+
+    def sharded_state_dict(self, *where: Any, **options: Any) -> dict[str, Any]:
+        """Nothing: attention has no weights of its own."""
+        return {}

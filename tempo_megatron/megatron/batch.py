@@ -1,8 +1,8 @@
-"""Padded sequences, and how they are dealt to data-parallel ranks and cut into micro-batches."""
+"""Token sequences as rows: what phases and losses work with. `packing` lays them end to end for the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of padded token sequences, the same on every rank until `deal`.
+    """Rows of token sequences, the same on every rank; token columns are [rows, sequence].
 
-    tokens [rows, sequence] int64; response_mask [rows, sequence] bool, True at response tokens; columns: further
-    tensors [rows, ...] that a loss needs beside the model's output.
+    tokens [rows, sequence] int64, zeros after each row's end; lengths [rows] int64, tokens of each row;
+    response_mask [rows, sequence] bool, True at response tokens; columns: further tensors [rows, ...] that a loss needs
+    beside the model's output.
     """
 
     tokens: Tensor
+    lengths: Tensor
     response_mask: Tensor
     columns: dict[str, Tensor]
 
@@ -25,49 +27,35 @@ class Batch:
     def rows(self) -> int:
         return self.tokens.shape[0]
 
+    @property
+    def width(self) -> int:
+        return self.tokens.shape[1]
+
     def with_columns(self, **columns: Tensor) -> Batch:
         return replace(self, columns={**self.columns, **columns})
 
     def select(self, rows: Tensor) -> Batch:
         """The rows at the given indices [n] int64, in their order."""
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Batch(self.tokens[rows], self.response_mask[rows], columns)
+        return Batch(self.tokens[rows], self.lengths[rows], self.response_mask[rows], columns)
 
-    def deal(self, rank: int, ranks: int, micro_batch_size: int) -> Batch:
-        """The rows of one data-parallel rank: row i goes to rank i mod `ranks`.
-
-        All ranks get equally many whole micro-batches; what is missing is filled with rows whose mask is empty,
-        which losses count as nothing.
-        """
-        rows_a_rank = -(-self.rows // (ranks * micro_batch_size)) * micro_batch_size
-        mine = torch.arange(rank, rows_a_rank * ranks, ranks)
-        filler = mine >= self.rows
-        dealt = self.select(torch.where(filler, 0, mine))
-        dealt.response_mask[filler] = False
-        return dealt
-
-    def micro_batches(self, size: int) -> Iterator[Batch]:
-        for start in range(0, self.rows, size):
-            yield self.select(torch.arange(start, start + size))
+    def narrow(self, width: int) -> Batch:
+        """The same rows without the positions from `width` on."""
+        columns = {name: c[:, :width] if c.dim() > 1 else c for name, c in self.columns.items()}
+        return Batch(self.tokens[:, :width], self.lengths, self.response_mask[:, :width], columns)
 
     def to(self, device: torch.device) -> Batch:
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        return Batch(self.tokens.to(device), self.response_mask.to(device), columns)
+        return Batch(self.tokens.to(device), self.lengths.to(device), self.response_mask.to(device), columns)
 
 
-def from_sequences(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], length_multiple: int = 1
-) -> Batch:
-    """Prompts and their responses as rows, padded with token 0 to the longest, rounded up to `length_multiple`.
-
-    Padding follows the sequence, so that causal attention never sees it and the padding token does not matter.
-    """
-    longest = max(len(p) + len(r) for p, r in zip(prompts, responses, strict=True))
-    width = -(-longest // length_multiple) * length_multiple
-    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
+def from_sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:
+    """Prompts and their responses as rows as wide as the longest."""
+    lengths = torch.tensor([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+    tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
+    mask = torch.zeros(tokens.shape, dtype=torch.bool)
     for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         end = len(prompt) + len(response)
         tokens[row, :end] = torch.tensor([*prompt, *response])
         mask[row, len(prompt) : end] = True
-    return Batch(tokens, mask, {})
+    return Batch(tokens, lengths, mask, {})

@@ -117,14 +117,14 @@ def _transformer_engine_parts() -> _Parts:
 
 def _local_parts() -> _Parts:
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
 
+    from tempo_megatron.megatron.attention import PackedAttention
     from tempo_megatron.megatron.norm import RMSNorm
 
     return _Parts(
         column=ColumnParallelLinear,
         normed_column=None,
         row=RowParallelLinear,
-        attention=DotProductAttention,
+        attention=PackedAttention,
         norm=RMSNorm,
     )

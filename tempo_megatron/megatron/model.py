@@ -8,8 +8,8 @@ import torch
 
 from checkpoints_convert.critics import fresh_value_head
 from checkpoints_convert.mapping import BackboneSettings, Role
-from tempo_megatron.config import Config, Precision
-from tempo_megatron.megatron import cpu
+from tempo_megatron.config import Config, Fp8, ModelConfig, Precision, Recompute
+from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.layers import stack_spec
 from tempo_megatron.megatron.topology import Topology
 
@@ -67,21 +67,47 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
         hidden_dropout=0.0,
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        context_parallel_size=config.parallel.context_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
+        variable_seq_lengths=True,
+        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         use_cpu_initialization=not on_gpu,
         perform_initialization=False,
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=accelerators.apex_accumulates_gradients(),
         bias_activation_fusion=on_gpu,
         bias_dropout_fusion=on_gpu,
         masked_softmax_fusion=False,
-        apply_rope_fusion=False,
+        apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
+        **_fp8(config.model),
+        **_recompute(config.model),
     )
     made.finalize_model_grads_func = finalize_model_grads
     return made
+
+
+def _fp8(settings: ModelConfig) -> dict[str, Any]:
+    if settings.fp8 is Fp8.none:
+        return {}
+    edges = 2 * settings.fp8_edges_in_bf16  # a transformer layer is two of a HybridModel's
+    return {
+        "fp8": "hybrid",
+        "fp8_recipe": settings.fp8.value,
+        "first_last_layers_bf16": edges > 0,
+        "num_layers_at_start_in_bf16": edges,
+        "num_layers_at_end_in_bf16": edges,
+    }
+
+
+def _recompute(settings: ModelConfig) -> dict[str, Any]:
+    if settings.recompute is Recompute.full:
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if settings.recompute is Recompute.mlp:
+        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    return {}
 
 
 def rotary_frequencies(settings: BackboneSettings) -> torch.Tensor:
@@ -116,4 +142,5 @@ def build(
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
         if role == "critic" and topology.is_last_stage:
             model.output_layer = ValueHead(made, config.seed, head_bias)
+        accelerators.let_transformer_engine_accumulate_gradients(model)
         return model.to(topology.device)

@@ -1,4 +1,4 @@
-"""Where this process stands: device, process groups, and its place in the TP x PP x DP grid."""
+"""Where this process stands: device, process groups, and its place in the TP x CP x PP x DP grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _COLLECTIVE_LIMIT = datetime.timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Topology:
-    """One rank's place. Groups are torch process groups; `last_stage_rank` is the global rank that holds the head."""
+    """One rank's place. Groups are torch process groups; `last_stage_rank` is the global rank that holds the head.
+
+    Data-parallel ranks read different micro-batches, context-parallel ones parts of the same.
+    """
 
     rank: int
     world_size: int
@@ -28,10 +31,13 @@ class Topology:
     tensor_size: int
     pipeline_rank: int
     pipeline_size: int
+    context_rank: int
+    context_size: int
     data_rank: int
     data_size: int
     tensor_group: Any
     pipeline_group: Any
+    context_group: Any
     data_group: Any
     last_stage_rank: int
 
@@ -45,7 +51,7 @@ class Topology:
 
 
 def initialize(parallel: ParallelConfig, seed: int) -> Topology:
-    """Join the process group that torchrun or srun describes and cut it into Megatron's TP x PP x DP groups."""
+    """Join the process group that torchrun or srun describes and cut it into Megatron's TP x CP x PP x DP groups."""
     # The banner says what is missing, once.
     warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
     # Megatron's optimizer looks at .grad of views into its buffers, which are no leaves.
@@ -61,7 +67,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_COLLECTIVE_LIMIT)
         parallel_state.initialize_model_parallel(
-            parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+            parallel.tensor_model_parallel_size,
+            parallel.pipeline_model_parallel_size,
+            context_parallel_size=parallel.context_parallel_size,
         )
         model_parallel_cuda_manual_seed(seed)
         return Topology(
@@ -72,10 +80,13 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
             tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
             pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
             pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+            context_rank=parallel_state.get_context_parallel_rank(),
+            context_size=parallel_state.get_context_parallel_world_size(),
             data_rank=parallel_state.get_data_parallel_rank(),
             data_size=parallel_state.get_data_parallel_world_size(),
             tensor_group=parallel_state.get_tensor_model_parallel_group(),
             pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+            context_group=parallel_state.get_context_parallel_group(),
             data_group=parallel_state.get_data_parallel_group(),
             last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
         )

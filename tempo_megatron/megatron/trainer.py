@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import Config, OptimizerConfig
+from tempo_megatron.config import Config, Fp8, OptimizerConfig
 from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.learning_rate import learning_rate
+from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
 from tempo_megatron.megatron.topology import Topology
 
 Rows = dict[str, Tensor]
-Score = Callable[[Tensor, Batch], Rows]
-"""(model output [micro_batch, sequence, ...], micro-batch) -> named rows [micro_batch, ...]"""
-Loss = Callable[[Tensor, Batch], tuple[Tensor, Rows]]
-"""(model output, micro-batch) -> (this micro-batch's share of the global loss [], rows to report)"""
+Loss = Callable[[Rows, Batch], tuple[Tensor, Rows]]
+"""(a micro-batch's scores, its rows) -> (its share of the global loss [], tensors [rows, ...] to report)"""
+
+_LONGEST_STEPS = 4
+"""cuDNN plans an attention for every longest sequence it is told of: they are rounded up to so many an octave"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What is read of a model's output: `read(output [tokens, ...], next_tokens [tokens])` gives named columns
+    [tokens, ...]. With `about_next` a token's entry is about the token that follows it."""
+
+    read: Callable[[Tensor, Tensor], Rows]
+    about_next: bool
 
 
 class NonFiniteGradient(RuntimeError):
@@ -27,68 +40,142 @@ class NonFiniteGradient(RuntimeError):
 
 
 class Scorer:
-    """One Megatron model spread over the topology, which reads and does not learn."""
+    """One Megatron model spread over the topology, which reads and does not learn.
 
-    def __init__(self, module: Any, config: Config, topology: Topology, micro_batch: int) -> None:
+    `micro_batch_tokens` is the budget of one forward pass (`PolicyConfig.micro_batch_tokens`).
+    """
+
+    def __init__(self, module: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> None:
         self.module = module
         self.model = module
         self.topology = topology
-        self.micro_batch_size = micro_batch
-        self.length_multiple = topology.tensor_size if config.parallel.sequence_parallel else 1
+        self.rule = packing_rule(module.config, config, topology, micro_batch_tokens)
 
     def score(self, batch: Batch, score: Score) -> Rows:
-        """`score` of the model's output for every row, on every rank. No gradient."""
+        """Columns of every row, [rows, sequence, ...] fp32 on the host, on every rank; 0 where a row has no token. No
+        gradient."""
+
+        def keep(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
+            wide = {name: _widened(column, batch.width) for name, column in scores.items()}
+            return torch.stack([column.sum() for column in scores.values()]).sum(), wide
+
         with torch.no_grad():
-            return self._run(batch, lambda output, micro: (output.sum(), score(output, micro)), forward_only=True)
+            return self._run(batch, score, keep, forward_only=True)
 
-    def _run(self, batch: Batch, loss: Loss, forward_only: bool) -> Rows:
+    def _run(self, batch: Batch, score: Score, loss: Loss, forward_only: bool) -> Rows:
         place = self.topology
-        dealt = batch.deal(place.data_rank, place.data_size, self.micro_batch_size).to(place.device)
-        count = dealt.rows // self.micro_batch_size
-        positions = torch.arange(dealt.tokens.shape[1], device=place.device).expand(self.micro_batch_size, -1)
+        dealt = self.rule.deal(batch.lengths.tolist(), place.data_size)[place.data_rank]
+        micro_batches = (
+            pack(batch, rows, self.rule, place.context_rank, place.context_size).to(place.device) for rows in dealt
+        )
         # Megatron divides a loss by the number of micro-batches and averages gradients over data-parallel ranks.
-        unaveraged = count * place.data_size
+        unaveraged = len(dealt) * place.data_size
 
-        def forward_step(micro_batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-            micro = next(micro_batches)
+        def forward_step(remaining: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            micro = next(remaining)
 
-            def scaled(output: Tensor) -> tuple[Tensor, Rows]:
-                share, rows = loss(output, micro)
-                return share * unaveraged, rows
+            def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, Rows]]:
+                columns = score.read(output[0], micro.next_tokens)
+                scores = {n: micro.to_rows(self._over_context(c), score.about_next) for n, c in columns.items()}
+                share, reported = loss(scores, micro.rows)
+                return share * unaveraged, (micro.indices, reported)
 
-            return model(micro.tokens, positions, None), scaled
+            positions = torch.zeros_like(micro.tokens)  # RoPE reads the boundaries instead
+            output = model(micro.tokens[None], positions[None], None, packed_seq_params=_packed(micro))
+            return output, scaled
 
         with cpu.accelerator_names():
             from megatron.core.pipeline_parallel import get_forward_backward_func
 
             done = get_forward_backward_func()(
                 forward_step_func=forward_step,
-                data_iterator=dealt.micro_batches(self.micro_batch_size),
+                data_iterator=micro_batches,
                 model=[self.model],
-                num_microbatches=count,
-                seq_length=dealt.tokens.shape[1],
-                micro_batch_size=self.micro_batch_size,
+                num_microbatches=len(dealt),
+                seq_length=self.rule.budget,  # unread: stages tell each other the shapes
+                micro_batch_size=1,
                 forward_only=forward_only,
             )
-        rows = {name: torch.cat([part[name] for part in done]).float() for name in done[0]} if done else {}
-        return {name: column[: batch.rows].cpu() for name, column in self._gather(rows).items()}
+        return {name: column.cpu() for name, column in self._gather(done, batch.rows).items()}
 
-    def _gather(self, rows: Rows) -> Rows:
-        """Rows of all data-parallel ranks in the batch's order, on every rank of every stage."""
+    def _over_context(self, column: Tensor) -> Tensor:
+        """The parts of all context-parallel ranks, one after the other: [tokens / CP, ...] -> [tokens, ...]. Every rank
+        goes on with the same loss, so that the gradient of a part is its own rank's alone."""
+        if self.topology.context_size == 1:
+            return column
+        from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+
+        return gather_from_sequence_parallel_region(
+            column, tensor_parallel_output_grad=False, group=self.topology.context_group
+        )
+
+    def _gather(self, done: Sequence[tuple[Tensor, Rows]], rows: int) -> Rows:
+        """Tensors of all rows in the batch's order, on every rank of every stage: fp32."""
         place = self.topology
-        if place.data_size > 1 and place.is_last_stage:
-            for name, column in rows.items():
-                parts = [torch.empty_like(column) for _ in range(place.data_size)]
-                dist.all_gather(parts, column.contiguous(), group=place.data_group)
-                rows[name] = torch.stack(parts, 1).flatten(0, 1)
+        found: Rows = {}
+        if place.is_last_stage:
+            indices = torch.cat([of for of, _ in done]).to(place.device)
+            for name in done[0][1]:
+                mine = torch.cat([part[name] for _, part in done]).float()
+                found[name] = mine.new_zeros((rows, *mine.shape[1:])).index_copy_(0, indices, mine)
+                if place.data_size > 1:
+                    dist.all_reduce(found[name], group=place.data_group)  # each row is one rank's, and 0 elsewhere
         if place.pipeline_size > 1:
-            shapes = [{name: tuple(column.shape) for name, column in rows.items()}]
+            shapes = [{name: tuple(column.shape) for name, column in found.items()}]
             dist.broadcast_object_list(shapes, place.last_stage_rank, group=place.pipeline_group)
             for name, shape in shapes[0].items():
-                column = rows.get(name, torch.empty(shape, device=place.device)).contiguous()
+                column = found.get(name, torch.empty(shape, device=place.device))
                 dist.broadcast(column, place.last_stage_rank, group=place.pipeline_group)
-                rows[name] = column
-        return rows
+                found[name] = column
+        return found
+
+
+def packing_rule(made: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> PackingRule:
+    """How this run's sequences are packed; `made` is the model's TransformerConfig."""
+    # Products in 8 bits need whole tiles of tokens on every rank.
+    tile = {Fp8.none: 1, Fp8.blockwise: 128}.get(config.model.fp8, 16)
+    split = topology.tensor_size if made.sequence_parallel else 1
+    pieces = 2 * topology.context_size if topology.context_size > 1 else 1
+    multiple = math.lcm(tile * split * topology.context_size, pieces)
+    longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
+    queries = made.kv_channels * made.num_attention_heads
+    keys = 2 * made.kv_channels * made.num_query_groups
+    weights_a_layer = made.hidden_size * (2 * queries + keys + 3 * made.ffn_hidden_size)
+    return PackingRule(
+        budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
+        sequence_multiple=pieces,
+        total_multiple=multiple,
+        # A token's products with the weights take 2 FLOPs a weight; with the context before it, on average 2 a query
+        # channel and token of the sequence.
+        attention_cost=queries / weights_a_layer,
+    )
+
+
+def _packed(micro: MicroBatch) -> Any:
+    """megatron-core's description of the sequences in a micro-batch. Padding counts as theirs."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    longest = micro.longest
+    if micro.tokens.is_cuda:
+        step = max(64, 2 ** (longest.bit_length() - 1) // _LONGEST_STEPS)
+        longest = -(-longest // step) * step
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=micro.boundaries,
+        cu_seqlens_kv=micro.boundaries,
+        cu_seqlens_q_padded=micro.boundaries,
+        cu_seqlens_kv_padded=micro.boundaries,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        pad_between_seqs=False,
+    )
+
+
+def _widened(column: Tensor, width: int) -> Tensor:
+    """[rows, sequence, ...] with zeros up to `width` positions."""
+    wide = column.new_zeros((column.shape[0], width, *column.shape[2:]))
+    wide[:, : column.shape[1]] = column
+    return wide
 
 
 class Trainer(Scorer):
@@ -96,9 +183,9 @@ class Trainer(Scorer):
     optimizer's steps, which the learning rate follows."""
 
     def __init__(
-        self, module: Any, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch: int
+        self, module: Any, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch_tokens: int
     ) -> None:
-        super().__init__(module, config, topology, micro_batch)
+        super().__init__(module, config, topology, micro_batch_tokens)
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
@@ -136,8 +223,9 @@ class Trainer(Scorer):
             for part in self.optimizer.chained_optimizers:  # so that a checkpoint before the first step has all state
                 part.init_state_fn(part.optimizer, part.config)
 
-    def step(self, batch: Batch, loss: Loss) -> tuple[Rows, float]:
-        """One optimizer step on the whole batch; returns the loss's rows and the gradient norm before clipping.
+    def step(self, batch: Batch, score: Score, loss: Loss) -> tuple[Rows, float]:
+        """One optimizer step on the whole batch; returns what the loss reports, for every row, and the gradient norm
+        before clipping.
 
         `loss` gives a micro-batch's share of a loss already divided by its one global count: shares are added over
         micro-batches and data-parallel ranks, whatever the layout. Raises NonFiniteGradient.
@@ -145,7 +233,7 @@ class Trainer(Scorer):
         with cpu.accelerator_names():
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
-        rows = self._run(batch, loss, forward_only=False)
+        rows = self._run(batch, score, loss, forward_only=False)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.steps)
         with cpu.accelerator_names():

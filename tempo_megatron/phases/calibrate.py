@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import Rows, Trainer
 from tempo_megatron.phases.estimate import Estimate
 from tempo_megatron.phases.measure import describe
-from tempo_megatron.phases.scoring import mini_batches, to_batch, values
+from tempo_megatron.phases.scoring import VALUES, mini_batches, to_batch, values
 
 
 def calibrate(
@@ -28,7 +29,7 @@ def calibrate(
     """The E-step: at every token the target is the response's correctness (arXiv 2604.19295). Returns metrics, those of
     the values taken before training."""
     wrong = config.target_range.wrong
-    batch = to_batch(rollouts, critic.length_multiple)
+    batch = to_batch(rollouts)
     read = values(critic, batch)
     found = describe((read - wrong) / (1 - wrong), batch.response_mask, rollouts, correctness)
     targets = (wrong + (1 - wrong) * torch.tensor(correctness))[:, None].expand_as(read)
@@ -48,7 +49,7 @@ def _fit(
 ) -> dict[str, float]:
     """A mini-batch's loss is the squared error summed over its response tokens and last prompt tokens, divided by
     their number over all ranks."""
-    batch = Batch(batch.tokens, batch.response_mask, {"targets": targets, "values": read})
+    batch = replace(batch, columns={"targets": targets, "values": read})
     losses, norms = [], []
     for epoch in range(config.epochs):
         for rows in mini_batches(batch.rows, config.mini_batches, *seed, "calibrate", epoch):
@@ -65,10 +66,10 @@ def _fit(
 def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float]:
     count = int(calibration_mask(batch.response_mask).sum())
 
-    def loss(output: Tensor, micro_batch: Batch) -> tuple[Tensor, Rows]:
+    def loss(scores: Rows, micro_batch: Batch) -> tuple[Tensor, Rows]:
         mask, columns = calibration_mask(micro_batch.response_mask), micro_batch.columns
-        error = squared_error(output[..., 0], columns["targets"], mask, columns["values"], clip)
+        error = squared_error(scores["values"], columns["targets"], mask, columns["values"], clip)
         return error.sum() / count, {"squared_error": error.sum(1).detach()}
 
-    rows, norm = critic.step(batch, loss)
+    rows, norm = critic.step(batch, VALUES, loss)
     return float(rows["squared_error"].sum() / count), norm

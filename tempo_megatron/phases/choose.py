@@ -76,7 +76,7 @@ class Chooser:
         return [replace(one, value=self._value(critic, one.iteration)) for one in candidates]
 
     def _value(self, critic: Scorer, iteration: int) -> float:
-        batch = to_batch(self._read(iteration), critic.length_multiple)
+        batch = to_batch(self._read(iteration))
         return float(last_value(values(critic, batch), batch.response_mask).mean())
 
     def _path(self, iteration: int) -> Path:

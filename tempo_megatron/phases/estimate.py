@@ -69,7 +69,7 @@ def estimate(
 
     `wrong` is the critic's target of a wrong answer; `critic_values` [rows, sequence] are read now unless given.
     """
-    batch = to_batch(rows.rollouts, policy.length_multiple)
+    batch = to_batch(rows.rollouts)
     order = list(mini_batches(batch.rows, config.mini_batches, *seed, "refine", 0))
     statistics = sorted(method.needs & set(STATISTICS))
     scored = _in_order(policy, batch, order, scores(*{"entropy", *statistics}))

@@ -22,7 +22,7 @@ def measure(
     critic: Scorer, rollouts: Sequence[Rollout], correctness: Sequence[float], target_range: TargetRange
 ) -> dict[str, float]:
     """Figures of the critic on graded rollouts that it does not learn from."""
-    batch = to_batch(rollouts, critic.length_multiple)
+    batch = to_batch(rollouts)
     read = (values(critic, batch) - target_range.wrong) / (1 - target_range.wrong)
     return describe(read, batch.response_mask, rollouts, correctness)
 

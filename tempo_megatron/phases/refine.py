@@ -66,8 +66,8 @@ def _step(policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig) -
     count = int(learn.sum() if config.average_over is AverageOver.tokens else learn.any(1).sum())
     score = scores("entropy") if config.entropy_coefficient else scores()
 
-    def loss(logits: Tensor, micro_batch: Batch) -> tuple[Tensor, Rows]:
-        columns, scored = micro_batch.columns, score(logits, micro_batch)
+    def loss(scored: Rows, micro_batch: Batch) -> tuple[Tensor, Rows]:
+        columns = micro_batch.columns
         mask = columns["learn"] & micro_batch.response_mask
         surrogate = clipped_surrogate(
             scored["log_probs"],
@@ -91,4 +91,4 @@ def _step(policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig) -
             total = total - config.entropy_coefficient * bonus
         return total / count, rows
 
-    return policy.step(batch, loss)
+    return policy.step(batch, score, loss)

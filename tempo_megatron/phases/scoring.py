@@ -15,35 +15,38 @@ from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Rows, Score, Scorer
 
 Scores = Callable[..., Score]
-"""names of statistics -> a score that gives `log_probs` and them, each [micro_batch, sequence]"""
+"""names of statistics -> the score that reads `log_probs` and them"""
+
+VALUES = Score(lambda output, _: {"values": output[:, 0]}, about_next=False)
+"""the critic's `values`, each once its token has been read"""
 
 
-def to_batch(rollouts: Sequence[Rollout], length_multiple: int) -> Batch:
-    """Rollouts as padded rows, in their order."""
+def to_batch(rollouts: Sequence[Rollout]) -> Batch:
+    """Rollouts as rows, in their order."""
     prompts = [rollout.prompt.token_ids for rollout in rollouts]
-    return from_sequences(prompts, [rollout.response_ids for rollout in rollouts], length_multiple)
+    return from_sequences(prompts, [rollout.response_ids for rollout in rollouts])
 
 
 def values(critic: Scorer, batch: Batch) -> Tensor:
     """V after each token, [rows, sequence] fp32."""
-    return critic.score(batch, lambda output, _: {"values": output[..., 0]})["values"]
+    return critic.score(batch, VALUES)["values"]
 
 
 def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Scores:
     """Scores of a policy's logits under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:
-        def score(logits: Tensor, micro_batch: Batch) -> Rows:
+        def read(logits: Tensor, next_tokens: Tensor) -> Rows:
             return token_scores(
                 logits,
-                micro_batch.tokens,
+                next_tokens,
                 vocab_size=vocab_size,
                 temperature=temperature,
                 topology=topology,
                 statistics=statistics,
             )
 
-        return score
+        return Score(read, about_next=True)
 
     return with_statistics
 

@@ -15,14 +15,12 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
     """One step on the mean cross-entropy of the answers' tokens; returns it."""
-    batch = from_sequences(
-        [prompt for prompt, _ in examples], [answer for _, answer in examples], policy.length_multiple
-    )
+    batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples])
     count = int(batch.response_mask.sum())
 
-    def loss(logits: Tensor, micro_batch: Batch) -> tuple[Tensor, Rows]:
-        surprise = -(score(logits, micro_batch)["log_probs"] * micro_batch.response_mask).sum(1)
+    def loss(scores: Rows, micro_batch: Batch) -> tuple[Tensor, Rows]:
+        surprise = -(scores["log_probs"] * micro_batch.response_mask).sum(1)
         return surprise.sum() / count, {"surprise": surprise.detach()}
 
-    rows, _ = policy.step(batch, loss)
+    rows, _ = policy.step(batch, score, loss)
     return float(rows["surprise"].sum() / count)

@@ -15,7 +15,7 @@ from checkpoints_convert.families import family
 from tempo_megatron.config import Config, OptimizerConfig, Precision
 from tempo_megatron.megatron import checkpoint, model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
-from tempo_megatron.megatron.trainer import Trainer
+from tempo_megatron.megatron.trainer import Score, Trainer
 
 
 def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> None:
@@ -36,10 +36,10 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
             checkpoint.load_weights(directory / "policy", module)
         else:
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
-        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch=1)
+        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         cut = settings.vocab_size
-        score = trainer.score(batch, lambda logits, _, cut=cut: {"next": logits[..., :cut].argmax(-1)})  # type: ignore
-        found[str(directory)] = score["next"].long()
+        score = Score(lambda logits, _, cut=cut: {"next": logits[:, :cut].argmax(-1)}, about_next=False)  # type: ignore
+        found[str(directory)] = trainer.score(batch, score)["next"].long()
     if place.rank == 0:
         torch.save(found, out)
 

@@ -1,11 +1,12 @@
 """A rank of test_gradients: gradients of policy and critic on the same rollouts, however they are cut up.
 
-usage: gradient_worker.py RECIPE OUT MICRO_BATCH_SIZE,... [key=value ...]
+usage: gradient_worker.py RECIPE OUT MICRO_BATCH_TOKENS,... [key=value ...]
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     for size in map(int, sizes.split(",")):
         run.labelled.position = run.unlabelled.position = 0
         for trainer in run.trainers.values():
-            trainer.micro_batch_size = size
+            trainer.rule = replace(trainer.rule, budget=size)
         for loss, average in ((Loss.gspo, AverageOver.sequences), (Loss.ppo, AverageOver.tokens)):
             run.config.policy.loss, run.config.policy.average_over = loss, average
             iterate(run)

@@ -55,7 +55,7 @@ def main(recipe: str, out: str, iterations: str, *overrides: str) -> None:
         for prompt in prompts
         for done in Recorded().generate([Request(prompt.token_ids, 5, 8, 1.0, 1.0)])
     ]
-    batch = to_batch(rollouts, run.policy.length_multiple)
+    batch = to_batch(rollouts)
     mask = batch.response_mask
     result = {
         "metrics": metrics,

@@ -17,8 +17,8 @@ from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from tempo_megatron.config import Config, OptimizerConfig, Precision
 from tempo_megatron.megatron import checkpoint, cpu, model, topology, weights
-from tempo_megatron.megatron.batch import Batch, from_sequences
-from tempo_megatron.megatron.trainer import Rows, Trainer
+from tempo_megatron.megatron.batch import from_sequences
+from tempo_megatron.megatron.trainer import Rows, Score, Trainer
 
 LENGTHS = (96, 41)
 
@@ -30,19 +30,23 @@ def sequences(vocab_size: int) -> list[list[int]]:
 
 def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
     """For each attention layer of this rank, by its number in Hugging Face: the positions that the last one sees."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
     seen = {}
     for layer in module.decoder.layers:
         if not hasattr(layer.self_attention, "core_attention"):
             continue
         core = layer.self_attention.core_attention
-        heads, groups = core.num_attention_heads_per_partition, core.num_query_groups_per_partition
-        channels = core.hidden_size_per_attention_head
-        query, key = torch.zeros(length, 1, heads, channels), torch.zeros(length, 1, groups, channels)
+        around = layer.self_attention
+        heads, groups = around.num_attention_heads_per_partition, around.num_query_groups_per_partition
+        channels = around.hidden_size_per_attention_head
+        query, key = torch.zeros(length, heads, channels), torch.zeros(length, groups, channels)
+        whole = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
         weights_of_last = []
         for position in range(length):
-            value = torch.zeros(length, 1, groups, channels)
+            value = torch.zeros(length, groups, channels)
             value[position] = 1.0
-            output = core(query, key, value, None, attn_mask_type=layer.self_attention.attn_mask_type)
+            output = core(query, key, value, None, packed_seq_params=whole)
             weights_of_last.append(float(output[-1].sum()))
         number = (layer.layer_number - 1) // 2
         seen[number] = [position for position, weight in enumerate(weights_of_last) if weight > 0]
@@ -57,7 +61,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
     config.parallel.pipeline_model_parallel_size = int(pipeline_size)
     place = topology.initialize(config.parallel, seed=0)
 
-    def whole(logits: torch.Tensor, _: Batch) -> Rows:
+    def whole(logits: torch.Tensor, _: torch.Tensor) -> Rows:
         parts = [torch.empty_like(logits) for _ in range(place.tensor_size)]
         dist.all_gather(parts, logits.contiguous(), group=place.tensor_group)
         return {"output": torch.cat(parts, -1)}
@@ -78,10 +82,12 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
                 mine = seen_from_last_token(module, 40) if local else {}
             dist.all_gather_object(seen, mine)
             found[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
-        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch=1)
+        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
-        score = (lambda values, _: {"output": values}) if critic else whole
-        found[directory.name] = trainer.score(batch, score)["output"][..., : settings.vocab_size]
+        read = (lambda values, _: {"output": values}) if critic else whole
+        found[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
+            ..., : settings.vocab_size
+        ]
     if place.rank == 0:
         torch.save(found, out)
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from tempo_megatron.config import ParallelConfig
+from tempo_megatron.megatron import log_probs
 from tempo_megatron.megatron.log_probs import STATISTICS, token_scores
 from tempo_megatron.megatron.topology import initialize
 
@@ -19,14 +20,22 @@ from tempo_megatron.megatron.topology import initialize
 def main(out: str) -> None:
     place = initialize(ParallelConfig(tensor_model_parallel_size=2), seed=0)
     inputs = torch.load(Path(out).with_name("inputs.pt"))
+    log_probs._CHUNK_ELEMENTS = inputs["chunk"]
     half = inputs["logits"].shape[-1] // 2
-    mine = inputs["logits"][..., place.tensor_rank * half :][..., :half].clone().requires_grad_()
-    found = token_scores(
-        mine, inputs["tokens"], vocab_size=inputs["vocab_size"], temperature=0.7, topology=place, statistics=STATISTICS
-    )
-    gradients = {}
-    for name, column in found.items():
-        (gradient,) = torch.autograd.grad((column * inputs["weights"]).sum(), mine, retain_graph=True)
+    mine = inputs["logits"][:, place.tensor_rank * half :][:, :half]
+    found, gradients = {}, {}
+    for name in ("log_probs", *STATISTICS):
+        leaf = mine.clone().requires_grad_()
+        # A copy of them: the backward pass writes over the logits that it is given.
+        found = token_scores(
+            leaf * 1.0,
+            inputs["tokens"],
+            vocab_size=inputs["vocab_size"],
+            temperature=0.7,
+            topology=place,
+            statistics=STATISTICS,
+        )
+        (gradient,) = torch.autograd.grad((found[name] * inputs["weights"]).sum(), leaf)
         parts = [torch.empty_like(gradient) for _ in range(2)]
         dist.all_gather(parts, gradient, group=place.tensor_group)
         gradients[name] = torch.cat(parts, -1)

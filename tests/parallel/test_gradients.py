@@ -25,7 +25,7 @@ Gradients = dict[int, dict[str, list[torch.Tensor]]]
 
 
 def gradients(recipe: Path, ranks: int, *sizes: int) -> Gradients:
-    """By micro-batch size and model, those of every step."""
+    """By token budget and model, those of every step."""
     out = recipe.with_suffix(".pt")
     shutil.rmtree(load(recipe).run_dir, ignore_errors=True)
     run_ranks(WORKER, ranks, recipe, out, ",".join(map(str, sizes)), *EVERY_TERM)
@@ -34,13 +34,14 @@ def gradients(recipe: Path, ranks: int, *sizes: int) -> Gradients:
 
 
 def test_micro_batches_and_data_parallel_ranks_change_no_gradient(recipe: Path) -> None:
-    """Every step of both models within 1e-6 of the gradient's length, for GSPO and PPO with every term of the loss.
-    Rows differ in length, and their number divides neither the micro-batch nor the ranks: means of means would show."""
-    alone = gradients(recipe, 1, 1, 7)
+    """Every step of both models within 1e-5 of the gradient's length, for GSPO and PPO with every term of the loss.
+    Budgets from a sequence to a hundred tokens; rows differ in length, and their number does not divide by the ranks:
+    means of means would show."""
+    alone = gradients(recipe, 1, 1, 100)
     expected = alone[1]
-    for found in (alone[7], gradients(recipe, 2, 3)[3]):
+    for found in (alone[100], gradients(recipe, 2, 40)[40]):
         for name, steps in expected.items():
             assert len(steps) == len(found[name]) == 4
             for mine, theirs in zip(found[name], steps, strict=True):
                 assert theirs.norm() > 0
-                assert (mine - theirs).norm() / theirs.norm() < 1e-6, name
+                assert (mine - theirs).norm() / theirs.norm() < 1e-5, name

@@ -19,7 +19,15 @@ from tests.models import write_model
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("layout_worker.py")
-LAYOUTS = {"TP2": (2, 1, 1), "PP2": (1, 2, 1), "TP2 x PP2": (2, 2, 1), "DP2": (1, 1, 2), "TP2 with SP": (2, 1, 1)}
+LAYOUTS = {
+    "TP2": (2, 1, 1),
+    "PP2": (1, 2, 1),
+    "TP2 x PP2": (2, 2, 1),
+    "DP2": (1, 1, 2),
+    "CP2": (1, 1, 2),
+    "TP2 with SP": (2, 1, 1),
+}
+EXTRA = {"TP2 with SP": ("parallel.sequence_parallel=true",), "CP2": ("parallel.context_parallel_size=2",)}
 SMALL_STEPS = ("policy.optimizer.learning_rate=1e-6", "critic.optimizer.learning_rate=1e-6")
 ONE_STEP = (*SMALL_STEPS, "policy.mini_batches=1", "critic.mini_batches=1")
 LEARNED = ("critic/loss", "critic/gradient_norm", "policy/gradient_norm", "policy/reward", "policy/entropy")
@@ -73,8 +81,7 @@ def test_every_layout_learns_what_one_process_learns(
 ) -> None:
     """After one step: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5 absolute. What
     each layout exports before it is the model that all started from, bit for bit."""
-    extra = ["parallel.sequence_parallel=true"] if name.endswith("SP") else []
-    together = trained(recipe, LAYOUTS[name], 1, *ONE_STEP, *extra)
+    together = trained(recipe, LAYOUTS[name], 1, *ONE_STEP, *EXTRA.get(name, ()))
     assert_close(together, alone[1], 1e-5)
     assert_same(together["at_start"], load_file(demo_model / "model.safetensors"))
 

@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tempo_megatron.config import DataConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions, set_aside
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.sources import Answers, DataError, Row, to_prompts
 from tempo_megatron.data.streams import Stream
-from tempo_megatron.megatron.batch import from_sequences
 
 
 def test_a_stream_resumes_from_its_position_alone() -> None:
@@ -45,17 +43,6 @@ def test_seeds_differ_by_every_part_and_fit_a_request() -> None:
     }
     assert len(seeds) == 3 * 2 * 9 * 8
     assert all(0 <= seed < 2**31 for seed in seeds)
-
-
-def test_dealt_rows_are_each_sequence_once_and_fillers_count_nothing() -> None:
-    """Data parallelism: sums over ranks must be sums over rows, whatever the number of ranks."""
-    batch = from_sequences([[n] for n in range(1, 8)], [[n, n] for n in range(1, 8)], length_multiple=4)
-    assert batch.tokens.shape == (7, 4)
-    dealt = [batch.deal(rank, 2, 3) for rank in range(2)]
-    assert [part.rows for part in dealt] == [6, 6]
-    counted = torch.cat([part.tokens[part.response_mask] for part in dealt])
-    assert sorted(counted.tolist()) == sorted(n for n in range(1, 8) for _ in range(2))
-    assert len(list(dealt[0].micro_batches(3))) == 2
 
 
 class Letters:

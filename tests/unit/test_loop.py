@@ -35,7 +35,7 @@ class FakeRun(SimpleNamespace):
         for key, value in settings.items():
             setattr(config.loop, key, value)
         super().__init__(config=config, method=method(name), iteration=1, asked=[], gate_value=None)
-        self.critic = self.needed_critic = self.policy = SimpleNamespace(length_multiple=1)
+        self.critic = self.needed_critic = self.policy = SimpleNamespace()
         self.reference = self.scores = self.grader = None
         self.collector = SimpleNamespace(measured=[1] if config.loop.gate else [], collect=self.collect)
         self.auroc = auroc

@@ -1,0 +1,87 @@
+"""A rank of test_layouts: losses and gradients of policy and critic on sequences of very different lengths.
+
+usage: gradient_worker.py MODEL OUT [key=value ...]
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from checkpoints_convert import decoder, hf_files
+from checkpoints_convert.families import family
+from checkpoints_convert.mapping import Role
+from tempo_megatron.config import Config, OptimizerConfig, load
+from tempo_megatron.megatron import model, topology, weights
+from tempo_megatron.megatron.batch import Batch, from_sequences
+from tempo_megatron.megatron.topology import Topology
+from tempo_megatron.megatron.trainer import Rows, Trainer
+from tempo_megatron.phases.scoring import VALUES, policy_scores
+
+LENGTHS = (700, 33, 350, 120, 5, 510, 64, 219)
+
+
+def rollouts(vocab_size: int) -> Batch:
+    """Prompts of a few tokens with responses of `LENGTHS`, and an advantage a token."""
+    draw = random.Random(0)
+    prompts = [[draw.randrange(vocab_size) for _ in range(3 + row)] for row in range(len(LENGTHS))]
+    responses = [[draw.randrange(vocab_size) for _ in range(length)] for length in LENGTHS]
+    batch = from_sequences(prompts, responses)
+    return batch.with_columns(advantages=torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
+    """The whole gradient of the last step by Hugging Face name, from the shards that the optimizer would have read."""
+    for buffer in trainer.model.buffers:
+        group = buffer.data_parallel_group
+        for bucket in buffer.buckets:
+            shard = bucket.grad_data.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
+            dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
+    for parameter in trainer.module.parameters():
+        parameter.data = parameter.main_grad.float()
+    exported = weights.export(trainer.module, entries, trainer.topology)
+    return {name: tensor.cpu().clone() for name, tensor in exported}
+
+
+def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
+    """The loss and every gradient of one step that is not taken."""
+    described = hf_files.read_config(hf_path)
+    settings = family(described).settings(described)
+    module = model.build(role, settings, config, place)
+    weights.load(module, decoder.policy(settings), hf_files.Reader(hf_path), place, critic=role == "critic")
+    budget = config.policy.micro_batch_tokens
+    trainer = Trainer(module, OptimizerConfig(), config, place, budget)
+    batch = rollouts(settings.vocab_size)
+    count = int(batch.response_mask.sum())
+    score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place)("entropy")
+
+    def loss(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
+        if role == "critic":
+            each = (scores["values"] - rows.columns["advantages"]).square()
+        else:
+            each = -scores["log_probs"] * rows.columns["advantages"] - 0.01 * scores["entropy"]
+        total = (each * rows.response_mask).sum(1)
+        return total.sum() / count, {"total": total.detach()}
+
+    trainer.optimizer.step = lambda: (True, 1.0, 0)
+    reported, _ = trainer.step(batch, score, loss)
+    entries = decoder.policy(settings) if role == "policy" else decoder.critic(settings, "score", bias=False)
+    return {"loss": reported["total"].sum() / count, **gradients(trainer, entries)}
+
+
+def main(hf_path: str, out: str, *overrides: str) -> None:
+    config = load(None, overrides)
+    place = topology.initialize(config.parallel, seed=0)
+    roles: tuple[Role, ...] = ("policy", "critic")
+    found = {role: measured(role, Path(hf_path), config, place) for role in roles}
+    if place.rank == 0:
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,86 @@
+"""Rows end to end in micro-batches, and back."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+
+from tempo_megatron.megatron.batch import from_sequences
+from tempo_megatron.megatron.packing import PackingRule, pack
+
+BATCH = from_sequences([[1, 2, 3], [4, 5], [6]], [[7, 8], [9, 10, 11], []])
+ROWS = [2, 0, 1]
+
+
+def rule(budget: int, **changes: float) -> PackingRule:
+    return PackingRule(
+        **{"budget": budget, "sequence_multiple": 1, "total_multiple": 1, "attention_cost": 0.0, **changes}
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("context_size", "multiple"), [(1, 1), (1, 16), (2, 8), (3, 48)])
+def test_what_is_packed_comes_back_to_its_rows(context_size: int, multiple: int) -> None:
+    """Columns of every context-parallel rank, one after the other, become rows again; what is about the next token
+    arrives there, and padding nowhere."""
+    packing = rule(100, sequence_multiple=1 if context_size == 1 else 2 * context_size, total_multiple=multiple)
+    parts = [pack(BATCH, ROWS, packing, rank, context_size) for rank in range(context_size)]
+    assert len({len(part.tokens) for part in parts}) == 1
+    assert sum(len(part.tokens) for part in parts) % multiple == 0
+    tokens, following = (torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "next_tokens"))
+    expected = BATCH.tokens[ROWS]
+    for part in parts:
+        assert torch.equal(part.rows.tokens, expected)
+        assert torch.equal(part.to_rows(tokens, about_next=False), expected)
+        moved = part.to_rows(following, about_next=True)
+        assert torch.equal(moved[:, 1:], expected[:, 1:]) and not moved[:, 0].any()
+        assert part.to_rows(torch.stack([tokens, tokens], 1), about_next=True).shape == (3, 5, 2)
+
+
+def test_context_parallel_ranks_have_as_much_to_attend_to() -> None:
+    """Rank r reads pieces r and 2 CP - 1 - r of a sequence: under a causal mask all ranks' queries see as much."""
+    sequence = from_sequences([list(range(1, 25))], [[]])
+    packing = rule(24, sequence_multiple=6, total_multiple=6)
+    seen = [pack(sequence, [0], packing, rank, 3).tokens.tolist() for rank in range(3)]
+    assert seen[0] == [1, 2, 3, 4, 21, 22, 23, 24]
+    assert len({sum(tokens) for tokens in seen}) == 1
+
+
+def test_gradients_of_rows_reach_their_tokens_and_no_padding() -> None:
+    packed = pack(BATCH, ROWS, rule(100, total_multiple=16))
+    column = torch.zeros(16, requires_grad=True)
+    packed.to_rows(column, about_next=False).sum().backward()
+    assert column.grad is not None and column.grad.tolist() == [1.0] * 11 + [0.0] * 5
+
+
+def test_every_row_is_dealt_once_within_the_budget_and_the_ranks_cost_the_same() -> None:
+    """A log-normal distribution of lengths with a tail at the budget: as few micro-batches as could be, within one a
+    rank; equally many on every rank, whose costs, attention counted, are within 2%."""
+    lengths = [min(16384, int(random.Random(n).lognormvariate(7.6, 0.9)) + 1) for n in range(512)]
+    packing = rule(16384, total_multiple=64, attention_cost=2e-5)
+    dealt = packing.deal(lengths, 4)
+    assert sorted(row for rank in dealt for rows in rank for row in rows) == list(range(512))
+    assert {len(rank) for rank in dealt} == {len(dealt[0])}
+    assert len(dealt[0]) * 4 <= -(-sum(lengths) // 16384) + 4
+    assert all(sum(lengths[row] for row in rows) <= 16384 for rank in dealt for rows in rank)
+    costs = [sum(packing.cost(lengths[row]) for rows in rank for row in rows) for rank in dealt]
+    assert max(costs) < 1.02 * min(costs)
+    for rank in dealt:
+        by_micro_batch = [sum(packing.cost(lengths[row]) for row in rows) for rows in rank]
+        assert all(earlier >= later for earlier, later in pairwise(by_micro_batch))
+
+
+def test_fewer_rows_than_ranks_leave_micro_batches_of_padding() -> None:
+    """Every rank takes part in every collective, and what it has no row for counts nothing."""
+    dealt = rule(8, total_multiple=4).deal([3], 2)
+    assert sorted(dealt) == [[[]], [[0]]]
+    empty = pack(BATCH, [], rule(8, total_multiple=4))
+    assert empty.tokens.tolist() == [0, 0, 0, 0] and empty.boundaries.tolist() == [0, 4]
+    assert empty.to_rows(torch.ones(4), about_next=True).numel() == 0
+
+
+def test_a_sequence_over_the_budget_travels_alone() -> None:
+    (micro_batches,) = rule(10).deal([2, 12, 4, 4], 1)
+    assert sorted(map(sorted, micro_batches)) == [[0, 2], [1], [3]]
