@@ -53,8 +53,8 @@ class DrawnLengths:
 
 
 class BenchmarkRun(Run):
-    """A run whose models start from random weights, whose generator draws its lengths, and in which every other sample is
-    right once it has been graded: gradients of nothing would cost less power than true ones."""
+    """A run whose models start from random weights, and whose generator draws its lengths. Every other sample is right
+    once it has been graded: gradients of nothing would cost less power than true ones."""
 
     def __init__(self, config: Config, lengths: Lengths) -> None:
         self.lengths = lengths
