@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -10,9 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import Config, OptimizerConfig
-from tempo_megatron.megatron import cpu
+from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.learning_rate import learning_rate
+from tempo_megatron.megatron.offload import Kind, Offloader
 from tempo_megatron.megatron.topology import Topology
 
 Rows = dict[str, Tensor]
@@ -27,7 +29,13 @@ class NonFiniteGradient(RuntimeError):
 
 
 class Scorer:
-    """One Megatron model spread over the topology, which reads and does not learn."""
+    """One Megatron model spread over the topology, which reads and does not learn.
+
+    It may `rest` while others work on its device. `score` and `step` wake what they need; whoever else touches `module`
+    or `optimizer` does it while `awake`.
+    """
+
+    optimizer: Any = None
 
     def __init__(self, module: Any, config: Config, topology: Topology, micro_batch: int) -> None:
         self.module = module
@@ -35,9 +43,37 @@ class Scorer:
         self.topology = topology
         self.micro_batch_size = micro_batch
         self.length_multiple = topology.tensor_size if config.parallel.sequence_parallel else 1
+        self.offloader = Offloader(
+            lambda kind: offload.tensors(kind, self.model, self.optimizer),
+            offload.moving(config.memory, topology.device),
+            topology.device,
+        )
+
+    def rest(self, *, keep: Collection[Kind] = ()) -> bool:
+        """Give the device memory of all kinds of state but those in `keep` to others; returns whether any was given."""
+        if Kind.weights not in keep:
+            offload.drop_quantized_copies(self.module)
+        return self.offloader.rest(*(kind for kind in Kind if kind not in keep))
+
+    @contextlib.contextmanager
+    def awake(self, *kinds: Kind, changes: bool = False) -> Iterator[None]:
+        """These kinds of state on the device, all unless some are named; what rested before rests again afterwards.
+
+        `changes`: they are written meanwhile.
+        """
+        wanted = kinds or tuple(Kind)
+        rested = self.offloader.resting.intersection(wanted)
+        self.offloader.wake(*wanted)
+        try:
+            yield
+        finally:
+            if changes:
+                self.offloader.changed()
+            self.offloader.rest(*rested)
 
     def score(self, batch: Batch, score: Score) -> Rows:
         """`score` of the model's output for every row, on every rank. No gradient."""
+        self.offloader.wake(Kind.weights)
         with torch.no_grad():
             return self._run(batch, lambda output, micro: (output.sum(), score(output, micro)), forward_only=True)
 
@@ -113,6 +149,9 @@ class Trainer(Scorer):
         """A fresh Adam over the present weights."""
         self.settings = settings
         self.steps = 0
+        self.offloader.wake(Kind.weights)
+        self.offloader.forget(Kind.optimizer)
+        self.optimizer = None  # before another takes as much memory
         with cpu.accelerator_names():
             from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
             from megatron.core.optimizer import get_megatron_optimizer
@@ -142,12 +181,16 @@ class Trainer(Scorer):
         `loss` gives a micro-batch's share of a loss already divided by its one global count: shares are added over
         micro-batches and data-parallel ranks, whatever the layout. Raises NonFiniteGradient.
         """
+        self.offloader.fetch(*Kind)
+        self.offloader.wake(Kind.weights, Kind.gradients)
+        self.offloader.changed()
         with cpu.accelerator_names():
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
         rows = self._run(batch, loss, forward_only=False)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.steps)
+        self.offloader.wake(Kind.optimizer)
         with cpu.accelerator_names():
             stepped, norm, _ = self.optimizer.step()
         if not stepped or norm is None or not torch.isfinite(torch.as_tensor(norm)):
