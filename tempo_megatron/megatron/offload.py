@@ -7,14 +7,14 @@ stays the same object and is valid again, but none may be touched while it rests
 
 from __future__ import annotations
 
+import os
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, UntypedStorage
@@ -25,6 +25,8 @@ _GIB = 2**30
 _ALIGNMENT = 512
 """bytes that a storage's place in a host buffer is rounded up to: whole lines for the copy engines"""
 _SHARE_OF_HOST = 0.8
+_Sized = tuple[UntypedStorage, int]
+"""a storage, and its bytes when it does not rest"""
 
 
 class Kind(StrEnum):
@@ -84,7 +86,7 @@ class Offloader:
         self._tensors, self._moves, self._device = tensors, moves, device
         self._stream = torch.cuda.Stream()
         self._host = {kind: _HostBuffer(device.type == "cuda") for kind in (Kind.weights, Kind.optimizer)}
-        self._resting: dict[Kind, list[tuple[UntypedStorage, int]]] = {}
+        self._resting: dict[Kind, list[_Sized]] = {}
         self._arriving: dict[Kind, Any] = {}
         self._held: dict[Kind, list[int]] = {}
         """the storages whose bytes the host holds as they are"""
@@ -96,8 +98,8 @@ class Offloader:
 
     def needs(self) -> dict[Kind, int]:
         """Bytes of host memory that each kind takes when it rests."""
-        places = {kind: self._storages(kind) for kind in self._host if kind in self._moves}
-        return {kind: sum(_rounded(storage.nbytes()) for storage in found) for kind, found in places.items()}
+        there = {kind: self._resting.get(kind) or self._sized(kind) for kind in self._host if kind in self._moves}
+        return {kind: _host_bytes(storages) for kind, storages in there.items()}
 
     def rest(self, *kinds: Kind) -> bool:
         """Free the device memory of these kinds, once the host has what they hold; returns whether any was freed.
@@ -105,22 +107,22 @@ class Offloader:
         Gradients are given up. What has not changed since its last copy is not copied again.
         """
         begun = time.monotonic()
-        going = {kind: self._storages(kind) for kind in kinds if kind in self._moves and kind not in self._resting}
+        going = {kind: self._sized(kind) for kind in kinds if kind in self._moves and kind not in self._resting}
         if not going:
             return False
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for kind, storages in going.items():
                 if kind in self._host and self._held.get(kind) != _identities(storages):
-                    self._host[kind].reserve(sum(_rounded(storage.nbytes()) for storage in storages))
-                    self._copy(kind, [(storage, storage.nbytes()) for storage in storages], to_host=True)
+                    self._host[kind].reserve(_host_bytes(storages))
+                    self._copy(kind, storages, to_host=True)
                     self._held[kind] = _identities(storages)
         # Memory given away is written by others at once: every copy, those of a wake too, must be over.
         self._stream.synchronize()
         for kind, storages in going.items():
-            self._resting[kind] = [(storage, storage.nbytes()) for storage in storages]
+            self._resting[kind] = storages
             self._arriving.pop(kind, None)
-            for storage in storages:
+            for storage, _ in storages:
                 storage.resize_(0)
         self.seconds += time.monotonic() - begun
         return True
@@ -162,8 +164,8 @@ class Offloader:
         self._resting.pop(kind, None)
         self._held.pop(kind, None)
 
-    def _storages(self, kind: Kind) -> list[UntypedStorage]:
-        """Distinct storages of this kind alone, on the device."""
+    def _sized(self, kind: Kind) -> list[_Sized]:
+        """Distinct storages on the device that are of this kind alone, and their bytes."""
         found: dict[int, UntypedStorage] = {}
         for earlier in Kind:
             seen = set(found)
@@ -173,11 +175,11 @@ class Offloader:
                 if storage._cdata not in seen and storage.device == self._device:
                     mine[storage._cdata] = storage
             if earlier is kind:
-                return list(mine.values())
+                return [(storage, storage.nbytes()) for storage in mine.values()]
             found |= mine
         return []
 
-    def _copy(self, kind: Kind, storages: Iterable[tuple[UntypedStorage, int]], *, to_host: bool) -> None:
+    def _copy(self, kind: Kind, storages: Sequence[_Sized], *, to_host: bool) -> None:
         at = 0
         for storage, size in storages:
             here, there = _bytes_of(storage), self._host[kind].bytes[at : at + size]
@@ -241,7 +243,7 @@ def _machine_bytes() -> int:
     """Memory of this machine, or of the container that it shows itself as."""
     limit = Path("/sys/fs/cgroup/memory.max")
     given = limit.read_text().strip() if limit.is_file() else "max"
-    total: int = psutil.virtual_memory().total
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(total, int(given)) if given.isdigit() else total
 
 
@@ -249,8 +251,12 @@ def _rounded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _identities(storages: Iterable[UntypedStorage]) -> list[int]:
-    return [storage._cdata for storage in storages]
+def _host_bytes(storages: Sequence[_Sized]) -> int:
+    return sum(_rounded(size) for _, size in storages)
+
+
+def _identities(storages: Sequence[_Sized]) -> list[int]:
+    return [storage._cdata for storage, _ in storages]
 
 
 def _bytes_of(storage: UntypedStorage) -> Tensor:

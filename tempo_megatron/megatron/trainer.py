@@ -53,6 +53,8 @@ class Scorer:
         """Give the device memory of all kinds of state but those in `keep` to others; returns whether any was given."""
         if Kind.weights not in keep:
             offload.drop_quantized_copies(self.module)
+        if Kind.gradients not in keep and self.optimizer is not None:
+            self.optimizer.zero_grad()  # its own fp32 gradients, where they are no views into DDP's buffers
         return self.offloader.rest(*(kind for kind in Kind if kind not in keep))
 
     @contextlib.contextmanager
