@@ -140,6 +140,7 @@ class Trainer(Scorer):
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
+            # Without overlap_param_gather: weights that DDP has yet to gather may not rest.
             self.model = DistributedDataParallel(
                 module.config,
                 DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
