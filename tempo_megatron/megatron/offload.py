@@ -7,6 +7,8 @@ stays the same object and is valid again, but none may be touched while it rests
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 import socket
 import time
@@ -191,7 +193,8 @@ class Offloader:
 class _HostBuffer:
     """Host memory of one kind: taken once, pinned where a GPU copies into it, and used again each time.
 
-    Registered rather than asked of torch's pinned allocator, which rounds up to powers of two.
+    Registered rather than asked of torch's pinned allocator, which rounds up to powers of two. Huge pages are pinned
+    sooner; and no child gets a copy, for a page that is copied on write would leave the GPU writing into the old one.
     """
 
     def __init__(self, pinned: bool) -> None:
@@ -205,8 +208,12 @@ class _HostBuffer:
         if self._pinned and self.bytes.nbytes:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
         self.bytes = torch.empty(0, dtype=torch.uint8)  # before the larger one is taken
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages.madvise(mmap.MADV_DONTFORK)
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
         # Filled by all threads: registering would make the pages one by one.
-        self.bytes = torch.empty(size, dtype=torch.uint8).fill_(0)
+        self.bytes = torch.frombuffer(pages, dtype=torch.uint8).fill_(0)
         if self._pinned:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, 0))
 
