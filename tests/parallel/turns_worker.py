@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import load
@@ -23,6 +24,7 @@ from tempo_megatron.run import Run
 from tests.parallel.layout_worker import Recorded
 
 RESTS = "memory.offload_on_cpu=true"
+STAYS = [f"memory.offload_{kind}=false" for kind in Kind]
 ITERATIONS = 2
 
 
@@ -85,8 +87,12 @@ def state(run: Run) -> dict[str, list[Tensor]]:
 
 
 def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
+    """On every rank."""
     assert one.keys() == other.keys() and all(len(one[name]) == len(other[name]) > 0 for name in one)
-    return all(torch.equal(*pair) for name in one for pair in zip(one[name], other[name], strict=True))
+    here = all(torch.equal(*pair) for name in one for pair in zip(one[name], other[name], strict=True))
+    everywhere = [False] * dist.get_world_size()
+    dist.all_gather_object(everywhere, here)
+    return all(everywhere)
 
 
 def leave_groups() -> None:
@@ -107,7 +113,7 @@ def bytes_of_reading(policy: Scorer) -> tuple[int, int]:
 def main(path: str, out: str, *overrides: str) -> None:
     recipe = (Path(path), overrides)
     torch.set_num_threads(1)
-    run, watched = started(recipe, "stays")
+    run, watched = started(recipe, "stays", *STAYS)
     warm_start(run)
     stayed = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
     leave_groups()
@@ -139,7 +145,7 @@ def main(path: str, out: str, *overrides: str) -> None:
         found["refusal"] = ""
     except HostMemoryError as error:
         found["refusal"] = str(error)
-    if torch.distributed.get_rank() == 0:
+    if dist.get_rank() == 0:
         torch.save(found, Path(out))
     topology.shutdown()
 
