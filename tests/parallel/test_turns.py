@@ -16,7 +16,6 @@ SETTINGS = {
     "parallel.tensor_model_parallel_size": 1,
     "policy.kl_coefficient": 0.1,
     "stages.warm_start.steps": 1,
-    "grading.workers": 1,
     "evaluation.every": 0,
 }
 
