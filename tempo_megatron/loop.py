@@ -90,7 +90,7 @@ def e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: i
     if run.config.critic.labels is Labels.shuffled:
         order = sorted(range(len(correct)), key=lambda at: derive_seed(run.config.seed, iteration, "shuffled", at))
         correct = [correct[at] for at in order]
-    with run.timed("calibrate"):
+    with run.phase("calibrate"):
         return calibrate(run.needed_critic, rollouts, correct, run.config.critic, run.seed(iteration, step))
 
 
@@ -98,7 +98,7 @@ def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: in
     """The method judges the rollouts, the policy learns from its advantages, and PPO's critic from its returns."""
     config, seed = run.config, run.seed(run.iteration, step)
     wrong = config.critic.target_range.wrong
-    with run.timed("estimate"):
+    with run.phase("estimate"):
         found = estimate(
             rows,
             run.method,
@@ -118,9 +118,9 @@ def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: in
         believed = last_value(found.experience.needed_values(), found.experience.response_mask)
         metrics |= evidence(believed[unlabelled], judged, wrong)
     if config.critic.training is CriticTraining.returns:
-        with run.timed("calibrate"):
+        with run.phase("calibrate"):
             metrics |= learn_returns(run.needed_critic, found, config.critic, seed)
-    with run.timed("refine"):
+    with run.phase("refine"):
         return metrics | refine(run.policy, found, run.scores, config.policy, seed)
 
 
@@ -135,7 +135,7 @@ def policy_rollouts(run: Run, drawn: Collected) -> PolicyRollouts:
         a_prompt = max(samples, run.config.loop.votes_per_prompt)
         trained = [at for at in range(len(drawn.unlabelled)) if at % a_prompt < samples]
         if "votes" in run.method.needs:
-            with run.timed("vote"):
+            with run.phase("vote"):
                 votes = read_votes(run.grader, drawn.unlabelled, trained)
         rollouts += [drawn.unlabelled[at] for at in trained]
         correct += [float("nan")] * len(trained)
@@ -155,7 +155,8 @@ def more_rollouts(run: Run, step: int) -> Collected:
 
 def read_values(run: Run, rows: PolicyRollouts) -> Tensor:
     """The critic's values as they are now."""
-    return values(run.needed_critic, to_batch(rows.rollouts))
+    with run.phase("values"):
+        return values(run.needed_critic, to_batch(rows.rollouts))
 
 
 def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
@@ -163,7 +164,7 @@ def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
     correct = drawn.measured_correct
     found = {"correct": sum(correct) / len(correct)}
     if run.critic:
-        with run.timed("measure"):
+        with run.phase("measure"):
             found = measure(run.critic, drawn.measured, correct, run.config.critic.target_range)
         run.gate_value = from_first(found.get(run.config.loop.gate_on, run.gate_value))
     return {f"calibration/{when}/{name}": value for name, value in found.items()}
@@ -190,7 +191,8 @@ def warm_start(run: Run) -> None:
         return
     run.policy.reset_optimizer(stage.optimizer)
     for step in run.progress(range(stage.steps), "warm start"):
-        loss = warm_start_step(run.policy, run.examples.take(stage.batch_size), run.scores())
+        with run.phase("warm_start"):
+            loss = warm_start_step(run.policy, run.examples.take(stage.batch_size), run.scores())
         if step % 50 == 0 or step == stage.steps - 1:
             run.log("warm_start", {"step": step, "warm_start/loss": loss})
     run.policy.reset_optimizer(run.config.policy.optimizer)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import shutil
 import sys
 import time
@@ -30,6 +28,7 @@ from tempo_megatron.data.types import Prompt
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
+from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.trainer import Scorer, Trainer
 from tempo_megatron.metrics.plots import plot_run
 from tempo_megatron.metrics.writers import MetricsLog
@@ -41,6 +40,7 @@ from tempo_megatron.phases.ranks import from_first
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run_directory import open_run
+from tempo_megatron.turns import Turns
 
 _REFERENCE = "reference"
 
@@ -53,8 +53,9 @@ class Run:
         self.method = method(config.method)
         self.directory = Path(config.run_dir)
         self._started = time.monotonic()
-        self._seconds: dict[str, float] = {}
         self.topology = topology.initialize(config.parallel, config.seed)
+        self.turns = Turns(self.topology.device)
+        self.phase = self.turns.phase
         self.is_first = self.topology.rank == 0
         if self.is_first:
             open_run(config)
@@ -65,9 +66,9 @@ class Run:
         self._build_models()
         self._resume()
         self.log_file = MetricsLog(self.directory, config.logging, self._state["lines"]) if self.is_first else None
-        self.generator = generator or self._build_generator()
+        self.generator = self.turns.generator = generator or self._build_generator()
         self.collector = Collector(
-            config, self.generator, self.grader, self.labelled, self.unlabelled, self._set_aside, self.timed
+            config, self.generator, self.grader, self.labelled, self.unlabelled, self._set_aside, self.phase
         )
         if self.resumed:
             self.sync()
@@ -109,17 +110,26 @@ class Run:
         self.entries = decoder.policy(self.settings)
         policy = self._build("policy", config.policy.checkpoint)
         self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)
+        self._introduce("policy", self.policy)
         self.trainers = {"policy": self.policy}
         self.critic: Trainer | None = None
         if config.critic.training is not CriticTraining.none:
             critic = self._build("critic", config.critic.checkpoint)
             self.critic = Trainer(critic, config.critic.optimizer, config, place, config.critic.micro_batch_tokens)
             self.trainers["critic"] = self.critic
+            self._introduce("critic", self.critic)
         self.reference: Scorer | None = None
         if config.policy.kl_coefficient:
             reference = self._build("policy", config.policy.checkpoint)
             self.reference = Scorer(reference, config, place, config.policy.micro_batch_tokens)
+            self._introduce("reference", self.reference)
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
+
+    def _introduce(self, name: str, model: Scorer) -> None:
+        """Let a model take its turns; it rests at once, so that the next finds room."""
+        self.turns.models[name] = model
+        check_host_memory({name: made.offloader for name, made in self.turns.models.items()}, self.config.memory)
+        model.rest()
 
     def _build(self, role: Role, start: str) -> Any:
         """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path."""
@@ -164,7 +174,8 @@ class Run:
             self._state = checkpoint.read_state(found[-1])
             checkpoint.load(found[-1], self.trainers)
             if self.reference:
-                checkpoint.load_weights(self._checkpoints / _REFERENCE, self.reference.module)
+                with self.reference.awake(changes=True):
+                    checkpoint.load_weights(self._checkpoints / _REFERENCE, self.reference.module)
             if self.is_first:
                 self.say(f"resumed from {found[-1]}")
         self.iteration: int = self._state["iteration"]
@@ -207,21 +218,25 @@ class Run:
 
     def sync(self) -> None:
         """The policy's present weights into the generator."""
-        with self.timed("sync"):
+        with self.phase("sync"), self.policy.awake(Kind.weights):
             self.generator.load_weights(weights.export(self.policy.module, self.entries, self.topology))
 
     def copy_policy_to_others(self) -> None:
         """The policy's present weights into the critic, whose optimizer starts afresh, and into the reference."""
-        if self.critic:
-            weights.copy_backbone(self.policy.module, self.critic.module)
-            self.critic.reset_optimizer(self.config.critic.optimizer)
-        if self.reference:
-            self.reference.module.load_state_dict(self.policy.module.state_dict())
+        with self.phase("copy"), self.policy.awake(Kind.weights):
+            if self.critic:
+                with self.critic.awake(Kind.weights, changes=True):
+                    weights.copy_backbone(self.policy.module, self.critic.module)
+                    self.critic.reset_optimizer(self.config.critic.optimizer)
+            if self.reference:
+                with self.reference.awake(changes=True):
+                    self.reference.module.load_state_dict(self.policy.module.state_dict())
 
     def keep_reference(self) -> None:
         """Save the reference for the run to resume with: what it was made from may change or go. Collective."""
         if self.reference:
-            checkpoint.save_weights(self._checkpoints / _REFERENCE, self.reference.module)
+            with self.phase("save"), self.reference.awake():
+                checkpoint.save_weights(self._checkpoints / _REFERENCE, self.reference.module)
 
     def count(self, drawn: Collected) -> dict[str, float]:
         """Figures of the rollouts as they were drawn."""
@@ -242,7 +257,7 @@ class Run:
         hidden = (~found.experience.labelled).nonzero()[:, 0].tolist()
         wrong = found.experience.wrong if "values" in self.method.needs else 0.0
         rewards = (found.rewards - wrong) / (1 - wrong)
-        with self.timed("observe"):
+        with self.phase("observe"):
             return self.evaluator.observe([rows.rollouts[at] for at in hidden], [float(rewards[at]) for at in hidden])
 
     def consider(self) -> dict[str, Any]:
@@ -253,7 +268,7 @@ class Run:
         best = self.chooser.state["best"]
         # Another node may see the directory a little later: one rank looks for all.
         kept = from_first(checkpoint.kept(self._checkpoints, self.config.checkpoint.keep - 1, best))
-        with self.timed("choose"):
+        with self.phase("choose"):
             reason = self.chooser.consider(self.collector, self.critic, self.iteration, kept)
         best, stopped = self.chooser.state["best"], self.chooser.state["stopped"]
         if self.is_first:
@@ -264,7 +279,7 @@ class Run:
 
     def record_evaluation(self, iteration: int, at_an_end: bool) -> dict[str, float]:
         """Evaluate; both ends are kept for the summary. Returns the figures as metrics."""
-        with self.timed("evaluate"):
+        with self.phase("evaluate"):
             results = self.evaluator.evaluate(self.generator, iteration, at_an_end)
         if at_an_end:
             self._state["final" if iteration else "initial"] = results
@@ -281,16 +296,11 @@ class Run:
 
         Timings and memory, which no run repeats exactly, have names of their own.
         """
-        timings = {f"seconds/{name}": round(value, 3) for name, value in self._seconds.items()}
-        self._seconds = {}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        memory = {"memory/host_peak_gib": round(peak, 3)}
-        if self.topology.device.type == "cuda":
-            memory["memory/device_peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        taken = self.turns.taken()
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
         if self.log_file:
-            self.log_file.write({"stage": stage, "iteration": number, **metrics, **timings, **memory})
+            self.log_file.write({"stage": stage, "iteration": number, **metrics, **taken})
             if stage == "train" and self.iteration:
                 shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
@@ -306,12 +316,6 @@ class Run:
         quiet = 0.1 if sys.stderr.isatty() else 10.0
         yield from tqdm(items, description, disable=not self.is_first, mininterval=quiet)
 
-    @contextlib.contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        begun = time.monotonic()
-        yield
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + time.monotonic() - begun
-
     def save(self) -> None:
         """A checkpoint of the present iteration."""
         self._state |= {
@@ -324,16 +328,17 @@ class Run:
             "choice": self.chooser.state,
         }
         state = self._state | {"seconds": self._elapsed()}
-        checkpoint.save(
-            self._checkpoints,
-            self.iteration,
-            self.trainers,
-            state,
-            keep=self.config.checkpoint.keep,
-            best=self.chooser.state["best"],
-            hf_path=self.hf_path,
-            target_range=self.config.critic.target_range,
-        )
+        with self.phase("save"):
+            checkpoint.save(
+                self._checkpoints,
+                self.iteration,
+                self.trainers,
+                state,
+                keep=self.config.checkpoint.keep,
+                best=self.chooser.state["best"],
+                hf_path=self.hf_path,
+                target_range=self.config.critic.target_range,
+            )
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]
@@ -366,6 +371,10 @@ class Run:
 
     def export_policy(self, directory: Path) -> None:
         """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
+        with self.phase("export"), self.policy.awake(Kind.weights):
+            self._write_policy(directory)
+
+    def _write_policy(self, directory: Path) -> None:
         tensors = weights.export(self.policy.module, self.entries, self.topology)
         if not self.is_first:
             for _ in tensors:

@@ -17,6 +17,7 @@ _MAY_CHANGE = (
     "checkpoint.keep",
     "checkpoint.patience",
     "parallel.",
+    "memory.",
     "policy.micro_batch_tokens",
     "critic.micro_batch_tokens",
     "generation.tensor_parallel_size",

@@ -14,6 +14,7 @@ from tempo_megatron.config.evaluation import (
 )
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load, to_yaml
+from tempo_megatron.config.memory import MemoryConfig
 from tempo_megatron.config.model import Fp8, GenerationConfig, ModelConfig, ParallelConfig, Precision, Recompute
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (
@@ -60,6 +61,7 @@ __all__ = [
     "LoggingConfig",
     "LoopConfig",
     "Loss",
+    "MemoryConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Order",

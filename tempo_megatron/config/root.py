@@ -8,6 +8,7 @@ from tempo_megatron.config.data import DataConfig
 from tempo_megatron.config.evaluation import CalibrationConfig, CheckpointConfig, EvaluationConfig, LoggingConfig
 from tempo_megatron.config.fields import setting
 from tempo_megatron.config.grading import GradingConfig
+from tempo_megatron.config.memory import MemoryConfig
 from tempo_megatron.config.model import GenerationConfig, ModelConfig, ParallelConfig
 from tempo_megatron.config.training import CriticConfig, LoopConfig, PolicyConfig, StagesConfig
 
@@ -20,6 +21,7 @@ class Config:
     export: bool = setting(True, "write the final policy as a Hugging Face directory, run_dir/hf")
     model: ModelConfig = setting(ModelConfig(), "the model")
     parallel: ParallelConfig = setting(ParallelConfig(), "how it is spread over ranks")
+    memory: MemoryConfig = setting(MemoryConfig(), "what rests in host memory while others work on a GPU")
     data: DataConfig = setting(DataConfig(), "questions")
     generation: GenerationConfig = setting(GenerationConfig(), "the generator and its sampling")
     grading: GradingConfig = setting(GradingConfig(), "how responses are graded")

@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from tempo_megatron.megatron import checkpoint_files, cpu
+from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Trainer
 
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -88,14 +89,15 @@ def load(checkpoint: Path, trainers: dict[str, Trainer]) -> None:
         from megatron.core import dist_checkpointing
 
         for model, trainer in trainers.items():
-            weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
-            wanted = {
-                "model": weights,
-                "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_SHARDING),
-            }
-            loaded = dist_checkpointing.load(wanted, str(checkpoint / model))
-            trainer.module.load_state_dict(loaded["model"])
-            trainer.optimizer.load_state_dict(loaded["optimizer"])
+            with trainer.awake(Kind.weights, Kind.optimizer, changes=True):
+                weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
+                wanted = {
+                    "model": weights,
+                    "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_SHARDING),
+                }
+                loaded = dist_checkpointing.load(wanted, str(checkpoint / model))
+                trainer.module.load_state_dict(loaded["model"])
+                trainer.optimizer.load_state_dict(loaded["optimizer"])
 
 
 def load_weights(directory: Path, module: Any) -> None:
@@ -134,7 +136,7 @@ def save_weights(directory: Path, module: Any) -> None:
 
 
 def _save_model(directory: Path, trainer: Trainer) -> None:
-    with cpu.accelerator_names():
+    with trainer.awake(Kind.weights, Kind.optimizer), cpu.accelerator_names():
         from megatron.core import dist_checkpointing
 
         weights = trainer.module.sharded_state_dict(metadata=_SHARDING)

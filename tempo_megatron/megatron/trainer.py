@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import Config, Fp8, OptimizerConfig
-from tempo_megatron.megatron import cpu
+from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.learning_rate import learning_rate
+from tempo_megatron.megatron.offload import Kind, Offloader
 from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
 from tempo_megatron.megatron.topology import Topology
 
@@ -42,18 +44,57 @@ class NonFiniteGradient(RuntimeError):
 class Scorer:
     """One Megatron model spread over the topology, which reads and does not learn.
 
-    `micro_batch_tokens` is the budget of one forward pass (`PolicyConfig.micro_batch_tokens`).
+    It may `rest` while others work on its device. `score` and `step` wake what they need; whoever else touches `module`
+    or `optimizer` does it while `awake`. `micro_batch_tokens` is the budget of one forward pass
+    (`PolicyConfig.micro_batch_tokens`).
     """
+
+    optimizer: Any = None
 
     def __init__(self, module: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> None:
         self.module = module
         self.model = module
         self.topology = topology
         self.rule = packing_rule(module.config, config, topology, micro_batch_tokens)
+        self.offloader = Offloader(
+            lambda kind: offload.tensors(kind, self.model, self.optimizer),
+            offload.moving(config.memory, topology.device),
+            topology.device,
+        )
+
+    def rest(self, *, keep: Collection[Kind] = ()) -> bool:
+        """Give the device memory of all kinds of state but those in `keep` to others; returns whether any was given."""
+        self._gather_weights()
+        if Kind.weights not in keep:
+            offload.drop_quantized_copies(self.module)
+        if Kind.gradients not in keep and self.optimizer is not None:
+            self.optimizer.zero_grad()  # its own fp32 gradients, where they are no views into DDP's buffers
+        return self.offloader.rest(*(kind for kind in Kind if kind not in keep))
+
+    @contextlib.contextmanager
+    def awake(self, *kinds: Kind, changes: bool = False) -> Iterator[None]:
+        """These kinds of state on the device, all unless some are named; what rested before rests again afterwards.
+
+        `changes`: they are written meanwhile.
+        """
+        wanted = kinds or tuple(Kind)
+        rested = self.offloader.resting.intersection(wanted)
+        self.offloader.wake(*wanted)
+        self._gather_weights()
+        try:
+            yield
+        finally:
+            if changes:
+                self.offloader.changed()
+            self.offloader.rest(*rested)
+
+    def _gather_weights(self) -> None:
+        """Make the weights whole for whoever reads them other than by a forward pass."""
 
     def score(self, batch: Batch, score: Score) -> Rows:
         """Columns of every row, [rows, sequence, ...] fp32 on the host, on every rank; 0 where a row has no token. No
         gradient."""
+        self.offloader.wake(Kind.weights)
 
         def keep(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
             wide = {name: _widened(column, batch.width) for name, column in scores.items()}
@@ -189,17 +230,31 @@ class Trainer(Scorer):
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
+            # Without overlap_param_gather: weights that DDP has yet to gather may not rest.
+            # Gradients are reduced during the backward pass, updated weights gathered during the next forward pass.
+            overlap = topology.data_size * topology.context_size > 1
             self.model = DistributedDataParallel(
                 module.config,
-                DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True),
+                DistributedDataParallelConfig(
+                    use_distributed_optimizer=True,
+                    grad_reduce_in_fp32=True,
+                    overlap_grad_reduce=overlap,
+                    overlap_param_gather=overlap,
+                ),
                 module,
             )
+            if overlap:
+                module.config.no_sync_func = self.model.no_sync
+        self._weights_are_parts = False
         self.reset_optimizer(optimizer)
 
     def reset_optimizer(self, settings: OptimizerConfig) -> None:
         """A fresh Adam over the present weights."""
         self.settings = settings
         self.steps = 0
+        self.offloader.wake(Kind.weights)
+        self.offloader.forget(Kind.optimizer)
+        self.optimizer = None  # before another takes as much memory
         with cpu.accelerator_names():
             from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
             from megatron.core.optimizer import get_megatron_optimizer
@@ -217,6 +272,7 @@ class Trainer(Scorer):
                     bf16=made.bf16,
                     params_dtype=made.params_dtype,
                     use_distributed_optimizer=True,
+                    overlap_param_gather=self.model.ddp_config.overlap_param_gather,
                 ),
                 [self.model],
             )
@@ -230,15 +286,26 @@ class Trainer(Scorer):
         `loss` gives a micro-batch's share of a loss already divided by its one global count: shares are added over
         micro-batches and data-parallel ranks, whatever the layout. Raises NonFiniteGradient.
         """
+        self.offloader.fetch(*Kind)
+        self.offloader.wake(Kind.weights, Kind.gradients)
+        self.offloader.changed()
         with cpu.accelerator_names():
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
         rows = self._run(batch, score, loss, forward_only=False)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.steps)
+        self.offloader.wake(Kind.optimizer)
         with cpu.accelerator_names():
             stepped, norm, _ = self.optimizer.step()
         if not stepped or norm is None or not torch.isfinite(torch.as_tensor(norm)):
             raise NonFiniteGradient(f"gradient norm {norm}")
         self.steps += 1
+        self._weights_are_parts = self.model.ddp_config.overlap_param_gather
         return rows, float(norm)
+
+    def _gather_weights(self) -> None:
+        if self._weights_are_parts:
+            with cpu.accelerator_names():
+                self.model.start_param_sync(force_sync=True)
+            self._weights_are_parts = False

@@ -39,8 +39,8 @@ class Collector:
     unlabelled: Stream[Prompt]
     measured: Sequence[Prompt]
     """labelled prompts set aside for measurement"""
-    timed: Callable[[str], AbstractContextManager[None]]
-    """takes the time of a named part"""
+    phase: Callable[[str], AbstractContextManager[None]]
+    """enters a named part of an iteration"""
 
     def collect(
         self, iteration: int, *, labelled: int = 0, unlabelled: int = 0, measure: bool = False, step: int = 0
@@ -81,7 +81,7 @@ class Collector:
         prompts = [(name, prompt) for name, stream in drawn.items() for prompt in stream]
         if not prompts:
             return {name: [] for name in drawn}
-        with self.timed("generate"):
+        with self.phase("generate"):
             rollouts = iter(
                 generate(
                     self.generator,
@@ -98,7 +98,7 @@ class Collector:
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
         """Correctness of labelled rollouts."""
-        with self.timed("grade"):
+        with self.phase("grade"):
             return graded(self.grader, rollouts, {r.prompt.id: r.prompt.answer for r in rollouts if r.prompt.answer})
 
     def _replace_uniform(self, rollouts: list[Rollout], correct: list[float], iteration: int, step: int) -> int:

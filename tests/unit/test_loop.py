@@ -88,7 +88,7 @@ class FakeRun(SimpleNamespace):
     def seed(self, iteration: int, step: int) -> tuple[int, ...]:
         return (iteration, step)
 
-    def timed(self, name: str) -> Any:
+    def phase(self, name: str) -> Any:
         return contextlib.nullcontext()
 
     def count(self, drawn: Any) -> dict[str, float]:

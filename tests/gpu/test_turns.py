@@ -1,0 +1,30 @@
+"""Models that rest in pinned host memory, in bf16 with fp32 master weights, on one GPU; skipped without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parallel.launcher import run_ranks
+from tests.parallel.test_turns import SETTINGS, WORKER
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_resting_on_a_gpu_changes_nothing_and_leaves_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, master weights, Adam's moments and metrics bit for bit those of a run whose models stay, with attention
+    that is the same twice; no byte of any model on the GPU whenever the generator would work."""
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+    settings = {**SETTINGS, "model.precision": "bf16"}
+    run_ranks(WORKER, 1, recipe, tmp_path / "found.pt", *(f"{key}={value}" for key, value in settings.items()))
+    found = torch.load(tmp_path / "found.pt")
+    assert found["same_state"]
+    assert found["metrics_differ"] == []
+    assert min(found["stayed_bytes"]) > 0
+    assert set(found["rested_bytes"]) == set(found["sync_bytes"]) == {0}
+    copied, size = found["read_only_bytes"]
+    assert copied == size > 0

@@ -1,0 +1,63 @@
+"""Models that rest between phases: nothing of them stays on the device, and nothing that they learn changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import write_recipe
+from tests.parallel.launcher import run_ranks
+
+WORKER = Path(__file__).with_name("turns_worker.py")
+SETTINGS = {
+    "parallel.tensor_model_parallel_size": 1,
+    "policy.kl_coefficient": 0.1,
+    "stages.warm_start.steps": 1,
+    "evaluation.every": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of two data-parallel ranks: policy, critic and reference, two iterations, a checkpoint and a resume between."""
+    directory = tmp_path_factory.mktemp("turns")
+    recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
+    run_ranks(WORKER, 2, recipe, out, *(f"{key}={value}" for key, value in SETTINGS.items()))
+    result: dict[str, Any] = torch.load(out)
+    return result
+
+
+def test_resting_changes_nothing_that_is_learnt(found: dict[str, Any]) -> None:
+    """Weights, optimizer states and metrics are those of a run whose models never rest, bit for bit."""
+    assert found["same_state"]
+    assert found["metrics_differ"] == []
+
+
+def test_models_leave_the_device_to_the_generator(found: dict[str, Any]) -> None:
+    """Whenever it generates, no storage of any model has a byte; whenever weights are synced, the policy's weights
+    alone are there. Without offloading they all are: the measure sees them."""
+    assert min(found["stayed_bytes"]) > 0
+    assert len(found["rested_bytes"]) == len(found["stayed_bytes"]) == 2
+    assert found["rested_bytes"] == [0, 0]
+    assert found["sync_bytes"] == [0, 0]
+
+
+def test_saving_leaves_models_at_rest(found: dict[str, Any]) -> None:
+    """A checkpoint wakes one model after the other, not all at once."""
+    every = ["gradients", "optimizer", "weights"]
+    assert found["resting_after_save"] == {"policy": every, "critic": every, "reference": every}
+
+
+def test_weights_that_were_only_read_are_not_copied_back(found: dict[str, Any]) -> None:
+    """One way, host to device: the host's copy is still equal."""
+    copied, size = found["read_only_bytes"]
+    assert copied == size > 0
+
+
+def test_too_little_host_memory_is_one_error_that_names_need_and_setting(found: dict[str, Any]) -> None:
+    """Before anything is copied."""
+    for part in ("policy's weights", "policy's optimizer", "memory.host_gib"):
+        assert part in found["refusal"]

@@ -1,0 +1,172 @@
+"""A rank of test_turns: one run whose models rest between phases, beside one whose models stay.
+
+usage: turns_worker.py RECIPE OUT [key=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import tempo_megatron.run
+from tempo_megatron.config import load
+from tempo_megatron.data.types import Rollout
+from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.loop import iterate, warm_start
+from tempo_megatron.megatron import offload, topology
+from tempo_megatron.megatron.offload import HostMemoryError, Kind
+from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.run import Run
+from tests.parallel.layout_worker import Recorded
+
+RESTS = "memory.offload_on_cpu=true"
+STAYS = [f"memory.offload_{kind}=false" for kind in Kind]
+ITERATIONS = 2
+
+
+def device_bytes(model: Scorer, *kinds: Kind) -> int:
+    """What storages of these kinds take, whatever the offloader says of them."""
+    storages = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for kind in kinds or tuple(Kind)
+        for tensor in offload.tensors(kind, model.model, model.optimizer)
+    }
+    return sum(storages.values())
+
+
+class Parity:
+    """A grader without processes: a response of even length is right."""
+
+    errors = timeouts = 0
+
+    def __init__(self, *given: Any) -> None: ...
+
+    def twin(self) -> Parity:
+        return self
+
+    def grade(self, rollouts: Sequence[Rollout], answers: Any) -> list[float]:
+        return [float(len(rollout.response_ids) % 2 == 0) for rollout in rollouts]
+
+
+class Watching(Recorded):
+    """Notes what the models take of the device whenever vLLM would take its own."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, Scorer] = {}
+        self.while_generating: list[int] = []
+        self.while_syncing: list[int] = []
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.while_generating.append(sum(device_bytes(model) for model in self.models.values()))
+        return super().generate(requests)
+
+    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        everything = sum(device_bytes(model) for model in self.models.values())
+        if self.models:
+            self.while_syncing.append(everything - device_bytes(self.models["policy"], Kind.weights))
+        super().load_weights(tensors)
+
+
+def started(recipe: tuple[Path, Sequence[str]], name: str, *more: str) -> tuple[Run, Watching]:
+    generator: Any = Watching()
+    path, overrides = recipe
+    run = Run(load(path, [*overrides, f"run_dir={path.parent / name}", *more]), generator=generator)
+    generator.models = run.turns.models
+    return run, generator
+
+
+def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
+    for _ in range(iterations):
+        run.iteration += 1
+        yield iterate(run)
+        run.sync()
+
+
+def state(run: Run) -> dict[str, list[Tensor]]:
+    """Every weight and every tensor of an optimizer, as this rank has them."""
+    found = {}
+    for name, trainer in run.trainers.items():
+        with trainer.awake():
+            kinds = (Kind.weights, Kind.optimizer)
+            found[name] = [
+                tensor.detach().clone()
+                for kind in kinds
+                for tensor in offload.tensors(kind, trainer.model, trainer.optimizer)
+            ]
+    return found
+
+
+def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
+    """On every rank."""
+    assert one.keys() == other.keys() and all(len(one[name]) == len(other[name]) > 0 for name in one)
+    here = all(torch.equal(*pair) for name in one for pair in zip(one[name], other[name], strict=True))
+    everywhere = [False] * dist.get_world_size()
+    dist.all_gather_object(everywhere, here)
+    return all(everywhere)
+
+
+def leave_groups() -> None:
+    """So that the next run can make its own, in the same process group."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+
+
+def bytes_of_reading(policy: Scorer) -> tuple[int, int]:
+    """What a model at rest copies to be read and to rest again, and what its weights take."""
+    before = policy.offloader.bytes
+    with policy.awake(Kind.weights):
+        size = device_bytes(policy, Kind.weights)
+    return policy.offloader.bytes - before, size
+
+
+def main(path: str, out: str, *overrides: str) -> None:
+    recipe = (Path(path), overrides)
+    torch.set_num_threads(1)
+    run_module: Any = tempo_megatron.run
+    run_module.Grader = Parity
+    run, watched = started(recipe, "stays", *STAYS)
+    warm_start(run)
+    stayed = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
+    leave_groups()
+
+    run, watched = started(recipe, "rests", RESTS)
+    warm_start(run)
+    run.keep_reference()
+    metrics = list(advance(run, ITERATIONS - 1))
+    run.save()
+    resting = {name: sorted(map(str, model.offloader.resting)) for name, model in run.turns.models.items()}
+    read_only = bytes_of_reading(run.policy)
+    leave_groups()
+
+    run, again = started(recipe, "rests", RESTS)
+    metrics += list(advance(run, 1))
+    found = {
+        "metrics_differ": [mine for mine, theirs in zip(metrics, stayed["metrics"], strict=True) if mine != theirs],
+        "same_state": same(state(run), stayed["state"]),
+        "stayed_bytes": stayed["bytes"],
+        "rested_bytes": watched.while_generating + again.while_generating,
+        "sync_bytes": watched.while_syncing + again.while_syncing,
+        "resting_after_save": resting,
+        "read_only_bytes": read_only,
+    }
+    leave_groups()
+
+    try:
+        started(recipe, "refused", RESTS, "memory.host_gib=0.000001")
+        found["refusal"] = ""
+    except HostMemoryError as error:
+        found["refusal"] = str(error)
+    if dist.get_rank() == 0:
+        torch.save(found, Path(out))
+    topology.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
