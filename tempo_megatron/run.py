@@ -371,7 +371,10 @@ class Run:
 
     def export_policy(self, directory: Path) -> None:
         """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
-        with self.phase("export"), self.policy.awake(Kind.weights):
+        with self.phase("export"):
+            self.policy.offloader.wake(
+                Kind.weights
+            )  # for good: NumPy, which writes a CPU's tensors, pins their storage
             self._write_policy(directory)
 
     def _write_policy(self, directory: Path) -> None:
