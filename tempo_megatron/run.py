@@ -372,9 +372,8 @@ class Run:
     def export_policy(self, directory: Path) -> None:
         """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
         with self.phase("export"):
-            self.policy.offloader.wake(
-                Kind.weights
-            )  # for good: NumPy, which writes a CPU's tensors, pins their storage
+            # For good: NumPy, which writes a CPU's tensors, makes their storage one that cannot be resized.
+            self.policy.offloader.wake(Kind.weights)
             self._write_policy(directory)
 
     def _write_policy(self, directory: Path) -> None:
