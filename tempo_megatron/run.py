@@ -371,7 +371,9 @@ class Run:
 
     def export_policy(self, directory: Path) -> None:
         """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
-        with self.phase("export"), self.policy.awake(Kind.weights):
+        with self.phase("export"):
+            # For good: NumPy, which writes a CPU's tensors, makes their storage one that cannot be resized.
+            self.policy.offloader.wake(Kind.weights)
             self._write_policy(directory)
 
     def _write_policy(self, directory: Path) -> None:
