@@ -14,7 +14,14 @@ from tempo_megatron.config.evaluation import (
 )
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load, to_yaml
-from tempo_megatron.config.model import GenerationConfig, ModelConfig, ParallelConfig, Precision
+from tempo_megatron.config.model import (
+    CheckWeights,
+    GenerationConfig,
+    ModelConfig,
+    ParallelConfig,
+    Precision,
+    RolloutPrecision,
+)
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (
     AverageOver,
@@ -41,6 +48,7 @@ __all__ = [
     "AverageOver",
     "Baseline",
     "CalibrationConfig",
+    "CheckWeights",
     "CheckpointConfig",
     "ClusterBy",
     "Config",
@@ -67,6 +75,7 @@ __all__ = [
     "PolicyConfig",
     "Precision",
     "PromptStyle",
+    "RolloutPrecision",
     "SourceConfig",
     "StagesConfig",
     "TargetRange",
