@@ -79,11 +79,12 @@ def export(model: torch.nn.Module, entries: Sequence[Entry], topology: Topology)
     rank so holds two buckets, its shards of the second, and the tensor that it gives out.
     """
     mine = canonical_parameters(model)
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream() if topology.device.type == "cuda" else None
     buckets = _buckets(entries, _places(mine, entries, topology))
-    arriving = ((bucket, *_fetch(bucket, mine, topology, side)) for bucket in buckets)
+    arriving = ((bucket, *_fetch_beside(side, bucket, mine, topology)) for bucket in buckets)
     for bucket, pieces, arrived in _made_ahead(arriving):
-        torch.cuda.current_stream().wait_event(arrived)
+        if arrived:
+            torch.cuda.current_stream().wait_event(arrived)
         for entry, shards in zip(bucket.entries, pieces, strict=True):
             yield from zip(entry.hf_names, entry.to_hf(entry.unshard(shards)), strict=True)
 
@@ -125,24 +126,30 @@ def _buckets(entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]
         yield bucket
 
 
-def _fetch(
-    bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology, side: torch.cuda.Stream
-) -> tuple[list[list[Tensor]], torch.cuda.Event]:
-    """For each entry its shards of all TP ranks, and the event after which they are there.
+def _fetch_beside(
+    side: torch.cuda.Stream | None, bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology
+) -> tuple[list[list[Tensor]], torch.cuda.Event | None]:
+    """`_fetch` on a stream, and the event after which its result is there.
 
     The stream waits for all that has been asked of the present one, and so for the users of memory that it reuses.
     """
+    if side is None:
+        return _fetch(bucket, mine, topology), None
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        here = [_plain(mine[entry.megatron_name]) for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
-        if topology.tensor_size * topology.pipeline_size == 1:
-            return [[shard] for shard in here], side.record_event()
-        shapes = [_shard_shape(entry, topology.tensor_size) for entry in bucket.entries]
-        sizes = [math.prod(shape) for shape in shapes]
-        flat = _broadcast(_gather(here, topology), sizes, bucket, topology)
-        by_entry = zip(*(part.split(sizes) for part in flat.chunk(topology.tensor_size)), strict=True)
-        pieces = [[part.view(shape) for part in parts] for shape, parts in zip(shapes, by_entry, strict=True)]
-        return pieces, side.record_event()
+        return _fetch(bucket, mine, topology), side.record_event()
+
+
+def _fetch(bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
+    """For each entry its shards of all TP ranks."""
+    here = [_plain(mine[entry.megatron_name]) for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
+    if topology.tensor_size * topology.pipeline_size == 1:
+        return [[shard] for shard in here]
+    shapes = [_shard_shape(entry, topology.tensor_size) for entry in bucket.entries]
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = _broadcast(_gather(here, topology), sizes, bucket, topology)
+    by_entry = zip(*(part.split(sizes) for part in flat.chunk(topology.tensor_size)), strict=True)
+    return [[part.view(shape) for part in parts] for shape, parts in zip(shapes, by_entry, strict=True)]
 
 
 def _plain(parameter: torch.nn.Parameter) -> Tensor:
