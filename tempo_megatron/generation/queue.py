@@ -38,8 +38,9 @@ class RequestQueue:
 
     def claim(self, running: int, waiting: int) -> range:
         """The next requests for an engine that runs and keeps waiting so many; empty when it should have no more."""
-        left = self._total - self._next
-        count = self._slots - running + min(self._slots // _LOOK_AHEAD, left // (2 * self._replicas))
+        left, free = self._total - self._next, self._slots - running
+        spare = max(0, left - self._replicas * free)
+        count = free + min(self._slots // _LOOK_AHEAD, spare // (2 * self._replicas))
         if waiting or left <= 0 or count <= 0:
             return range(0)
         start = self._draw(count)
