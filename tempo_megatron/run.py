@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -43,6 +44,7 @@ from tempo_megatron.run_directory import open_run
 from tempo_megatron.turns import Turns
 
 _REFERENCE = "reference"
+_DIFFERENCE = "generation/exp_log_prob_difference_mean"
 
 
 class Run:
@@ -153,7 +155,13 @@ class Run:
             dtype=torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32,
             eos_token_ids=end_token_ids(config.data, self.tokenizer),
             seed=config.seed,
+            weights=self._policy_tensors,
         )
+
+    def _policy_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The policy's present weights as the generator and an export take them. Collective."""
+        with self.policy.awake(Kind.weights):
+            yield from weights.export(self.policy.module, self.entries, self.topology)
 
     def _resume(self) -> None:
         self._checkpoints = self.directory / "checkpoints"
@@ -218,8 +226,8 @@ class Run:
 
     def sync(self) -> None:
         """The policy's present weights into the generator."""
-        with self.phase("sync"), self.policy.awake(Kind.weights):
-            self.generator.load_weights(weights.export(self.policy.module, self.entries, self.topology))
+        with self.phase("sync"):
+            self.generator.load_weights()
 
     def copy_policy_to_others(self) -> None:
         """The policy's present weights into the critic, whose optimizer starts afresh, and into the reference."""
@@ -299,12 +307,26 @@ class Run:
         taken = self.turns.taken()
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
+        metrics = metrics | self._generation_figures(metrics)
         if self.log_file:
             self.log_file.write({"stage": stage, "iteration": number, **metrics, **taken})
             if stage == "train" and self.iteration:
                 shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
                 self.say(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}")
+
+    def _generation_figures(self, metrics: dict[str, Any]) -> dict[str, float]:
+        """What the generator counted since the last line, and whether its log-probs have left the trainer's."""
+        figures = {f"generation/{name}": value for name, value in self.generator.take_figures().items()}
+        difference, limit = metrics.get(_DIFFERENCE), self.config.generation.log_prob_alarm
+        if difference is None:
+            return figures
+        if difference > limit and self.is_first:
+            self.say(
+                f"iteration {self.iteration}: generator and trainer disagree about log-probs: mean of exp|difference| "
+                f"{difference:.4f} is above generation.log_prob_alarm {limit}"
+            )
+        return figures | {"generation/log_prob_alarm": float(difference > limit)}
 
     def say(self, text: str) -> None:
         """Lines on standard output, above whatever progress bar is there."""

@@ -29,6 +29,7 @@ _MAY_CHANGE = (
     "grading.workers",
     "grading.judge_concurrency",
     "generation.check_weights",
+    "generation.log_prob_alarm",
 )
 
 

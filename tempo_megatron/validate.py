@@ -27,6 +27,7 @@ from tempo_megatron.config import (
     Order,
     PolicyConfig,
     Precision,
+    RolloutPrecision,
     TargetRange,
     WandbMode,
 )
@@ -185,6 +186,8 @@ def _numbers(config: Config) -> Iterator[str]:
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
     if config.evaluation.k > fewest:
         yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
+    if config.generation.log_prob_alarm < 1:
+        yield f"generation.log_prob_alarm: at least 1, which is no difference, got {config.generation.log_prob_alarm}"
     if config.generation.temperature <= 0:
         yield f"generation.temperature: above 0, got {config.generation.temperature}"
     for key, mass in (("generation", config.generation.top_p), ("evaluation", config.evaluation.top_p)):
@@ -246,8 +249,13 @@ def _model(config: Config) -> Iterator[str]:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
     yield from _divisible(config, settings)
     yield from _eight_bits(config, settings)
-    if config.model.precision is not Precision.fp32 and not torch.cuda.is_available():
-        yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
+    if not torch.cuda.is_available():
+        if config.model.precision is not Precision.fp32:
+            yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
+        if config.generation.precision is RolloutPrecision.fp8:
+            yield "generation.precision: fp8 needs a GPU; this machine has none, use same"
+    elif config.generation.precision is RolloutPrecision.fp8 and config.model.precision is Precision.fp32:
+        yield "generation.precision: fp8 goes with model.precision bf16; vLLM quantises no fp32 weights"
 
 
 def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:

@@ -15,7 +15,16 @@ from tempo_megatron.config.evaluation import (
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load, to_yaml
 from tempo_megatron.config.memory import MemoryConfig
-from tempo_megatron.config.model import Fp8, GenerationConfig, ModelConfig, ParallelConfig, Precision, Recompute
+from tempo_megatron.config.model import (
+    CheckWeights,
+    Fp8,
+    GenerationConfig,
+    ModelConfig,
+    ParallelConfig,
+    Precision,
+    Recompute,
+    RolloutPrecision,
+)
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (
     AverageOver,
@@ -42,6 +51,7 @@ __all__ = [
     "AverageOver",
     "Baseline",
     "CalibrationConfig",
+    "CheckWeights",
     "CheckpointConfig",
     "ClusterBy",
     "Config",
@@ -71,6 +81,7 @@ __all__ = [
     "Precision",
     "PromptStyle",
     "Recompute",
+    "RolloutPrecision",
     "SourceConfig",
     "StagesConfig",
     "TargetRange",

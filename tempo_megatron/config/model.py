@@ -34,6 +34,17 @@ class Recompute(StrEnum):
     """every layer: its input alone is kept"""
 
 
+class RolloutPrecision(StrEnum):
+    same = "same"
+    fp8 = "fp8"
+
+
+class CheckWeights(StrEnum):
+    never = "never"
+    first = "first"
+    always = "always"
+
+
 @dataclass
 class ModelConfig:
     hf_path: str = setting("", "directory of the Hugging Face model that policy and critic start from (required)")
@@ -72,4 +83,12 @@ class GenerationConfig:
         "give GPU memory back between rollouts; false for models that fit beside it, or to share a GPU with other runs",
     )
     enforce_eager: bool = setting(False, "skip CUDA graphs and compilation: starts sooner, generates slower")
-    check_weights: bool = setting(False, "after each sync, compare every tensor's checksum with the trainer's")
+    precision: RolloutPrecision = setting(
+        RolloutPrecision.same, "weights that generate: the trainer's, or quantised to fp8 at every sync (GPUs alone)"
+    )
+    check_weights: CheckWeights = setting(
+        CheckWeights.first, "syncs after which every tensor's checksum is compared with the trainer's"
+    )
+    log_prob_alarm: float = setting(
+        1.05, "mean of exp|log-prob of generator - of trainer| above which the run says that the two have parted"
+    )

@@ -46,8 +46,8 @@ class PackingRule:
         about the same. A micro-batch may be empty where there are fewer rows than ranks.
         """
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        total = sum(map(self.padded, lengths))
-        count = -(-max(1, -(-total // self.budget)) // ranks) * ranks
+        fewest = -(-sum(map(self.padded, lengths)) // self.budget)
+        count = -(-max(1, min(fewest, len(lengths))) // ranks) * ranks
         while (bins := self._fill(order, lengths, count)) is None:
             count += ranks
         bins.sort(key=lambda rows: -sum(self.cost(lengths[row]) for row in rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,19 +74,28 @@ def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
 def export(model: torch.nn.Module, entries: Sequence[Entry], topology: Topology) -> Iterator[tuple[str, Tensor]]:
     """Each Hugging Face tensor, whole, on every rank, in the map's (layer) order. Collective over TP and PP.
 
-    Entries travel in buckets: one gather over TP on the stage that has them, one broadcast over PP, and no rank holds
-    more than a bucket beside its own part of the model.
+    Entries travel in buckets: one gather over TP on the stage that has them, one broadcast over PP. While the tensors
+    of a bucket are used the next one is on its way, on GPUs on a stream of its own. Beside its own part of the model a
+    rank so holds two buckets, its shards of the second, and the tensor that it gives out.
     """
     mine = canonical_parameters(model)
-    for bucket in _buckets(entries, _places(mine, entries, topology)):
-        here = [
-            mine[entry.megatron_name].detach() for entry in bucket.entries if bucket.stage == topology.pipeline_rank
-        ]
-        wholes = _gather(here, bucket.entries, topology) if here else []
-        if topology.pipeline_size > 1:
-            wholes = _broadcast(wholes, bucket, topology)
-        for entry, whole in zip(bucket.entries, wholes, strict=True):
-            yield from zip(entry.hf_names, entry.to_hf(whole), strict=True)
+    side = torch.cuda.Stream() if topology.device.type == "cuda" else None
+    buckets = _buckets(entries, _places(mine, entries, topology))
+    arriving = ((bucket, *_fetch_beside(side, bucket, mine, topology)) for bucket in buckets)
+    for bucket, pieces, arrived in _made_ahead(arriving):
+        if arrived:
+            torch.cuda.current_stream().wait_event(arrived)
+        for entry, shards in zip(bucket.entries, pieces, strict=True):
+            yield from zip(entry.hf_names, entry.to_hf(entry.unshard(shards)), strict=True)
+
+
+def _made_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each given out when the next one has been made."""
+    present = next(items, None)
+    while present is not None:
+        following = next(items, None)
+        yield present
+        present = following
 
 
 @dataclass
@@ -116,32 +126,63 @@ def _buckets(entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]
         yield bucket
 
 
-def _gather(shards: Sequence[Tensor], entries: Sequence[Entry], topology: Topology) -> list[Tensor]:
-    """The whole tensors of one stage's entries from the shards of its TP ranks."""
-    ranks = topology.tensor_size
-    if ranks == 1:
-        return list(shards)
+def _fetch_beside(
+    side: torch.cuda.Stream | None, bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology
+) -> tuple[list[list[Tensor]], torch.cuda.Event | None]:
+    """`_fetch` on a stream, and the event after which its result is there.
+
+    The stream waits for all that has been asked of the present one, and so for the users of memory that it reuses.
+    """
+    if side is None:
+        return _fetch(bucket, mine, topology), None
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        return _fetch(bucket, mine, topology), side.record_event()
+
+
+def _fetch(bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
+    """For each entry its shards of all TP ranks."""
+    here = [_plain(mine[entry.megatron_name]) for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
+    if topology.tensor_size * topology.pipeline_size == 1:
+        return [[shard] for shard in here]
+    shapes = [_shard_shape(entry, topology.tensor_size) for entry in bucket.entries]
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = _broadcast(_gather(here, topology), sizes, bucket, topology)
+    by_entry = zip(*(part.split(sizes) for part in flat.chunk(topology.tensor_size)), strict=True)
+    return [[part.view(shape) for part in parts] for shape, parts in zip(shapes, by_entry, strict=True)]
+
+
+def _plain(parameter: torch.nn.Parameter) -> Tensor:
+    """The parameter's values; those that Transformer Engine stores quantised are dequantised."""
+    if type(parameter).dequantize is not Tensor.dequantize:
+        return parameter.dequantize()
+    return parameter.detach()
+
+
+def _shard_shape(entry: Entry, ranks: int) -> tuple[int, ...]:
+    return tuple(entry.shard(torch.empty(entry.shape, device="meta"), 0, ranks).shape)
+
+
+def _gather(shards: Sequence[Tensor], topology: Topology) -> Tensor | None:
+    """The shards of all TP ranks, one rank after the other, in one piece; None on a stage that has none."""
+    if not shards:
+        return None
     flat = torch.cat([shard.flatten() for shard in shards])
-    parts = [torch.empty_like(flat) for _ in range(ranks)]
-    dist.all_gather(parts, flat, group=topology.tensor_group)
-    sizes = [shard.numel() for shard in shards]
-    by_entry = zip(*(part.split(sizes) for part in parts), strict=True)
-    return [
-        entry.unshard([part.view(shard.shape) for part in of_ranks])
-        for entry, shard, of_ranks in zip(entries, shards, by_entry, strict=True)
-    ]
+    if topology.tensor_size == 1:
+        return flat
+    gathered = flat.new_empty(topology.tensor_size * flat.numel())
+    dist.all_gather_into_tensor(gathered, flat, group=topology.tensor_group)
+    return gathered
 
 
-def _broadcast(wholes: Sequence[Tensor], bucket: _Bucket, topology: Topology) -> list[Tensor]:
-    """The same tensors on every stage."""
-    if wholes:
-        flat = torch.cat([whole.flatten() for whole in wholes])
-    else:
-        flat = torch.empty(bucket.bytes // bucket.dtype.itemsize, dtype=bucket.dtype, device=topology.device)
-    source = dist.get_global_rank(topology.pipeline_group, bucket.stage)
-    dist.broadcast(flat, source, group=topology.pipeline_group)
-    parts = flat.split([entry.numel for entry in bucket.entries])
-    return [part.view(entry.shape) for entry, part in zip(bucket.entries, parts, strict=True)]
+def _broadcast(flat: Tensor | None, sizes: Sequence[int], bucket: _Bucket, topology: Topology) -> Tensor:
+    """What the bucket's stage has gathered, on every stage."""
+    if flat is None:
+        flat = torch.empty(topology.tensor_size * sum(sizes), dtype=bucket.dtype, device=topology.device)
+    if topology.pipeline_size > 1:
+        source = dist.get_global_rank(topology.pipeline_group, bucket.stage)
+        dist.broadcast(flat, source, group=topology.pipeline_group)
+    return flat
 
 
 def _places(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tempo_megatron.config import load
 from tempo_megatron.generation.checksums import expected_checksums
@@ -46,6 +47,9 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     run.export_policy(Path(export))
     dist.barrier()
 
+    def trainers() -> Iterable[tuple[str, Tensor]]:
+        return weights.export(run.policy.module, run.entries, run.topology)
+
     before = random_states()
     generator = Generator(
         Path(export),
@@ -55,14 +59,18 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
         dtype=dtype,
         eos_token_ids=[1],
         seed=0,
+        weights=trainers,
     )
     assert generator.replicas == 2
     expected = {name: expected_checksums(name, tensor.to(dtype), 0, 1) for name, tensor in policy.items()}
-    generator.check(expected)
 
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
     together = generator.generate(requests)
+    generator.check(expected)
     assert random_states() == before
+    figures = generator.take_figures()
+    assert figures["requests"] == 9 and figures["tokens"] == sum(len(done.response_ids) for done in together)
+    assert figures["preemptions"] == 0 and generator.take_figures() == {}
     assert generator.generate(requests[::-1])[::-1] == together
     assert generator.generate(requests[4:5]) == together[4:5]
     assert len({done.response_ids for done in together}) > 1
@@ -70,15 +78,18 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
         assert difference(run, requests, together) < 1e-5
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
-    generator.load_weights(changed.items())
+    generator.weights = changed.items
+    generator.load_weights()
     others = generator.generate(requests)
     assert others != together
     assert difference(run, requests, others) > 1e-3
-    generator.load_weights(weights.export(run.policy.module, run.entries, run.topology))
+    generator.weights = trainers
+    generator.load_weights()
     assert generator.generate(requests) == together
 
     changed = {**policy, "model.norm.weight": policy["model.norm.weight"] + 0.5}
-    generator.load_weights(changed.items())
+    generator.weights = changed.items
+    generator.load_weights()
     try:
         generator.check(expected)
     except RuntimeError as error:

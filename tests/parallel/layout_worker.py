@@ -6,11 +6,10 @@ usage: layout_worker.py RECIPE OUT ITERATIONS [key=value ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tempo_megatron.config import load
 from tempo_megatron.data.types import Rollout
@@ -27,11 +26,12 @@ class Recorded:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [self._respond(request) for request in requests]
 
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        for _ in tensors:
-            pass
+    def load_weights(self) -> None: ...
 
     def sleep(self) -> None: ...
+
+    def take_figures(self) -> dict[str, float]:
+        return {}
 
     def _respond(self, request: Request) -> Completion:
         length = 2 + request.seed % 5

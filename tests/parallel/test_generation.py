@@ -19,11 +19,12 @@ WORKER = Path(__file__).with_name("generation_worker.py")
 def test_synced_weights_are_the_trainers_and_requests_are_independent(
     model: str, dtype: str, recipe: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    """Two pipeline stages feed two replicas. vLLM loads the exported directory and holds its tensors bit for bit after
-    the cast; so it does after a sync, and a sync of other weights is noticed. In fp32 its log-probs of sequences longer
-    than OLMo 3's window are Megatron's: mean difference below 1e-5 (Qwen3's are compared in the end-to-end run). OLMo 2
-    runs in vLLM's transformers backend. The same requests get the same responses in another order, on another replica
-    and alone, and the trainer's random state is left as it was."""
+    """Two pipeline stages feed two replicas. vLLM starts from random numbers in the shapes of the exported directory,
+    pulls the trainer's weights when it is first asked, and holds them bit for bit after the cast; so it does after a
+    sync, and a sync of other weights is noticed. In fp32 its log-probs of sequences longer than OLMo 3's window are
+    Megatron's: mean difference below 1e-5 (Qwen3's are compared in the end-to-end run). OLMo 2 runs in vLLM's
+    transformers backend. The same requests get the same responses in another order, on another replica and alone, and
+    the trainer's random state is left as it was."""
     hf_path = demo_model
     if model != "demo":
         hf_path = tmp_path / "model"

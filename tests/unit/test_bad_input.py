@@ -36,6 +36,8 @@ def data_file(recipe: Path, *rows: object) -> Path:
         ("parallel.tensor_model_parallel_size=3", "3 does not divide the model's 4 attention heads"),
         ("parallel.pipeline_model_parallel_size=3", "3 does not divide the model's 4 layers"),
         ("model.precision=bf16", "needs a GPU"),
+        ("generation.precision=fp8", "generation.precision: fp8 needs a GPU"),
+        ("generation.log_prob_alarm=0.5", "generation.log_prob_alarm: at least 1"),
         ("model.hf_path=/nowhere", "no config.json"),
         ("evaluation.k=5", "evaluation.k"),
         ("data.labelled=[{path: /nowhere.jsonl}]", "/nowhere.jsonl: no such data file"),

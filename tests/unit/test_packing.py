@@ -84,3 +84,5 @@ def test_fewer_rows_than_ranks_leave_micro_batches_of_padding() -> None:
 def test_a_sequence_over_the_budget_travels_alone() -> None:
     (micro_batches,) = rule(10).deal([2, 12, 4, 4], 1)
     assert sorted(map(sorted, micro_batches)) == [[0, 2], [1], [3]]
+    (by_themselves,) = rule(1).deal([2, 12, 4, 4], 1)
+    assert sorted(by_themselves) == [[0], [1], [2], [3]]

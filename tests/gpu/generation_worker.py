@@ -1,0 +1,70 @@
+"""A rank of test_generation: one generator sleeps, wakes and is synced, beside a bf16 policy on the same GPU.
+
+usage: generation_worker.py RECIPE [key=value ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tempo_megatron.config import load
+from tempo_megatron.generation.engine import Completion, Generator, Request
+from tempo_megatron.megatron import weights
+from tempo_megatron.run import Run
+from tests.parallel.layout_worker import Recorded
+
+
+def first_log_probs(completions: Sequence[Completion]) -> Tensor:
+    return torch.tensor([done.log_probs[0] for done in completions])
+
+
+def free_gib() -> float:
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0] / 2**30
+
+
+def main(recipe: str, *overrides: str) -> None:
+    config = load(recipe, overrides)
+    run = Run(config, generator=Recorded())
+    scale = 1.0
+
+    def source() -> Iterable[tuple[str, Tensor]]:
+        for name, tensor in weights.export(run.policy.module, run.entries, run.topology):
+            yield name, tensor * scale if name == "model.norm.weight" else tensor
+
+    tensor_size = config.parallel.tensor_model_parallel_size
+    generator = Generator(
+        run.hf_path,
+        config.generation,
+        tensor_parallel_size=tensor_size,
+        max_model_len=64,
+        dtype=torch.bfloat16,
+        eos_token_ids=[1],
+        seed=0,
+        weights=source,
+    )
+    asleep = free_gib()
+    requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 16, 1.0, 1.0) for n in range(64)]
+    before = generator.generate(requests)
+    assert free_gib() < asleep - 0.5
+    assert generator.take_figures()["tokens"] == sum(len(done.response_ids) for done in before)
+    generator.sleep()
+    assert free_gib() > asleep - 0.2
+    again = generator.generate(requests)
+    torch.testing.assert_close(first_log_probs(again), first_log_probs(before), rtol=0, atol=2e-2)
+    scale = 3.0
+    generator.load_weights()
+    assert (first_log_probs(generator.generate(requests)) - first_log_probs(before)).abs().max() > 0.1
+    scale = 1.0
+    generator.sleep()
+    generator.load_weights()
+    last = generator.generate(requests)
+    torch.testing.assert_close(first_log_probs(last), first_log_probs(before), rtol=0, atol=2e-2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
