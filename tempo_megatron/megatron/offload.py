@@ -154,8 +154,9 @@ class Offloader:
         """Bring back those of the kinds that rest, gradients as zeros; the current stream may use them from here on."""
         self.fetch(*kinds)
         for kind in kinds:
-            if kind in self._arriving:
-                torch.cuda.current_stream().wait_event(self._arriving.pop(kind))
+            event = self._arriving.pop(kind, None)
+            if event:  # CPUs have none, and vLLM puts a stream of its own in the place of theirs
+                torch.cuda.current_stream().wait_event(event)
 
     def changed(self) -> None:
         """The device holds something newer than the host."""
