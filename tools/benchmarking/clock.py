@@ -64,6 +64,15 @@ def peak_gib() -> float | None:
     return round(slowest(torch.cuda.max_memory_allocated() / 2**30), 2)
 
 
+def grown_gib(work: Callable[[], Any]) -> float | None:
+    """The most that torch's tensors took beyond what was there before, on any rank; None on CPUs. Collective."""
+    reset_peak()
+    before = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    work()
+    peak = peak_gib()
+    return None if peak is None else round(peak - slowest(before), 2)
+
+
 def device_peak(fp8: bool) -> float | None:
     """FLOP/s that the device is sold with, where it is known."""
     if not torch.cuda.is_available():

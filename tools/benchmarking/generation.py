@@ -115,6 +115,7 @@ def measure_sync(generator: Any, steps: int) -> Figures:
     first = clock.timed(generator.load_weights)
     later = clock.repeated(generator.load_weights, steps, warm_up=0)
     export = clock.repeated(lambda: _exhaust(source()), steps, warm_up=1)
+    grown = clock.grown_gib(generator.load_weights)
     size, load = _load_alone(generator, steps)
     asleep = []
     for _ in range(steps):
@@ -129,6 +130,7 @@ def measure_sync(generator: Any, steps: int) -> Figures:
         "seconds, gathering alone": clock.median(export),
         "seconds, loading alone": clock.median(load),
         "seconds, waking included": clock.median(asleep),
+        "GiB while it goes on": grown,
     }
 
 
