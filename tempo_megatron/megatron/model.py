@@ -142,5 +142,8 @@ def build(
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
         if role == "critic" and topology.is_last_stage:
             model.output_layer = ValueHead(made, config.seed, head_bias)
+        if settings.qk_norm == "all_heads":
+            # Once built, this says that gradients of these norms are summed over TP. Here each rank has a part of them.
+            made.qk_layernorm = False
         accelerators.let_transformer_engine_accumulate_gradients(model)
         return model.to(topology.device)

@@ -6,7 +6,7 @@ usage: turns_worker.py RECIPE OUT [key=value ...]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,11 @@ class Watching(Recorded):
         self.while_generating.append(sum(device_bytes(model) for model in self.models.values()))
         return super().generate(requests)
 
-    def load_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def load_weights(self) -> None:
         everything = sum(device_bytes(model) for model in self.models.values())
         if self.models:
             self.while_syncing.append(everything - device_bytes(self.models["policy"], Kind.weights))
-        super().load_weights(tensors)
+        super().load_weights()
 
 
 def started(recipe: tuple[Path, Sequence[str]], name: str, *more: str) -> tuple[Run, Watching]:

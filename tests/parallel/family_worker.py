@@ -1,10 +1,13 @@
-"""A rank of test_layouts: losses and gradients of policy and critic on sequences of very different lengths.
+"""A rank of tests of families' gradients: losses and gradients of policy and critic, case by case, on sequences of very
+different lengths.
 
-usage: gradient_worker.py MODEL OUT [key=value ...]
+usage: family_worker.py MODELS OUT CASES; MODELS is a directory of model directories, CASES is JSON:
+{case: [model, [setting, ...]]}
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -71,16 +74,33 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     trainer.optimizer.step = lambda: (True, 1.0, 0)
     reported, _ = trainer.step(batch, score, loss)
     entries = decoder.policy(settings) if role == "policy" else decoder.critic(settings, "score", bias=False)
-    return {"loss": reported["total"].sum() / count, **gradients(trainer, entries)}
+    return {"loss": reported["total"] / count, **gradients(trainer, entries)}
 
 
-def main(hf_path: str, out: str, *overrides: str) -> None:
-    config = load(None, overrides)
-    place = topology.initialize(config.parallel, seed=0)
+def main(models: str, out: str, cases: str) -> None:
+    torch.set_num_threads(1)
     roles: tuple[Role, ...] = ("policy", "critic")
-    found = {role: measured(role, Path(hf_path), config, place) for role in roles}
-    if place.rank == 0:
+    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name, (family_name, overrides) in json.loads(cases).items():
+        config = load(None, overrides)
+        place = topology.initialize(config.parallel, seed=0)
+        found[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
+        leave_groups()
+    if dist.get_rank() == 0:
         torch.save(found, out)
+    dist.barrier()
+
+
+def leave_groups() -> None:
+    """For the next layout in the same process group. Delayed scaling would go on with histories of models that are
+    gone."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if torch.cuda.is_available():
+        from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+
+        FP8GlobalStateManager.reset()
 
 
 if __name__ == "__main__":
