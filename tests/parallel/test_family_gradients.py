@@ -36,14 +36,11 @@ Found = dict[str, dict[str, dict[str, Tensor]]]
 
 
 def write_models(directory: Path, **shape: int) -> None:
+    heads = shape["num_attention_heads"]
     for name in FAMILIES:
-        few = {} if name == "olmo-3" else {"num_key_value_heads": shape["num_attention_heads"] // 2}
-        every = {
-            "num_key_value_heads": shape["num_attention_heads"],
-            "vocab_size": 1000,
-            "max_position_embeddings": 2048,
-        }
-        write_model(name, directory / name, dtype=torch.bfloat16, **{**every, **shape, **few})
+        groups = heads if name == "olmo-3" else heads // 2
+        given = {"num_key_value_heads": groups, "vocab_size": 1000, "max_position_embeddings": 2048, **shape}
+        write_model(name, directory / name, dtype=torch.bfloat16, **given)
 
 
 def compute(models: Path, ranks: int, cases: dict[str, tuple[str, tuple[str, ...]]], precision: str) -> Found:
