@@ -45,8 +45,14 @@ class Batch:
         return Batch(self.tokens[:, :width], self.lengths, self.response_mask[:, :width], columns)
 
     def to(self, device: torch.device) -> Batch:
-        columns = {name: column.to(device) for name, column in self.columns.items()}
-        return Batch(self.tokens.to(device), self.lengths.to(device), self.response_mask.to(device), columns)
+        columns = {name: moved(column, device) for name, column in self.columns.items()}
+        tokens, lengths, mask = (moved(x, device) for x in (self.tokens, self.lengths, self.response_mask))
+        return Batch(tokens, lengths, mask, columns)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a device, without waiting for what the device has to do yet: only pinned memory is copied so."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def from_sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.megatron.batch import Batch, moved
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """On a device, but for `indices`, which number rows of a batch on the host."""
         there = {"rows": self.rows.to(device), "indices": self.indices, "longest": self.longest}
-        moved = (field.name for field in fields(self) if field.name not in there)
-        return MicroBatch(**there, **{name: getattr(self, name).to(device, non_blocking=True) for name in moved})  # type: ignore[arg-type]
+        others = (field.name for field in fields(self) if field.name not in there)
+        return MicroBatch(**there, **{name: moved(getattr(self, name), device) for name in others})  # type: ignore[arg-type]
 
     def to_rows(self, column: Tensor, about_next: bool) -> Tensor:
         """A column of values a token as rows: [tokens, ...] gathered over CP -> [rows, width, ...], 0 where there is no
