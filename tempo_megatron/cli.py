@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train by a recipe, or resume the run that it started")
     train.add_argument("recipe", help="YAML file; `tempo settings` lists its keys")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's")
+    train.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's, or YAML files of them"
+    )
     commands.add_parser("eval", help="evaluate a model on benchmarks; `tempo eval --help`", add_help=False)
     if arguments[:1] == ["eval"]:
         from tempo_megatron.evaluation.command import main as evaluate

@@ -31,6 +31,7 @@ from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.trainer import Scorer, Trainer
+from tempo_megatron.metrics.alarms import raised
 from tempo_megatron.metrics.plots import plot_run
 from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.phases.choose import Chooser
@@ -44,7 +45,6 @@ from tempo_megatron.run_directory import open_run
 from tempo_megatron.turns import Turns
 
 _REFERENCE = "reference"
-_DIFFERENCE = "generation/exp_log_prob_difference_mean"
 
 
 class Run:
@@ -307,26 +307,17 @@ class Run:
         taken = self.turns.taken()
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
-        metrics = metrics | self._generation_figures(metrics)
+        drawn = {f"generation/{name}": value for name, value in self.generator.take_figures().items()}
+        alarms, lines = raised(metrics, self.config)
+        metrics = metrics | drawn | alarms
         if self.log_file:
+            for line in lines:
+                self.say(f"iteration {self.iteration}: {line}")
             self.log_file.write({"stage": stage, "iteration": number, **metrics, **taken})
             if stage == "train" and self.iteration:
                 shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
                 self.say(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}")
-
-    def _generation_figures(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """What the generator counted since the last line, and whether its log-probs have left the trainer's."""
-        figures = {f"generation/{name}": value for name, value in self.generator.take_figures().items()}
-        difference, limit = metrics.get(_DIFFERENCE), self.config.generation.log_prob_alarm
-        if difference is None:
-            return figures
-        if difference > limit and self.is_first:
-            self.say(
-                f"iteration {self.iteration}: generator and trainer disagree about log-probs: mean of exp|difference| "
-                f"{difference:.4f} is above generation.log_prob_alarm {limit}"
-            )
-        return figures | {"generation/log_prob_alarm": float(difference > limit)}
 
     def say(self, text: str) -> None:
         """Lines on standard output, above whatever progress bar is there."""

@@ -23,14 +23,21 @@ def load(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all bad keys and values.
 
     From weakest to strongest: defaults, what the method brings, the files that the recipe includes in their order, the
-    recipe itself, the overrides.
+    recipe itself, further files of settings among the overrides (`parts/fp8.yaml`), the overrides `key=value`.
     """
     from tempo_megatron.algorithms.methods import method  # torch, which grading's workers do not import
 
-    parts, problems = _read(Path(recipe)) if recipe else ([], [])
-    problems += [f"{item!r}: an override is written key=value" for item in overrides if "=" not in item]
+    overlays = [item for item in overrides if "=" not in item and item.endswith((".yaml", ".yml"))]
+    settings = [item for item in overrides if item not in overlays]
+    parts: list[DictConfig] = []
+    problems = [
+        f"{item!r}: an override is key=value, or a YAML file of settings" for item in settings if "=" not in item
+    ]
+    for file in [*([recipe] if recipe else []), *overlays]:
+        read, wrong = _read(Path(file))
+        parts, problems = [*parts, *read], [*wrong, *problems]
     try:
-        dotted = OmegaConf.from_dotlist(list(overrides))
+        dotted = OmegaConf.from_dotlist(settings)
     except Exception as error:  # OmegaConf lets the YAML parser's own exceptions through
         raise ConfigError(f"not readable overrides: {error}") from error
     problems += _problems(dotted)

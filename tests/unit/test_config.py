@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron.config import ConfigError, documented_keys, load, to_yaml
+from tempo_megatron.config import ConfigError, Fp8, documented_keys, load, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -42,6 +42,17 @@ def test_an_override_replaces_the_recipe(tmp_path: Path) -> None:
     """`key=value` wins, with the setting's type."""
     config = load(write(tmp_path, "policy: {optimizer: {learning_rate: 1.0}}"), ["policy.optimizer.learning_rate=2e-5"])
     assert config.policy.optimizer.learning_rate == 2e-5
+
+
+def test_a_file_of_settings_after_the_recipe_is_laid_over_it(tmp_path: Path) -> None:
+    """FP8 is an overlay for every recipe; what is said after it, or by key, still wins."""
+    recipe, overlay = RECIPES[0], RECIPES[0].parent / "parts" / "fp8.yaml"
+    assert load(recipe, [str(overlay)]).model.fp8 is Fp8.tensorwise
+    assert load(recipe, ["model.fp8=delayed", str(overlay)]).model.fp8 is Fp8.delayed
+    with pytest.raises(ConfigError, match=r"no\.yaml: no such recipe file"):
+        load(recipe, [str(tmp_path / "no.yaml")])
+    with pytest.raises(ConfigError, match="'fp8': an override is key=value, or a YAML file"):
+        load(recipe, ["fp8"])
 
 
 def test_every_setting_says_what_it_means() -> None:
