@@ -15,8 +15,9 @@ _NOISE_LIMIT = 0.3
 def raised(metrics: Mapping[str, Any], config: Config) -> tuple[dict[str, float], list[str]]:
     """Figures for the log, 1.0 for an alarm that is raised, and a line of text for each of those.
 
-    `generation/log_prob_alarm`: mean exp|log p_trainer - log p_generator| is above its limit. `policy/noise_to_clip`: how
-    far ratios are from 1 before any update, as a share of the nearer clip; above 0.3 rounding decides what is clipped.
+    `generation/log_prob_alarm`: mean exp|log p_trainer - log p_generator| is above its limit. `policy/noise_to_clip`:
+    how far ratios are from 1 before any update, as a share of the nearer clip; above 0.3 rounding decides what is
+    clipped.
     """
     figures: dict[str, float] = {}
     lines = []
