@@ -26,7 +26,7 @@ from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Rows, Trainer
 from tempo_megatron.phases.scoring import VALUES, policy_scores
 
-LENGTHS = (700, 33, 350, 120, 5, 510, 64, 219)
+LENGTHS = (700, 33, 350, 5, 219)
 
 
 def rollouts(vocab_size: int) -> Batch:
