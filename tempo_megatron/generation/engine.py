@@ -209,6 +209,7 @@ class Generator:
             self._llm.apply_model(lambda model: _load(model, tensors))
         else:  # what vLLM packs or quantises after loading has to go through its reload, layer by layer
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+            self._llm.apply_model(_pack_output_layer_again)
         if self._on_gpu:
             torch.cuda.synchronize()  # the trainer may move its weights away now
         if not self._llm.reset_prefix_cache():
@@ -258,6 +259,14 @@ def _load(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
     missing = {name for name, _ in model.named_parameters()} - loaded
     if missing:
         raise RuntimeError(f"the trainer sent nothing for the generator's {', '.join(sorted(missing))}")
+
+
+def _pack_output_layer_again(model: Any) -> None:
+    """On CPUs vLLM multiplies by a packed copy of the output layer, which a reload leaves as it was where the layer is
+    the embedding too: only the embedding is reloaded."""
+    head: Any = getattr(model, "lm_head", None)
+    if hasattr(head, "cpu_linear"):
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _reset_attention_scales(model: Any) -> None:

@@ -98,7 +98,7 @@ class Scorer:
 
         def keep(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
             wide = {name: _widened(column, batch.width) for name, column in scores.items()}
-            return torch.stack([column.sum() for column in scores.values()]).sum(), wide
+            return torch.zeros((), device=self.topology.device), wide
 
         with torch.no_grad():
             return self._run(batch, score, keep, forward_only=True)
