@@ -20,8 +20,6 @@ from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 LAYOUTS = {
-    "TP2": (2, 1, 1),
-    "PP2": (1, 2, 1),
     "TP2 x PP2": (2, 2, 1),
     "DP2": (1, 1, 2),
     "CP2": (1, 1, 2),
