@@ -6,7 +6,6 @@ Imported when a model is built, after `cpu.install`.
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -81,30 +80,41 @@ class PackedAttention(torch.nn.Module):
         [tokens / CP, heads / TP * channels]."""
         assert packed_seq_params is not None  # the trainer packs every micro-batch
         ranks, rank = self.context_group.size(), self.context_group.rank()
-        boundaries: list[int] = packed_seq_params.cu_seqlens_q.tolist()
+        boundaries = packed_seq_params.cu_seqlens_q.long()
         if ranks > 1:
             key, value = (gather_from_sequence_parallel_region(x, group=self.context_group) for x in (key, value))
-            order = torch.cat([held_by(boundaries, one, ranks) for one in range(ranks)]).argsort()
+            order = torch.cat([held_by(boundaries.tolist(), one, ranks) for one in range(ranks)]).argsort()
             key, value = key[order], value[order]
-        outputs = []
-        for start, end in pairwise(boundaries):
-            positions = held_by([0, end - start], rank, ranks)
-            queries = query[start // ranks : end // ranks]
-            outputs.append(self._attend(queries, key[start:end], value[start:end], positions))
-        return torch.cat(outputs)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
-        """One sequence's attention from the queries at `positions`."""
-        distance = positions[:, None] - torch.arange(len(key))
-        seen = distance >= 0
-        if self.window:
-            seen &= distance <= self.window[0]
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+        lengths = boundaries.diff()
+        mine, positions = lengths // ranks, _positions(lengths, rank, ranks)
+        query = _by_sequence(query, boundaries[:-1] // ranks, mine)
+        key, value = (_by_sequence(x, boundaries[:-1], lengths) for x in (key, value))
+        distance = positions[:, None, :, None] - torch.arange(key.shape[2])
+        seen = distance >= 0 if not self.window else (distance >= 0) & (distance <= self.window[0])
         context = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=seen, scale=self.scale, enable_gqa=True
         )
-        return context[0].transpose(0, 1).flatten(1)
+        there = torch.arange(query.shape[2]) < mine[:, None]
+        return context.transpose(1, 2)[there].flatten(1)
 
     def sharded_state_dict(self, *where: Any, **options: Any) -> dict[str, Any]:
         """Nothing: attention has no weights of its own."""
         return {}
+
+
+def _by_sequence(packed: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    """[tokens, heads, channels] -> [sequences, heads, longest, channels]. What follows a sequence's end repeats its
+    last token, which no earlier one sees."""
+    within = torch.minimum(torch.arange(int(lengths.max())), lengths[:, None] - 1)
+    index = starts[:, None] + within
+    return packed.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+
+def _positions(lengths: Tensor, rank: int, ranks: int) -> Tensor:
+    """Where in its sequence each token stands that a context-parallel rank holds (`packing.MicroBatch`): [sequences,
+    most tokens of one], or one row where all of them are alike."""
+    if ranks == 1:
+        return torch.arange(int(lengths.max()))[None]
+    piece = lengths[:, None] // (2 * ranks)
+    at = torch.arange(int(lengths.max()) // ranks)
+    return torch.where(at < piece, rank * piece + at, (2 * ranks - 1 - rank) * piece + at - piece)
