@@ -248,6 +248,7 @@ def _model(config: Config) -> Iterator[str]:
     if context and wanted > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
     yield from _divisible(config, settings)
+    yield from _windows(config, settings)
     yield from _eight_bits(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
@@ -301,6 +302,20 @@ def _divisible(config: Config, settings: BackboneSettings) -> Iterator[str]:
         for what, count in counts.items():
             if size > 0 and count % size:
                 yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
+
+
+def _windows(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Context parallelism deals the heads of layers with a window out to its ranks."""
+    parallel = config.parallel
+    ranks = max(1, parallel.tensor_model_parallel_size) * max(1, parallel.context_parallel_size)
+    if parallel.context_parallel_size < 2 or not any(layer.window for layer in settings.attention):
+        return
+    for what, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
+        if count % ranks:
+            yield (
+                f"parallel.context_parallel_size: layers with a sliding window need TP x CP = {ranks} to divide the "
+                f"model's {count} {what} heads"
+            )
 
 
 def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:

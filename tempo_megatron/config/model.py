@@ -20,7 +20,7 @@ class Fp8(StrEnum):
     tensorwise = "tensorwise"
     """one scale a tensor, from its present values"""
     delayed = "delayed"
-    """one scale a tensor, from values of past steps"""
+    """one scale a tensor, from values of past passes, so that a pass and the step after it differ a little"""
     blockwise = "blockwise"
     """one scale a block of 128 or 128 x 128 values"""
 

@@ -204,8 +204,9 @@ class Generator:
             raise RuntimeError("this generator was made without a source of weights; it has those of its directory")
         self._wake("weights")
         expected: dict[str, Tensor] = {}
-        tensors = self._cast(self.weights(), expected if self._checks else None)
-        if self._on_gpu and self.config.precision is RolloutPrecision.same:
+        live = self._on_gpu and self.config.precision is RolloutPrecision.same
+        tensors = self._cast(self.weights(), expected if self._checks else None, copy=not live)
+        if live:
             self._llm.apply_model(lambda model: _load(model, tensors))
         else:  # what vLLM packs or quantises after loading has to go through its reload, layer by layer
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
@@ -220,11 +221,14 @@ class Generator:
             self._checks = self.config.check_weights is CheckWeights.always
 
     def _cast(
-        self, tensors: Iterable[tuple[str, Tensor]], expected: dict[str, Tensor] | None
+        self, tensors: Iterable[tuple[str, Tensor]], expected: dict[str, Tensor] | None, copy: bool
     ) -> Iterator[tuple[str, Tensor]]:
-        """The same tensors in the generator's dtype; what they should become goes into `expected`."""
+        """The same tensors in the generator's dtype; what they should become goes into `expected`.
+
+        `copy`: vLLM's reload keeps some until all have come, when the trainer's may have gone to rest.
+        """
         for name, tensor in tensors:
-            tensor = tensor.to(self.dtype)
+            tensor = tensor.to(self.dtype, copy=copy)
             if expected is not None:
                 expected[name] = expected_checksums(name, tensor, self.tensor_rank, self.tensor_size)
             yield name, tensor

@@ -41,6 +41,8 @@ class LayerwiseSelfAttention(SelfAttention):
     ) -> Any:
         """As SelfAttention; rotary_pos_emb [sequence, 1, 1, 2 * ropes * channels / 2]."""
         own = rotary_pos_emb.unflatten(-1, (2, self._ropes, -1))[..., self._rope, :].flatten(-2)
+        if isinstance(self.core_attention, PackedAttention):
+            self.core_attention.angles, own = own, None
         return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=own, **options)
 
 
@@ -48,8 +50,12 @@ class PackedAttention(torch.nn.Module):
     """Causal attention over packed sequences without a GPU, under the constructor of megatron-core's core attentions,
     of which none does that.
 
-    Under context parallelism keys and values are gathered over its ranks; a rank attends from its own pieces.
+    Under context parallelism keys and values are gathered over its ranks; a rank attends from its own pieces. Queries
+    and keys are rotated here, all sequences at once: megatron-core without fused kernels rotates one after the other.
     """
+
+    angles: Tensor
+    """[longest sequence, 1, 1, channels] radians, those of a layer, set before each forward pass"""
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class PackedAttention(torch.nn.Module):
         mine, positions = lengths // ranks, _positions(lengths, rank, ranks)
         query = _by_sequence(query, boundaries[:-1] // ranks, mine)
         key, value = (_by_sequence(x, boundaries[:-1], lengths) for x in (key, value))
+        query, key = self._rotated(query, positions), self._rotated(key, torch.arange(key.shape[2])[None])
         distance = positions[:, None, :, None] - torch.arange(key.shape[2])
         seen = distance >= 0 if not self.window else (distance >= 0) & (distance <= self.window[0])
         context = torch.nn.functional.scaled_dot_product_attention(
@@ -96,6 +103,12 @@ class PackedAttention(torch.nn.Module):
         )
         there = torch.arange(query.shape[2]) < mine[:, None]
         return context.transpose(1, 2)[there].flatten(1)
+
+    def _rotated(self, heads: Tensor, positions: Tensor) -> Tensor:
+        """[sequences, heads, tokens, channels] turned by the angles of their positions, [sequences or 1, tokens]."""
+        angles = self.angles[positions, 0].transpose(1, 2)
+        first, second = heads.chunk(2, -1)
+        return (heads * angles.cos() + torch.cat([-second, first], -1) * angles.sin()).to(heads.dtype)
 
     def sharded_state_dict(self, *where: Any, **options: Any) -> dict[str, Any]:
         """Nothing: attention has no weights of its own."""

@@ -164,6 +164,9 @@ class Offloader:
 
     def forget(self, kind: Kind) -> None:
         """The tensors of this kind are given up, and others take their place."""
+        event = self._arriving.pop(kind, None)
+        if event:  # nothing may be on its way into memory that is given up
+            torch.cuda.current_stream().wait_event(event)
         self._resting.pop(kind, None)
         self._held.pop(kind, None)
 

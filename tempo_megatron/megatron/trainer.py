@@ -38,7 +38,7 @@ class Score:
 
 
 class NonFiniteGradient(RuntimeError):
-    """The gradient norm is not finite; the optimizer has not stepped."""
+    """The gradient norm is not finite. In bf16 the optimizer has stepped all the same: the state is lost."""
 
 
 class Scorer:
@@ -116,7 +116,7 @@ class Scorer:
             micro = next(remaining)
 
             def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, Rows]]:
-                columns = score.read(output[0], micro.next_tokens)
+                columns = score.read(output.squeeze(0), micro.next_tokens)  # a view whose gradient is no copy
                 scores = {n: micro.to_rows(self._over_context(c), score.about_next) for n, c in columns.items()}
                 share, reported = loss(scores, micro.rows)
                 return share * unaveraged, (micro.indices, reported)
@@ -298,10 +298,10 @@ class Trainer(Scorer):
         self.offloader.wake(Kind.optimizer)
         with cpu.accelerator_names():
             stepped, norm, _ = self.optimizer.step()
+        self._weights_are_parts = self.model.ddp_config.overlap_param_gather
         if not stepped or norm is None or not torch.isfinite(torch.as_tensor(norm)):
             raise NonFiniteGradient(f"gradient norm {norm}")
         self.steps += 1
-        self._weights_are_parts = self.model.ddp_config.overlap_param_gather
         return rows, float(norm)
 
     def _gather_weights(self) -> None:

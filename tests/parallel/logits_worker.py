@@ -41,6 +41,7 @@ def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
         heads, groups = around.num_attention_heads_per_partition, around.num_query_groups_per_partition
         channels = around.hidden_size_per_attention_head
         query, key = torch.zeros(length, heads, channels), torch.zeros(length, groups, channels)
+        core.angles = torch.zeros(length, 1, 1, channels)
         whole = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
         weights_of_last = []
         for position in range(length):
