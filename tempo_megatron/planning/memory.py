@@ -13,7 +13,7 @@ from tempo_megatron.planning.parameters import Parameters, parameters
 
 GIB = 2**30
 _WORKSPACES = 110 * 2**20
-"""cuBLAS's workspaces in torch and Transformer Engine (32 MiB each), indices and boundaries of the packing, reductions"""
+"""cuBLAS's workspaces in torch and Transformer Engine (32 MiB each), the packing's indices, reductions"""
 
 Parts = dict[str, int]
 """name of a part -> bytes"""
