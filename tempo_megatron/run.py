@@ -28,7 +28,7 @@ from tempo_megatron.data.templates import end_token_ids
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.grading import Grader
-from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
+from tempo_megatron.megatron import checkpoint, checkpoint_files, model, saving, topology, weights
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.trainer import Scorer, Trainer
 from tempo_megatron.metrics.alarms import raised
@@ -38,7 +38,6 @@ from tempo_megatron.phases.choose import Chooser
 from tempo_megatron.phases.collect import Collected, Collector
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
-from tempo_megatron.phases.ranks import from_first
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run_directory import open_run
@@ -138,7 +137,7 @@ class Run:
         bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
         module = model.build(role, self.settings, self.config, self.topology, head_bias=bias)
         if start:
-            checkpoint.load_weights(Path(start) / role, module)
+            checkpoint.load_weights(Path(start), role, module)
         else:
             read = hf_files.Reader(self.hf_path)
             weights.load(module, self.entries, read, self.topology, critic=role == "critic")
@@ -164,9 +163,11 @@ class Run:
             yield from weights.export(self.policy.module, self.entries, self.topology)
 
     def _resume(self) -> None:
-        self._checkpoints = self.directory / "checkpoints"
-        found = checkpoint.complete(self._checkpoints)
-        self.resumed = bool(found)
+        self._saver = saving.Saver(
+            self.directory / "checkpoints", self.config.checkpoint, self.hf_path, self.config.critic.target_range
+        )
+        found, passed_over = saving.newest(self._saver.directory)
+        self.resumed = found is not None
         self._state: dict[str, Any] = {
             "iteration": 0,
             "lines": 0,
@@ -179,13 +180,14 @@ class Run:
             "choice": self.chooser.state,
         }
         if found:
-            self._state = checkpoint.read_state(found[-1])
-            checkpoint.load(found[-1], self.trainers)
+            self._state = saving.read_state(found)
+            checkpoint.load(found, self.trainers)
             if self.reference:
                 with self.reference.awake(changes=True):
-                    checkpoint.load_weights(self._checkpoints / _REFERENCE, self.reference.module)
-            if self.is_first:
-                self.say(f"resumed from {found[-1]}")
+                    checkpoint.load_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
+        if self.is_first:
+            for line in [*passed_over, *([f"resumed from {found}"] if found else [])]:
+                self.say(line)
         self.iteration: int = self._state["iteration"]
         self.labelled.position = self._state["labelled"]
         self.unlabelled.position = self._state["unlabelled"]
@@ -244,7 +246,7 @@ class Run:
         """Save the reference for the run to resume with: what it was made from may change or go. Collective."""
         if self.reference:
             with self.phase("save"), self.reference.awake():
-                checkpoint.save_weights(self._checkpoints / _REFERENCE, self.reference.module)
+                checkpoint.save_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
 
     def count(self, drawn: Collected) -> dict[str, float]:
         """Figures of the rollouts as they were drawn."""
@@ -273,9 +275,7 @@ class Run:
         the log. Collective."""
         if not self.config.checkpoint.choose:
             return {}
-        best = self.chooser.state["best"]
-        # Another node may see the directory a little later: one rank looks for all.
-        kept = from_first(checkpoint.kept(self._checkpoints, self.config.checkpoint.keep - 1, best))
+        kept = self._saver.kept(self.chooser.state["best"])
         with self.phase("choose"):
             reason = self.chooser.consider(self.collector, self.critic, self.iteration, kept)
         best, stopped = self.chooser.state["best"], self.chooser.state["stopped"]
@@ -304,6 +304,7 @@ class Run:
 
         Timings and memory, which no run repeats exactly, have names of their own.
         """
+        self._saver.check()
         taken = self.turns.taken()
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
@@ -342,16 +343,7 @@ class Run:
         }
         state = self._state | {"seconds": self._elapsed()}
         with self.phase("save"):
-            checkpoint.save(
-                self._checkpoints,
-                self.iteration,
-                self.trainers,
-                state,
-                keep=self.config.checkpoint.keep,
-                best=self.chooser.state["best"],
-                hf_path=self.hf_path,
-                target_range=self.config.critic.target_range,
-            )
+            self._saver.save(self.iteration, self.trainers, state, self.chooser.state["best"])
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]
@@ -360,6 +352,7 @@ class Run:
     def finish(self) -> None:
         """Export the policy, draw the plots, write summary.json."""
         self.grader.close()
+        self._saver.wait()
         export = self.directory / "hf"
         if self.config.export:
             self.export_policy(export)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron.megatron.checkpoint import kept
+from tempo_megatron.megatron.saving import kept
 from tempo_megatron.metrics.choice import Candidate, choose
 
 
