@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from checkpoints_convert.errors import ConversionError
 from tempo_megatron.megatron import checkpoint_files, cpu, manifest, pickles
@@ -64,13 +65,16 @@ def write(
 
     Each rank checksums the files that it wrote; `beside` and all else is one rank's. An interrupted write leaves
     nothing of that name. Collective over `group`, and safe in a thread that no one else shares the group with. Raises
-    CheckpointWriteError, or torch's CheckpointException, on all ranks.
+    CheckpointWriteError on all ranks.
     """
     aside, roles = _aside(checkpoint), []
     for role, part in parts:
         from tempo_megatron.megatron import capture
 
-        capture.write(part, aside / role, group)
+        try:
+            capture.write(part, aside / role, group)
+        except CheckpointException as error:  # no Exception, for reasons of torch's own
+            raise CheckpointWriteError(f"{checkpoint}: {error}") from error
         roles.append(role)
 
     def describe_mine() -> manifest.Files:

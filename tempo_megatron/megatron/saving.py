@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _STATE = "state.json"
 _BEST = "best"
+_LINGER_SECONDS = 20.0
 _PREFIX, _DAMAGED = "iteration-", "damaged-"
 
 
@@ -151,8 +153,10 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
         except BaseException as error:
             done.set_exception(error)
 
-    # A daemon: a rank that fails must not wait, at its end, for others that will never come.
-    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    # A rank that fails lets a write end that is nearly over, but waits no longer for others that may never come.
+    thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+    atexit.register(thread.join, _LINGER_SECONDS)
+    thread.start()
     return done
 
 
