@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
 from tempo_megatron.megatron import checkpoint_files, cpu, manifest, pickles
 from tempo_megatron.megatron.offload import Kind
@@ -89,7 +90,7 @@ def write(
         manifest.write(aside, described | manifest.describe(aside, rest))
         remove(checkpoint)
         aside.rename(checkpoint)
-        manifest.sync(checkpoint.parent)
+        hf_files.sync(checkpoint.parent)
 
     on_first(finish, group)
 

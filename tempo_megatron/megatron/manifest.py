@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
 
 NAME = "manifest.json"
@@ -48,16 +48,7 @@ def write(checkpoint: Path, files: Mapping[str, Written]) -> None:
     """The manifest, and all files and directories of the checkpoint brought to stable storage."""
     (checkpoint / NAME).write_text(_text(files))
     for path in [*checkpoint.rglob("*"), checkpoint]:
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Bring a file's bytes, or a directory's names, to stable storage."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        hf_files.sync(path)
 
 
 def read(checkpoint: Path) -> Files:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
+from checkpoints_convert import hf_files
 from tempo_megatron.config import CheckpointConfig
-from tempo_megatron.megatron import checkpoint, checkpoint_files, manifest
+from tempo_megatron.megatron import checkpoint, checkpoint_files
 from tempo_megatron.megatron.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _link(link: Path, target: str) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
     aside.rename(link)
-    manifest.sync(link.parent)
+    hf_files.sync(link.parent)
 
 
 def _name(iteration: int) -> str:

@@ -18,7 +18,8 @@ import tempo_megatron.run
 from tempo_megatron.megatron import capture, checkpoint, topology
 from tempo_megatron.megatron.saving import complete
 from tempo_megatron.run import Run
-from tests.parallel.turns_worker import RESTS, Parity, advance, same, started, state
+from tests.parallel.turns_worker import RESTS, advance, same, started, state
+from tools.killing.recorded import Parity
 
 
 class SlowDisk:
