@@ -15,7 +15,8 @@ _BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written)."""
+    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written), 70 a rank hung, 75 asked to stop, and
+    saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -56,11 +57,16 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
             print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
     if not torchrun.is_rank():
-        return torchrun.launch(arguments, config.parallel.processes_per_node)
+        code = torchrun.launch(arguments, config.parallel.processes_per_node)
+        return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     from tempo_megatron.loop import train
+    from tempo_megatron.supervision import failure, interruption
 
-    train(config)
-    return 0
+    try:
+        finished = train(config)
+    except Exception as error:
+        failure.end_of_failed_rank(error, Path(config.run_dir))
+    return 0 if finished or torchrun.started_this() else interruption.EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from tempo_megatron.data.types import Prompt
 from tempo_megatron.generation.engine import GenerationStopped, Generator
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import Grader
-from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
+from tempo_megatron.megatron import checkpoint, checkpoint_files, model, saving, topology, weights
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.trainer import Scorer, Trainer
 from tempo_megatron.metrics.alarms import raised
@@ -40,7 +40,6 @@ from tempo_megatron.phases.choose import Chooser
 from tempo_megatron.phases.collect import Collected, Collector
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
-from tempo_megatron.ranks import from_first
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run_directory import interrupted_mark, open_run
@@ -148,7 +147,7 @@ class Run:
         bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
         module = model.build(role, self.settings, self.config, self.topology, head_bias=bias)
         if start:
-            checkpoint.load_weights(Path(start) / role, module)
+            checkpoint.load_weights(Path(start), role, module)
         else:
             read = hf_files.Reader(self.hf_path)
             weights.load(module, self.entries, read, self.topology, critic=role == "critic")
@@ -180,9 +179,11 @@ class Run:
             yield from weights.export(self.policy.module, self.entries, self.topology)
 
     def _resume(self) -> None:
-        self._checkpoints = self.directory / "checkpoints"
-        found = checkpoint.complete(self._checkpoints)
-        self.resumed = bool(found)
+        self._saver = saving.Saver(
+            self.directory / "checkpoints", self.config.checkpoint, self.hf_path, self.config.critic.target_range
+        )
+        found, passed_over = saving.newest(self._saver.directory)
+        self.resumed = found is not None
         self._state: dict[str, Any] = {
             "iteration": 0,
             "lines": 0,
@@ -199,13 +200,14 @@ class Run:
             "stretch_seconds": 0.0,
         }
         if found:
-            self._state = checkpoint.read_state(found[-1])
-            checkpoint.load(found[-1], self.trainers)
+            self._state |= saving.read_state(found)
+            checkpoint.load(found, self.trainers)
             if self.reference:
                 with self.reference.awake(changes=True):
-                    checkpoint.load_weights(self._checkpoints / _REFERENCE, self.reference.module)
-            if self.is_first:
-                self.say(f"resumed from {found[-1]}")
+                    checkpoint.load_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
+        if self.is_first:
+            for line in [*passed_over, *([f"resumed from {found}"] if found else [])]:
+                self.say(line)
         self.iteration: int = self._state["iteration"]
         self._boundary: dict[str, Any] | None = None
         self._saved = self.iteration if found else -1
@@ -268,7 +270,7 @@ class Run:
         """Save the reference for the run to resume with: what it was made from may change or go. Collective."""
         if self.reference:
             with self.phase("save"), self.reference.awake():
-                checkpoint.save_weights(self._checkpoints / _REFERENCE, self.reference.module)
+                checkpoint.save_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
 
     def count(self, drawn: Collected) -> dict[str, float]:
         """Figures of the rollouts as they were drawn."""
@@ -297,9 +299,7 @@ class Run:
         the log. Collective."""
         if not self.config.checkpoint.choose:
             return {}
-        best = self.chooser.state["best"]
-        # Another node may see the directory a little later: one rank looks for all.
-        kept = from_first(checkpoint.kept(self._checkpoints, self.config.checkpoint.keep - 1, best))
+        kept = self._saver.kept(self.chooser.state["best"])
         with self.phase("choose"):
             reason = self.chooser.consider(self.collector, self.critic, self.iteration, kept)
         best, stopped = self.chooser.state["best"], self.chooser.state["stopped"]
@@ -328,6 +328,7 @@ class Run:
 
         Timings and memory, which no run repeats exactly, have names of their own.
         """
+        self._saver.check()
         taken = self.turns.taken()
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
@@ -355,18 +356,16 @@ class Run:
 
     def begin(self, iteration: int) -> None:
         """The next iteration, from a state that a run which is interrupted can be saved in."""
-        self._pause()
         self._boundary = self._present()
+        self._pause()
         self.iteration = self.generator.iteration = iteration
-        self._stretch_begun: float | None = None
 
     def reached(self, metrics: dict[str, Any]) -> None:
         """Both models have learnt and the generator is in step: what follows only measures, and `metrics` wait for
         it. A run that is interrupted here concludes the iteration when it resumes."""
-        if self._stretch_begun is not None:
-            stretch = time.monotonic() - self._stretch_begun
-            self._state["stretch_seconds"] = max(self._state["stretch_seconds"], stretch)
-            self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
+        stretch = time.monotonic() - self._could_be_interrupted
+        self._state["stretch_seconds"] = max(self._state["stretch_seconds"], stretch)
+        self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
         self._boundary = self._present() | {"unconcluded": metrics}
         self._pause()
 
@@ -381,7 +380,7 @@ class Run:
             raise Interrupted(self.interruption.agreed()) from stopped
         finally:
             self.generator.stop_when(None)
-        self._stretch_begun = time.monotonic()
+        self._could_be_interrupted = time.monotonic()
 
     def _pause(self) -> None:
         reason = self.interruption.agreed()
@@ -424,21 +423,12 @@ class Run:
     def _save(self, state: dict[str, Any]) -> None:
         begun = time.monotonic()
         with self.phase("save"):
-            checkpoint.save(
-                self._checkpoints,
-                state["iteration"],
-                self.trainers,
-                state,
-                keep=self.config.checkpoint.keep,
-                best=self.chooser.state["best"],
-                hf_path=self.hf_path,
-                target_range=self.config.critic.target_range,
-            )
+            self._saver.save(state["iteration"], self.trainers, state, self.chooser.state["best"])
         self._saved = state["iteration"]
         self._state["save_seconds"] = time.monotonic() - begun
         self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
         if self.is_first and not self.config.generation.keep_rollouts and not self.config.generation.replay:
-            self.generator.prune(checkpoint.newest_iteration(self._checkpoints))
+            self.generator.prune(self._saver.newest_iteration())
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]
@@ -447,6 +437,7 @@ class Run:
     def finish(self) -> None:
         """Export the policy, draw the plots, write summary.json."""
         self.grader.close()
+        self._saver.wait()
         export = self.directory / "hf"
         if self.config.export:
             self.export_policy(export)

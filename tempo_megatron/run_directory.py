@@ -15,6 +15,7 @@ _MAY_CHANGE = (
     "logging.",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.asynchronous",
     "checkpoint.patience",
     "parallel.",
     "memory.",

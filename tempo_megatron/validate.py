@@ -181,6 +181,8 @@ def _numbers(config: Config) -> Iterator[str]:
             yield f"{key}: at least 1, got {value}"
     if config.memory.host_gib < 0:
         yield f"memory.host_gib: at least 0, got {config.memory.host_gib}"
+    if config.checkpoint.keep_every < 0:
+        yield f"checkpoint.keep_every: at least 0, got {config.checkpoint.keep_every}"
     if config.loop.iterations < 0:
         yield f"loop.iterations: at least 0, got {config.loop.iterations}"
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)

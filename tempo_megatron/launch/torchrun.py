@@ -8,20 +8,35 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+import psutil
+
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started as one of a run's ranks."""
     return "RANK" in environment and "WORLD_SIZE" in environment
 
 
+def started_this(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this rank."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
 
-    SIGINT and SIGTERM are passed on, so that stopping the launcher stops the ranks.
+    SIGTERM and SIGUSR1 become SIGUSR1 of the ranks, which save and end; torchrun itself would end them. SIGINT is
+    passed on, and ends them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     defaults = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
     ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**defaults, **os.environ})
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda got, _: ranks.send_signal(got))
+    signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: _interrupt_ranks(ranks.pid))
     return ranks.wait()
+
+
+def _interrupt_ranks(launcher: int) -> None:
+    for child in psutil.Process(launcher).children():
+        if "tempo_megatron.cli" in child.cmdline():
+            child.send_signal(signal.SIGUSR1)
