@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
-from tempo_megatron.launch import slurm, torchrun
+from tempo_megatron.launch import replay, slurm, torchrun
+from tempo_megatron.run_directory import interrupted_mark
 
 _BAD_INPUT = 2
 
@@ -30,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.evaluation.command import main as evaluate
 
         return evaluate(arguments[1:])
+    replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
+    replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
+    replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
     given = parser.parse_args(arguments)
@@ -39,10 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, default, help_ in settings.documented_keys():
             print(f"{key} = {default!r}\n    {help_}")
         return 0
+    if given.command == "replay":
+        recipe, overrides = replay.of_run(Path(given.run), given.overrides)
+        return _train(recipe, overrides, ["train", recipe, *overrides])
     return _train(given.recipe, given.overrides, arguments)
 
 
 def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
+    from tempo_megatron.supervision import failure, interruption
     from tempo_megatron.validate import problems
 
     slurm.join_step()
@@ -60,7 +69,6 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     from tempo_megatron.loop import train
-    from tempo_megatron.supervision import failure, interruption
 
     try:
         finished = train(config)

@@ -14,10 +14,10 @@ from tempo_megatron.phases.calibrate import calibrate, learn_returns
 from tempo_megatron.phases.collect import Collected
 from tempo_megatron.phases.estimate import PolicyRollouts, estimate, read_votes
 from tempo_megatron.phases.measure import evidence, measure
-from tempo_megatron.ranks import from_first
 from tempo_megatron.phases.refine import refine
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.phases.warm_start import warm_start_step
+from tempo_megatron.ranks import from_first
 from tempo_megatron.run import Run
 from tempo_megatron.supervision.interruption import Interrupted
 

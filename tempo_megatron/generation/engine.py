@@ -141,7 +141,7 @@ class Generator:
         queue = RequestQueue(len(requests), self.replicas, self.config.max_sequences, self._counter())
         done: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
-        tracked = {}
+        tracked: dict[int, Any] = {}
         share = -(-len(requests) // self.replicas)
         bar = tqdm(total=share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False)
         for step in itertools.count():

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import safe_open
@@ -26,6 +26,11 @@ class Engine(Protocol):
     def load_weights(self) -> None: ...
     def sleep(self) -> None: ...
     def take_figures(self) -> Figures: ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    should_stop: Callable[[], bool] | None
 
 
 class MissingRollouts(RuntimeError):
@@ -55,8 +60,9 @@ class RecordedGenerator:
             completions, figures = _read(path)
         elif self.engine is None:
             raise MissingRollouts(
-                f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: the "
-                "run that recorded them had other settings or data, stopped earlier, or generation.keep_rollouts=false"
+                f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: "
+                "the run that recorded them had other settings or data, stopped earlier, or kept them not "
+                "(generation.keep_rollouts)"
             )
         else:
             completions, figures = self.engine.generate(requests), self.engine.take_figures()
@@ -79,12 +85,12 @@ class RecordedGenerator:
 
     def stop_when(self, asked: Callable[[], bool] | None) -> None:
         """Let `generate` raise GenerationStopped once `asked`, where the engine can."""
-        if hasattr(self.engine, "should_stop"):
+        if isinstance(self.engine, Stoppable):
             self.engine.should_stop = asked
 
     def prune(self, iteration: int) -> None:
         """Forget what was generated up to an iteration; one rank does it."""
-        for path in self.directory.glob("*.safetensors"):
+        for path in self.directory.glob("[!.]*.safetensors"):
             if int(path.name[: path.name.index("-", 1)]) <= iteration:
                 path.unlink()
 

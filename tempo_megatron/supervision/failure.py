@@ -47,8 +47,7 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
 
 
 def _is_loss_of_a_peer(error: BaseException) -> bool:
-    known = isinstance(error, dist.DistError) or isinstance(error, RuntimeError)
-    return known and any(sign in str(error) for sign in _PEER_LOST)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST)
 
 
 def _first(rank: int, lost: bool) -> str:

@@ -38,6 +38,7 @@ class Interruption:
         self._store = store
         self._deadline = deadline
         self._reason = ""
+        self._told = False
         self.lead_seconds = _LEAST_LEAD_SECONDS
 
     @classmethod
@@ -67,15 +68,14 @@ class Interruption:
 
     def asked(self) -> bool:
         """Whether this rank, or one that has told it, was asked to stop. Not collective."""
-        told = bool(self._reason)
-        if not told and self._deadline is not None and time.time() > self._deadline - self.lead_seconds:
+        if not self._reason and self._deadline is not None and time.time() > self._deadline - self.lead_seconds:
             self._reason = "the deadline"
-        if self._store is None or told:
-            return bool(self._reason)
-        if self._reason:
-            self._store.set(_KEY, self._reason)
-        elif self._store.check([_KEY]):
-            self._reason = self._store.get(_KEY).decode()
+        if self._store is not None and not self._told:
+            if self._reason:
+                self._store.set(_KEY, self._reason)
+            elif self._store.check([_KEY]):
+                self._reason = self._store.get(_KEY).decode()
+            self._told = bool(self._reason)
         return bool(self._reason)
 
     def agreed(self) -> str:

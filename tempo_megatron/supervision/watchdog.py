@@ -60,7 +60,8 @@ class Watchdog:
     @classmethod
     def of_this_job(cls, place: Callable[[], Place], limits: FaultsConfig, directory: Path) -> Watchdog:
         # Of its own: the main thread may hold the other while it waits.
-        store = dist.distributed_c10d._get_default_store().clone() if rank_and_ranks()[1] > 1 else None
+        shared: Any = dist.distributed_c10d._get_default_store() if rank_and_ranks()[1] > 1 else None
+        store = shared and shared.clone()
         return cls(place, limits, directory, store)
 
     def start(self) -> None:
