@@ -29,6 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.evaluation.command import main as evaluate
 
         return evaluate(arguments[1:])
+    commands.add_parser(
+        "plan", help="memory, time and layouts of a recipe on a cluster; `tempo plan --help`", add_help=False
+    )
+    if arguments[:1] == ["plan"]:
+        from tempo_megatron.planning.command import main as plan
+
+        return plan(arguments[1:])
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
     given = parser.parse_args(arguments)
