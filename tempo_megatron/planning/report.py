@@ -12,6 +12,7 @@ from tempo_megatron.planning.phases import Run, total
 from tempo_megatron.planning.schedule import Load, Schedule
 
 _SHOWN_LAYOUTS = 5
+_TRAINING = ("calibrate", "estimate", "refine")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -29,7 +30,7 @@ def plan(run: Run, load: Load, choices: Sequence[Choice]) -> str:
         _device(run),
         _host(run),
         _times(run, load),
-        _layouts(choices),
+        _layouts(run, choices),
     ]
     return "\n\n".join(parts)
 
@@ -85,15 +86,20 @@ def _times(run: Run, load: Load) -> str:
     )
 
 
-def _layouts(choices: Sequence[Choice]) -> str:
+def _layouts(run: Run, choices: Sequence[Choice]) -> str:
     if not choices:
         return "No layout of this model fits these GPUs."
-    rows = [
-        [choice, f"{choice.seconds:,.0f}", f"{choice.peak_gib:.1f}", _reason(choice, choices)]
-        for choice in choices[:_SHOWN_LAYOUTS]
-    ]
+    own = [choice for choice in choices[_SHOWN_LAYOUTS:] if _is_own(choice, run)]
+    rows = []
+    for choice in (*choices[:_SHOWN_LAYOUTS], *own):
+        reason = _reason(choice, choices) + (" (the recipe's own)" if _is_own(choice, run) else "")
+        rows.append([choice, f"{choice.seconds:,.0f}", f"{choice.peak_gib:.1f}", reason])
     heads = ["layout", "seconds an iteration", "GiB of a GPU", "why here"]
     return f"To choose, of {len(choices)} that fit:\n\n" + table(heads, rows)
+
+
+def _is_own(choice: Choice, run: Run) -> bool:
+    return choice.run.layout == run.layout and choice.run.config.model.recompute is run.config.model.recompute
 
 
 def _reason(choice: Choice, choices: Sequence[Choice]) -> str:
@@ -114,25 +120,17 @@ def growth(planned: Sequence[tuple[Run, Sequence[str], Sequence[Choice]]], load:
         best = f"{choices[0]}: {choices[0].seconds:,.0f} s" if choices else "none fits"
         figures = ["does not fit", *["-"] * 6] if wrong else _figures(run, load)
         rows.append([run.machine.nodes, run.layout, *figures, best])
-    heads = [
-        "nodes",
-        "layout",
-        "GPU, GiB",
-        "host of a node, GiB",
-        "generating, s",
-        "training, s",
-        "iteration, s",
-        "days",
-    ]
-    return table([*heads, "GPU-hours", "fastest of the simple layouts"], rows)
+    heads = ["nodes", "layout", "GPU learning, GiB", "node's host, GiB", "generating, s", "training, s", "iteration, s"]
+    return table([*heads, "days", "GPU-hours", "first choice"], rows)
 
 
 def _figures(run: Run, load: Load) -> list[object]:
     schedule = Schedule(run, load)
     phases, days = schedule.phases(), sum(schedule.whole().values()) / 86400
-    training = sum(phases.get(name, 0.0) for name in ("calibrate", "estimate", "refine"))
+    training = sum(phases.get(name, 0.0) for name in _TRAINING)
+    learning = max(total(parts) for name, parts in run.phases().items() if name in _TRAINING)
     return [
-        f"{max(map(total, run.phases().values())) / GIB:.1f}",
+        f"{learning / GIB:.1f}",
         f"{total(host.node(run)) / GIB:.0f}",
         f"{phases['generate']:,.0f}",
         f"{training:,.0f}",
