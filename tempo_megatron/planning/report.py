@@ -103,13 +103,12 @@ def _is_own(choice: Choice, run: Run) -> bool:
 
 
 def _reason(choice: Choice, choices: Sequence[Choice]) -> str:
-    fastest = min(other.seconds for other in choices)
-    slower = choice.seconds / fastest - 1
-    if slower > ALIKE:
-        return f"{slower:.0%} slower than the fastest"
+    slower = choice.seconds / min(other.seconds for other in choices) - 1
     layout = choice.run.layout
-    simple = "no pipeline or context parallelism" if layout.pipeline * layout.context == 1 else "one of the fastest"
-    return f"{simple}, within {slower:.0%} of the fastest" if slower else f"{simple}, the fastest"
+    reason = f"{slower:.0%} slower than the fastest" if slower else "the fastest"
+    if slower <= ALIKE and layout.pipeline * layout.context == 1:
+        return f"without pipeline or context parallelism, {reason}"
+    return reason
 
 
 def growth(planned: Sequence[tuple[Run, Sequence[str], Sequence[Choice]]], load: Load) -> str:

@@ -103,7 +103,7 @@ class Schedule:
 
     @property
     def _sync_seconds(self) -> float:
-        return self.run.engine.weights * self.run.layout.replica / rates.SYNC_BYTES
+        return self.run.engine.weights / rates.SYNC_BYTES
 
     @property
     def _moving(self) -> float:
@@ -174,11 +174,11 @@ class Schedule:
         """Seconds of a sequence on the ranks of one data-parallel rank, its pipeline stages all busy."""
         run, layout = self.run, self.run.layout
         ranks = layout.tensor * layout.pipeline * layout.context
-        speed = rate * rates.PACKED * rates.CONTEXT ** math.log2(layout.context)
+        speed = rate * rates.CONTEXT ** math.log2(layout.context)
         flops = Work(run.settings, role).forward([tokens]) * work
         values = tokens / layout.context * run.settings.num_layers / layout.pipeline * run.settings.hidden_size
         shared = (layout.tensor - 1) / layout.tensor * (1 + self._again(role) / 3)
-        return flops / speed / ranks + exposed * rates.EXPOSED_A_VALUE * values * shared
+        return flops / speed / ranks + exposed * rates.EXPOSED_A_VALUE[self._eight_bits] * values * shared
 
     def _reducing(self, role: Role) -> float:
         """Gradients reduced and weights gathered once a step; half of it runs beside the passes."""

@@ -13,7 +13,7 @@ from checkpoints_convert.mapping import Role
 from tempo_megatron import turns
 from tempo_megatron.cli import main
 from tempo_megatron.config import Config, load
-from tempo_megatron.planning import check, host, phases, rates, shapes
+from tempo_megatron.planning import check, host, phases, shapes
 from tempo_megatron.planning.choose import ranked
 from tempo_megatron.planning.fit import problems
 from tempo_megatron.planning.layout import Layout, Machine
@@ -65,22 +65,51 @@ def test_a_tied_embedding_is_on_both_ends_of_a_pipeline_and_a_critics_on_the_fir
     assert parameters(settings, "critic", 1, 2, 1).by_kind["embedding"] == 0
 
 
-MEASURED = [("train-152k", 151936), ("train-32k-slow-gpu", 32768)]
+TENSOR_PARALLEL: dict[str, object] = {
+    "parallel__tensor_model_parallel_size": 2,
+    "parallel__sequence_parallel": "true",
+}
+LAYOUTS: list[tuple[str, int, dict[str, object]]] = [
+    ("train-tp1", 1, {}),
+    ("train-tp1", 1, {"model__fp8": "tensorwise"}),
+    ("train-tp2", 2, TENSOR_PARALLEL),
+    ("train-pp2", 2, {"parallel__pipeline_model_parallel_size": 2}),
+    ("train-cp2", 2, {"parallel__context_parallel_size": 2}),
+    ("train-recompute", 1, {"model__recompute": "full"}),
+]
+"""results file, GPUs, settings"""
 
 
-@pytest.mark.parametrize(("file", "vocabulary"), MEASURED)
-@pytest.mark.parametrize("fp8", ["none", "tensorwise"])
-def test_memory_of_a_step_is_what_was_measured(file: str, vocabulary: int, fp8: str) -> None:
-    """Peaks of torch's tensors at 240e1cb, bf16 and FP8. The policy's step had the logits' gradient beside the logits
-    then, in place of the output layer's own gradients."""
-    sections = json.loads((RESULTS / "2026-11-25-gpu" / f"{file}.json").read_text())["sections"]
-    policy, critic = (benchmark_model(role, vocabulary, model__fp8=fp8) for role in ("policy", "critic"))
-    learning = policy.learning()
-    final_norm = 2 * policy.activations.hidden
-    then = total(learning) - learning["output layer"] + final_norm + policy.activations.logits
-    assert then / GIB == pytest.approx(sections[f"policy step, fp8 {fp8}"]["peak GiB"], rel=0.01)
-    step = total(critic.learning()) / GIB
-    assert step == pytest.approx(sections[f"critic step, fp8 {fp8}"]["peak GiB"], rel=0.01)
+def measured(file: str, section: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "2026-11-25-gpu" / f"{file}.json").read_text())
+    return found["sections"][section]
+
+
+@pytest.mark.parametrize(
+    ("file", "gpus", "changed"), [*LAYOUTS, ("train-tp2", 2, {**TENSOR_PARALLEL, "model__fp8": "tensorwise"})]
+)
+def test_memory_of_a_step_is_what_was_measured(file: str, gpus: int, changed: dict[str, object]) -> None:
+    """Peaks of torch's tensors, layout by layout (docs/results/2026-11-25-plan-predictions.md)."""
+    fp8 = changed.get("model__fp8", "none")
+    for role in ("policy", "critic"):
+        if (role, file) == ("critic", "train-cp2"):
+            continue  # the benchmark's process still held two other models
+        step = total(benchmark_model(role, 32768, gpus, **changed).learning()) / GIB
+        assert step == pytest.approx(measured(file, f"{role} step, fp8 {fp8}")["peak GiB"], rel=0.01), role
+
+
+def test_memory_follows_the_vocabulary_and_8_bits() -> None:
+    """A pass that keeps nothing and a critic that learns, all state on the GPU, vocabulary 151,936."""
+    for fp8 in ("none", "tensorwise"):
+        policy, critic = (benchmark_model(role, 151936, model__fp8=fp8) for role in ("policy", "critic"))
+        step = total(critic.learning()) / GIB
+        assert step == pytest.approx(measured("train-152k", f"critic step, fp8 {fp8}")["peak GiB"], rel=0.01)
+        learning = policy.learning()
+        state = [learning[name] for name in ("gradients", "optimizer", "dummy weight gradients")]
+        reading = policy.reading()
+        whole = total(reading) + sum(state) + reading["weights in 8 bits"]  # and their transposes from the step before
+        wanted = measured("train-152k", f"log-probs and entropy, fp8 {fp8}")["peak GiB"]
+        assert whole / GIB == pytest.approx(wanted, rel=0.01)
 
 
 def test_memory_of_each_phase_is_what_was_measured() -> None:
@@ -89,29 +118,28 @@ def test_memory_of_each_phase_is_what_was_measured() -> None:
     overrides += "critic.micro_batch_tokens=8192 generation.memory_fraction=0.8 generation.max_response_tokens=4096 "
     config = load(None, [*overrides.split(), "data.max_prompt_tokens=128"])
     run = Run(shapes.settings(shapes.config("qwen3-1.7b", None, None)), config, Machine(1, 2, 80, 256))
-    measured = json.loads((RESULTS / "2026-11-25-gpu" / "iteration-1.7b.jsonl").read_text().splitlines()[0])
+    logged = json.loads((RESULTS / "2026-11-25-gpu" / "iteration-1.7b.jsonl").read_text().splitlines()[0])
     planned = run.phases()
     for phase in ("generate", "sync", "calibrate", "estimate", "refine"):
-        wanted = measured[f"memory/{phase}/device_peak_gib"]
+        wanted = logged[f"memory/{phase}/device_peak_gib"]
         assert total(planned[phase]) / GIB == pytest.approx(wanted, rel=0.1), phase
     pinned = total(host.pinned(run)) / GIB
-    assert pinned + 3.2 == pytest.approx(measured["memory/host_peak_gib"], rel=0.05)
+    assert pinned + 3.2 == pytest.approx(logged["memory/host_peak_gib"], rel=0.05)
     lengths = tuple(range(2080, 4096, 64))
     seconds = Schedule(run, Load(lengths, prompt=128)).generating(256)
-    assert seconds == pytest.approx(measured["seconds/generate"], rel=0.15)
+    assert seconds == pytest.approx(logged["seconds/generate"], rel=0.15)
 
 
-def test_seconds_of_a_step_are_what_was_measured() -> None:
-    """At the lengths of the benchmark, without what packing costs: one GPU, and TP2 as its profile has it."""
-    load_ = Load((8064,), prompt=128)
-    seconds = {}
-    for gpus, extra in ((1, []), (2, ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"])):
-        config = load(None, ["generation.max_response_tokens=8064", "policy.mini_batches=1", *extra])
-        settings = shapes.settings(shapes.config("llama3-8b", 8, 151936 if gpus == 1 else 32768))
-        run = Run(settings, config, Machine(1, gpus, 80, 256))
-        seconds[gpus] = Schedule(run, load_).learning("policy", 4, config.policy) * rates.PACKED
-    assert seconds[1] == pytest.approx(0.906, rel=0.02)
-    assert seconds[2] == pytest.approx(0.515, rel=0.15)
+@pytest.mark.parametrize(("file", "gpus", "changed"), LAYOUTS)
+def test_seconds_of_a_step_are_about_what_was_measured(file: str, gpus: int, changed: dict[str, object]) -> None:
+    """On sequences of 8,192; the rates are those of packed ones, which are a little faster. 8 bits under TP are left
+    out: with one short sequence a micro-batch the host was the limit."""
+    model = benchmark_model("policy", 32768, gpus, **changed)
+    model.config.policy.mini_batches = 1
+    run = Run(model.settings, model.config, Machine(1, gpus, 80.0, 256.0))
+    seconds = Schedule(run, Load((8064,), prompt=128)).learning("policy", 4, model.config.policy)
+    fp8 = changed.get("model__fp8", "none")
+    assert seconds == pytest.approx(measured(file, f"policy step, fp8 {fp8}")["seconds"], rel=0.15)
 
 
 def test_phases_have_the_same_workers_as_the_runs_own() -> None:
@@ -214,7 +242,7 @@ def test_layout_changes_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
         return benchmark_model("policy", 32768, gpus, **changed).learning()
 
     one = parts()
-    tensor = parts(parallel__tensor_model_parallel_size=2, parallel__sequence_parallel="true")
+    tensor = parts(**TENSOR_PARALLEL)
     for kind in ("weights", "gradients", "optimizer", "activations", "logits"):
         assert tensor[kind] == pytest.approx(one[kind] / 2, rel=1e-3)
     context = parts(parallel__context_parallel_size=2)
