@@ -198,7 +198,7 @@ class Schedule:
         return host.checkpoint(self.run) / (self.load.storage_gbs * 1e9)
 
     def whole(self) -> dict[str, float]:
-        """Seconds of the run, by what they are spent on."""
+        """Seconds of the run, by what they are spent on; every iteration is taken to calibrate."""
         config = self.run.config
         count = config.loop.iterations
         evaluations = 2 + (count // config.evaluation.every if config.evaluation.every else 0)
