@@ -35,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
     replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
     replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
+    commands.add_parser(
+        "plan", help="memory, time and layouts of a recipe on a cluster; `tempo plan --help`", add_help=False
+    )
+    if arguments[:1] == ["plan"]:
+        from tempo_megatron.planning.command import main as plan
+
+        return plan(arguments[1:])
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
     given = parser.parse_args(arguments)
