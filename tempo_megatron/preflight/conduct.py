@@ -18,8 +18,8 @@ from tempo_megatron.preflight.gather import gather
 from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
 from tempo_megatron.preflight.report import Report
 
-_SHARE_TO_COME = 0.5
-"""of the time limit, for all ranks to come and to describe their nodes"""
+_SHARE_TO_COME = 1 / 3
+"""of the time limit, for all ranks to come and to describe their nodes, where bandwidth is measured after it"""
 _EXCHANGE_SECONDS = 10
 _CLOCK_ROUNDS = 3
 _LEAST_SECONDS = 5
@@ -50,7 +50,7 @@ class Conductor:
 
     def examine(self, *, measure: bool) -> Report:
         """Every check; bandwidth, which takes most of the time, only where `measure` asks for it."""
-        facts = self._introductions()
+        facts = self._introductions(self._left() * (_SHARE_TO_COME if measure else 1))
         self._findings += [*device_checks.check(facts, self._config), *node_checks.check(facts, self._config)]
         self._clocks()
         if self._config.run_dir:
@@ -65,8 +65,7 @@ class Conductor:
     def _left(self) -> float:
         return self._config.preflight.time_limit_seconds - (time.monotonic() - self._begun)
 
-    def _introductions(self) -> Facts:
-        seconds = self._config.preflight.time_limit_seconds * _SHARE_TO_COME
+    def _introductions(self, seconds: float) -> Facts:
         everyone = range(self._meeting.place.world_size)
         answers = self._meeting.ask("facts", everyone, seconds)
         came = self._meeting.came()
@@ -113,24 +112,29 @@ class Conductor:
         ranks: dict[str, list[int]] = {}
         for rank, node in self._nodes.items():
             ranks.setdefault(node, []).append(rank)
-        alone = [(node,) for node in self._good(ranks) if len(ranks[node]) > 1]
-        self._findings += bandwidth.within(self._measure(alone, ranks, 4), limits.bandwidth_within_gb_per_second)
-        rounds = bandwidth.ring(self._good(ranks))
-        pairs = [made for at, pairs in enumerate(rounds) for made in self._measure(pairs, ranks, 1 + len(rounds) - at)]
+        good = self._good(ranks)
+        alone = [(node,) for node in good if len(ranks[node]) > 1]
+        to_come = len(bandwidth.ring(good)) + (len(good) > 2)
+        self._findings += bandwidth.within(self._measure(alone, ranks, to_come), limits.bandwidth_within_gb_per_second)
+        good = self._good(ranks)
+        rounds = bandwidth.ring(good)
+        pairs: list[Measured] = []
+        for at, round_ in enumerate(rounds, start=1):
+            pairs += self._measure(round_, ranks, len(rounds) - at + (len(good) > 2))
         self._findings += bandwidth.across(pairs, limits.bandwidth_across_gb_per_second)
         good = self._good(ranks)
         if len(good) > 2:
-            self._findings += [bandwidth.together(made) for made in self._measure([tuple(good)], ranks, 1)]
+            self._findings += [bandwidth.together(made) for made in self._measure([tuple(good)], ranks, 0)]
 
     def _good(self, ranks: Mapping[str, Sequence[int]]) -> list[str]:
         bad = {finding.node for finding in self._findings if finding.verdict is Verdict.bad}
         return [node for node in ranks if node not in bad]
 
-    def _measure(self, groups: Sequence[Group], ranks: Mapping[str, Sequence[int]], rounds: int) -> list[Measured]:
-        """One round of groups that do not overlap, in its share of the time that `rounds` of them have."""
+    def _measure(self, groups: Sequence[Group], ranks: Mapping[str, Sequence[int]], to_come: int) -> list[Measured]:
+        """One round of groups that do not overlap, in its share of the time left to it and the rounds to come."""
         if not groups:
             return []
-        seconds = (self._left() - 2) / rounds
+        seconds = (self._left() - 2) / (1 + to_come)
         if seconds < _LEAST_SECONDS:
             found = f"not measured: {self._left():.0f} s of preflight.time_limit_seconds are left"
             self._findings.append(Finding("all-reduce", "", Verdict.warning, found, "raise the limit"))
@@ -147,7 +151,7 @@ def absent(
     answers: Answers, came: Mapping[int, str], ranks: int, awaited: Sequence[str], seconds: float
 ) -> list[Finding]:
     """Findings about nodes and ranks that did not come, or came and did not describe themselves."""
-    limit = f"within {seconds:g} s"
+    limit = f"within {seconds:.0f} s"
     never = [node for node in awaited if node not in came.values()]
     found = [
         Finding("presence", node, Verdict.bad, f"never came {limit}", "see its slurmd, `sinfo -R`, and its log")

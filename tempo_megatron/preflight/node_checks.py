@@ -79,19 +79,18 @@ def environment(facts: Facts, config: Config) -> Iterator[Finding]:
     common = {name: usual({node: of.environment.get(name, "unset") for node, of in facts.items()}) for name in names}
     for node, of in facts.items():
         found = [*_environment(node, of.environment, config, used)]
-        for name in names:
-            here = of.environment.get(name, "unset")
-            if here != common[name]:
-                yield Finding(
-                    "environment",
-                    node,
-                    Verdict.warning,
-                    f"{name} is {here}, elsewhere {common[name]}",
-                    "export it in the batch script, and let srun pass it on (--export=ALL)",
-                )
-        yield from found
-        if not found:
-            yield Finding("environment", node, Verdict.good, "no variable that breaks or slows a run")
+        found += [
+            Finding(
+                "environment",
+                node,
+                Verdict.warning,
+                f"{name} is {of.environment.get(name, 'unset')}, elsewhere {common[name]}",
+                "export it in the batch script, and let srun pass it on (--export=ALL)",
+            )
+            for name in names
+            if of.environment.get(name, "unset") != common[name]
+        ]
+        yield from found or [Finding("environment", node, Verdict.good, "no variable that breaks or slows a run")]
 
 
 def _environment(node: str, variables: Mapping[str, str], config: Config, used: bool) -> Iterator[Finding]:
