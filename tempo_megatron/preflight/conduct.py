@@ -57,8 +57,9 @@ class Conductor:
             self._files()
         if measure:
             self._bandwidth()
-        names = list(dict.fromkeys([*self._nodes.values(), *self._awaited]))
         came = list(self._nodes.values())
+        complete = len(came) == self._meeting.place.world_size
+        names = list(dict.fromkeys([*came, *([] if complete else self._awaited)]))
         seconds = time.monotonic() - self._begun
         return Report({node: came.count(node) for node in names}, self._findings, facts, seconds)
 
@@ -152,12 +153,13 @@ def absent(
 ) -> list[Finding]:
     """Findings about nodes and ranks that did not come, or came and did not describe themselves."""
     limit = f"within {seconds:.0f} s"
-    never = [node for node in awaited if node not in came.values()]
+    missing = [rank for rank in range(ranks) if rank not in came]
+    # A step's node may hold no rank of this run, and is not missed while all ranks are there.
+    never = [node for node in awaited if missing and node not in came.values()]
     found = [
         Finding("presence", node, Verdict.bad, f"never came {limit}", "see its slurmd, `sinfo -R`, and its log")
         for node in never
     ]
-    missing = [rank for rank in range(ranks) if rank not in came]
     if missing and not never:
         # Ranks are dealt out in blocks almost everywhere: the nodes before and after are a hint.
         near = {came[rank + step] for rank in missing for step in (-1, 1) if rank + step in came}

@@ -11,6 +11,7 @@ import pytest
 from tempo_megatron.config import BadNodes, Config, Precision
 from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
 from tempo_megatron.preflight.bandwidth import Measured
+from tempo_megatron.preflight.command import before_training
 from tempo_megatron.preflight.conduct import absent
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, Verdict
@@ -257,6 +258,7 @@ def test_who_never_came_is_named() -> None:
     assert "rank 5 came and did not describe" in named[1].found
     numbered = absent(answers, came, 6, [], 30)[0]
     assert numbered.found == "ranks 2, 3 never came within 30 s; ranks beside them are on n1, n3"
+    assert absent(Answers(), {0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], 30) == []  # n3 has no rank of this run
 
 
 def report(bad: dict[str, str], nodes: int = 4) -> Report:
@@ -299,3 +301,16 @@ def test_a_first_rank_that_is_not_there_is_an_error_in_time() -> None:
     nobody = Place(rank=1, local_rank=0, world_size=2, host="localhost", port=9, launcher_serves=False, node="n2")
     with pytest.raises(MeetingError, match=r"rank 0 cannot be reached at localhost:9 within 0\.2 s: .*refused"):
         connect(nobody, 0.2)
+
+
+def test_training_does_not_start_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rank whose first rank is not there says so within the limit; checks that are turned off are not made."""
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+    for name, value in {**place, "SLURMD_NODENAME": "n7"}.items():
+        monkeypatch.setenv(name, value)
+    of = config()
+    of.preflight.time_limit_seconds = 0.3
+    assert not before_training(of)
+    assert "rank 1 on n7: rank 0 cannot be reached at localhost:9" in capsys.readouterr().err
+    of.preflight.enabled = False
+    assert before_training(of)
