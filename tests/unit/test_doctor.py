@@ -314,3 +314,33 @@ def test_training_does_not_start_alone(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "rank 1 on n7: rank 0 cannot be reached at localhost:9" in capsys.readouterr().err
     of.preflight.enabled = False
     assert before_training(of)
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        ("echo 'torch.DistBackendError: NCCL error' >&2; exit 1", "torch.DistBackendError: NCCL error"),
+        ("echo 'Timeout (0:00:07)!' >&2; exit 1", "no end within 7 s"),
+        ("kill -ABRT $$", "exit code -6"),
+    ],
+)
+def test_a_measurement_that_dies_has_a_reason(
+    does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL may raise, hang or take its process with it: the rank that waits for it is told in one line."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{does}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(bandwidth.sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match=f"^{reason}$"):
+        bandwidth.reduce_in_process("name", [[0, 1], [2, 3]], 7.0, rank=3)
+
+
+def test_a_measurement_knows_its_place_in_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that run at the same time have names of their own in the store."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/said\necho 41.5\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(bandwidth.sys, "executable", str(python))
+    assert bandwidth.reduce_in_process("name", [[0, 1], [2, 3, 4]], 7.0, rank=4) == 41.5
+    assert "--group=name/1 --rank=2 --size=3 --seconds=7.0" in (tmp_path / "said").read_text()
