@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.parallel.launcher import ROOT
 
@@ -17,8 +20,42 @@ SETTINGS = ["model.precision=fp32", "parallel.processes_per_node=1", "run_dir=${
 LIMIT = 90
 
 
-def examine(directory: Path, ranks: list[dict[str, str]], *settings: str) -> tuple[dict[str, Any], list[int], str]:
-    """The JSON report, the exit code of each rank, and what was printed; `ranks` are environments."""
+@dataclass
+class Examined:
+    """`tempo doctor` at work, then what came of it."""
+
+    directory: Path
+    worker: subprocess.Popen[str]
+    printed: str = ""
+
+    def finish(self) -> None:
+        try:
+            self.printed, _ = self.worker.communicate(timeout=LIMIT)
+        finally:
+            if self.worker.poll() is None:
+                os.killpg(self.worker.pid, signal.SIGKILL)
+        assert self.worker.returncode == 0, self.printed
+
+    @property
+    def exit_codes(self) -> list[int]:
+        codes: list[int] = json.loads(self.printed.splitlines()[-1])
+        return codes
+
+    @property
+    def report(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads((self.directory / "report.json").read_text())
+        return read
+
+    @property
+    def nodes(self) -> str:
+        return (self.directory / "nodes").read_text()
+
+    def verdicts(self, node: str) -> dict[str, str]:
+        return {made["check"]: made["verdict"] for made in self.report["findings"] if made["node"] == node}
+
+
+def start(directory: Path, ranks: list[dict[str, str]], *settings: str) -> Examined:
+    """`ranks` are the environments of those that come."""
     arguments = [*SETTINGS, *settings, "--json", directory / "report.json", "--nodes-file", directory / "nodes"]
     worker = subprocess.Popen(
         [sys.executable, *(str(part) for part in [WORKER, json.dumps(ranks), *arguments])],
@@ -28,13 +65,7 @@ def examine(directory: Path, ranks: list[dict[str, str]], *settings: str) -> tup
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
-    try:
-        printed, _ = worker.communicate(timeout=LIMIT)
-    finally:
-        if worker.poll() is None:
-            os.killpg(worker.pid, signal.SIGKILL)
-    assert worker.returncode == 0, printed
-    return json.loads((directory / "report.json").read_text()), json.loads(printed.splitlines()[-1]), printed
+    return Examined(directory, worker)
 
 
 def place(rank: int, ranks: int, node: str, shared: Path, local_rank: int = 0) -> dict[str, str]:
@@ -42,51 +73,63 @@ def place(rank: int, ranks: int, node: str, shared: Path, local_rank: int = 0) -
     return {**{name: str(value) for name, value in numbers.items()}, "SLURMD_NODENAME": node, "SHARED": str(shared)}
 
 
-def verdicts(report: dict[str, Any], node: str) -> dict[str, str]:
-    return {made["check"]: made["verdict"] for made in report["findings"] if made["node"] == node}
+def start_bad_nodes(directory: Path) -> Examined:
+    """n1 is good, n2 has another file system at the path of run_dir, n3 never comes."""
+    (directory / "elsewhere").mkdir()
+    scontrol = directory / "scontrol"
+    scontrol.write_text("#!/bin/sh\nprintf 'n1\\nn2\\nn3\\n'\n")
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_STEP_NODELIST": "n[1-3]", "PATH": f"{directory}:{os.environ['PATH']}"}
+    came = [
+        place(0, 4, "n1", directory, local_rank=0),
+        place(1, 4, "n1", directory, local_rank=1),
+        place(2, 4, "n2", directory / "elsewhere"),
+    ]
+    limits = ["preflight.time_limit_seconds=24", "preflight.bad_nodes=leave_out"]
+    return start(directory, [slurm | rank for rank in came], *limits)
 
 
-def test_two_good_nodes_measure_their_network(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examined]:
+    """Two good nodes, and three of which two are bad: both at once, for the second waits most of its time."""
+    directories = {name: tmp_path_factory.mktemp(name) for name in ("good", "bad")}
+    good = [place(rank, 2, f"n{rank}", directories["good"]) for rank in range(2)]
+    made = {"bad": start_bad_nodes(directories["bad"]), "good": start(directories["good"], good)}
+    for each in made.values():
+        each.finish()
+    return made
+
+
+def test_two_good_nodes_measure_their_network(examined: dict[str, Examined]) -> None:
     """Every check is good, the all-reduce across nodes has a speed and the clock a difference, all ranks have the same
     verdict, and nothing stays of the files that were exchanged: run_dir itself is not made."""
-    report, codes, _ = examine(tmp_path, [place(rank, 2, f"n{rank}", tmp_path) for rank in range(2)])
-    assert codes == [0, 0]
-    assert report["may_start"]
-    assert {made["verdict"] for made in report["findings"]} == {"good"}
-    found = {(made["check"], made["node"]): made["found"] for made in report["findings"]}
+    made = examined["good"]
+    assert made.exit_codes == [0, 0]
+    assert made.report["may_start"]
+    assert {finding["verdict"] for finding in made.report["findings"]} == {"good"}
+    found = {(finding["check"], finding["node"]): finding["found"] for finding in made.report["findings"]}
     assert float(found["all-reduce across", "n0"].split()[0]) > 0
     assert found["all-reduce across", "n1"].endswith("with n0")
     assert abs(float(found["clock", "n1"].split()[0])) < 1
-    assert (tmp_path / "nodes").read_text() == "n0\nn1\n"
-    assert not list(tmp_path.glob(".preflight*"))
-    assert not (tmp_path / "runs").exists()
+    assert made.nodes == "n0\nn1\n"
+    assert not list(made.directory.glob(".preflight*"))
+    assert not (made.directory / "runs").exists()
 
 
-def test_bad_nodes_are_named_and_left_out(tmp_path: Path) -> None:
-    """One node never comes, one has another file system at the path of run_dir: both are named within the limit, each
-    with its reason; the good node still measures its all-reduce and is listed for the step that trains."""
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text("#!/bin/sh\nprintf 'n1\\nn2\\nn3\\n'\n")
-    scontrol.chmod(0o755)
-    slurm = {"SLURM_STEP_NODELIST": "n[1-3]", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    came = [
-        place(0, 4, "n1", tmp_path, local_rank=0),
-        place(1, 4, "n1", tmp_path, local_rank=1),
-        place(2, 4, "n2", elsewhere),
-    ]
-    limits = ["preflight.time_limit_seconds=30", "preflight.bad_nodes=leave_out"]
-    report, codes, printed = examine(tmp_path, [slurm | rank for rank in came], *limits)
-    assert codes == [0, 0, 0]
-    assert report["bad_nodes"] == ["n2", "n3"]
-    assert verdicts(report, "n3") == {"presence": "bad"}
-    assert verdicts(report, "n2")["shared directory"] == "bad"
-    assert verdicts(report, "n1")["all-reduce within"] == "good"
-    assert set(verdicts(report, "n1").values()) == {"good"}
-    assert report["seconds"] < 30
-    assert (tmp_path / "nodes").read_text() == "n1\n"
-    assert "never came within 10 s" in printed
-    assert f"{elsewhere} is not the first node's" in printed
-    assert "1 of 3 nodes good" in printed
-    assert not [*tmp_path.glob(".preflight*"), *elsewhere.glob(".preflight*")]
+def test_bad_nodes_are_named_and_left_out(examined: dict[str, Examined]) -> None:
+    """Both are named within the limit, each with its reason; the good node still measures its all-reduce and is listed
+    for the step that trains."""
+    made = examined["bad"]
+    elsewhere = made.directory / "elsewhere"
+    assert made.exit_codes == [0, 0, 0]
+    assert made.report["bad_nodes"] == ["n2", "n3"]
+    assert made.verdicts("n3") == {"presence": "bad"}
+    assert made.verdicts("n2")["shared directory"] == "bad"
+    assert made.verdicts("n1")["all-reduce within"] == "good"
+    assert set(made.verdicts("n1").values()) == {"good"}
+    assert made.report["seconds"] < 24
+    assert made.nodes == "n1\n"
+    assert "never came within 8 s" in made.printed
+    assert f"{elsewhere} is not the first node's" in made.printed
+    assert "1 of 3 nodes good" in made.printed
+    assert not [*made.directory.glob(".preflight*"), *elsewhere.glob(".preflight*")]
