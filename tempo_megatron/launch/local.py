@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tempo_megatron.launch.torchrun import RANK_ENVIRONMENT
+from tempo_megatron.launch.torchrun import ENVIRONMENT
 
 
 def launch(arguments: Sequence[str], processes: int) -> int:
@@ -21,7 +21,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         subprocess.Popen(
             [sys.executable, "-m", "tempo_megatron.cli", *arguments],
             env={
-                **RANK_ENVIRONMENT,
+                **ENVIRONMENT,
                 **os.environ,
                 **{name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
             },

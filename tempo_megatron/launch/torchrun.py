@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-"""what ranks started here find where the user has not set it"""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+"""variables of every rank, unless they are set already"""
 
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
@@ -23,7 +23,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     SIGINT and SIGTERM are passed on, so that stopping the launcher stops the ranks.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**RANK_ENVIRONMENT, **os.environ})
+    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: ranks.send_signal(got))
     return ranks.wait()
