@@ -37,6 +37,7 @@ from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.planning.layout import divisible, windows
+from tempo_megatron.preflight.limits import problems as preflight_problems
 from tempo_megatron.run_directory import differences
 
 
@@ -193,6 +194,7 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"memory.host_gib: at least 0, got {config.memory.host_gib}"
     if config.checkpoint.keep_every < 0:
         yield f"checkpoint.keep_every: at least 0, got {config.checkpoint.keep_every}"
+    yield from preflight_problems(config.preflight)
     if config.loop.iterations < 0:
         yield f"loop.iterations: at least 0, got {config.loop.iterations}"
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)

@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+"""variables of every rank, unless they are set already"""
+
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started as one of a run's ranks."""
@@ -28,8 +31,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     passed on, and ends them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    defaults = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**defaults, **os.environ})
+    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
     signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda *_: _interrupt_ranks(ranks.pid))
