@@ -9,6 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+"""variables of every rank, unless they are set already"""
+
+
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started as one of a run's ranks."""
     return "RANK" in environment and "WORLD_SIZE" in environment
@@ -20,8 +24,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     SIGINT and SIGTERM are passed on, so that stopping the launcher stops the ranks.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    defaults = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**defaults, **os.environ})
+    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: ranks.send_signal(got))
     return ranks.wait()

@@ -1,10 +1,9 @@
-"""What the sbatch scripts do around `tempo train`, on a real cluster, with a shell script in the place of the trainer."""
+"""What the sbatch scripts do around `tempo train`, on a real cluster: ranks are a shell script, so it takes seconds."""
 
 from __future__ import annotations
 
 import datetime
 from pathlib import Path
-
 
 from tests.conftest import ROOT
 from tests.slurm.cluster import Cluster, wait_for
