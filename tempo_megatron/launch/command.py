@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("recipe", help="YAML file; `tempo settings` lists its keys")
     add("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's, or YAML files of them")
-    add("--executor", choices=("local", "slurm"), required=True, help="this machine, or jobs of the cluster it belongs to")
+    add("--executor", choices=("local", "slurm"), required=True, help="this machine, or jobs of a cluster")
     slurm = parser.add_argument_group("slurm")
     slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
     slurm.add_argument("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")

@@ -48,7 +48,7 @@ def tasks(recipe: str, overrides: Sequence[str], python: str = sys.executable) -
 
 
 def _export(config: Config, python: str) -> str:
-    """The best checkpoint where one is chosen, else the last, beside what an earlier export left and then in its place."""
+    """The best checkpoint where one is chosen, else the last: written aside, then in the place of an earlier export."""
     run = Path(config.run_dir)
     name = "best" if config.checkpoint.choose else f"iteration-{config.loop.iterations:06d}"
     aside, done = str(run / ".exporting"), str(run / "hf")

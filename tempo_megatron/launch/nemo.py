@@ -84,7 +84,9 @@ def run_here(title: str, tasks: Sequence[Task]) -> bool:
 
 
 def _after(mark: Path | None, script: str) -> str:
-    return script if mark is None else f'[ -e {mark} ] || {{ echo "not started: {mark.name} failed"; exit 1; }}\n{script}'
+    if mark is None:
+        return script
+    return f'[ -e {mark} ] || {{ echo "not started: {mark.name} failed"; exit 1; }}\n{script}'
 
 
 def _experiment(

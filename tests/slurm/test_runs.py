@@ -56,7 +56,7 @@ class Training:
         wanted = self.iteration() + iterations
 
         def has_progressed() -> bool:
-            assert self.cluster.state(job) in ("PENDING", "RUNNING"), self.everything_said()
+            assert self.cluster.state(job) in ("PENDING", "RUNNING", "COMPLETING"), self.everything_said()
             return self.iteration() >= wanted
 
         wait_for(has_progressed, LIMIT, self.everything_said)
