@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def nemo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
             patch.setenv(name, cluster.environment[name])
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.chdir(ROOT)
+        patch.setattr(sys, "stdin", io.StringIO())  # what submits reads it, and pytest does not let it
         from tempo_megatron.launch import nemo
 
         yield nemo
