@@ -35,9 +35,10 @@ def nemo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def submit(nemo: Any, python: Path, *overrides: str) -> dict[str, int]:
-    """The job of each task; TP 2 x PP 2 over both nodes."""
-    steps = tasks(RECIPE, ["tests/slurm/tiny.yaml", "policy.checkpoint=''", *overrides], str(python))
-    experiment = nemo.on_slurm("tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=2, gpus_per_node=2))
+    """The job of each task; two pipeline stages, a node each."""
+    settings = ["tests/slurm/tiny.yaml", "policy.checkpoint=''", "parallel.tensor_model_parallel_size=1", *overrides]
+    steps = tasks(RECIPE, settings, str(python))
+    experiment = nemo.on_slurm("tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=1, gpus_per_node=1))
     return {name: int(job) for name, job in nemo.submit(experiment).items()}
 
 
@@ -61,7 +62,7 @@ def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp
     assert list(jobs) == ["convert", "train", "export", "evaluate"]
     states = {name: cluster.wait(job, 200) for name, job in jobs.items()}
     assert states == dict.fromkeys(jobs, "COMPLETED"), said(cluster, jobs)
-    assert "TP 2 x CP 1 x PP 2 x DP 1" in said(cluster, jobs)
+    assert "TP 1 x CP 1 x PP 2 x DP 1" in said(cluster, jobs)
     assert AutoModelForCausalLM.from_pretrained(run / "hf").num_parameters() > 0
     assert json.loads((run / "evaluation" / "results.json").read_text())
 

@@ -16,6 +16,10 @@ from tests.conftest import ROOT
 from tests.slurm.cluster import Cluster, wait_for
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
+TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1")
+ONE_RANK = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1")
+TWO_STAGES = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
+ONE_STAGE = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=1")
 FROM_THE_MODEL = ("policy.checkpoint=''", "critic.checkpoint=''")
 UNREPEATABLE = ("seconds/", "memory/")
 LIMIT = 200
@@ -110,7 +114,7 @@ def test_what_interrupts_a_run_leaves_no_trace(
     """Preempted twice, robbed of a node, and with a rank killed, a run ends on half of its nodes; its log is that of a
     run which nothing happened to. The killed rank ends the job within a minute and is named."""
     training = Training(cluster, tmp_path / "interrupted", demo_model, quick_venv)
-    job = training.submit("loop.iterations=1000")
+    job = training.submit("loop.iterations=1000", *TWO_STAGES, options=TWO_RANKS)
     for restarts in (1, 2):
         training.wait_for_progress(job, 2)
         cluster.run("scancel", "--batch", "--signal=USR1", job)
@@ -122,17 +126,16 @@ def test_what_interrupts_a_run_leaves_no_trace(
     wait_for(lambda: cluster.restarts(job) == 3, LIMIT, training.everything_said)
 
     training.wait_for_progress(job, 2)
-    kill_rank(job, 2)
+    kill_rank(job, 1)
     assert cluster.wait(job, 60) == "FAILED"
-    assert "rank 2 failed first" in training.output.read_text() and cluster.restarts(job) == 3
+    assert "rank 1 failed first" in training.output.read_text() and cluster.restarts(job) == 3
 
     reached = training.iteration()
     end = f"loop.iterations={reached + 2}"
-    half = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
-    assert training.wait(training.submit(end, "parallel.pipeline_model_parallel_size=1", options=half)) == "COMPLETED"
+    assert training.wait(training.submit(end, *ONE_STAGE, options=ONE_RANK)) == "COMPLETED", training.everything_said()
 
     whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv)
-    assert whole.wait(whole.submit(end)) == "COMPLETED", whole.everything_said()
+    assert whole.wait(whole.submit(end, *TWO_STAGES, options=TWO_RANKS)) == "COMPLETED", whole.everything_said()
     ours, theirs = training.rows(), whole.rows()
     assert len(ours) == len(theirs)
     under_one_layout = [number for number, row in enumerate(ours) if row["iteration"] <= reached]
