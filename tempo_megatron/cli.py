@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
-from tempo_megatron.launch import command as launch
 from tempo_megatron.launch import slurm, torchrun
 
 _BAD_INPUT = 2
@@ -30,12 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.evaluation.command import main as evaluate
 
         return evaluate(arguments[1:])
+    commands.add_parser(
+        "launch", help="a recipe by NeMo-Run, to an evaluated model; `tempo launch --help`", add_help=False
+    )
+    if arguments[:1] == ["launch"]:
+        from tempo_megatron.launch.command import main as launch
+
+        return launch(arguments[1:])
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
-    launch.add_arguments(commands.add_parser("launch", help="a recipe from its model to an evaluated one, as jobs"))
     given = parser.parse_args(arguments)
-    if given.command == "launch":
-        return launch.run(given)
     if given.command == "data":
         return data.run(given)
     if given.command == "settings":

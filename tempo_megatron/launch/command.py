@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,23 +14,9 @@ from tempo_megatron.launch.experiment import tasks
 _BAD_INPUT = 2
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("recipe", help="YAML file; `tempo settings` lists its keys")
-    add("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's, or YAML files of them")
-    add("--executor", choices=("local", "slurm"), required=True, help="this machine, or jobs of a cluster")
-    slurm = parser.add_argument_group("slurm")
-    slurm.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
-    slurm.add_argument("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")
-    slurm.add_argument("--account", help="account that is charged")
-    slurm.add_argument("--partition", help="partition of the jobs")
-    slurm.add_argument("--time", default="24:00:00", help="limit of each job, as Slurm writes it (24:00:00)")
-    slurm.add_argument("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
-    slurm.add_argument("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
-
-
-def run(given: argparse.Namespace) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started)."""
+    given = _parser().parse_intermixed_args(arguments)
     if not find_spec("nemo_run"):
         print("tempo launch: NeMo-Run is not installed: install the extra `launch`", file=sys.stderr)
         return _BAD_INPUT
@@ -66,6 +53,26 @@ def run(given: argparse.Namespace) -> int:
     for name, job in nemo.submit(experiment).items():
         print(f"{name}: job {job}")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tempo launch",
+        description="A recipe as a NeMo-Run experiment: convert, train, export, evaluate, each after the one before.",
+    )
+    add = parser.add_argument
+    add("recipe", help="YAML file; `tempo settings` lists its keys")
+    add("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's, or YAML files of them")
+    add("--executor", choices=("local", "slurm"), required=True, help="this machine, or jobs of a cluster")
+    slurm = parser.add_argument_group("slurm").add_argument
+    slurm("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
+    slurm("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")
+    slurm("--account", help="account that is charged")
+    slurm("--partition", help="partition of the jobs")
+    slurm("--time", default="24:00:00", help="limit of each job, as Slurm writes it (24:00:00)")
+    slurm("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
+    slurm("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
+    return parser
 
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
