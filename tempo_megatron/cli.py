@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return evaluate(arguments[1:])
     commands.add_parser(
-        "launch", help="a recipe by NeMo-Run, to an evaluated model; `tempo launch --help`", add_help=False
+        "launch", help="a recipe as NeMo-Run jobs; `tempo launch --help`", add_help=False
     )
     if arguments[:1] == ["launch"]:
         from tempo_megatron.launch.command import main as launch
