@@ -29,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.evaluation.command import main as evaluate
 
         return evaluate(arguments[1:])
-    commands.add_parser(
-        "launch", help="a recipe as NeMo-Run jobs; `tempo launch --help`", add_help=False
-    )
+    commands.add_parser("launch", help="a recipe as NeMo-Run jobs; `tempo launch --help`", add_help=False)
     if arguments[:1] == ["launch"]:
         from tempo_megatron.launch.command import main as launch
 
