@@ -19,7 +19,11 @@ TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
 TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1")
 ONE_RANK = ("--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1")
 TWO_STAGES = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
-ONE_STAGE = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=1")
+ONE_STAGE = (
+    "parallel.processes_per_node=1",
+    "parallel.tensor_model_parallel_size=1",
+    "parallel.pipeline_model_parallel_size=1",
+)
 FROM_THE_MODEL = ("policy.checkpoint=''", "critic.checkpoint=''")
 UNREPEATABLE = ("seconds/", "memory/")
 LIMIT = 200
