@@ -27,6 +27,7 @@ def nemo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
         for name in ("PATH", "SLURM_CONF"):
             patch.setenv(name, cluster.environment[name])
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("TEMPO_DATA", str(ROOT / "tests" / "fixtures" / "words"))
         patch.chdir(ROOT)
         patch.setattr(sys, "stdin", io.StringIO())  # what submits reads it, and pytest does not let it
         from tempo_megatron.launch import nemo
