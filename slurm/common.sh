@@ -8,6 +8,7 @@
 # Variables of the environment, beside those at the top of the scripts:
 #   TEMPO_CONTAINER      image to run in, by pyxis (none: the virtual environment is used)
 #   TEMPO_VENV           virtual environment (.venv)
+#   TEMPO_DOCTOR         if set, `tempo doctor` examines the nodes first; preflight.bad_nodes=leave_out trains on the good ones
 #   TEMPO_MAX_RESTARTS   times that Slurm may start the job again (50)
 set -u
 cd "$SLURM_SUBMIT_DIR" || exit 2
@@ -21,13 +22,21 @@ told=
 say() { echo "$(date +%FT%T) $SLURM_JOB_NAME $SLURM_JOB_ID attempt $RESTARTS: $*"; }
 
 # Seconds since 1970 at which Slurm ends the job: its start and its time limit, however long the set-up takes.
+# Nothing where there is no limit.
 deadline() {
     local end
     end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)
-    date --date "$end" +%s 2>/dev/null # nothing where there is no limit
+    [ -z "$end" ] || date --date "$end" +%s 2>/dev/null
 }
 
 state() { squeue --noheader --job "$SLURM_JOB_ID" --format %T; }
+
+# What every rank finds in its environment.
+[ -n "${TEMPO_CONTAINER:-}" ] || PATH=$(realpath "${TEMPO_VENV:-.venv}")/bin:$PATH
+TEMPO_DEADLINE=$(deadline)
+export PATH TEMPO_DEADLINE
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS=1
 
 # srun passes the signal on to every rank. Whoever comes second finds the ranks saving.
 tell_ranks() {
@@ -47,27 +56,45 @@ container_options() {
     echo "--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=$mounts"
 }
 
-# One rank a task, in the environment that a run needs. A signal ends `wait` early, hence the loop.
+# One rank a task on the nodes of the file $1, with logs in the directory $2; the rest is options of srun and `tempo`'s
+# arguments. A signal ends `wait` early, hence the loop.
 run_ranks() {
-    local logs=$1 options=()
-    shift
-    if [ -n "${TEMPO_CONTAINER:-}" ]; then
-        read -ra options < <(container_options)
-    else
-        PATH=$(realpath "${TEMPO_VENV:-.venv}")/bin:$PATH
-    fi
-    MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1) # an image has no scontrol
-    TEMPO_DEADLINE=$(deadline)
-    export PATH MASTER_ADDR TEMPO_DEADLINE
-    export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS=1
-    srun --kill-on-bad-exit=1 --cpu-bind=none --output="$logs/rank-%3t.log" "${options[@]}" "$@" \
-        2> >(tee "$logs/srun.log" >&2) &
+    local nodes=$1 logs=$2 count container=()
+    shift 2
+    count=$(wc -l <"$nodes")
+    [ -z "${TEMPO_CONTAINER:-}" ] || read -ra container < <(container_options)
+    mkdir -p "$logs"
+    : >"$logs/srun.log"
+    MASTER_ADDR=$(head -n 1 "$nodes") srun --cpu-bind=none --output="$logs/rank-%3t.log" \
+        --nodes="$count" --nodelist="$(paste -sd, "$nodes")" --ntasks=$((SLURM_NTASKS * count / SLURM_NNODES)) \
+        "${container[@]}" "$@" 2>"$logs/srun.log" &
     step=$!
+    tail --follow --pid="$step" "$logs/srun.log" &
+    local follower=$!
     while kill -0 "$step" 2>/dev/null; do
         wait "$step"
     done
+    wait "$follower"
     wait "$step" # still gives srun's exit code
+}
+
+# The nodes to train on, into the file $1: all, or those that `tempo doctor` finds good.
+choose_nodes() {
+    local nodes=$1 logs=$2 code=0
+    shift 2
+    scontrol show hostnames "$SLURM_JOB_NODELIST" >"$nodes.all"
+    if [ -z "${TEMPO_DOCTOR:-}" ]; then
+        mv "$nodes.all" "$nodes"
+        return
+    fi
+    run_ranks "$nodes.all" "$logs/doctor" --no-kill --kill-on-bad-exit=0 --wait=30 \
+        python -m tempo_megatron.cli doctor "$@" --json "$logs/doctor.json" --nodes-file "$nodes" || code=$?
+    cat "$logs/doctor/rank-000.log"
+    [ -z "$told" ] || requeue "interrupted while nodes were examined"
+    if [ ! -s "$nodes" ]; then
+        say "these nodes cannot train (exit code $code)"
+        exit 1
+    fi
 }
 
 # Whether every node of the job still starts processes.
@@ -112,7 +139,9 @@ train() {
     mkdir -p "$logs" || exit 1
     ln -sfn "$SLURM_JOB_ID/attempt-$RESTARTS" "$run/logs/latest"
     say "$recipe into $run on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks; logs in $logs"
-    run_ranks "$logs" python -m tempo_megatron.cli train "$recipe" "run_dir=$run" "$@" || code=$?
+    choose_nodes "$logs/nodes" "$logs" "$recipe" "run_dir=$run" "$@"
+    run_ranks "$logs/nodes" "$logs" --kill-on-bad-exit=1 \
+        python -m tempo_megatron.cli train "$recipe" "run_dir=$run" "$@" || code=$?
     if [ "$code" -eq 0 ]; then
         say "$run is finished" | tee "$run/FINISHED"
         return
