@@ -10,9 +10,9 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-export TEMPO_MODEL=${TEMPO_MODEL:-models/Qwen3-14B-Base}   # Hugging Face directory
-export TEMPO_DATA=${TEMPO_DATA:-data}                      # files of `tempo data prepare`
-export TEMPO_OUTPUT=${TEMPO_OUTPUT:-runs/qwen3_14b}       # directory of both runs
+export TEMPO_MODEL=${TEMPO_MODEL:-models/Qwen3-14B-Base} # Hugging Face directory
+export TEMPO_DATA=${TEMPO_DATA:-data}                    # files of `tempo data prepare`
+export TEMPO_OUTPUT=${TEMPO_OUTPUT:-runs/qwen3_14b}      # directory of both runs
 
 source "$SLURM_SUBMIT_DIR/slurm/common.sh" || exit 2 # submit from the repository's directory
 

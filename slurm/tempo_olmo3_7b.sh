@@ -10,8 +10,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-export TEMPO_MODEL=${TEMPO_MODEL:-models/Olmo-3-1025-7B}   # Hugging Face directory
-export TEMPO_DATA=${TEMPO_DATA:-data}                      # files of `tempo data prepare`
+export TEMPO_MODEL=${TEMPO_MODEL:-models/Olmo-3-1025-7B} # Hugging Face directory
+export TEMPO_DATA=${TEMPO_DATA:-data}                    # files of `tempo data prepare`
 export TEMPO_OUTPUT=${TEMPO_OUTPUT:-runs/olmo3_7b}       # directory of both runs
 
 source "$SLURM_SUBMIT_DIR/slurm/common.sh" || exit 2 # submit from the repository's directory
