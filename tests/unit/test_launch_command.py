@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron import cli
-from tempo_megatron.launch.experiment import tasks
+from tempo_megatron.launch.experiment import Task, tasks
+
+
+@pytest.fixture
+def nemo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where NeMo-Run, if it is installed, keeps its own files."""
+    pytest.importorskip("nemo_run", reason="the extra `launch` is not installed")
+    home = tmp_path / "nemo"
+    monkeypatch.setenv("NEMORUN_HOME", str(home))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # NeMo-Run reads it, and pytest does not let it
+    return home
 
 
 def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,13 +30,8 @@ def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixtur
     assert "model.hf_path: /nowhere is no directory" in said and "--nodes" in said
 
 
-def test_the_sbatch_text_is_printed(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dry-run shows every job as it would be submitted, and leaves nothing behind."""
-    pytest.importorskip("nemo_run", reason="the extra `launch` is not installed")
-    monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "nemo"))
-    monkeypatch.setattr(sys, "stdin", io.StringIO())  # NeMo-Run reads it, and pytest does not let it
     options = ["--executor", "slurm", "--nodes", "4", "--account", "acct", "--partition", "gpu", "--time", "2:00:00"]
     assert cli.main(["launch", str(recipe), *options, "--container", "image.sqsh", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -37,7 +42,18 @@ def test_the_sbatch_text_is_printed(
     for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
         assert said.count(f"#SBATCH {line}") == 4
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
-    assert not list((tmp_path / "nemo").rglob("*.sh"))
+    assert not list(nemo_home.rglob("*.sh"))
+
+
+def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) -> None:
+    """NeMo-Run's local executor goes on; an export of a run that failed would look like a success."""
+    from tempo_megatron.launch.nemo import run_here
+
+    steps = [Task("train", f"touch {tmp_path}/trained; exit 3"), Task("export", f"touch {tmp_path}/exported")]
+    assert not run_here("failing", steps)
+    assert (tmp_path / "trained").exists() and not (tmp_path / "exported").exists()
+    assert run_here("succeeding", [Task("train", "true"), steps[1]])
+    assert (tmp_path / "exported").exists()
 
 
 def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None:
