@@ -16,8 +16,12 @@ from tempo_megatron.launch.experiment import Task
 from tempo_megatron.launch.torchrun import ENVIRONMENT
 
 _SETUP = r"""
-# NeMo-Run would requeue after every failure or after none: this is after "interrupted and saved", and no other.
-trap '[ $? -ne 75 ] || [ "${SLURM_RESTART_COUNT:-0}" -ge 50 ] || scontrol requeue "$SLURM_JOB_ID"' EXIT
+# NeMo-Run would requeue after every failure or after none: this is after "interrupted and saved", unless cancelled.
+requeue_if_interrupted() {
+    [ "$1" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
+    [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"
+}
+trap 'requeue_if_interrupted $?' EXIT
 export MASTER_ADDR="$head_node"
 export TEMPO_DEADLINE="$(date --date "$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)" +%s)"
 """

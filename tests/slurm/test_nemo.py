@@ -79,6 +79,17 @@ def test_a_training_that_fails_cancels_what_follows(
     assert states == expected, said(cluster, jobs)
 
 
+def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
+    """Exit code 75 says "saved, start me again": what follows waits. (There is nothing to export then.)"""
+    python = stand_in(tmp_path, '[ "$3" != train ] || [ -n "${SLURM_RESTART_COUNT:-}" ] || exit 75')
+    jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
+    states = {name: cluster.wait(job, 60) for name, job in jobs.items()}
+    assert states == {**dict.fromkeys(jobs, "COMPLETED"), "export": "FAILED", "evaluate": "CANCELLED"}, said(
+        cluster, jobs
+    )
+    assert cluster.restarts(jobs["train"]) == 1
+
+
 def said(cluster: Cluster, jobs: dict[str, int]) -> str:
     """Everything that the tasks' jobs and ranks wrote."""
     directories = [Path(cluster.job(job)["StdOut"]).parent for job in jobs.values()]
