@@ -37,8 +37,8 @@ def tasks(recipe: str, overrides: Sequence[str], python: str = sys.executable) -
         convert = ["-m", "checkpoints_convert", "to-megatron", "--hf", config.model.hf_path, "--out", str(start)]
         found.append(Task("convert", f"[ -e {_quoted([str(start)])} ] || exec {_quoted([python, *convert])}"))
     train = ["-m", "tempo_megatron.cli", "train", recipe, *settings]
-    evaluate = ["-m", "tempo_megatron.cli", "eval", "--model", str(run / "hf"), "--recipe", recipe]
-    evaluate += ["--out", str(run / "evaluation"), *overrides]
+    evaluate = ["-m", "tempo_megatron.cli", "eval", "--model", str(run / "hf"), "--recipe", str(run / "config.yaml")]
+    evaluate += ["--out", str(run / "evaluation")]
     return [
         *found,
         Task("train", f"exec {_quoted([python, *train])}", all_nodes=True),

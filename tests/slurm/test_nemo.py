@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,14 @@ RECIPE = str(ROOT / "recipes" / "qwen3_14b_math.yaml")
 
 
 @pytest.fixture(scope="module")
-def nemo(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The module that submits to the cluster, and keeps NeMo-Run's own files in a directory of the test."""
-    pytest.importorskip("nemo_run", reason="the extra `launch` is not installed")
+def nemo(cluster: Cluster, nemo_home: Path) -> Iterator[Any]:
+    """The module that submits to the cluster."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEMORUN_HOME", str(tmp_path_factory.mktemp("nemo")))
         for name in ("PATH", "SLURM_CONF"):
             patch.setenv(name, cluster.environment[name])
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("TEMPO_DATA", str(ROOT / "tests" / "fixtures" / "words"))
         patch.chdir(ROOT)
-        patch.setattr(sys, "stdin", io.StringIO())  # what submits reads it, and pytest does not let it
         from tempo_megatron.launch import nemo
 
         yield nemo

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 
 import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.launch.experiment import Task, tasks
-
-
-@pytest.fixture
-def nemo_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where NeMo-Run, if it is installed, keeps its own files."""
-    pytest.importorskip("nemo_run", reason="the extra `launch` is not installed")
-    home = tmp_path / "nemo"
-    monkeypatch.setenv("NEMORUN_HOME", str(home))
-    monkeypatch.setattr(sys, "stdin", io.StringIO())  # NeMo-Run reads it, and pytest does not let it
-    return home
 
 
 def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +30,7 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
         assert said.count(f"#SBATCH {line}") == 4
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
-    assert not list(nemo_home.rglob("*.sh"))
+    assert (nemo_home / "experiments").is_dir() and not list(nemo_home.rglob("*.sh"))
 
 
 def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) -> None:
