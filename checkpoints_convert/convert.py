@@ -20,7 +20,7 @@ from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import CRITICS, family
 from checkpoints_convert.hf_files import Description
 from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
-from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.megatron import checkpoint_files, manifest
 from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
 
 Descriptions = dict[str, Description]
@@ -102,6 +102,7 @@ def to_megatron(
         checkpoint_files.describe(aside, hf, target_range)
         arriving = ((entry.megatron_name, tensor) for entry, tensor in _in_order(steps, workers, "to Megatron"))
         checkpoint_files.write_tensors(aside / role, made, arriving)
+        manifest.write(aside, manifest.describe(aside, manifest.files_of(aside)))
 
 
 def to_hf(
@@ -117,7 +118,7 @@ def to_hf(
 
     Raises ConversionError listing all that is wrong before anything is written; whatever fails later leaves no `out`.
     """
-    read = checkpoint_files.Reader(checkpoint, role)
+    read = checkpoint_files.Reader(checkpoint, role, contents=True)
     config, entries = open_checkpoint(checkpoint, role, read)
     made: Descriptions = {}
     for entry in entries:

@@ -151,10 +151,10 @@ def written_aside(directory: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         shutil.rmtree(directory, ignore_errors=True)
         aside.rename(directory)
-        _sync(directory.parent)
+        sync(directory.parent)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -242,8 +242,9 @@ def _write_shard(path: Path, descriptions: Mapping[str, Description], coming: It
         os.fsync(file.fileno())
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a directory's names, to stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -30,7 +30,7 @@ def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: 
     source = open_source(hf, role)
     settings = family(source.config).settings(source.config)
     module = model.build(role, settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
-    checkpoint.load_weights(saved / role, module)
+    checkpoint.load_weights(saved, role, module)
     found = list(compare(source.read, weights.export(module, source.entries, place)))
     if place.rank == 0:
         answer.write_text(json.dumps(found))

@@ -23,7 +23,7 @@ def differences(hf: Path, checkpoint: Path, role: Role) -> list[str]:
     """What differs, a line each, by Hugging Face's name; empty when every tensor is equal bit for bit, after the cast
     to the checkpoint's dtype, and every side file byte for byte. Raises ConversionError where either is unreadable."""
     source = open_source(hf, role)
-    read = checkpoint_files.Reader(checkpoint, role)
+    read = checkpoint_files.Reader(checkpoint, role, contents=True)
     open_checkpoint(checkpoint, role, read)
 
     def held() -> Iterator[tuple[str, Tensor]]:

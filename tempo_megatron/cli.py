@@ -6,16 +6,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
-from tempo_megatron.launch import slurm, torchrun
+from tempo_megatron.launch import replay, slurm, torchrun
+from tempo_megatron.run_directory import interrupted_mark
 
 _BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written)."""
+    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written), 70 a rank hung, 75 asked to stop, and
+    saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -34,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.launch.command import main as launch
 
         return launch(arguments[1:])
+    replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
+    replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
+    replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
     given = parser.parse_args(arguments)
@@ -43,10 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, default, help_ in settings.documented_keys():
             print(f"{key} = {default!r}\n    {help_}")
         return 0
+    if given.command == "replay":
+        recipe, overrides = replay.of_run(Path(given.run), given.overrides)
+        return _train(recipe, overrides, ["train", recipe, *overrides])
     return _train(given.recipe, given.overrides, arguments)
 
 
 def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
+    from tempo_megatron.supervision import failure, interruption
     from tempo_megatron.validate import problems
 
     slurm.join_step()
@@ -61,11 +71,15 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
             print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
     if not torchrun.is_rank():
-        return torchrun.launch(arguments, config.parallel.processes_per_node)
+        code = torchrun.launch(arguments, config.parallel.processes_per_node)
+        return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     from tempo_megatron.loop import train
 
-    train(config)
-    return 0
+    try:
+        finished = train(config)
+    except Exception as error:
+        failure.end_of_failed_rank(error, Path(config.run_dir))
+    return 0 if finished or torchrun.started_this() else interruption.EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -14,42 +14,67 @@ from tempo_megatron.phases.calibrate import calibrate, learn_returns
 from tempo_megatron.phases.collect import Collected
 from tempo_megatron.phases.estimate import PolicyRollouts, estimate, read_votes
 from tempo_megatron.phases.measure import evidence, measure
-from tempo_megatron.phases.ranks import from_first
 from tempo_megatron.phases.refine import refine
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.phases.warm_start import warm_start_step
+from tempo_megatron.ranks import from_first
 from tempo_megatron.run import Run
+from tempo_megatron.supervision.interruption import Interrupted
 
 Metrics = dict[str, Any]
 
 
-def train(config: Config) -> None:
-    """Run a recipe to its end, from wherever the run directory's newest checkpoint left it."""
+def train(config: Config) -> bool:
+    """Run a recipe to its end, from wherever the run directory's newest checkpoint left it; False if it was asked to
+    stop before that, and saved."""
     run = Run(config)
-    if not run.resumed:
-        warm_start(run)
-        run.keep_reference()
-        run.sync()
-        run.record_evaluation(0, at_an_end=True)
-        start_critic(run)
-        run.log("start", run.consider())
-        run.save()
-    for iteration in run.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
-        if run.stopped:
-            break
-        run.iteration = iteration
-        metrics = iterate(run)
-        run.sync()
-        saves = iteration == config.loop.iterations or iteration % config.checkpoint.every == 0
+    run.watchdog.start()
+    with run.interruption.listening():
+        try:
+            if not run.resumed:
+                start(run)
+            elif run.unconcluded:
+                conclude(run, run.unconcluded)
+            for iteration in run.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
+                if run.stopped:
+                    break
+                run.begin(iteration)
+                metrics = iterate(run)
+                run.sync()
+                run.reached(metrics)
+                conclude(run, metrics)
+        except Interrupted as interrupted:
+            run.save_interrupted(str(interrupted))
+            return False
+        run.finish()
+    run.watchdog.stop()
+    return True
+
+
+def start(run: Run) -> None:
+    """The stages before the first iteration, and where they lead."""
+    warm_start(run)
+    run.keep_reference()
+    run.sync()
+    run.record_evaluation(0, at_an_end=True)
+    start_critic(run)
+    run.log("start", run.consider())
+    run.save()
+
+
+def conclude(run: Run, metrics: Metrics) -> None:
+    """Choose, evaluate, log and save after an iteration, what of it is due."""
+    config, iteration = run.config, run.iteration
+    saves = iteration == config.loop.iterations or iteration % config.checkpoint.every == 0
+    with run.may_be_interrupted():
         if saves:
             metrics |= run.consider()
         last = iteration == config.loop.iterations or run.stopped
         if last or (config.evaluation.every and iteration % config.evaluation.every == 0):
             metrics |= run.record_evaluation(iteration, at_an_end=last)
-        run.log("train", metrics)
-        if saves:
-            run.save()
-    run.finish()
+    run.log("train", metrics)
+    if saves:
+        run.save()
 
 
 def iterate(run: Run) -> Metrics:
@@ -59,12 +84,13 @@ def iterate(run: Run) -> Metrics:
     calibrates = critic.training is CriticTraining.calibrated and (run.iteration - 1) % loop.recalibrate_every == 0
     e_steps = loop.critic_steps if calibrates else int(refines and run.policy_learns_labelled)
     measures = bool(run.collector.measured) and run.iteration % run.config.calibration.every == 0
-    drawn = run.collector.collect(
-        run.iteration,
-        labelled=e_steps * loop.labelled_prompts,
-        unlabelled=loop.unlabelled_prompts if refines and run.policy_learns_unlabelled else 0,
-        measure=measures,
-    )
+    with run.may_be_interrupted():
+        drawn = run.collector.collect(
+            run.iteration,
+            labelled=e_steps * loop.labelled_prompts,
+            unlabelled=loop.unlabelled_prompts if refines and run.policy_learns_unlabelled else 0,
+            measure=measures,
+        )
     metrics = run.count(drawn)
     if measures:
         metrics |= measure_critic(run, drawn, "before" if calibrates else "after")
@@ -176,6 +202,7 @@ def start_critic(run: Run) -> None:
         return
     start = run.config.stages.critic_start
     for iteration in run.progress(range(-start.iterations, 0), "critic start"):
+        run.generator.iteration = iteration
         drawn = run.collector.collect(iteration, labelled=start.prompts)
         metrics = e_step(run, drawn.labelled, drawn.correct, iteration)
         run.log("critic_start", run.count(drawn) | metrics, iteration)

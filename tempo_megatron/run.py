@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -26,9 +27,10 @@ from tempo_megatron.data.questions import read_questions, set_aside
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.templates import end_token_ids
 from tempo_megatron.data.types import Prompt
-from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.engine import GenerationStopped, Generator
+from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import Grader
-from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
+from tempo_megatron.megatron import checkpoint, checkpoint_files, model, saving, topology, weights
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.trainer import Scorer, Trainer
 from tempo_megatron.metrics.alarms import raised
@@ -38,10 +40,11 @@ from tempo_megatron.phases.choose import Chooser
 from tempo_megatron.phases.collect import Collected, Collector
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
-from tempo_megatron.phases.ranks import from_first
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
-from tempo_megatron.run_directory import open_run
+from tempo_megatron.run_directory import interrupted_mark, open_run
+from tempo_megatron.supervision.interruption import Interrupted, Interruption
+from tempo_megatron.supervision.watchdog import Watchdog
 from tempo_megatron.turns import Turns
 
 _REFERENCE = "reference"
@@ -55,9 +58,12 @@ class Run:
         self.method = method(config.method)
         self.directory = Path(config.run_dir)
         self._started = time.monotonic()
-        self.topology = topology.initialize(config.parallel, config.seed)
+        limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "refine"))
+        self.topology = topology.initialize(config.parallel, config.seed, limit)
         self.turns = Turns(self.topology.device)
         self.phase = self.turns.phase
+        self.interruption = Interruption.of_this_job()
+        self.watchdog = Watchdog.of_this_job(self.turns.place, config.faults, self.directory / "flight")
         self.is_first = self.topology.rank == 0
         if self.is_first:
             open_run(config)
@@ -68,7 +74,9 @@ class Run:
         self._build_models()
         self._resume()
         self.log_file = MetricsLog(self.directory, config.logging, self._state["lines"]) if self.is_first else None
-        self.generator = self.turns.generator = generator or self._build_generator()
+        self.generator = self.turns.generator = self._recorded(generator)
+        self.generator.figures = self._state["figures"]
+        self.generator.iteration = self.iteration
         self.collector = Collector(
             config, self.generator, self.grader, self.labelled, self.unlabelled, self._set_aside, self.phase
         )
@@ -129,6 +137,7 @@ class Run:
 
     def _introduce(self, name: str, model: Scorer) -> None:
         """Let a model take its turns; it rests at once, so that the next finds room."""
+        model.name = name
         self.turns.models[name] = model
         check_host_memory({name: made.offloader for name, made in self.turns.models.items()}, self.config.memory)
         model.rest()
@@ -138,7 +147,7 @@ class Run:
         bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
         module = model.build(role, self.settings, self.config, self.topology, head_bias=bias)
         if start:
-            checkpoint.load_weights(Path(start) / role, module)
+            checkpoint.load_weights(Path(start), role, module)
         else:
             read = hf_files.Reader(self.hf_path)
             weights.load(module, self.entries, read, self.topology, critic=role == "critic")
@@ -158,15 +167,23 @@ class Run:
             weights=self._policy_tensors,
         )
 
+    def _recorded(self, engine: Any) -> RecordedGenerator:
+        """The generator, or one that was given, whose rollouts are kept; of a replay, the rollouts alone."""
+        if self.config.generation.replay:
+            return RecordedGenerator(None, Path(self.config.generation.replay))
+        return RecordedGenerator(engine or self._build_generator(), self.directory / "rollouts")
+
     def _policy_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's present weights as the generator and an export take them. Collective."""
         with self.policy.awake(Kind.weights):
             yield from weights.export(self.policy.module, self.entries, self.topology)
 
     def _resume(self) -> None:
-        self._checkpoints = self.directory / "checkpoints"
-        found = checkpoint.complete(self._checkpoints)
-        self.resumed = bool(found)
+        self._saver = saving.Saver(
+            self.directory / "checkpoints", self.config.checkpoint, self.hf_path, self.config.critic.target_range
+        )
+        found, passed_over = saving.newest(self._saver.directory)
+        self.resumed = found is not None
         self._state: dict[str, Any] = {
             "iteration": 0,
             "lines": 0,
@@ -177,16 +194,23 @@ class Run:
             "optimizer_steps": {},
             "gate_value": None,
             "choice": self.chooser.state,
+            "figures": {},
+            "unconcluded": None,
+            "save_seconds": 0.0,
+            "stretch_seconds": 0.0,
         }
         if found:
-            self._state = checkpoint.read_state(found[-1])
-            checkpoint.load(found[-1], self.trainers)
+            self._state |= saving.read_state(found)
+            checkpoint.load(found, self.trainers)
             if self.reference:
                 with self.reference.awake(changes=True):
-                    checkpoint.load_weights(self._checkpoints / _REFERENCE, self.reference.module)
-            if self.is_first:
-                self.say(f"resumed from {found[-1]}")
+                    checkpoint.load_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
+        if self.is_first:
+            for line in [*passed_over, *([f"resumed from {found}"] if found else [])]:
+                self.say(line)
         self.iteration: int = self._state["iteration"]
+        self._boundary: dict[str, Any] | None = None
+        self._saved = self.iteration if found else -1
         self.labelled.position = self._state["labelled"]
         self.unlabelled.position = self._state["unlabelled"]
         self.grader.errors, self.grader.timeouts = self._state["grading"]
@@ -194,6 +218,8 @@ class Run:
             self.trainers[name].steps = steps
         self.gate_value: float | None = self._state["gate_value"]
         self.chooser.resume(self._state["choice"])
+        self.unconcluded: dict[str, Any] | None = self._state["unconcluded"]
+        self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
 
     @property
     def needed_critic(self) -> Trainer:
@@ -244,7 +270,7 @@ class Run:
         """Save the reference for the run to resume with: what it was made from may change or go. Collective."""
         if self.reference:
             with self.phase("save"), self.reference.awake():
-                checkpoint.save_weights(self._checkpoints / _REFERENCE, self.reference.module)
+                checkpoint.save_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
 
     def count(self, drawn: Collected) -> dict[str, float]:
         """Figures of the rollouts as they were drawn."""
@@ -273,9 +299,7 @@ class Run:
         the log. Collective."""
         if not self.config.checkpoint.choose:
             return {}
-        best = self.chooser.state["best"]
-        # Another node may see the directory a little later: one rank looks for all.
-        kept = from_first(checkpoint.kept(self._checkpoints, self.config.checkpoint.keep - 1, best))
+        kept = self._saver.kept(self.chooser.state["best"])
         with self.phase("choose"):
             reason = self.chooser.consider(self.collector, self.critic, self.iteration, kept)
         best, stopped = self.chooser.state["best"], self.chooser.state["stopped"]
@@ -304,6 +328,7 @@ class Run:
 
         Timings and memory, which no run repeats exactly, have names of their own.
         """
+        self._saver.check()
         taken = self.turns.taken()
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
@@ -329,29 +354,81 @@ class Run:
         quiet = 0.1 if sys.stderr.isatty() else 10.0
         yield from tqdm(items, description, disable=not self.is_first, mininterval=quiet)
 
+    def begin(self, iteration: int) -> None:
+        """The next iteration, from a state that a run which is interrupted can be saved in."""
+        self._boundary = self._present()
+        self._pause()
+        self.iteration = self.generator.iteration = iteration
+
+    def reached(self, metrics: dict[str, Any]) -> None:
+        """Both models have learnt and the generator is in step: what follows only measures, and `metrics` wait for
+        it. A run that is interrupted here concludes the iteration when it resumes."""
+        stretch = time.monotonic() - self._could_be_interrupted
+        self._state["stretch_seconds"] = max(self._state["stretch_seconds"], stretch)
+        self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
+        self._boundary = self._present() | {"unconcluded": metrics}
+        self._pause()
+
+    @contextlib.contextmanager
+    def may_be_interrupted(self) -> Iterator[None]:
+        """Generation that ends early, as Interrupted, when the run is asked to stop: nothing has been learnt since the
+        boundary that would be saved."""
+        self.generator.stop_when(self.interruption.asked)
+        try:
+            yield
+        except GenerationStopped as stopped:
+            raise Interrupted(self.interruption.agreed()) from stopped
+        finally:
+            self.generator.stop_when(None)
+        self._could_be_interrupted = time.monotonic()
+
+    def _pause(self) -> None:
+        reason = self.interruption.agreed()
+        if reason:
+            raise Interrupted(reason)
+
+    def save_interrupted(self, reason: str) -> None:
+        """Save the boundary that the run was interrupted after. A run that has none yet starts over."""
+        if self._boundary is None:
+            self.say(f"interrupted by {reason} before the first iteration: the next start begins anew")
+        else:
+            self.iteration = self._boundary["iteration"]
+            if self._boundary["unconcluded"] or self.iteration != self._saved:
+                self._save(self._boundary)
+            if self.is_first:
+                self.say(f"interrupted by {reason}: saved iteration {self.iteration}; the same command resumes")
+        self._saver.wait()
+        if self.is_first:
+            interrupted_mark(self.directory).touch()
+
     def save(self) -> None:
         """A checkpoint of the present iteration."""
-        self._state |= {
+        self._save(self._present())
+
+    def _present(self) -> dict[str, Any]:
+        """All that a checkpoint holds beside models."""
+        return self._state | {
             "iteration": self.iteration,
             "labelled": self.labelled.position,
             "unlabelled": self.unlabelled.position,
             "grading": [self.grader.errors, self.grader.timeouts],
             "optimizer_steps": {name: trainer.steps for name, trainer in self.trainers.items()},
             "gate_value": self.gate_value,
-            "choice": self.chooser.state,
+            "choice": self.chooser.state | {},
+            "figures": dict(self.generator.figures),
+            "unconcluded": None,
+            "seconds": self._elapsed(),
         }
-        state = self._state | {"seconds": self._elapsed()}
+
+    def _save(self, state: dict[str, Any]) -> None:
+        begun = time.monotonic()
         with self.phase("save"):
-            checkpoint.save(
-                self._checkpoints,
-                self.iteration,
-                self.trainers,
-                state,
-                keep=self.config.checkpoint.keep,
-                best=self.chooser.state["best"],
-                hf_path=self.hf_path,
-                target_range=self.config.critic.target_range,
-            )
+            self._saver.save(state["iteration"], self.trainers, state, self.chooser.state["best"])
+        self._saved = state["iteration"]
+        self._state["save_seconds"] = time.monotonic() - begun
+        self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
+        if self.is_first and not self.config.generation.keep_rollouts and not self.config.generation.replay:
+            self.generator.prune(self._saver.newest_iteration())
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]
@@ -360,6 +437,7 @@ class Run:
     def finish(self) -> None:
         """Export the policy, draw the plots, write summary.json."""
         self.grader.close()
+        self._saver.wait()
         export = self.directory / "hf"
         if self.config.export:
             self.export_policy(export)

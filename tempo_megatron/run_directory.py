@@ -15,6 +15,7 @@ _MAY_CHANGE = (
     "logging.",
     "checkpoint.every",
     "checkpoint.keep",
+    "checkpoint.asynchronous",
     "checkpoint.patience",
     "parallel.",
     "memory.",
@@ -30,6 +31,9 @@ _MAY_CHANGE = (
     "grading.judge_concurrency",
     "generation.check_weights",
     "generation.log_prob_alarm",
+    "generation.keep_rollouts",
+    "generation.replay",
+    "faults.",
 )
 
 
@@ -40,6 +44,12 @@ def open_run(config: Config) -> None:
     aside = directory / f".{_CONFIG}"
     aside.write_text(to_yaml(config))
     aside.rename(directory / _CONFIG)
+    interrupted_mark(directory).unlink(missing_ok=True)
+
+
+def interrupted_mark(directory: Path) -> Path:
+    """A file that says that the run was asked to stop, and saved; gone once it goes on."""
+    return directory / "interrupted"
 
 
 def differences(config: Config) -> list[str]:

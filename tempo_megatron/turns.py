@@ -53,7 +53,8 @@ class Turns:
         self._seconds: dict[str, float] = {}
         self._device_peaks: dict[str, float] = {}
         self._host: dict[str, float] = {}
-        self._active: list[str] = []
+        self._active: list[tuple[str, float]] = []
+        self._entered, self._last_change = 0, time.monotonic()
         self._begin_reading()
 
     @contextlib.contextmanager
@@ -63,14 +64,25 @@ class Turns:
         if name in _WORKERS:
             self._give_way(_WORKERS[name])
         self._begin_reading()
-        self._active.append(name)
-        begun = time.monotonic()
-        yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - begun
-        self._read_device()
-        self._begin_reading()
-        self._active.pop()
+        begun = self._last_change = time.monotonic()
+        self._active.append((name, begun))
+        self._entered += 1
+        try:
+            yield
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - begun
+            self._read_device()
+            self._begin_reading()
+        finally:
+            self._active.pop()
+            self._last_change = time.monotonic()
         self._host[name] = max(self._host.get(name, 0.0), _resident_gib())
+
+    def place(self) -> tuple[int, str, float]:
+        """Phases entered so far, the innermost one that goes on ("" between them), and seconds since it was entered or
+        the last one left. Any thread may ask."""
+        active = self._active[-1:]  # once: the main thread goes on
+        name, since = active[0] if active else ("", self._last_change)
+        return self._entered, name, time.monotonic() - since
 
     def taken(self) -> dict[str, float]:
         """Timings and memory since this was last asked. No run repeats them exactly.
@@ -112,7 +124,7 @@ class Turns:
             return
         grown = torch.cuda.max_memory_reserved(self.device) - self._reserved
         peak = max(self._used + grown, _device_used(self.device)) / _GIB
-        for name in ["", *(f"{name}/" for name in self._active)]:
+        for name in ["", *(f"{name}/" for name, _ in self._active)]:
             self._device_peaks[name] = max(self._device_peaks.get(name, 0.0), peak)
 
 

@@ -63,6 +63,11 @@ def _required(config: Config) -> Iterator[str]:
             yield f"data.{key}: required, a list of sources: {', '.join(reasons)}"
     if config.stages.warm_start.steps and not config.data.warm_start:
         yield "data.warm_start: required when stages.warm_start.steps is set"
+    replay = config.generation.replay
+    if replay and not list(Path(replay).glob("*.safetensors")):
+        yield f"generation.replay: no rollouts in {replay}; the run needs generation.keep_rollouts=true"
+    if replay and Path(replay).resolve().parent == Path(config.run_dir).resolve():
+        yield "run_dir: a replay needs a directory of its own"
     if config.logging.wandb is not WandbMode.disabled and not find_spec("wandb"):
         yield "logging.wandb: the package wandb is not installed"
     if apex_is_another_project():
@@ -177,13 +182,19 @@ def _numbers(config: Config) -> Iterator[str]:
         "stages.warm_start.batch_size": config.stages.warm_start.batch_size,
         "stages.critic_start.prompts": config.stages.critic_start.prompts,
         "checkpoint.every": config.checkpoint.every,
+        "faults.non_finite_updates": config.faults.non_finite_updates,
         "checkpoint.keep": config.checkpoint.keep,
     }
     for key, value in at_least_one.items():
         if value < 1:
             yield f"{key}: at least 1, got {value}"
+    for name in ("lag_limit_seconds", "phase_limit_minutes", "generate_limit_minutes"):
+        if (limit := getattr(config.faults, name)) <= 0:
+            yield f"faults.{name}: above 0, got {limit}"
     if config.memory.host_gib < 0:
         yield f"memory.host_gib: at least 0, got {config.memory.host_gib}"
+    if config.checkpoint.keep_every < 0:
+        yield f"checkpoint.keep_every: at least 0, got {config.checkpoint.keep_every}"
     if config.loop.iterations < 0:
         yield f"loop.iterations: at least 0, got {config.loop.iterations}"
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)

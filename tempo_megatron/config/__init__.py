@@ -12,6 +12,7 @@ from tempo_megatron.config.evaluation import (
     LoggingConfig,
     WandbMode,
 )
+from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load, to_yaml
 from tempo_megatron.config.memory import MemoryConfig
@@ -61,6 +62,7 @@ __all__ = [
     "CriticTraining",
     "DataConfig",
     "EvaluationConfig",
+    "FaultsConfig",
     "Fp8",
     "GateOn",
     "GenerationConfig",

@@ -38,6 +38,12 @@ class CalibrationConfig:
 class CheckpointConfig:
     every: int = setting(10, "iterations between checkpoints; the last iteration is always saved")
     keep: int = setting(2, "newest checkpoints kept, beside the best")
+    keep_every: int = setting(0, "checkpoints of iterations that are multiples of this are kept too; 0: none")
+    asynchronous: bool = setting(
+        False,
+        "write while the run goes on, from copies in host memory beside what rests there: of weights and, on the first "
+        "of the data-parallel ranks, fp32 weights and Adam's moments",
+    )
     choose: bool = setting(False, "point checkpoints/best at the best one kept, by the rule in docs/algorithms.md")
     choose_prompts: int = setting(64, "unlabelled prompts whose responses the critic scores for each candidate")
     choose_samples: int = setting(4, "responses a question, labelled and unlabelled, of a candidate")

@@ -89,6 +89,10 @@ class GenerationConfig:
     check_weights: CheckWeights = setting(
         CheckWeights.first, "syncs after which every tensor's checksum is compared with the trainer's"
     )
+    keep_rollouts: bool = setting(
+        False, "keep the rollouts of all iterations, for `tempo replay`; false: those since the newest checkpoint"
+    )
+    replay: str = setting("", "directory of kept rollouts that take the generator's place; `tempo replay` sets it")
     log_prob_alarm: float = setting(
         1.05, "mean of exp|log-prob of generator - of trainer| above which the run says that the two have parted"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tempo_megatron.config.data import DataConfig
 from tempo_megatron.config.evaluation import CalibrationConfig, CheckpointConfig, EvaluationConfig, LoggingConfig
+from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.fields import setting
 from tempo_megatron.config.grading import GradingConfig
 from tempo_megatron.config.memory import MemoryConfig
@@ -32,4 +33,5 @@ class Config:
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "evaluation during the run")
     calibration: CalibrationConfig = setting(CalibrationConfig(), "measuring the critic")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "checkpoints")
+    faults: FaultsConfig = setting(FaultsConfig(), "when a run gives up")
     logging: LoggingConfig = setting(LoggingConfig(), "where metrics go")

@@ -24,7 +24,7 @@ from tempo_megatron.megatron import topology
 from tempo_megatron.phases.evaluate import Decode, record
 from tempo_megatron.phases.generate import Engine, generate
 from tempo_megatron.phases.grade import verdicts
-from tempo_megatron.phases.ranks import from_first, rank_and_ranks
+from tempo_megatron.ranks import from_first, rank_and_ranks
 
 _BAD_INPUT = 2
 _BATCHES_AT_ONCE = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections import Counter
@@ -20,10 +21,17 @@ from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, on_every_rank
 
-__all__ = ["Completion", "Generator", "Request"]
+__all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
+
+_STEPS_A_QUESTION = 16
+"""engine steps, of 5 to 300 ms, between two looks at whether to stop"""
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 """makes (Hugging Face name, whole tensor) pairs, layer by layer; collective where making them is"""
+
+
+class GenerationStopped(Exception):
+    """`should_stop` said so; what had been generated is given up."""
 
 
 class Generator:
@@ -52,6 +60,8 @@ class Generator:
         self.dtype = dtype
         self.eos_token_ids = list(eos_token_ids)
         self.weights = weights
+        self.should_stop: Callable[[], bool] | None = None
+        """asked while generating; set on every rank or on none"""
         self.rank = dist.get_rank()
         self.replica, self.replicas = self.rank // tensor_parallel_size, dist.get_world_size() // tensor_parallel_size
         self.tensor_rank, self.tensor_size = self.rank % tensor_parallel_size, tensor_parallel_size
@@ -105,7 +115,7 @@ class Generator:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A completion for each request, in their order, on every rank. Replicas draw them from one queue.
 
-        Weights that a sleep threw away are pulled again first.
+        Weights that a sleep threw away are pulled again first. Raises GenerationStopped, on every rank.
         """
         if not self._loaded:
             self.load_weights()
@@ -115,6 +125,8 @@ class Generator:
         counted: list[Mapping[str, int]] = [figures]
         if self.replicas > 1:
             mine, counted = on_every_rank(mine, figures, self.tensor_size)
+        if any("stopped" in counts for counts in counted):
+            raise GenerationStopped
         for replica, counts in enumerate(counted):
             self._figures.update(counts)
             self._requests_of_replicas[replica] += counts["requests"]
@@ -129,10 +141,14 @@ class Generator:
         queue = RequestQueue(len(requests), self.replicas, self.config.max_sequences, self._counter())
         done: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
-        tracked = {}
+        tracked: dict[int, Any] = {}
         share = -(-len(requests) // self.replicas)
         bar = tqdm(total=share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False)
-        while True:
+        for step in itertools.count():
+            if step % _STEPS_A_QUESTION == 0 and self._asked_to_stop():
+                engine.abort_request([str(number) for number in tracked])
+                figures["stopped"] = 1
+                break
             for number in queue.claim(*core.scheduler.get_request_counts()):
                 request = requests[number]
                 name = engine.add_request(
@@ -155,6 +171,17 @@ class Generator:
             engine.step()
         bar.close()
         return done, figures
+
+    def _asked_to_stop(self) -> bool:
+        """The first tensor rank's answer, on all of a replica's: their engines run in step."""
+        if self.should_stop is None or self.tensor_size == 1:
+            return self.should_stop is not None and self.should_stop()
+        from vllm.distributed import get_tp_group
+
+        group = get_tp_group().cpu_group
+        asked = torch.tensor([int(self.should_stop())])
+        dist.broadcast(asked, dist.get_global_rank(group, 0), group=group)
+        return bool(asked)
 
     def _counter(self) -> Callable[[int], int]:
         if self.replicas == 1:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
+import psutil
+
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 """variables of every rank, unless they are set already"""
 
@@ -17,13 +19,26 @@ def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     return "RANK" in environment and "WORLD_SIZE" in environment
 
 
+def started_this(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun started this rank."""
+    return "TORCHELASTIC_RUN_ID" in environment
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
 
-    SIGINT and SIGTERM are passed on, so that stopping the launcher stops the ranks.
+    SIGTERM and SIGUSR1 become SIGUSR1 of the ranks, which save and end; torchrun itself would end them. SIGINT is
+    passed on, and ends them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda got, _: ranks.send_signal(got))
+    signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: _interrupt_ranks(ranks.pid))
     return ranks.wait()
+
+
+def _interrupt_ranks(launcher: int) -> None:
+    for child in psutil.Process(launcher).children():
+        if "tempo_megatron.cli" in child.cmdline():
+            child.send_signal(signal.SIGUSR1)

@@ -1,144 +1,208 @@
-"""Resharding checkpoints of a run, written aside and renamed.
+"""Models to and from checkpoints that any TP x PP x DP loads: one torch_dist directory a model, weights and optimizer.
 
-`checkpoints/iteration-000020/` holds one torch_dist checkpoint a model (weights and optimizer, loadable under any
-TP x PP x DP), what `checkpoint_files` describes, and `state.json`, written last: what else the loop needs to go on.
+A checkpoint is written aside, each file described in its `manifest`, synced, and renamed. Files are read once their
+checksums have matched.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
-from tempo_megatron.megatron import checkpoint_files, cpu
+from checkpoints_convert import hf_files
+from checkpoints_convert.errors import ConversionError
+from tempo_megatron.megatron import checkpoint_files, cpu, manifest, pickles
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Trainer
 
+if TYPE_CHECKING:
+    from tempo_megatron.megatron.capture import Captured
+
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
-_STATE = "state.json"
-_BEST = "best"
+_ASIDE, _REMOVED = ".writing-", ".removing-"
 
 
-def save(
-    directory: Path,
-    iteration: int,
-    trainers: dict[str, Trainer],
-    state: dict[str, Any],
-    *,
-    keep: int,
-    best: int | None = None,
-    hf_path: Path,
-    target_range: str,
-) -> None:
-    """Write `directory/iteration-N`. Collective. An interrupted write leaves none.
+class CheckpointWriteError(RuntimeError):
+    """A checkpoint could not be written; the message has the traceback of every rank that failed."""
 
-    The `keep` newest checkpoints stay, and that of iteration `best`, which `directory/best` links to.
-    What stands beside the weights of `hf_path` goes in too, so that a checkpoint can be exported from itself alone.
-    """
-    first, name = dist.get_rank() == 0, _name(iteration)
-    aside = directory / f".writing-{name}"
-    if first:
+
+def begin(checkpoint: Path, roles: Iterable[str]) -> None:
+    """Make room aside for models that are to be captured and written. Collective."""
+
+    def make() -> None:
+        aside = _aside(checkpoint)
         shutil.rmtree(aside, ignore_errors=True)
-        for model in trainers:
-            (aside / model).mkdir(parents=True)
-    dist.barrier()
-    for model, trainer in trainers.items():
-        _save_model(aside / model, trainer)
-    dist.barrier()
-    if first:
-        checkpoint_files.describe(aside, hf_path, target_range)
-        (aside / _STATE).write_text(json.dumps(state))
-        shutil.rmtree(directory / name, ignore_errors=True)
-        aside.rename(directory / name)
-        if best is not None:
-            (directory / ".best").unlink(missing_ok=True)
-            (directory / ".best").symlink_to(_name(best))
-            (directory / ".best").rename(directory / _BEST)
-        for old in complete(directory)[:-keep]:
-            if best is None or old.name != _name(best):
-                shutil.rmtree(old)
-    dist.barrier()
+        for role in roles:
+            (aside / role).mkdir(parents=True)
+
+    on_first(make)
 
 
-def complete(directory: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first."""
-    return sorted(path.parent for path in directory.glob(f"iteration-*/{_STATE}"))
-
-
-def kept(directory: Path, newest: int, best: int | None) -> set[int]:
-    """Iterations of the checkpoints that stay when so many of the newest are kept, and the best."""
-    there = [int(path.name.removeprefix("iteration-")) for path in complete(directory)]
-    return {number for place, number in enumerate(there) if place >= len(there) - newest or number == best}
-
-
-def _name(iteration: int) -> str:
-    return f"iteration-{iteration:06d}"
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text())
-    return state
-
-
-def load(checkpoint: Path, trainers: dict[str, Trainer]) -> None:
-    """Weights and optimizer states of every trainer, under the present layout. Collective."""
-    with cpu.accelerator_names():
-        from megatron.core import dist_checkpointing
-
-        for model, trainer in trainers.items():
-            with trainer.awake(Kind.weights, Kind.optimizer, changes=True):
+def captured(checkpoint: Path, trainers: Mapping[str, Trainer], *, copied: bool) -> Iterator[tuple[str, Captured]]:
+    """What this rank writes of each model, after `begin`. A model rests again once the next is asked for, and what was
+    captured is lost with it unless it was `copied` into host memory. Collective."""
+    for role, trainer in trainers.items():
+        with trainer.awake(Kind.weights, Kind.optimizer):
+            with cpu.accelerator_names():
                 weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
-                wanted = {
-                    "model": weights,
-                    "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_SHARDING),
-                }
-                loaded = dist_checkpointing.load(wanted, str(checkpoint / model))
-                trainer.module.load_state_dict(loaded["model"])
-                trainer.optimizer.load_state_dict(loaded["optimizer"])
+                optimizer = trainer.optimizer.sharded_state_dict(weights, metadata=_SHARDING)
+                part = _capture({"model": weights, "optimizer": optimizer}, checkpoint, role, copied)
+            yield role, part
 
 
-def load_weights(directory: Path, module: Any) -> None:
-    """A model's weights alone, from one role's directory of any checkpoint. Collective.
+def write(
+    checkpoint: Path,
+    parts: Iterable[tuple[str, Captured]],
+    group: Any = None,
+    beside: Callable[[Path], None] = lambda aside: None,
+) -> None:
+    """Write what was captured, what `beside` puts next to it, and the manifest; then the checkpoint takes its name.
+
+    Each rank checksums the files that it wrote; `beside` and all else is one rank's. An interrupted write leaves
+    nothing of that name. Collective over `group`, and safe in a thread that no one else shares the group with. Raises
+    CheckpointWriteError on all ranks.
+    """
+    aside, roles = _aside(checkpoint), []
+    for role, part in parts:
+        from tempo_megatron.megatron import capture
+
+        try:
+            capture.write(part, aside / role, group)
+        except CheckpointException as error:  # no Exception, for reasons of torch's own
+            raise CheckpointWriteError(f"{checkpoint}: {error}") from error
+        roles.append(role)
+
+    def describe_mine() -> manifest.Files:
+        mine = [path for role in roles for path in (aside / role).glob(f"__{dist.get_rank()}_*")]
+        return manifest.describe(aside, (path.relative_to(aside).as_posix() for path in mine))
+
+    described = {name: file for files in _on_all(describe_mine, group) for name, file in files.items()}
+
+    def finish() -> None:
+        beside(aside)
+        rest = [name for name in manifest.files_of(aside) if name not in described]
+        manifest.write(aside, described | manifest.describe(aside, rest))
+        remove(checkpoint)
+        aside.rename(checkpoint)
+        hf_files.sync(checkpoint.parent)
+
+    on_first(finish, group)
+
+
+def on_first(work: Callable[[], None], group: Any = None) -> None:
+    """One rank's work, which all wait for. Raises CheckpointWriteError on all ranks when it fails. Collective."""
+    _on_all(work if dist.get_rank() == 0 else lambda: None, group)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint if it is there, so that no half of it is ever found under its name."""
+    if checkpoint.is_dir():
+        going = checkpoint.with_name(_REMOVED + checkpoint.name)
+        shutil.rmtree(going, ignore_errors=True)
+        checkpoint.rename(going)
+        shutil.rmtree(going)
+
+
+def remove_remains(directory: Path) -> list[Path]:
+    """Clear away what interrupted writes and removals left in a directory of checkpoints; returns the former."""
+    written = sorted(directory.glob(f"{_ASIDE}*"))
+    for path in [*written, *directory.glob(f"{_REMOVED}*")]:
+        shutil.rmtree(path)
+    return written
+
+
+def problems(checkpoint: Path, role: str | None = None) -> list[str]:
+    """What is missing or damaged of a checkpoint, or of one role's files, a line each. Collective: every rank reads a
+    share of the files, and all are told the same."""
+    listed: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            listed[0] = checkpoint_files.files_of(checkpoint, role) if role else manifest.read(checkpoint)
+        except ConversionError as error:
+            listed[1] = str(error)
+    dist.broadcast_object_list(listed, src=0)
+    files, unreadable = listed
+    if unreadable:
+        return [unreadable]
+    share = dict(list(files.items())[dist.get_rank() :: dist.get_world_size()])
+    found = _on_all(lambda: manifest.problems(checkpoint, share, contents=True), None)
+    return sorted(line for lines in found for line in lines)
+
+
+def load(checkpoint: Path, trainers: Mapping[str, Trainer]) -> None:
+    """Weights and optimizer states of every trainer, under the present layout, from a checkpoint without `problems`.
+    Collective."""
+    for role, trainer in trainers.items():
+        with trainer.awake(Kind.weights, Kind.optimizer, changes=True), cpu.accelerator_names():
+            weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
+            wanted = {
+                "model": weights,
+                "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_SHARDING),
+            }
+            loaded = _load(wanted, checkpoint, role)
+            trainer.module.load_state_dict(loaded["model"])
+            trainer.optimizer.load_state_dict(loaded["optimizer"])
+
+
+def load_weights(checkpoint: Path, role: str, module: Any) -> None:
+    """A model's weights alone, from one role of any checkpoint. Collective. Raises ConversionError if it is damaged.
 
     Transformer Engine's extra states are left as they are: a converted checkpoint has none.
     """
+    damaged = problems(checkpoint, role)
+    if damaged:
+        raise ConversionError("\n".join(damaged))
     with cpu.accelerator_names():
-        from megatron.core import dist_checkpointing
-
         every = module.sharded_state_dict(metadata=_SHARDING)
         wanted = {name: part for name, part in every.items() if not name.endswith("_extra_state")}
-        loaded = dist_checkpointing.load({"model": wanted}, str(directory))["model"]
-        unfilled, _ = module.load_state_dict(loaded, strict=False)
-        lost = [name for name in unfilled if not name.endswith("_extra_state")]
-        if lost:
-            raise KeyError(f"{directory} fills none of: {', '.join(lost)}")
+        unfilled, _ = module.load_state_dict(_load({"model": wanted}, checkpoint, role)["model"], strict=False)
+    lost = [name for name in unfilled if not name.endswith("_extra_state")]
+    if lost:
+        raise KeyError(f"{checkpoint / role} fills none of: {', '.join(lost)}")
 
 
-def save_weights(directory: Path, module: Any) -> None:
-    """A model's weights alone, for `load_weights`. Collective; an interrupted write leaves nothing of that name."""
-    aside = directory.with_name(f".writing-{directory.name}")
-    if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    dist.barrier()
+def save_weights(checkpoint: Path, role: str, module: Any) -> None:
+    """A checkpoint of one model's weights alone, for `load_weights`. Collective."""
+    begin(checkpoint, [role])
     with cpu.accelerator_names():
-        from megatron.core import dist_checkpointing
-
-        dist_checkpointing.save({"model": module.sharded_state_dict(metadata=_SHARDING)}, str(aside))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-        aside.rename(directory)
-    dist.barrier()
+        state = {"model": module.sharded_state_dict(metadata=_SHARDING)}
+        write(checkpoint, [(role, _capture(state, checkpoint, role, copied=False))])
 
 
-def _save_model(directory: Path, trainer: Trainer) -> None:
-    with trainer.awake(Kind.weights, Kind.optimizer), cpu.accelerator_names():
-        from megatron.core import dist_checkpointing
+def _capture(state: dict[str, Any], checkpoint: Path, role: str, copied: bool) -> Captured:
+    from tempo_megatron.megatron.capture import capture
 
-        weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
-        optimizer = trainer.optimizer.sharded_state_dict(weights, metadata=_SHARDING)
-        dist_checkpointing.save({"model": weights, "optimizer": optimizer}, str(directory))
+    return capture(state, _aside(checkpoint) / role, copied=copied)
+
+
+def _load(wanted: dict[str, Any], checkpoint: Path, role: str) -> dict[str, Any]:
+    from megatron.core import dist_checkpointing
+
+    with pickles.restricted():
+        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(checkpoint / role))
+    return loaded
+
+
+def _aside(checkpoint: Path) -> Path:
+    return checkpoint.with_name(_ASIDE + checkpoint.name)
+
+
+def _on_all[Result](work: Callable[[], Result], group: Any) -> list[Result]:
+    """What `work` gives on each rank. Raises CheckpointWriteError on all ranks when it fails on one."""
+    mine: tuple[Result | None, str] = (None, "")
+    try:
+        mine = (work(), "")
+    except Exception:
+        mine = (None, traceback.format_exc())
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine, group)
+    failed = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(parts) if failure]
+    if failed:
+        raise CheckpointWriteError("\n".join(failed))
+    return [found for found, _ in parts]

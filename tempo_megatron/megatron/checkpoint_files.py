@@ -1,14 +1,14 @@
 """A checkpoint's files without a process group: what converters read and write, tensor by tensor.
 
 A checkpoint directory has a torch_dist directory a role (`policy/`, `critic/`), `huggingface/` with all that stands
-beside the weights of the model that it came from, and `checkpoint.json` with the critic's target range.
+beside the weights of the model that it came from, `checkpoint.json` with the critic's target range, and the `manifest`.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.hf_files import Description
+from tempo_megatron.megatron import manifest, pickles
 
 HUGGING_FACE = "huggingface"
 _DESCRIPTION = "checkpoint.json"
+_BESIDE = (f"{HUGGING_FACE}/", _DESCRIPTION)
 _MEGATRON_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
 
@@ -46,7 +48,15 @@ def read_target_range(checkpoint: Path) -> str:
 
 def roles(checkpoint: Path) -> list[str]:
     """The models that the checkpoint holds."""
-    return [role for role in ("policy", "critic") if (checkpoint / role / ".metadata").is_file()]
+    return [role for role in ("policy", "critic") if (checkpoint / role).is_dir()]
+
+
+def files_of(checkpoint: Path, role: str, *beside: str) -> manifest.Files:
+    """The manifest of a role's files, and of those whose paths begin like `beside`. Raises ConversionError."""
+    listed = manifest.read(checkpoint)
+    if f"{role}/{pickles.METADATA}" not in listed:
+        raise ConversionError(f"{checkpoint / manifest.NAME}: says nothing of {role}")
+    return {name: written for name, written in listed.items() if name.startswith((f"{role}/", *beside))}
 
 
 class _Files(FileSystemReader):
@@ -63,21 +73,28 @@ class _Files(FileSystemReader):
 class Reader:
     """Tensors of one role of a checkpoint, whole, whatever layout wrote them, each read when asked for.
 
-    `problems` lists files that are missing or cut short. Raises ConversionError where there is no checkpoint.
+    `problems` lists files of the role, and of what stands beside it, that are missing or not as they were written: by
+    their sizes, or with `contents` by their checksums too, for which all of them are read. Raises ConversionError where
+    there is no checkpoint, or its manifest or the role's metadata is damaged.
     """
 
-    def __init__(self, checkpoint: Path, role: str) -> None:
+    def __init__(self, checkpoint: Path, role: str, *, contents: bool = False) -> None:
         self.directory = checkpoint / role
         if role not in roles(checkpoint):
             has = ", ".join(roles(checkpoint)) or "none; is it a checkpoint?"
             raise ConversionError(f"{checkpoint}: no {role} in this checkpoint (models: {has})")
-        self._metadata = FileSystemReader(self.directory).read_metadata()
+        files = files_of(checkpoint, role, *_BESIDE)
+        metadata = f"{role}/{pickles.METADATA}"
+        damaged = manifest.problems(checkpoint, {metadata: files[metadata]}, contents=True)
+        if damaged:
+            raise ConversionError("\n".join(damaged))
+        self._metadata = pickles.read_metadata(self.directory)
         self.descriptions = {
             name: Description(tuple(item.size), item.properties.dtype)
             for name, item in self._metadata.state_dict_metadata.items()
             if isinstance(item, TensorStorageMetadata)
         }
-        self.problems = list(self._damaged_files())
+        self.problems = manifest.problems(checkpoint, files, contents=contents)
 
     def __call__(self, name: str) -> Tensor:
         """Safe to call from several threads. Raises ConversionError for a tensor that cannot be read."""
@@ -89,17 +106,6 @@ class Reader:
         except CheckpointException as error:
             raise ConversionError(f"{self.directory}: {name}: {_cause(error)}") from error
         return tensor
-
-    def _damaged_files(self) -> Iterator[str]:
-        ends: dict[str, int] = {}
-        for stored in (self._metadata.storage_data or {}).values():
-            ends[stored.relative_path] = max(ends.get(stored.relative_path, 0), stored.offset + stored.length)
-        for name, end in sorted(ends.items()):
-            path = self.directory / name
-            if not path.is_file():
-                yield f"{path}: missing"
-            elif path.stat().st_size < end:
-                yield f"{path}: cut short: {path.stat().st_size} bytes of {end}"
 
 
 class _Arriving(DefaultSavePlanner):

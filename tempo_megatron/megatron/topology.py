@@ -14,7 +14,8 @@ import torch.distributed as dist
 from tempo_megatron.config import ParallelConfig
 from tempo_megatron.megatron import cpu
 
-_COLLECTIVE_LIMIT = datetime.timedelta(minutes=30)
+_MARGIN = datetime.timedelta(minutes=10)
+"""collectives wait longer than any phase may take: what names the rank that hangs comes first"""
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ class Topology:
         return self.pipeline_rank == self.pipeline_size - 1
 
 
-def initialize(parallel: ParallelConfig, seed: int) -> Topology:
-    """Join the process group that torchrun or srun describes and cut it into Megatron's TP x CP x PP x DP groups."""
+def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.0) -> Topology:
+    """Join the process group that torchrun or srun describes and cut it into Megatron's TP x CP x PP x DP groups.
+
+    A collective that takes longer than `limit_seconds` and a margin is an error.
+    """
     # The banner says what is missing, once.
     warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
     # Megatron's optimizer looks at .grad of views into its buffers, which are no leaves.
@@ -65,7 +69,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> Topology:
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_COLLECTIVE_LIMIT)
+            os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that a hanging run's record names
+            limit = datetime.timedelta(seconds=limit_seconds) + _MARGIN
+            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
         parallel_state.initialize_model_parallel(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,

@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from tempo_megatron.config import Config, Fp8, OptimizerConfig
 from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.learning_rate import learning_rate
+from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Kind, Offloader
 from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
 from tempo_megatron.megatron.topology import Topology
@@ -37,10 +39,6 @@ class Score:
     about_next: bool
 
 
-class NonFiniteGradient(RuntimeError):
-    """The gradient norm is not finite. In bf16 the optimizer has stepped all the same: the state is lost."""
-
-
 class Scorer:
     """One Megatron model spread over the topology, which reads and does not learn.
 
@@ -50,6 +48,8 @@ class Scorer:
     """
 
     optimizer: Any = None
+    name = "model"
+    """what the run calls it"""
 
     def __init__(self, module: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> None:
         self.module = module
@@ -246,6 +246,7 @@ class Trainer(Scorer):
             if overlap:
                 module.config.no_sync_func = self.model.no_sync
         self._weights_are_parts = False
+        self._guard = NonFiniteGuard(config.faults.non_finite_updates, Path(config.run_dir) / "non_finite")
         self.reset_optimizer(optimizer)
 
     def reset_optimizer(self, settings: OptimizerConfig) -> None:
@@ -279,12 +280,13 @@ class Trainer(Scorer):
             for part in self.optimizer.chained_optimizers:  # so that a checkpoint before the first step has all state
                 part.init_state_fn(part.optimizer, part.config)
 
-    def step(self, batch: Batch, score: Score, loss: Loss) -> tuple[Rows, float]:
+    def step(self, batch: Batch, score: Score, loss: Loss) -> tuple[Rows, float] | None:
         """One optimizer step on the whole batch; returns what the loss reports, for every row, and the gradient norm
         before clipping.
 
         `loss` gives a micro-batch's share of a loss already divided by its one global count: shares are added over
-        micro-batches and data-parallel ranks, whatever the layout. Raises NonFiniteGradient.
+        micro-batches and data-parallel ranks, whatever the layout. Where what it reports or the norm is not finite,
+        nothing is updated and None is returned. Raises NonFiniteUpdates after too many of those in a row.
         """
         self.offloader.fetch(*Kind)
         self.offloader.wake(Kind.weights, Kind.gradients)
@@ -293,16 +295,19 @@ class Trainer(Scorer):
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
         rows = self._run(batch, score, loss, forward_only=False)
+        with cpu.accelerator_names():
+            self.optimizer.prepare_grads()
+            norm = float(self.optimizer.get_grad_norm())
+        if not self._guard.passes(self.name, batch, rows, norm):
+            return None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.steps)
         self.offloader.wake(Kind.optimizer)
         with cpu.accelerator_names():
-            stepped, norm, _ = self.optimizer.step()
+            self.optimizer.step()
         self._weights_are_parts = self.model.ddp_config.overlap_param_gather
-        if not stepped or norm is None or not torch.isfinite(torch.as_tensor(norm)):
-            raise NonFiniteGradient(f"gradient norm {norm}")
         self.steps += 1
-        return rows, float(norm)
+        return rows, norm
 
     def _gather_weights(self) -> None:
         if self._weights_are_parts:

@@ -50,20 +50,26 @@ def _fit(
     """A mini-batch's loss is the squared error summed over its response tokens and last prompt tokens, divided by
     their number over all ranks."""
     batch = replace(batch, columns={"targets": targets, "values": read})
-    losses, norms = [], []
+    losses, norms, skipped = [], [], 0
     for epoch in range(config.epochs):
         for rows in mini_batches(batch.rows, config.mini_batches, *seed, "calibrate", epoch):
-            loss, norm = _step(critic, batch.select(rows), config.value_clip)
-            losses.append(loss)
-            norms.append(norm)
+            made = _step(critic, batch.select(rows), config.value_clip)
+            if made is None:
+                skipped += 1
+                continue
+            losses.append(made[0])
+            norms.append(made[1])
+    if not losses:
+        return {"critic/skipped_updates": float(skipped)}
     return {
+        "critic/skipped_updates": float(skipped),
         "critic/loss": sum(losses) / len(losses),
         "critic/gradient_norm": sum(norms) / len(norms),
         "critic/learning_rate": critic.optimizer.param_groups[0]["lr"],
     }
 
 
-def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float]:
+def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float] | None:
     count = int(calibration_mask(batch.response_mask).sum())
 
     def loss(scores: Rows, micro_batch: Batch) -> tuple[Tensor, Rows]:
@@ -71,5 +77,5 @@ def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float]:
         error = squared_error(scores["values"], columns["targets"], mask, columns["values"], clip)
         return error.sum() / count, {"squared_error": error.sum(1).detach()}
 
-    rows, norm = critic.step(batch, VALUES, loss)
-    return float(rows["squared_error"].sum() / count), norm
+    made = critic.step(batch, VALUES, loss)
+    return made and (float(made[0]["squared_error"].sum() / count), made[1])

@@ -18,8 +18,8 @@ from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.metrics.figures import standard_error
 from tempo_megatron.phases.collect import Collector
-from tempo_megatron.phases.ranks import from_first
 from tempo_megatron.phases.scoring import to_batch, values
+from tempo_megatron.ranks import from_first
 
 
 class Chooser:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tempo_megatron.config import Config
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.phases.generate import generate
 from tempo_megatron.phases.grade import graded
@@ -33,7 +33,7 @@ class Collector:
     """Draws prompts, samples the present policy, and grades what may be graded."""
 
     config: Config
-    generator: Generator
+    generator: Engine
     grader: Grader
     labelled: Stream[Prompt]
     unlabelled: Stream[Prompt]

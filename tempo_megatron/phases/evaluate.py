@@ -16,7 +16,7 @@ from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figu
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.phases.generate import Engine, generate
 from tempo_megatron.phases.grade import Verdict, graded, verdicts
-from tempo_megatron.phases.ranks import divided
+from tempo_megatron.ranks import divided
 
 Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import Grader
-from tempo_megatron.phases.ranks import divided, rank_and_ranks
+from tempo_megatron.ranks import divided, rank_and_ranks
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,19 @@ def refine(
     """One update in mini-batches; returns metrics. A mini-batch in which nothing learns makes no step."""
     norms: list[float] = []
     done: list[Rows] = []
+    skipped = 0
     for epoch in range(config.epochs):
         later = mini_batches(found.batch.rows, config.mini_batches, *seed, "refine", epoch)
         for rows in later if epoch else found.order:
             part = found.batch.select(rows)
             if part.columns["learn"].any():
-                reported, norm = _step(policy, part, scores, config)
-                done.append(reported)
-                norms.append(norm)
-    metrics = _describe(found)
+                made = _step(policy, part, scores, config)
+                if made is None:
+                    skipped += 1
+                    continue
+                done.append(made[0])
+                norms.append(made[1])
+    metrics = _describe(found) | {"policy/skipped_updates": float(skipped)}
     if not done:
         return metrics
     ratios = [part["ratio"] for part in done]
@@ -61,7 +65,7 @@ def _describe(found: Estimate) -> dict[str, float]:
     }
 
 
-def _step(policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig) -> tuple[Rows, float]:
+def _step(policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig) -> tuple[Rows, float] | None:
     learn = batch.columns["learn"]
     count = int(learn.sum() if config.average_over is AverageOver.tokens else learn.any(1).sum())
     score = scores("entropy") if config.entropy_coefficient else scores()

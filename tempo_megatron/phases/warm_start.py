@@ -14,7 +14,7 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
-    """One step on the mean cross-entropy of the answers' tokens; returns it."""
+    """One step on the mean cross-entropy of the answers' tokens; returns it, NaN where the step was left out."""
     batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples])
     count = int(batch.response_mask.sum())
 
@@ -22,5 +22,5 @@ def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) 
         surprise = -(scores["log_probs"] * micro_batch.response_mask).sum(1)
         return surprise.sum() / count, {"surprise": surprise.detach()}
 
-    rows, _ = policy.step(batch, score, loss)
-    return float(rows["surprise"].sum() / count)
+    made = policy.step(batch, score, loss)
+    return float(made[0]["surprise"].sum() / count) if made else float("nan")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tempo_megatron.config import load
 from tempo_megatron.generation.checksums import expected_checksums
-from tempo_megatron.generation.engine import Completion, Generator, Request
+from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
 from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.run import Run
@@ -76,6 +76,15 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     assert len({done.response_ids for done in together}) > 1
     if dtype is torch.float32:
         assert difference(run, requests, together) < 1e-5
+
+    generator.should_stop = lambda: dist.get_rank() == 1
+    try:
+        generator.generate(requests)
+    except GenerationStopped:
+        generator.should_stop = None
+    else:
+        raise AssertionError("one replica stopped, and not all did")
+    assert generator.generate(requests) == together
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
     generator.weights = changed.items

@@ -1,55 +1,73 @@
-"""A rank of test_layouts: trains from one model on the same rollouts, then writes what it computed.
+"""A rank of test_layouts: runs from one model on the same rollouts, one after the other, and what they computed.
 
-usage: layout_worker.py RECIPE OUT ITERATIONS [key=value ...]
+usage: layout_worker.py RECIPE RUNS OUT; RUNS is JSON: {name: {"iterations": n, "overrides": [key=value, ...]}}
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from tempo_megatron.config import load
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.generation.engine import Request
 from tempo_megatron.loop import iterate
-from tempo_megatron.megatron import weights
+from tempo_megatron.megatron import topology, weights
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.run import Run
+from tools.killing.recorded import Recorded
 
 
-class Recorded:
-    """A generator whose responses depend on the request alone, so that every layout learns from the same ones."""
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        return [self._respond(request) for request in requests]
-
-    def load_weights(self) -> None: ...
-
-    def sleep(self) -> None: ...
-
-    def take_figures(self) -> dict[str, float]:
-        return {}
-
-    def _respond(self, request: Request) -> Completion:
-        length = 2 + request.seed % 5
-        backward = request.prompt_ids[:0:-1][:length]
-        ids = tuple((token + (request.seed >> 3) % 2) % 60 + 3 for token in backward)
-        return Completion((*ids, 1), (-1.0,) * (len(ids) + 1), "stop")
-
-
-def main(recipe: str, out: str, iterations: str, *overrides: str) -> None:
+def main(recipe: str, runs: str, out: str) -> None:
     torch.set_num_threads(1)
-    run = Run(load(recipe, overrides), generator=Recorded())
-    at_start = {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
-    metrics = []
-    for _ in range(int(iterations)):
+    results: dict[str, Any] = {}
+    for name, asked in json.loads(Path(runs).read_text()).items():
+        run = Run(load(recipe, [f"run_dir={Path(recipe).parent / name}", *asked["overrides"]]), generator=Recorded())
+        results[name] = computed(run, asked["iterations"])
+        run.grader.close()
+        leave_groups()
+    if torch.distributed.get_rank() == 0:
+        torch.save(results, Path(out))
+    topology.shutdown()
+
+
+def leave_groups() -> None:
+    """So that the next run can make its own, in the same process group."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+
+
+def computed(run: Run, iterations: int) -> dict[str, Any]:
+    """The weights at the start, metrics of every iteration, and the state after each; a checkpoint is saved after the
+    run's first iteration, or at once if there is none."""
+    at_start = exported(run)
+    metrics, after = [], []
+    for _ in range(iterations):
         run.iteration += 1
         metrics.append(iterate(run))
-    run.save()
-    prompts = run.unlabelled.take(4)
+        after.append(state(run))
+        if run.iteration == 1:
+            run.save()
+    if not iterations:
+        run.save()
+    return {"metrics": metrics, "at_start": at_start, "after": after}
+
+
+def exported(run: Run) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
+
+
+def state(run: Run) -> dict[str, Any]:
+    """Weights, and what policy and critic make of the first four prompts."""
+    position, run.unlabelled.position = run.unlabelled.position, 0
+    prompts: Sequence[Any] = run.unlabelled.take(4)
+    run.unlabelled.position = position
     rollouts = [
         Rollout(prompt, 0, done.response_ids, done.log_probs, done.finish_reason)
         for prompt in prompts
@@ -57,15 +75,11 @@ def main(recipe: str, out: str, iterations: str, *overrides: str) -> None:
     ]
     batch = to_batch(rollouts)
     mask = batch.response_mask
-    result = {
-        "metrics": metrics,
-        "at_start": at_start,
+    return {
         "values": values(run.critic, batch)[mask],
         "log_probs": run.policy.score(batch, run.scores())["log_probs"][mask],
-        "weights": dict(weights.export(run.policy.module, run.entries, run.topology)),
+        "weights": exported(run),
     }
-    if run.is_first:
-        torch.save(result, Path(out))
 
 
 if __name__ == "__main__":

@@ -16,14 +16,14 @@ from torch import Tensor
 
 import tempo_megatron.run
 from tempo_megatron.config import load
-from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.loop import iterate, warm_start
 from tempo_megatron.megatron import offload, topology
 from tempo_megatron.megatron.offload import HostMemoryError, Kind
 from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.run import Run
-from tests.parallel.layout_worker import Recorded
+from tests.parallel.layout_worker import leave_groups
+from tools.killing.recorded import Parity, Recorded
 
 RESTS = "memory.offload_on_cpu=true"
 STAYS = [f"memory.offload_{kind}=false" for kind in Kind]
@@ -38,20 +38,6 @@ def device_bytes(model: Scorer, *kinds: Kind) -> int:
         for tensor in offload.tensors(kind, model.model, model.optimizer)
     }
     return sum(storages.values())
-
-
-class Parity:
-    """A grader without processes: a response of even length is right."""
-
-    errors = timeouts = 0
-
-    def __init__(self, *given: Any) -> None: ...
-
-    def twin(self) -> Parity:
-        return self
-
-    def grade(self, rollouts: Sequence[Rollout], answers: Any) -> list[float]:
-        return [float(len(rollout.response_ids) % 2 == 0) for rollout in rollouts]
 
 
 class Watching(Recorded):
@@ -109,13 +95,6 @@ def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
     everywhere = [False] * dist.get_world_size()
     dist.all_gather_object(everywhere, here)
     return all(everywhere)
-
-
-def leave_groups() -> None:
-    """So that the next run can make its own, in the same process group."""
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
 
 
 def bytes_of_reading(policy: Scorer) -> tuple[int, int]:

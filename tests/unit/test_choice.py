@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron.megatron.checkpoint import kept
+from tempo_megatron.megatron.saving import kept
 from tempo_megatron.metrics.choice import Candidate, choose
 
 
@@ -35,23 +35,26 @@ def test_equal_values_keep_the_earliest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("newest", "best", "expected"),
+    ("newest", "best", "every", "expected"),
     [
-        (0, None, set()),
-        (1, None, {30}),
-        (2, 0, {0, 20, 30}),
-        (3, 20, {10, 20, 30}),
-        (9, None, {0, 10, 20, 30}),
-        (0, 7, set()),
+        (0, None, 0, set()),
+        (1, None, 0, {30}),
+        (2, 0, 0, {0, 20, 30}),
+        (3, 20, 0, {10, 20, 30}),
+        (9, None, 0, {0, 10, 20, 30}),
+        (0, 7, 0, set()),
+        (1, None, 20, {20, 30}),
+        (1, 0, 10, {0, 10, 20, 30}),
     ],
 )
-def test_the_newest_checkpoints_are_kept_and_the_best(
-    newest: int, best: int, expected: set[int], tmp_path: Path
+def test_the_newest_checkpoints_are_kept_the_best_and_every_so_many(
+    newest: int, best: int, every: int, expected: set[int], tmp_path: Path
 ) -> None:
-    """A candidate is compared only while its checkpoint is there; more may be asked for than there are."""
+    """A candidate is compared only while its checkpoint is there; more may be asked for than there are. The start
+    is no multiple."""
     for iteration in (0, 10, 20, 30):
         (tmp_path / f"iteration-{iteration:06d}").mkdir()
         (tmp_path / f"iteration-{iteration:06d}" / "state.json").touch()
     (tmp_path / "iteration-000040").mkdir()
     (tmp_path / "best").symlink_to("iteration-000000")
-    assert kept(tmp_path, newest, best) == expected
+    assert kept(tmp_path, newest, best, every) == expected

@@ -1,0 +1,135 @@
+"""Rollouts on disk: what was generated once is not generated again by a run that resumes, or that replays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.ranks import from_first, rank_and_ranks
+
+Figures = dict[str, float]
+
+
+class Engine(Protocol):
+    """What a run asks of its generator."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+    def load_weights(self) -> None: ...
+    def sleep(self) -> None: ...
+    def take_figures(self) -> Figures: ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    should_stop: Callable[[], bool] | None
+
+
+class MissingRollouts(RuntimeError):
+    """A replay asks for what was not recorded."""
+
+
+class RecordedGenerator:
+    """An engine whose answers are kept in `directory`, a file a call, and read from there when the same is asked again.
+
+    Requests carry seeds hashed from run, iteration, stream, prompt and sample, so that no two calls of a run ask the
+    same; who resumes asks with the weights that the first answer came from. Without an engine everything comes from
+    the directory (`tempo replay`).
+    """
+
+    def __init__(self, engine: Engine | None, directory: Path) -> None:
+        self.engine = engine
+        self.directory = directory
+        self.iteration = 0
+        """names the files, so that `prune` knows them"""
+        self.figures: Figures = {}
+        """of the calls since `take_figures`, those that were read from disk as when they were generated"""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """A completion for each request, in their order, on every rank. Collective. Raises MissingRollouts."""
+        path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
+        if from_first(path.is_file()):
+            completions, figures = _read(path)
+        elif self.engine is None:
+            raise MissingRollouts(
+                f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: "
+                "the run that recorded them had other settings or data, stopped earlier, or kept them not "
+                "(generation.keep_rollouts)"
+            )
+        else:
+            completions, figures = self.engine.generate(requests), self.engine.take_figures()
+            if rank_and_ranks()[0] == 0:
+                _write(path, completions, figures)
+        self.figures = _together(self.figures, figures)
+        return completions
+
+    def load_weights(self) -> None:
+        if self.engine is not None:
+            self.engine.load_weights()
+
+    def sleep(self) -> None:
+        if self.engine is not None:
+            self.engine.sleep()
+
+    def take_figures(self) -> Figures:
+        taken, self.figures = self.figures, {}
+        return taken
+
+    def stop_when(self, asked: Callable[[], bool] | None) -> None:
+        """Let `generate` raise GenerationStopped once `asked`, where the engine can."""
+        if isinstance(self.engine, Stoppable):
+            self.engine.should_stop = asked
+
+    def prune(self, iteration: int) -> None:
+        """Forget what was generated up to an iteration; one rank does it."""
+        for path in self.directory.glob("[!.]*.safetensors"):
+            if int(path.name[: path.name.index("-", 1)]) <= iteration:
+                path.unlink()
+
+
+def _fingerprint(requests: Sequence[Request]) -> str:
+    digest = hashlib.sha256()
+    for request in requests:
+        digest.update(repr(request).encode())
+    return digest.hexdigest()[:32]
+
+
+def _together(one: Figures, other: Mapping[str, float]) -> Figures:
+    """Sums; of what replicas drew least and most, the least and most of the sums' parts."""
+    return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(n for n in other if n not in one)]}
+
+
+def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
+    """Flat tensors: response_ids int32 and log_probs fp32 [tokens], lengths int32 and stopped bool [responses]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    tensors = {
+        "response_ids": torch.tensor([t for done in completions for t in done.response_ids], dtype=torch.int32),
+        "log_probs": torch.tensor([v for done in completions for v in done.log_probs], dtype=torch.float32),
+        "lengths": torch.tensor([len(done.response_ids) for done in completions], dtype=torch.int32),
+        "stopped": torch.tensor([done.finish_reason == "stop" for done in completions]),
+    }
+    save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
+    aside.rename(path)
+
+
+def _read(path: Path) -> tuple[list[Completion], Figures]:
+    with safe_open(path, "pt") as file:
+        ids, log_probs, lengths, stopped = (
+            file.get_tensor(name).tolist() for name in ("response_ids", "log_probs", "lengths", "stopped")
+        )
+        figures: Figures = json.loads(file.metadata()["figures"])
+    ends = list(accumulate(lengths))
+    parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+    return [
+        Completion(tuple(ids[part]), tuple(log_probs[part]), "stop" if stop else "length")
+        for part, stop in zip(parts, stopped, strict=True)
+    ], figures

@@ -1,0 +1,62 @@
+"""Updates whose numbers are none are left out, and a run that makes nothing else stops."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.ranks import rank_and_ranks
+
+
+class NonFiniteUpdates(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass
+class NonFiniteGuard:
+    """Looks at each update of one model before it is made.
+
+    Every rank sees the same rows and the same norm, and so decides alike. The batch of an update that is left out goes
+    to `directory/MODEL-NUMBER.safetensors`, what was reported of it and all its columns included.
+    """
+
+    limit: int
+    directory: Path
+    in_a_row: int = 0
+    left_out: int = 0
+
+    def passes(self, model: str, batch: Batch, rows: Mapping[str, Tensor], norm: float) -> bool:
+        """Whether the update may be made. Raises NonFiniteUpdates."""
+        wrong = [name for name, column in rows.items() if not torch.isfinite(column).all()]
+        if math.isfinite(norm) and not wrong:
+            self.in_a_row = 0
+            return True
+        self.in_a_row += 1
+        self.left_out += 1
+        what = ", ".join([*wrong, *([] if math.isfinite(norm) else [f"gradient norm {norm}"])])
+        path = self.directory / f"{model}-{self.left_out}.safetensors"
+        if rank_and_ranks()[0] == 0:
+            self._save(path, batch, rows)
+            print(f"tempo: {model}: an update is left out, not finite: {what}; {path}", file=sys.stderr, flush=True)
+        if self.in_a_row >= self.limit:
+            raise NonFiniteUpdates(
+                f"{model}: {self.in_a_row} updates in a row are not finite ({what}; faults.non_finite_updates); their "
+                f"batches are in {self.directory}"
+            )
+        return False
+
+    def _save(self, path: Path, batch: Batch, rows: Mapping[str, Tensor]) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        given = {"tokens": batch.tokens, "lengths": batch.lengths, "response_mask": batch.response_mask}
+        reported = {f"reported.{name}": column for name, column in rows.items()}
+        columns = {f"columns.{name}": column for name, column in batch.columns.items()}
+        made = {name: tensor.contiguous().clone() for name, tensor in (given | columns | reported).items()}
+        save_file(made, path)

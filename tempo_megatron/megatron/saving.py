@@ -1,0 +1,185 @@
+"""The checkpoints of a run: which is written, which stay, and which the run goes on from."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+
+from checkpoints_convert import hf_files
+from tempo_megatron.config import CheckpointConfig
+from tempo_megatron.megatron import checkpoint, checkpoint_files
+from tempo_megatron.megatron.trainer import Trainer
+
+if TYPE_CHECKING:
+    from tempo_megatron.megatron.capture import Captured
+
+_STATE = "state.json"
+_BEST = "best"
+_LINGER_SECONDS = 20.0
+_PREFIX, _DAMAGED = "iteration-", "damaged-"
+
+
+class NoUsableCheckpoint(RuntimeError):
+    """A run has checkpoints, and all of them are damaged or incomplete."""
+
+
+class Saver:
+    """Writes the checkpoints of a run into `directory`, one at a time: `iteration-000020/` has a directory a model,
+    what `checkpoint_files` describes of the model at `hf_path`, and `state.json`, what else the loop needs to go on.
+
+    With `config.asynchronous` the write goes on in a thread, from copies in host memory, while the run does too. Its
+    error is raised by whichever method is called next. All methods are collective; all ranks see `directory`.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, hf_path: Path, target_range: str) -> None:
+        self.directory = directory
+        self._config = config
+        self._hf_path, self._target_range = hf_path, target_range
+        self._group = dist.new_group(backend="gloo")  # of its own: the run goes on talking while the thread writes
+        self._writing: Future[None] | None = None
+
+    def save(self, iteration: int, trainers: Mapping[str, Trainer], state: dict[str, Any], best: int | None) -> None:
+        """Write `iteration-N`, once the write before it is over. `best` is the iteration that `best` will link to.
+
+        Returns when the models may change: without `asynchronous`, when all is written.
+        """
+        self.wait()
+        made, text = self.directory / _name(iteration), json.dumps(state)
+        checkpoint.begin(made, trainers)
+        parts = checkpoint.captured(made, trainers, copied=self._config.asynchronous)
+        if self._config.asynchronous:
+            held = list(parts)
+            self._writing = _in_background(lambda: self._write(made, held, text, best))
+        else:
+            self._write(made, parts, text, best)
+
+    def wait(self) -> None:
+        """Until the last write is over. Raises what it failed with."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def check(self) -> None:
+        """Raise what the last write failed with, if it is over."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def kept(self, best: int | None) -> set[int]:
+        """Iterations of the checkpoints that will stay beside the next one, if iteration `best` remains the best."""
+        self.wait()
+        # Another node may see the directory a little later: one rank looks for all.
+        box = [kept(self.directory, self._config.keep - 1, best, self._config.keep_every)]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def newest_iteration(self) -> int:
+        """Of what was written to its end so far, as this rank sees it; -1 where there is nothing. Not collective."""
+        return max(map(_iteration, complete(self.directory)), default=-1)
+
+    def _write(self, made: Path, parts: Iterable[tuple[str, Captured]], state: str, best: int | None) -> None:
+        def beside(aside: Path) -> None:
+            checkpoint_files.describe(aside, self._hf_path, self._target_range)
+            (aside / _STATE).write_text(state)
+
+        checkpoint.write(made, parts, self._group, beside)
+        checkpoint.on_first(lambda: self._settle(best), self._group)
+
+    def _settle(self, best: int | None) -> None:
+        """After a write: point to the best, and let go of what does not stay."""
+        if best is not None:
+            _link(self.directory / _BEST, _name(best))
+        stay = kept(self.directory, self._config.keep, best, self._config.keep_every)
+        for old in complete(self.directory):
+            if _iteration(old) not in stay:
+                checkpoint.remove(old)
+
+
+def complete(directory: Path) -> list[Path]:
+    """Checkpoints that were written to their end, oldest first."""
+    return sorted(path.parent for path in directory.glob(f"{_PREFIX}*/{_STATE}"))
+
+
+def kept(directory: Path, newest: int, best: int | None, every: int = 0) -> set[int]:
+    """Iterations of the checkpoints that stay when so many of the newest are kept, the best, and with `every` those of
+    its multiples."""
+    there = [_iteration(path) for path in complete(directory)]
+    old = len(there) - newest
+    return {number for at, number in enumerate(there) if at >= old or number == best or _is_multiple(number, every)}
+
+
+def newest(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose every file is as it was written, None where there is no checkpoint; and a line for
+    all that was passed over: what is damaged goes out of the way as `damaged-iteration-N`, remains of interrupted
+    writes are removed. Raises NoUsableCheckpoint where no checkpoint is left to go on from. Collective."""
+    there = [sorted(directory.glob(f"{_PREFIX}*"))]
+    dist.broadcast_object_list(there, src=0)
+    damaged: dict[Path, list[str]] = {}
+    found = None
+    for candidate in reversed(there[0]):
+        problems = checkpoint.problems(candidate)
+        if not problems:
+            found = candidate
+            break
+        damaged[candidate] = problems
+    lines = [f"checkpoint passed over: {problem}" for problems in damaged.values() for problem in problems]
+    if damaged and not found:
+        listed = "\n".join(lines)
+        raise NoUsableCheckpoint(f"{listed}\nnone is left to go on from; remove {directory} to start afresh")
+    if dist.get_rank() == 0:
+        for path in damaged:
+            aside = path.with_name(_DAMAGED + path.name)
+            checkpoint.remove(aside)
+            path.rename(aside)
+        lines += [f"removed what an interrupted write left: {path}" for path in checkpoint.remove_remains(directory)]
+    dist.barrier()
+    return found, lines
+
+
+def read_state(saved: Path) -> dict[str, Any]:
+    """What `save` was given, of a checkpoint that `newest` found."""
+    state: dict[str, Any] = json.loads((saved / _STATE).read_text())
+    return state
+
+
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    # A rank that fails lets a write end that is nearly over, but waits no longer for others that may never come.
+    thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+    atexit.register(thread.join, _LINGER_SECONDS)
+    thread.start()
+    return done
+
+
+def _link(link: Path, target: str) -> None:
+    aside = link.with_name(f".{link.name}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target)
+    aside.rename(link)
+    hf_files.sync(link.parent)
+
+
+def _name(iteration: int) -> str:
+    return f"{_PREFIX}{iteration:06d}"
+
+
+def _iteration(saved: Path) -> int:
+    return int(saved.name.removeprefix(_PREFIX))
+
+
+def _is_multiple(iteration: int, every: int) -> bool:
+    return bool(every and iteration) and iteration % every == 0

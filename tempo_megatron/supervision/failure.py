@@ -1,0 +1,66 @@
+"""Which rank failed first: its traceback comes first in the log, the others say a line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from tempo_megatron.ranks import rank_and_ranks
+
+EXIT_CODE = 1
+_KEY = "tempo/failed"
+_WAIT_SECONDS = 3.0
+"""for the rank whose end broke a collective to say why"""
+_PEER_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
+
+
+def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
+    """Say what failed and end this process: what still runs in it (an engine, a collective) is not waited for.
+
+    The first rank to fail prints its traceback, which `run_dir/failures/rank-K.txt` keeps too; one that fails later,
+    or only because a peer is gone, says who was first.
+    """
+    rank, ranks = rank_and_ranks()
+    where = f"rank {rank} on {socket.gethostname()}"
+    lost = _is_loss_of_a_peer(error)
+    first = _first(rank, lost) if ranks > 1 else str(rank)
+    if first == str(rank):
+        text = f"tempo: {where} failed:\n{''.join(traceback.format_exception(error))}"
+        directory = run_dir / "failures"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"rank-{rank}.txt").write_text(text)
+    elif first:
+        text = f"tempo: {where} ends because rank {first} failed"
+    else:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        text = f"tempo: {where} lost a rank that ended without a word (killed?): {reason}"
+    print(text, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(EXIT_CODE)
+
+
+def _is_loss_of_a_peer(error: BaseException) -> bool:
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST)
+
+
+def _first(rank: int, lost: bool) -> str:
+    """The rank that failed first, "" where nobody has said so and this one only lost a peer."""
+    try:
+        store: Any = dist.distributed_c10d._get_default_store()
+        if not lost:
+            return str(store.compare_set(_KEY, "", str(rank)).decode())
+        ends = time.monotonic() + _WAIT_SECONDS
+        while time.monotonic() < ends:
+            if store.check([_KEY]):
+                return str(store.get(_KEY).decode())
+            time.sleep(0.1)
+    except (dist.DistError, ValueError):  # the store was the failed rank's, or there is no group yet
+        return "" if lost else str(rank)
+    return ""

@@ -1,0 +1,40 @@
+"""A run that is killed goes on: three kills here, thirty in docs/results/."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LIMIT = 240
+
+
+def test_a_run_that_is_killed_ends_as_one_that_is_not(demo_model: Path, tmp_path: Path) -> None:
+    """SIGKILL at three hashed moments, one of them while a checkpoint is written: no checkpoint is lost or half-read,
+    metrics, exported weights and kept checkpoints are those of the uninterrupted run."""
+    out = tmp_path / "kills"
+    command = [sys.executable, ROOT / "tools" / "kill_test.py", out, "--kills", "3", "--model", demo_model]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        said, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, said[-6000:]
+    found = json.loads((out / "kills.json").read_text())
+    assert [kill["number"] for kill in found["kills"]] == [1, 2, 3] and found["differences"] == []
+    assert found["kills"][2]["aimed_at_a_save"] and not any(kill["problems"] for kill in found["kills"])
+    rows = [json.loads(line) for line in (out / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows if row["stage"] == "train"] == list(range(9))

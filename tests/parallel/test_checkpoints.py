@@ -1,0 +1,135 @@
+"""Checkpoints of two ranks: written while the run goes on, refused when damaged."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from checkpoints_convert.__main__ import main
+from tempo_megatron.megatron import manifest
+from tempo_megatron.megatron.saving import NoUsableCheckpoint, newest
+from tests.conftest import write_recipe
+from tests.parallel.launcher import run_ranks
+
+WORKER = Path(__file__).with_name("checkpoint_worker.py")
+BEFORE, NEWEST = "iteration-000002", "iteration-000003"
+FILES = [
+    *(f"{role}/{name}" for role in ("policy", "critic") for name in (".metadata", "metadata.json")),
+    *(f"{role}/__{rank}_{file}.distcp" for role in ("policy", "critic") for rank in (0, 1) for file in (0, 1)),
+    *(f"huggingface/{name}" for name in ("config.json", "generation_config.json")),
+    *(f"huggingface/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
+    "checkpoint.json",
+    "state.json",
+]
+
+
+@pytest.fixture(scope="module")
+def ran(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What the worker found, and the directory of its checkpoints."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
+    run_ranks(WORKER, 2, recipe, out, "evaluation.every=0", timeout=200)
+    found: dict[str, Any] = torch.load(out)
+    return found, directory / "run" / "checkpoints"
+
+
+@pytest.fixture
+def checkpoints(ran: tuple[dict[str, Any], Path], tmp_path: Path) -> Iterator[Path]:
+    """A copy of the checkpoints, and a process group of this process alone to look at them with."""
+    for name in (BEFORE, NEWEST):
+        shutil.copytree(ran[1] / name, tmp_path / "checkpoints" / name)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield tmp_path / "checkpoints"
+    dist.destroy_process_group()
+
+
+def flip(path: Path, at: float) -> None:
+    """One bit of the byte at that share of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_slow_write_saves_its_own_step(ran: tuple[dict[str, Any], Path]) -> None:
+    """Weights and optimizer states of policy and critic, while both learn on and go to the host and back: loaded, they
+    are what they were when the save was asked for, bit for bit. The next save waits for the write before it."""
+    found, _ = ran
+    assert found["complete_at_first"] == [] and found["written_at_first"] == []
+    first = [f".writing-iteration-000001/{role}" for role in ("policy", "critic")]
+    assert found["written_when_the_next_was_saved"] == first
+    assert found["complete"] == ["iteration-000001", "iteration-000002"]
+    assert found["moved_on"] and found["same_state"]
+
+
+def test_a_failed_write_is_told_to_every_rank_and_leaves_no_checkpoint(ran: tuple[dict[str, Any], Path]) -> None:
+    """A full disk of one rank, in the thread: all ranks get its error with the traceback, nothing takes the
+    checkpoint's name, and the next save works."""
+    found, _ = ran
+    for told in found["told"]:
+        assert "No space left on the disk of rank 1" in told and "in full" in told
+    assert found["complete_after_failure"] == ["iteration-000001", BEFORE]
+    assert found["complete_at_last"] == ["iteration-000001", BEFORE, NEWEST]
+
+
+def test_the_manifest_says_everything(checkpoints: Path) -> None:
+    """The list that the next test goes through is that of the files there are."""
+    assert sorted(FILES) == manifest.files_of(checkpoints / NEWEST) == sorted(manifest.read(checkpoints / NEWEST))
+
+
+@pytest.mark.parametrize("name", [*FILES, manifest.NAME])
+def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(name: str, checkpoints: Path) -> None:
+    """Whichever file it is in. What is damaged no longer counts among the checkpoints."""
+    flip(checkpoints / NEWEST / name, 0.5)
+    found, (line,) = newest(checkpoints)
+    assert found == checkpoints / BEFORE
+    assert str(checkpoints / NEWEST / name) in line and "damaged" in line
+    assert sorted(path.name for path in checkpoints.iterdir()) == [f"damaged-{NEWEST}", BEFORE]
+
+
+def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(checkpoints: Path) -> None:
+    """A file gone and one cut short, a checkpoint without a manifest, and what an interrupted write leaves."""
+    shutil.copytree(checkpoints / NEWEST, checkpoints / "iteration-000004")
+    (checkpoints / "iteration-000004" / manifest.NAME).unlink()
+    (checkpoints / NEWEST / "critic" / "__1_0.distcp").unlink()
+    short = checkpoints / NEWEST / "policy" / "__0_1.distcp"
+    short.write_bytes(short.read_bytes()[:-1])
+    (checkpoints / ".writing-iteration-000005" / "policy").mkdir(parents=True)
+    found, lines = newest(checkpoints)
+    assert found == checkpoints / BEFORE
+    assert all(
+        part in line
+        for part, line in zip(("no manifest.json", "missing", "cut short", "interrupted"), lines, strict=True)
+    )
+    assert not list(checkpoints.glob(".*"))
+
+
+def test_a_run_with_damaged_checkpoints_alone_does_not_start_afresh(checkpoints: Path) -> None:
+    """Nothing is moved, all is named, and so is what to do."""
+    for name in (BEFORE, NEWEST):
+        flip(checkpoints / name / "policy" / "__0_0.distcp", 0.9)
+    with pytest.raises(NoUsableCheckpoint) as error:
+        newest(checkpoints)
+    assert str(error.value).count("__0_0.distcp: damaged") == 2 and f"remove {checkpoints}" in str(error.value)
+    assert sorted(path.name for path in checkpoints.iterdir()) == [BEFORE, NEWEST]
+    assert newest(checkpoints / "none") == (None, [])
+
+
+def test_the_converter_refuses_damage(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flipped bit among the optimizer's state or the weights, and one of what stands beside them, in one error."""
+    flip(checkpoints / NEWEST / "policy" / "__1_1.distcp", 0.5)
+    flip(checkpoints / NEWEST / "huggingface" / "tokenizer.json", 0.5)
+    given = ["--checkpoint", str(checkpoints / NEWEST), "--out", str(tmp_path / "hf")]
+    assert main(["to-hf", *given]) == 2
+    told = capsys.readouterr().err
+    assert "__1_1.distcp: damaged" in told and "tokenizer.json: damaged" in told
+    assert not (tmp_path / "hf").exists()
+    assert main(["to-hf", *given, "--role", "critic"]) == 2
+    (checkpoints / NEWEST / manifest.NAME).unlink()
+    assert main(["to-hf", *given]) == 2
+    assert "no manifest.json" in capsys.readouterr().err

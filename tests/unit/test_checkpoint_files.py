@@ -1,0 +1,80 @@
+"""A checkpoint's manifest and its pickles."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from checkpoints_convert.errors import ConversionError
+from tempo_megatron.megatron import manifest, pickles
+
+
+def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
+    """Nothing else answers for it."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(bytes(1000))
+    manifest.write(tmp_path, manifest.describe(tmp_path, manifest.files_of(tmp_path)))
+    (name,) = manifest.read(tmp_path)
+    assert name == "a/file"
+    path = tmp_path / manifest.NAME
+    written = path.read_bytes()
+    for at in range(len(written)):
+        for bit in (1, 32):
+            path.write_bytes(written[:at] + bytes([written[at] ^ bit]) + written[at + 1 :])
+            with pytest.raises(ConversionError, match="damaged"):
+                manifest.read(tmp_path)
+    path.write_bytes(written[:-1])
+    with pytest.raises(ConversionError, match="damaged"):
+        manifest.read(tmp_path)
+
+
+class Shell:
+    """What an attacker would put into a pickle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return subprocess.run, (["touch", str(self.path)],)
+
+
+def saved(directory: Path, value: object) -> None:
+    save({"object": value}, storage_writer=FileSystemWriter(directory), no_dist=True)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_metadata_that_would_run_something_is_refused(tmp_path: Path) -> None:
+    """By name, before it is called; torch's own reader would have run it."""
+    (tmp_path / pickles.METADATA).write_bytes(pickle.dumps(Shell(tmp_path / "ran")))
+    with pytest.raises(ConversionError, match=r"\.metadata: it names subprocess\.run"):
+        pickles.read_metadata(tmp_path)
+    with pickles.restricted(), pytest.raises(ConversionError, match=r"subprocess\.run"):
+        FileSystemReader(tmp_path).read_metadata()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_objects_that_would_run_something_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reads a checkpoint's objects as any pickle unless it is told otherwise; plain ones come back. What was set
+    before is set again."""
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    saved(tmp_path / "plain", (0.9, 0.999))
+    saved(tmp_path / "evil", Shell(tmp_path / "ran"))
+    read: dict[str, Any] = {"object": None}
+    with pickles.restricted():
+        load(read, storage_reader=FileSystemReader(tmp_path / "plain"), no_dist=True)
+        with pytest.raises(CheckpointException, match=r"[Ww]eights.only"):
+            load({"object": None}, storage_reader=FileSystemReader(tmp_path / "evil"), no_dist=True)
+    assert read == {"object": (0.9, 0.999)}
+    assert not (tmp_path / "ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert FileSystemReader.read_metadata.__module__ == FileSystemReader.__module__

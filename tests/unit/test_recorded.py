@@ -1,0 +1,73 @@
+"""Rollouts that are kept: what was generated once is read again, and a replay has nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
+from tempo_megatron.generation.requests import Completion, Request
+
+
+class Engine:
+    """Answers with the request's seed, and counts its calls."""
+
+    should_stop = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        self.calls += 1
+        reasons = ("stop", "length")
+        return [
+            Completion((r.seed, 5)[: 1 + r.seed % 2], (-0.1,) * (1 + r.seed % 2), reasons[r.seed % 2]) for r in requests
+        ]
+
+    def take_figures(self) -> dict[str, float]:
+        return {"requests": 2, "replica_requests_least": 1}
+
+    def load_weights(self) -> None: ...
+
+    def sleep(self) -> None: ...
+
+
+REQUESTS = [Request((1, 2), 4, 8, 1.0, 1.0), Request((1, 2), 7, 8, 1.0, 1.0)]
+
+
+def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> None:
+    """By the same run when it resumes, and without any engine; other requests are generated."""
+    engine = Engine()
+    first = RecordedGenerator(engine, tmp_path)
+    made = first.generate(REQUESTS)
+    assert [done.response_ids for done in made] == [(4,), (7, 5)]
+    again = RecordedGenerator(engine, tmp_path)
+    replayed = RecordedGenerator(None, tmp_path)
+    for generator in (again, replayed):
+        found = generator.generate(REQUESTS)
+        assert [(d.response_ids, d.finish_reason) for d in found] == [(d.response_ids, d.finish_reason) for d in made]
+        assert found[1].log_probs == pytest.approx((-0.1, -0.1), abs=1e-8)
+        assert generator.take_figures() == {"requests": 2, "replica_requests_least": 1}
+        assert generator.take_figures() == {}
+    assert engine.calls == 1
+    again.generate(REQUESTS[:1])
+    assert engine.calls == 2
+
+
+def test_a_replay_says_what_it_lacks(tmp_path: Path) -> None:
+    replayed = RecordedGenerator(None, tmp_path)
+    replayed.iteration = 3
+    with pytest.raises(MissingRollouts, match=r"no rollouts of iteration 3 for these 2 requests.*keep_rollouts"):
+        replayed.generate(REQUESTS)
+
+
+def test_rollouts_go_once_a_checkpoint_is_past_them(tmp_path: Path) -> None:
+    """Those of the stages before iteration 0 too; a file that is being written is no rollout."""
+    generator = RecordedGenerator(Engine(), tmp_path)
+    for iteration in (-2, 1, 2, 3):
+        generator.iteration = iteration
+        generator.generate(REQUESTS)
+    (tmp_path / ".000001-aside.safetensors").write_text("half")
+    generator.prune(2)
+    assert [path.name[:6] for path in tmp_path.glob("[!.]*.safetensors")] == ["000003"]

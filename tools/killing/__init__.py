@@ -1,0 +1,1 @@
+"""A small run that is killed and goes on."""

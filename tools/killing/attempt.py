@@ -1,0 +1,75 @@
+"""One attempt at a run: forked from this process, which has imported everything, so that a restart takes a second."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tempo_megatron.loop
+import tempo_megatron.run
+from killing.recorded import Parity, Recorded
+from tempo_megatron.config import Config, load
+from tempo_megatron.megatron import cpu
+from tempo_megatron.run import Run
+
+_FORK = multiprocessing.get_context("fork")
+
+
+class Attempt:
+    """The ranks of a run, all processes of it in one group. What they print goes to `log`."""
+
+    def __init__(self, recipe: Path, overrides: list[str], ranks: int, log: Path) -> None:
+        cpu.install()  # imports megatron-core
+        config = load(recipe, overrides)
+        self._process = _FORK.Process(target=_lead, args=(config, ranks, log))
+        self._process.start()
+
+    def ended(self, seconds: float) -> bool:
+        """Whether it ends of itself within that time. Raises RuntimeError if it fails."""
+        self._process.join(seconds)
+        if self._process.exitcode:
+            raise RuntimeError(f"the run failed with exit code {self._process.exitcode}")
+        return self._process.exitcode == 0
+
+    def kill(self) -> None:
+        """End every process at once, as the kernel does."""
+        os.killpg(self._process.pid or 0, signal.SIGKILL)
+        self._process.join()
+
+
+def _lead(config: Config, ranks: int, log: Path) -> None:
+    os.setsid()
+    with log.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started: list[BaseProcess] = []
+    for rank in range(ranks):
+        started.append(_FORK.Process(target=_rank, args=(config, rank, ranks, port)))
+        started[-1].start()
+    for process in started:
+        process.join()
+    sys.exit(any(process.exitcode for process in started))
+
+
+def _rank(config: Config, rank: int, ranks: int, port: int) -> None:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in {**place, **where}.items()})
+    torch.set_num_threads(1)
+    loop: Any = tempo_megatron.loop
+    loop.Run = partial(Run, generator=Recorded())
+    run: Any = tempo_megatron.run
+    run.Grader = Parity
+    loop.train(config)

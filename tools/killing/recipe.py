@@ -1,0 +1,54 @@
+"""The run that is killed: everything that a checkpoint holds, as small as it goes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_WORDS = {"task": "spell_backward", "options": {"min_word_len": 4, "max_word_len": 5}}
+_RECIPE: dict[str, Any] = {
+    "model": {"precision": "fp32"},
+    "data": {
+        "labelled": [{**_WORDS, "seed": 1000, "size": 40}],
+        "unlabelled": [{**_WORDS, "seed": 2000, "size": 12}],
+        "warm_start": [{**_WORDS, "seed": 4000, "size": 200}],
+        "max_prompt_tokens": 12,
+    },
+    "generation": {"max_response_tokens": 8},
+    "stages": {"warm_start": {"steps": 1, "batch_size": 8}, "critic_start": {"iterations": 1, "prompts": 2}},
+    "loop": {"iterations": 8, "labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
+    "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_tokens": 128},
+    "policy": {
+        "optimizer": {"learning_rate": 1e-4},
+        "mini_batches": 2,
+        "micro_batch_tokens": 128,
+        "clip_low": 0.1,
+        "clip_high": 0.15,
+        "kl_coefficient": 0.1,
+    },
+    "calibration": {"questions": 4},
+    "evaluation": {"every": 4, "samples": 2, "k": 2},
+    "checkpoint": {"every": 1, "keep": 2, "keep_every": 4, "choose": True, "choose_prompts": 4, "choose_samples": 2},
+    "memory": {"offload_on_cpu": True},
+    "logging": {"tensorboard": False},
+}
+
+
+def write_recipe(directory: Path, model: Path | None, ranks: int) -> Path:
+    """The recipe for tensor-parallel ranks, around a demo model, which is made where none is given."""
+    if model is None:
+        model = directory / "model"
+        maker = Path(__file__).parents[1] / "make_demo_model.py"
+        subprocess.run([sys.executable, maker, model], check=True)
+    recipe = {
+        **_RECIPE,
+        "model": {**_RECIPE["model"], "hf_path": str(model.absolute())},
+        "parallel": {"processes_per_node": ranks, "tensor_model_parallel_size": ranks},
+    }
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
