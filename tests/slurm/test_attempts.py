@@ -55,6 +55,13 @@ class Submission:
         )
 
 
+def test_slurm_takes_every_script_as_it_is(cluster: Cluster) -> None:
+    """On a node of 8 GPUs, and on two."""
+    for script in sorted((ROOT / "slurm").glob("tempo_*.sh")):
+        cluster.run("sbatch", "--test-only", script)
+        cluster.run("sbatch", "--test-only", "--nodes=2", script, "loop.iterations=3")
+
+
 def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """Slurm's warning goes to the batch shell: all ranks must hear it, and the job be started again, in a directory of
     logs of its own, until the run is finished; a finished run is not started again."""
