@@ -118,7 +118,7 @@ def _slurm(task: Task, cluster: Cluster) -> nemo_run.SlurmExecutor:
         gpus_per_node=cluster.gpus_per_node or None,
         exclusive=True,
         mem="0",
-        signal=f"USR1@{cluster.lead}",
+        signal=f"USR1@{cluster.lead}" if task.all_nodes else None,
         container_image=cluster.container,
         container_mounts=[f"{here}:{here}"] if cluster.container else [],
         srun_args=["--cpu-bind=none"],

@@ -10,7 +10,7 @@ import pytest
 from tests.slurm.cluster import Cluster, missing, running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Two nodes, both idle; skipped with the reason where Slurm is not installed."""
     reason = missing()

@@ -29,6 +29,7 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     assert said.count("#SBATCH --nodes=4") == 1 and said.count("#SBATCH --nodes=1") == 3
     for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
         assert said.count(f"#SBATCH {line}") == 4
+    assert said.count("#SBATCH --signal=USR1@600") == 1
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
     assert (nemo_home / "experiments").is_dir() and not list(nemo_home.rglob("*.sh"))
 
