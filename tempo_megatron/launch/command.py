@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         partition=given.partition,
         time=given.time,
         container=given.container,
+        mounts=_directories(config),
     )
     experiment = nemo.on_slurm(title, steps, cluster)
     if given.dry_run:
@@ -73,6 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     slurm("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
     slurm("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
     return parser
+
+
+def _directories(config: Config) -> tuple[Path, ...]:
+    """Where a run reads and writes; an image cannot be given what is not there yet, but what it will be in."""
+    data = config.data
+    files = [Path(source.path) for source in [*data.labelled, *data.unlabelled, *data.held_out, *data.warm_start]]
+    starts = [Path(start) for start in (config.policy.checkpoint, config.critic.checkpoint) if start]
+    wanted = [Path(config.run_dir), Path(config.model.hf_path), *starts, *(file.parent for file in files)]
+    found = {next(above for above in (path, *path.parents) if above.is_dir()) for path in map(Path.absolute, wanted)}
+    return tuple(sorted(found))
 
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:

@@ -44,6 +44,8 @@ class Cluster:
     """seconds before the limit at which ranks are told to save"""
     container: str | None = None
     """image to run in, by pyxis"""
+    mounts: tuple[Path, ...] = ()
+    """directories that tasks see in the image beside the present one, at the same paths"""
 
 
 def on_slurm(title: str, tasks: Sequence[Task], cluster: Cluster) -> nemo_run.Experiment:
@@ -107,7 +109,7 @@ def _experiment(
 
 
 def _slurm(task: Task, cluster: Cluster) -> nemo_run.SlurmExecutor:
-    here = os.getcwd()
+    mounts = [f"{directory.absolute()}:{directory.absolute()}" for directory in (Path(), *cluster.mounts)]
     return nemo_run.SlurmExecutor(
         account=cluster.account,
         partition=cluster.partition,
@@ -120,7 +122,7 @@ def _slurm(task: Task, cluster: Cluster) -> nemo_run.SlurmExecutor:
         mem="0",
         signal=f"USR1@{cluster.lead}" if task.all_nodes else None,
         container_image=cluster.container,
-        container_mounts=[f"{here}:{here}"] if cluster.container else [],
+        container_mounts=mounts if cluster.container else [],
         srun_args=["--cpu-bind=none"],
         env_vars=dict(ENVIRONMENT),
         setup_lines=_SETUP,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron import cli
+from tempo_megatron.config import load
 from tempo_megatron.launch.experiment import Task, tasks
 
 
@@ -30,6 +31,8 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
         assert said.count(f"#SBATCH {line}") == 4
     assert said.count("#SBATCH --signal=USR1@600") == 1
+    model = load(recipe).model.hf_path
+    assert f"{model}:{model}" in said and f"{recipe.parent}:{recipe.parent}" in said
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
     assert (nemo_home / "experiments").is_dir() and not list(nemo_home.rglob("*.sh"))
 
