@@ -15,7 +15,7 @@ RUN := $(UV) run --frozen --no-sync
 
 setup: $(filter .tools/%,$(UV))
 	@echo "== installing the locked environment ($(EXTRA)) into .venv"
-	$(UV) sync --frozen --quiet --extra $(EXTRA)
+	$(UV) sync --frozen --quiet --extra $(EXTRA) --extra launch
 
 demo: setup
 	@test -d runs/demo-model || { echo "== making the demo's model"; $(RUN) python tools/make_demo_model.py runs/demo-model; }

@@ -35,6 +35,7 @@ from tempo_megatron.data.questions import read_questions, set_aside
 from tempo_megatron.data.sources import DataError
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.planning.layout import divisible, windows
 from tempo_megatron.preflight.limits import problems as preflight_problems
@@ -71,6 +72,8 @@ def _required(config: Config) -> Iterator[str]:
         yield "run_dir: a replay needs a directory of its own"
     if config.logging.wandb is not WandbMode.disabled and not find_spec("wandb"):
         yield "logging.wandb: the package wandb is not installed"
+    if apex_is_another_project():
+        yield "apex: the package installed under this name is not NVIDIA's: uninstall it (docs/clusters.md builds Apex)"
 
 
 def _needed_streams(config: Config) -> dict[str, list[str]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,18 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("model") / "hf"
     subprocess.run([sys.executable, ROOT / "tools" / "make_demo_model.py", directory], check=True)
     return directory
+
+
+@pytest.fixture(scope="session")
+def nemo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where NeMo-Run keeps its own files; skipped where it is not installed. To be had before it is imported."""
+    if not find_spec("nemo_run"):
+        pytest.skip("the extra `launch` is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("nemo")
+        patch.setenv("NEMORUN_HOME", str(home))
+        patch.setattr(sys, "stdin", io.StringIO())  # what submits jobs reads it, and pytest does not let it
+        yield home
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Starting ranks: torchrun on this machine."""
+"""Starting ranks: torchrun on this machine, srun's tasks, jobs by NeMo-Run."""

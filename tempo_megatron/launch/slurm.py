@@ -18,14 +18,14 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
-    nodes = step_nodes(environment)
+    if "MASTER_ADDR" not in environment:  # who starts tasks in an image, which has no scontrol, says it
+        environment["MASTER_ADDR"] = step_nodes(environment)[0]
     step = int(environment["SLURM_JOB_ID"]) * 7 + int(environment["SLURM_STEP_ID"])
     environment.update(
         RANK=environment["SLURM_PROCID"],
         LOCAL_RANK=environment["SLURM_LOCALID"],
         WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
     )
-    environment.setdefault("MASTER_ADDR", nodes[0])
     environment.setdefault("MASTER_PORT", str(_FIRST_PORT + step % _PORTS))
 
 

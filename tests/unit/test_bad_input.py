@@ -51,6 +51,18 @@ def test_a_wrong_setting_is_named(
     assert message in refused(recipe, capsys, override)
 
 
+def test_the_other_apex_is_refused(
+    recipe: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package index's project of that name is not NVIDIA's; megatron-core would try to use it."""
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "apex: the package installed under this name is not NVIDIA's" in refused(recipe, capsys)
+    (tmp_path / "apex" / "multi_tensor_apply").mkdir()
+    assert "apex:" not in "\n".join(problems(load(recipe)))
+
+
 def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A start lists what is wrong with layout, data and numbers together."""
     message = refused(

@@ -1,0 +1,28 @@
+# The environment of TEMPO_CONTAINER (docs/clusters.md): CUDA, NCCL and network libraries of an NGC image, this project's
+# locked packages in a virtual environment of their own, and NVIDIA Apex with its CUDA extensions.
+#
+#   docker build --tag tempo-megatron .
+FROM nvcr.io/nvidia/pytorch:25.10-py3
+
+ARG APEX_COMMIT=10417aceddd7d5d05d7cbf7b0fc2daad1105f8b4
+# Hopper and Blackwell: what Transformer Engine and Apex are compiled for.
+ARG TORCH_CUDA_ARCH_LIST="9.0 10.0"
+ENV VIRTUAL_ENV=/opt/tempo/.venv UV_PROJECT_ENVIRONMENT=/opt/tempo/.venv UV_LINK_MODE=copy
+# NGC constrains pip to the versions of its own torch, which vLLM does not run with.
+ENV PIP_CONSTRAINT="" UV_CONSTRAINT="" PATH=/opt/tempo/.venv/bin:$PATH
+
+WORKDIR /opt/tempo
+RUN pip install --no-cache-dir uv
+COPY pyproject.toml uv.lock .python-version README.md ./
+# Transformer Engine's PyTorch part is compiled against the torch that is installed before it.
+RUN uv sync --frozen --no-cache --no-install-project --no-dev --extra cuda --extra launch \
+        --no-install-package transformer-engine-torch \
+    && uv sync --frozen --no-cache --no-install-project --no-dev --extra cuda --extra launch
+# By its address: the package index's `apex` is another project, which `tempo train` refuses.
+RUN uv pip install --no-cache setuptools wheel ninja packaging \
+    && APEX_CPP_EXT=1 APEX_CUDA_EXT=1 APEX_PARALLEL_BUILD=8 NVCC_APPEND_FLAGS="--threads 4" \
+        uv pip install --no-cache --no-build-isolation --no-deps "apex @ git+https://github.com/NVIDIA/apex@${APEX_COMMIT}" \
+    && python -c "import torch, amp_C, fused_weight_gradient_mlp_cuda"
+COPY . .
+# --inexact: Apex is not in the lock file and stays.
+RUN uv sync --frozen --no-cache --inexact --no-dev --extra cuda --extra launch

@@ -1,0 +1,20 @@
+"""A recipe as a NeMo-Run experiment on Slurm, from Python: what `tempo launch` does, to be changed as one likes.
+
+usage: python recipes/experiment.py RECIPE [key=value | FILE.yaml]...
+"""
+
+import sys
+
+from tempo_megatron.launch.experiment import tasks
+from tempo_megatron.launch.nemo import Cluster, on_slurm, submit
+
+
+def main(recipe: str, *overrides: str) -> None:
+    cluster = Cluster(nodes=1, tasks_per_node=8, gpus_per_node=8, time="24:00:00")
+    experiment = on_slurm("tempo", tasks(recipe, overrides), cluster)
+    for name, job in submit(experiment).items():
+        print(f"{name}: job {job}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,155 @@
+# What the scripts beside this one share. They source it where they were submitted, since Slurm runs a copy of them.
+#
+#   train RECIPE RUN [key=value | FILE.yaml]...    train by the recipe into the directory RUN, or go on with it
+#
+# A run that was interrupted is requeued and goes on from its newest checkpoint; one that is finished is skipped, as the
+# file RUN/FINISHED says. RUN/logs/JOB/attempt-K has a log of each rank; RUN/logs/latest is the newest of them.
+#
+# Variables of the environment, beside those at the top of the scripts:
+#   TEMPO_CONTAINER      image to run in, by pyxis (none: the virtual environment is used)
+#   TEMPO_VENV           virtual environment (.venv)
+#   TEMPO_DOCTOR         if set, `tempo doctor` examines the nodes first; preflight.bad_nodes=leave_out trains on the good ones
+#   TEMPO_MAX_RESTARTS   times that Slurm may start the job again (50)
+set -u
+cd "$SLURM_SUBMIT_DIR" || exit 2
+
+INTERRUPTED=75 # exit code of `tempo train` after a signal: saved, and to be started again
+RESTARTS=${SLURM_RESTART_COUNT:-0}
+MAX_RESTARTS=${TEMPO_MAX_RESTARTS:-50}
+step=
+told=
+
+say() { echo "$(date +%FT%T) $SLURM_JOB_NAME $SLURM_JOB_ID attempt $RESTARTS: $*"; }
+
+# Seconds since 1970 at which Slurm ends the job: its start and its time limit, however long the set-up takes.
+# Nothing where there is no limit.
+deadline() {
+    local end
+    end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)
+    [ -z "$end" ] || date --date "$end" +%s 2>/dev/null
+}
+
+state() { squeue --noheader --job "$SLURM_JOB_ID" --format %T; }
+
+# What every rank finds in its environment.
+[ -n "${TEMPO_CONTAINER:-}" ] || PATH=$(realpath "${TEMPO_VENV:-.venv}")/bin:$PATH
+TEMPO_DEADLINE=$(deadline)
+export PATH TEMPO_DEADLINE
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS=1
+
+# srun passes the signal on to every rank. Whoever comes second finds the ranks saving.
+tell_ranks() {
+    told=yes
+    say "a signal: the ranks save and stop"
+    [ -z "$step" ] || kill -USR1 "$step"
+}
+trap tell_ranks USR1 TERM
+
+# Options of srun for the image, with the directories that a run reads and writes at their own paths.
+container_options() {
+    local mounts="" directory
+    for directory in "$PWD" "$TEMPO_MODEL" "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
+        directory=$(realpath --canonicalize-missing "$directory")
+        mounts+="${mounts:+,}$directory:$directory"
+    done
+    echo "--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=$mounts"
+}
+
+# One rank a task on the nodes of the file $1, with logs in the directory $2; the rest is options of srun and `tempo`'s
+# arguments. A signal ends `wait` early, hence the loop.
+run_ranks() {
+    local nodes=$1 logs=$2 count container=()
+    shift 2
+    count=$(wc -l <"$nodes")
+    [ -z "${TEMPO_CONTAINER:-}" ] || read -ra container < <(container_options)
+    mkdir -p "$logs"
+    : >"$logs/srun.log"
+    MASTER_ADDR=$(head -n 1 "$nodes") srun --cpu-bind=none --output="$logs/rank-%3t.log" \
+        --nodes="$count" --nodelist="$(paste -sd, "$nodes")" --ntasks=$((SLURM_NTASKS * count / SLURM_NNODES)) \
+        "${container[@]}" "$@" 2>"$logs/srun.log" &
+    step=$!
+    tail --follow --pid="$step" "$logs/srun.log" &
+    local follower=$!
+    while kill -0 "$step" 2>/dev/null; do
+        wait "$step"
+    done
+    wait "$follower"
+    wait "$step" # still gives srun's exit code
+}
+
+# The nodes to train on, into the file $1: all, or those that `tempo doctor` finds good.
+choose_nodes() {
+    local nodes=$1 logs=$2 code=0
+    shift 2
+    scontrol show hostnames "$SLURM_JOB_NODELIST" >"$nodes.all"
+    if [ -z "${TEMPO_DOCTOR:-}" ]; then
+        mv "$nodes.all" "$nodes"
+        return
+    fi
+    run_ranks "$nodes.all" "$logs/doctor" --no-kill --kill-on-bad-exit=0 --wait=30 \
+        python -m tempo_megatron.cli doctor "$@" --json "$logs/doctor.json" --nodes-file "$nodes" || code=$?
+    cat "$logs/doctor/rank-000.log"
+    [ -z "$told" ] || requeue "interrupted while nodes were examined"
+    if [ ! -s "$nodes" ]; then
+        say "these nodes cannot train (exit code $code)"
+        exit 1
+    fi
+}
+
+# Whether every node of the job still starts processes.
+nodes_answer() {
+    timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1
+}
+
+requeue() {
+    if [ "$(state)" = RUNNING ]; then
+        say "$1: the job is requeued"
+        scontrol requeue "$SLURM_JOB_ID"
+    else
+        say "$1" # who cancelled the job does not want it back
+    fi
+    exit "$INTERRUPTED"
+}
+
+# The end of the log of the rank that srun saw failing first.
+blame() {
+    local logs=$1 rank
+    rank=$(sed -nE 's/^srun: error: .*: tasks? ([0-9]+).*/\1/p' "$logs/srun.log" | head -n 1)
+    [ -n "$rank" ] || return 0
+    local file
+    file=$(printf '%s/rank-%03d.log' "$logs" "$rank")
+    say "rank $rank failed first; the end of $file:"
+    tail -n 40 "$file"
+}
+
+train() {
+    local recipe=$1 run=$2 code=0
+    shift 2
+    if [ -e "$run/FINISHED" ]; then
+        say "$run is finished (remove $run/FINISHED to go on with it)"
+        return
+    fi
+    [ -z "$told" ] || requeue "interrupted between two runs"
+    if [ "$RESTARTS" -gt "$MAX_RESTARTS" ]; then
+        say "started again $RESTARTS times, more than TEMPO_MAX_RESTARTS=$MAX_RESTARTS: no more"
+        exit 1
+    fi
+    local logs=$run/logs/$SLURM_JOB_ID/attempt-$RESTARTS
+    mkdir -p "$logs" || exit 1
+    ln -sfn "$SLURM_JOB_ID/attempt-$RESTARTS" "$run/logs/latest"
+    say "$recipe into $run on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks; logs in $logs"
+    choose_nodes "$logs/nodes" "$logs" "$recipe" "run_dir=$run" "$@"
+    run_ranks "$logs/nodes" "$logs" --kill-on-bad-exit=1 \
+        python -m tempo_megatron.cli train "$recipe" "run_dir=$run" "$@" || code=$?
+    if [ "$code" -eq 0 ]; then
+        say "$run is finished" | tee "$run/FINISHED"
+        return
+    fi
+    [ "$code" -eq "$INTERRUPTED" ] && requeue "interrupted and saved"
+    [ -n "$told" ] && requeue "interrupted, exit code $code"
+    blame "$logs"
+    nodes_answer || requeue "not every node answers"
+    say "failed with exit code $code"
+    exit "$code"
+}

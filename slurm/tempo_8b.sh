@@ -1,0 +1,23 @@
+#!/bin/bash
+#SBATCH --job-name=tempo_8b
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@600
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+export TEMPO_MODEL=${TEMPO_MODEL:-models/Qwen3-8B-Base} # Hugging Face directory
+export TEMPO_DATA=${TEMPO_DATA:-data}                   # files of `tempo data prepare`
+export TEMPO_OUTPUT=${TEMPO_OUTPUT:-runs/qwen3_8b}      # directory of both runs
+
+source "$SLURM_SUBMIT_DIR/slurm/common.sh" || exit 2 # submit from the repository's directory
+
+# Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both.
+start=$TEMPO_OUTPUT/rlvr
+train recipes/qwen3_8b_math_rlvr.yaml "$start" model.hf_path="$TEMPO_MODEL" "$@"
+train recipes/qwen3_8b_math.yaml "$TEMPO_OUTPUT/tempo" model.hf_path="$TEMPO_MODEL" \
+    policy.checkpoint="$start/checkpoints/best" critic.checkpoint="$start/checkpoints/best" "$@"

@@ -1,0 +1,102 @@
+"""`tempo launch` from its arguments to jobs or results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from tempo_megatron.config import Config, ConfigError, load
+from tempo_megatron.launch.experiment import tasks
+
+_BAD_INPUT = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started)."""
+    given = _parser().parse_intermixed_args(arguments)
+    if not find_spec("nemo_run"):
+        print("tempo launch: NeMo-Run is not installed: install the extra `launch`", file=sys.stderr)
+        return _BAD_INPUT
+    try:
+        config = load(given.recipe, given.overrides)
+        problems = _problems(config, given)
+        if problems:
+            raise ConfigError("\n".join(problems))
+        python = "python" if given.container else sys.executable
+        steps = tasks(given.recipe, given.overrides, python)
+    except ConfigError as error:
+        lines = "\n".join(f"  {line}" for line in str(error).splitlines())
+        print(f"tempo launch: {given.recipe}: this cannot run:\n{lines}", file=sys.stderr)
+        return _BAD_INPUT
+    from tempo_megatron.launch import nemo  # seconds of imports
+
+    title = Path(given.recipe).stem
+    if given.executor == "local":
+        return 0 if nemo.run_here(title, steps) else 1
+    ranks = config.parallel.processes_per_node
+    cluster = nemo.Cluster(
+        nodes=given.nodes,
+        tasks_per_node=ranks,
+        gpus_per_node=ranks if given.gpus_per_node is None else given.gpus_per_node,
+        account=given.account,
+        partition=given.partition,
+        time=given.time,
+        container=given.container,
+        mounts=_directories(config),
+    )
+    experiment = nemo.on_slurm(title, steps, cluster)
+    if given.dry_run:
+        print("\n".join(nemo.written(experiment).values()))
+        return 0
+    for name, job in nemo.submit(experiment).items():
+        print(f"{name}: job {job}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tempo launch",
+        description="A recipe as a NeMo-Run experiment: convert, train, export, evaluate, each after the one before.",
+    )
+    add = parser.add_argument
+    add("recipe", help="YAML file; `tempo settings` lists its keys")
+    add("overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's, or YAML files of them")
+    add("--executor", choices=("local", "slurm"), required=True, help="this machine, or jobs of a cluster")
+    slurm = parser.add_argument_group("slurm").add_argument
+    slurm("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
+    slurm("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")
+    slurm("--account", help="account that is charged")
+    slurm("--partition", help="partition of the jobs")
+    slurm("--time", default="24:00:00", help="limit of each job, as Slurm writes it (24:00:00)")
+    slurm("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
+    slurm("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
+    return parser
+
+
+def _directories(config: Config) -> tuple[Path, ...]:
+    """Where a run reads and writes; an image cannot be given what is not there yet, but what it will be in."""
+    data = config.data
+    files = [Path(source.path) for source in [*data.labelled, *data.unlabelled, *data.held_out, *data.warm_start]]
+    starts = [Path(start) for start in (config.policy.checkpoint, config.critic.checkpoint) if start]
+    wanted = [Path(config.run_dir), Path(config.model.hf_path), *starts, *(file.parent for file in files)]
+    found = {next(above for above in (path, *path.parents) if above.is_dir()) for path in map(Path.absolute, wanted)}
+    return tuple(sorted(found))
+
+
+def _problems(config: Config, given: argparse.Namespace) -> list[str]:
+    """What can be seen before a job waits in a queue."""
+    required = {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}
+    found = [f"{key}: required" for key, value in required.items() if not value]
+    if config.model.hf_path and not Path(config.model.hf_path).is_dir():
+        found.append(f"model.hf_path: {config.model.hf_path} is no directory here")
+    start = config.policy.checkpoint
+    if start and not Path(start).is_dir():
+        found.append(f"policy.checkpoint: {start} is no directory here")
+    if given.nodes < 1:
+        found.append(f"--nodes: at least 1, got {given.nodes}")
+    if given.executor == "local" and (given.nodes > 1 or given.dry_run):
+        found.append("--nodes and --dry-run: with --executor slurm")
+    return found

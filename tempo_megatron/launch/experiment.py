@@ -1,0 +1,68 @@
+"""A recipe from its model to an evaluated one, as tasks that follow each other: convert, train, export, evaluate."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tempo_megatron.config import Config, load
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    script: str
+    """bash; a task of several ranks runs it in each of them"""
+    all_nodes: bool = False
+    """a rank on every device of every node of the job; otherwise one process on one node"""
+
+
+def tasks(recipe: str, overrides: Sequence[str], python: str = sys.executable) -> list[Task]:
+    """The tasks of a recipe with its overrides, each to run after the one before has succeeded.
+
+    Paths are as the recipe has them: tasks run in the present directory. Everything goes into `run_dir`: the converted
+    model into `start`, the exported one into `hf`, its results into `evaluation`. A recipe that names its own
+    `policy.checkpoint` has nothing to convert. Raises ConfigError.
+    """
+    config = load(recipe, overrides)
+    run = Path(config.run_dir)
+    settings = [*overrides, "export=false"]
+    found = []
+    if not config.policy.checkpoint:
+        start = run / "start"
+        settings.append(f"policy.checkpoint={start}")
+        convert = ["-m", "checkpoints_convert", "to-megatron", "--hf", config.model.hf_path, "--out", str(start)]
+        found.append(Task("convert", f"[ -e {_quoted([str(start)])} ] || exec {_quoted([python, *convert])}"))
+    train = ["-m", "tempo_megatron.cli", "train", recipe, *settings]
+    evaluate = ["-m", "tempo_megatron.cli", "eval", "--model", str(run / "hf"), "--recipe", str(run / "config.yaml")]
+    evaluate += ["--out", str(run / "evaluation")]
+    return [
+        *found,
+        Task("train", f"exec {_quoted([python, *train])}", all_nodes=True),
+        Task("export", _export(config, python)),
+        Task("evaluate", f"exec {_quoted([python, *evaluate])}"),
+    ]
+
+
+def _export(config: Config, python: str) -> str:
+    """The best checkpoint where one is chosen, else the last: written aside, then in the place of an earlier export."""
+    run = Path(config.run_dir)
+    name = "best" if config.checkpoint.choose else f"iteration-{config.loop.iterations:06d}"
+    aside, done = str(run / ".exporting"), str(run / "hf")
+    arguments = ["-m", "checkpoints_convert", "to-hf", "--checkpoint", str(run / "checkpoints" / name), "--out", aside]
+    return "\n".join(
+        [
+            "set -e",
+            _quoted(["rm", "-rf", aside]),
+            _quoted([python, *arguments]),
+            _quoted(["rm", "-rf", done]),
+            _quoted(["mv", aside, done]),
+        ]
+    )
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return shlex.join(words)

@@ -1,0 +1,122 @@
+"""What the sbatch scripts do around `tempo train`, on a real cluster: ranks are a shell script, so it takes seconds."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from tests.conftest import ROOT
+from tests.slurm.cluster import Cluster, wait_for
+
+SCRIPT = ROOT / "slurm" / "tempo_14b.sh"
+LAYOUT = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30")
+SAVES = "trap 'echo saved; exit 75' USR1 TERM"
+
+
+class Submission:
+    """A job of tempo_14b.sh whose ranks run lines of shell. Its first run is finished, so that it begins with TEMPO."""
+
+    def __init__(self, cluster: Cluster, directory: Path, ranks: str, *options: str, **environment: object) -> None:
+        stand_in = directory / "venv" / "bin" / "python"
+        stand_in.parent.mkdir(parents=True)
+        stand_in.write_text(f'#!/bin/bash\necho "$@"\n{ranks}\n')
+        stand_in.chmod(0o755)
+        self.run = directory / "runs" / "tempo"
+        finished = directory / "runs" / "rlvr" / "FINISHED"
+        finished.parent.mkdir(parents=True)
+        finished.touch()
+        self.output = directory / "job.log"
+        self.cluster = cluster
+        self.number = cluster.sbatch(
+            *LAYOUT,
+            f"--output={self.output}",
+            *options,
+            SCRIPT,
+            "loop.iterations=3",
+            cwd=ROOT,
+            TEMPO_VENV=directory / "venv",
+            TEMPO_OUTPUT=directory / "runs",
+            **environment,
+        )
+
+    def wait(self) -> str:
+        return self.cluster.wait(self.number, 60)
+
+    def logs(self, attempt: int) -> dict[str, str]:
+        """The text of each rank's log, by the file's name."""
+        directory = self.run / "logs" / str(self.number) / f"attempt-{attempt}"
+        return {path.name: path.read_text() for path in sorted(directory.glob("rank-*.log"))}
+
+    def wait_for_ranks(self, text: str, attempt: int = 0) -> None:
+        wait_for(
+            lambda: sum(text in log for log in self.logs(attempt).values()) == 4,
+            60,
+            lambda: f"{self.output.read_text()}\n{self.logs(attempt)}",
+        )
+
+
+def test_slurm_takes_every_script_as_it_is(cluster: Cluster) -> None:
+    """On a node of 8 GPUs, and on two."""
+    for script in sorted((ROOT / "slurm").glob("tempo_*.sh")):
+        cluster.run("sbatch", "--test-only", script)
+        cluster.run("sbatch", "--test-only", "--nodes=2", script, "loop.iterations=3")
+
+
+def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """Slurm's warning goes to the batch shell: all ranks must hear it, and the job be started again, in a directory of
+    logs of its own, until the run is finished; a finished run is not started again."""
+    ranks = f'{SAVES}\necho "deadline $TEMPO_DEADLINE, first node $MASTER_ADDR"\n'
+    ranks += '[ "$SLURM_RESTART_COUNT" = 1 ] || while :; do sleep 0.1; done'
+    job = Submission(cluster, tmp_path, ranks)
+    job.wait_for_ranks("deadline")
+    cluster.run("scancel", "--batch", "--signal=USR1", job.number)
+    wait_for(lambda: cluster.restarts(job.number) == 1, 30, job.output.read_text)
+
+    assert job.wait() == "COMPLETED"
+    assert list(job.logs(0)) == [f"rank-{rank:03}.log" for rank in range(4)]
+    assert all("saved" in log for log in job.logs(0).values())
+    assert all("first node node1" in log and "loop.iterations=3" in log for log in job.logs(1).values())
+    assert (job.run / "logs" / "latest").resolve().name == "attempt-1"
+    started = datetime.datetime.fromisoformat(cluster.job(job.number)["StartTime"])
+    assert f"deadline {int(started.timestamp()) + 30 * 60}," in job.logs(1)["rank-000.log"]
+
+    assert (job.run / "FINISHED").is_file()
+    again = cluster.sbatch(f"--output={tmp_path / 'again.log'}", *LAYOUT, SCRIPT, cwd=ROOT, TEMPO_OUTPUT=job.run.parent)
+    assert cluster.wait(again, 30) == "COMPLETED"
+    assert not (job.run / "logs" / str(again)).exists()
+
+
+def test_bad_nodes_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    """Where the job asks for it, the ranks start on the nodes that `tempo doctor` wrote down, and on no others."""
+    doctor = 'while [ $# -gt 1 ]; do [ "$1" != --nodes-file ] || echo node2 > "$2"; shift; done; exit 0'
+    ranks = f'if [ "$3" = doctor ]; then {doctor}; fi\necho "$SLURMD_NODENAME of $SLURM_STEP_NUM_TASKS, $MASTER_ADDR"'
+    job = Submission(cluster, tmp_path, ranks, TEMPO_DOCTOR="yes")
+    assert job.wait() == "COMPLETED"
+    assert [log.splitlines()[-1] for log in job.logs(0).values()] == ["node2 of 2, node2"] * 2
+
+
+def test_a_rank_that_fails_ends_the_job_and_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    """The others would wait for it for ever; the job's log ends with the last words of the rank that failed."""
+    ranks = '[ "$SLURM_PROCID" = 2 ] || sleep 600\necho "ValueError: of rank $SLURM_PROCID"; exit 1'
+    job = Submission(cluster, tmp_path, ranks)
+    assert job.wait() == "FAILED"
+    assert cluster.restarts(job.number) == 0 and not (job.run / "FINISHED").exists()
+    assert "rank 2 failed first" in job.output.read_text() and "ValueError: of rank 2" in job.output.read_text()
+
+
+def test_a_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+    """scancel's SIGTERM lets the ranks save; the job is not requeued behind its owner's back."""
+    job = Submission(cluster, tmp_path, f"{SAVES}\necho on; while :; do sleep 0.1; done")
+    job.wait_for_ranks("on")
+    cluster.run("scancel", job.number)
+    assert job.wait() == "CANCELLED"
+    wait_for(lambda: "saved" in job.logs(0)["rank-000.log"], 10, job.output.read_text)
+    assert cluster.state(job.number) == "CANCELLED" and cluster.restarts(job.number) == 0
+
+
+def test_restarts_have_an_end(cluster: Cluster, tmp_path: Path) -> None:
+    """A run that is interrupted whenever it starts is given up after TEMPO_MAX_RESTARTS."""
+    job = Submission(cluster, tmp_path, "exit 75", TEMPO_MAX_RESTARTS=0)
+    assert job.wait() == "FAILED"
+    assert cluster.restarts(job.number) == 1 and not job.logs(1)
+    assert "no more" in job.output.read_text()

@@ -1,0 +1,93 @@
+"""A recipe's four tasks as a NeMo-Run experiment on the two-node cluster."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tempo_megatron.launch.experiment import tasks
+from tests.conftest import ROOT
+from tests.slurm.cluster import Cluster
+
+RECIPE = str(ROOT / "recipes" / "qwen3_14b_math.yaml")
+
+
+@pytest.fixture(scope="module")
+def nemo(cluster: Cluster, nemo_home: Path) -> Iterator[Any]:
+    """The module that submits to the cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PATH", "SLURM_CONF"):
+            patch.setenv(name, cluster.environment[name])
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("TEMPO_DATA", str(ROOT / "tests" / "fixtures" / "words"))
+        patch.chdir(ROOT)
+        from tempo_megatron.launch import nemo
+
+        yield nemo
+
+
+def submit(nemo: Any, python: Path, *overrides: str) -> dict[str, int]:
+    """The job of each task; two pipeline stages, a node each."""
+    settings = ["tests/slurm/tiny.yaml", "policy.checkpoint=''", "parallel.tensor_model_parallel_size=1", *overrides]
+    steps = tasks(RECIPE, settings, str(python))
+    experiment = nemo.on_slurm("tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=1, gpus_per_node=1))
+    return {name: int(job) for name, job in nemo.submit(experiment).items()}
+
+
+def stand_in(directory: Path, text: str) -> Path:
+    """A program in the place of Python."""
+    made = directory / "python"
+    made.write_text(f"#!/bin/bash\n{text}\n")
+    made.chmod(0o755)
+    return made
+
+
+def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
+    """Convert, train on two nodes with recorded responses, export, evaluate with vLLM: each uses what the last made."""
+    run = tmp_path / "run"
+    python = stand_in(
+        tmp_path,
+        f'[ "$3" = train ] || exec {sys.executable} "$@"\nshift 2\nexec {sys.executable} -m tests.slurm.trainer "$@"',
+    )
+    settings = ("critic.checkpoint=''", "loop.iterations=1", "parallel.processes_per_node=1", "evaluation.samples=2")
+    jobs = submit(nemo, python, f"run_dir={run}", f"model.hf_path={demo_model}", *settings)
+    assert list(jobs) == ["convert", "train", "export", "evaluate"]
+    states = {name: cluster.wait(job, 200) for name, job in jobs.items()}
+    assert states == dict.fromkeys(jobs, "COMPLETED"), said(cluster, jobs)
+    assert "TP 1 x CP 1 x PP 2 x DP 1" in said(cluster, jobs)
+    assert AutoModelForCausalLM.from_pretrained(run / "hf").num_parameters() > 0
+    assert json.loads((run / "evaluation" / "results.json").read_text())
+
+
+def test_a_training_that_fails_cancels_what_follows(
+    nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path
+) -> None:
+    """Nothing is exported or evaluated from a run that did not reach its end."""
+    python = stand_in(tmp_path, '[ "$3" != train ]')
+    jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
+    states = {name: cluster.wait(job, 60) for name, job in jobs.items()}
+    expected = {"convert": "COMPLETED", "train": "FAILED", "export": "CANCELLED", "evaluate": "CANCELLED"}
+    assert states == expected, said(cluster, jobs)
+
+
+def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
+    """Exit code 75 says "saved, start me again": what follows waits. (There is nothing to export then.)"""
+    python = stand_in(tmp_path, '[ "$3" != train ] || [ -n "${SLURM_RESTART_COUNT:-}" ] || exit 75')
+    jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
+    states = {name: cluster.wait(job, 60) for name, job in jobs.items()}
+    assert states == {**dict.fromkeys(jobs, "COMPLETED"), "export": "FAILED", "evaluate": "CANCELLED"}, said(
+        cluster, jobs
+    )
+    assert cluster.restarts(jobs["train"]) == 1
+
+
+def said(cluster: Cluster, jobs: dict[str, int]) -> str:
+    """Everything that the tasks' jobs and ranks wrote."""
+    directories = [Path(cluster.job(job)["StdOut"]).parent for job in jobs.values()]
+    return "\n".join(f"{path}\n{path.read_text()}" for folder in directories for path in folder.glob("*.out"))

@@ -1,0 +1,140 @@
+"""Training by slurm/tempo_14b.sh on two nodes: a small model, TP 2 x PP 2, in the place of the large one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import ROOT
+from tests.slurm.cluster import Cluster, wait_for
+
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
+TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1")
+ON_ONE_NODE = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
+TWO_STAGES = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
+FROM_THE_MODEL = ("policy.checkpoint=''", "critic.checkpoint=''")
+UNREPEATABLE = ("seconds/", "memory/")
+LIMIT = 200
+WORDS = ROOT / "tests" / "fixtures" / "words"
+
+
+class Training:
+    """Jobs of tempo_14b.sh with one output directory, whose first run counts as finished: they train by TEMPO alone."""
+
+    def __init__(self, cluster: Cluster, directory: Path, model: Path, venv: Path) -> None:
+        self.cluster = cluster
+        self.run = directory / "tempo"
+        self.output = directory / "job.log"
+        self._environment = {"TEMPO_MODEL": model, "TEMPO_OUTPUT": directory, "TEMPO_VENV": venv, "TEMPO_DATA": WORDS}
+        (directory / "rlvr").mkdir(parents=True)
+        (directory / "rlvr" / "FINISHED").touch()
+
+    def submit(self, *settings: str, options: tuple[str, ...] = TWO_NODES) -> int:
+        overlay = "tests/slurm/tiny.yaml"
+        script = (f"--output={self.output}", "slurm/tempo_14b.sh", overlay, *FROM_THE_MODEL, *settings)
+        return self.cluster.sbatch(*options, *script, cwd=ROOT, PYTHONPATH=ROOT, **self._environment)
+
+    def wait(self, job: int) -> str:
+        """The state in which it ended."""
+        return self.cluster.wait(job, LIMIT)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The run's metrics without those that no run repeats."""
+        lines = (self.run / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith(UNREPEATABLE)} for line in lines]
+
+    def iteration(self) -> int:
+        """Of the newest complete checkpoint; -1 without one."""
+        found = self.run.glob("checkpoints/iteration-*/state.json")
+        return max((int(path.parent.name.removeprefix("iteration-")) for path in found), default=-1)
+
+    def wait_for_progress(self, job: int) -> None:
+        """Until another checkpoint has been written."""
+        newest = self.iteration()
+
+        def has_progressed() -> bool:
+            assert self.cluster.state(job) in ("PENDING", "RUNNING", "COMPLETING"), self.everything_said()
+            return self.iteration() > newest
+
+        wait_for(has_progressed, LIMIT, self.everything_said)
+
+    def everything_said(self) -> str:
+        logs = sorted(self.run.glob("logs/latest/rank-*.log"))
+        return "\n".join(f"{path}\n{path.read_text()[-3000:]}" for path in [self.output, *logs])
+
+
+@pytest.fixture(scope="module")
+def quick_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In the place of the virtual environment: its Python trains with recorded responses."""
+    python = tmp_path_factory.mktemp("venv") / "bin" / "python"
+    python.parent.mkdir()
+    # The scripts call `python -m tempo_megatron.cli ...`.
+    python.write_text(f'#!/bin/bash\nshift 2\nexec {sys.executable} -m tests.slurm.trainer "$@"\n')
+    python.chmod(0o755)
+    return python.parents[1]
+
+
+def kill_rank(job: int, rank: int) -> None:
+    """SIGKILL to one rank of a job, wherever it is."""
+    for process in psutil.process_iter():
+        try:
+            environment, parent = process.environ(), process.parent()
+        except psutil.Error:
+            continue
+        place = (environment.get("SLURM_JOB_ID"), environment.get("SLURM_PROCID"))
+        if place == (str(job), str(rank)) and parent and parent.name() == "slurmstepd":
+            process.kill()
+            return
+    raise AssertionError(f"no rank {rank} of job {job}")
+
+
+def test_two_nodes_train_to_a_hugging_face_directory(cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
+    """The whole stack, vLLM included, as `sbatch slurm/tempo_14b.sh` starts it."""
+    training = Training(cluster, tmp_path / "runs", demo_model, Path(sys.prefix))
+    job = training.submit("loop.iterations=2")
+    assert training.wait(job) == "COMPLETED", training.everything_said()
+    assert "TP 2 x CP 1 x PP 2 x DP 1" in (training.run / "logs" / "latest" / "rank-000.log").read_text()
+    model = AutoModelForCausalLM.from_pretrained(training.run / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(training.run / "hf")
+    before = AutoModelForCausalLM.from_pretrained(demo_model)
+    assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
+    assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
+
+
+def test_what_interrupts_a_run_leaves_no_trace(
+    cluster: Cluster, tmp_path: Path, demo_model: Path, quick_venv: Path
+) -> None:
+    """Preempted twice, robbed of a node, with a rank killed, a run ends on half of its nodes, and its metrics are those
+    of one that nothing happened to. The killed rank ends the job within a minute and is named."""
+    training = Training(cluster, tmp_path / "interrupted", demo_model, quick_venv)
+    job = training.submit("loop.iterations=1000", *TWO_STAGES, options=TWO_RANKS)
+    for restarts in (1, 2):
+        training.wait_for_progress(job)
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        wait_for(lambda: cluster.restarts(job) == restarts, LIMIT, training.everything_said)  # noqa: B023
+    assert training.output.read_text().count("interrupted and saved") == 2, training.everything_said()
+
+    training.wait_for_progress(job)
+    cluster.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    wait_for(lambda: cluster.restarts(job) == 3, LIMIT, training.everything_said)
+
+    training.wait_for_progress(job)
+    kill_rank(job, 1)
+    assert cluster.wait(job, 60) == "FAILED"
+    assert "rank 1 failed first" in training.output.read_text() and cluster.restarts(job) == 3
+
+    end = f"loop.iterations={training.iteration() + 2}"
+    assert training.wait(training.submit(end, *TWO_STAGES, options=ON_ONE_NODE)) == "COMPLETED", (
+        training.everything_said()
+    )
+
+    whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv)
+    assert whole.wait(whole.submit(end, *TWO_STAGES, options=TWO_RANKS)) == "COMPLETED", whole.everything_said()
+    assert training.rows() == whole.rows()

@@ -1,0 +1,12 @@
+"""`tempo` with responses that follow from the request alone in the place of vLLM's: ranks that start in seconds."""
+
+from __future__ import annotations
+
+import sys
+
+from tempo_megatron import cli, run
+from tests.parallel.layout_worker import Recorded
+
+if __name__ == "__main__":
+    run.Run._build_generator = lambda _: Recorded()  # type: ignore[assignment, return-value]
+    sys.exit(cli.main())

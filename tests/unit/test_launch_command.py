@@ -1,0 +1,59 @@
+"""`tempo launch` before anything is queued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron import cli
+from tempo_megatron.config import load
+from tempo_megatron.launch.experiment import Task, tasks
+
+
+def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a job would find hours later in the queue, all of it in one message."""
+    given = ["launch", str(recipe), "--executor", "local", "--nodes", "2", "model.hf_path=/nowhere"]
+    assert cli.main(given) == 2
+    said = capsys.readouterr().err
+    assert "model.hf_path: /nowhere is no directory" in said and "--nodes" in said
+
+
+def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--dry-run shows every job as it would be submitted, and leaves nothing behind."""
+    options = ["--executor", "slurm", "--nodes", "4", "--account", "acct", "--partition", "gpu", "--time", "2:00:00"]
+    assert cli.main(["launch", str(recipe), *options, "--container", "image.sqsh", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert [f"#SBATCH --job-name=tempo-{name}" in said for name in ("convert", "train", "export", "evaluate")] == [
+        True
+    ] * 4
+    assert said.count("#SBATCH --nodes=4") == 1 and said.count("#SBATCH --nodes=1") == 3
+    for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
+        assert said.count(f"#SBATCH {line}") == 4
+    assert said.count("#SBATCH --signal=USR1@600") == 1
+    model = load(recipe).model.hf_path
+    assert f"{model}:{model}" in said and f"{recipe.parent}:{recipe.parent}" in said
+    assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
+    assert (nemo_home / "experiments").is_dir() and not list(nemo_home.rglob("*.sh"))
+
+
+def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) -> None:
+    """NeMo-Run's local executor goes on; an export of a run that failed would look like a success."""
+    from tempo_megatron.launch.nemo import run_here
+
+    steps = [Task("train", f"touch {tmp_path}/trained; exit 3"), Task("export", f"touch {tmp_path}/exported")]
+    assert not run_here("failing", steps)
+    assert (tmp_path / "trained").exists() and not (tmp_path / "exported").exists()
+    assert run_here("succeeding", [Task("train", "true"), steps[1]])
+    assert (tmp_path / "exported").exists()
+
+
+def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None:
+    """The best checkpoint is exported where one is chosen; evaluation reads the export."""
+    chosen = ["policy.checkpoint=start", "checkpoint.choose=true", "run_dir=runs/x"]
+    train, export, evaluate = tasks(str(recipe), chosen, "python")
+    assert (train.name, export.name, evaluate.name) == ("train", "export", "evaluate")
+    assert train.all_nodes and not export.all_nodes and not evaluate.all_nodes
+    assert "run_dir=runs/x export=false" in train.script and "runs/x/start" not in train.script
+    assert "--checkpoint runs/x/checkpoints/best --out runs/x/.exporting" in export.script
+    assert "--model runs/x/hf" in evaluate.script
