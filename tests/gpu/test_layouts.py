@@ -22,8 +22,10 @@ RECIPES = ("tensorwise", "delayed", "blockwise")
 FP8 = {f"{recipe} packed": (1, (PACKED, f"model.fp8={recipe}")) for recipe in RECIPES} | {
     f"tensorwise {name}": (2, (*LAYOUTS[name][1], "model.fp8=tensorwise")) for name in ("TP2 with SP", "CP2")
 }
-SUMS_ARE_SPLIT = {"TP2": 3e-2, "TP2 with SP": 3e-2}
-"""each rank rounds its part of a sum to bf16 before the parts are added"""
+BOUNDS = {"TP2": 3e-2, "TP2 with SP": 3e-2, "CP2": 2e-2}
+"""each rank rounds its part of a sum to bf16 before the parts are added; ranks of a ring, its part of an attention"""
+FP8_BOUNDS = {"delayed packed": 0.6}
+"""this is its first pass, before it has seen a largest value"""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     for ranks in (1, 2):
         eight = {name: ("qwen3", settings) for name, (wanted, settings) in FP8.items() if wanted == ranks}
         made |= compute(models, ranks, every_layout(ranks) | eight, "bf16")
-    return made
+    exact = {f"{family} exact": (family, LAYOUTS["alone"][1]) for family in FAMILIES}
+    return made | compute(models, 1, exact, "fp32")
 
 
 def shown(case: str, shares: dict[str, float]) -> None:
@@ -46,19 +49,26 @@ def shown(case: str, shares: dict[str, float]) -> None:
 def test_every_layout_has_the_losses_and_gradients_of_sequences_by_themselves(
     name: str, family: str, found: Found
 ) -> None:
-    """bf16, each sequence by itself on one GPU as the reference: losses and the whole gradient within 1e-2, and within
-    3e-2 under tensor parallelism."""
+    """bf16, each sequence by itself on one GPU as the reference: losses and the whole gradient within 1.5e-2, tensor
+    parallel ones within 3e-2. A matrix product of more rows is added up in another order, so that no layout is bit
+    for bit the reference: to fp32's losses and gradients none is farther than 1.2 times what the reference is."""
     shares = distances(found[f"{family} {name}"], found[f"{family} alone"])
     shown(f"{family} {name}", shares)
-    assert max(share for what, share in shares.items() if "worst" not in what) < SUMS_ARE_SPLIT.get(name, 1e-2)
+    assert max(share for what, share in shares.items() if "worst" not in what) < BOUNDS.get(name, 1.5e-2)
+    errors = distances(found[f"{family} {name}"], found[f"{family} exact"])
+    theirs = distances(found[f"{family} alone"], found[f"{family} exact"])
+    shown(f"{family} {name} from fp32", errors)
+    shown(f"{family} alone from fp32", theirs)
+    for what in ("policy gradient", "critic gradient"):
+        assert errors[what] < 1.2 * theirs[what]
 
 
 @pytest.mark.parametrize("name", FP8)
 def test_fp8_is_near_bf16(name: str, found: Found) -> None:
-    """Losses within 5% and gradients within 25% of bf16's length: what the three bits of E4M3's mantissa and the two of
+    """Losses within 5% and gradients within 30% of bf16's length: what the three bits of E4M3's mantissa and the two of
     E5M2's leave. And not at no distance: it was FP8."""
     shares = distances(found[name], found["qwen3 alone"])
     shown(f"FP8 {name}", shares)
     for role in ("policy", "critic"):
         assert shares[f"{role} loss"] < 0.05
-        assert 1e-2 < shares[f"{role} gradient"] < 0.25
+        assert 1e-2 < shares[f"{role} gradient"] < FP8_BOUNDS.get(name, 0.3)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from benchmarking.lengths import Lengths
-from benchmarking.shapes import SHAPES, Work, config, settings
+
+from tempo_megatron.planning.shapes import SHAPES, config, settings
+from tempo_megatron.planning.work import Work
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarking import shapes
 from benchmarking.lengths import Lengths
 from tempo_megatron.launch import torchrun
+from tempo_megatron.planning import shapes
 
 _TRAINING, _ENGINE, _RUN = ("train", "packed", "scores"), ("rollout", "sync"), ("switch", "iteration")
 SECTIONS = (*_TRAINING, *_ENGINE, *_RUN)

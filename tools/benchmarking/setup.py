@@ -16,7 +16,6 @@ import torch.distributed as dist
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarking import shapes
 from checkpoints_convert.mapping import OUTPUT_LAYER, BackboneSettings, Role
 from tempo_megatron.config import Config
 from tempo_megatron.data.seeds import derive_seed
@@ -25,6 +24,7 @@ from tempo_megatron.megatron import model
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.megatron.weights import canonical_parameters
+from tempo_megatron.planning.work import Work
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 GROUP = 4
@@ -39,8 +39,8 @@ class Setup:
     config: Config
     place: Topology
 
-    def work(self, role: Role) -> shapes.Work:
-        return shapes.Work(self.settings, role)
+    def work(self, role: Role) -> Work:
+        return Work(self.settings, role)
 
 
 def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: int, questions: int) -> None:

@@ -1,0 +1,64 @@
+"""How many GPUs there are, and how a run's models are spread over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tempo_megatron.config import Config
+
+_USABLE = 0.989
+"""of the memory that a GPU is sold with, what CUDA reports: 79.1 GiB of an H100's 80"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`gpu_gib` is the memory that a GPU is sold with (80, 141), `host_gib` that of a node."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu_gib: float
+    host_gib: float
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def usable_gib(self) -> float:
+        """GiB of a GPU that CUDA reports."""
+        return self.gpu_gib * _USABLE
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Parallel sizes; `replica` is the generator's TP."""
+
+    tensor: int
+    pipeline: int
+    context: int
+    data: int
+    sequence_parallel: bool
+    replica: int
+
+    @classmethod
+    def of(cls, config: Config, gpus: int) -> Layout:
+        parallel = config.parallel
+        tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+        context = parallel.context_parallel_size
+        return cls(
+            tensor=tensor,
+            pipeline=pipeline,
+            context=context,
+            data=gpus // (tensor * pipeline * context),
+            sequence_parallel=parallel.sequence_parallel,
+            replica=config.generation.tensor_parallel_size or tensor,
+        )
+
+    @property
+    def optimizer_ranks(self) -> int:
+        """Ranks that the optimizer's state of one shard of the model is spread over."""
+        return self.data * self.context
+
+    def __str__(self) -> str:
+        sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context}
+        return " ".join([f"{name}{size}" for name, size in sizes.items() if size > 1] + [f"DP{self.data}"])
