@@ -30,6 +30,7 @@ class Attempt:
     def __init__(self, recipe: Path, overrides: list[str], ranks: int, log: Path) -> None:
         cpu.install()  # imports megatron-core
         config = load(recipe, overrides)
+        self._log = log
         self._process = _FORK.Process(target=_lead, args=(config, ranks, log))
         self._process.start()
 
@@ -37,7 +38,7 @@ class Attempt:
         """Whether it ends of itself within that time. Raises RuntimeError if it fails."""
         self._process.join(seconds)
         if self._process.exitcode:
-            raise RuntimeError(f"the run failed with exit code {self._process.exitcode}")
+            raise RuntimeError(f"the run failed; {self._log} says why")
         return self._process.exitcode == 0
 
     def kill(self) -> None:
