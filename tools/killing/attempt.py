@@ -33,6 +33,9 @@ class Attempt:
         self._log = log
         self._process = _FORK.Process(target=_lead, args=(config, ranks, log))
         self._process.start()
+        self._group = self._process.pid
+        assert self._group is not None
+        os.setpgid(self._group, self._group)  # here and in the child: whoever comes first
 
     def ended(self, seconds: float) -> bool:
         """Whether it ends of itself within that time. Raises RuntimeError if it fails."""
@@ -43,12 +46,12 @@ class Attempt:
 
     def kill(self) -> None:
         """End every process at once, as the kernel does."""
-        os.killpg(self._process.pid or 0, signal.SIGKILL)
+        os.killpg(self._group, signal.SIGKILL)
         self._process.join()
 
 
 def _lead(config: Config, ranks: int, log: Path) -> None:
-    os.setsid()
+    os.setpgid(0, 0)
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
