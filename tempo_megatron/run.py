@@ -400,6 +400,7 @@ class Run:
         self._saver.wait()
         if self.is_first:
             interrupted_mark(self.directory).touch()
+        from_first(None)  # srun ends every rank when the first exits: none does before all is written
 
     def save(self) -> None:
         """A checkpoint of the present iteration."""
