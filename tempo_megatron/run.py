@@ -42,6 +42,7 @@ from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
+from tempo_megatron.ranks import from_first
 from tempo_megatron.run_directory import interrupted_mark, open_run
 from tempo_megatron.supervision.interruption import Interrupted, Interruption
 from tempo_megatron.supervision.watchdog import Watchdog
