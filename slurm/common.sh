@@ -146,7 +146,8 @@ train() {
         say "$run is finished" | tee "$run/FINISHED"
         return
     fi
-    [ "$code" -eq "$INTERRUPTED" ] && requeue "interrupted and saved"
+    # srun ends every task when the first exits, and its own code is then that of a task that it ended.
+    grep -q "Exited with exit code $INTERRUPTED$" "$logs/srun.log" && requeue "interrupted and saved"
     [ -n "$told" ] && requeue "interrupted, exit code $code"
     blame "$logs"
     nodes_answer || requeue "not every node answers"

@@ -123,7 +123,8 @@ def _slurm(task: Task, cluster: Cluster) -> nemo_run.SlurmExecutor:
         signal=f"USR1@{cluster.lead}" if task.all_nodes else None,
         container_image=cluster.container,
         container_mounts=mounts if cluster.container else [],
-        srun_args=["--cpu-bind=none"],
+        # Not as NeMo-Run has it: srun would end ranks that still save, and hide that others have.
+        srun_args=["--cpu-bind=none", "--kill-on-bad-exit=0"],
         env_vars=dict(ENVIRONMENT),
         setup_lines=_SETUP,
         additional_parameters={"kill_on_invalid_dep": "yes"},

@@ -10,7 +10,7 @@ from tests.slurm.cluster import Cluster, wait_for
 
 SCRIPT = ROOT / "slurm" / "tempo_14b.sh"
 LAYOUT = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30")
-SAVES = "trap 'echo saved; exit 75' USR1 TERM"
+SAVES = "trap 'echo saved; sleep $SLURM_PROCID; exit 75' USR1 TERM"
 
 
 class Submission:
@@ -73,6 +73,7 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
     wait_for(lambda: cluster.restarts(job.number) == 1, 30, job.output.read_text)
 
     assert job.wait() == "COMPLETED"
+    assert "interrupted and saved" in job.output.read_text()
     assert list(job.logs(0)) == [f"rank-{rank:03}.log" for rank in range(4)]
     assert all("saved" in log for log in job.logs(0).values())
     assert all("first node node1" in log and "loop.iterations=3" in log for log in job.logs(1).values())
