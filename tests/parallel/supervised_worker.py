@@ -2,7 +2,7 @@
 
 usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end in run_dir WHOLE, and another, in the
                                                               recipe's run_dir, that is interrupted three times
-       supervised_worker.py fail|hang RECIPE [key=value ...]  `tempo train`, whose rank 1 fails or hangs in iteration 2
+       supervised_worker.py fail|hang RECIPE [key=value ...]  `tempo train`, whose rank 1 fails or hangs in iteration 1
 """
 
 from __future__ import annotations
@@ -91,13 +91,15 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
 
 def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
-    def trouble(call: int) -> None:
-        if call == 4 and kind == "fail":
+    def trouble(self: Run, *given: object) -> dict[str, float]:
+        if dist.get_rank() == 1 and kind == "fail":
             raise ValueError("what rank 1 stumbled over")
-        if call == 4 and kind == "hang":
+        if dist.get_rank() == 1:
             time.sleep(600)
+        return observe(self, *given)
 
-    Run._build_generator = lambda self: Troubled(trouble)
+    observe, Run.observe = Run.observe, trouble
+    Run._build_generator = lambda self: Recorded()
     sys.exit(cli.main(["train", recipe, *overrides]))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -35,11 +34,10 @@ def test_the_rank_that_fails_is_the_one_with_the_traceback(recipe: Path, tmp_pat
 
 
 def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Path) -> None:
-    """Within a minute: rank 0 has gone on, rank 1 sleeps. Its stack shows where."""
-    begun = time.monotonic()
+    """Rank 0 has gone on to the next phase, rank 1 sleeps. Its stack shows where."""
     with pytest.raises(AssertionError) as failed:
         run_ranks(WORKER, 2, "hang", recipe, *SHORT, "faults.lag_limit_seconds=4", timeout=120)
-    assert time.monotonic() - begun < 110
     shown = str(failed.value)
-    assert "a phase behind the others" in shown or "because of rank 1, which hangs" in shown
+    assert "no end within" not in shown
+    assert "rank 1" in shown and "a phase behind the others" in shown  # rank 0 may be ended before it says so too
     assert "in trouble" in (tmp_path / "run" / "flight" / "rank-1.txt").read_text()
