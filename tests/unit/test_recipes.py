@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from checkpoints_convert.__main__ import main
 from tempo_megatron.config import Config, ConfigError, load
 from tempo_megatron.data.prepare.catalogue import SOURCES
+from tempo_megatron.megatron import manifest
 from tempo_megatron.validate import problems
 from tests.models import write_model
 
@@ -46,7 +47,9 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if not made.exists():
                     given = ["--hf", str(hf_path), "--out", str(made), "--role", role]
                     assert main(["to-megatron", *given]) == 0
-                shutil.copytree(made, directory / start, dirs_exist_ok=True)
+                best = directory / start
+                shutil.copytree(made, best, dirs_exist_ok=True)
+                manifest.write(best, manifest.describe(best, manifest.files_of(best)))
             data = config.data
             for source in (*data.labelled, *data.unlabelled, *data.held_out):
                 path = directory / source.path
