@@ -11,6 +11,7 @@ from pathlib import Path
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
+from tempo_megatron.preflight import arguments as doctor
 from tempo_megatron.run_directory import interrupted_mark
 
 _BAD_INPUT = 2
@@ -40,9 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
     replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
     replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
+    commands.add_parser(
+        "plan", help="memory, time and layouts of a recipe on a cluster; `tempo plan --help`", add_help=False
+    )
+    if arguments[:1] == ["plan"]:
+        from tempo_megatron.planning.command import main as plan
+
+        return plan(arguments[1:])
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
+    doctor.add_arguments(
+        commands.add_parser("doctor", help="whether these nodes can train by a recipe; docs/doctor.md")
+    )
     given = parser.parse_args(arguments)
+    if given.command == "doctor":
+        from tempo_megatron.preflight.command import run as examine
+
+        return examine(given, arguments)
     if given.command == "data":
         return data.run(given)
     if given.command == "settings":
@@ -73,6 +88,10 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     if not torchrun.is_rank():
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
+    from tempo_megatron.preflight.command import before_training
+
+    if not before_training(config):
+        return _BAD_INPUT
     from tempo_megatron.loop import train
 
     try:

@@ -19,6 +19,7 @@ _MAY_CHANGE = (
     "checkpoint.patience",
     "parallel.",
     "memory.",
+    "preflight.",
     "policy.micro_batch_tokens",
     "critic.micro_batch_tokens",
     "generation.tensor_parallel_size",

@@ -37,6 +37,8 @@ from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
+from tempo_megatron.planning.layout import divisible, windows
+from tempo_megatron.preflight.limits import problems as preflight_problems
 from tempo_megatron.run_directory import differences
 
 
@@ -195,6 +197,7 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"memory.host_gib: at least 0, got {config.memory.host_gib}"
     if config.checkpoint.keep_every < 0:
         yield f"checkpoint.keep_every: at least 0, got {config.checkpoint.keep_every}"
+    yield from preflight_problems(config.preflight)
     if config.loop.iterations < 0:
         yield f"loop.iterations: at least 0, got {config.loop.iterations}"
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
@@ -261,8 +264,8 @@ def _model(config: Config) -> Iterator[str]:
     wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if context and wanted > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
-    yield from _divisible(config, settings)
-    yield from _windows(config, settings)
+    yield from divisible(config.parallel, settings)
+    yield from windows(config.parallel, settings)
     yield from _eight_bits(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
@@ -299,37 +302,6 @@ def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
             yield f"{key}: {start} was trained towards {targets}, critic.target_range is {wanted}"
         if role == "critic" and config.stages.warm_start.steps:
             yield f"{key}: a warm start would replace it; set stages.warm_start.steps to 0"
-
-
-def _divisible(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    parts = {
-        "tensor_model_parallel_size": {
-            "attention heads": settings.num_attention_heads,
-            "KV heads": settings.num_query_groups,
-            "MLP channels": settings.ffn_hidden_size,
-            "padded vocabulary entries": settings.padded_vocab_size,
-        },
-        "pipeline_model_parallel_size": {"layers": settings.num_layers},
-    }
-    for key, counts in parts.items():
-        size = getattr(config.parallel, key)
-        for what, count in counts.items():
-            if size > 0 and count % size:
-                yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
-
-
-def _windows(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """Context parallelism deals the heads of layers with a window out to its ranks."""
-    parallel = config.parallel
-    ranks = max(1, parallel.tensor_model_parallel_size) * max(1, parallel.context_parallel_size)
-    if parallel.context_parallel_size < 2 or not any(layer.window for layer in settings.attention):
-        return
-    for what, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
-        if count % ranks:
-            yield (
-                f"parallel.context_parallel_size: layers with a sliding window need TP x CP = {ranks} to divide the "
-                f"model's {count} {what} heads"
-            )
 
 
 def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:

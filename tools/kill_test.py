@@ -1,6 +1,6 @@
 """Kill a small run again and again, at random moments, and see that it ends as one that nobody killed.
 
-usage: python tools/kill_test.py DIRECTORY [--kills 30] [--seed 0] [--ranks 2] [--model DIR]
+usage: python tools/kill_test.py DIRECTORY [--kills 30] [--seed 0] [--ranks 2] [--iterations 8] [--model DIR]
 
 SIGKILL for all processes of the run, at moments hashed from the seed: some anywhere, some while a checkpoint is
 written. Every restart must go on from the newest checkpoint, no checkpoint may be lost or half-written, and metrics

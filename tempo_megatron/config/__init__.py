@@ -26,6 +26,7 @@ from tempo_megatron.config.model import (
     Recompute,
     RolloutPrecision,
 )
+from tempo_megatron.config.preflight import BadNodes, PreflightConfig
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (
     AverageOver,
@@ -50,6 +51,7 @@ from tempo_megatron.config.training import (
 
 __all__ = [
     "AverageOver",
+    "BadNodes",
     "Baseline",
     "CalibrationConfig",
     "CheckWeights",
@@ -81,6 +83,7 @@ __all__ = [
     "ParallelConfig",
     "PolicyConfig",
     "Precision",
+    "PreflightConfig",
     "PromptStyle",
     "Recompute",
     "RolloutPrecision",

@@ -11,6 +11,7 @@ from tempo_megatron.config.fields import setting
 from tempo_megatron.config.grading import GradingConfig
 from tempo_megatron.config.memory import MemoryConfig
 from tempo_megatron.config.model import GenerationConfig, ModelConfig, ParallelConfig
+from tempo_megatron.config.preflight import PreflightConfig
 from tempo_megatron.config.training import CriticConfig, LoopConfig, PolicyConfig, StagesConfig
 
 
@@ -23,6 +24,9 @@ class Config:
     model: ModelConfig = setting(ModelConfig(), "the model")
     parallel: ParallelConfig = setting(ParallelConfig(), "how it is spread over ranks")
     memory: MemoryConfig = setting(MemoryConfig(), "what rests in host memory while others work on a GPU")
+    preflight: PreflightConfig = setting(
+        PreflightConfig(), "checks of the nodes, before training and by `tempo doctor`"
+    )
     data: DataConfig = setting(DataConfig(), "questions")
     generation: GenerationConfig = setting(GenerationConfig(), "the generator and its sampling")
     grading: GradingConfig = setting(GradingConfig(), "how responses are graded")

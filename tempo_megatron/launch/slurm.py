@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 
 _FIRST_PORT, _PORTS = 20000, 10000
 
@@ -19,9 +19,7 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
     if "MASTER_ADDR" not in environment:  # who starts tasks in an image, which has no scontrol, says it
-        listed = ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]]
-        nodes = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split()
-        environment["MASTER_ADDR"] = nodes[0]
+        environment["MASTER_ADDR"] = step_nodes(environment)[0]
     step = int(environment["SLURM_JOB_ID"]) * 7 + int(environment["SLURM_STEP_ID"])
     environment.update(
         RANK=environment["SLURM_PROCID"],
@@ -29,3 +27,12 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
         WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
     )
     environment.setdefault("MASTER_PORT", str(_FIRST_PORT + step % _PORTS))
+
+
+def step_nodes(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Names of this step's nodes; empty outside a step. Raises as `join_step` does."""
+    listed = environment.get("SLURM_STEP_NODELIST")
+    if not listed:
+        return []
+    command = ["scontrol", "show", "hostnames", listed]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()

@@ -24,7 +24,6 @@ from tempo_megatron.megatron.trainer import Trainer
 if TYPE_CHECKING:
     from tempo_megatron.megatron.capture import Captured
 
-_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 _ASIDE, _REMOVED = ".writing-", ".removing-"
 
 
@@ -50,8 +49,8 @@ def captured(checkpoint: Path, trainers: Mapping[str, Trainer], *, copied: bool)
     for role, trainer in trainers.items():
         with trainer.awake(Kind.weights, Kind.optimizer):
             with cpu.accelerator_names():
-                weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
-                optimizer = trainer.optimizer.sharded_state_dict(weights, metadata=_SHARDING)
+                weights = trainer.module.sharded_state_dict(metadata=_sharding())
+                optimizer = trainer.optimizer.sharded_state_dict(weights, metadata=_sharding())
                 part = _capture({"model": weights, "optimizer": optimizer}, checkpoint, role, copied)
             yield role, part
 
@@ -140,10 +139,10 @@ def load(checkpoint: Path, trainers: Mapping[str, Trainer]) -> None:
     Collective."""
     for role, trainer in trainers.items():
         with trainer.awake(Kind.weights, Kind.optimizer, changes=True), cpu.accelerator_names():
-            weights = trainer.module.sharded_state_dict(metadata=_SHARDING)
+            weights = trainer.module.sharded_state_dict(metadata=_sharding())
             wanted = {
                 "model": weights,
-                "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_SHARDING),
+                "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_sharding()),
             }
             loaded = _load(wanted, checkpoint, role)
             trainer.module.load_state_dict(loaded["model"])
@@ -159,7 +158,7 @@ def load_weights(checkpoint: Path, role: str, module: Any) -> None:
     if damaged:
         raise ConversionError("\n".join(damaged))
     with cpu.accelerator_names():
-        every = module.sharded_state_dict(metadata=_SHARDING)
+        every = module.sharded_state_dict(metadata=_sharding())
         wanted = {name: part for name, part in every.items() if not name.endswith("_extra_state")}
         unfilled, _ = module.load_state_dict(_load({"model": wanted}, checkpoint, role)["model"], strict=False)
     lost = [name for name in unfilled if not name.endswith("_extra_state")]
@@ -171,8 +170,13 @@ def save_weights(checkpoint: Path, role: str, module: Any) -> None:
     """A checkpoint of one model's weights alone, for `load_weights`. Collective."""
     begin(checkpoint, [role])
     with cpu.accelerator_names():
-        state = {"model": module.sharded_state_dict(metadata=_SHARDING)}
+        state = {"model": module.sharded_state_dict(metadata=_sharding())}
         write(checkpoint, [(role, _capture(state, checkpoint, role, copied=False))])
+
+
+def _sharding() -> dict[str, Any]:
+    """megatron-core notes the present process groups in it: each call gets its own."""
+    return {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def _capture(state: dict[str, Any], checkpoint: Path, role: str, copied: bool) -> Captured:

@@ -1,0 +1,35 @@
+"""What a recipe takes of a cluster before anything is queued: memory in each phase, time, and which layout to choose.
+
+No process group, no GPU: shapes and settings in, figures out.
+"""
+
+from __future__ import annotations
+
+from checkpoints_convert.errors import ConversionError
+from tempo_megatron.config import Config
+from tempo_megatron.planning import shapes
+from tempo_megatron.planning.fit import problems
+from tempo_megatron.planning.layout import Machine
+from tempo_megatron.planning.phases import Run
+
+HOST_GIB = 1536.0
+"""host memory of a node where nothing else is said"""
+
+
+def check(
+    config: Config,
+    *,
+    nodes: int,
+    gpus_per_node: int = 8,
+    gpu_memory_gib: float = 80.0,
+    host_memory_gib: float = HOST_GIB,
+) -> list[str]:
+    """Why this run cannot work on so many nodes, one line a reason; empty when it fits.
+
+    `gpu_memory_gib` is what a GPU is sold with. A model that is not there yet is known by the name of its directory.
+    """
+    try:
+        settings = shapes.of_model(config.model.hf_path)
+    except ConversionError as error:
+        return [f"model.hf_path: {line}" for line in str(error).splitlines()]
+    return problems(Run(settings, config, Machine(nodes, gpus_per_node, gpu_memory_gib, host_memory_gib)))

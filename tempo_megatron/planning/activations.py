@@ -107,13 +107,11 @@ class Activations:
         wide, activated = 2 * channels * self.width, self._operand(channels)
         kept += wide + activated
         narrow = channels * self.width
-        freed = 0 if self._eight_bits else activated  # 8-bit operands go when their layer's backward pass is over
-        quantized = self._eight_bits * self.whole * self.settings.hidden_size * 2
-        into_second = self._gathered + narrow + quantized
-        into_activation = narrow + wide - freed
-        quantized = 4 * channels if self._eight_bits else 0
-        whole = self.whole * self.settings.hidden_size * self.width
-        into_first = quantized + self._gathered + whole - activated
+        whole = self.whole * self.settings.hidden_size
+        # In 8 bits a gradient is there twice more, once for each product, and operands go when their layer is done.
+        into_second = self._gathered + (2 * whole if self._eight_bits else 0) + narrow
+        into_activation = narrow + wide - (0 if self._eight_bits else activated)
+        into_first = (4 * channels if self._eight_bits else 0) + self._gathered + whole * self.width - activated
         backward = self.hidden + max(into_second, into_activation, into_first)
         forward = 2 * self.hidden + self._gathered + wide + narrow + (channels if self._eight_bits else 0)
         return Sublayer(entrance, kept, backward, forward)

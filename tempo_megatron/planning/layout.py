@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tempo_megatron.config import Config
+from checkpoints_convert.mapping import BackboneSettings
+from tempo_megatron.config import Config, ParallelConfig
 
 _USABLE = 0.989
 """of the memory that a GPU is sold with, what CUDA reports: 79.1 GiB of an H100's 80"""
@@ -62,3 +64,34 @@ class Layout:
     def __str__(self) -> str:
         sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context}
         return " ".join([f"{name}{size}" for name, size in sizes.items() if size > 1] + [f"DP{self.data}"])
+
+
+def divisible(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
+    """What the parallel sizes do not divide."""
+    parts = {
+        "tensor_model_parallel_size": {
+            "attention heads": settings.num_attention_heads,
+            "KV heads": settings.num_query_groups,
+            "MLP channels": settings.ffn_hidden_size,
+            "padded vocabulary entries": settings.padded_vocab_size,
+        },
+        "pipeline_model_parallel_size": {"layers": settings.num_layers},
+    }
+    for key, counts in parts.items():
+        size = getattr(parallel, key)
+        for what, count in counts.items():
+            if size > 0 and count % size:
+                yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
+
+
+def windows(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
+    """Context parallelism deals the heads of layers with a window out to its ranks."""
+    ranks = max(1, parallel.tensor_model_parallel_size) * max(1, parallel.context_parallel_size)
+    if parallel.context_parallel_size < 2 or not any(layer.window for layer in settings.attention):
+        return
+    for what, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
+        if count % ranks:
+            yield (
+                f"parallel.context_parallel_size: layers with a sliding window need TP x CP = {ranks} to divide the "
+                f"model's {count} {what} heads"
+            )

@@ -12,11 +12,11 @@ from tempo_megatron.planning.layout import Layout
 from tempo_megatron.planning.parameters import Parameters, parameters
 
 GIB = 2**30
-_WORKSPACES = 110 * 2**20
-"""cuBLAS's workspaces in torch and Transformer Engine (32 MiB each), the packing's indices, reductions"""
-
 Parts = dict[str, int]
 """name of a part -> bytes"""
+
+_WORKSPACES = 110 * 2**20
+"""cuBLAS's workspaces in torch and Transformer Engine (32 MiB each), indices of the packing, reductions; measured"""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Model:
         in_flight = min(self.micro_batches, layout.pipeline - stage)
         resting: Parts = self.state(stage) | {
             "weights in 8 bits": 2 * self._in_eight_bits(stage),
-            "weight gradients that stand for those in the buffers": self._dummies(stage),
-            "activations": in_flight * (act.kept(self._layers) + (0 if last else act.hidden)),
+            "dummy weight gradients": self._dummies(stage),
+            "activations": in_flight * act.kept(self._layers) + (0 if last else (in_flight - 1) * act.hidden),
             "workspaces": _WORKSPACES + (act.gather_buffer if last and self.role == "policy" else 0),
         }
         moments = [resting | {"backward pass": act.at_backward()}]

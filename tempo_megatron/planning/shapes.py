@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from checkpoints_convert import hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import BackboneSettings
 
@@ -81,6 +83,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama3-8b": _shape(_LLAMA3, (32, 4096, 14336, 32)),
 }
 
+DIRECTORIES = {
+    "Qwen3-0.6B-Base": "qwen3-0.6b",
+    "Qwen3-1.7B-Base": "qwen3-1.7b",
+    "Qwen3-4B-Base": "qwen3-4b",
+    "Qwen3-8B-Base": "qwen3-8b",
+    "Qwen3-14B-Base": "qwen3-14b",
+    "Olmo-3-1025-7B": "olmo3-7b",
+    "Llama-3.1-8B": "llama3-8b",
+}
+"""names under which the models are published -> shapes"""
+
 
 def config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, Any]:
     """config.json of a shape, with fewer layers or another vocabulary where they are given."""
@@ -94,3 +107,12 @@ def config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, A
 
 def settings(described: dict[str, Any]) -> BackboneSettings:
     return family(described).settings(described)
+
+
+def of_model(hf_path: str) -> BackboneSettings:
+    """The shape of a Hugging Face directory, or, where there is none, of the model that is published under its name.
+    Raises ConversionError."""
+    directory = Path(hf_path)
+    if not directory.is_dir() and directory.name in DIRECTORIES:
+        return settings(config(DIRECTORIES[directory.name], None, None))
+    return settings(hf_files.read_config(directory))

@@ -28,8 +28,12 @@ class Work:
         queries = shape.num_attention_heads * shape.kv_channels
         keys = shape.num_query_groups * shape.kv_channels
         layer = shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.ffn_hidden_size)
-        outputs = shape.vocab_size if self.role == "policy" else 1
-        return shape.num_layers * layer + shape.hidden_size * outputs
+        return shape.num_layers * layer + shape.hidden_size * self.outputs
+
+    @property
+    def outputs(self) -> int:
+        """Values that the output layer has for a token."""
+        return self.settings.vocab_size if self.role == "policy" else 1
 
     def forward(self, lengths: Iterable[int]) -> float:
         """FLOPs of reading sequences of these lengths."""

@@ -33,7 +33,7 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
         settings = family(described).settings(described)
         module = model.build("policy", settings, config, place)
         if saved:
-            checkpoint.load_weights(directory / "policy", module)
+            checkpoint.load_weights(directory, "policy", module)
         else:
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
+
+
+def kill_tree(root: int) -> None:
+    """A process and all that it started: torchrun's ranks are in sessions of their own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(root)
+        for process in [*parent.children(recursive=True), parent]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def run_ranks(script: Path, ranks: int, *arguments: object, timeout: float = 300) -> str:
@@ -29,7 +40,7 @@ def run_ranks(script: Path, ranks: int, *arguments: object, timeout: float = 300
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         output, _ = process.communicate()
         raise AssertionError(f"no end within {timeout} s:\n{output[-6000:]}") from None
     assert process.returncode == 0, output[-6000:]

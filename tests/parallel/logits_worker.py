@@ -74,7 +74,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         settings = family(described).settings(described)
         module = model.build("critic" if critic else "policy", settings, config, place)
         if critic:
-            checkpoint.load_weights(directory / "critic", module)
+            checkpoint.load_weights(directory, "critic", module)
         else:
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
             seen: list[dict[int, list[int]]] = [{}] * place.world_size

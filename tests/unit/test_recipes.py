@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from checkpoints_convert.__main__ import main
 from tempo_megatron.config import Config, ConfigError, load
 from tempo_megatron.data.prepare.catalogue import SOURCES
+from tempo_megatron.megatron import manifest
 from tempo_megatron.validate import problems
 from tests.models import write_model
 
@@ -47,6 +48,9 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     given = ["--hf", str(hf_path), "--out", str(made), "--role", role]
                     assert main(["to-megatron", *given]) == 0
                 shutil.copytree(made, directory / start, dirs_exist_ok=True)
+                manifest.write(
+                    directory / start, manifest.describe(directory / start, manifest.files_of(directory / start))
+                )
             data = config.data
             for source in (*data.labelled, *data.unlabelled, *data.held_out):
                 path = directory / source.path

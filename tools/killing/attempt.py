@@ -30,24 +30,28 @@ class Attempt:
     def __init__(self, recipe: Path, overrides: list[str], ranks: int, log: Path) -> None:
         cpu.install()  # imports megatron-core
         config = load(recipe, overrides)
+        self._log = log
         self._process = _FORK.Process(target=_lead, args=(config, ranks, log))
         self._process.start()
+        self._group = self._process.pid
+        assert self._group is not None
+        os.setpgid(self._group, self._group)  # here and in the child: whoever comes first
 
     def ended(self, seconds: float) -> bool:
         """Whether it ends of itself within that time. Raises RuntimeError if it fails."""
         self._process.join(seconds)
         if self._process.exitcode:
-            raise RuntimeError(f"the run failed with exit code {self._process.exitcode}")
+            raise RuntimeError(f"the run failed; {self._log} says why")
         return self._process.exitcode == 0
 
     def kill(self) -> None:
         """End every process at once, as the kernel does."""
-        os.killpg(self._process.pid or 0, signal.SIGKILL)
+        os.killpg(self._group, signal.SIGKILL)
         self._process.join()
 
 
 def _lead(config: Config, ranks: int, log: Path) -> None:
-    os.setsid()
+    os.setpgid(0, 0)
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

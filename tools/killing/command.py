@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     directory: Path = given.directory
     directory.mkdir(parents=True)
-    recipe = write_recipe(directory, given.model, given.ranks)
+    recipe = write_recipe(directory, given.model, given.ranks, given.iterations)
     whole, begun = directory / "whole", time.monotonic()
     finish(Attempt(recipe, [f"run_dir={whole}"], given.ranks, whole.with_suffix(".log")))
     killer = Killer(recipe, directory, given.ranks, given.seed, time.monotonic() - begun)
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=30, help="(30)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
     parser.add_argument("--ranks", type=int, default=2, help="tensor-parallel ranks (2)")
+    parser.add_argument("--iterations", type=int, default=8, help="of a run (8)")
     parser.add_argument("--model", type=Path, help="a demo model; made where none is given")
     return parser
 

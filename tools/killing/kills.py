@@ -66,7 +66,7 @@ class Killer:
     def _kill(self, run_dir: Path, number: int) -> Kill | None:
         """Start the run, kill it at this kill's moment, and look at what is left; None if it ends before."""
         checkpoints = run_dir / "checkpoints"
-        before, begun = _newest(checkpoints), time.monotonic()
+        before, left, begun = _newest(checkpoints), _unfinished(checkpoints), time.monotonic()
         share = derive_seed("kill", self.seed, number) % 10**6 / 10**6
         attempt, aimed = self._start(run_dir, number), number % 3 == 0
         if aimed:
@@ -80,7 +80,7 @@ class Killer:
         problems = _damaged(checkpoints)
         if before is not None and (after is None or after < before):
             problems.append(f"the newest checkpoint was {before} and is {after}")
-        saving = any(checkpoints.glob(".writing-iteration-*"))
+        saving = bool(_unfinished(checkpoints) - left)
         return Kill(
             number, run_dir.name, _is_asynchronous(number), aimed, seconds, saving, before, after, tuple(problems)
         )
@@ -131,6 +131,11 @@ def _save_begins(attempt: Attempt, checkpoints: Path) -> bool:
             return False
     attempt.kill()
     raise TimeoutError(f"no save within {_LIMIT:.0f} s")
+
+
+def _unfinished(checkpoints: Path) -> set[tuple[Path, int]]:
+    """Directories of writes that did not end; one that was written into since is another."""
+    return {(path, path.stat().st_mtime_ns) for path in checkpoints.glob(".writing-iteration-*")}
 
 
 def _newest(checkpoints: Path) -> int | None:

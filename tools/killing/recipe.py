@@ -20,7 +20,7 @@ _RECIPE: dict[str, Any] = {
     },
     "generation": {"max_response_tokens": 8},
     "stages": {"warm_start": {"steps": 1, "batch_size": 8}, "critic_start": {"iterations": 1, "prompts": 2}},
-    "loop": {"iterations": 8, "labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
+    "loop": {"labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
     "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_tokens": 128},
     "policy": {
         "optimizer": {"learning_rate": 1e-4},
@@ -38,7 +38,7 @@ _RECIPE: dict[str, Any] = {
 }
 
 
-def write_recipe(directory: Path, model: Path | None, ranks: int) -> Path:
+def write_recipe(directory: Path, model: Path | None, ranks: int, iterations: int) -> Path:
     """The recipe for tensor-parallel ranks, around a demo model, which is made where none is given."""
     if model is None:
         model = directory / "model"
@@ -47,6 +47,7 @@ def write_recipe(directory: Path, model: Path | None, ranks: int) -> Path:
     recipe = {
         **_RECIPE,
         "model": {**_RECIPE["model"], "hf_path": str(model.absolute())},
+        "loop": {**_RECIPE["loop"], "iterations": iterations},
         "parallel": {"processes_per_node": ranks, "tensor_model_parallel_size": ranks},
     }
     path = directory / "recipe.yaml"

@@ -1,0 +1,31 @@
+"""Ranks on this machine whose own exit codes matter; torchrun makes 1 of them all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tempo_megatron.launch.torchrun import ENVIRONMENT
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run `tempo` with these arguments as `processes` ranks, which must end by themselves; the highest exit code."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tempo_megatron.cli", *arguments],
+            env={
+                **ENVIRONMENT,
+                **os.environ,
+                **{name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
+            },
+        )
+        for rank in range(processes)
+    ]
+    return max(abs(process.wait()) for process in ranks)

@@ -1,0 +1,83 @@
+"""`tempo plan`: what a recipe takes of a cluster, and whether it fits."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from checkpoints_convert.errors import ConversionError
+from checkpoints_convert.mapping import BackboneSettings
+from tempo_megatron.config import Config, ConfigError, load
+from tempo_megatron.planning import HOST_GIB, report, shapes
+from tempo_megatron.planning.choose import ranked
+from tempo_megatron.planning.fit import indivisible, problems, too_much
+from tempo_megatron.planning.layout import Machine
+from tempo_megatron.planning.phases import Run
+from tempo_megatron.planning.schedule import Load
+
+_CANNOT = 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "tempo plan",
+        description="Memory of each phase, time, and layouts to choose from. Exit code 2 where the recipe cannot fit.",
+    )
+    parser.add_argument("recipe", help="YAML file, as `tempo train` takes")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, or YAML files of them")
+    parser.add_argument("--nodes", default="1", help="nodes; several with commas give a table with a row for each")
+    parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB that a GPU is sold with (default: 80)")
+    parser.add_argument("--host-memory", type=float, default=HOST_GIB, help="GiB of a node (default: 1536)")
+    parser.add_argument("--model", choices=shapes.SHAPES, help="the shape, instead of that of model.hf_path")
+    parser.add_argument("--response-tokens", type=int, help="mean of a response (default: half of the longest)")
+    parser.add_argument("--questions", type=int, default=300, help="questions of an evaluation (default: 300)")
+    parser.add_argument("--storage", type=float, default=2.0, help="GB/s of the shared storage (default: 2)")
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr."""
+    given = _parser().parse_intermixed_args(arguments)
+    try:
+        config = load(given.recipe, given.overrides)
+        settings = _settings(config, given.model)
+        runs = [Run(settings, config, machine) for machine in _machines(given)]
+    except (ConfigError, ConversionError) as error:
+        return _refuse(given.recipe, str(error).splitlines())
+    most = config.generation.max_response_tokens
+    mean = given.response_tokens or -(-most // 2)
+    work = Load.uniform(mean, most, questions=given.questions, storage_gbs=given.storage)
+    if len(runs) > 1:
+        print(report.growth([(run, problems(run), ranked(run, work)) for run in runs], work))
+        return 0
+    (run,) = runs
+    wrong = indivisible(run)
+    if not wrong:
+        print(report.plan(run, work, ranked(run, work)))
+        wrong = too_much(run)
+    return _refuse(given.recipe, wrong) if wrong else 0
+
+
+def _machines(given: argparse.Namespace) -> list[Machine]:
+    try:
+        counts = [int(count) for count in given.nodes.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--nodes: numbers with commas between them, got {given.nodes!r}") from error
+    return [Machine(count, given.gpus_per_node, given.gpu_memory, given.host_memory) for count in counts]
+
+
+def _settings(config: Config, model: str | None) -> BackboneSettings:
+    if model:
+        return shapes.settings(shapes.config(model, None, None))
+    try:
+        return shapes.of_model(config.model.hf_path)
+    except ConversionError as error:
+        raise ConfigError(f"model.hf_path: {error}; --model names a known shape") from error
+
+
+def _refuse(recipe: str, reasons: Sequence[str]) -> int:
+    lines = "\n".join(f"  {line}" for line in reasons)
+    print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
+    return _CANNOT

@@ -1,0 +1,132 @@
+"""What lies on a GPU in each phase, after the table of `turns.py`: who works is there, all else rests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from checkpoints_convert.mapping import BackboneSettings, Role
+from tempo_megatron.config import Config, CriticTraining
+from tempo_megatron.planning.generator import Engine
+from tempo_megatron.planning.layout import Layout, Machine
+from tempo_megatron.planning.memory import GIB, Model, Parts
+
+_PROCESS = int(3.7 * GIB)
+"""contexts of CUDA and NCCL, kernels, and what vLLM keeps while it sleeps, CUDA graphs above all; measured in a sync"""
+_SLACK = int(1.3 * GIB)
+"""what torch's allocator holds beyond its tensors while a model works: measured beside `_PROCESS`"""
+_BESIDE_ENGINE = int(1.1 * GIB)
+"""contexts and CUDA graphs beside what vLLM counts as its share: measured"""
+_BUCKETS = 384 * 2**20
+"""a sync's next bucket and the shards that it is made of (`megatron/weights.py`)"""
+
+WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "generate": {},
+    "sync": {"policy": ("weights",)},
+    "calibrate": {"critic": ("weights", "gradients", "optimizer")},
+    "estimate": {"policy": ("weights",), "critic": ("weights",), "reference": ("weights",)},
+    "refine": {"policy": ("weights", "gradients", "optimizer")},
+    "save": {},
+}
+"""Kinds of each model's state that a phase works with; the generator works in the first two"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe on a machine."""
+
+    settings: BackboneSettings
+    config: Config
+    machine: Machine
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.config, self.machine.gpus)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return Engine(self.settings, self.config, self.layout, self.machine)
+
+    @cached_property
+    def models(self) -> dict[str, Model]:
+        """By the names of `turns.py`."""
+        config = self.config
+        found = {"policy": self._model("policy", config.policy.micro_batch_tokens)}
+        if config.critic.training is not CriticTraining.none:
+            found["critic"] = self._model("critic", config.critic.micro_batch_tokens)
+        if config.policy.kl_coefficient:
+            found["reference"] = found["policy"]
+        return found
+
+    def _model(self, role: Role, tokens: int) -> Model:
+        longest = self.config.data.max_prompt_tokens + self.config.generation.max_response_tokens
+        return Model(self.settings, role, self.config, self.layout, tokens or longest, self.layout.pipeline)
+
+    def phases(self) -> dict[str, Parts]:
+        """Bytes on the GPU that takes most, part by part, at the highest moment of each phase."""
+        found = {
+            "generate": self.engine.parts() | {"contexts": _BESIDE_ENGINE},
+            "sync": self._sync(),
+        }
+        learns = self.config.critic.training in (CriticTraining.calibrated, CriticTraining.returns)
+        if "critic" in self.models and learns:
+            found["calibrate"] = self._working(self.models["critic"].learning())
+        found["estimate"] = self._working(self._estimate())
+        found["refine"] = self._working(self.models["policy"].learning())
+        found["save"] = self._working(max(map(self._saved, self.models), key=total))
+        for name, parts in found.items():
+            staying = self._staying(name)
+            if staying:
+                parts["state of resting models"] = staying
+        return found
+
+    def _working(self, parts: Parts) -> Parts:
+        return parts | {"contexts": _PROCESS, "allocator": _SLACK}
+
+    def _sync(self) -> Parts:
+        """Under TP or PP the largest tensor is there as it came and as it is given out."""
+        weights = max(self.models["policy"].state(stage)["weights"] for stage in range(self.layout.pipeline))
+        largest = 2 * self.settings.padded_vocab_size * self.settings.hidden_size
+        spread = self.layout.tensor * self.layout.pipeline > 1
+        buckets = 2 * largest + _BUCKETS if spread else largest
+        parts = {"weights": weights, "weights of the generator": self.engine.weights}
+        return parts | {"buckets": buckets, "contexts": _PROCESS}
+
+    def _estimate(self) -> Parts:
+        """The policy's pass is the higher one; the others' weights stay beside it."""
+        parts = dict(self.models["policy"].reading())
+        for name, model in self.models.items():
+            if name != "policy":
+                parts[f"weights of the {name}"] = model.reading()["weights"]
+        return parts
+
+    def _saved(self, name: str) -> Parts:
+        return {kind: size for kind, size in self.state(name).items() if kind != "gradients"}
+
+    def _staying(self, phase: str) -> int:
+        """State that `memory.offload_*` leaves on the GPU though its model rests."""
+        return sum(
+            size
+            for name in self.models
+            for kind, size in self.state(name).items()
+            if not self.moves(kind) and kind not in WORKERS[phase].get(name, ())
+        )
+
+    def state(self, name: str) -> Parts:
+        """What the model `name` keeps from step to step."""
+        model = self.models[name]
+        found = max((model.state(stage) for stage in range(self.layout.pipeline)), key=total)
+        return {"weights": found["weights"]} if name == "reference" else found
+
+    def moves(self, kind: str) -> bool:
+        memory = self.config.memory
+        moves = {
+            "weights": memory.offload_weights,
+            "gradients": memory.offload_gradients,
+            "optimizer": memory.offload_optimizer,
+        }
+        return moves[kind]
+
+
+def total(parts: Parts) -> int:
+    return sum(parts.values())

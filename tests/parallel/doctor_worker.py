@@ -1,0 +1,43 @@
+"""Several ranks of `tempo doctor`, each with an environment of its own, in which it plays another node.
+
+They are forked from one process: what they share, the import of torch, is paid once.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+
+from tempo_megatron import cli
+from tempo_megatron.preflight import command  # noqa: F401  (imported before the fork)
+
+
+def rank(environment: dict[str, str], arguments: list[str]) -> None:
+    os.environ |= environment
+    sys.exit(cli.main(["doctor", *arguments]))
+
+
+def main() -> None:
+    """Print the exit code of each rank, as JSON in the last line."""
+    environments, *arguments = sys.argv[1:]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])
+    ranks = [
+        multiprocessing.get_context("fork").Process(
+            target=rank, args=({**environment, "MASTER_ADDR": "localhost", "MASTER_PORT": port}, arguments)
+        )
+        for environment in json.loads(environments)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    print(json.dumps([process.exitcode for process in ranks]))
+
+
+if __name__ == "__main__":
+    main()

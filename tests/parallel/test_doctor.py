@@ -1,0 +1,135 @@
+"""`tempo doctor` on several ranks that play nodes: a network that works, and nodes that are bad in their own ways."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parallel.launcher import ROOT
+
+WORKER = Path(__file__).with_name("doctor_worker.py")
+SETTINGS = ["model.precision=fp32", "parallel.processes_per_node=1", "run_dir=${oc.env:SHARED}/runs/mine"]
+LIMIT = 90
+
+
+@dataclass
+class Examined:
+    """`tempo doctor` at work, then what came of it."""
+
+    directory: Path
+    worker: subprocess.Popen[str]
+    printed: str = ""
+
+    def finish(self) -> None:
+        try:
+            self.printed, _ = self.worker.communicate(timeout=LIMIT)
+        finally:
+            if self.worker.poll() is None:
+                os.killpg(self.worker.pid, signal.SIGKILL)
+        assert self.worker.returncode == 0, self.printed
+
+    @property
+    def exit_codes(self) -> list[int]:
+        codes: list[int] = json.loads(self.printed.splitlines()[-1])
+        return codes
+
+    @property
+    def report(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads((self.directory / "report.json").read_text())
+        return read
+
+    @property
+    def nodes(self) -> str:
+        return (self.directory / "nodes").read_text()
+
+    def verdicts(self, node: str) -> dict[str, str]:
+        return {made["check"]: made["verdict"] for made in self.report["findings"] if made["node"] == node}
+
+
+def start(directory: Path, ranks: list[dict[str, str]], *settings: str) -> Examined:
+    """`ranks` are the environments of those that come."""
+    arguments = [*SETTINGS, *settings, "--json", directory / "report.json", "--nodes-file", directory / "nodes"]
+    worker = subprocess.Popen(
+        [sys.executable, *(str(part) for part in [WORKER, json.dumps(ranks), *arguments])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    return Examined(directory, worker)
+
+
+def place(rank: int, ranks: int, node: str, shared: Path, local_rank: int = 0) -> dict[str, str]:
+    numbers = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": local_rank}
+    return {**{name: str(value) for name, value in numbers.items()}, "SLURMD_NODENAME": node, "SHARED": str(shared)}
+
+
+def start_bad_nodes(directory: Path) -> Examined:
+    """n1 is good, n2 has another file system at the path of run_dir, n3 never comes."""
+    (directory / "elsewhere").mkdir()
+    scontrol = directory / "scontrol"
+    scontrol.write_text("#!/bin/sh\nprintf 'n1\\nn2\\nn3\\n'\n")
+    scontrol.chmod(0o755)
+    slurm = {"SLURM_STEP_NODELIST": "n[1-3]", "PATH": f"{directory}:{os.environ['PATH']}"}
+    came = [
+        place(0, 4, "n1", directory, local_rank=0),
+        place(1, 4, "n1", directory, local_rank=1),
+        place(2, 4, "n2", directory / "elsewhere"),
+    ]
+    limits = ["preflight.time_limit_seconds=24", "preflight.bad_nodes=leave_out"]
+    return start(directory, [slurm | rank for rank in came], *limits)
+
+
+@pytest.fixture(scope="module")
+def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examined]:
+    """Two good nodes, and three of which two are bad: both at once, for the second waits most of its time."""
+    directories = {name: tmp_path_factory.mktemp(name) for name in ("good", "bad")}
+    good = [place(rank, 2, f"n{rank}", directories["good"]) for rank in range(2)]
+    made = {"bad": start_bad_nodes(directories["bad"]), "good": start(directories["good"], good)}
+    for each in made.values():
+        each.finish()
+    return made
+
+
+def test_two_good_nodes_measure_their_network(examined: dict[str, Examined]) -> None:
+    """Every check is good, the all-reduce across nodes has a speed and the clock a difference, all ranks have the same
+    verdict, and nothing stays of the files that were exchanged: run_dir itself is not made."""
+    made = examined["good"]
+    assert made.exit_codes == [0, 0]
+    assert made.report["may_start"]
+    assert {finding["verdict"] for finding in made.report["findings"]} == {"good"}
+    found = {(finding["check"], finding["node"]): finding["found"] for finding in made.report["findings"]}
+    assert float(found["all-reduce across", "n0"].split()[0]) > 0
+    assert found["all-reduce across", "n1"].endswith("with n0")
+    assert abs(float(found["clock", "n1"].split()[0])) < 1
+    assert made.nodes == "n0\nn1\n"
+    assert not list(made.directory.glob(".preflight*"))
+    assert not (made.directory / "runs").exists()
+
+
+def test_bad_nodes_are_named_and_left_out(examined: dict[str, Examined]) -> None:
+    """Both are named within the limit, each with its reason; the good node still measures its all-reduce and is listed
+    for the step that trains."""
+    made = examined["bad"]
+    elsewhere = made.directory / "elsewhere"
+    assert made.exit_codes == [0, 0, 0]
+    assert made.report["bad_nodes"] == ["n2", "n3"]
+    assert made.verdicts("n3") == {"presence": "bad"}
+    assert made.verdicts("n2")["shared directory"] == "bad"
+    assert made.verdicts("n1")["all-reduce within"] == "good"
+    assert set(made.verdicts("n1").values()) == {"good"}
+    assert made.report["seconds"] < 24
+    assert made.nodes == "n1\n"
+    assert "never came within 8 s" in made.printed
+    assert f"{elsewhere} is not the first node's" in made.printed
+    assert "1 of 3 nodes good" in made.printed
+    assert not [*made.directory.glob(".preflight*"), *elsewhere.glob(".preflight*")]

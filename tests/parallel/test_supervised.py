@@ -1,0 +1,43 @@
+"""Runs that are interrupted, fail or hang, on two ranks with responses that are made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.test_train import exported, metrics, same_weights
+from tests.parallel.launcher import run_ranks
+
+WORKER = Path(__file__).with_name("supervised_worker.py")
+SHORT = ("stages.warm_start.steps=2", "checkpoint.every=4", "logging.tensorboard=false")
+
+
+def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: Path) -> None:
+    """Interrupted while it generates, while it evaluates, and while it learns, each time on one rank alone: log and
+    weights are bit for bit those of a run that went through."""
+    whole = tmp_path / "whole"
+    run_ranks(WORKER, 2, whole, recipe, *SHORT)
+    assert metrics(tmp_path / "run") == metrics(whole)
+    assert len(exported(whole)) > 10 and same_weights(tmp_path / "run", whole)
+
+
+def test_the_rank_that_fails_is_the_one_with_the_traceback(recipe: Path, tmp_path: Path) -> None:
+    """The other only says whom it lost."""
+    with pytest.raises(AssertionError) as failed:
+        run_ranks(WORKER, 2, "fail", recipe, *SHORT)
+    shown = str(failed.value)
+    assert "rank 1" in shown and "ValueError: what rank 1 stumbled over" in shown
+    assert "ends because rank 1 failed" in shown
+    assert "ValueError: what rank 1" in (tmp_path / "run" / "failures" / "rank-1.txt").read_text()
+    assert not (tmp_path / "run" / "failures" / "rank-0.txt").exists()
+
+
+def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Path) -> None:
+    """Rank 0 has gone on to the next phase, rank 1 sleeps. Its stack shows where."""
+    with pytest.raises(AssertionError) as failed:
+        run_ranks(WORKER, 2, "hang", recipe, *SHORT, "faults.lag_limit_seconds=4", timeout=120)
+    shown = str(failed.value)
+    assert "no end within" not in shown
+    assert "rank 1" in shown and "a phase behind the others" in shown  # rank 0 may be ended before it says so too
+    assert "in trouble" in (tmp_path / "run" / "flight" / "rank-1.txt").read_text()

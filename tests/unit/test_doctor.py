@@ -1,0 +1,346 @@
+"""What facts of nodes mean: each thing that is wrong with one of them is said of that node, and of no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron.config import BadNodes, Config, Precision
+from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
+from tempo_megatron.preflight.bandwidth import Measured
+from tempo_megatron.preflight.command import before_training
+from tempo_megatron.preflight.conduct import absent
+from tempo_megatron.preflight.exchange import ClockReading, Exchange
+from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, Verdict
+from tempo_megatron.preflight.gpus import parse, read_gpus
+from tempo_megatron.preflight.limits import problems
+from tempo_megatron.preflight.meeting import Answers, MeetingError, Place, connect
+from tempo_megatron.preflight.report import Report
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
+GOOD = NodeFacts(
+    versions={"python": "3.12.3", "torch": "2.11.0", "CUDA of the wheels": "13.0", "source code": "ab12"},
+    environment={"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+    host_gib=2000,
+    host_free_gib=1900,
+    ephemeral_ports=(32768, 60999),
+    free_ports=1.0,
+    gpus=[H100] * 8,
+    usable_gpus=8,
+    driver="580.82",
+    driver_cuda="13.0",
+)
+
+
+def config() -> Config:
+    made = Config()
+    made.parallel.processes_per_node = 8
+    made.parallel.tensor_model_parallel_size = 4
+    return made
+
+
+def found(facts: Facts, of: Config) -> list[Finding]:
+    return [*device_checks.check(facts, of), *node_checks.check(facts, of)]
+
+
+def wrong(findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
+    return [(made.node, made.check, made.verdict.value) for made in findings if made.verdict is not Verdict.good]
+
+
+def three(changes: Mapping[str, object]) -> Facts:
+    """Three nodes, the second with changes."""
+    return {"n1": GOOD, "n2": replace(GOOD, **changes), "n3": GOOD}  # type: ignore[arg-type]
+
+
+def gpus(**changes: object) -> list[Gpu]:
+    """Eight GPUs, the fourth with changes."""
+    return [H100] * 3 + [replace(H100, **changes)] + [H100] * 4  # type: ignore[arg-type]
+
+
+def test_good_nodes_are_good_in_every_check() -> None:
+    made = found({"n1": GOOD, "n2": GOOD}, config())
+    assert wrong(made) == []
+    checks = {finding.check for finding in made}
+    assert checks == {
+        "gpus", "device memory", "device health", "driver", "host memory", "versions", "environment", "ports"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "verdict", "words"),
+    [
+        ({"gpus": [H100] * 7, "usable_gpus": 7}, "gpus", "bad", "7 GPUs that torch can use"),
+        ({"gpus": gpus(name="NVIDIA A100")}, "gpus", "warning", "other nodes have NVIDIA H100"),
+        (
+            {"gpus": gpus(used_gib=41.0, processes=["77 python"])},
+            "device memory",
+            "bad",
+            "GPU 3 41.0 GiB (77 python)",
+        ),
+        ({"gpus": gpus(slowed_by=["hw_thermal_slowdown"])}, "device health", "bad", "GPU 3 hw_thermal_slowdown"),
+        ({"gpus": gpus(uncorrected_errors=2)}, "device health", "bad", "GPU 3 has 2 uncorrected memory errors"),
+        ({"gpus": gpus(needs_reset=True)}, "device health", "bad", "GPU 3 has memory rows"),
+        ({"driver_cuda": "12.8"}, "driver", "bad", "knows CUDA 12.8, torch was built for 13.0"),
+        ({"driver": "581.10"}, "versions", "warning", "driver 581.10, others have 580.82"),
+        (
+            {"versions": {**GOOD.versions, "torch": "2.10.0"}},
+            "versions",
+            "bad",
+            "torch 2.10.0, others have 2.11.0",
+        ),
+        (
+            {"versions": {**GOOD.versions, "source code": "cd34"}},
+            "versions",
+            "bad",
+            "source code cd34, others have ab12",
+        ),
+        ({"host_free_gib": 900}, "host memory", "warning", "900 of 2000 GiB free"),
+        ({"free_ports": 0.2}, "ports", "bad", "20% of ports 20000-29999"),
+        ({"ephemeral_ports": (15000, 60999)}, "ports", "warning", "outgoing connections take ports 15000-60999"),
+        (
+            {"environment": {**GOOD.environment, "NCCL_P2P_DISABLE": "1"}},
+            "environment",
+            "warning",
+            "NCCL_P2P_DISABLE=1: slows every step",
+        ),
+        (
+            {"environment": {**GOOD.environment, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}},
+            "environment",
+            "bad",
+            "vLLM's sleep mode cannot live with it",
+        ),
+    ],
+)
+def test_what_is_wrong_with_one_node_is_said_of_it(
+    changes: dict[str, object], check: str, verdict: str, words: str
+) -> None:
+    made = found(three(changes), config())
+    assert {*wrong(made)} >= {("n2", check, verdict)}
+    assert {node for node, _, _ in wrong(made)} == {"n2"}
+    assert {name for _, name, _ in wrong(made)} == {check}
+    said = [finding for finding in made if finding.node == "n2" and words in finding.found]
+    assert said and said[0].remedy and said[0].verdict.value == verdict
+
+
+def test_limits_are_settings() -> None:
+    """Memory that others hold is judged by preflight.device_memory_used_gib, host memory by memory.host_gib."""
+    facts = three({"gpus": gpus(used_gib=5.0), "host_free_gib": 900})
+    lenient = config()
+    lenient.preflight.device_memory_used_gib = 6
+    lenient.memory.host_gib = 100
+    assert wrong(found(facts, lenient)) == []
+    lenient.memory.host_gib = 200
+    assert wrong(found(facts, lenient)) == [("n2", "host memory", "bad")]
+
+
+def test_cpu_runs_want_no_gpu() -> None:
+    """fp32 on machines without GPUs; bf16 there is bad on every node."""
+    facts = {"n1": replace(GOOD, gpus=[], usable_gpus=0, driver="", driver_cuda="", gpu_problem="no nvidia-smi")}
+    on_cpu = config()
+    on_cpu.model.precision = Precision.fp32
+    assert wrong(found(facts, on_cpu)) == []
+    assert ("n1", "gpus", "bad") in wrong(found(facts, config()))
+
+
+def test_sleep_is_what_expandable_segments_break() -> None:
+    facts = three({"environment": {**GOOD.environment, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}})
+    awake = config()
+    awake.generation.sleep = False
+    assert ("n2", "environment", "bad") not in wrong(found(facts, awake))
+
+
+SMI = """<nvidia_smi_log><driver_version>580.82</driver_version><cuda_version>13.0</cuda_version>
+<gpu id="a"><product_name>NVIDIA H100</product_name>
+<fb_memory_usage><total>81559 MiB</total><used>2048 MiB</used></fb_memory_usage>
+<clocks_event_reasons><clocks_event_reason_gpu_idle>Active</clocks_event_reason_gpu_idle>
+<clocks_event_reason_hw_slowdown>{slow}</clocks_event_reason_hw_slowdown></clocks_event_reasons>
+<ecc_errors><volatile><sram_correctable>9</sram_correctable><dram_uncorrectable>{errors}</dram_uncorrectable></volatile>
+<aggregate><dram_uncorrectable>5</dram_uncorrectable></aggregate></ecc_errors>
+<remapped_rows><remapped_row_pending>No</remapped_row_pending></remapped_rows>
+<processes><process_info><pid>12</pid><process_name>python</process_name></process_info></processes>
+</gpu></nvidia_smi_log>"""
+
+
+def test_nvidia_smi_is_read() -> None:
+    """Idle clocks and old errors are no fault; a slowdown that is active and errors since the start are."""
+    made = parse(SMI.format(slow="Not Active", errors="N/A"))
+    assert (made.driver, made.driver_cuda) == ("580.82", "13.0")
+    assert made.gpus == [Gpu("NVIDIA H100", 81559 / 1024, 2.0, processes=["12 python"])]
+    made = parse(SMI.format(slow="Active", errors="3"))
+    assert made.gpus[0].slowed_by == ["hw_slowdown"]
+    assert made.gpus[0].uncorrected_errors == 3
+
+
+def test_an_nvidia_smi_that_fails_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert read_gpus({}).problem == "there is no nvidia-smi"
+    program.write_text('#!/bin/sh\necho "no driver: $*"\nexit 9\n')
+    program.chmod(0o755)
+    assert read_gpus({"CUDA_VISIBLE_DEVICES": "2,3"}).problem == (
+        "nvidia-smi failed: no driver: --query --xml-format --id=2,3"
+    )
+
+
+def test_clock_skew_is_what_no_delay_explains() -> None:
+    """A slow answer is no skew; a time outside the question's and the answer's is."""
+    readings = {
+        "slow": [ClockReading(100.0, 103.0, 108.0), ClockReading(110.0, 114.0, 119.0)],
+        "ahead": [ClockReading(100.0, 160.0, 100.1), ClockReading(101.0, 161.0, 104.0)],
+        "behind": [ClockReading(100.0, 60.0, 100.1)],
+    }
+    made = {finding.node: finding for finding in exchange.clocks(readings, 5.0)}
+    assert {node: finding.verdict.value for node, finding in made.items()} == {
+        "slow": "good",
+        "ahead": "bad",
+        "behind": "bad",
+    }
+    assert made["ahead"].found.startswith("59.9 s ahead of") and made["behind"].found.startswith("40.0 s behind")
+
+
+def test_a_directory_is_shared_when_both_sides_see(tmp_path: Path) -> None:
+    """Where run_dir does not exist yet, its nearest directory is tried, and nothing is made or left."""
+    first = Exchange.of(str(tmp_path / "runs" / "mine"), "token")
+    first.show("n1")
+    same = exchange.answer(first.run_dir, "n2", "n1", first.token, first.levels)
+    (tmp_path / "other").mkdir()
+    another = exchange.answer(str(tmp_path / "other" / "runs" / "mine"), "n3", "n1", first.token, first.levels)
+    made = list(exchange.files({"n2": same, "n3": another}, {"n4": "read-only"}, {"n2"} if first.sees("n2") else set()))
+    assert wrong(made) == [("n4", "shared directory", "bad"), ("n3", "shared directory", "bad")]
+    assert wrong(exchange.files({"n2": same}, {}, set())) == [("n2", "shared directory", "bad")]
+    for name in ("n1", "n2"):
+        first.remove(name)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert exchange.disk(tmp_path, 1e9).verdict is Verdict.bad
+
+
+@pytest.mark.parametrize("nodes", range(2, 8))
+def test_pairs_of_a_ring_do_not_overlap(nodes: int) -> None:
+    """Every node meets both its neighbours, one at a time."""
+    names = [f"n{at}" for at in range(nodes)]
+    rounds = bandwidth.ring(names)
+    for pairs in rounds:
+        busy = [node for pair in pairs for node in pair]
+        assert len(busy) == len(set(busy))
+    met = [node for pairs in rounds for pair in pairs for node in pair]
+    assert all(met.count(node) == (1 if nodes == 2 else 2) for node in names)
+    assert bandwidth.ring(["n0"]) == []
+
+
+def test_the_bad_node_of_a_ring_is_told_from_its_neighbours() -> None:
+    """n2 spoils both its pairs; n1 and n3 have another neighbour each."""
+    names = [f"n{at}" for at in range(5)]
+    pairs = [pair for pairs in bandwidth.ring(names) for pair in pairs]
+    failed = [Measured(pair, 0.0, "rank 2: timeout") if "n2" in pair else Measured(pair, 40.0) for pair in pairs]
+    slow = [Measured(pair, 3.0 if "n2" in pair else 40.0) for pair in pairs]
+    assert wrong(bandwidth.across(failed, 0.0)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(slow, 10.0)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(slow, 0.0)) == []
+
+
+def test_a_group_is_as_fast_as_its_slowest_rank_and_fails_with_any() -> None:
+    groups = {("n1",): [0, 1], ("n2",): [2, 3], ("n3",): [4, 5]}
+    made = bandwidth.collected(groups, {0: 9.0, 1: 7.0, 2: 9.0, 4: 8.0}, {3: "NCCL error"})
+    assert [round(group.gb_per_second) for group in made] == [7, 0, 0]
+    assert made[1].reason == "rank 3: NCCL error" and made[2].reason == "rank 5: no answer"
+
+
+def test_who_never_came_is_named() -> None:
+    """By node where Slurm's list is known, otherwise by rank, beside those that came; a stuck node by its rank."""
+    came = {0: "n1", 1: "n1", 4: "n3", 5: "n3"}
+    answers = Answers(given={0: {}, 1: None, 4: {}}, absent=[2, 3, 5])
+    named = absent(answers, came, 6, ["n1", "n2", "n3"], 30)
+    assert [(made.node, made.check) for made in named] == [("n2", "presence"), ("n3", "presence")]
+    assert named[0].found == "never came within 30 s"
+    assert "rank 5 came and did not describe" in named[1].found
+    numbered = absent(answers, came, 6, [], 30)[0]
+    assert numbered.found == "ranks 2, 3 never came within 30 s; ranks beside them are on n1, n3"
+    assert absent(Answers(), {0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], 30) == []  # n3 has no rank of this run
+
+
+def report(bad: dict[str, str], nodes: int = 4) -> Report:
+    findings = [Finding("gpus", node, Verdict.bad, why, "swap it") for node, why in bad.items()]
+    good = Finding("driver", "n0", Verdict.good, "580.82")
+    return Report({f"n{at}": 8 for at in range(nodes)}, [*findings, good], {}, 3.0)
+
+
+def test_what_a_bad_node_does_is_a_setting() -> None:
+    """fail: nothing starts. leave_out: the others, as many as the layout divides. report: all of them."""
+    made, of = report({"n1": "7 GPUs"}), config()
+    assert made.bad_nodes == ["n1"] and made.nodes_to_use(of) == []
+    of.preflight.bad_nodes = BadNodes.leave_out
+    assert made.nodes_to_use(of) == ["n0", "n2", "n3"]
+    of.parallel.pipeline_model_parallel_size = 4  # 16 ranks a model: two nodes
+    assert made.nodes_to_use(of) == ["n0", "n2"]
+    of.parallel.pipeline_model_parallel_size = 16  # 64 ranks a model: eight nodes
+    assert made.nodes_to_use(of) == []
+    of.preflight.bad_nodes = BadNodes.report
+    assert made.nodes_to_use(of) == ["n0", "n1", "n2", "n3"]
+    of.preflight.bad_nodes = BadNodes.leave_out
+    assert report({"": "no space"}).nodes_to_use(of) == []
+
+
+def test_the_table_lists_all_that_is_wrong() -> None:
+    table = report({"n1": "7 GPUs", "n3": "6 GPUs"}).table(config())
+    for words in ("n1", "7 GPUs", "n3", "6 GPUs", "-> swap it", "2 of 4 nodes good", "training cannot start"):
+        assert words in table
+
+
+def test_settings_that_cannot_be_meant_are_refused() -> None:
+    of = config().preflight
+    assert list(problems(of)) == []
+    of.time_limit_seconds, of.free_disk_gib = 0, -1.0
+    assert [line.split(":")[0] for line in problems(of)] == ["preflight.time_limit_seconds", "preflight.free_disk_gib"]
+
+
+def test_a_first_rank_that_is_not_there_is_an_error_in_time() -> None:
+    """Not a hang: the address and the reason are said."""
+    nobody = Place(rank=1, local_rank=0, world_size=2, host="localhost", port=9, launcher_serves=False, node="n2")
+    with pytest.raises(MeetingError, match=r"rank 0 cannot be reached at localhost:9 within 0\.2 s: .*refused"):
+        connect(nobody, 0.2)
+
+
+def test_training_does_not_start_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rank whose first rank is not there says so within the limit; checks that are turned off are not made."""
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+    for name, value in {**place, "SLURMD_NODENAME": "n7"}.items():
+        monkeypatch.setenv(name, value)
+    of = config()
+    of.preflight.time_limit_seconds = 0.3
+    assert not before_training(of)
+    assert "rank 1 on n7: rank 0 cannot be reached at localhost:9" in capsys.readouterr().err
+    of.preflight.enabled = False
+    assert before_training(of)
+
+
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        ("echo 'torch.DistBackendError: NCCL error' >&2; exit 1", "torch.DistBackendError: NCCL error"),
+        ("echo 'Timeout (0:00:07)!' >&2; exit 1", "no end within 7 s"),
+        ("kill -ABRT $$", "exit code -6"),
+    ],
+)
+def test_a_measurement_that_dies_has_a_reason(
+    does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL may raise, hang or take its process with it: the rank that waits for it is told in one line."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{does}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(bandwidth.sys, "executable", str(python))
+    with pytest.raises(RuntimeError, match=f"^{reason}$"):
+        bandwidth.reduce_in_process("name", [[0, 1], [2, 3]], 7.0, rank=3)
+
+
+def test_a_measurement_knows_its_place_in_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups that run at the same time have names of their own in the store."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$*" > {tmp_path}/said\necho 41.5\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(bandwidth.sys, "executable", str(python))
+    assert bandwidth.reduce_in_process("name", [[0, 1], [2, 3, 4]], 7.0, rank=4) == 41.5
+    assert "--group=name/1 --rank=2 --size=3 --seconds=7.0" in (tmp_path / "said").read_text()
