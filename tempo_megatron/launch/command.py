@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, load
 from tempo_megatron.launch.experiment import tasks
 
@@ -36,11 +37,10 @@ def main(arguments: Sequence[str]) -> int:
     title = Path(given.recipe).stem
     if given.executor == "local":
         return 0 if nemo.run_here(title, steps) else 1
-    ranks = config.parallel.processes_per_node
     cluster = nemo.Cluster(
         nodes=given.nodes,
-        tasks_per_node=ranks,
-        gpus_per_node=ranks if given.gpus_per_node is None else given.gpus_per_node,
+        tasks_per_node=config.parallel.processes_per_node,
+        gpus_per_node=_gpus_per_node(config, given),
         account=given.account,
         partition=given.partition,
         time=given.time,
@@ -68,12 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     slurm = parser.add_argument_group("slurm").add_argument
     slurm("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
     slurm("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")
+    slurm("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one GPU (80); what cannot fit is refused")
     slurm("--account", help="account that is charged")
     slurm("--partition", help="partition of the jobs")
     slurm("--time", default="24:00:00", help="limit of each job, as Slurm writes it (24:00:00)")
     slurm("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
     slurm("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
     return parser
+
+
+def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
+    chosen: int | None = given.gpus_per_node
+    return config.parallel.processes_per_node if chosen is None else chosen
 
 
 def _directories(config: Config) -> tuple[Path, ...]:
@@ -99,4 +105,7 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
         found.append(f"--nodes: at least 1, got {given.nodes}")
     if given.executor == "local" and (given.nodes > 1 or given.dry_run):
         found.append("--nodes and --dry-run: with --executor slurm")
+    gpus = _gpus_per_node(config, given)
+    if given.executor == "slurm" and gpus and not found:
+        found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gib=given.gpu_memory)
     return found

@@ -19,6 +19,12 @@ def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixtur
     assert "model.hf_path: /nowhere is no directory" in said and "--nodes" in said
 
 
+def test_what_cannot_fit_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tempo plan`'s figures, before a job waits for hours to run out of memory."""
+    assert cli.main(["launch", str(recipe), "--executor", "slurm", "--gpu-memory", "1"]) == 2
+    assert "GiB" in capsys.readouterr().err
+
+
 def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dry-run shows every job as it would be submitted, and leaves nothing behind."""
     options = ["--executor", "slurm", "--nodes", "4", "--account", "acct", "--partition", "gpu", "--time", "2:00:00"]

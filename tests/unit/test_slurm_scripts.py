@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tempo_megatron import planning
 from tempo_megatron.config import load
 from tests.conftest import ROOT
 
@@ -42,10 +43,21 @@ def test_both_runs_of_a_model(script: str, recipes: str, tmp_path: Path) -> None
     assert f"policy.checkpoint={best} critic.checkpoint={best} loop.iterations=3" in second
     assert "--container" not in first
     assert all((tmp_path / "runs" / name / "FINISHED").is_file() for name in ("rlvr", "tempo"))
-    tasks = next(line for line in (ROOT / "slurm" / script).read_text().splitlines() if "ntasks-per-node" in line)
+
+
+@pytest.mark.parametrize(("script", "recipes"), SCRIPTS.items())
+def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> None:
+    """One node by default, a task and a GPU a rank, and by `tempo plan` everything fits."""
+    asked = {
+        key.removeprefix("#SBATCH --"): value
+        for line in (ROOT / "slurm" / script).read_text().splitlines()
+        for key, found, value in [line.partition("=")]
+        if found
+    }
     for name in (f"{recipes}_math_rlvr", f"{recipes}_math"):
-        ranks = load(ROOT / "recipes" / f"{name}.yaml").parallel.processes_per_node
-        assert tasks == f"#SBATCH --ntasks-per-node={ranks}"
+        config = load(ROOT / "recipes" / f"{name}.yaml")
+        assert asked["ntasks-per-node"] == asked["gpus-per-node"] == str(config.parallel.processes_per_node)
+        assert planning.check(config, nodes=int(asked["nodes"]), gpus_per_node=int(asked["gpus-per-node"])) == []
 
 
 def test_a_container_sees_what_a_run_reads_and_writes(tmp_path: Path) -> None:
