@@ -32,3 +32,9 @@ def from_first[Result](result: Result) -> Result:
     box = [result]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def barrier() -> None:
+    """Until all ranks have come here."""
+    if rank_and_ranks()[1] > 1:
+        dist.barrier()

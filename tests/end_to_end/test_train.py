@@ -53,8 +53,8 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
-    """One uninterrupted run is compared with one that replays its rollouts, is killed in mid-iteration, and goes on with
-    a generator of its own: weights and log must be bit-identical, with a reference model, a decaying step size and a
+    """One uninterrupted run is compared with one that replays its rollouts, is killed, and goes on with
+    a generator of its own: weights and log are bit-identical, with a reference model, a decaying step size and a
     choice of the best checkpoint to carry on. Weights are checked after every sync."""
     questions = tmp_path / "unlabelled.jsonl"
     rows = read_rows(load(recipe).data.unlabelled, labelled=False)
