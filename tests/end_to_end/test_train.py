@@ -53,9 +53,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
-    """One uninterrupted run is compared with one killed in mid-iteration: weights and log must be bit-identical, with a
-    reference model, a decaying step size and a choice of the best checkpoint to carry on. Weights are checked after
-    every sync."""
+    """One uninterrupted run is compared with one that replays its rollouts, is killed in mid-iteration, and goes on with
+    a generator of its own: weights and log must be bit-identical, with a reference model, a decaying step size and a
+    choice of the best checkpoint to carry on. Weights are checked after every sync."""
     questions = tmp_path / "unlabelled.jsonl"
     rows = read_rows(load(recipe).data.unlabelled, labelled=False)
     easy = [f"{sign} {row.question[-3:]}" for row in rows for sign in "-."]
@@ -83,7 +83,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
         "checkpoint.choose=true",
         "checkpoint.keep=3",
     )
-    whole = train(recipe, *sources)
+    whole = train(recipe, *sources, "generation.keep_rollouts=true")
 
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["iterations"] == 4
@@ -102,7 +102,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     assert tokenizer.decode(tokenizer.encode(rows[0].question)) == rows[0].question
 
     killed = f"run_dir={tmp_path / 'killed'}"
-    process = start(recipe, *sources, killed)
+    process = start(recipe, *sources, killed, f"generation.replay={whole / 'rollouts'}")
     wait_for(tmp_path / "killed" / "checkpoints" / "iteration-000002" / "state.json", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -47,10 +47,9 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if not made.exists():
                     given = ["--hf", str(hf_path), "--out", str(made), "--role", role]
                     assert main(["to-megatron", *given]) == 0
-                shutil.copytree(made, directory / start, dirs_exist_ok=True)
-                manifest.write(
-                    directory / start, manifest.describe(directory / start, manifest.files_of(directory / start))
-                )
+                best = directory / start
+                shutil.copytree(made, best, dirs_exist_ok=True)
+                manifest.write(best, manifest.describe(best, manifest.files_of(best)))
             data = config.data
             for source in (*data.labelled, *data.unlabelled, *data.held_out):
                 path = directory / source.path
