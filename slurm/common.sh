@@ -140,12 +140,15 @@ train() {
     ln -sfn "$SLURM_JOB_ID/attempt-$RESTARTS" "$run/logs/latest"
     say "$recipe into $run on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks; logs in $logs"
     choose_nodes "$logs/nodes" "$logs" "$recipe" "run_dir=$run" "$@"
+    rm -f "$run/summary.json"
     run_ranks "$logs/nodes" "$logs" --kill-on-bad-exit=1 \
         python -m tempo_megatron.cli train "$recipe" "run_dir=$run" "$@" || code=$?
-    if [ "$code" -eq 0 ]; then
+    if [ "$code" -eq 0 ] && [ -e "$run/summary.json" ]; then
         say "$run is finished" | tee "$run/FINISHED"
         return
     fi
+    # srun can return 0 after a node failed.
+    [ "$code" -eq 0 ] && requeue "the ranks ended before the run did"
     # srun ends every task when the first exits, and its own code is then that of a task that it ended.
     grep -q "Exited with exit code $INTERRUPTED$" "$logs/srun.log" && requeue "interrupted and saved"
     [ -n "$told" ] && requeue "interrupted, exit code $code"

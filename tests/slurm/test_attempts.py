@@ -19,7 +19,7 @@ class Submission:
     def __init__(self, cluster: Cluster, directory: Path, ranks: str, *options: str, **environment: object) -> None:
         stand_in = directory / "venv" / "bin" / "python"
         stand_in.parent.mkdir(parents=True)
-        stand_in.write_text(f'#!/bin/bash\necho "$@"\n{ranks}\n')
+        stand_in.write_text(f'#!/bin/bash\necho "$@"\n{ranks}\ntouch {directory}/runs/tempo/summary.json\n')
         stand_in.chmod(0o755)
         self.run = directory / "runs" / "tempo"
         finished = directory / "runs" / "rlvr" / "FINISHED"
@@ -94,6 +94,13 @@ def test_bad_nodes_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
     job = Submission(cluster, tmp_path, ranks, TEMPO_DOCTOR="yes")
     assert job.wait() == "COMPLETED"
     assert [log.splitlines()[-1] for log in job.logs(0).values()] == ["node2 of 2, node2"] * 2
+
+
+def test_ranks_that_end_early_finish_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    """srun can return 0 after a node failed: a run is finished when it has written its summary."""
+    job = Submission(cluster, tmp_path, '[ -n "${SLURM_RESTART_COUNT:-}" ] || exit 0')
+    assert job.wait() == "COMPLETED"
+    assert cluster.restarts(job.number) == 1 and (job.run / "FINISHED").is_file()
 
 
 def test_a_rank_that_fails_ends_the_job_and_is_named(cluster: Cluster, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ SCRIPTS = {"tempo_14b.sh": "qwen3_14b", "tempo_8b.sh": "qwen3_8b", "tempo_olmo3_
 
 def commands(script: str, directory: Path, *settings: str, **environment: str) -> list[str]:
     """The lines that a job's `srun` is called with."""
-    for name, text in {"srun": f'echo "$@" >> {directory}/called', "squeue": "echo", "scontrol": "echo node1"}.items():
+    summary = 'for word; do [[ $word != run_dir=* ]] || touch "${word#run_dir=}/summary.json"; done'
+    srun = f'echo "$@" >> {directory}/called; {summary}'
+    for name, text in {"srun": srun, "squeue": "echo", "scontrol": "echo node1"}.items():
         program = directory / name
         program.write_text(f"#!/bin/bash\n{text}\n")
         program.chmod(0o755)
