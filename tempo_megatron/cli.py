@@ -98,7 +98,12 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
         finished = train(config)
     except Exception as error:
         failure.end_of_failed_rank(error, Path(config.run_dir))
-    return 0 if finished or torchrun.started_this() else interruption.EXIT_CODE
+    if not finished:
+        # What still runs (an engine, a watcher) would abort the process as the interpreter takes it down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0 if torchrun.started_this() else interruption.EXIT_CODE)
+    return 0
 
 
 if __name__ == "__main__":
