@@ -42,7 +42,7 @@ from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
-from tempo_megatron.ranks import barrier, from_first
+from tempo_megatron.ranks import barrier
 from tempo_megatron.run_directory import interrupted_mark, open_run
 from tempo_megatron.supervision.interruption import Interrupted, Interruption
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -401,8 +401,7 @@ class Run:
         self._saver.wait()
         if self.is_first:
             interrupted_mark(self.directory).touch()
-        barrier()  # srun ends all ranks when the first of them ends so
-        from_first(None)  # srun ends every rank when the first exits: none does before all is written
+        barrier()  # srun ends every rank when the first exits: none does before all is written
 
     def save(self) -> None:
         """A checkpoint of the present iteration."""

@@ -32,7 +32,7 @@ def questions(path: Path, words: list[str], shift: int = 0) -> str:
 
 @pytest.fixture
 def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Path, Path]]:
-    """By method: its run, and one in which all hidden answers are wrong."""
+    """By method: its run, and one on the same rollouts in which all hidden answers are wrong."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "docs" / "examples"))
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
     words = {
@@ -58,7 +58,8 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         for shift, run in enumerate(pair):
             (tmp_path / f"hidden-{shift}").mkdir(exist_ok=True)
             hidden = questions(tmp_path / f"hidden-{shift}" / "unlabelled.jsonl", words["unlabelled"], shift)
-            plan.append([*shared, f"method={name}", f"run_dir={run}", f"data.unlabelled={hidden}"])
+            rollouts = f"generation.replay={pair[0] / 'rollouts'}" if shift else "generation.keep_rollouts=true"
+            plan.append([*shared, f"method={name}", f"run_dir={run}", f"data.unlabelled={hidden}", rollouts])
         made[name] = pair
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     run_ranks(WORKER, 1, recipe, tmp_path / "plan.json", timeout=500)
