@@ -96,7 +96,9 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
 
     try:
         finished = train(config)
-    except Exception as error:
+    except BaseException as error:  # torch.distributed.checkpoint's are no Exceptions
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         failure.end_of_failed_rank(error, Path(config.run_dir))
     if not finished:
         # What still runs (an engine, a watcher) would abort the process as the interpreter takes it down.

@@ -56,9 +56,12 @@ def start(run: Run) -> None:
     warm_start(run)
     run.keep_reference()
     run.sync()
-    run.record_evaluation(0, at_an_end=True)
+    with run.may_be_interrupted():
+        run.record_evaluation(0, at_an_end=True)
     start_critic(run)
-    run.log("start", run.consider())
+    with run.may_be_interrupted():
+        chosen = run.consider()
+    run.log("start", chosen)
     run.save()
 
 
@@ -202,8 +205,10 @@ def start_critic(run: Run) -> None:
         return
     start = run.config.stages.critic_start
     for iteration in run.progress(range(-start.iterations, 0), "critic start"):
+        run.pause()
         run.generator.iteration = iteration
-        drawn = run.collector.collect(iteration, labelled=start.prompts)
+        with run.may_be_interrupted():
+            drawn = run.collector.collect(iteration, labelled=start.prompts)
         metrics = e_step(run, drawn.labelled, drawn.correct, iteration)
         run.log("critic_start", run.count(drawn) | metrics, iteration)
     if run.collector.measured:
@@ -218,6 +223,7 @@ def warm_start(run: Run) -> None:
         return
     run.policy.reset_optimizer(stage.optimizer)
     for step in run.progress(range(stage.steps), "warm start"):
+        run.pause()
         with run.phase("warm_start"):
             loss = warm_start_step(run.policy, run.examples.take(stage.batch_size), run.scores())
         if step % 50 == 0 or step == stage.steps - 1:

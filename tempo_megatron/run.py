@@ -344,6 +344,7 @@ class Run:
                 shown = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
                 figures = "  ".join(f"{name} {metrics[name]:.3f}" for name in shown if name in metrics)
                 self.say(f"iteration {self.iteration}/{self.config.loop.iterations}  {figures}")
+        barrier()  # a rank that writes alone would seem to hang
 
     def say(self, text: str) -> None:
         """Lines on standard output, above whatever progress bar is there."""
@@ -358,7 +359,7 @@ class Run:
     def begin(self, iteration: int) -> None:
         """The next iteration, from a state that a run which is interrupted can be saved in."""
         self._boundary = self._present()
-        self._pause()
+        self.pause()
         self.iteration = self.generator.iteration = iteration
 
     def reached(self, metrics: dict[str, Any]) -> None:
@@ -368,7 +369,7 @@ class Run:
         self._state["stretch_seconds"] = max(self._state["stretch_seconds"], stretch)
         self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
         self._boundary = self._present() | {"unconcluded": metrics}
-        self._pause()
+        self.pause()
 
     @contextlib.contextmanager
     def may_be_interrupted(self) -> Iterator[None]:
@@ -383,7 +384,8 @@ class Run:
             self.generator.stop_when(None)
         self._could_be_interrupted = time.monotonic()
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Raise Interrupted where the run was asked to stop. Collective."""
         reason = self.interruption.agreed()
         if reason:
             raise Interrupted(reason)
@@ -391,7 +393,9 @@ class Run:
     def save_interrupted(self, reason: str) -> None:
         """Save the boundary that the run was interrupted after. A run that has none yet starts over."""
         if self._boundary is None:
-            self.say(f"interrupted by {reason} before the first iteration: the next start begins anew")
+            if self.is_first:
+                again = "goes on" if self.resumed else "begins anew"
+                self.say(f"interrupted by {reason} before there was anything new to save: the next start {again}")
         else:
             self.iteration = self._boundary["iteration"]
             if self._boundary["unconcluded"] or self.iteration != self._saved:
@@ -425,12 +429,13 @@ class Run:
     def _save(self, state: dict[str, Any]) -> None:
         begun = time.monotonic()
         with self.phase("save"):
-            self._saver.save(state["iteration"], self.trainers, state, self.chooser.state["best"])
+            self._saver.save(state["iteration"], self.trainers, state, state["choice"]["best"])
         self._saved = state["iteration"]
         self._state["save_seconds"] = time.monotonic() - begun
         self.interruption.allow(self._state["save_seconds"], self._state["stretch_seconds"])
         if self.is_first and not self.config.generation.keep_rollouts and not self.config.generation.replay:
-            self.generator.prune(self._saver.newest_iteration())
+            # What an unconcluded iteration is measured by is still to be read.
+            self.generator.prune(self._saver.newest_iteration() - bool(state["unconcluded"]))
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]
@@ -460,6 +465,7 @@ class Run:
             aside.write_text(json.dumps(summary, indent=2) + "\n")
             shutil.move(aside, self.directory / "summary.json")
             self.say(json.dumps(summary, indent=2))
+        barrier()  # where the first rank holds the others' store, or srun waits for none
         topology.shutdown()
 
     def export_policy(self, directory: Path) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tempo_megatron.generation.requests import Completion, Request
-from tempo_megatron.ranks import from_first, rank_and_ranks
+from tempo_megatron.ranks import barrier, from_first, rank_and_ranks
 
 Figures = dict[str, float]
 
@@ -56,7 +57,7 @@ class RecordedGenerator:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A completion for each request, in their order, on every rank. Collective. Raises MissingRollouts."""
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
-        if from_first(path.is_file()):
+        if from_first(_is_readable(path)):
             completions, figures = _read(path)
         elif self.engine is None:
             raise MissingRollouts(
@@ -67,7 +68,9 @@ class RecordedGenerator:
         else:
             completions, figures = self.engine.generate(requests), self.engine.take_figures()
             if rank_and_ranks()[0] == 0:
+                self._forget_from(self.iteration + 1)  # by a policy that came of other rollouts than these
                 _write(path, completions, figures)
+            barrier()  # a rank that writes alone would seem to hang
         self.figures = _together(self.figures, figures)
         return completions
 
@@ -90,9 +93,19 @@ class RecordedGenerator:
 
     def prune(self, iteration: int) -> None:
         """Forget what was generated up to an iteration; one rank does it."""
-        for path in self.directory.glob("[!.]*.safetensors"):
-            if int(path.name[: path.name.index("-", 1)]) <= iteration:
+        for path, of in self._files():
+            if of <= iteration:
                 path.unlink()
+
+    def _forget_from(self, iteration: int) -> None:
+        for path, of in self._files():
+            if of >= iteration:
+                path.unlink()
+
+    def _files(self) -> list[tuple[Path, int]]:
+        """With the iterations that they are of."""
+        found = self.directory.glob("[!.]*.safetensors")
+        return [(path, int(path.name[: path.name.index("-", 1)])) for path in found]
 
 
 def _fingerprint(requests: Sequence[Request]) -> str:
@@ -118,7 +131,20 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
         "stopped": torch.tensor([done.finish_reason == "stop" for done in completions]),
     }
     save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())  # before it has its name: a node that goes down may lose what was not written out
     aside.rename(path)
+
+
+def _is_readable(path: Path) -> bool:
+    """There and whole: what was cut short is generated again."""
+    if not path.is_file():
+        return False
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _read(path: Path) -> tuple[list[Completion], Figures]:

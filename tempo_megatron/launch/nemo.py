@@ -23,7 +23,8 @@ requeue_if_interrupted() {
 }
 trap 'requeue_if_interrupted $?' EXIT
 export MASTER_ADDR="$head_node"
-export TEMPO_DEADLINE="$(date --date "$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)" +%s)"
+end="$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)"
+[ -z "$end" ] || export TEMPO_DEADLINE="$(date --date "$end" +%s)"
 """
 
 

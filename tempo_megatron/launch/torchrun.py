@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -33,12 +34,23 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
     signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
+    asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda *_: _interrupt_ranks(ranks.pid))
-    return ranks.wait()
+        signal.signal(number, lambda got, _: asked.append(got))
+    while True:
+        try:
+            return ranks.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            if asked and _interrupt_ranks(ranks.pid):
+                asked.clear()
 
 
-def _interrupt_ranks(launcher: int) -> None:
-    for child in psutil.Process(launcher).children():
-        if "tempo_megatron.cli" in child.cmdline():
-            child.send_signal(signal.SIGUSR1)
+def _interrupt_ranks(launcher: int) -> bool:
+    """Whether there were ranks to tell: torchrun takes seconds to start them."""
+    told = False
+    with contextlib.suppress(psutil.Error):  # they end as they like
+        for child in psutil.Process(launcher).children():
+            if "tempo_megatron.cli" in child.cmdline():
+                child.send_signal(signal.SIGUSR1)
+                told = True
+    return told

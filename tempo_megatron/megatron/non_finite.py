@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.ranks import rank_and_ranks
+from tempo_megatron.ranks import barrier, rank_and_ranks
 
 
 class NonFiniteUpdates(RuntimeError):
@@ -42,10 +42,10 @@ class NonFiniteGuard:
         self.in_a_row += 1
         self.left_out += 1
         what = ", ".join([*wrong, *([] if math.isfinite(norm) else [f"gradient norm {norm}"])])
-        path = self.directory / f"{model}-{self.left_out}.safetensors"
         if rank_and_ranks()[0] == 0:
-            self._save(path, batch, rows)
+            path = self._save(model, batch, rows)
             print(f"tempo: {model}: an update is left out, not finite: {what}; {path}", file=sys.stderr, flush=True)
+        barrier()  # a rank that writes alone would seem to hang
         if self.in_a_row >= self.limit:
             raise NonFiniteUpdates(
                 f"{model}: {self.in_a_row} updates in a row are not finite ({what}; faults.non_finite_updates); their "
@@ -53,10 +53,13 @@ class NonFiniteGuard:
             )
         return False
 
-    def _save(self, path: Path, batch: Batch, rows: Mapping[str, Tensor]) -> None:
+    def _save(self, model: str, batch: Batch, rows: Mapping[str, Tensor]) -> Path:
+        """Beside those that are there already."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / f"{model}-{1 + len(list(self.directory.glob(f'{model}-*')))}.safetensors"
         given = {"tokens": batch.tokens, "lengths": batch.lengths, "response_mask": batch.response_mask}
         reported = {f"reported.{name}": column for name, column in rows.items()}
         columns = {f"columns.{name}": column for name, column in batch.columns.items()}
         made = {name: tensor.contiguous().clone() for name, tensor in (given | columns | reported).items()}
         save_file(made, path)
+        return path

@@ -76,6 +76,7 @@ def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
             context_parallel_size=parallel.context_parallel_size,
+            distributed_timeout_minutes=int((limit_seconds + _MARGIN.total_seconds()) // 60),
         )
         model_parallel_cuda_manual_seed(seed)
         return Topology(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tempo_megatron.ranks import rank_and_ranks
 
 EXIT_CODE = 1
-_KEY = "tempo/failed"
+KEY = "tempo/failed"
 _WAIT_SECONDS = 3.0
 """for the rank whose end broke a collective to say why"""
 _PEER_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
@@ -33,9 +33,6 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
     first = _first(rank, lost) if ranks > 1 else str(rank)
     if first == str(rank):
         text = f"tempo: {where} failed:\n{''.join(traceback.format_exception(error))}"
-        directory = run_dir / "failures"
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / f"rank-{rank}.txt").write_text(text)
     elif first:
         text = f"tempo: {where} ends because rank {first} failed"
     else:
@@ -43,7 +40,12 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
         text = f"tempo: {where} lost a rank that ended without a word (killed?): {reason}"
     print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(EXIT_CODE)
+    try:
+        if first == str(rank):
+            (run_dir / "failures").mkdir(parents=True, exist_ok=True)
+            (run_dir / "failures" / f"rank-{rank}.txt").write_text(text)
+    finally:  # a full disk, for one
+        os._exit(EXIT_CODE)
 
 
 def _is_loss_of_a_peer(error: BaseException) -> bool:
@@ -55,11 +57,11 @@ def _first(rank: int, lost: bool) -> str:
     try:
         store: Any = dist.distributed_c10d._get_default_store()
         if not lost:
-            return str(store.compare_set(_KEY, "", str(rank)).decode())
+            return str(store.compare_set(KEY, "", str(rank)).decode())
         ends = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < ends:
-            if store.check([_KEY]):
-                return str(store.get(_KEY).decode())
+            if store.check([KEY]):
+                return str(store.get(KEY).decode())
             time.sleep(0.1)
     except (dist.DistError, ValueError):  # the store was the failed rank's, or there is no group yet
         return "" if lost else str(rank)

@@ -17,11 +17,14 @@ import torch.distributed as dist
 
 from tempo_megatron.config import FaultsConfig
 from tempo_megatron.ranks import rank_and_ranks
+from tempo_megatron.supervision import failure
 
 EXIT_CODE = 70
 """of a rank that ends itself because it, or another, hangs: sysexits' "internal error"."""
 _HUNG = "tempo/hung"
 _POLL_SECONDS = 2.0
+_ALONE_SECONDS = 20.0
+"""for a main thread to notice by itself that another rank is gone"""
 _OTHERS_WAIT_SECONDS = 5.0
 """so that what the hanging rank says comes first in the log"""
 
@@ -75,7 +78,10 @@ class Watchdog:
         while not self._stopping.wait(_POLL_SECONDS):
             try:
                 self.look()
-            except dist.DistError:  # the store went with the rank that held it; whoever needs that rank fails
+            except dist.DistError:
+                if not self._stopping.wait(_ALONE_SECONDS):
+                    self._say("has lost the rank that held the process group's store")
+                    self._end(EXIT_CODE)
                 return
 
     def look(self) -> None:
@@ -89,6 +95,11 @@ class Watchdog:
         self._store.set(f"tempo/phase/{self._rank}", str(count))
         if self._rank == 0:
             self._look_for_laggards()
+        if self._store.check([failure.KEY]):
+            first = self._store.get(failure.KEY).decode()
+            if not self._stopping.wait(_ALONE_SECONDS) and first != str(self._rank):
+                self._say(f"ends because rank {first} failed")  # it may wait in a collective for ever
+                self._end(failure.EXIT_CODE)
         if self._store.check([_HUNG]):
             hung = self._store.get(_HUNG).decode()
             if str(self._rank) in hung.split():
@@ -111,12 +122,22 @@ class Watchdog:
     def _give_up(self, why: str) -> None:
         self._say(f"hangs: {why}. Stacks of its threads:")
         faulthandler.dump_traceback(all_threads=True)
+        # A file system that does not answer may be why: it gets no say in the end.
+        last = threading.Timer(_ALONE_SECONDS, self._end, [EXIT_CODE])
+        last.daemon = True
+        last.start()
+        try:
+            self._record(why)
+        finally:
+            last.cancel()
+            self._end(EXIT_CODE)
+
+    def _record(self, why: str) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / f"rank-{self._rank}.txt").open("w") as file:
             print(f"rank {self._rank} on {socket.gethostname()}: {why}\n", file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
             print(f"\nlast collectives:\n{_last_collectives()}", file=file)
-        self._end(EXIT_CODE)
 
     def _say(self, text: str) -> None:
         print(f"tempo: rank {self._rank} on {socket.gethostname()} {text}", file=sys.stderr, flush=True)

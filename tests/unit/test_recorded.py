@@ -71,3 +71,25 @@ def test_rollouts_go_once_a_checkpoint_is_past_them(tmp_path: Path) -> None:
     (tmp_path / ".000001-aside.safetensors").write_text("half")
     generator.prune(2)
     assert [path.name[:6] for path in tmp_path.glob("[!.]*.safetensors")] == ["000003"]
+
+
+def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    """A node that goes down may leave a name without its bytes."""
+    engine = Engine()
+    generator = RecordedGenerator(engine, tmp_path)
+    made = generator.generate(REQUESTS)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    assert RecordedGenerator(engine, tmp_path).generate(REQUESTS) == made
+    assert engine.calls == 2 and len(RecordedGenerator(None, tmp_path).generate(REQUESTS)) == 2
+
+
+def test_what_another_course_of_the_run_made_is_forgotten(tmp_path: Path) -> None:
+    """A run that went back to an older checkpoint and generates iteration 2 anew is no longer the run that made 3."""
+    generator = RecordedGenerator(Engine(), tmp_path)
+    for generator.iteration in (1, 2, 3):
+        generator.generate(REQUESTS)
+    next(tmp_path.glob("000002-*")).unlink()
+    generator.iteration = 2
+    generator.generate(REQUESTS)
+    assert sorted(path.name[:6] for path in tmp_path.glob("*.safetensors")) == ["000001", "000002"]
