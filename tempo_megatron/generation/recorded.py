@@ -68,7 +68,8 @@ class RecordedGenerator:
         else:
             completions, figures = self.engine.generate(requests), self.engine.take_figures()
             if rank_and_ranks()[0] == 0:
-                self._forget_from(self.iteration + 1)  # by a policy that came of other rollouts than these
+                # By a policy that came of other rollouts than these. Stages before iteration 1 are not in order.
+                self._forget_from(max(self.iteration, 0) + 1)
                 _write(path, completions, figures)
             barrier()  # a rank that writes alone would seem to hang
         self.figures = _together(self.figures, figures)

@@ -87,9 +87,14 @@ def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
 def test_what_another_course_of_the_run_made_is_forgotten(tmp_path: Path) -> None:
     """A run that went back to an older checkpoint and generates iteration 2 anew is no longer the run that made 3."""
     generator = RecordedGenerator(Engine(), tmp_path)
-    for generator.iteration in (1, 2, 3):
+    for generator.iteration in (0, -1, 1, 2, 3):
         generator.generate(REQUESTS)
     next(tmp_path.glob("000002-*")).unlink()
     generator.iteration = 2
     generator.generate(REQUESTS)
-    assert sorted(path.name[:6] for path in tmp_path.glob("*.safetensors")) == ["000001", "000002"]
+    assert sorted(path.name[:6] for path in tmp_path.glob("*.safetensors")) == [
+        "-00001",
+        "000000",
+        "000001",
+        "000002",
+    ]
