@@ -31,7 +31,6 @@ class NonFiniteGuard:
     limit: int
     directory: Path
     in_a_row: int = 0
-    left_out: int = 0
 
     def passes(self, model: str, batch: Batch, rows: Mapping[str, Tensor], norm: float) -> bool:
         """Whether the update may be made. Raises NonFiniteUpdates."""
@@ -40,7 +39,6 @@ class NonFiniteGuard:
             self.in_a_row = 0
             return True
         self.in_a_row += 1
-        self.left_out += 1
         what = ", ".join([*wrong, *([] if math.isfinite(norm) else [f"gradient norm {norm}"])])
         if rank_and_ranks()[0] == 0:
             path = self._save(model, batch, rows)

@@ -23,7 +23,8 @@ from tempo_megatron.generation.engine import Completion, GenerationStopped, Requ
 from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
 from tempo_megatron.run import Run
-from tests.parallel.layout_worker import Recorded
+from tests.parallel.layout_worker import leave_groups
+from tools.killing.recorded import Recorded
 
 
 class Troubled(Recorded):
@@ -45,15 +46,8 @@ class Troubled(Recorded):
         return super().generate(requests)
 
 
-def leave_groups() -> None:
-    """In place of `topology.shutdown`: to make the process group anew in the same processes is not reliable."""
-    from megatron.core import parallel_state
-
-    parallel_state.destroy_model_parallel()
-
-
 def run(config: Config, trouble: Callable[[int], None] = lambda call: None) -> bool:
-    topology.shutdown = leave_groups
+    topology.shutdown = leave_groups  # to make the process group anew in the same processes is not reliable
     Run._build_generator = lambda self: Troubled(trouble)
     finished = train(config)
     if not finished:

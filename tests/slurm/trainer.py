@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from tempo_megatron import cli, run
-from tests.parallel.layout_worker import Recorded
+from tools.killing.recorded import Recorded
 
 if __name__ == "__main__":
     run.Run._build_generator = lambda _: Recorded()  # type: ignore[assignment, return-value]
