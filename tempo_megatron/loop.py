@@ -29,19 +29,19 @@ def train(config: Config) -> bool:
     stop before that, and saved."""
     run = Run(config)
     run.watchdog.start()
-    with run.interruption.listening():
+    with run.course.interruption.listening():
         try:
-            if not run.resumed:
+            if not run.course.resumed:
                 start(run)
-            elif run.unconcluded:
-                conclude(run, run.unconcluded)
+            elif run.course.unconcluded:
+                conclude(run, run.course.unconcluded)
             for iteration in run.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
                 if run.stopped:
                     break
                 run.begin(iteration)
                 metrics = iterate(run)
                 run.sync()
-                run.reached(metrics)
+                run.course.reached(metrics)
                 conclude(run, metrics)
         except Interrupted as interrupted:
             run.save_interrupted(str(interrupted))
@@ -54,7 +54,7 @@ def train(config: Config) -> bool:
 def start(run: Run) -> None:
     """The stages before the first iteration, and where they lead."""
     warm_start(run)
-    run.keep_reference()
+    run.course.keep_reference()
     run.sync()
     with run.may_be_interrupted():
         run.record_evaluation(0, at_an_end=True)
@@ -205,7 +205,7 @@ def start_critic(run: Run) -> None:
         return
     start = run.config.stages.critic_start
     for iteration in run.progress(range(-start.iterations, 0), "critic start"):
-        run.pause()
+        run.course.pause()
         run.generator.iteration = iteration
         with run.may_be_interrupted():
             drawn = run.collector.collect(iteration, labelled=start.prompts)
@@ -223,10 +223,10 @@ def warm_start(run: Run) -> None:
         return
     run.policy.reset_optimizer(stage.optimizer)
     for step in run.progress(range(stage.steps), "warm start"):
-        run.pause()
+        run.course.pause()
         with run.phase("warm_start"):
             loss = warm_start_step(run.policy, run.examples.take(stage.batch_size), run.scores())
         if step % 50 == 0 or step == stage.steps - 1:
             run.log("warm_start", {"step": step, "warm_start/loss": loss})
     run.policy.reset_optimizer(run.config.policy.optimizer)
-    run.copy_policy_to_others()
+    run.models.copy_policy_to_others()

@@ -42,7 +42,7 @@ class SlowDisk:
 
 
 def iterations(run: Run) -> list[str]:
-    return [path.name for path in complete(run._saver.directory)]
+    return [path.name for path in complete(run.course.saver.directory)]
 
 
 def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
     threading.Timer(0.5, disk.goes_on.set).start()
     run.save()
     after_next_save = list(disk.written)
-    run._saver.wait()
-    checkpoint.load(run._saver.directory / "iteration-000001", run.trainers)
+    run.course.saver.wait()
+    checkpoint.load(run.course.saver.directory / "iteration-000001", run.trainers)
     return {
         "complete_at_first": before,
         "written_at_first": done_before,
@@ -83,7 +83,7 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     run.save()
     told = ""
     try:
-        run._saver.wait()
+        run.course.saver.wait()
     except Exception:
         told = traceback.format_exc()
     every = [""] * dist.get_world_size()
@@ -91,7 +91,7 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     left = iterations(run)
     writer.write_data = write_data
     run.save()
-    run._saver.wait()
+    run.course.saver.wait()
     return {"told": every, "complete_after_failure": left, "complete_at_last": iterations(run)}
 
 
