@@ -40,7 +40,7 @@ class Course:
         self.resumed = False
         self.unconcluded: State | None = None
         self._boundary: State | None = None
-        self._saved = -1
+        self._saved: saving.Place | None = None
         self._save_seconds = self._stretch_seconds = 0.0
 
     def resume(self) -> tuple[State, list[str]]:
@@ -52,7 +52,7 @@ class Course:
         state = saving.read_state(found)
         checkpoint.load(found, self._models.trainers)
         self._models.load_reference(self.saver.directory / _REFERENCE)
-        self.resumed, self._saved, self.unconcluded = True, state["iteration"], state["unconcluded"]
+        self.resumed, self._saved, self.unconcluded = True, _place(state), state["unconcluded"]
         self._save_seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
         self._allow()
         return state, [*lines, f"resumed from {found}"]
@@ -96,24 +96,24 @@ class Course:
 
     def save(self) -> None:
         """A checkpoint of the present iteration. Collective."""
-        self._save(self._present())
+        self._save(self._present(), interim=False)
 
     def save_interrupted(self) -> str:
-        """Save the boundary that the run was interrupted after; returns what the next start does. A run that has none
-        yet starts over. Collective."""
+        """Save the boundary that the run was interrupted after, unless it is saved; returns what the next start does.
+        Collective."""
         state = self._boundary
-        if state and (state["unconcluded"] or state["iteration"] != self._saved):
-            self._save(state)
+        if state and _place(state) != self._saved:
+            self._save(state, interim=True)
         self.saver.wait()
-        if state:
-            return f"saved iteration {state['iteration']}; the same command resumes"
-        return f"nothing new to save; the next start {'goes on' if self.resumed else 'begins anew'}"
+        if self._saved:
+            return f"{self._saved} is saved; the same command resumes"
+        return "nothing to save yet; the same command begins anew"
 
-    def _save(self, state: State) -> None:
-        begun = time.monotonic()
+    def _save(self, state: State, *, interim: bool) -> None:
+        begun, place = time.monotonic(), _place(state)
         with self._phase("save"):
-            self.saver.save(state["iteration"], self._models.trainers, state, state["choice"]["best"])
-        self._saved = state["iteration"]
+            self.saver.save(place, self._models.trainers, state, state["choice"]["best"], interim=interim)
+        self._saved = place
         self._save_seconds = time.monotonic() - begun
         self._allow()
 
@@ -123,3 +123,7 @@ class Course:
 
     def _allow(self) -> None:
         self.interruption.allow(self._save_seconds, self._stretch_seconds)
+
+
+def _place(state: State) -> saving.Place:
+    return saving.Place(saving.ITERATION, state["iteration"])

@@ -310,8 +310,10 @@ class Run:
         }
 
     def _prune(self) -> None:
-        if self.is_first and not self.config.generation.keep_rollouts and not self.config.generation.replay:
-            self.generator.prune(self.course.saver.newest_iteration())
+        newest = self.course.saver.newest_iteration()
+        kept = self.config.generation.keep_rollouts or self.config.generation.replay
+        if self.is_first and newest is not None and not kept:
+            self.generator.prune(newest)
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]

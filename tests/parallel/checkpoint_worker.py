@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 import tempo_megatron.run
 from tempo_megatron.megatron import capture, checkpoint, topology
-from tempo_megatron.megatron.saving import complete
+from tempo_megatron.megatron.saving import complete, resumable
 from tempo_megatron.run import Run
 from tests.parallel.turns_worker import RESTS, advance, same, started, state
 from tools.killing.recorded import Parity
@@ -95,15 +95,29 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     return {"told": every, "complete_after_failure": left, "complete_at_last": iterations(run)}
 
 
+def interruptions(run: Run) -> dict[str, Any]:
+    """What is there after a run was interrupted at iterations 4 and 5 and has then saved 5 as it would have anyway."""
+    there, said = [], []
+    for run.iteration in (4, 5):
+        run.course.begin()
+        said.append(run.course.save_interrupted())
+        there.append([path.name for path in resumable(run.course.saver.directory)])
+    run.save()
+    said.append(run.course.save_interrupted())
+    there.append([path.name for path in resumable(run.course.saver.directory)])
+    return {"there_when_interrupted": there, "said_when_interrupted": said}
+
+
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     run_module: Any = tempo_megatron.run
     run_module.Grader = Parity
-    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=9")
+    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
     found = written_while_the_run_goes_on(run, disk)
     disk.repair()
     found |= failure_of_one_rank(run)
+    found |= interruptions(run)
     if dist.get_rank() == 0:
         torch.save(found, Path(out))
     topology.shutdown()

@@ -22,6 +22,7 @@ from tempo_megatron.config import Config, load
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request
 from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
+from tempo_megatron.megatron.saving import resumable
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
@@ -66,8 +67,8 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     mark = Path(config.run_dir) / "interrupted"
     # 1: evaluation at the start, 2: critic start, 3 and 4: iterations 1 and 2, 5: evaluation after iteration 2.
     assert not run(config, interrupt_at(4))
-    checkpoints = sorted(path.name for path in (Path(config.run_dir) / "checkpoints").glob("iteration-*"))
-    assert checkpoints == ["iteration-000000", "iteration-000001"] and mark.exists()
+    checkpoints = [path.name for path in resumable(Path(config.run_dir) / "checkpoints")]
+    assert checkpoints == ["iteration-000000", "interim-iteration-000001"] and mark.exists()
     # Iteration 2's rollouts were given up; then comes its evaluation.
     assert not run(config, interrupt_at(2))
     # That evaluation is made now, and iteration 3 is interrupted while it learns: it goes on to its end.

@@ -110,6 +110,31 @@ def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(checkpoint
     assert not list(checkpoints.glob(".*"))
 
 
+def test_an_interim_checkpoint_is_gone_on_from_until_another_takes_its_place(
+    ran: tuple[dict[str, Any], Path], checkpoints: Path
+) -> None:
+    """It is newer than what was saved before it and older than what was saved at the same place or a later one; the
+    next save removes it, and it takes nobody's place among those that are kept."""
+    found, _ = ran
+    assert found["there_when_interrupted"] == [
+        ["iteration-000001", BEFORE, NEWEST, "interim-iteration-000004"],
+        ["iteration-000001", BEFORE, NEWEST, "interim-iteration-000005"],
+        [BEFORE, NEWEST, "iteration-000005"],
+    ]
+    assert [line.split()[0] for line in found["said_when_interrupted"]] == [
+        "iteration-000004",
+        *["iteration-000005"] * 2,
+    ]
+
+    names = ["interim-warm_start-000020", "interim-critic_start-000003", BEFORE, f"interim-{NEWEST}", NEWEST]
+    for name in names:
+        if not (checkpoints / name).exists():
+            shutil.copytree(checkpoints / BEFORE, checkpoints / name)
+    for name in reversed(names):
+        assert newest(checkpoints)[0] == checkpoints / name
+        (checkpoints / name).rename(checkpoints / f"gone-{name}")
+
+
 def test_a_run_with_damaged_checkpoints_alone_does_not_start_afresh(checkpoints: Path) -> None:
     """Nothing is moved, all is named, and so is what to do."""
     for name in (BEFORE, NEWEST):
