@@ -6,11 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from typing import Any
 
 from tempo_megatron.generation.engine import GenerationStopped
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.megatron import checkpoint, saving
+from tempo_megatron.megatron.saving import ITERATION, WARM_START, Place
 from tempo_megatron.models import Models
 from tempo_megatron.supervision.interruption import Interrupted, Interruption
 
@@ -38,10 +40,12 @@ class Course:
         self.saver, self.interruption = saver, interruption
         self._models, self._run_state, self._phase = models, present, phase
         self.resumed = False
+        self._stage: Place | None = Place(WARM_START, 0)
         self.unconcluded: State | None = None
         self._boundary: State | None = None
-        self._saved: saving.Place | None = None
+        self._saved: Place | None = None
         self._save_seconds = self._stretch_seconds = 0.0
+        self._could_be_interrupted = time.monotonic()
 
     def resume(self) -> tuple[State, list[str]]:
         """Load the models' state; returns the run's own, {} where there is no checkpoint, and a line for all that there
@@ -50,9 +54,14 @@ class Course:
         if not found:
             return {}, lines
         state = saving.read_state(found)
+        place = _place(state)
+        if place.stage == WARM_START:
+            self._models.begin_warm_start()
+        else:
+            self._models.load_reference(self.saver.directory / _REFERENCE)
         checkpoint.load(found, self._models.trainers)
-        self._models.load_reference(self.saver.directory / _REFERENCE)
-        self.resumed, self._saved, self.unconcluded = True, _place(state), state["unconcluded"]
+        self._stage = None if place.stage == ITERATION else place
+        self.resumed, self._saved, self.unconcluded = True, place, state["unconcluded"]
         self._save_seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
         self._allow()
         return state, [*lines, f"resumed from {found}"]
@@ -60,6 +69,25 @@ class Course:
     def keep_reference(self) -> None:
         """Save the reference, which checkpoints do not hold since it stays as it is. Collective."""
         self._models.keep_reference(self.saver.directory / _REFERENCE)
+
+    @property
+    def in_stages(self) -> bool:
+        """Whether the stages before the first iteration are not over."""
+        return self._stage is not None
+
+    def is_in(self, stage: str) -> bool:
+        """Whether it is this stage that the run has begun and not left."""
+        return self._stage is not None and self._stage.stage == stage
+
+    def remaining(self, stage: str, steps: int) -> range:
+        """The steps that are still to be made of a stage, counted from 0."""
+        return range(self._stage.done if self._stage and self._stage.stage == stage else 0, steps)
+
+    def reached_in_stage(self, stage: str, done: int) -> None:
+        """So many steps of a stage are done: a run that is interrupted from here on goes on with the next."""
+        self._stage = Place(stage, done)
+        self._note_stretch()
+        self._boundary = self._present()
 
     def begin(self) -> None:
         """The next iteration begins, from a state that a run which is interrupted can be saved in. Collective."""
@@ -69,9 +97,7 @@ class Course:
     def reached(self, metrics: State) -> None:
         """Both models have learnt and the generator is in step: what follows only measures, and `metrics` wait for
         it. A run that is interrupted here concludes the iteration when it resumes."""
-        stretch = time.monotonic() - self._could_be_interrupted
-        self._stretch_seconds = max(self._stretch_seconds, stretch)
-        self._allow()
+        self._note_stretch()
         self._boundary = self._present() | {"unconcluded": metrics}
         self.pause()
 
@@ -93,10 +119,16 @@ class Course:
         reason = self.interruption.agreed()
         if reason:
             raise Interrupted(reason)
+        self._could_be_interrupted = time.monotonic()
 
     def save(self) -> None:
-        """A checkpoint of the present iteration. Collective."""
+        """A checkpoint of the present iteration, before which all stages are over. Collective."""
+        self._stage = None
         self._save(self._present(), interim=False)
+
+    def save_in_stage(self) -> None:
+        """An interim checkpoint of the stage that the run is in. Collective."""
+        self._save(self._present(), interim=True)
 
     def save_interrupted(self) -> str:
         """Save the boundary that the run was interrupted after, unless it is saved; returns what the next start does.
@@ -119,11 +151,18 @@ class Course:
 
     def _present(self) -> State:
         times = {"save_seconds": self._save_seconds, "stretch_seconds": self._stretch_seconds}
-        return self._run_state() | times | {"unconcluded": None}
+        stage = self._stage and astuple(self._stage)
+        return self._run_state() | times | {"stage": stage, "unconcluded": None}
+
+    def _note_stretch(self) -> None:
+        """How long the run could not be interrupted, which the deadline's lead must leave room for."""
+        stretch = time.monotonic() - self._could_be_interrupted
+        self._stretch_seconds = max(self._stretch_seconds, stretch)
+        self._allow()
 
     def _allow(self) -> None:
         self.interruption.allow(self._save_seconds, self._stretch_seconds)
 
 
-def _place(state: State) -> saving.Place:
-    return saving.Place(saving.ITERATION, state["iteration"])
+def _place(state: State) -> Place:
+    return Place(*state["stage"]) if state["stage"] else Place(ITERATION, state["iteration"])

@@ -68,13 +68,26 @@ class Models:
         check_host_memory({name: one.offloader for name, one in self._turns.models.items()}, self._config.memory)
         made.rest()
 
+    @property
+    def needed_critic(self) -> Trainer:
+        """The critic of a method that has one."""
+        if self.critic is None:
+            raise RuntimeError(f"method {self._config.method} with critic.training none has no critic")
+        return self.critic
+
     def policy_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's present weights by their Hugging Face names, as the generator takes them."""
         with self.policy.awake(Kind.weights):
             yield from weights.export(self.policy.module, self.entries, self._place)
 
-    def copy_policy_to_others(self) -> None:
-        """The policy's present weights into the critic, whose optimizer starts afresh, and into the reference."""
+    def begin_warm_start(self) -> None:
+        """The policy takes the warm start's optimizer."""
+        self.policy.reset_optimizer(self._config.stages.warm_start.optimizer)
+        self.policy.rest()
+
+    def end_warm_start(self) -> None:
+        """The policy's and the critic's optimizers start afresh, critic and reference from the policy's weights."""
+        self.policy.reset_optimizer(self._config.policy.optimizer)
         with self._turns.phase("copy"), self.policy.awake(Kind.weights):
             if self.critic:
                 with self.critic.awake(Kind.weights, changes=True):

@@ -25,7 +25,6 @@ from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import saving, topology
-from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.metrics.alarms import raised
 from tempo_megatron.metrics.plots import plot_run
 from tempo_megatron.metrics.writers import MetricsLog
@@ -46,6 +45,7 @@ _BEGINNING: State = {
     "lines": 0,
     "labelled": 0,
     "unlabelled": 0,
+    "examples": 0,
     "seconds": 0.0,
     "grading": [0, 0],
     "optimizer_steps": {},
@@ -89,7 +89,7 @@ class Run:
         self.collector = Collector(
             config, self.generator, self.grader, self.labelled, self.unlabelled, self._set_aside, self.phase
         )
-        if self.course.resumed:
+        if not self.course.in_stages:
             self.sync()
 
     def _load_data(self) -> None:
@@ -150,18 +150,12 @@ class Run:
         self.iteration: int = self._state["iteration"]
         self.labelled.position = self._state["labelled"]
         self.unlabelled.position = self._state["unlabelled"]
+        self.examples.position = self._state["examples"]
         self.grader.errors, self.grader.timeouts = self._state["grading"]
         for name, steps in self._state["optimizer_steps"].items():
             self.trainers[name].steps = steps
         self.gate_value: float | None = self._state["gate_value"]
         self.chooser.resume(self._state["choice"])
-
-    @property
-    def needed_critic(self) -> Trainer:
-        """The critic of a method that has one."""
-        if self.critic is None:
-            raise RuntimeError(f"method {self.config.method} with critic.training none has no critic")
-        return self.critic
 
     @property
     def policy_learns_labelled(self) -> bool:
@@ -180,6 +174,10 @@ class Run:
     def stopped(self) -> bool:
         """The stopping rule has ended the run."""
         return self.chooser.state["stopped"] is not None
+
+    @property
+    def evaluated_at_start(self) -> bool:
+        return "initial" in self._state
 
     def seed(self, iteration: int, step: int) -> tuple[int, ...]:
         """What an update's shuffling is hashed from."""
@@ -273,6 +271,17 @@ class Run:
         quiet = 0.1 if sys.stderr.isatty() else 10.0
         yield from tqdm(items, description, disable=not self.is_first, mininterval=quiet)
 
+    def stage(self, name: str, steps: int, save_every: int) -> Iterator[int]:
+        """The steps of a stage that are still to be made, counted from 0; every so many are saved. Raises Interrupted
+        between two where the run was asked to stop."""
+        for step in self.progress(self.course.remaining(name, steps), name.replace("_", " ")):
+            self.course.pause()
+            yield step
+            self.course.reached_in_stage(name, step + 1)
+            if (step + 1) % save_every == 0:
+                self.course.save_in_stage()
+        self.course.pause()
+
     def begin(self, iteration: int) -> None:
         """The next iteration. Raises Interrupted where the run was asked to stop."""
         self.course.begin()
@@ -285,7 +294,10 @@ class Run:
     def save(self) -> None:
         """A checkpoint of the present iteration; rollouts that it is past may go."""
         self.course.save()
-        self._prune()
+        newest = self.course.saver.newest_iteration()
+        kept = self.config.generation.keep_rollouts or self.config.generation.replay
+        if self.is_first and newest is not None and not kept:
+            self.generator.prune(newest)
 
     def save_interrupted(self, reason: str) -> None:
         """Save what a run that goes on begins with, and leave a mark that it was interrupted."""
@@ -301,6 +313,7 @@ class Run:
             "iteration": self.iteration,
             "labelled": self.labelled.position,
             "unlabelled": self.unlabelled.position,
+            "examples": self.examples.position,
             "grading": [self.grader.errors, self.grader.timeouts],
             "optimizer_steps": {name: trainer.steps for name, trainer in self.trainers.items()},
             "gate_value": self.gate_value,
@@ -308,12 +321,6 @@ class Run:
             "figures": dict(self.generator.figures),
             "seconds": self._elapsed(),
         }
-
-    def _prune(self) -> None:
-        newest = self.course.saver.newest_iteration()
-        kept = self.config.generation.keep_rollouts or self.config.generation.replay
-        if self.is_first and newest is not None and not kept:
-            self.generator.prune(newest)
 
     def _elapsed(self) -> float:
         seconds: float = self._state["seconds"]

@@ -1,28 +1,31 @@
 """A rank of test_supervised: whole runs whose generator makes up its responses, and troubles that befall rank 1.
 
 usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end in run_dir WHOLE, and another, in the
-                                                              recipe's run_dir, that is interrupted three times
+                                                              recipe's run_dir, that is interrupted five times
        supervised_worker.py fail|hang RECIPE [key=value ...]  `tempo train`, whose rank 1 fails or hangs in iteration 1
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from tempo_megatron import cli
+from tempo_megatron import cli, loop
 from tempo_megatron.config import Config, load
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request
 from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.saving import resumable
+from tempo_megatron.megatron.trainer import Score, Trainer
+from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
@@ -61,14 +64,40 @@ def interrupt_at(call: int) -> Callable[[int], None]:
     return lambda number: os.kill(os.getpid(), signal.SIGUSR1) if number == call else None
 
 
+@contextlib.contextmanager
+def interrupted_warm_start(at: int) -> Iterator[list[int]]:
+    """Rank 1 is told to stop in that step, counted from 1; gives the number of examples of each step that is made."""
+    made, step = [], loop.warm_start_step
+
+    def counted(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
+        made.append(len(examples))
+        if len(made) == at and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(policy, examples, score)
+
+    loop.warm_start_step = counted
+    yield made
+    loop.warm_start_step = step
+
+
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     assert run(load(recipe, [*overrides, f"run_dir={whole}"]))
     config = load(recipe, overrides)
     mark = Path(config.run_dir) / "interrupted"
-    # 1: evaluation at the start, 2: critic start, 3 and 4: iterations 1 and 2, 5: evaluation after iteration 2.
-    assert not run(config, interrupt_at(4))
-    checkpoints = [path.name for path in resumable(Path(config.run_dir) / "checkpoints")]
-    assert checkpoints == ["iteration-000000", "interim-iteration-000001"] and mark.exists()
+
+    def saved() -> list[str]:
+        assert mark.exists()
+        return [path.name for path in resumable(Path(config.run_dir) / "checkpoints")]
+
+    with interrupted_warm_start(at=1) as steps:
+        assert not run(config)
+        assert saved() == ["interim-warm_start-000001"] and len(steps) == 1
+        # Generate calls, 1: evaluation at the start, 2 and 3: critic start.
+        assert not run(config, interrupt_at(3))
+        assert saved() == ["interim-critic_start-000001"] and len(steps) == 2
+    # 1: the rest of the critic start, 2 and 3: iterations 1 and 2. (4: evaluation after iteration 2.)
+    assert not run(config, interrupt_at(3))
+    assert saved() == ["iteration-000000", "interim-iteration-000001"]
     # Iteration 2's rollouts were given up; then comes its evaluation.
     assert not run(config, interrupt_at(2))
     # That evaluation is made now, and iteration 3 is interrupted while it learns: it goes on to its end.
