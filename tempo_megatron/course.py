@@ -44,7 +44,7 @@ class Course:
         self.unconcluded: State | None = None
         self._boundary: State | None = None
         self._saved: Place | None = None
-        self._save_seconds = self._stretch_seconds = 0.0
+        self._stretch_seconds = 0.0
         self._could_be_interrupted = time.monotonic()
 
     def resume(self) -> tuple[State, list[str]]:
@@ -62,8 +62,7 @@ class Course:
         checkpoint.load(found, self._models.trainers)
         self._stage = None if place.stage == ITERATION else place
         self.resumed, self._saved, self.unconcluded = True, place, state["unconcluded"]
-        self._save_seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
-        self._allow()
+        self.saver.seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
         return state, [*lines, f"resumed from {found}"]
 
     def keep_reference(self) -> None:
@@ -116,6 +115,7 @@ class Course:
 
     def pause(self) -> None:
         """Raise Interrupted where the run was asked to stop. Collective."""
+        self.interruption.allow(self.saver.seconds, self._stretch_seconds)
         reason = self.interruption.agreed()
         if reason:
             raise Interrupted(reason)
@@ -142,15 +142,12 @@ class Course:
         return "nothing to save yet; the same command begins anew"
 
     def _save(self, state: State, *, interim: bool) -> None:
-        begun, place = time.monotonic(), _place(state)
+        self._saved = _place(state)
         with self._phase("save"):
-            self.saver.save(place, self._models.trainers, state, state["choice"]["best"], interim=interim)
-        self._saved = place
-        self._save_seconds = time.monotonic() - begun
-        self._allow()
+            self.saver.save(self._saved, self._models.trainers, state, state["choice"]["best"], interim=interim)
 
     def _present(self) -> State:
-        times = {"save_seconds": self._save_seconds, "stretch_seconds": self._stretch_seconds}
+        times = {"save_seconds": self.saver.seconds, "stretch_seconds": self._stretch_seconds}
         stage = self._stage and astuple(self._stage)
         return self._run_state() | times | {"stage": stage, "unconcluded": None}
 
@@ -158,10 +155,6 @@ class Course:
         """How long the run could not be interrupted, which the deadline's lead must leave room for."""
         stretch = time.monotonic() - self._could_be_interrupted
         self._stretch_seconds = max(self._stretch_seconds, stretch)
-        self._allow()
-
-    def _allow(self) -> None:
-        self.interruption.allow(self._save_seconds, self._stretch_seconds)
 
 
 def _place(state: State) -> Place:

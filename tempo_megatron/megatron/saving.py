@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Saver:
 
     With `config.asynchronous` the write goes on in a thread, from copies in host memory, while the run does too. Its
     error is raised by whichever method is called next. All methods are collective; all ranks see `directory`.
+    `seconds`: what the last save that is over took to the end of its writing; 0 before there was one.
     """
 
     def __init__(self, directory: Path, config: CheckpointConfig, hf_path: Path, target_range: str) -> None:
@@ -60,6 +62,7 @@ class Saver:
         self._hf_path, self._target_range = hf_path, target_range
         self._group = dist.new_group(backend="gloo")  # of its own: the run goes on talking while the thread writes
         self._writing: Future[None] | None = None
+        self.seconds = 0.0
 
     def save(
         self,
@@ -75,14 +78,20 @@ class Saver:
         Returns when the models may change: without `asynchronous`, when all is written.
         """
         self.wait()
+        begun = time.monotonic()
         made, text = self.directory / f"{_INTERIM if interim else ''}{place}", json.dumps(state)
         checkpoint.begin(made, trainers)
         parts = checkpoint.captured(made, trainers, copied=self._config.asynchronous)
+
+        def write(parts: Iterable[tuple[str, Captured]]) -> None:
+            self._write(made, parts, text, best)
+            self.seconds = time.monotonic() - begun
+
         if self._config.asynchronous:
             held = list(parts)
-            self._writing = _in_background(lambda: self._write(made, held, text, best))
+            self._writing = _in_background(lambda: write(held))
         else:
-            self._write(made, parts, text, best)
+            write(parts)
 
     def wait(self) -> None:
         """Until the last write is over. Raises what it failed with."""

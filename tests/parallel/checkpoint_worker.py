@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,18 @@ def interruptions(run: Run) -> dict[str, Any]:
     return {"there_when_interrupted": there, "said_when_interrupted": said}
 
 
+def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
+    """How long a save held up the run, how long it took to the end, and what the deadline then leaves room for."""
+    disk, begun = SlowDisk(), time.monotonic()
+    run.save()
+    held_up = time.monotonic() - begun
+    threading.Timer(0.5, disk.goes_on.set).start()
+    run.course.saver.wait()
+    disk.repair()
+    run.course.pause()
+    return {"held_up": held_up, "save_seconds": run.course.saver.seconds, "lead": run.course.interruption.lead_seconds}
+
+
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     run_module: Any = tempo_megatron.run
@@ -118,6 +131,7 @@ def main(path: str, out: str, *overrides: str) -> None:
     disk.repair()
     found |= failure_of_one_rank(run)
     found |= interruptions(run)
+    found |= seconds_of_a_slow_write(run)
     if dist.get_rank() == 0:
         torch.save(found, Path(out))
     topology.shutdown()

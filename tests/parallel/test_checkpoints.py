@@ -78,6 +78,13 @@ def test_a_failed_write_is_told_to_every_rank_and_leaves_no_checkpoint(ran: tupl
     assert found["complete_at_last"] == ["iteration-000001", BEFORE, NEWEST]
 
 
+def test_the_deadline_leaves_room_for_the_writing(ran: tuple[dict[str, Any], Path]) -> None:
+    """A write in the background holds the run up for the copies alone, and an interrupted run waits for its end."""
+    found, _ = ran
+    assert found["save_seconds"] >= found["held_up"] + 0.5
+    assert found["lead"] >= 2 * found["save_seconds"] + 60
+
+
 def test_the_manifest_says_everything(checkpoints: Path) -> None:
     """The list that the next test goes through is that of the files there are."""
     assert sorted(FILES) == manifest.files_of(checkpoints / NEWEST) == sorted(manifest.read(checkpoints / NEWEST))

@@ -44,3 +44,10 @@ def test_the_deadline_leaves_room_for_a_save() -> None:
     assert soon.lead_seconds == 190 and not soon.asked()
     soon.allow(save_seconds=30, stretch_seconds=90)
     assert soon.asked() and soon.agreed() == "the deadline"
+
+
+def test_before_a_save_was_measured_the_deadline_leaves_as_much_as_slurms_warning() -> None:
+    """A stage's first save may come just then, and a minute is too little for a large model; a short job keeps half."""
+    assert Interruption(deadline=time.time() + 5000).lead_seconds == 600
+    assert 99 < Interruption(deadline=time.time() + 200).lead_seconds <= 100
+    assert Interruption(deadline=time.time() + 10).lead_seconds == 60
