@@ -35,8 +35,8 @@ class Models:
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)
-        self._introduce("policy", self.policy)
         self.trainers = {"policy": self.policy}
+        self._introduce("policy", self.policy)
         self.critic: Trainer | None = None
         if config.critic.training is not CriticTraining.none:
             critic = self.build("critic", config.critic.checkpoint)
@@ -65,7 +65,10 @@ class Models:
         """Let a model take its turns; it rests at once, so that the next finds room."""
         made.name = name
         self._turns.models[name] = made
-        check_host_memory({name: one.offloader for name, one in self._turns.models.items()}, self._config.memory)
+        asynchronous = self._config.checkpoint.asynchronous
+        copies = sum(map(checkpoint.copied_bytes, self.trainers.values())) if asynchronous else 0
+        offloaders = {name: one.offloader for name, one in self._turns.models.items()}
+        check_host_memory(offloaders, copies, self._config.memory)
         made.rest()
 
     @property

@@ -132,6 +132,9 @@ def main(path: str, out: str, *overrides: str) -> None:
     found |= failure_of_one_rank(run)
     found |= interruptions(run)
     found |= seconds_of_a_slow_write(run)
+    counted = [0] * dist.get_world_size()
+    dist.all_gather_object(counted, sum(map(checkpoint.copied_bytes, run.trainers.values())))
+    found["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
         torch.save(found, Path(out))
     topology.shutdown()

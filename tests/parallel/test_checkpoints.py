@@ -85,6 +85,13 @@ def test_the_deadline_leaves_room_for_the_writing(ran: tuple[dict[str, Any], Pat
     assert found["lead"] >= 2 * found["save_seconds"] + 60
 
 
+def test_copies_are_as_large_as_what_is_written_of_them(ran: tuple[dict[str, Any], Path]) -> None:
+    """Their bytes, which the budget of host memory counts, are those of all ranks' files but for headers."""
+    found, directory = ran
+    written = sum(path.stat().st_size for path in (directory / NEWEST).rglob("*.distcp"))
+    assert found["copied_bytes"] == pytest.approx(written, rel=0.05)
+
+
 def test_the_manifest_says_everything(checkpoints: Path) -> None:
     """The list that the next test goes through is that of the files there are."""
     assert sorted(FILES) == manifest.files_of(checkpoints / NEWEST) == sorted(manifest.read(checkpoints / NEWEST))
