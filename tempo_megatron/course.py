@@ -158,4 +158,5 @@ class Course:
 
 
 def _place(state: State) -> Place:
-    return Place(*state["stage"]) if state["stage"] else Place(ITERATION, state["iteration"])
+    """Where a run was in that state; checkpoints of before stages were saved name none."""
+    return Place(*state["stage"]) if state.get("stage") else Place(ITERATION, state["iteration"])
