@@ -40,18 +40,9 @@ from tempo_megatron.supervision.interruption import Interruption
 from tempo_megatron.supervision.watchdog import Watchdog
 from tempo_megatron.turns import Turns
 
-_BEGINNING: State = {
-    "iteration": 0,
-    "lines": 0,
-    "labelled": 0,
-    "unlabelled": 0,
-    "examples": 0,
-    "seconds": 0.0,
-    "grading": [0, 0],
-    "optimizer_steps": {},
-    "gate_value": None,
-    "figures": {},
-}
+_COUNTS = ("iteration", "lines", "labelled", "unlabelled", "examples")
+_OTHERS: State = {"seconds": 0.0, "grading": [0, 0], "optimizer_steps": {}, "gate_value": None, "figures": {}}
+_BEGINNING: State = dict.fromkeys(_COUNTS, 0) | _OTHERS
 """what `Run._present` gives of a run that has done nothing"""
 
 

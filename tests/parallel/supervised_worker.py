@@ -50,9 +50,13 @@ class Troubled(Recorded):
         return super().generate(requests)
 
 
-def run(config: Config, trouble: Callable[[int], None] = lambda call: None) -> bool:
+Trouble = Callable[[int, Run], None]
+"""(number of the generate call, the run that asks) -> what befalls it"""
+
+
+def run(config: Config, trouble: Trouble = lambda call, run: None) -> bool:
     topology.shutdown = leave_groups  # to make the process group anew in the same processes is not reliable
-    Run._build_generator = lambda self: Troubled(trouble)
+    Run._build_generator = lambda self: Troubled(lambda call: trouble(call, self))
     finished = train(config)
     if not finished:
         dist.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
@@ -60,8 +64,12 @@ def run(config: Config, trouble: Callable[[int], None] = lambda call: None) -> b
     return finished
 
 
-def interrupt_at(call: int) -> Callable[[int], None]:
-    return lambda number: os.kill(os.getpid(), signal.SIGUSR1) if number == call else None
+def interrupt_at(call: int) -> Trouble:
+    return lambda number, run: os.kill(os.getpid(), signal.SIGUSR1) if number == call else None
+
+
+def deadline_at(call: int) -> Trouble:
+    return lambda number, run: setattr(run.course.interruption, "_deadline", 0.0) if number == call else None
 
 
 @contextlib.contextmanager
@@ -93,7 +101,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
         assert not run(config)
         assert saved() == ["interim-warm_start-000001"] and len(steps) == 1
         # Generate calls, 1: evaluation at the start, 2 and 3: critic start.
-        assert not run(config, interrupt_at(3))
+        assert not run(config, deadline_at(3))
         assert saved() == ["interim-critic_start-000001"] and len(steps) == 2
     # 1: the rest of the critic start, 2 and 3: iterations 1 and 2. (4: evaluation after iteration 2.)
     assert not run(config, interrupt_at(3))
