@@ -42,6 +42,7 @@ from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.scoring import policy_scores
 from tempo_megatron.phases.warm_start import Example
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import barrier
 from tempo_megatron.run_directory import interrupted_mark, open_run
 from tempo_megatron.supervision.interruption import Interrupted, Interruption
@@ -52,9 +53,12 @@ _REFERENCE = "reference"
 
 
 class Run:
-    """Models, generator, data and directory of a run, resumed from its newest complete checkpoint where it has one."""
+    """Models, generator, data and directory of a run, resumed from its newest complete checkpoint where it has one.
 
-    def __init__(self, config: Config, generator: Any = None) -> None:
+    `watched`: a rank that hangs ends the job, from here on until `watchdog` is stopped.
+    """
+
+    def __init__(self, config: Config, generator: Any = None, *, watched: bool = False) -> None:
         self.config = config
         self.method = method(config.method)
         self.directory = Path(config.run_dir)
@@ -66,6 +70,13 @@ class Run:
         self.interruption = Interruption.of_this_job()
         self.watchdog = Watchdog.of_this_job(self.turns.place, config.faults, self.directory / "flight")
         self.is_first = self.topology.rank == 0
+        if watched:
+            self.watchdog.start()
+        with self.phase("start"), at(Pace.untimed):
+            self._prepare(generator)
+
+    def _prepare(self, generator: Any) -> None:
+        config = self.config
         if self.is_first:
             open_run(config)
             self.say(banner.text(config, self.topology))
@@ -270,7 +281,7 @@ class Run:
     def keep_reference(self) -> None:
         """Save the reference for the run to resume with: what it was made from may change or go. Collective."""
         if self.reference:
-            with self.phase("save"), self.reference.awake():
+            with self.phase("save"), at(Pace.untimed), self.reference.awake():
                 checkpoint.save_weights(self._saver.directory / _REFERENCE, "policy", self.reference.module)
 
     def count(self, drawn: Collected) -> dict[str, float]:
@@ -428,7 +439,7 @@ class Run:
 
     def _save(self, state: dict[str, Any]) -> None:
         begun = time.monotonic()
-        with self.phase("save"):
+        with self.phase("save"), at(Pace.untimed):
             self._saver.save(state["iteration"], self.trainers, state, state["choice"]["best"])
         self._saved = state["iteration"]
         self._state["save_seconds"] = time.monotonic() - begun
@@ -470,7 +481,7 @@ class Run:
 
     def export_policy(self, directory: Path) -> None:
         """The policy as a Hugging Face directory, written by one rank as its tensors are gathered. Collective."""
-        with self.phase("export"):
+        with self.phase("export"), at(Pace.untimed):
             # For good: NumPy, which writes a CPU's tensors, makes their storage one that cannot be resized.
             self.policy.offloader.wake(Kind.weights)
             self._write_policy(directory)

@@ -21,6 +21,7 @@ from typing import Any
 
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.worker import BEGUN, DONE, UNKNOWN
+from tempo_megatron.progress import Pace, at, tick
 
 _LOADING_LIMIT_SECONDS = 300.0
 _PROGRAM = "from tempo_megatron.grading.worker import main; main()"
@@ -116,7 +117,9 @@ class Pool:
         """Wait for the next message, death or deadline, and take in all that there are."""
         busy = [worker for worker in self._workers if worker.task is not None]
         first_deadline = min(worker.deadline for worker in busy)
-        ready = wait([worker.connection for worker in busy], max(0.0, first_deadline - time.monotonic()))
+        with at(Pace.untimed):  # deadlines bound it
+            ready = wait([worker.connection for worker in busy], max(0.0, first_deadline - time.monotonic()))
+        tick()
         now = time.monotonic()
         for worker in busy:
             assert worker.task is not None

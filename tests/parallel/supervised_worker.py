@@ -7,12 +7,16 @@ usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +26,15 @@ from tempo_megatron.config import Config, load
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request
 from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
+from tempo_megatron.phases import scoring
 from tempo_megatron.run import Run
+from tempo_megatron.turns import Turns
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
+
+WORK = ("warm_start", "evaluate", "grade", "estimate", "observe", "calibrate", "refine", "export")
+"""phases in which a rank that does nothing is held to hang, and export for the buckets that sync pulls too; here no
+engine generates"""
 
 
 class Troubled(Recorded):
@@ -60,8 +70,26 @@ def interrupt_at(call: int) -> Callable[[int], None]:
     return lambda number: os.kill(os.getpid(), signal.SIGUSR1) if number == call else None
 
 
+@contextlib.contextmanager
+def counting(worked: Counter[str]) -> Iterator[None]:
+    """The most that this rank tells its watchdog to have done in each phase."""
+
+    @contextlib.contextmanager
+    def phase(self: Turns, name: str) -> Iterator[None]:
+        with made(self, name):
+            yield
+            worked[name] = max(worked[name], self.place().ticks)
+
+    made, Turns.phase = Turns.phase, phase
+    yield
+    Turns.phase = made
+
+
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
-    assert run(load(recipe, [*overrides, f"run_dir={whole}"]))
+    worked: Counter[str] = Counter()
+    with counting(worked):
+        assert run(load(recipe, [*overrides, f"run_dir={whole}"]))
+    assert all(worked[phase] for phase in WORK), worked
     config = load(recipe, overrides)
     mark = Path(config.run_dir) / "interrupted"
     # 1: evaluation at the start, 2: critic start, 3 and 4: iterations 1 and 2, 5: evaluation after iteration 2.
@@ -85,14 +113,21 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
 
 def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
-    def trouble(self: Run, *given: object) -> dict[str, float]:
-        if dist.get_rank() == 1 and kind == "fail":
-            raise ValueError("what rank 1 stumbled over")
+    def fails(self: Run, *given: object) -> dict[str, float]:
         if dist.get_rank() == 1:
-            time.sleep(600)
+            raise ValueError("what rank 1 stumbled over")
         return observe(self, *given)
 
-    observe, Run.observe = Run.observe, trouble
+    def hangs(*given: Any, **settings: Any) -> dict[str, torch.Tensor]:
+        if dist.get_rank() == 1 and "entropy" in settings["statistics"] and next(micro_batches) == 1:
+            time.sleep(600)
+        return token_scores(*given, **settings)
+
+    if kind == "fail":
+        observe, Run.observe = Run.observe, fails
+    else:  # in the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass
+        micro_batches = itertools.count()
+        token_scores, scoring.token_scores = scoring.token_scores, hangs
     Run._build_generator = lambda self: Recorded()
     sys.exit(cli.main(["train", recipe, *overrides]))
 
