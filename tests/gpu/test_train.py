@@ -39,4 +39,4 @@ def test_a_run_resumes_under_another_layout_with_the_generator_in_step(
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
     assert min(offloaded) > 0
     assert max(shown) < (1.05 if fp8 == "none" else 1.5)
-    assert max(deviations) == 0
+    assert max(deviations) < 1e-6  # nothing but fp32's last place, which PP2 moves: the old log-probs are the new ones
