@@ -108,7 +108,7 @@ def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
 def _to_generation(run: BenchmarkRun) -> None:
     run.sync()
     with run.phase("generate"):
-        run.generator._wake("kv_cache")
+        run.engine.within._wake("kv_cache")
 
 
 def _to_training(run: BenchmarkRun) -> None:
