@@ -12,8 +12,9 @@ from typing import Any
 from tempo_megatron.generation.engine import GenerationStopped
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.megatron import checkpoint, saving
-from tempo_megatron.megatron.saving import ITERATION, WARM_START, Place
+from tempo_megatron.megatron.saving import ITERATION, WARM_START, Position
 from tempo_megatron.models import Models
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.supervision.interruption import Interrupted, Interruption
 
 State = dict[str, Any]
@@ -40,10 +41,10 @@ class Course:
         self.saver, self.interruption = saver, interruption
         self._models, self._run_state, self._phase = models, present, phase
         self.resumed = False
-        self._stage: Place | None = Place(WARM_START, 0)
+        self._stage: Position | None = Position(WARM_START, 0)
         self.unconcluded: State | None = None
         self._boundary: State | None = None
-        self._saved: Place | None = None
+        self._saved: Position | None = None
         self._stretch_seconds = 0.0
         self._could_be_interrupted = time.monotonic()
 
@@ -54,14 +55,14 @@ class Course:
         if not found:
             return {}, lines
         state = saving.read_state(found)
-        place = _place(state)
-        if place.stage == WARM_START:
+        position = _position(state)
+        if position.stage == WARM_START:
             self._models.begin_warm_start()
         else:
             self._models.load_reference(self.saver.directory / _REFERENCE)
         checkpoint.load(found, self._models.trainers)
-        self._stage = None if place.stage == ITERATION else place
-        self.resumed, self._saved, self.unconcluded = True, place, state["unconcluded"]
+        self._stage = None if position.stage == ITERATION else position
+        self.resumed, self._saved, self.unconcluded = True, position, state["unconcluded"]
         self.saver.seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
         return state, [*lines, f"resumed from {found}"]
 
@@ -84,7 +85,7 @@ class Course:
 
     def reached_in_stage(self, stage: str, done: int) -> None:
         """So many steps of a stage are done: a run that is interrupted from here on goes on with the next."""
-        self._stage = Place(stage, done)
+        self._stage = Position(stage, done)
         self._note_stretch()
         self._boundary = self._present()
 
@@ -134,7 +135,7 @@ class Course:
         """Save the boundary that the run was interrupted after, unless it is saved; returns what the next start does.
         Collective."""
         state = self._boundary
-        if state and _place(state) != self._saved:
+        if state and _position(state) != self._saved:
             self._save(state, interim=True)
         self.saver.wait()
         if self._saved:
@@ -142,8 +143,8 @@ class Course:
         return "nothing to save yet; the same command begins anew"
 
     def _save(self, state: State, *, interim: bool) -> None:
-        self._saved = _place(state)
-        with self._phase("save"):
+        self._saved = _position(state)
+        with self._phase("save"), at(Pace.untimed):
             self.saver.save(self._saved, self._models.trainers, state, state["choice"]["best"], interim=interim)
 
     def _present(self) -> State:
@@ -157,6 +158,6 @@ class Course:
         self._stretch_seconds = max(self._stretch_seconds, stretch)
 
 
-def _place(state: State) -> Place:
+def _position(state: State) -> Position:
     """Where a run was in that state; checkpoints of before stages were saved name none."""
-    return Place(*state["stage"]) if state.get("stage") else Place(ITERATION, state["iteration"])
+    return Position(*state["stage"]) if state.get("stage") else Position(ITERATION, state["iteration"])

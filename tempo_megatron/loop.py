@@ -28,8 +28,7 @@ Metrics = dict[str, Any]
 def train(config: Config) -> bool:
     """Run a recipe to its end, from wherever the run directory's newest checkpoint left it; False if it was asked to
     stop before that, and saved."""
-    run = Run(config)
-    run.watchdog.start()
+    run = Run(config, watched=True)
     with run.course.interruption.listening():
         try:
             if run.course.in_stages:
@@ -46,6 +45,7 @@ def train(config: Config) -> bool:
                 conclude(run, metrics)
         except Interrupted as interrupted:
             run.save_interrupted(str(interrupted))
+            run.watchdog.stop()
             return False
         run.finish()
     run.watchdog.stop()

@@ -17,6 +17,7 @@ from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Scorer, Trainer
 from tempo_megatron.phases.scoring import policy_scores
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.turns import Turns
 
 
@@ -103,7 +104,7 @@ class Models:
     def keep_reference(self, directory: Path) -> None:
         """Save the reference, if there is one, for the run to resume with: what it was made from may change or go."""
         if self.reference:
-            with self._turns.phase("save"), self.reference.awake():
+            with self._turns.phase("save"), at(Pace.untimed), self.reference.awake():
                 checkpoint.save_weights(directory, "policy", self.reference.module)
 
     def load_reference(self, directory: Path) -> None:

@@ -34,6 +34,7 @@ from tempo_megatron.phases.collect import Collected, Collector
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.warm_start import example
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import barrier
 from tempo_megatron.run_directory import interrupted_mark, open_run, write_summary
 from tempo_megatron.supervision.interruption import Interruption
@@ -47,9 +48,12 @@ _BEGINNING: State = dict.fromkeys(_COUNTS, 0) | _OTHERS
 
 
 class Run:
-    """Models, generator, data and directory of a run, resumed from its newest complete checkpoint where it has one."""
+    """Models, generator, data and directory of a run, resumed from its newest complete checkpoint where it has one.
 
-    def __init__(self, config: Config, generator: Any = None) -> None:
+    `watched`: a rank that hangs ends the job, from here on until `watchdog` is stopped.
+    """
+
+    def __init__(self, config: Config, generator: Any = None, *, watched: bool = False) -> None:
         self.config = config
         self.method = method(config.method)
         self.directory = Path(config.run_dir)
@@ -60,6 +64,13 @@ class Run:
         self.phase = self.turns.phase
         self.watchdog = Watchdog.of_this_job(self.turns.place, config.faults, self.directory / "flight")
         self.is_first = self.topology.rank == 0
+        if watched:
+            self.watchdog.start()
+        with self.phase("start"), at(Pace.untimed):
+            self._prepare(generator)
+
+    def _prepare(self, generator: Any) -> None:
+        config = self.config
         if self.is_first:
             open_run(config)
             self.say(banner.text(config, self.topology))
@@ -323,7 +334,7 @@ class Run:
         self.course.saver.wait()
         export = self.directory / "hf"
         if self.config.export:
-            with self.phase("export"):
+            with self.phase("export"), at(Pace.untimed):
                 export_policy(self.models, self.hf_path, export)
         if self.log_file:
             self.log_file.close()

@@ -14,6 +14,7 @@ import torch
 
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.progress import Place, ticks
 
 _GIB = 2**30
 _GENERATOR = "generator"
@@ -38,6 +39,17 @@ _WORKERS: dict[str, dict[str, frozenset[Kind]]] = {
 beginning; who works wakes by itself. A phase that is not named here uses no device, or consists of others."""
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    """A phase that goes on, or "" for what lies between two."""
+
+    phase: str
+    first: bool
+    begun: float = field(default_factory=time.monotonic)
+    ticks: int = field(default_factory=ticks)
+    """that had been when it began"""
+
+
 @dataclass
 class Turns:
     """Puts to rest who does not work, and notes what each phase takes: seconds, device memory, host memory.
@@ -53,8 +65,11 @@ class Turns:
         self._seconds: dict[str, float] = {}
         self._device_peaks: dict[str, float] = {}
         self._host: dict[str, float] = {}
-        self._active: list[tuple[str, float]] = []
-        self._entered, self._last_change = 0, time.monotonic()
+        self._active: list[_Stretch] = []
+        self._between = _Stretch("", False)
+        """what has gone on since a phase was last left"""
+        self._entered = 0
+        self._known: set[str] = set()
         self._begin_reading()
 
     @contextlib.contextmanager
@@ -64,25 +79,24 @@ class Turns:
         if name in _WORKERS:
             self._give_way(_WORKERS[name])
         self._begin_reading()
-        begun = self._last_change = time.monotonic()
-        self._active.append((name, begun))
+        entered = _Stretch(name, name not in self._known)
+        self._active.append(entered)
+        self._known.add(name)
         self._entered += 1
         try:
             yield
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - begun
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - entered.begun
             self._read_device()
             self._begin_reading()
         finally:
+            self._between = _Stretch("", False)
             self._active.pop()
-            self._last_change = time.monotonic()
         self._host[name] = max(self._host.get(name, 0.0), _resident_gib())
 
-    def place(self) -> tuple[int, str, float]:
-        """Phases entered so far, the innermost one that goes on ("" between them), and seconds since it was entered or
-        the last one left. Any thread may ask."""
-        active = self._active[-1:]  # once: the main thread goes on
-        name, since = active[0] if active else ("", self._last_change)
-        return self._entered, name, time.monotonic() - since
+    def place(self) -> Place:
+        """Where this rank is. Any thread may ask."""
+        (now,) = self._active[-1:] or [self._between]  # once: the main thread goes on
+        return Place(self._entered, now.phase, time.monotonic() - now.begun, now.first, ticks() - now.ticks)
 
     def taken(self) -> dict[str, float]:
         """Timings and memory since this was last asked. No run repeats them exactly.
@@ -124,7 +138,7 @@ class Turns:
             return
         grown = torch.cuda.max_memory_reserved(self.device) - self._reserved
         peak = max(self._used + grown, _device_used(self.device)) / _GIB
-        for name in ["", *(f"{name}/" for name, _ in self._active)]:
+        for name in ["", *(f"{active.phase}/" for active in self._active)]:
             self._device_peaks[name] = max(self._device_peaks.get(name, 0.0), peak)
 
 

@@ -190,7 +190,8 @@ def _numbers(config: Config) -> Iterator[str]:
     for key, value in at_least_one.items():
         if value < 1:
             yield f"{key}: at least 1, got {value}"
-    for name in ("lag_limit_seconds", "phase_limit_minutes", "generate_limit_minutes"):
+    limits = ("lag_limit_seconds", "stall_limit_seconds", "first_stall_limit_seconds")
+    for name in (*limits, "phase_limit_minutes", "generate_limit_minutes"):
         if (limit := getattr(config.faults, name)) <= 0:
             yield f"faults.{name}: above 0, got {limit}"
     if config.memory.host_gib < 0:

@@ -15,7 +15,15 @@ class FaultsConfig:
     lag_limit_seconds: float = setting(
         45.0, "seconds that a rank may be a phase behind the others before it is held to hang, which ends the run"
     )
-    phase_limit_minutes: float = setting(60.0, "minutes that a phase may take before it is held to hang")
+    stall_limit_seconds: float = setting(
+        45.0, "seconds in which no rank does any work of the phase that all are in, after which they are held to hang"
+    )
+    first_stall_limit_seconds: float = setting(
+        300.0, "the same in phases that are entered for the first time, when kernels are compiled and NCCL connects"
+    )
+    phase_limit_minutes: float = setting(
+        60.0, "minutes that a phase, or the building of models and generator, may take before it is held to hang"
+    )
     generate_limit_minutes: float = setting(240.0, "minutes that the phases which generate may take")
 
     def limit_seconds(self, phase: str) -> float:

@@ -20,6 +20,7 @@ from tempo_megatron.generation import random_state, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, on_every_rank
+from tempo_megatron.progress import Pace, at, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
 
@@ -132,6 +133,7 @@ class Generator:
             self._requests_of_replicas[replica] += counts["requests"]
         return [mine[number] for number in range(len(requests))]
 
+    @at(Pace.own)
     def _complete(self, requests: Sequence[Request]) -> tuple[dict[int, Completion], Counter[str]]:
         """What this replica draws from the queue, by the requests' numbers, and figures of it."""
         from vllm.inputs.engine import tokens_input
@@ -145,6 +147,7 @@ class Generator:
         share = -(-len(requests) // self.replicas)
         bar = tqdm(total=share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False)
         for step in itertools.count():
+            tick()
             if step % _STEPS_A_QUESTION == 0 and self._asked_to_stop():
                 engine.abort_request([str(number) for number in tracked])
                 figures["stopped"] = 1

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import barrier, from_first, rank_and_ranks
 
 Figures = dict[str, float]
@@ -98,6 +99,7 @@ class RecordedGenerator:
             if of <= iteration:
                 path.unlink()
 
+    @at(Pace.untimed)
     def _forget_from(self, iteration: int) -> None:
         for path, of in self._files():
             if of >= iteration:
@@ -121,6 +123,7 @@ def _together(one: Figures, other: Mapping[str, float]) -> Figures:
     return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(n for n in other if n not in one)]}
 
 
+@at(Pace.untimed)
 def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
     """Flat tensors: response_ids int32 and log_probs fp32 [tokens], lengths int32 and stopped bool [responses]."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +140,7 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
     aside.rename(path)
 
 
+@at(Pace.untimed)
 def _is_readable(path: Path) -> bool:
     """There and whole: what was cut short is generated again."""
     if not path.is_file():
@@ -148,6 +152,7 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
+@at(Pace.untimed)
 def _read(path: Path) -> tuple[list[Completion], Figures]:
     with safe_open(path, "pt") as file:
         ids, log_probs, lengths, stopped = (

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.grading.errors import GradingError
+from tempo_megatron.progress import Pace, at
 
 _LONGEST_ANSWER = 4000
 _LONGEST_QUESTION = 16000
@@ -82,6 +83,7 @@ class Judge:
             ) from error
         return parse_verdict((reply.choices[0].message.content if reply.choices else None) or "")
 
+    @at(Pace.untimed)  # each question has a time limit, and tries, of its own
     def map[Question, Verdict](
         self, function: Callable[[Question], Verdict], questions: Iterable[Question]
     ) -> list[Verdict]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.worker import BEGUN, DONE, UNKNOWN
+from tempo_megatron.progress import Pace, at, tick
 
 _STOPPING_A_JOB = (signal.SIGUSR1, signal.SIGTERM)
 """Slurm sends them to every process of a job: the trainer saves, and grades that it waits for must not be lost"""
@@ -118,7 +119,9 @@ class Pool:
         """Wait for the next message, death or deadline, and take in all that there are."""
         busy = [worker for worker in self._workers if worker.task is not None]
         first_deadline = min(worker.deadline for worker in busy)
-        ready = wait([worker.connection for worker in busy], max(0.0, first_deadline - time.monotonic()))
+        with at(Pace.untimed):  # deadlines bound it
+            ready = wait([worker.connection for worker in busy], max(0.0, first_deadline - time.monotonic()))
+        tick()
         now = time.monotonic()
         for worker in busy:
             assert worker.task is not None

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import barrier, rank_and_ranks
 
 
@@ -51,6 +52,7 @@ class NonFiniteGuard:
             )
         return False
 
+    @at(Pace.untimed)
     def _save(self, model: str, batch: Batch, rows: Mapping[str, Tensor]) -> Path:
         """Beside those that are there already."""
         self.directory.mkdir(parents=True, exist_ok=True)

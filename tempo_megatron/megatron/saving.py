@@ -34,7 +34,7 @@ class NoUsableCheckpoint(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """How far a run has come: so many steps of a stage before the first iteration, or so many iterations, are done."""
 
     stage: str
@@ -66,7 +66,7 @@ class Saver:
 
     def save(
         self,
-        place: Place,
+        position: Position,
         trainers: Mapping[str, Trainer],
         state: dict[str, Any],
         best: int | None,
@@ -79,7 +79,7 @@ class Saver:
         """
         self.wait()
         begun = time.monotonic()
-        made, text = self.directory / f"{_INTERIM if interim else ''}{place}", json.dumps(state)
+        made, text = self.directory / f"{_INTERIM if interim else ''}{position}", json.dumps(state)
         checkpoint.begin(made, trainers)
         parts = checkpoint.captured(made, trainers, copied=self._config.asynchronous)
 
@@ -128,7 +128,7 @@ class Saver:
     def _settle(self, made: Path, best: int | None) -> None:
         """After a write: point to the best, and let go of what does not stay."""
         if best is not None:
-            _link(self.directory / _BEST, str(Place(ITERATION, best)))
+            _link(self.directory / _BEST, str(Position(ITERATION, best)))
         stay = kept(self.directory, self._config.keep, best, self._config.keep_every)
         going = [old for old in complete(self.directory) if _iteration(old) not in stay]
         for old in [*going, *self.directory.glob(f"{_INTERIM}*")]:

@@ -21,6 +21,7 @@ from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Kind, Offloader
 from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
 from tempo_megatron.megatron.topology import Topology
+from tempo_megatron.progress import tick
 
 Rows = dict[str, Tensor]
 Loss = Callable[[Rows, Batch], tuple[Tensor, Rows]]
@@ -113,6 +114,7 @@ class Scorer:
         unaveraged = len(dealt) * place.data_size
 
         def forward_step(remaining: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+            tick()
             micro = next(remaining)
 
             def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, Rows]]:
@@ -137,7 +139,9 @@ class Scorer:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
-        return {name: column.cpu() for name, column in self._gather(done, batch.rows).items()}
+        columns = {name: column.cpu() for name, column in self._gather(done, batch.rows).items()}
+        tick()
+        return columns
 
     def _over_context(self, column: Tensor) -> Tensor:
         """The parts of all context-parallel ranks, one after the other: [tokens / CP, ...] -> [tokens, ...]. Every rank

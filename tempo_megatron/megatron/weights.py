@@ -14,6 +14,7 @@ from torch import Tensor
 from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
+from tempo_megatron.progress import tick
 
 BUCKET_BYTES = 256 * 2**20
 """of one collective of `export`; a larger tensor travels alone"""
@@ -87,6 +88,7 @@ def export(model: torch.nn.Module, entries: Sequence[Entry], topology: Topology)
             torch.cuda.current_stream().wait_event(arrived)
         for entry, shards in zip(bucket.entries, pieces, strict=True):
             yield from zip(entry.hf_names, entry.to_hf(entry.unshard(shards)), strict=True)
+        tick()
 
 
 def _made_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:

@@ -19,6 +19,7 @@ from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.metrics.figures import standard_error
 from tempo_megatron.phases.collect import Collector
 from tempo_megatron.phases.scoring import to_batch, values
+from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import from_first
 
 
@@ -82,6 +83,7 @@ class Chooser:
     def _path(self, iteration: int) -> Path:
         return self._directory / f"iteration-{iteration:06d}.jsonl"
 
+    @at(Pace.untimed)
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         self._directory.mkdir(exist_ok=True)
         aside = self._directory / ".writing"
@@ -91,6 +93,7 @@ class Chooser:
                 file.write(json.dumps(row | {"response_ids": rollout.response_ids}) + "\n")
         aside.rename(self._path(iteration))
 
+    @at(Pace.untimed)
     def _read(self, iteration: int) -> list[Rollout]:
         prompts = {prompt.id: prompt for prompt in self._unlabelled}
         rows = [json.loads(line) for line in self._path(iteration).read_text().splitlines()]

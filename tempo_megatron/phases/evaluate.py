@@ -16,6 +16,7 @@ from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figu
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.phases.generate import Engine, generate
 from tempo_megatron.phases.grade import Verdict, graded, verdicts
+from tempo_megatron.progress import Pace, at, tick
 from tempo_megatron.ranks import divided
 
 Decode = Callable[[Sequence[int]], str]
@@ -101,6 +102,7 @@ class Evaluator:
         return {f"{_OBSERVED}/{name}": value for name, value in found.items() if value is not None}
 
     def _measure(self, rollouts: Sequence[Rollout], judged: Sequence[Verdict]) -> Figures:
+        tick()
         samples = Samples(
             correct=[verdict.correct for verdict in judged],
             clusters=[verdict.cluster for verdict in judged],
@@ -111,6 +113,7 @@ class Evaluator:
         k = self._config.k
         return question_figures(samples, average_at=k, k=[k], ngrams=_NGRAMS)
 
+    @at(Pace.untimed)
     def _keep(
         self, names: Sequence[str], rollouts: Sequence[Rollout], judged: Sequence[Verdict], iteration: int
     ) -> None:

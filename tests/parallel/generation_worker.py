@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tempo_megatron import progress
 from tempo_megatron.config import load
 from tempo_megatron.export import export_policy
 from tempo_megatron.generation.checksums import expected_checksums
@@ -66,7 +67,9 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     expected = {name: expected_checksums(name, tensor.to(dtype), 0, 1) for name, tensor in policy.items()}
 
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
+    steps = progress.ticks()
     together = generator.generate(requests)
+    assert progress.ticks() - steps >= 8  # an engine step a token, by which one that hangs is found
     generator.check(expected)
     assert random_states() == before
     figures = generator.take_figures()

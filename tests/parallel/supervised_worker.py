@@ -8,12 +8,15 @@ usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,10 +28,16 @@ from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.saving import resumable
 from tempo_megatron.megatron.trainer import Score, Trainer
+from tempo_megatron.phases import scoring
 from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run import Run
+from tempo_megatron.turns import Turns
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
+
+WORK = ("warm_start", "evaluate", "grade", "estimate", "observe", "calibrate", "refine", "export")
+"""phases in which a rank that does nothing is held to hang, and export for the buckets that sync pulls too; here no
+engine generates"""
 
 
 class Troubled(Recorded):
@@ -88,8 +97,26 @@ def interrupted_warm_start(at: int) -> Iterator[list[int]]:
     loop.warm_start_step = step
 
 
+@contextlib.contextmanager
+def counting(worked: Counter[str]) -> Iterator[None]:
+    """The most that this rank tells its watchdog to have done in each phase."""
+
+    @contextlib.contextmanager
+    def phase(self: Turns, name: str) -> Iterator[None]:
+        with made(self, name):
+            yield
+            worked[name] = max(worked[name], self.place().ticks)
+
+    made, Turns.phase = Turns.phase, phase
+    yield
+    Turns.phase = made
+
+
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
-    assert run(load(recipe, [*overrides, f"run_dir={whole}"]))
+    worked: Counter[str] = Counter()
+    with counting(worked):
+        assert run(load(recipe, [*overrides, f"run_dir={whole}"]))
+    assert all(worked[phase] for phase in WORK), worked
     config = load(recipe, overrides)
     mark = Path(config.run_dir) / "interrupted"
 
@@ -123,14 +150,21 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
 
 def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
-    def trouble(self: Run, *given: object) -> dict[str, float]:
-        if dist.get_rank() == 1 and kind == "fail":
-            raise ValueError("what rank 1 stumbled over")
+    def fails(self: Run, *given: object) -> dict[str, float]:
         if dist.get_rank() == 1:
-            time.sleep(600)
+            raise ValueError("what rank 1 stumbled over")
         return observe(self, *given)
 
-    observe, Run.observe = Run.observe, trouble
+    def hangs(*given: Any, **settings: Any) -> dict[str, torch.Tensor]:
+        if dist.get_rank() == 1 and "entropy" in settings["statistics"] and next(micro_batches) == 1:
+            time.sleep(600)
+        return token_scores(*given, **settings)
+
+    if kind == "fail":
+        observe, Run.observe = Run.observe, fails
+    else:  # in the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass
+        micro_batches = itertools.count()
+        token_scores, scoring.token_scores = scoring.token_scores, hangs
     Run._build_generator = lambda self: Recorded()
     sys.exit(cli.main(["train", recipe, *overrides]))
 

@@ -62,22 +62,24 @@ def test_lengths_are_the_seeds_own_and_within_bounds() -> None:
         Lengths.parse("normal:3:4")
 
 
-def test_training_sections_run_and_are_recorded(tmp_path: Path) -> None:
+def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     """The whole command in one process, as each rank runs it."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "tools/benchmark.py", "tiny", "--steps=1", f"--directory={tmp_path}/work"]
+    small = [f"loop.{name}=2" for name in ("labelled_prompts", "unlabelled_prompts", "samples_per_prompt")]
     subprocess.run(
-        [*command, "--sections=train,packed,scores", f"--json={tmp_path}/figures.json"],
+        [*command, "--sections=all", f"--json={tmp_path}/figures.json", *small],
         check=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=240,
         env={**os.environ, **rank, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     found = json.loads((tmp_path / "figures.json").read_text())
     assert found["shape"]["name"] == "tiny" and found["versions"]["megatron-core"] and "tiny" in found["command"]
     measured = found["sections"]
     passes = {"log-probs and entropy", "values"}
+    whole = {name: measured.pop(name) for name in ("sync", "rollout", "switch", "iteration")}
     assert set(measured) == {
         f"{name}, fp8 none"
         for name in (
@@ -98,3 +100,8 @@ def test_training_sections_run_and_are_recorded(tmp_path: Path) -> None:
     shares = measured["shares of raw Megatron, fp8 none"]
     raw, packed = measured["raw Megatron, fp8 none"], measured["packed policy step, fp8 none"]
     assert shares["packed policy step / raw"] == pytest.approx(packed["TFLOP/s/GPU"] / raw["TFLOP/s/GPU"])
+    assert whole["rollout"]["tokens/s/GPU"]["ours"] > 0 and whole["sync"]["GB"] > 0
+    assert whole["switch"]["training to generating"]["seconds, sync"] > 0
+    iteration = whole["iteration"]
+    parts = sum(iteration[f"share {name}"] for name in ("training", "generating", "of the rest"))
+    assert parts == pytest.approx(1) and iteration["seconds, critic steps"] > 0

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from tempo_megatron.megatron.offload import Kind
+from tempo_megatron.progress import tick
 from tempo_megatron.turns import _WORKERS, Turns
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_DEVICE = {"grade", "vote", "observe"}
 MADE_OF_OTHERS = {"choose"}
+BUILDS = {"start"}
 
 
 class FakeModel:
@@ -73,7 +75,7 @@ def test_every_phase_says_who_works() -> None:
     """A phase that is added and forgotten here would keep on the device whatever the one before it left."""
     sources = [path.read_text() for path in (ROOT / "tempo_megatron").rglob("*.py")]
     used = {name for text in sources for name in re.findall(r"\.phase\(\"(\w+)\"\)", text)}
-    assert used == set(_WORKERS) | WITHOUT_DEVICE | MADE_OF_OTHERS
+    assert used == set(_WORKERS) | WITHOUT_DEVICE | MADE_OF_OTHERS | BUILDS
 
 
 def test_a_phase_takes_in_the_seconds_of_those_within_it() -> None:
@@ -87,3 +89,22 @@ def test_a_phase_takes_in_the_seconds_of_those_within_it() -> None:
     assert (first["seconds/offload"], first["memory/offloaded_gib"]) == (1.5, 3.0)
     assert (second["seconds/offload"], second["memory/offloaded_gib"]) == (0.0, 0.0)
     assert "seconds/generate" not in second
+
+
+def test_a_watcher_is_told_the_innermost_phase_and_its_own_ticks() -> None:
+    """What hangs is found by ticks that rest: those of another phase must not pass for its own. Compiling is done once,
+    so the first time in a phase is told from later ones."""
+    made, _ = turns()
+    tick()
+    with made.phase("choose"):
+        tick()
+        with made.phase("generate"):
+            tick()
+            tick()
+            assert made.place()[:2] == (2, "generate") and made.place().ticks == 2
+        assert made.place()[:2] == (2, "choose") and made.place().ticks == 3
+    assert made.place()[:2] == (2, "") and made.place().ticks == 0
+    with made.phase("choose"), made.phase("measure"):
+        assert made.place().first
+    with made.phase("measure"):
+        assert not made.place().first

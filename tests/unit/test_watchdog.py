@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tempo_megatron.config import FaultsConfig
+from tempo_megatron.progress import Pace, Place, at
 from tempo_megatron.supervision import watchdog
 from tempo_megatron.supervision.watchdog import Watchdog
 from tests.unit.test_interruption import Store
@@ -30,27 +32,46 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever collectives an earlier test of this process left."""
+    monkeypatch.setattr(watchdog.collectives, "main_thread_waits", lambda: False)
+    monkeypatch.setattr(watchdog.collectives, "under_way", lambda: False)
+
+
+def at_place(entered: int, phase: str, seconds: float = 50.0, ticks: int = 0) -> Place:
+    return Place(entered, phase, seconds, False, ticks)
+
+
 def made(
-    rank: int, place: tuple[int, str, float], directory: Path, store: Shared, monkeypatch: pytest.MonkeyPatch
+    rank: int, place: Callable[[], Place], directory: Path, store: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> Watchdog:
     def end(code: int) -> None:
         raise Ended(code)
 
     monkeypatch.setattr(watchdog, "rank_and_ranks", lambda: (rank, 2))
-    return Watchdog(lambda: place, FaultsConfig(lag_limit_seconds=45), directory, store, end)
+    return Watchdog(place, FaultsConfig(lag_limit_seconds=45), directory, store, end)
 
 
+@pytest.mark.parametrize("phase", ["refine", "start"])
 def test_a_phase_over_its_limit_ends_the_run_with_its_stacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: list[float]
+    phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
-    """Generation has a limit of its own."""
-    made(0, (7, "generate", 3700.0), tmp_path, Shared(), monkeypatch).look()
+    """Generation has a limit of its own; the building of models has a phase's."""
+    made(0, lambda: at_place(7, "generate", 3700.0), tmp_path, Shared(), monkeypatch).look()
     with pytest.raises(Ended, match="70"):
-        made(0, (7, "refine", 3700.0), tmp_path, Shared(), monkeypatch).look()
+        made(0, lambda: at_place(7, phase, 3700.0), tmp_path, Shared(), monkeypatch).look()
     shown = capfd.readouterr().err
-    assert "rank 0" in shown and "refine has taken 3700 s, the limit is 3600 s" in shown
+    assert "rank 0" in shown and f"{phase} has taken 3700 s, the limit is 3600 s" in shown
     record = (tmp_path / "rank-0.txt").read_text()
     assert "test_watchdog.py" in record and "last collectives" in record
+
+
+def look_until(seconds: int, clock: list[float], *ranks: Watchdog) -> None:
+    while clock[0] < seconds:
+        clock[0] += 2.0
+        for rank in ranks:
+            rank.look()
 
 
 def test_a_rank_that_stays_a_phase_behind_is_named_by_all(
@@ -58,15 +79,12 @@ def test_a_rank_that_stays_a_phase_behind_is_named_by_all(
 ) -> None:
     """Not while the limit has not passed since the others went on; the others end too, and leave it the word."""
     store = Shared()
-    late = made(1, (4, "grade", 50.0), tmp_path, store, monkeypatch)
-    first = made(0, (5, "calibrate", 50.0), tmp_path, store, monkeypatch)
-    for clock[0] in (0.0, 44.0):
-        late.look()
-        first.look()
+    late = made(1, lambda: at_place(4, "grade"), tmp_path, store, monkeypatch)
+    first = made(0, lambda: at_place(5, "calibrate"), tmp_path, store, monkeypatch)
+    look_until(46, clock, late, first)
     assert "tempo/hung" not in store
-    clock[0] = 46.0
     with pytest.raises(Ended):
-        first.look()
+        look_until(50, clock, first)
     assert "rank 0" in (shown := capfd.readouterr().err) and "because of rank 1, which hangs" in shown
     with pytest.raises(Ended):
         late.look()
@@ -74,13 +92,70 @@ def test_a_rank_that_stays_a_phase_behind_is_named_by_all(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-1.txt"]
 
 
+@pytest.mark.parametrize("sign", ["main_thread_waits", "under_way"])
+def test_a_rank_that_hangs_among_ranks_that_wait_for_it_is_named(
+    sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: list[float]
+) -> None:
+    """All in one phase. The rank that waits, itself or its GPU, says so, and leaves the word to the other."""
+    store, waits = Shared(), [False]
+    monkeypatch.setattr(watchdog.collectives, sign, lambda: waits[0])
+    ranks = [made(rank, lambda: at_place(5, "refine"), tmp_path, store, monkeypatch) for rank in (0, 1)]
+    with pytest.raises(Ended):
+        while clock[0] < 60:
+            clock[0] += 2.0
+            for rank, looks in enumerate(ranks):
+                waits[0] = rank == 0
+                looks.look()
+    assert 45 < clock[0] <= 50
+    assert "because of rank 1, which hangs" in capfd.readouterr().err
+    with pytest.raises(Ended):
+        ranks[1].look()
+    assert "rank 1" in (shown := capfd.readouterr().err) and "in refine, where no rank has done anything" in shown
+
+
 def test_ranks_that_go_on_in_step_are_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    """A phase of an hour's generation is no hang as long as nobody is ahead."""
+    """An hour's generation is no hang as long as one rank moves on, nor a write as long as it says that it cannot."""
     store = Shared()
-    ranks = [made(rank, (9, "generate", 3000.0), tmp_path, store, monkeypatch) for rank in (1, 0)]
-    for clock[0] in (0.0, 1000.0, 3000.0):
-        for rank in ranks:
-            rank.look()
+
+    def moving() -> Place:
+        return at_place(9, "generate", 3000.0, ticks=int(clock[0]))
+
+    ranks = [made(0, lambda: at_place(9, "generate", 3000.0), tmp_path, store, monkeypatch)]
+    ranks += [made(1, moving, tmp_path, store, monkeypatch)]
+    look_until(1000, clock, *ranks)
+    with at(Pace.untimed):
+        look_until(2000, clock, ranks[0])
     assert "tempo/hung" not in store
+
+
+def test_a_job_that_was_stopped_and_goes_on_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """Slurm suspends a job: the first rank to wake up finds that nobody has moved for an hour."""
+    store = Shared()
+    ranks = [made(rank, lambda: at_place(9, "refine"), tmp_path, store, monkeypatch) for rank in (0, 1)]
+    look_until(20, clock, *ranks)
+    clock[0] += 3600.0
+    for rank in ranks:
+        rank.look()
+    assert "tempo/hung" not in store
+
+
+def test_ranks_that_hang_in_one_collective_all_show_their_stacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """The first ends when the others have had the time to speak: launchers kill those that are left."""
+    order: list[str] = []
+    monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: order.append(f"sleeps {seconds:.0f}"))
+    store = Shared()
+    store.set("tempo/hung", "1 0: where no rank has done anything for 45 s")
+    first = made(1, lambda: at_place(5, "refine"), tmp_path, store, monkeypatch)
+    other = made(0, lambda: at_place(5, "refine"), tmp_path, store, monkeypatch)
+    for rank in (first, other):
+        monkeypatch.setattr(rank, "_say", lambda text: order.append("speaks"))
+        with pytest.raises(Ended):
+            rank.look()
+    assert order == ["speaks", "sleeps 10", "sleeps 5", "speaks", "sleeps 5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.txt", "rank-1.txt"]

@@ -200,7 +200,7 @@ def _measure_generation(setup: Any, given: argparse.Namespace, sections: Sequenc
     if set(sections).intersection(_RUN):
         parallel_state.destroy_model_parallel()  # a Run makes its own
         run = whole.BenchmarkRun(setup.config, lengths)
-        generator = run.generator._generator
+        generator = run.engine.within
         run.sync()
     else:
         generator = generation.start(setup)

@@ -38,16 +38,16 @@ class DrawnLengths:
     """A generator whose responses have lengths drawn by their seeds, and count as complete: they are graded."""
 
     def __init__(self, generator: Any, lengths: Lengths) -> None:
-        self._generator, self._lengths = generator, lengths
+        self.within, self._lengths = generator, lengths
         self.tokens = 0
         """of prompts and responses so far"""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._generator, name)
+        return getattr(self.within, name)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         drawn = [replace(request, max_tokens=self._lengths.draw(request.seed)) for request in requests]
-        made = self._generator.generate(drawn)
+        made = self.within.generate(drawn)
         read = sum(len(request.prompt_ids) for request in requests)
         self.tokens += read + sum(len(done.response_ids) for done in made)
         return [replace(done, finish_reason="stop") for done in made]
@@ -88,6 +88,11 @@ class BenchmarkRun(Run):
         made.eos_token_ids = []
         return DrawnLengths(made, self.lengths)
 
+    @property
+    def engine(self) -> Any:
+        """What draws the lengths, inside what keeps the rollouts."""
+        return self.generator.engine
+
     @contextlib.contextmanager
     def weights_awake(self) -> Iterator[None]:
         """The policy's weights on the device, and nothing else of the models."""
@@ -111,7 +116,7 @@ def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
 def _to_generation(run: BenchmarkRun) -> None:
     run.sync()
     with run.phase("generate"):
-        run.generator._wake("kv_cache")
+        run.engine.within._wake("kv_cache")
 
 
 def _to_training(run: BenchmarkRun) -> None:
@@ -128,7 +133,7 @@ _WAYS: dict[str, Callable[[BenchmarkRun], None]] = {
 
 def _watched(run: BenchmarkRun, way: Callable[[BenchmarkRun], None]) -> dict[str, float]:
     """Seconds in all and of the parts, and what was moved between device and host."""
-    engine, mover, watch = run.generator._generator, run.policy.offloader, clock.Stopwatch()
+    engine, mover, watch = run.engine.within, run.policy.offloader, clock.Stopwatch()
     before = mover.bytes
 
     def waking() -> float:
@@ -164,7 +169,7 @@ def measure_iteration(run: BenchmarkRun, iterations: int) -> Figures:
 
 def _iteration(run: BenchmarkRun, number: int) -> Figures:
     run.iteration = number
-    tokens, metrics = run.generator.tokens, {}
+    tokens, metrics = run.engine.tokens, {}
     watch = clock.Stopwatch()
 
     def work() -> None:
@@ -173,7 +178,7 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
 
     with _watching_work(run, watch):
         seconds = clock.timed(work)
-    tokens = run.generator.tokens - tokens
+    tokens = run.engine.tokens - tokens
     run.log("train", metrics)
     parts = {name: clock.slowest(value) for name, value in watch.seconds.items()}
     training = sum(value for name, value in parts.items() if name.startswith(("policy", "critic")))
@@ -200,7 +205,7 @@ def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
 
 @contextlib.contextmanager
 def _watching_work(run: BenchmarkRun, watch: clock.Stopwatch) -> Iterator[None]:
-    engine, taken = run.generator._generator, watch.seconds
+    engine, taken = run.engine.within, watch.seconds
 
     def waking() -> float:
         return taken.get("generator wakes", 0.0)
