@@ -112,7 +112,8 @@ class Course:
             raise Interrupted(self.interruption.agreed()) from stopped
         finally:
             generator.stop_when(None)
-        self._could_be_interrupted = time.monotonic()
+        # Grading, which comes after it, cannot be.
+        self._could_be_interrupted = max(self._could_be_interrupted, generator.ended)
 
     def pause(self) -> None:
         """Raise Interrupted where the run was asked to stop. Collective."""

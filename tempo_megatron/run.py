@@ -81,7 +81,7 @@ class Run:
         self.policy, self.critic, self.reference = self.models.policy, self.models.critic, self.models.reference
         self.trainers, self.scores = self.models.trainers, self.models.scores
         checkpoints, target_range = self.directory / "checkpoints", config.critic.target_range
-        saver = saving.Saver(checkpoints, config.checkpoint, self.hf_path, target_range)
+        saver = saving.Saver(checkpoints, config.checkpoint, self.hf_path, target_range, self.topology.collective_limit)
         self.course = Course(saver, self.models, Interruption.of_this_job(), self._present, self.phase)
         self._resume()
         self.log_file = MetricsLog(self.directory, config.logging, self._state["lines"]) if self.is_first else None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,14 +54,18 @@ class Saver:
 
     With `config.asynchronous` the write goes on in a thread, from copies in host memory, while the run does too. Its
     error is raised by whichever method is called next. All methods are collective; all ranks see `directory`.
+    `limit`: after which ranks that wait for one that writes give up.
     `seconds`: what the last save that is over took to the end of its writing; 0 before there was one.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, hf_path: Path, target_range: str) -> None:
+    def __init__(
+        self, directory: Path, config: CheckpointConfig, hf_path: Path, target_range: str, limit: timedelta
+    ) -> None:
         self.directory = directory
         self._config = config
         self._hf_path, self._target_range = hf_path, target_range
-        self._group = dist.new_group(backend="gloo")  # of its own: the run goes on talking while the thread writes
+        # Of its own: the run goes on talking while the thread writes.
+        self._group = dist.new_group(backend="gloo", timeout=limit)
         self._writing: Future[None] | None = None
         self.seconds = 0.0
 

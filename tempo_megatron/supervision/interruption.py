@@ -42,9 +42,9 @@ class Interruption:
         self._deadline = deadline
         self._reason = ""
         self._told = False
-        # A job that is shorter than that warning is to do something, too.
+        # A job is to do something, too: one that is shorter than its lead would only ever be requeued.
         half = (deadline - time.time()) / 2 if deadline is not None else math.inf
-        self._unmeasured = max(0.0, min(_UNMEASURED_SAVES_SECONDS, half - _LEAST_LEAD_SECONDS))
+        self._most_seconds = max(half, _LEAST_LEAD_SECONDS)
         self.allow(0.0, 0.0)
 
     @classmethod
@@ -56,8 +56,9 @@ class Interruption:
 
     def allow(self, save_seconds: float, stretch_seconds: float) -> None:
         """What must fit between the request and the end: a save that takes twice as long as the last one (0: none was
-        measured yet), a minute, and the longest stretch of a run in which it cannot be saved."""
-        self.lead_seconds = (2 * save_seconds or self._unmeasured) + _LEAST_LEAD_SECONDS + stretch_seconds
+        measured yet), a minute, and the longest stretch of a run in which it cannot be saved; at most half the job."""
+        needed = (2 * save_seconds or _UNMEASURED_SAVES_SECONDS) + _LEAST_LEAD_SECONDS + stretch_seconds
+        self.lead_seconds = min(needed, self._most_seconds)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
