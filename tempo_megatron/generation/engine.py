@@ -76,6 +76,7 @@ class Generator:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about choices that are made here
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # a run tells nobody of itself unless its user wants it
         if not self._on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import load
@@ -39,7 +38,7 @@ def share_what_takes_long() -> None:
 
 def main(recipe: str, plan: str) -> None:
     share_what_takes_long()
-    for overrides in json.loads(Path(plan).read_text()):
+    for overrides in json.loads(plan):
         config = load(recipe, overrides)
         assert problems(config) == []
         train(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,20 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "checkpoint.patience=2",
         "checkpoint.keep=3",
     )
-    plan, made = [], {}
-    for name in NAMES:
+    plans: list[list[list[str]]] = [[], []]
+    made = {}
+    for number, name in enumerate(NAMES):
         pair = (tmp_path / name, tmp_path / f"{name}-permuted")
         for shift, run in enumerate(pair):
             (tmp_path / f"hidden-{shift}").mkdir(exist_ok=True)
             hidden = questions(tmp_path / f"hidden-{shift}" / "unlabelled.jsonl", words["unlabelled"], shift)
             rollouts = f"generation.replay={pair[0] / 'rollouts'}" if shift else "generation.keep_rollouts=true"
-            plan.append([*shared, f"method={name}", f"run_dir={run}", f"data.unlabelled={hidden}", rollouts])
+            plans[number % 2].append(
+                [*shared, f"method={name}", f"run_dir={run}", f"data.unlabelled={hidden}", rollouts]
+            )
         made[name] = pair
-    (tmp_path / "plan.json").write_text(json.dumps(plan))
-    run_ranks(WORKER, 1, recipe, tmp_path / "plan.json", timeout=500)
+    with ThreadPoolExecutor() as both:  # each on a core
+        list(both.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
     return made
 
 
