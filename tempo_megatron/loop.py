@@ -10,6 +10,7 @@ from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Order
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
+from tempo_megatron.megatron.saving import CRITIC_START, WARM_START
 from tempo_megatron.phases.calibrate import calibrate, learn_returns
 from tempo_megatron.phases.collect import Collected
 from tempo_megatron.phases.estimate import PolicyRollouts, estimate, read_votes
@@ -28,19 +29,19 @@ def train(config: Config) -> bool:
     """Run a recipe to its end, from wherever the run directory's newest checkpoint left it; False if it was asked to
     stop before that, and saved."""
     run = Run(config, watched=True)
-    with run.interruption.listening():
+    with run.course.interruption.listening():
         try:
-            if not run.resumed:
+            if run.course.in_stages:
                 start(run)
-            elif run.unconcluded:
-                conclude(run, run.unconcluded)
+            elif run.course.unconcluded:
+                conclude(run, run.course.unconcluded)
             for iteration in run.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
                 if run.stopped:
                     break
                 run.begin(iteration)
                 metrics = iterate(run)
                 run.sync()
-                run.reached(metrics)
+                run.course.reached(metrics)
                 conclude(run, metrics)
         except Interrupted as interrupted:
             run.save_interrupted(str(interrupted))
@@ -52,12 +53,14 @@ def train(config: Config) -> bool:
 
 
 def start(run: Run) -> None:
-    """The stages before the first iteration, and where they lead."""
-    warm_start(run)
-    run.keep_reference()
+    """The stages before the first iteration, from where the run is in them, and where they lead."""
+    if run.course.is_in(WARM_START):
+        warm_start(run)
+        run.course.keep_reference()
     run.sync()
-    with run.may_be_interrupted():
-        run.record_evaluation(0, at_an_end=True)
+    if not run.evaluated_at_start:
+        with run.may_be_interrupted():
+            run.record_evaluation(0, at_an_end=True)
     start_critic(run)
     with run.may_be_interrupted():
         chosen = run.consider()
@@ -120,7 +123,7 @@ def e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: i
         order = sorted(range(len(correct)), key=lambda at: derive_seed(run.config.seed, iteration, "shuffled", at))
         correct = [correct[at] for at in order]
     with run.phase("calibrate"):
-        return calibrate(run.needed_critic, rollouts, correct, run.config.critic, run.seed(iteration, step))
+        return calibrate(run.models.needed_critic, rollouts, correct, run.config.critic, run.seed(iteration, step))
 
 
 def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: int = 0) -> Metrics:
@@ -148,7 +151,7 @@ def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: in
         metrics |= evidence(believed[unlabelled], judged, wrong)
     if config.critic.training is CriticTraining.returns:
         with run.phase("calibrate"):
-            metrics |= learn_returns(run.needed_critic, found, config.critic, seed)
+            metrics |= learn_returns(run.models.needed_critic, found, config.critic, seed)
     with run.phase("refine"):
         return metrics | refine(run.policy, found, run.scores, config.policy, seed)
 
@@ -185,7 +188,7 @@ def more_rollouts(run: Run, step: int) -> Collected:
 def read_values(run: Run, rows: PolicyRollouts) -> Tensor:
     """The critic's values as they are now."""
     with run.phase("values"):
-        return values(run.needed_critic, to_batch(rows.rollouts))
+        return values(run.models.needed_critic, to_batch(rows.rollouts))
 
 
 def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
@@ -204,15 +207,17 @@ def start_critic(run: Run) -> None:
     if not run.critic:
         return
     start = run.config.stages.critic_start
-    for iteration in run.progress(range(-start.iterations, 0), "critic start"):
-        run.pause()
-        run.generator.iteration = iteration
+    for step in run.stage(CRITIC_START, start.iterations, run.config.checkpoint.every):
+        iteration = run.generator.iteration = step - start.iterations
         with run.may_be_interrupted():
             drawn = run.collector.collect(iteration, labelled=start.prompts)
         metrics = e_step(run, drawn.labelled, drawn.correct, iteration)
         run.log("critic_start", run.count(drawn) | metrics, iteration)
+    run.generator.iteration = 0
     if run.collector.measured:
-        run.log("critic_start", measure_critic(run, run.collector.collect(0, measure=True), "after"), 0)
+        with run.may_be_interrupted():
+            drawn = run.collector.collect(0, measure=True)
+        run.log("critic_start", measure_critic(run, drawn, "after"), 0)
 
 
 def warm_start(run: Run) -> None:
@@ -221,12 +226,11 @@ def warm_start(run: Run) -> None:
     stage = run.config.stages.warm_start
     if not stage.steps:
         return
-    run.policy.reset_optimizer(stage.optimizer)
-    for step in run.progress(range(stage.steps), "warm start"):
-        run.pause()
+    if not run.course.resumed:
+        run.models.begin_warm_start()
+    for step in run.stage(WARM_START, stage.steps, stage.steps):
         with run.phase("warm_start"):
             loss = warm_start_step(run.policy, run.examples.take(stage.batch_size), run.scores())
         if step % 50 == 0 or step == stage.steps - 1:
             run.log("warm_start", {"step": step, "warm_start/loss": loss})
-    run.policy.reset_optimizer(run.config.policy.optimizer)
-    run.copy_policy_to_others()
+    run.models.end_warm_start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -51,6 +53,14 @@ def open_run(config: Config) -> None:
 def interrupted_mark(directory: Path) -> Path:
     """A file that says that the run was asked to stop, and saved; gone once it goes on."""
     return directory / "interrupted"
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> str:
+    """Make `summary.json`, whole once it has its name; returns its text."""
+    text, aside = json.dumps(summary, indent=2), directory / ".summary.json"
+    aside.write_text(text + "\n")
+    aside.rename(directory / "summary.json")
+    return text
 
 
 def differences(config: Config) -> list[str]:

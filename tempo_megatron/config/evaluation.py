@@ -36,8 +36,8 @@ class CalibrationConfig:
 
 @dataclass
 class CheckpointConfig:
-    every: int = setting(10, "iterations between checkpoints; the last iteration is always saved")
-    keep: int = setting(2, "newest checkpoints kept, beside the best")
+    every: int = setting(10, "iterations between checkpoints, in the critic start too; the last one is always saved")
+    keep: int = setting(2, "newest checkpoints kept, beside the best and one that an interrupted run goes on from")
     keep_every: int = setting(0, "checkpoints of iterations that are multiples of this are kept too; 0: none")
     asynchronous: bool = setting(
         False,

@@ -16,5 +16,7 @@ class MemoryConfig:
     offload_optimizer: bool = setting(True, "optimizer state of a model that rests waits in host memory")
     offload_on_cpu: bool = setting(False, "offload on CPU runs too, where it spares nothing: a rehearsal for tests")
     host_gib: float = setting(
-        0.0, "GiB of pinned host memory a rank for what rests; 0: 80% of the machine's memory over its ranks"
+        0.0,
+        "GiB of host memory a rank for what rests, pinned, and for its part of the copies of a machine's asynchronous "
+        "saves; 0: 80% of the machine's memory over its ranks",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -54,6 +55,8 @@ class RecordedGenerator:
         """names the files, so that `prune` knows them"""
         self.figures: Figures = {}
         """of the calls since `take_figures`, those that were read from disk as when they were generated"""
+        self.ended = time.monotonic()
+        """when the last call of `generate` did"""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A completion for each request, in their order, on every rank. Collective. Raises MissingRollouts."""
@@ -74,6 +77,7 @@ class RecordedGenerator:
                 _write(path, completions, figures)
             barrier()  # a rank that writes alone would seem to hang
         self.figures = _together(self.figures, figures)
+        self.ended = time.monotonic()
         return completions
 
     def load_weights(self) -> None:

@@ -23,6 +23,8 @@ from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.worker import BEGUN, DONE, UNKNOWN
 from tempo_megatron.progress import Pace, at, tick
 
+_STOPPING_A_JOB = (signal.SIGUSR1, signal.SIGTERM)
+"""Slurm sends them to every process of a job: the trainer saves, and grades that it waits for must not be lost"""
 _LOADING_LIMIT_SECONDS = 300.0
 _PROGRAM = "from tempo_megatron.grading.worker import main; main()"
 _ENVIRONMENT = {
@@ -166,12 +168,17 @@ class Pool:
         with theirs:
             arguments = (theirs.fileno(), self._memory_limit_bytes, os.getpid())
             path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # a user's scorers are found as here
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, *map(str, arguments)],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
-            )
+            # Inherited, since a worker that has just started could not ignore them yet.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING_A_JOB)
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _PROGRAM, *map(str, arguments)],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         worker = _Worker(process, ours)
         self._workers.append(worker)
         return worker

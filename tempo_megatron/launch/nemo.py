@@ -16,9 +16,11 @@ from tempo_megatron.launch.experiment import Task
 from tempo_megatron.launch.torchrun import ENVIRONMENT
 
 _SETUP = r"""
-# NeMo-Run would requeue after every failure or after none: this is after "interrupted and saved", unless cancelled.
+# NeMo-Run would requeue after every failure or after none. This is after "interrupted and saved", and where SIGUSR1 or
+# SIGTERM came before the ranks listened for it, unless the job was cancelled.
 requeue_if_interrupted() {
-    [ "$1" -eq 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
+    case $1 in 75 | 138 | 143) ;; *) return ;; esac
+    [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
     [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"
 }
 trap 'requeue_if_interrupted $?' EXIT

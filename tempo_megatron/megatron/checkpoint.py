@@ -55,6 +55,14 @@ def captured(checkpoint: Path, trainers: Mapping[str, Trainer], *, copied: bool)
             yield role, part
 
 
+def copied_bytes(trainer: Trainer) -> int:
+    """Bytes of host memory that this rank's copies of a model take in `captured`: the first of the data-parallel ranks
+    has the weights, fp32 weights and both of Adam's moments, the others nothing."""
+    if trainer.topology.data_rank or trainer.topology.context_rank:
+        return 0
+    return sum(weight.numel() * (weight.element_size() + 3 * 4) for weight in trainer.module.parameters())
+
+
 def write(
     checkpoint: Path,
     parts: Iterable[tuple[str, Captured]],

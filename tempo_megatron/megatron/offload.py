@@ -222,32 +222,37 @@ class _HostBuffer:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, 0))
 
 
-def check_host_memory(offloaders: Mapping[str, Offloader], config: MemoryConfig) -> None:
-    """Raise HostMemoryError if what rests of these models needs more host memory than a rank may take. Collective."""
+def check_host_memory(offloaders: Mapping[str, Offloader], copies: int, config: MemoryConfig) -> None:
+    """Raise HostMemoryError if what rests of these models needs more host memory than a rank may take, with the bytes
+    that this rank copies for asynchronous saves. Some ranks copy nothing: a machine's copies count as shared evenly by
+    its ranks. Collective."""
+    copied = _of_this_machine(copies)
+    ranks, machine = len(copied), _machine_bytes() / _GIB
     needs = {
         f"{name}'s {kind}": size / _GIB
         for name, offloader in offloaders.items()
         for kind, size in offloader.needs().items()
     }
-    ranks, machine = _local_ranks(), _machine_bytes() / _GIB
+    if any(copied):
+        needs["asynchronous saves' copies"] = sum(copied) / ranks / _GIB
     budget = config.host_gib or _SHARE_OF_HOST * machine / ranks
     if sum(needs.values()) > budget:
         listed = ", ".join(f"{what} {size:.3g}" for what, size in needs.items())
         rule = "memory.host_gib" if config.host_gib else f"80% of {machine:.3g} GiB over {ranks} ranks; memory.host_gib"
         raise HostMemoryError(
-            f"models at rest need {sum(needs.values()):.3g} GiB of host memory a rank ({listed}) and may take "
+            f"models need {sum(needs.values()):.3g} GiB of host memory a rank ({listed}) and may take "
             f"{budget:.3g} GiB ({rule} sets it): raise memory.host_gib if the machine has more, spread the models over "
             "more ranks, or keep a part on the GPU (memory.offload_weights, memory.offload_optimizer)"
         )
 
 
-def _local_ranks() -> int:
-    """Ranks on this machine."""
+def _of_this_machine(value: int) -> list[int]:
+    """The value of each rank on this machine."""
     if not dist.is_initialized():
-        return 1
-    hosts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, socket.gethostname())
-    return hosts.count(socket.gethostname())
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (socket.gethostname(), value))
+    return [theirs for host, theirs in found if host == socket.gethostname()]
 
 
 def _machine_bytes() -> int:

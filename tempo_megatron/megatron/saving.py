@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,42 +26,77 @@ if TYPE_CHECKING:
 _STATE = "state.json"
 _BEST = "best"
 _LINGER_SECONDS = 20.0
-_PREFIX, _DAMAGED = "iteration-", "damaged-"
+WARM_START, CRITIC_START, ITERATION = _STAGES = ("warm_start", "critic_start", "iteration")
+_PREFIX, _INTERIM, _DAMAGED = f"{ITERATION}-", "interim-", "damaged-"
 
 
 class NoUsableCheckpoint(RuntimeError):
     """A run has checkpoints, and all of them are damaged or incomplete."""
 
 
+@dataclass(frozen=True)
+class Position:
+    """How far a run has come: so many steps of a stage before the first iteration, or so many iterations, are done."""
+
+    stage: str
+    done: int
+
+    def __str__(self) -> str:
+        return f"{self.stage}-{self.done:06d}"
+
+
 class Saver:
     """Writes the checkpoints of a run into `directory`, one at a time: `iteration-000020/` has a directory a model,
     what `checkpoint_files` describes of the model at `hf_path`, and `state.json`, what else the loop needs to go on.
 
+    Interim ones (`interim-iteration-000023/`, `interim-critic_start-000004/`) are there to go on from alone: the next
+    checkpoint takes the place of each, and what else is kept does not depend on them.
+
     With `config.asynchronous` the write goes on in a thread, from copies in host memory, while the run does too. Its
     error is raised by whichever method is called next. All methods are collective; all ranks see `directory`.
+    `limit`: after which ranks that wait for one that writes give up.
+    `seconds`: what the last save that is over took to the end of its writing; 0 before there was one.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig, hf_path: Path, target_range: str) -> None:
+    def __init__(
+        self, directory: Path, config: CheckpointConfig, hf_path: Path, target_range: str, limit: timedelta
+    ) -> None:
         self.directory = directory
         self._config = config
         self._hf_path, self._target_range = hf_path, target_range
-        self._group = dist.new_group(backend="gloo")  # of its own: the run goes on talking while the thread writes
+        # Of its own: the run goes on talking while the thread writes.
+        self._group = dist.new_group(backend="gloo", timeout=limit)
         self._writing: Future[None] | None = None
+        self.seconds = 0.0
 
-    def save(self, iteration: int, trainers: Mapping[str, Trainer], state: dict[str, Any], best: int | None) -> None:
-        """Write `iteration-N`, once the write before it is over. `best` is the iteration that `best` will link to.
+    def save(
+        self,
+        position: Position,
+        trainers: Mapping[str, Trainer],
+        state: dict[str, Any],
+        best: int | None,
+        *,
+        interim: bool = False,
+    ) -> None:
+        """Write a checkpoint, once the write before it is over. `best` is the iteration that `best` will link to.
 
         Returns when the models may change: without `asynchronous`, when all is written.
         """
         self.wait()
-        made, text = self.directory / _name(iteration), json.dumps(state)
+        begun = time.monotonic()
+        made, text = self.directory / f"{_INTERIM if interim else ''}{position}", json.dumps(state)
         checkpoint.begin(made, trainers)
         parts = checkpoint.captured(made, trainers, copied=self._config.asynchronous)
+
+        def write(parts: Iterable[tuple[str, Captured]]) -> None:
+            self._write(made, parts, text, best)
+            self.seconds = time.monotonic() - begun
+
         if self._config.asynchronous:
             held = list(parts)
-            self._writing = _in_background(lambda: self._write(made, held, text, best))
+            self._writing = _in_background(lambda: write(held))
         else:
-            self._write(made, parts, text, best)
+            write(parts)
 
     def wait(self) -> None:
         """Until the last write is over. Raises what it failed with."""
@@ -79,9 +117,10 @@ class Saver:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def newest_iteration(self) -> int:
-        """Of what was written to its end so far, as this rank sees it; -1 where there is nothing. Not collective."""
-        return max(map(_iteration, complete(self.directory)), default=-1)
+    def newest_iteration(self) -> int | None:
+        """Of the checkpoints that are no interim ones and were written to their end so far, as this rank sees it. Not
+        collective."""
+        return max(map(_iteration, complete(self.directory)), default=None)
 
     def _write(self, made: Path, parts: Iterable[tuple[str, Captured]], state: str, best: int | None) -> None:
         def beside(aside: Path) -> None:
@@ -89,21 +128,33 @@ class Saver:
             (aside / _STATE).write_text(state)
 
         checkpoint.write(made, parts, self._group, beside)
-        checkpoint.on_first(lambda: self._settle(best), self._group)
+        checkpoint.on_first(lambda: self._settle(made, best), self._group)
 
-    def _settle(self, best: int | None) -> None:
+    def _settle(self, made: Path, best: int | None) -> None:
         """After a write: point to the best, and let go of what does not stay."""
         if best is not None:
-            _link(self.directory / _BEST, _name(best))
+            _link(self.directory / _BEST, str(Position(ITERATION, best)))
         stay = kept(self.directory, self._config.keep, best, self._config.keep_every)
-        for old in complete(self.directory):
-            if _iteration(old) not in stay:
+        going = [old for old in complete(self.directory) if _iteration(old) not in stay]
+        for old in [*going, *self.directory.glob(f"{_INTERIM}*")]:
+            if old != made:
                 checkpoint.remove(old)
 
 
 def complete(directory: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first."""
+    """Checkpoints that were written to their end, oldest first, without interim ones."""
     return sorted(path.parent for path in directory.glob(f"{_PREFIX}*/{_STATE}"))
+
+
+def resumable(directory: Path) -> list[Path]:
+    """All that has a checkpoint's name, damaged or not, interim ones too, oldest first."""
+    return sorted([*directory.glob(f"{_PREFIX}*"), *directory.glob(f"{_INTERIM}*")], key=order)
+
+
+def order(saved: Path) -> tuple[int, int, bool]:
+    """Grows from checkpoint to checkpoint of a run. Of two of one place the interim one was first."""
+    stage, _, done = saved.name.removeprefix(_INTERIM).rpartition("-")
+    return _STAGES.index(stage), int(done), not saved.name.startswith(_INTERIM)
 
 
 def kept(directory: Path, newest: int, best: int | None, every: int = 0) -> set[int]:
@@ -116,9 +167,9 @@ def kept(directory: Path, newest: int, best: int | None, every: int = 0) -> set[
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every file is as it was written, None where there is no checkpoint; and a line for
-    all that was passed over: what is damaged goes out of the way as `damaged-iteration-N`, remains of interrupted
+    all that was passed over: what is damaged goes out of the way as `damaged-...`, remains of interrupted
     writes are removed. Raises NoUsableCheckpoint where no checkpoint is left to go on from. Collective."""
-    there = [sorted(directory.glob(f"{_PREFIX}*"))]
+    there = [resumable(directory)]
     dist.broadcast_object_list(there, src=0)
     damaged: dict[Path, list[str]] = {}
     found = None
@@ -171,10 +222,6 @@ def _link(link: Path, target: str) -> None:
     aside.symlink_to(target)
     aside.rename(link)
     hf_files.sync(link.parent)
-
-
-def _name(iteration: int) -> str:
-    return f"{_PREFIX}{iteration:06d}"
 
 
 def _iteration(saved: Path) -> int:

@@ -41,6 +41,8 @@ class Topology:
     context_group: Any
     data_group: Any
     last_stage_rank: int
+    collective_limit: datetime.timedelta
+    """after which a collective is an error; torch gives groups made later half an hour unless told"""
 
     @property
     def is_first_stage(self) -> bool:
@@ -68,15 +70,15 @@ def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        limit = datetime.timedelta(seconds=limit_seconds) + _MARGIN
         if not dist.is_initialized():
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that a hanging run's record names
-            limit = datetime.timedelta(seconds=limit_seconds) + _MARGIN
             dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
         parallel_state.initialize_model_parallel(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
             context_parallel_size=parallel.context_parallel_size,
-            distributed_timeout_minutes=int((limit_seconds + _MARGIN.total_seconds()) // 60),
+            distributed_timeout_minutes=int(limit.total_seconds() // 60),
         )
         model_parallel_cuda_manual_seed(seed)
         return Topology(
@@ -96,6 +98,7 @@ def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.
             context_group=parallel_state.get_context_parallel_group(),
             data_group=parallel_state.get_data_parallel_group(),
             last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
+            collective_limit=limit,
         )
 
 

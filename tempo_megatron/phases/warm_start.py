@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
+from tempo_megatron.data.types import Prompt
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.trainer import Rows, Score, Trainer
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
 """token ids of a prompt and of its answer, end of sequence included"""
+
+
+def example(prompt: Prompt, tokenizer: Any) -> Example:
+    """A labelled question with its answer, after which the response ends."""
+    answer = str((prompt.answer or {})["answer"])
+    return prompt.token_ids, (*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id)
 
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:

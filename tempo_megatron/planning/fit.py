@@ -65,11 +65,11 @@ def _generator(run: Run) -> Iterator[str]:
 
 
 def _host(run: Run) -> Iterator[str]:
-    pinned = host.pinned(run)
-    if total(pinned) > host.pinned_limit(run):
+    taken = host.budgeted(run)
+    if total(taken) > host.budget(run):
         yield (
-            f"host: a rank pins {total(pinned) / GIB:.1f} GiB and may pin {host.pinned_limit(run) / GIB:.1f} "
-            f"(memory.host_gib): {listed(pinned)}"
+            f"host: a rank takes {total(taken) / GIB:.1f} GiB for what rests and may take {host.budget(run) / GIB:.1f} "
+            f"(memory.host_gib): {listed(taken)}"
         )
     node = host.node(run)
     if total(node) > run.machine.host_gib * GIB:

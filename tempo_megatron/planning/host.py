@@ -21,8 +21,14 @@ def pinned(run: Run) -> Parts:
     }
 
 
-def pinned_limit(run: Run) -> float:
-    """Bytes that a rank may pin."""
+def budgeted(run: Run) -> Parts:
+    """Bytes that count against a rank's budget: what rests, and its part of an asynchronous save's copies."""
+    copies = _copies(run) // run.machine.gpus_per_node
+    return pinned(run) | ({"an asynchronous save's copies": copies} if copies else {})
+
+
+def budget(run: Run) -> float:
+    """Bytes of host memory that a rank may take for those."""
     ranks = run.machine.gpus_per_node
     return (run.config.memory.host_gib or _SHARE_OF_HOST * run.machine.host_gib / ranks) * GIB
 
@@ -30,19 +36,33 @@ def pinned_limit(run: Run) -> float:
 def node(run: Run) -> Parts:
     """Bytes of a node's memory, on the node that takes most."""
     ranks = run.machine.gpus_per_node
-    return {"processes": ranks * _PROCESS, "pinned": ranks * total(pinned(run)), "a save's copies": _saving(run)}
+    parts = {
+        "processes": ranks * _PROCESS,
+        "pinned": ranks * total(pinned(run)),
+        "a model as it is saved": _saving(run),
+    }
+    return parts | {"an asynchronous save's copies": _copies(run)}
 
 
 def _saving(run: Run) -> int:
-    """The optimizer's state of a model gathered over its data-parallel ranks by the first of them, and its weights. One
-    model is saved after the other."""
+    """One model is saved after the other."""
+    return max(_gathered(run).values())
+
+
+def _copies(run: Run) -> int:
+    """What an asynchronous save holds of all models until it is written, beside the one that is being gathered."""
+    return sum(_gathered(run).values()) if run.config.checkpoint.asynchronous else 0
+
+
+def _gathered(run: Run) -> Parts:
+    """Bytes of a node for each model that is saved: its weights, and the optimizer's state gathered over its
+    data-parallel ranks by the first of them."""
     gathering = min(run.machine.gpus_per_node, run.layout.tensor * run.layout.pipeline)
-    most = 0
-    for name in run.models:
-        state = run.state(name)
-        whole = state["weights"] + state.get("optimizer", 0) * run.layout.optimizer_ranks
-        most = max(most, gathering * whole)
-    return most
+    states = {name: run.state(name) for name in run.models if name != "reference"}
+    return {
+        name: gathering * (state["weights"] + state["optimizer"] * run.layout.optimizer_ranks)
+        for name, state in states.items()
+    }
 
 
 def checkpoint(run: Run) -> int:

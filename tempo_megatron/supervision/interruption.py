@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -21,6 +22,8 @@ DEADLINE = "TEMPO_DEADLINE"
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _KEY = "tempo/interrupted"
 _LEAST_LEAD_SECONDS = 60.0
+_UNMEASURED_SAVES_SECONDS = 540.0
+"""of two saves, before one was measured: with the minute above, the warning that Slurm is asked for"""
 
 
 class Interrupted(Exception):
@@ -39,7 +42,10 @@ class Interruption:
         self._deadline = deadline
         self._reason = ""
         self._told = False
-        self.lead_seconds = _LEAST_LEAD_SECONDS
+        # A job is to do something, too: one that is shorter than its lead would only ever be requeued.
+        half = (deadline - time.time()) / 2 if deadline is not None else math.inf
+        self._most_seconds = max(half, _LEAST_LEAD_SECONDS)
+        self.allow(0.0, 0.0)
 
     @classmethod
     def of_this_job(cls) -> Interruption:
@@ -49,9 +55,10 @@ class Interruption:
         return cls(store, float(given) if given else None)
 
     def allow(self, save_seconds: float, stretch_seconds: float) -> None:
-        """What must fit between the request and the end: a save that takes twice as long as the last one, a minute, and
-        the longest stretch of a run in which it cannot be saved."""
-        self.lead_seconds = 2 * save_seconds + _LEAST_LEAD_SECONDS + stretch_seconds
+        """What must fit between the request and the end: a save that takes twice as long as the last one (0: none was
+        measured yet), a minute, and the longest stretch of a run in which it cannot be saved; at most half the job."""
+        needed = (2 * save_seconds or _UNMEASURED_SAVES_SECONDS) + _LEAST_LEAD_SECONDS + stretch_seconds
+        self.lead_seconds = min(needed, self._most_seconds)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

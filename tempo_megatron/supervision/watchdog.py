@@ -34,9 +34,10 @@ _OTHERS_WAIT_SECONDS = 5.0
 
 
 class Watchdog:
-    """A thread of each rank that looks at where its main thread is, tells the others, and hears what they tell.
+    """Threads of each rank. One looks at where the main thread is: a phase may take no longer than its limit. Another
+    tells the other ranks and hears what they tell: `hangs` has the rules by which the first rank finds one that hangs.
+    That one may wait for ever for a store that does not answer; the former asks nobody.
 
-    A phase may take no longer than its limit, and `hangs` has the rules by which the first rank finds one that hangs.
     Its stacks, and the record of the last collectives, go to `directory/rank-K.txt` and the stacks to standard error;
     all ranks end with `EXIT_CODE`. `end` and `store` are replaced in tests.
     """
@@ -60,10 +61,11 @@ class Watchdog:
         """phases and ticks, when they were last looked at"""
         self._rests = 0
         """looks since they last moved"""
-        self._looked_at = time.monotonic()
-        self._watched_seconds = 0.0
+        self._beats = 0
+        self._own, self._shared = _WatchedTime(), _WatchedTime()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        looks = [self.look_at_phase, *([self.look_at_ranks] if store is not None else [])]
+        self._threads = [threading.Thread(target=self._repeat, args=[look], daemon=True) for look in looks]
 
     @classmethod
     def of_this_job(cls, place: Callable[[], Place], limits: FaultsConfig, directory: Path) -> Watchdog:
@@ -73,33 +75,37 @@ class Watchdog:
         return cls(place, limits, directory, store)
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _watch(self) -> None:
+    def _repeat(self, look: Callable[[], None]) -> None:
         while not self._stopping.wait(_POLL_SECONDS):
             try:
-                self.look()
+                look()
             except dist.DistError:
                 if not self._stopping.wait(_ALONE_SECONDS):
                     self._say("has lost the rank that held the process group's store")
                     self._end(EXIT_CODE)
                 return
 
-    def look(self) -> None:
-        """One look; ends the process where something hangs."""
+    def look_at_phase(self) -> None:
+        """One look at this rank; ends the process where its phase is over its limit."""
+        self._own.look()
         place = self._place()
-        limit = self._limits.limit_seconds(place.phase)
-        name = place.phase or "what follows a phase"
-        if place.seconds > limit:
+        limit, taken = self._limits.limit_seconds(place.phase), place.seconds - self._own.missed(place.seconds)
+        if taken > limit:
             if collectives.main_thread_waits() or collectives.under_way():
                 time.sleep(_OTHERS_WAIT_SECONDS)
-            self._give_up(f"{name} has taken {place.seconds:.0f} s, the limit is {limit:.0f} s")
-        if self._store is None:
-            return
+            self._give_up(f"{_name(place)} has taken {taken:.0f} s, the limit is {limit:.0f} s")
+
+    def look_at_ranks(self) -> None:
+        """One look at what the ranks say of themselves; ends the process where one hangs or has failed."""
+        place = self._place()
         self._store.set(_beat_of(self._rank), str(self._beat(place)))
         if self._rank == 0:
             self._look_for_hangs()
@@ -110,14 +116,15 @@ class Watchdog:
                 self._end(failure.EXIT_CODE)
         if self._store.check([_HUNG]):
             ranks, why = self._store.get(_HUNG).decode().split(": ", 1)
-            self._end_of_hang(ranks.split(), f"in {name}, {why}")
+            self._end_of_hang(ranks.split(), f"in {_name(place)}, {why}")
 
     def _beat(self, place: Place) -> Beat:
         limits, count = self._limits, (place.entered, place.ticks)
         self._rests = self._rests + 1 if self._last == count else 0
         self._last = count
         patience = limits.first_stall_limit_seconds if place.first else limits.stall_limit_seconds
-        return Beat(*count, self._state(place), patience)
+        self._beats += 1
+        return Beat(*count, self._state(place), patience, self._beats)
 
     def _state(self, place: Place) -> State:
         if progress.pace() is Pace.untimed:
@@ -132,14 +139,12 @@ class Watchdog:
         return State.waits if waits else State.works
 
     def _look_for_hangs(self) -> None:
-        # A process that was stopped and goes on finds no time to have passed: others may not have beaten yet.
-        now = time.monotonic()
-        self._watched_seconds += min(now - self._looked_at, 2 * _POLL_SECONDS)
-        self._looked_at = now
+        # When this process was stopped and goes on, others may not have beaten yet.
+        self._shared.look()
         keys = [_beat_of(rank) for rank in range(self._ranks)]
         if self._store.check(keys):
             beats = [Beat.parse(text.decode()) for text in self._store.multi_get(keys)]
-            hang = self._hangs.found(beats, self._watched_seconds)
+            hang = self._hangs.found(beats, self._shared.seconds)
             if hang:
                 self._store.set(_HUNG, f"{' '.join(map(str, hang.ranks))}: {hang.why}")
 
@@ -179,6 +184,32 @@ class Watchdog:
 
     def _say(self, text: str) -> None:
         print(f"tempo: rank {self._rank} on {socket.gethostname()} {text}", file=sys.stderr, flush=True)
+
+
+class _WatchedTime:
+    """The time of a thread that looks every few seconds, without that in which it could not: Slurm suspends jobs."""
+
+    def __init__(self) -> None:
+        self._looked_at = time.monotonic()
+        self._missed: list[tuple[float, float]] = []
+        """when it went on, and the seconds before that in which it did not look"""
+        self.seconds = 0.0
+
+    def look(self) -> None:
+        now = time.monotonic()
+        since, usual = now - self._looked_at, 2 * _POLL_SECONDS
+        self.seconds += min(since, usual)
+        if since > usual:
+            self._missed.append((now, since - usual))
+        self._looked_at = now
+
+    def missed(self, last: float) -> float:
+        """Of so many seconds, those in which it did not look."""
+        return sum(seconds for at, seconds in self._missed if at > self._looked_at - last)
+
+
+def _name(place: Place) -> str:
+    return place.phase or "what follows a phase"
 
 
 def _beat_of(rank: int) -> str:

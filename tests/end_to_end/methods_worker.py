@@ -29,7 +29,7 @@ def share_what_takes_long() -> None:
 
     def one_engine(run: Run) -> Any:
         engines[:] = engines or [build(run)]
-        engines[0].weights = run._policy_tensors
+        engines[0].weights = run.models.policy_tensors
         return engines[0]
 
     topology.initialize = one_place

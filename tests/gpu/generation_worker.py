@@ -13,8 +13,6 @@ from torch import Tensor
 
 from tempo_megatron.config import load
 from tempo_megatron.generation.engine import Completion, Generator, Request
-from tempo_megatron.megatron import weights
-from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import Recorded
 
@@ -34,9 +32,8 @@ def main(recipe: str, *overrides: str) -> None:
     scale = 1.0
 
     def source() -> Iterable[tuple[str, Tensor]]:
-        with run.policy.awake(Kind.weights):
-            for name, tensor in weights.export(run.policy.module, run.entries, run.topology):
-                yield name, tensor * scale if name == "model.norm.weight" else tensor
+        for name, tensor in run.models.policy_tensors():
+            yield name, tensor * scale if name == "model.norm.weight" else tensor
 
     tensor_size = config.parallel.tensor_model_parallel_size
     generator = Generator(

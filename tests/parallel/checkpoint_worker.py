@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 import tempo_megatron.run
 from tempo_megatron.megatron import capture, checkpoint, topology
-from tempo_megatron.megatron.saving import complete
+from tempo_megatron.megatron.saving import complete, resumable
 from tempo_megatron.run import Run
 from tests.parallel.turns_worker import RESTS, advance, same, started, state
 from tools.killing.recorded import Parity
@@ -42,7 +43,7 @@ class SlowDisk:
 
 
 def iterations(run: Run) -> list[str]:
-    return [path.name for path in complete(run._saver.directory)]
+    return [path.name for path in complete(run.course.saver.directory)]
 
 
 def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
@@ -57,8 +58,8 @@ def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
     threading.Timer(0.5, disk.goes_on.set).start()
     run.save()
     after_next_save = list(disk.written)
-    run._saver.wait()
-    checkpoint.load(run._saver.directory / "iteration-000001", run.trainers)
+    run.course.saver.wait()
+    checkpoint.load(run.course.saver.directory / "iteration-000001", run.trainers)
     return {
         "complete_at_first": before,
         "written_at_first": done_before,
@@ -83,7 +84,7 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     run.save()
     told = ""
     try:
-        run._saver.wait()
+        run.course.saver.wait()
     except Exception:
         told = traceback.format_exc()
     every = [""] * dist.get_world_size()
@@ -91,19 +92,49 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     left = iterations(run)
     writer.write_data = write_data
     run.save()
-    run._saver.wait()
+    run.course.saver.wait()
     return {"told": every, "complete_after_failure": left, "complete_at_last": iterations(run)}
+
+
+def interruptions(run: Run) -> dict[str, Any]:
+    """What is there after a run was interrupted at iterations 4 and 5 and has then saved 5 as it would have anyway."""
+    there, said = [], []
+    for run.iteration in (4, 5):
+        run.course.begin()
+        said.append(run.course.save_interrupted())
+        there.append([path.name for path in resumable(run.course.saver.directory)])
+    run.save()
+    said.append(run.course.save_interrupted())
+    there.append([path.name for path in resumable(run.course.saver.directory)])
+    return {"there_when_interrupted": there, "said_when_interrupted": said}
+
+
+def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
+    """How long a save held up the run, how long it took to the end, and what the deadline then leaves room for."""
+    disk, begun = SlowDisk(), time.monotonic()
+    run.save()
+    held_up = time.monotonic() - begun
+    threading.Timer(0.5, disk.goes_on.set).start()
+    run.course.saver.wait()
+    disk.repair()
+    run.course.pause()
+    return {"held_up": held_up, "save_seconds": run.course.saver.seconds, "lead": run.course.interruption.lead_seconds}
 
 
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     run_module: Any = tempo_megatron.run
     run_module.Grader = Parity
-    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=9")
+    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
     found = written_while_the_run_goes_on(run, disk)
     disk.repair()
     found |= failure_of_one_rank(run)
+    found |= interruptions(run)
+    found |= seconds_of_a_slow_write(run)
+    counted = [0] * dist.get_world_size()
+    dist.all_gather_object(counted, sum(map(checkpoint.copied_bytes, run.trainers.values())))
+    found["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
         torch.save(found, Path(out))
     topology.shutdown()

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from tempo_megatron import progress
 from tempo_megatron.config import load
+from tempo_megatron.export import export_policy
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
-from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import Recorded
@@ -44,12 +44,13 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     config = load(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
-    policy = {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
-    run.export_policy(Path(export))
+    policy = {name: tensor.clone() for name, tensor in run.models.policy_tensors()}
+    with run.phase("export"):
+        export_policy(run.models, run.hf_path, Path(export))
     dist.barrier()
 
     def trainers() -> Iterable[tuple[str, Tensor]]:
-        return weights.export(run.policy.module, run.entries, run.topology)
+        return run.models.policy_tensors()
 
     before = random_states()
     generator = Generator(

@@ -17,7 +17,7 @@ from tempo_megatron.config import load
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Request
 from tempo_megatron.loop import iterate
-from tempo_megatron.megatron import topology, weights
+from tempo_megatron.megatron import topology
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.run import Run
 from tools.killing.recorded import Recorded
@@ -60,7 +60,7 @@ def computed(run: Run, iterations: int) -> dict[str, Any]:
 
 
 def exported(run: Run) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in weights.export(run.policy.module, run.entries, run.topology)}
+    return {name: tensor.clone() for name, tensor in run.models.policy_tensors()}
 
 
 def state(run: Run) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A rank of test_supervised: whole runs whose generator makes up its responses, and troubles that befall rank 1.
 
 usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end in run_dir WHOLE, and another, in the
-                                                              recipe's run_dir, that is interrupted three times
+                                                              recipe's run_dir, that is interrupted five times
        supervised_worker.py fail|hang RECIPE [key=value ...]  `tempo train`, whose rank 1 fails or hangs in iteration 1
 """
 
@@ -21,12 +21,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron import cli
+from tempo_megatron import cli, loop
 from tempo_megatron.config import Config, load
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request
 from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
+from tempo_megatron.megatron.saving import resumable
+from tempo_megatron.megatron.trainer import Score, Trainer
 from tempo_megatron.phases import scoring
+from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run import Run
 from tempo_megatron.turns import Turns
 from tests.parallel.layout_worker import leave_groups
@@ -56,9 +59,13 @@ class Troubled(Recorded):
         return super().generate(requests)
 
 
-def run(config: Config, trouble: Callable[[int], None] = lambda call: None) -> bool:
+Trouble = Callable[[int, Run], None]
+"""(number of the generate call, the run that asks) -> what befalls it"""
+
+
+def run(config: Config, trouble: Trouble = lambda call, run: None) -> bool:
     topology.shutdown = leave_groups  # to make the process group anew in the same processes is not reliable
-    Run._build_generator = lambda self: Troubled(trouble)
+    Run._build_generator = lambda self: Troubled(lambda call: trouble(call, self))
     finished = train(config)
     if not finished:
         dist.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
@@ -66,8 +73,28 @@ def run(config: Config, trouble: Callable[[int], None] = lambda call: None) -> b
     return finished
 
 
-def interrupt_at(call: int) -> Callable[[int], None]:
-    return lambda number: os.kill(os.getpid(), signal.SIGUSR1) if number == call else None
+def interrupt_at(call: int) -> Trouble:
+    return lambda number, run: os.kill(os.getpid(), signal.SIGUSR1) if number == call else None
+
+
+def deadline_at(call: int) -> Trouble:
+    return lambda number, run: setattr(run.course.interruption, "_deadline", 0.0) if number == call else None
+
+
+@contextlib.contextmanager
+def interrupted_warm_start(at: int) -> Iterator[list[int]]:
+    """Rank 1 is told to stop in that step, counted from 1; gives the number of examples of each step that is made."""
+    made, step = [], loop.warm_start_step
+
+    def counted(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
+        made.append(len(examples))
+        if len(made) == at and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return step(policy, examples, score)
+
+    loop.warm_start_step = counted
+    yield made
+    loop.warm_start_step = step
 
 
 @contextlib.contextmanager
@@ -92,10 +119,20 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     assert all(worked[phase] for phase in WORK), worked
     config = load(recipe, overrides)
     mark = Path(config.run_dir) / "interrupted"
-    # 1: evaluation at the start, 2: critic start, 3 and 4: iterations 1 and 2, 5: evaluation after iteration 2.
-    assert not run(config, interrupt_at(4))
-    checkpoints = sorted(path.name for path in (Path(config.run_dir) / "checkpoints").glob("iteration-*"))
-    assert checkpoints == ["iteration-000000", "iteration-000001"] and mark.exists()
+
+    def saved() -> list[str]:
+        assert mark.exists()
+        return [path.name for path in resumable(Path(config.run_dir) / "checkpoints")]
+
+    with interrupted_warm_start(at=1) as steps:
+        assert not run(config)
+        assert saved() == ["interim-warm_start-000001"] and len(steps) == 1
+        # Generate calls, 1: evaluation at the start, 2 and 3: critic start.
+        assert not run(config, deadline_at(3))
+        assert saved() == ["interim-critic_start-000001"] and len(steps) == 2
+    # 1: the rest of the critic start, 2 and 3: iterations 1 and 2. (4: evaluation after iteration 2.)
+    assert not run(config, interrupt_at(3))
+    assert saved() == ["iteration-000000", "interim-iteration-000001"]
     # Iteration 2's rollouts were given up; then comes its evaluation.
     assert not run(config, interrupt_at(2))
     # That evaluation is made now, and iteration 3 is interrupted while it learns: it goes on to its end.

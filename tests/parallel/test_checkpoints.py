@@ -78,6 +78,20 @@ def test_a_failed_write_is_told_to_every_rank_and_leaves_no_checkpoint(ran: tupl
     assert found["complete_at_last"] == ["iteration-000001", BEFORE, NEWEST]
 
 
+def test_the_deadline_leaves_room_for_the_writing(ran: tuple[dict[str, Any], Path]) -> None:
+    """A write in the background holds the run up for the copies alone, and an interrupted run waits for its end."""
+    found, _ = ran
+    assert found["save_seconds"] >= found["held_up"] + 0.5
+    assert found["lead"] >= 2 * found["save_seconds"] + 60
+
+
+def test_copies_are_as_large_as_what_is_written_of_them(ran: tuple[dict[str, Any], Path]) -> None:
+    """Their bytes, which the budget of host memory counts, are those of all ranks' files but for headers."""
+    found, directory = ran
+    written = sum(path.stat().st_size for path in (directory / NEWEST).rglob("*.distcp"))
+    assert found["copied_bytes"] == pytest.approx(written, rel=0.05)
+
+
 def test_the_manifest_says_everything(checkpoints: Path) -> None:
     """The list that the next test goes through is that of the files there are."""
     assert sorted(FILES) == manifest.files_of(checkpoints / NEWEST) == sorted(manifest.read(checkpoints / NEWEST))
@@ -108,6 +122,31 @@ def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(checkpoint
         for part, line in zip(("no manifest.json", "missing", "cut short", "interrupted"), lines, strict=True)
     )
     assert not list(checkpoints.glob(".*"))
+
+
+def test_an_interim_checkpoint_is_gone_on_from_until_another_takes_its_place(
+    ran: tuple[dict[str, Any], Path], checkpoints: Path
+) -> None:
+    """It is newer than what was saved before it and older than what was saved at the same place or a later one; the
+    next save removes it, and it takes nobody's place among those that are kept."""
+    found, _ = ran
+    assert found["there_when_interrupted"] == [
+        ["iteration-000001", BEFORE, NEWEST, "interim-iteration-000004"],
+        ["iteration-000001", BEFORE, NEWEST, "interim-iteration-000005"],
+        [BEFORE, NEWEST, "iteration-000005"],
+    ]
+    assert [line.split()[0] for line in found["said_when_interrupted"]] == [
+        "iteration-000004",
+        *["iteration-000005"] * 2,
+    ]
+
+    names = ["interim-warm_start-000020", "interim-critic_start-000003", BEFORE, f"interim-{NEWEST}", NEWEST]
+    for name in names:
+        if not (checkpoints / name).exists():
+            shutil.copytree(checkpoints / BEFORE, checkpoints / name)
+    for name in reversed(names):
+        assert newest(checkpoints)[0] == checkpoints / name
+        (checkpoints / name).rename(checkpoints / f"gone-{name}")
 
 
 def test_a_run_with_damaged_checkpoints_alone_does_not_start_afresh(checkpoints: Path) -> None:

@@ -10,13 +10,15 @@ from tests.end_to_end.test_train import exported, metrics, same_weights
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("supervised_worker.py")
-SHORT = ("stages.warm_start.steps=2", "checkpoint.every=4", "logging.tensorboard=false")
+STAGES = ("stages.warm_start.steps=2", "stages.critic_start.iterations=2", "policy.kl_coefficient=0.1")
+SHORT = (*STAGES, "checkpoint.every=4", "logging.tensorboard=false")
 
 
 def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: Path) -> None:
-    """Interrupted while it generates, while it evaluates, and while it learns, each time on one rank alone: log and
-    weights are bit for bit those of a run that went through. That one's ranks count work in every phase where a rank
-    that does none is held to hang."""
+    """Interrupted in the warm start, by the deadline in the critic start, while it generates, while it evaluates, and
+    while it learns, each time on one rank alone: log and weights are bit for bit those of a run that went through, and
+    what a stage had learnt was not learnt again. The ranks of the run that went through count work in every phase
+    where a rank that does none is held to hang."""
     whole = tmp_path / "whole"
     run_ranks(WORKER, 2, whole, recipe, *SHORT)
     assert metrics(tmp_path / "run") == metrics(whole)

@@ -117,7 +117,7 @@ def main(path: str, out: str, *overrides: str) -> None:
 
     run, watched = started(recipe, "rests", RESTS)
     warm_start(run)
-    run.keep_reference()
+    run.course.keep_reference()
     metrics = list(advance(run, ITERATIONS - 1))
     run.save()
     resting = {name: sorted(map(str, model.offloader.resting)) for name, model in run.turns.models.items()}

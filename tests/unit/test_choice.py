@@ -51,10 +51,11 @@ def test_the_newest_checkpoints_are_kept_the_best_and_every_so_many(
     newest: int, best: int, every: int, expected: set[int], tmp_path: Path
 ) -> None:
     """A candidate is compared only while its checkpoint is there; more may be asked for than there are. The start
-    is no multiple."""
-    for iteration in (0, 10, 20, 30):
-        (tmp_path / f"iteration-{iteration:06d}").mkdir()
-        (tmp_path / f"iteration-{iteration:06d}" / "state.json").touch()
+    is no multiple. Interim checkpoints do not count: how often a run was interrupted changes nothing."""
+    numbered = (f"iteration-{iteration:06d}" for iteration in (0, 10, 20, 30))
+    for name in (*numbered, "interim-iteration-000030", "interim-iteration-000031", "interim-critic_start-000010"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").touch()
     (tmp_path / "iteration-000040").mkdir()
     (tmp_path / "best").symlink_to("iteration-000000")
     assert kept(tmp_path, newest, best, every) == expected

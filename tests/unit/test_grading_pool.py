@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,25 @@ def test_a_worker_killed_while_idle_is_replaced(pool: Pool) -> None:
     os.kill(first, signal.SIGKILL)
     assert pool.run([task("starts_with"), task("starts_with", "no")])[0].value is True
     assert pool.process_ids != [first]
+
+
+def test_a_job_that_is_asked_to_stop_loses_no_grade(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm's signals go to every process: to a worker that has only been started, and to one that is there."""
+    start = subprocess.Popen
+
+    def signalled(*given: Any, **named: Any) -> Any:
+        made = start(*given, **named)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            os.kill(made.pid, number)
+        return made
+
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    assert pool.run([task("starts_with")])[0].value is True
+    first = pool.process_ids
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(first[0], number)
+    assert pool.run([task("starts_with")])[0].value is True
+    assert pool.process_ids == first
 
 
 def test_workers_live_from_call_to_call_and_survive_ctrl_c(pool: Pool) -> None:

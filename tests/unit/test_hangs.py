@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tempo_megatron.supervision.hangs import Beat, Hang, Hangs, State
+from tempo_megatron.supervision.hangs import SILENCE_SECONDS, Beat, Hang, Hangs, State
 
-WORKS = Beat(entered=5, ticks=7, state=State.works, patience=45.0)
+WORKS = Beat(entered=5, ticks=7, state=State.works, patience=45.0, number=0)
 WAITS = replace(WORKS, state=State.waits)
 UNTIMED = replace(WORKS, state=State.untimed)
 ALONE = replace(WORKS, state=State.alone)
 
 
-def after(beats: Sequence[Beat], seconds: int, moving: Sequence[int] = ()) -> Hang | None:
-    """What is found when the ranks go on like this; those in `moving` tick every 30 seconds."""
+def after(beats: Sequence[Beat], seconds: int, moving: Sequence[int] = (), gone: Sequence[int] = ()) -> Hang | None:
+    """What is found when the ranks go on like this; those in `moving` tick every 30 seconds, those in `gone` are not
+    heard of any more."""
     hangs = Hangs(45.0)
     for now in range(seconds + 1):
-        ticked = [replace(beat, ticks=beat.ticks + now // 30 * (rank in moving)) for rank, beat in enumerate(beats)]
-        found = hangs.found(ticked, float(now))
+        said = [
+            replace(beat, ticks=beat.ticks + now // 30 * (rank in moving), number=now * (rank not in gone))
+            for rank, beat in enumerate(beats)
+        ]
+        found = hangs.found(said, float(now))
         if found:
             return found
     return None
@@ -44,6 +48,13 @@ def test_a_step_of_unknown_length_keeps_the_job_from_hanging() -> None:
         assert not hangs.found([UNTIMED, WAITS], float(now))
     assert not hangs.found([WORKS, WAITS], 144.0)
     assert hangs.found([WORKS, WAITS], 145.0)
+
+
+def test_a_rank_that_is_gone_is_found_whatever_it_said_last() -> None:
+    """The kernel's out-of-memory killer takes one while it reads a model, and the others wait in NCCL."""
+    assert after([UNTIMED, WAITS], int(SILENCE_SECONDS), gone=[0]) is None
+    found = after([UNTIMED, WAITS], int(SILENCE_SECONDS) + 1, gone=[0])
+    assert found and found.ranks == [0] and "not heard of for 300 s" in found.why
 
 
 def test_ranks_that_all_wait_for_each_other_are_all_named_the_least_advanced_first() -> None:
@@ -74,6 +85,9 @@ def test_the_first_time_in_a_phase_has_patience_of_its_own() -> None:
     first = [replace(beat, patience=300.0) for beat in (WORKS, WAITS)]
     assert after(first, 300) is None
     assert after(first, 301) is not None
+    ahead = replace(WAITS, entered=6, ticks=0)
+    assert after([ahead, first[0]], 300) is None
+    assert after([ahead, first[0]], 301) is not None
 
 
 def test_a_rank_that_is_behind_hangs_unless_it_moves() -> None:

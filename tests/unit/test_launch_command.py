@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,38 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     assert f"{model}:{model}" in said and f"{recipe.parent}:{recipe.parent}" in said
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
     assert (nemo_home / "experiments").is_dir() and set(nemo_home.rglob("*.sh")) == before
+
+
+REQUEUED = [
+    (75, "RUNNING", 0, True),
+    (128 + signal.SIGUSR1, "RUNNING", 0, True),
+    (128 + signal.SIGTERM, "RUNNING", 0, True),
+    (0, "RUNNING", 0, False),
+    (1, "RUNNING", 0, False),
+    (70, "RUNNING", 0, False),
+    (75, "CANCELLED", 0, False),
+    (75, "RUNNING", 50, False),
+]
+"""exit code of the ranks, what Slurm says of the job, its restarts so far, whether it is requeued"""
+
+
+@pytest.mark.parametrize(("code", "state", "restarts", "expected"), REQUEUED)
+def test_a_job_is_requeued_after_an_interruption_alone(
+    code: int, state: str, restarts: int, expected: bool, tmp_path: Path, nemo_home: Path
+) -> None:
+    """As the scripts of slurm/ do it: failures, hangs and cancelled jobs stay as they are, and restarts have an end."""
+    from tempo_megatron.launch.nemo import _SETUP
+
+    (tmp_path / "squeue").write_text(f'#!/bin/sh\n[ "$5" = %e ] || echo {state}\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    for program in ("squeue", "scontrol"):
+        (tmp_path / program).chmod(0o755)
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "head_node": "node1"}
+    environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    made = subprocess.run(["bash", "-c", f"{_SETUP}\nexit {code}"], env=environment, timeout=30)
+    assert made.returncode == code
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert asked == ("requeue 7\n" if expected else "")
 
 
 def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) -> None:

@@ -35,7 +35,8 @@ class FakeRun(SimpleNamespace):
         for key, value in settings.items():
             setattr(config.loop, key, value)
         super().__init__(config=config, method=method(name), iteration=1, asked=[], gate_value=None)
-        self.critic = self.needed_critic = self.policy = SimpleNamespace()
+        self.critic = self.policy = SimpleNamespace()
+        self.models = SimpleNamespace(needed_critic=self.critic)
         self.may_be_interrupted = contextlib.nullcontext
         self.reference = self.scores = self.grader = None
         self.collector = SimpleNamespace(measured=[1] if config.loop.gate else [], collect=self.collect)

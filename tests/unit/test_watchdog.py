@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,9 +59,9 @@ def test_a_phase_over_its_limit_ends_the_run_with_its_stacks(
     phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
     """Generation has a limit of its own; the building of models has a phase's."""
-    made(0, lambda: at_place(7, "generate", 3700.0), tmp_path, Shared(), monkeypatch).look()
+    made(0, lambda: at_place(7, "generate", 3700.0), tmp_path, Shared(), monkeypatch).look_at_phase()
     with pytest.raises(Ended, match="70"):
-        made(0, lambda: at_place(7, phase, 3700.0), tmp_path, Shared(), monkeypatch).look()
+        made(0, lambda: at_place(7, phase, 3700.0), tmp_path, Shared(), monkeypatch).look_at_phase()
     shown = capfd.readouterr().err
     assert "rank 0" in shown and f"{phase} has taken 3700 s, the limit is 3600 s" in shown
     record = (tmp_path / "rank-0.txt").read_text()
@@ -71,7 +72,8 @@ def look_until(seconds: int, clock: list[float], *ranks: Watchdog) -> None:
     while clock[0] < seconds:
         clock[0] += 2.0
         for rank in ranks:
-            rank.look()
+            rank.look_at_phase()
+            rank.look_at_ranks()
 
 
 def test_a_rank_that_stays_a_phase_behind_is_named_by_all(
@@ -87,7 +89,7 @@ def test_a_rank_that_stays_a_phase_behind_is_named_by_all(
         look_until(50, clock, first)
     assert "rank 0" in (shown := capfd.readouterr().err) and "because of rank 1, which hangs" in shown
     with pytest.raises(Ended):
-        late.look()
+        late.look_at_ranks()
     assert "rank 1" in (shown := capfd.readouterr().err) and "in grade, a phase behind the others for 45 s" in shown
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-1.txt"]
 
@@ -105,11 +107,11 @@ def test_a_rank_that_hangs_among_ranks_that_wait_for_it_is_named(
             clock[0] += 2.0
             for rank, looks in enumerate(ranks):
                 waits[0] = rank == 0
-                looks.look()
+                looks.look_at_ranks()
     assert 45 < clock[0] <= 50
     assert "because of rank 1, which hangs" in capfd.readouterr().err
     with pytest.raises(Ended):
-        ranks[1].look()
+        ranks[1].look_at_ranks()
     assert "rank 1" in (shown := capfd.readouterr().err) and "in refine, where no rank has done anything" in shown
 
 
@@ -120,27 +122,56 @@ def test_ranks_that_go_on_in_step_are_left_alone(
     store = Shared()
 
     def moving() -> Place:
-        return at_place(9, "generate", 3000.0, ticks=int(clock[0]))
+        return at_place(9, "generate", 3000.0, ticks=int(min(clock[0], 1000)))
 
     ranks = [made(0, lambda: at_place(9, "generate", 3000.0), tmp_path, store, monkeypatch)]
     ranks += [made(1, moving, tmp_path, store, monkeypatch)]
     look_until(1000, clock, *ranks)
     with at(Pace.untimed):
-        look_until(2000, clock, ranks[0])
+        look_until(2000, clock, *ranks)
     assert "tempo/hung" not in store
 
 
 def test_a_job_that_was_stopped_and_goes_on_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: list[float]
 ) -> None:
-    """Slurm suspends a job: the first rank to wake up finds that nobody has moved for an hour."""
+    """Slurm suspends a job for an hour: the first rank to wake up finds that nobody has moved, and its phase to have
+    taken longer than its limit."""
     store = Shared()
-    ranks = [made(rank, lambda: at_place(9, "refine"), tmp_path, store, monkeypatch) for rank in (0, 1)]
+
+    def here() -> Place:
+        return at_place(9, "refine", clock[0])
+
+    ranks = [made(rank, here, tmp_path, store, monkeypatch) for rank in (0, 1)]
     look_until(20, clock, *ranks)
     clock[0] += 3600.0
     for rank in ranks:
-        rank.look()
+        rank.look_at_phase()
+        rank.look_at_ranks()
     assert "tempo/hung" not in store
+    with pytest.raises(Ended):
+        while clock[0] < 3600 + 3700:
+            clock[0] += 2.0
+            ranks[0].look_at_phase()
+    assert clock[0] > 3600 + 3590
+
+
+def test_a_store_that_does_not_answer_does_not_keep_a_phase_from_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rank has stopped, and with it the store: who asks it waits."""
+    ended = threading.Event()
+
+    class Silent(Shared):
+        def set(self, key: str, value: str) -> None:
+            ended.wait(60)
+
+    monkeypatch.setattr(watchdog, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "rank_and_ranks", lambda: (0, 2))
+    looks = Watchdog(lambda: at_place(7, "refine", 3700.0), FaultsConfig(), tmp_path, Silent(), lambda _: ended.set())
+    looks.start()
+    assert ended.wait(30)
+    looks.stop()
 
 
 def test_ranks_that_hang_in_one_collective_all_show_their_stacks(
@@ -156,6 +187,6 @@ def test_ranks_that_hang_in_one_collective_all_show_their_stacks(
     for rank in (first, other):
         monkeypatch.setattr(rank, "_say", lambda text: order.append("speaks"))
         with pytest.raises(Ended):
-            rank.look()
+            rank.look_at_ranks()
     assert order == ["speaks", "sleeps 10", "sleeps 5", "speaks", "sleeps 5"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-0.txt", "rank-1.txt"]

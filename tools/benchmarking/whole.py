@@ -21,6 +21,7 @@ from tempo_megatron.loop import iterate
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.models import Models
 from tempo_megatron.run import Run
 
 _FIGURES = (
@@ -52,6 +53,15 @@ class DrawnLengths:
         return [replace(done, finish_reason="stop") for done in made]
 
 
+class RandomModels(Models):
+    """Models that start from random weights."""
+
+    def build(self, role: Role, start: str) -> Any:
+        module = model.build(role, self.settings, self._config, self._place)
+        randomise(module, self._place)
+        return module
+
+
 class BenchmarkRun(Run):
     """A run whose models start from random weights, and whose generator draws its lengths. Every other sample is right
     once it has been graded: gradients of nothing would cost less power than true ones."""
@@ -70,10 +80,8 @@ class BenchmarkRun(Run):
 
         self.grader.grade = grade  # type: ignore[method-assign]
 
-    def _build(self, role: Role, start: str) -> Any:
-        module = model.build(role, self.settings, self.config, self.topology)
-        randomise(module, self.topology)
-        return module
+    def _build_models(self) -> Models:
+        return RandomModels(self.config, self.topology, self.turns)
 
     def _build_generator(self) -> Any:
         made = super()._build_generator()

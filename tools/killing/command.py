@@ -68,7 +68,7 @@ def _table(kills: Sequence[Kill], found: Sequence[str], ranks: int, seed: int, s
 
 
 def _cells(kill: Kill) -> list[str]:
-    newest = ["none" if at is None else str(at) for at in (kill.newest_before, kill.newest_after)]
+    newest = [at or "none" for at in (kill.newest_before, kill.newest_after)]
     return [
         str(kill.number),
         kill.run,

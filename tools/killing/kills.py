@@ -12,7 +12,7 @@ from checkpoints_convert.errors import ConversionError
 from killing.attempt import Attempt
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.megatron import manifest
-from tempo_megatron.megatron.saving import complete
+from tempo_megatron.megatron.saving import complete, order, resumable
 
 _LIMIT = 300.0
 """seconds that a run, or the wait for a save, may take"""
@@ -31,8 +31,8 @@ class Kill:
     aimed_at_a_save: bool
     seconds: float
     during_a_save: bool
-    newest_before: int | None
-    newest_after: int | None
+    newest_before: str | None
+    newest_after: str | None
     problems: tuple[str, ...]
 
 
@@ -66,7 +66,7 @@ class Killer:
     def _kill(self, run_dir: Path, number: int) -> Kill | None:
         """Start the run, kill it at this kill's moment, and look at what is left; None if it ends before."""
         checkpoints = run_dir / "checkpoints"
-        before, left, begun = _newest(checkpoints), _unfinished(checkpoints), time.monotonic()
+        before, left, begun = resumable(checkpoints)[-1:], _unfinished(checkpoints), time.monotonic()
         share = derive_seed("kill", self.seed, number) % 10**6 / 10**6
         attempt, aimed = self._start(run_dir, number), number % 3 == 0
         if aimed:
@@ -76,14 +76,13 @@ class Killer:
         elif attempt.ended(share * self.span / 2):
             return None
         attempt.kill()
-        seconds, after = round(time.monotonic() - begun, 2), _newest(checkpoints)
+        seconds, after = round(time.monotonic() - begun, 2), resumable(checkpoints)[-1:]
+        was, now = (found[0].name if found else None for found in (before, after))
         problems = _damaged(checkpoints)
-        if before is not None and (after is None or after < before):
-            problems.append(f"the newest checkpoint was {before} and is {after}")
+        if before and (not after or order(after[0]) < order(before[0])):
+            problems.append(f"the newest checkpoint was {was} and is {now}")
         saving = bool(_unfinished(checkpoints) - left)
-        return Kill(
-            number, run_dir.name, _is_asynchronous(number), aimed, seconds, saving, before, after, tuple(problems)
-        )
+        return Kill(number, run_dir.name, _is_asynchronous(number), aimed, seconds, saving, was, now, tuple(problems))
 
 
 def finish(attempt: Attempt) -> None:
@@ -120,10 +119,10 @@ def _is_asynchronous(number: int) -> bool:
 
 def _save_begins(attempt: Attempt, checkpoints: Path) -> bool:
     """Wait until a checkpoint begins to be written; False if the run ends before. What an earlier kill left is none."""
-    left = set(checkpoints.glob(".writing-iteration-*"))
+    left = set(checkpoints.glob(".writing-*"))
     deadline = time.monotonic() + _LIMIT
     while time.monotonic() < deadline:
-        now = set(checkpoints.glob(".writing-iteration-*"))
+        now = set(checkpoints.glob(".writing-*"))
         if now - left:
             return True
         left &= now
@@ -135,17 +134,12 @@ def _save_begins(attempt: Attempt, checkpoints: Path) -> bool:
 
 def _unfinished(checkpoints: Path) -> set[tuple[Path, int]]:
     """Directories of writes that did not end; one that was written into since is another."""
-    return {(path, path.stat().st_mtime_ns) for path in checkpoints.glob(".writing-iteration-*")}
-
-
-def _newest(checkpoints: Path) -> int | None:
-    found = complete(checkpoints)
-    return int(found[-1].name.removeprefix("iteration-")) if found else None
+    return {(path, path.stat().st_mtime_ns) for path in checkpoints.glob(".writing-*")}
 
 
 def _damaged(checkpoints: Path) -> list[str]:
     found = []
-    for saved in checkpoints.glob("iteration-*"):
+    for saved in resumable(checkpoints):
         try:
             found += manifest.problems(saved, manifest.read(saved), contents=True)
         except ConversionError as error:
