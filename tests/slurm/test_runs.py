@@ -16,9 +16,7 @@ from tests.conftest import ROOT
 from tests.slurm.cluster import Cluster, wait_for
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
-TWO_RANKS = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1")
-ON_ONE_NODE = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=2")
-TWO_STAGES = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
+ONE_NODE = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4")
 FROM_THE_MODEL = ("policy.checkpoint=''", "critic.checkpoint=''")
 UNREPEATABLE = ("seconds/", "memory/")
 LIMIT = 200
@@ -115,7 +113,7 @@ def test_what_interrupts_a_run_leaves_no_trace(
     """Preempted twice, robbed of a node, with a rank killed, a run ends on half of its nodes, and its metrics are those
     of one that nothing happened to. The killed rank ends the job within a minute and is named."""
     training = Training(cluster, tmp_path / "interrupted", demo_model, quick_venv)
-    job = training.submit("loop.iterations=1000", *TWO_STAGES, options=TWO_RANKS)
+    job = training.submit("loop.iterations=1000")
     for attempt in (0, 1):
         training.wait_for_progress(job, attempt)
         cluster.run("scancel", "--batch", "--signal=USR1", job)
@@ -129,10 +127,8 @@ def test_what_interrupts_a_run_leaves_no_trace(
     assert "rank 1 failed first" in training.output.read_text() and cluster.restarts(job) == 3
 
     end = f"loop.iterations={training.iteration() + 2}"
-    assert training.wait(training.submit(end, *TWO_STAGES, options=ON_ONE_NODE)) == "COMPLETED", (
-        training.everything_said()
-    )
+    assert training.wait(training.submit(end, options=ONE_NODE)) == "COMPLETED", training.everything_said()
 
     whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv)
-    assert whole.wait(whole.submit(end, *TWO_STAGES, options=TWO_RANKS)) == "COMPLETED", whole.everything_said()
+    assert whole.wait(whole.submit(end)) == "COMPLETED", whole.everything_said()
     assert training.rows() == whole.rows()
