@@ -18,25 +18,38 @@ from tests.slurm.cluster import Cluster, wait_for
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4")
 FROM_THE_MODEL = ("policy.checkpoint=''", "critic.checkpoint=''")
+CHOICE = (
+    "checkpoint.choose=true",
+    "checkpoint.choose_prompts=2",
+    "checkpoint.choose_samples=2",
+    "calibration.questions=2",
+)
 UNREPEATABLE = ("seconds/", "memory/")
 LIMIT = 200
 WORDS = ROOT / "tests" / "fixtures" / "words"
 
 
 class Training:
-    """Jobs of tempo_14b.sh with one output directory, whose first run counts as finished: they train by TEMPO alone."""
+    """Jobs of tempo_14b.sh with one output directory. With `tempo_alone` the first run counts as finished, and the
+    second starts from the model."""
 
-    def __init__(self, cluster: Cluster, directory: Path, model: Path, venv: Path) -> None:
+    def __init__(
+        self, cluster: Cluster, directory: Path, model: Path, venv: Path, *, tempo_alone: bool = False
+    ) -> None:
         self.cluster = cluster
         self.run = directory / "tempo"
         self.output = directory / "job.log"
         self._environment = {"TEMPO_MODEL": model, "TEMPO_OUTPUT": directory, "TEMPO_VENV": venv, "TEMPO_DATA": WORDS}
-        (directory / "rlvr").mkdir(parents=True)
-        (directory / "rlvr" / "FINISHED").touch()
+        directory.mkdir()
+        self._always: tuple[str, ...] = ()
+        if tempo_alone:
+            (directory / "rlvr").mkdir()
+            (directory / "rlvr" / "FINISHED").touch()
+            self._always = FROM_THE_MODEL
 
     def submit(self, *settings: str, options: tuple[str, ...] = TWO_NODES) -> int:
         overlay = "tests/slurm/tiny.yaml"
-        script = (f"--output={self.output}", "slurm/tempo_14b.sh", overlay, *FROM_THE_MODEL, *settings)
+        script = (f"--output={self.output}", "slurm/tempo_14b.sh", overlay, *self._always, *settings)
         return self.cluster.sbatch(*options, *script, cwd=ROOT, PYTHONPATH=ROOT, **self._environment)
 
     def wait(self, job: int) -> str:
@@ -65,7 +78,7 @@ class Training:
         wait_for(has_progressed, LIMIT, self.everything_said)
 
     def everything_said(self) -> str:
-        logs = sorted(self.run.glob("logs/latest/rank-*.log"))
+        logs = sorted(self.run.parent.glob("*/logs/latest/rank-*.log"))
         return "\n".join(f"{path}\n{path.read_text()[-3000:]}" for path in [self.output, *logs])
 
 
@@ -95,16 +108,20 @@ def kill_rank(job: int, rank: int) -> None:
 
 
 def test_two_nodes_train_to_a_hugging_face_directory(cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
-    """The whole stack, vLLM included, as `sbatch slurm/tempo_14b.sh` starts it."""
+    """The whole stack, vLLM included, as `sbatch slurm/tempo_14b.sh` starts it: RLVR trains policy and critic, and
+    TEMPO goes on from the best checkpoint of both."""
     training = Training(cluster, tmp_path / "runs", demo_model, Path(sys.prefix))
-    job = training.submit("loop.iterations=2")
+    job = training.submit("loop.iterations=1", "stages.warm_start.steps=0", *CHOICE)
     assert training.wait(job) == "COMPLETED", training.everything_said()
     assert "TP 2 x CP 1 x PP 2 x DP 1" in (training.run / "logs" / "latest" / "rank-000.log").read_text()
     model = AutoModelForCausalLM.from_pretrained(training.run / "hf")
     tokenizer = AutoTokenizer.from_pretrained(training.run / "hf")
-    before = AutoModelForCausalLM.from_pretrained(demo_model)
+    rlvr = AutoModelForCausalLM.from_pretrained(training.run.parent / "rlvr" / "hf")
+    start = AutoModelForCausalLM.from_pretrained(demo_model)
     assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
-    assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
+    assert not torch.equal(rlvr.lm_head.weight, start.lm_head.weight)
+    assert not torch.equal(model.lm_head.weight, rlvr.lm_head.weight)
+    assert torch.allclose(model.lm_head.weight, rlvr.lm_head.weight, atol=1e-2)  # a step of 1e-4 or two away
 
 
 def test_what_interrupts_a_run_leaves_no_trace(
@@ -112,7 +129,7 @@ def test_what_interrupts_a_run_leaves_no_trace(
 ) -> None:
     """Preempted twice, robbed of a node, with a rank killed, a run ends on half of its nodes, and its metrics are those
     of one that nothing happened to. The killed rank ends the job within a minute and is named."""
-    training = Training(cluster, tmp_path / "interrupted", demo_model, quick_venv)
+    training = Training(cluster, tmp_path / "interrupted", demo_model, quick_venv, tempo_alone=True)
     job = training.submit("loop.iterations=1000")
     for attempt in (0, 1):
         training.wait_for_progress(job, attempt)
@@ -129,6 +146,6 @@ def test_what_interrupts_a_run_leaves_no_trace(
     end = f"loop.iterations={training.iteration() + 2}"
     assert training.wait(training.submit(end, options=ONE_NODE)) == "COMPLETED", training.everything_said()
 
-    whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv)
+    whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv, tempo_alone=True)
     assert whole.wait(whole.submit(end)) == "COMPLETED", whole.everything_said()
     assert training.rows() == whole.rows()
