@@ -36,9 +36,10 @@ _OTHERS_WAIT_SECONDS = 5.0
 class Watchdog:
     """Threads of each rank. One looks at where the main thread is: a phase may take no longer than its limit. Another
     tells the other ranks and hears what they tell: `hangs` has the rules by which the first rank finds one that hangs.
-    That one may wait for ever for a store that does not answer; the former asks nobody.
+    The latter may wait for ever for a store that does not answer; the former asks nobody.
 
-    Its stacks, and the record of the last collectives, go to `directory/rank-K.txt` and the stacks to standard error;
+    What hangs leaves its stacks, and the record of the last collectives, in `directory/rank-K.txt`, and the stacks on
+    standard error;
     all ranks end with `EXIT_CODE`. `end` and `store` are replaced in tests.
     """
 
