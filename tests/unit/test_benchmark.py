@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarking.kernels import Kernel, described, length, transferring, union
 from benchmarking.lengths import Lengths
 
 from tempo_megatron.planning.shapes import SHAPES, config, settings
@@ -62,6 +63,22 @@ def test_lengths_are_the_seeds_own_and_within_bounds() -> None:
         Lengths.parse("normal:3:4")
 
 
+def test_time_of_kernels_by_hand() -> None:
+    """Communication from 0 to 4 and 6 to 9, a product from 3 to 5: 8 of 9 microseconds are busy, 6 with
+    communication alone; a collective lasts as long as on the rank that came last."""
+    mine = [Kernel("ncclAllGather", 0, 4), Kernel("nvjet_tst", 3, 5), Kernel("ncclAllGather", 6, 9)]
+    figures = described(mine)
+    assert figures["kernels"] == 3 and figures["ms"] == pytest.approx(9e-3)
+    assert figures["ms with none running"] == pytest.approx(1e-3)
+    assert figures["ms communicating"] == pytest.approx(7e-3)
+    assert figures["ms communicating, nothing beside it"] == pytest.approx(6e-3)
+    assert figures["ms by kind"] == pytest.approx({"communication": 7e-3, "matrix products": 2e-3})
+    late = [Kernel("ncclAllGather", 3, 4), Kernel("ncclAllGather", 5, 9)]
+    assert transferring([[mine[0], mine[2]], late]) == 1 + 3
+    assert transferring([[mine[0], mine[2]], late[:1]]) == 4 + 3
+    assert union([(5, 6), (0, 2), (1, 3), (2.5, 2.75)]) == [(0, 3), (5, 6)] and length([(0, 3), (5, 6)]) == 4
+
+
 def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     """The whole command in one process, as each rank runs it."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
@@ -88,6 +105,8 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
             "critic step",
             "raw Megatron",
             "shares of raw Megatron",
+            "kernels of a policy step",
+            "kernels of raw Megatron",
             *passes,
         )
     }
@@ -97,10 +116,14 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
         assert figures["tokens"] == 4 * 64
         flops = figures["TFLOP/s/GPU"] * 1e12 * figures["seconds"]
         assert flops == pytest.approx(work.step([64] * 4))
+    kernels = measured["kernels of raw Megatron, fp8 none"]["rank 0"]
+    assert 0 < sum(kernels["ms by kind"].values()) <= kernels["ms"]
     shares = measured["shares of raw Megatron, fp8 none"]
     raw, packed = measured["raw Megatron, fp8 none"], measured["packed policy step, fp8 none"]
     assert shares["packed policy step / raw"] == pytest.approx(packed["TFLOP/s/GPU"] / raw["TFLOP/s/GPU"])
-    assert whole["rollout"]["tokens/s/GPU"]["ours"] > 0 and whole["sync"]["GB"] > 0
+    rollout = whole["rollout"]
+    assert rollout["tokens/s/GPU"]["ours"] > 0 and whole["sync"]["GB"] > 0
+    assert 0 < rollout["seconds in them"]["ours"][0] < rollout["seconds of each"]["ours"][0]
     assert whole["switch"]["training to generating"]["seconds, sync"] > 0
     iteration = whole["iteration"]
     parts = sum(iteration[f"share {name}"] for name in ("training", "generating", "of the rest"))

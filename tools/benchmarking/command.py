@@ -16,7 +16,7 @@ from benchmarking.lengths import Lengths
 from tempo_megatron.launch import torchrun
 from tempo_megatron.planning import shapes
 
-_TRAINING, _ENGINE, _RUN = ("train", "packed", "scores"), ("rollout", "sync"), ("switch", "iteration")
+_TRAINING, _ENGINE, _RUN = ("train", "packed", "scores", "kernels"), ("rollout", "sync"), ("switch", "iteration")
 SECTIONS = (*_TRAINING, *_ENGINE, *_RUN)
 _SCRIPT = Path(__file__).parents[1] / "benchmark.py"
 
@@ -132,6 +132,7 @@ def _longest(given: argparse.Namespace, some: Sequence[str], sections: Sequence[
     most = {
         "train": given.sequence,
         "scores": given.sequence,
+        "kernels": given.sequence,
         "packed": Lengths.parse(given.packed_lengths).most,
         "rollout": Lengths.parse(given.rollout_lengths).most,
         "iteration": Lengths.parse(given.iteration_lengths).most,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,8 @@ def start(setup: Setup) -> Generator:
 def measure_rollout(setup: Setup, generator: Any, load: Rollouts) -> Figures:
     """Tokens/s/GPU of `Generator.generate`, and of `LLM.generate` on the same engine with the same requests, dealt to
     the replicas beforehand; with and without a seed for each request, which vLLM then samples one by one. Ways
-    alternate, and the prefix cache is empty before each. Collective."""
+    take turns at being first, and the prefix cache is empty before each. Steps are those of the first rank's engine.
+    Collective."""
     requests = _requests(load, setup.settings.vocab_size)
     tokens = sum(request.max_tokens for request in requests)
     mine = requests[generator.replica :: generator.replicas]
@@ -59,20 +62,52 @@ def measure_rollout(setup: Setup, generator: Any, load: Rollouts) -> Figures:
         "raw vLLM": lambda: _raw(generator, mine, seeded=True),
         "raw vLLM, unseeded": lambda: _raw(generator, mine, seeded=False),
     }
+    names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(load.rounds):
-        for name, way in ways.items():
+    steps: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for number in range(load.rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             generator._llm.reset_prefix_cache()
-            seconds[name].append(clock.timed(way))
+            with _watched_steps(generator._llm.llm_engine) as found:
+                seconds[name].append(clock.timed(ways[name]))
+            steps[name].append(found)
     speed = {name: tokens / clock.median(found) / setup.place.world_size for name, found in seconds.items()}
     return {
         "requests": len(requests),
         "tokens": tokens,
         "tokens/s/GPU": speed,
         "seconds of each": {name: [round(value, 3) for value in found] for name, found in seconds.items()},
+        "engine steps of each": {name: [len(found) for found in rounds] for name, rounds in steps.items()},
+        "seconds in them": {name: [round(sum(found), 3) for found in rounds] for name, rounds in steps.items()},
+        "seconds of the middle step": {name: _middle(rounds) for name, rounds in steps.items()},
+        "seconds of the longest step": {name: [max(found) for found in rounds] for name, rounds in steps.items()},
         "ours / raw": speed["ours"] / speed["raw vLLM"],
         "ours / raw unseeded": speed["ours"] / speed["raw vLLM, unseeded"],
     }
+
+
+@contextlib.contextmanager
+def _watched_steps(engine: Any) -> Iterator[list[float]]:
+    """Seconds of each step of this rank's engine, as the host sees them: nothing waits for the device."""
+    found: list[float] = []
+    step = engine.step
+
+    def watched() -> Any:
+        begun = time.perf_counter()
+        try:
+            return step()
+        finally:
+            found.append(time.perf_counter() - begun)
+
+    engine.step = watched
+    try:
+        yield found
+    finally:
+        del engine.step  # the class's own is seen again
+
+
+def _middle(rounds: list[list[float]]) -> list[float]:
+    return [clock.median(found) for found in rounds]
 
 
 def _requests(load: Rollouts, vocabulary: int) -> list[Request]:

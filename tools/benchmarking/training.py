@@ -1,12 +1,13 @@
-"""Sections train, packed and scores: what the policy and the critic cost, beside raw Megatron."""
+"""Sections train, packed, scores and kernels: what the policy and the critic cost, beside raw Megatron."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarking import clock
+from benchmarking import clock, kernels
 from benchmarking.lengths import Lengths
 from benchmarking.raw import RawLoop
 from benchmarking.report import Figures
@@ -21,8 +22,6 @@ from tempo_megatron.phases.calibrate import calibrate
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts, estimate
 from tempo_megatron.phases.refine import refine
 from tempo_megatron.phases.scoring import Scores, policy_scores, to_batch, values
-
-SECTIONS = ("train", "packed", "scores")
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,20 @@ def measure(setup: Setup, load: Load, sections: Sequence[str]) -> Iterator[tuple
         if "scores" in sections:
             batch = to_batch(equal)
             yield "log-probs and entropy", _pass(setup, "policy", batch, load, lambda: _score(policy, scores, batch))
+        if "kernels" in sections:
+            found = _estimate(setup, policy, scores, equal)
+            yield "kernels of a policy step", kernels.measure(_refining(setup, policy, found, scores))
         if "packed" in sections:
             drawn = rollouts(load.drawn(ranks), load.prompt_tokens, setup.settings.vocab_size)
             policy.rule = replace(policy.rule, budget=load.packed_budget)
             yield "packed policy step", _policy_step(setup, policy, scores, drawn, load.steps)
         settings = (policy.model.ddp_config, policy.optimizer.chained_optimizers[0].config)
-    if {"train", "packed"}.intersection(sections):
-        yield "raw Megatron", _raw(setup, load, *settings)
+    if {"train", "packed", "kernels"}.intersection(sections):
+        with _raw(setup, load, *settings) as raw:
+            if {"train", "packed"}.intersection(sections):
+                yield "raw Megatron", _raw_step(setup, raw, load)
+            if "kernels" in sections:
+                yield "kernels of raw Megatron", kernels.measure(raw.step)
     if {"train", "scores"}.intersection(sections):
         with trainer(setup, "critic") as critic:
             if "train" in sections:
@@ -78,12 +84,15 @@ def measure(setup: Setup, load: Load, sections: Sequence[str]) -> Iterator[tuple
 
 def _policy_step(setup: Setup, policy: Trainer, scores: Scores, given: list[Rollout], steps: int) -> Figures:
     """`seconds` are those of the whole phase, with all that the host does; `step seconds` those of the trainer."""
-    config = setup.config.policy
     found = _estimate(setup, policy, scores, given)
     clock.reset_peak()
-    whole, inner = _steps(policy, lambda: refine(policy, found, scores, config, (0,)), steps)
+    whole, inner = _steps(policy, _refining(setup, policy, found, scores), steps)
     lengths = [len(rollout.token_ids) for rollout in given]
     return _described(setup, "policy", lengths, whole) | {"step seconds": clock.median(inner)}
+
+
+def _refining(setup: Setup, policy: Trainer, found: Estimate, scores: Scores) -> Callable[[], Any]:
+    return lambda: refine(policy, found, scores, setup.config.policy, (0,))
 
 
 def _estimate(setup: Setup, policy: Trainer, scores: Scores, given: list[Rollout]) -> Estimate:
@@ -123,14 +132,18 @@ def _pass(setup: Setup, role: Role, batch: Batch, load: Load, work: Callable[[],
     return _described(setup, role, batch.lengths.tolist(), seconds, learns=False)
 
 
-def _raw(setup: Setup, load: Load, ddp: Any, optimizer: Any) -> Figures:
+@contextlib.contextmanager
+def _raw(setup: Setup, load: Load, ddp: Any, optimizer: Any) -> Iterator[RawLoop]:
     loop = RawLoop(setup, load.sequence, load.sequences, ddp, optimizer)
-    clock.reset_peak()
-    seconds = clock.repeated(loop.step, load.steps)
-    found = _described(setup, "policy", load.equal(setup.place.data_size), seconds)
-    del loop
+    yield loop
+    del loop.model, loop.optimizer
     release()
-    return found
+
+
+def _raw_step(setup: Setup, raw: RawLoop, load: Load) -> Figures:
+    clock.reset_peak()
+    seconds = clock.repeated(raw.step, load.steps)
+    return _described(setup, "policy", load.equal(setup.place.data_size), seconds)
 
 
 def _described(setup: Setup, role: Role, lengths: Sequence[int], seconds: list[float], learns: bool = True) -> Figures:
