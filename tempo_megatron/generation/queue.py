@@ -21,7 +21,7 @@ _calls = itertools.count()
 class RequestQueue:
     """The numbers 0 to total - 1 in order, each claimed by one replica.
 
-    A replica claims what it can run at once, and no more than its share of the whole. When a claim has all been
+    A replica claims what it can run at once, and no more than its share of the whole, be it the first to begin. When a claim has all been
     started it claims again: the slots that are free, and a look-ahead, so that not every step asks. Towards the end
     the look-ahead shrinks with what is left, to nothing: the last requests go to whoever has a slot.
 
@@ -39,7 +39,9 @@ class RequestQueue:
     def claim(self, running: int, waiting: int) -> range:
         """The next requests for an engine that runs and keeps waiting so many; empty when it should have no more."""
         left, free = self._total - self._next, self._slots - running
-        spare = max(0, left - self._replicas * free)
+        # What fills every replica's slots the first time is nobody's to spare: some may begin later than others.
+        taken = max(self._next, self._replicas * self._slots)
+        spare = max(0, self._total - taken - self._replicas * free)
         count = free + min(self._slots // _LOOK_AHEAD, spare // (2 * self._replicas))
         if waiting or left <= 0 or count <= 0:
             return range(0)

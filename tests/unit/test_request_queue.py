@@ -36,12 +36,12 @@ class Engine:
         return busy
 
 
-def run(steps: list[int], replicas: int, slots: int) -> tuple[list[Engine], int]:
-    """The engines when all is done, and the steps that it took."""
+def run(steps: list[int], replicas: int, slots: int, apart: int = 0) -> tuple[list[Engine], int]:
+    """The engines when all is done, and the steps that it took; each begins `apart` steps after the one before."""
     counter = local_counter()
     engines = [Engine(steps, RequestQueue(len(steps), replicas, slots, counter), slots) for _ in range(replicas)]
     taken = 0
-    while any([engine.step() for engine in engines]):
+    while any([engine.step() for engine in engines[: 1 + taken // apart if apart else replicas]]):
         taken += 1
     return engines, taken
 
@@ -70,6 +70,14 @@ def test_few_requests_are_shared_out_evenly_and_claims_are_rare() -> None:
     random.seed(0)
     engines, taken = run([random.randint(50, 150) for _ in range(4000)], 2, 200)
     assert all(engine.claims < taken / 5 for engine in engines)
+
+
+@pytest.mark.parametrize(("total", "replicas", "slots"), [(256, 2, 256), (1024, 4, 256), (40, 4, 64)])
+def test_who_begins_first_leaves_the_others_their_share(total: int, replicas: int, slots: int) -> None:
+    """A wave that fills every slot at most: none waits behind one replica while another has slots for it."""
+    engines, taken = run([50] * total, replicas, slots, apart=2)
+    assert [len(engine.claimed) for engine in engines] == [total // replicas] * replicas
+    assert taken == 50 + 2 * (replicas - 1)
 
 
 def test_nothing_is_claimed_while_requests_wait() -> None:
