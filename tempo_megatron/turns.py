@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from tempo_megatron import host_memory
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.progress import Place, ticks
@@ -63,8 +62,7 @@ class Turns:
 
     def __post_init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._device_peaks: dict[str, float] = {}
-        self._host: dict[str, float] = {}
+        self._peaks: dict[str, float] = {}
         self._active: list[_Stretch] = []
         self._between = _Stretch("", False)
         """what has gone on since a phase was last left"""
@@ -75,7 +73,7 @@ class Turns:
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """A named part of an iteration. Parts may contain others, and count what those take."""
-        self._read_device()
+        self._read()
         if name in _WORKERS:
             self._give_way(_WORKERS[name])
         self._begin_reading()
@@ -86,12 +84,11 @@ class Turns:
         try:
             yield
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - entered.begun
-            self._read_device()
+            self._read()
             self._begin_reading()
         finally:
             self._between = _Stretch("", False)
             self._active.pop()
-        self._host[name] = max(self._host.get(name, 0.0), _resident_gib())
 
     def place(self) -> Place:
         """Where this rank is. Any thread may ask."""
@@ -102,21 +99,19 @@ class Turns:
         """Timings and memory since this was last asked. No run repeats them exactly.
 
         Device memory is what the driver counts as used, by vLLM and by other processes too: torch's own count holds
-        vLLM's memory to be there while it sleeps. Host memory is this process's resident set at the end of a phase,
-        with all that rests there.
+        vLLM's memory to be there while it sleeps. Host memory is this process's resident set, with all that rests
+        there.
         """
-        self._read_device()
+        self._read()
         self._begin_reading()
         movers = [model.offloader for model in self.models.values()]
         found = {f"seconds/{name}": value for name, value in self._seconds.items()}
         found["seconds/offload"] = sum(mover.seconds for mover in movers)
         found["memory/offloaded_gib"] = sum(mover.bytes for mover in movers) / _GIB
-        found["memory/host_peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        found |= {f"memory/{name}/host_gib": value for name, value in self._host.items()}
-        found |= {f"memory/{name}device_peak_gib": value for name, value in self._device_peaks.items()}
+        found |= self._peaks
         for mover in movers:
             mover.seconds, mover.bytes = 0.0, 0
-        self._seconds, self._device_peaks, self._host = {}, {}, {}
+        self._seconds, self._peaks = {}, {}
         return {name: round(value, 3) for name, value in found.items()}
 
     def _give_way(self, workers: dict[str, frozenset[Kind]]) -> None:
@@ -128,25 +123,23 @@ class Turns:
             torch.cuda.empty_cache()
 
     def _begin_reading(self) -> None:
+        host_memory.forget_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._used, self._reserved = _device_used(self.device), torch.cuda.memory_reserved(self.device)
 
-    def _read_device(self) -> None:
+    def _read(self) -> None:
         """The most that was used since reading began, noted for the whole and for each phase that goes on."""
-        if self.device.type != "cuda":
-            return
-        grown = torch.cuda.max_memory_reserved(self.device) - self._reserved
-        peak = max(self._used + grown, _device_used(self.device)) / _GIB
-        for name in ["", *(f"{active.phase}/" for active in self._active)]:
-            self._device_peaks[name] = max(self._device_peaks.get(name, 0.0), peak)
+        peaks = {"host": host_memory.peak()}
+        if self.device.type == "cuda":
+            grown = torch.cuda.max_memory_reserved(self.device) - self._reserved
+            peaks["device"] = max(self._used + grown, _device_used(self.device))
+        for part in ["", *(f"{active.phase}/" for active in self._active)]:
+            for where, peak in peaks.items():
+                name = f"memory/{part}{where}_peak_gib"
+                self._peaks[name] = max(self._peaks.get(name, 0.0), peak / _GIB)
 
 
 def _device_used(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     return total - free
-
-
-def _resident_gib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / _GIB

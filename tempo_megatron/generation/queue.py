@@ -21,9 +21,9 @@ _calls = itertools.count()
 class RequestQueue:
     """The numbers 0 to total - 1 in order, each claimed by one replica.
 
-    A replica claims what it can run at once, and no more than its share of the whole, be it the first to begin. When a claim has all been
-    started it claims again: the slots that are free, and a look-ahead, so that not every step asks. Towards the end
-    the look-ahead shrinks with what is left, to nothing: the last requests go to whoever has a slot.
+    A replica claims what it can run at once, and no more than its share of the whole, be it the first to begin. When a
+    claim has all been started it claims again: the slots that are free, and a look-ahead, so that not every step asks.
+    Towards the end the look-ahead shrinks with what is left, to nothing: the last requests go to whoever has a slot.
 
     `claim` depends on its arguments and on `draw` alone: tensor ranks whose engines run in step make the same claims.
     """

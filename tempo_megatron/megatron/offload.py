@@ -14,13 +14,13 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, UntypedStorage
 
+from tempo_megatron import host_memory
 from tempo_megatron.config import MemoryConfig
 
 _GIB = 2**30
@@ -216,10 +216,22 @@ class _HostBuffer:
         pages.madvise(mmap.MADV_DONTFORK)
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)
-        # Filled by all threads: registering would make the pages one by one.
-        self.bytes = torch.frombuffer(pages, dtype=torch.uint8).fill_(0)
+        self.bytes = torch.frombuffer(pages, dtype=torch.uint8)
+        with _all_cores():  # registering would make the pages one by one
+            self.bytes.fill_(0)
         if self._pinned:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, 0))
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """torch's operators use this rank's part of the cores: launchers give a process one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def check_host_memory(offloaders: Mapping[str, Offloader], copies: int, config: MemoryConfig) -> None:
@@ -227,7 +239,7 @@ def check_host_memory(offloaders: Mapping[str, Offloader], copies: int, config: 
     that this rank copies for asynchronous saves. Some ranks copy nothing: a machine's copies count as shared evenly by
     its ranks. Collective."""
     copied = _of_this_machine(copies)
-    ranks, machine = len(copied), _machine_bytes() / _GIB
+    ranks, machine = len(copied), host_memory.total_and_free()[0] / _GIB
     needs = {
         f"{name}'s {kind}": size / _GIB
         for name, offloader in offloaders.items()
@@ -253,14 +265,6 @@ def _of_this_machine(value: int) -> list[int]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, (socket.gethostname(), value))
     return [theirs for host, theirs in found if host == socket.gethostname()]
-
-
-def _machine_bytes() -> int:
-    """Memory of this machine, or of the container that it shows itself as."""
-    limit = Path("/sys/fs/cgroup/memory.max")
-    given = limit.read_text().strip() if limit.is_file() else "max"
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(total, int(given)) if given.isdigit() else total
 
 
 def _rounded(size: int) -> int:

@@ -9,9 +9,9 @@ import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import psutil
 import torch
 
+from tempo_megatron import host_memory
 from tempo_megatron.preflight.facts import MASTER_PORTS, NodeFacts
 from tempo_megatron.preflight.gpus import read_gpus
 
@@ -42,7 +42,7 @@ def node_name() -> str:
 def gather() -> NodeFacts:
     """What can be read here in a second or two, without a CUDA context."""
     reading = read_gpus()
-    total, free = _host_memory()
+    total, free = host_memory.total_and_free()
     return NodeFacts(
         versions=_versions(),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
@@ -77,22 +77,6 @@ def _source_digest() -> str:
             digest.update(f"{path.relative_to(home)}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _host_memory() -> tuple[int, int]:
-    """Bytes of memory, all and free, of the node or of the part of it that this process may take."""
-    machine = psutil.virtual_memory()
-    total, free = machine.total, machine.available
-    root = Path("/sys/fs/cgroup")
-    own = Path("/proc/self/cgroup")
-    inside = own.read_text().split("::", 1)[-1].strip().lstrip("/") if own.is_file() else ""
-    for directory in [root / inside, *(root / inside).parents]:
-        limit, used = directory / "memory.max", directory / "memory.current"
-        if limit.is_file() and used.is_file() and (given := limit.read_text().strip()).isdigit():
-            # What is used includes files that the kernel would drop, so that this errs to the careful side.
-            total = min(total, int(given))
-            free = min(free, max(0, int(given) - int(used.read_text())))
-    return total, free
 
 
 def _ephemeral_ports() -> tuple[int, int]:

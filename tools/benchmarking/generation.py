@@ -65,18 +65,23 @@ def measure_rollout(setup: Setup, generator: Any, load: Rollouts) -> Figures:
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     steps: dict[str, list[list[float]]] = {name: [] for name in ways}
+    generator.take_figures()
+    drawn = []
     for number in range(load.rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             generator._llm.reset_prefix_cache()
             with _watched_steps(generator._llm.llm_engine) as found:
                 seconds[name].append(clock.timed(ways[name]))
             steps[name].append(found)
+            if figures := generator.take_figures():
+                drawn.append([int(figures[f"replica_requests_{which}"]) for which in ("least", "most")])
     speed = {name: tokens / clock.median(found) / setup.place.world_size for name, found in seconds.items()}
     return {
         "requests": len(requests),
         "tokens": tokens,
         "tokens/s/GPU": speed,
         "seconds of each": {name: [round(value, 3) for value in found] for name, found in seconds.items()},
+        "requests that a replica drew, least and most, of each": drawn,
         "engine steps of each": {name: [len(found) for found in rounds] for name, rounds in steps.items()},
         "seconds in them": {name: [round(sum(found), 3) for found in rounds] for name, rounds in steps.items()},
         "seconds of the middle step": {name: _middle(rounds) for name, rounds in steps.items()},

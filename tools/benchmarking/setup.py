@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -94,6 +95,8 @@ def trainer(setup: Setup, role: Role) -> Iterator[Trainer]:
 
 def release() -> None:
     """Memory that nothing uses any more back to the device. Collective."""
+    # Megatron's cache of angles keeps the embedding, whose hooks keep DistributedDataParallel and all that it holds.
+    RotaryEmbedding.forward.cache_clear()
     if torch.cuda.is_available():
         from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 

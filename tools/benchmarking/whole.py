@@ -27,6 +27,7 @@ from tempo_megatron.run import Run
 _FIGURES = (
     "generation/exp_log_prob_difference_mean",
     "generation/log_prob_difference_max",
+    "policy/first_ratio_deviation",
     "policy/clip_fraction",
     "policy/response_tokens",
     "policy/gradient_norm",
