@@ -37,7 +37,7 @@ from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
-from tempo_megatron.planning.layout import divisible, windows
+from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.preflight.limits import problems as preflight_problems
 from tempo_megatron.run_directory import differences
 
@@ -211,6 +211,11 @@ def _numbers(config: Config) -> Iterator[str]:
     for key, mass in (("generation", config.generation.top_p), ("evaluation", config.evaluation.top_p)):
         if not 0 < mass <= 1:
             yield f"{key}.top_p: above 0 and at most 1, got {mass}"
+    if config.policy.importance_cap and config.generation.top_p < 1:
+        yield (
+            f"policy.importance_cap: needs generation.top_p 1, got {config.generation.top_p}: the generator's "
+            "log-probs are those of the nucleus, the trainer's of the whole vocabulary"
+        )
     for key, step, (batch, prompts) in _batches(config):
         if step.mini_batches > prompts * config.loop.samples_per_prompt:
             yield f"{key}.mini_batches: {step.mini_batches} is more than the rollouts of {batch}"
@@ -267,6 +272,7 @@ def _model(config: Config) -> Iterator[str]:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
     yield from divisible(config.parallel, settings)
     yield from windows(config.parallel, settings)
+    yield from shareable(_replica(config), settings)
     yield from _eight_bits(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
@@ -329,6 +335,11 @@ def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
             yield f"model.fp8: {model.fp8.value} needs multiples of {tile}; the model's {what} is {width}"
 
 
+def _replica(config: Config) -> int:
+    """Ranks of one vLLM replica."""
+    return config.generation.tensor_parallel_size or config.parallel.tensor_model_parallel_size
+
+
 def _layout(config: Config) -> Iterator[str]:
     parallel = config.parallel
     world = int(os.environ.get("WORLD_SIZE", parallel.processes_per_node))
@@ -344,7 +355,7 @@ def _layout(config: Config) -> Iterator[str]:
                 f"{role}.micro_batch_tokens: at least data.max_prompt_tokens + generation.max_response_tokens = "
                 f"{longest}, or 0 for that; got {budget}"
             )
-    replica = config.generation.tensor_parallel_size or parallel.tensor_model_parallel_size
+    replica = _replica(config)
     if replica > 0 and world % replica:
         yield f"generation.tensor_parallel_size: {replica} does not divide {world} processes"
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:

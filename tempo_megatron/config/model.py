@@ -74,7 +74,9 @@ class GenerationConfig:
     tensor_parallel_size: int = setting(0, "ranks of one vLLM replica; 0 takes the trainer's TP")
     max_response_tokens: int = setting(16384, "tokens; a response that reaches it is truncated")
     temperature: float = setting(1.0, "sampling temperature of training rollouts")
-    top_p: float = setting(1.0, "nucleus sampling mass of training rollouts")
+    top_p: float = setting(
+        1.0, "nucleus sampling mass of training rollouts; below 1 log-probs of generator and trainer differ"
+    )
     max_sequences: int = setting(256, "sequences that one replica decodes together")
     memory_fraction: float = setting(0.5, "share of a GPU's memory that vLLM may take; on CPUs see kv_cache_gib")
     kv_cache_gib: float = setting(1.0, "GiB of KV cache a rank on CPUs; unused on GPUs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tempo_megatron.planning import host
-from tempo_megatron.planning.layout import divisible, windows
+from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.phases import Run, total
 
@@ -37,11 +37,7 @@ def _spread(run: Run) -> Iterator[str]:
         yield f"generation.tensor_parallel_size: {run.layout.replica} does not divide {gpus} GPUs"
     if run.layout.tensor > run.machine.gpus_per_node:
         yield f"parallel.tensor_model_parallel_size: {run.layout.tensor} is more than the GPUs of a node"
-    if run.settings.num_query_groups % run.layout.replica and run.layout.replica % run.settings.num_query_groups:
-        yield (
-            f"generation.tensor_parallel_size: {run.layout.replica} ranks cannot share the model's "
-            f"{run.settings.num_query_groups} KV heads"
-        )
+    yield from shareable(run.layout.replica, run.settings)
 
 
 def _device(run: Run) -> Iterator[str]:

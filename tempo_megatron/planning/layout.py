@@ -84,6 +84,14 @@ def divisible(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[
                 yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
 
 
+def shareable(replica: int, settings: BackboneSettings) -> Iterator[str]:
+    """What the ranks of one vLLM replica cannot share. It would copy KV heads to more ranks than there are heads, and
+    the check of synced weights knows no copies."""
+    for what, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
+        if replica > 0 and count % replica:
+            yield f"generation.tensor_parallel_size: {replica} does not divide the model's {count} {what} heads"
+
+
 def windows(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
     """Context parallelism deals the heads of layers with a window out to its ranks."""
     ranks = max(1, parallel.tensor_model_parallel_size) * max(1, parallel.context_parallel_size)

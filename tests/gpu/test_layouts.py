@@ -19,8 +19,11 @@ from tests.parallel.test_family_gradients import (
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 RECIPES = ("tensorwise", "delayed", "blockwise")
-FP8 = {f"{recipe} packed": (1, (PACKED, f"model.fp8={recipe}")) for recipe in RECIPES} | {
-    f"tensorwise {name}": (2, (*LAYOUTS[name][1], "model.fp8=tensorwise")) for name in ("TP2 with SP", "CP2")
+EDGES = "tensorwise, edges in bf16"
+FP8 = {
+    **{f"{recipe} packed": (1, (PACKED, f"model.fp8={recipe}")) for recipe in RECIPES},
+    EDGES: (1, (PACKED, "model.fp8=tensorwise", "model.fp8_edges_in_bf16=1")),
+    **{f"tensorwise {name}": (2, (*LAYOUTS[name][1], "model.fp8=tensorwise")) for name in ("TP2 with SP", "CP2")},
 }
 BOUNDS = {"TP2": 3e-2, "TP2 with SP": 3e-2, "CP2": 2e-2}
 """each rank rounds its part of a sum to bf16 before the parts are added; ranks of a ring, its part of an attention"""
@@ -72,3 +75,11 @@ def test_fp8_is_near_bf16(name: str, found: Found) -> None:
     for role in ("policy", "critic"):
         assert shares[f"{role} loss"] < 0.05
         assert 1e-2 < shares[f"{role} gradient"] < FP8_BOUNDS.get(name, 0.3)
+
+
+def test_first_and_last_layer_in_bf16_bring_the_gradients_nearer(found: Found) -> None:
+    """model.fp8_edges_in_bf16=1 leaves two of the four layers in FP8."""
+    edges = distances(found[EDGES], found["qwen3 alone"])
+    every = distances(found["tensorwise packed"], found["qwen3 alone"])
+    for role in ("policy", "critic"):
+        assert edges[f"{role} gradient"] < 0.9 * every[f"{role} gradient"]

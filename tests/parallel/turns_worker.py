@@ -5,6 +5,7 @@ usage: turns_worker.py RECIPE OUT [key=value ...]
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,14 @@ def device_bytes(model: Scorer, *kinds: Kind) -> int:
     return sum(storages.values())
 
 
+def eight_bit_bytes() -> int:
+    """What matrices of 8 bits take of the GPU, whoever keeps them: Transformer Engine's copies of weights in FP8."""
+    gc.collect()
+    alive = [held for held in gc.get_objects() if isinstance(held, Tensor) and held.is_cuda and held.dim() == 2]
+    storages = {held.untyped_storage()._cdata: held.nbytes for held in alive if held.dtype is torch.uint8}
+    return sum(storages.values())
+
+
 class Watching(Recorded):
     """Notes what the models take of the device whenever vLLM would take its own."""
 
@@ -47,15 +56,18 @@ class Watching(Recorded):
         self.models: dict[str, Scorer] = {}
         self.while_generating: list[int] = []
         self.while_syncing: list[int] = []
+        self.eight_bit_bytes: dict[str, list[int]] = {"generating": [], "syncing": []}
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.while_generating.append(sum(device_bytes(model) for model in self.models.values()))
+        self.eight_bit_bytes["generating"].append(eight_bit_bytes())
         return super().generate(requests)
 
     def load_weights(self) -> None:
         everything = sum(device_bytes(model) for model in self.models.values())
         if self.models:
             self.while_syncing.append(everything - device_bytes(self.models["policy"], Kind.weights))
+            self.eight_bit_bytes["syncing"].append(eight_bit_bytes())
         super().load_weights()
 
 
@@ -131,6 +143,7 @@ def main(path: str, out: str, *overrides: str) -> None:
         "same_state": same(state(run), stayed["state"]),
         "stayed_bytes": stayed["bytes"],
         "rested_bytes": watched.while_generating + again.while_generating,
+        "eight_bit_bytes": watched.eight_bit_bytes,
         "sync_bytes": watched.while_syncing + again.while_syncing,
         "resting_after_save": resting,
         "read_only_bytes": read_only,

@@ -35,6 +35,7 @@ def data_file(recipe: Path, *rows: object) -> Path:
         ("loop.iterations=many", "loop.iterations"),
         ("parallel.tensor_model_parallel_size=3", "3 does not divide the model's 4 attention heads"),
         ("parallel.pipeline_model_parallel_size=3", "3 does not divide the model's 4 layers"),
+        ("generation.tensor_parallel_size=4", "4 does not divide the model's 2 KV heads"),
         ("model.precision=bf16", "needs a GPU"),
         ("generation.precision=fp8", "generation.precision: fp8 needs a GPU"),
         ("generation.log_prob_alarm=0.5", "generation.log_prob_alarm: at least 1"),
@@ -49,6 +50,14 @@ def test_a_wrong_setting_is_named(
 ) -> None:
     """Each of the mistakes that users make, on its own."""
     assert message in refused(recipe, capsys, override)
+
+
+def test_weights_that_correct_the_generator_need_its_whole_distribution(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vLLM renormalises log-probs over a nucleus, so that their ratio to the trainer's says nothing."""
+    message = refused(recipe, capsys, "policy.importance_cap=2", "generation.top_p=0.9")
+    assert "policy.importance_cap: needs generation.top_p 1, got 0.9" in message
 
 
 def test_the_other_apex_is_refused(
