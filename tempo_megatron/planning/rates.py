@@ -1,7 +1,7 @@
 """How fast things went where they were measured, and what is assumed where they were not.
 
-Measured on H100s (docs/results/2026-11-25-gpu.md), each once. The assumptions are guesses, to be replaced by
-measurements on a cluster; `tempo plan` prints them with its estimate.
+Measured on H100s and, whole iterations, on H200s (docs/results/2026-11-25-gpu.md, 2026-11-26-gpu.md). The assumptions
+are guesses, to be replaced by measurements on a cluster; `tempo plan` prints them with its estimate.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ EXPOSED_OF_A_PASS = 0.4
 CONTEXT = 421 / 586
 """speed that is left for each doubling of CP: CP2 on sequences of 8,192, one step"""
 
+SPEED_IN_A_RUN = 0.7
+"""of passes and steps in whole iterations, over that of the benchmark's steps above: their sequences are shorter, their
+mini-batches smaller, their vocabulary larger. Fitted to iterations of a 1.7B and an 8B shape in bf16 on two GPUs"""
+
 HOST_BYTES = 30e9
 """bytes a second between a GPU and pinned host memory"""
 SYNC_BYTES = 54e9
@@ -46,8 +50,16 @@ SWITCH_SECONDS = 0.35
 """waking and putting to sleep the generator"""
 DECODE_STEP_SECONDS = 2e-3
 """a decoding step beside what it reads and multiplies"""
-DECODE_BYTES = 0.8 * 3.35e12
-"""bytes a second of weights and KV cache, 0.8 of an H100's bandwidth; fitted, as the line above, to a rollout at TP1"""
+_DECODE_SHARE = 0.8
+"""of the memory's bandwidth that weights and KV cache are read at; fitted, as the line above, to a rollout at TP1"""
+_BANDWIDTH_FROM_GB = ((100, 4.8e12), (0, 3.35e12))
+"""bytes a second by the GB that a GPU has at least: H200 and H100, NVIDIA's data sheets"""
+
+
+def decode_bytes(gpu_gb: float) -> float:
+    """Bytes a second that a decoding GPU reads, by the memory that it is sold with."""
+    return _DECODE_SHARE * next(bandwidth for least, bandwidth in _BANDWIDTH_FROM_GB if gpu_gb >= least)
+
 
 DECODE_REDUCE_SECONDS = 1e-5
 """an all-reduce of a decoding step, two a layer, where a replica has several GPUs"""

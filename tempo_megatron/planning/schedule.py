@@ -92,6 +92,8 @@ class Schedule:
         if config.critic.training is CriticTraining.returns:
             found["calibrate"] = steps * self.learning("critic", self.learnt, config.critic)
         found["refine"] = steps * self.learning("policy", self.learnt, config.policy)
+        for phase in {"calibrate", "estimate", "refine"}.intersection(found):
+            found[phase] /= rates.SPEED_IN_A_RUN
         found["sync"] = steps * (self._sync_seconds + rates.SWITCH_SECONDS)
         found["moving"] = self._moving
         return found
@@ -113,6 +115,7 @@ class Schedule:
     def generating(self, requests: int) -> float:
         """Seconds until so many responses are there."""
         run, engine, load = self.run, self.run.engine, self.load
+        bandwidth = rates.decode_bytes(run.machine.gpu_gib)
         mine = requests * run.layout.replica / run.machine.gpus
         held = load.prompt + load.average(lambda length: length**2) / (2 * load.mean)
         together = min(mine, engine.together(held))
@@ -122,9 +125,9 @@ class Schedule:
         steps = max(longest, mine * load.mean / together + (longest - load.mean) / 2)
         products = engine.weights * together / rates.PASS_FLOPS["policy", False]
         reduced = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
-        step = rates.DECODE_STEP_SECONDS + reduced + max(engine.weights / rates.DECODE_BYTES, products)
+        step = rates.DECODE_STEP_SECONDS + reduced + max(engine.weights / bandwidth, products)
         read = load.average(lambda length: length * engine.sequence(load.prompt + length // 2))
-        return steps * step + mine * read / rates.DECODE_BYTES
+        return steps * step + mine * read / bandwidth
 
     def _passing(self, role: Role, rollouts: int) -> float:
         rate = rates.PASS_FLOPS[role, self._eight_bits]

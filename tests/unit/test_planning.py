@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarking.lengths import Lengths
 
 from checkpoints_convert.mapping import Role
 from tempo_megatron import turns
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "demo")
 RESULTS = ROOT / "docs" / "results"
 NODE = Machine(1, 8, 80.0, 1536.0)
+TWO_H200 = Machine(1, 2, 141.0, 256.0)
 
 
 def benchmark_model(role: Role, vocabulary: int, gpus: int = 1, **changed: object) -> Model:
@@ -140,6 +142,35 @@ def test_seconds_of_a_step_are_about_what_was_measured(file: str, gpus: int, cha
     seconds = Schedule(run, Load((8064,), prompt=128)).learning("policy", 4, model.config.policy)
     fp8 = changed.get("model__fp8", "none")
     assert seconds == pytest.approx(measured(file, f"policy step, fp8 {fp8}")["seconds"], rel=0.15)
+
+
+_SMALL = "loop.samples_per_prompt=8 generation.memory_fraction=0.8 loop.labelled_prompts="
+_17B = f"{_SMALL}16 loop.unlabelled_prompts=16 policy.micro_batch_tokens=8192 critic.micro_batch_tokens=8192"
+_TP2 = "parallel.tensor_model_parallel_size=2 parallel.sequence_parallel=true generation.tensor_parallel_size=1"
+_8B = f"{_TP2} policy.micro_batch_tokens=8448 critic.micro_batch_tokens=8448 {_SMALL}"
+ITERATIONS = [
+    ("iteration-1.7b", "qwen3-1.7b", _17B, "uniform:2048:4096"),
+    ("grpo-8b", "qwen3-8b", f"{_8B}32 method=grpo", "mean:1060:4096"),
+    ("tempo-8b", "qwen3-8b", f"{_8B}16 loop.unlabelled_prompts=16 memory.offload_weights=false", "mean:1060:4096"),
+]
+"""results file, shape, settings, lengths"""
+
+
+@pytest.mark.parametrize(("file", "shape", "overrides", "lengths"), ITERATIONS)
+def test_seconds_of_whole_iterations_are_about_what_was_measured(
+    file: str, shape: str, overrides: str, lengths: str
+) -> None:
+    """In bf16 on two H200s: the whole within a fifth, generating within a tenth, training in all within a third."""
+    found = json.loads((RESULTS / "2026-11-26-gpu" / f"{file}.json").read_text())["sections"]["iteration"]
+    sizes = ("data.max_prompt_tokens=128", "generation.max_response_tokens=4096")
+    run = Run(shapes.settings(shapes.config(shape, None, None)), load(None, [*overrides.split(), *sizes]), TWO_H200)
+    drawn = tuple(sorted(map(Lengths.parse(lengths).draw, range(512))))
+    planned = Schedule(run, Load(drawn, prompt=128)).phases()
+    training = {"calibrate", "estimate", "refine"}.intersection(planned)
+    assert sum(planned.values()) == pytest.approx(found["seconds"], rel=0.2)
+    assert planned["generate"] == pytest.approx(found["log: seconds/generate"], rel=0.1)
+    wanted = sum(found[f"log: seconds/{phase}"] for phase in training)
+    assert sum(planned[phase] for phase in training) == pytest.approx(wanted, rel=1 / 3)
 
 
 def test_phases_have_the_same_workers_as_the_runs_own() -> None:
