@@ -106,6 +106,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
             "raw Megatron",
             "shares of raw Megatron",
             "kernels of a policy step",
+            "kernels of a pass for log-probs",
             "kernels of raw Megatron",
             *passes,
         )

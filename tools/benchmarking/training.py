@@ -62,6 +62,8 @@ def measure(setup: Setup, load: Load, sections: Sequence[str]) -> Iterator[tuple
         if "kernels" in sections:
             found = _estimate(setup, policy, scores, equal)
             yield "kernels of a policy step", kernels.measure(_refining(setup, policy, found, scores))
+            batch = to_batch(equal)
+            yield "kernels of a pass for log-probs", kernels.measure(lambda: _score(policy, scores, batch))
         if "packed" in sections:
             drawn = rollouts(load.drawn(ranks), load.prompt_tokens, setup.settings.vocab_size)
             policy.rule = replace(policy.rule, budget=load.packed_budget)
