@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
+from tempo_megatron.occupancy import Occupied
 from tempo_megatron.preflight import arguments as doctor
 from tempo_megatron.run_directory import interrupted_mark
 
@@ -96,16 +98,24 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
 
     try:
         finished = train(config)
+    except Occupied as occupied:
+        if os.environ["RANK"] == "0" or not torchrun.started_this():  # srun's ranks have logs of their own
+            print(f"tempo: {occupied}", file=sys.stderr)
+        _end(_BAD_INPUT)
     except BaseException as error:  # torch.distributed.checkpoint's are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         failure.end_of_failed_rank(error, Path(config.run_dir))
     if not finished:
-        # What still runs (an engine, a watcher) would abort the process as the interpreter takes it down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0 if torchrun.started_this() else interruption.EXIT_CODE)
+        _end(0 if torchrun.started_this() else interruption.EXIT_CODE)
     return 0
+
+
+def _end(code: int) -> NoReturn:
+    """What still runs (an engine, a watcher) would abort the process as the interpreter takes it down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
