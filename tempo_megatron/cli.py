@@ -20,8 +20,8 @@ _BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written), 70 a rank hung, 75 asked to stop, and
-    saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
+    """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 70 a rank
+    hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
