@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
+from tempo_megatron.occupancy import Occupied
 from tempo_megatron.preflight import arguments as doctor
 from tempo_megatron.run_directory import interrupted_mark
 
@@ -18,8 +20,8 @@ _BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written), 70 a rank hung, 75 asked to stop, and
-    saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
+    """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 70 a rank
+    hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -96,16 +98,24 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
 
     try:
         finished = train(config)
+    except Occupied as occupied:
+        if os.environ["RANK"] == "0" or not torchrun.started_this():  # srun's ranks have logs of their own
+            print(f"tempo: {occupied}", file=sys.stderr)
+        _end(_BAD_INPUT)
     except BaseException as error:  # torch.distributed.checkpoint's are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         failure.end_of_failed_rank(error, Path(config.run_dir))
     if not finished:
-        # What still runs (an engine, a watcher) would abort the process as the interpreter takes it down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0 if torchrun.started_this() else interruption.EXIT_CODE)
+        _end(0 if torchrun.started_this() else interruption.EXIT_CODE)
     return 0
+
+
+def _end(code: int) -> NoReturn:
+    """What still runs (an engine, a watcher) would abort the process as the interpreter takes it down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ def policy_rollouts(run: Run, drawn: Collected) -> PolicyRollouts:
 
 
 def more_rollouts(run: Run, step: int) -> Collected:
-    """Fresh rollouts of the policy that the last M-step made."""
+    """Fresh rollouts of the policy that the last M-step made. A run that is to stop does not give them up: a policy
+    that has learnt since the boundary of the iterations cannot be saved as it was there."""
     loop = run.config.loop
     return run.collector.collect(
         run.iteration,

@@ -29,13 +29,14 @@ from tempo_megatron.metrics.alarms import raised
 from tempo_megatron.metrics.plots import plot_run
 from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.models import Models
+from tempo_megatron.occupancy import Occupancy, Occupied
 from tempo_megatron.phases.choose import Chooser
 from tempo_megatron.phases.collect import Collected, Collector
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.warm_start import example
 from tempo_megatron.progress import Pace, at
-from tempo_megatron.ranks import barrier
+from tempo_megatron.ranks import barrier, from_first
 from tempo_megatron.run_directory import interrupted_mark, open_run, write_summary
 from tempo_megatron.supervision.interruption import Interruption
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -71,8 +72,8 @@ class Run:
 
     def _prepare(self, generator: Any) -> None:
         config = self.config
+        self._occupancy = Occupancy(self.directory) if self.is_first else None
         if self.is_first:
-            open_run(config)
             self.say(banner.text(config, self.topology))
         self.hf_path = Path(config.model.hf_path)
         self.tokenizer = AutoTokenizer.from_pretrained(self.hf_path)
@@ -80,6 +81,7 @@ class Run:
         self.models = self._build_models()
         self.policy, self.critic, self.reference = self.models.policy, self.models.critic, self.models.reference
         self.trainers, self.scores = self.models.trainers, self.models.scores
+        self._enter()
         checkpoints, target_range = self.directory / "checkpoints", config.critic.target_range
         saver = saving.Saver(checkpoints, config.checkpoint, self.hf_path, target_range, self.topology.collective_limit)
         self.course = Course(saver, self.models, Interruption.of_this_job(), self._present, self.phase)
@@ -93,6 +95,26 @@ class Run:
         )
         if not self.course.in_stages:
             self.sync()
+
+    def _enter(self) -> None:
+        """Make the directory this run's, before anything in it is touched. Collective. Raises Occupied where another
+        run works in it."""
+        refusal = ""
+        if self._occupancy:
+            try:
+                self._occupancy.take()
+                open_run(self.config)
+            except Occupied as occupied:
+                refusal = str(occupied)
+        refusal = from_first(refusal)
+        if refusal:
+            raise Occupied(refusal)
+
+    def _leave(self) -> None:
+        """The directory is free for another run, and all is written. Collective."""
+        if self._occupancy:
+            self._occupancy.leave()
+        barrier()  # srun ends every rank when the first exits, which may hold the others' store
 
     def _load_data(self) -> None:
         questions = read_questions(self.config.data, self.tokenizer)
@@ -307,7 +329,7 @@ class Run:
         if self.is_first:
             self.say(f"interrupted by {reason}: {done}")
             interrupted_mark(self.directory).touch()
-        barrier()  # srun ends every rank when the first exits: none does before all is written
+        self._leave()
 
     def _present(self) -> State:
         """What a checkpoint holds of the run, beside its models and its course."""
@@ -350,7 +372,7 @@ class Run:
                 "hf_export": str(export) if self.config.export else None,
             }
             self.say(write_summary(self.directory, summary))
-        barrier()  # where the first rank holds the others' store, or srun waits for none
+        self._leave()
         topology.shutdown()
 
     def _decode(self, ids: Iterable[int]) -> str:

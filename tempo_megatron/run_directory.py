@@ -21,6 +21,7 @@ _MAY_CHANGE = (
     "checkpoint.patience",
     "parallel.",
     "memory.",
+    "model.recompute",
     "preflight.",
     "policy.micro_batch_tokens",
     "critic.micro_batch_tokens",
@@ -32,6 +33,7 @@ _MAY_CHANGE = (
     "generation.sleep",
     "grading.workers",
     "grading.judge_concurrency",
+    "grading.judge_url",
     "generation.check_weights",
     "generation.log_prob_alarm",
     "generation.keep_rollouts",
@@ -63,13 +65,19 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> str:
     return text
 
 
+def saved_model(directory: Path) -> Path | None:
+    """What a run's checkpoints hold beside the weights of its model, as a directory; None before the first."""
+    return next(directory.glob("checkpoints/[!.]*/huggingface"), None)
+
+
 def differences(config: Config) -> list[str]:
     """Settings in which an existing run directory was made by another recipe, a line each; empty for a new one.
 
     What does not change what the run computes may differ: where it logs, how often it saves, how it is spread over
-    memory and ranks, and how many iterations it has.
+    memory and ranks, and how many iterations it has; once it has a `saved_model`, where the model's directory is.
     """
-    path = Path(config.run_dir) / _CONFIG
+    directory = Path(config.run_dir)
+    path, may_change = directory / _CONFIG, (*_MAY_CHANGE, *(["model.hf_path"] if saved_model(directory) else []))
     if not path.is_file():
         return []
     theirs = OmegaConf.load(path)
@@ -77,6 +85,6 @@ def differences(config: Config) -> list[str]:
     found = []
     for key, _, _ in documented_keys():
         before, now = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
-        if before != now and not key.startswith(_MAY_CHANGE):
+        if before != now and not key.startswith(may_change):
             found.append(f"run_dir {config.run_dir} was made by another recipe: {key} was {before}, is {now}")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -39,7 +40,7 @@ from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.preflight.limits import problems as preflight_problems
-from tempo_megatron.run_directory import differences
+from tempo_megatron.run_directory import differences, saved_model
 
 
 def problems(config: Config) -> list[str]:
@@ -260,6 +261,7 @@ def _model(config: Config) -> Iterator[str]:
     found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
     yield from (f"model.hf_path: {problem}" for problem in found)
     yield from _starts(config, settings)
+    yield from _resumed(config, settings)
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
             yield (
@@ -291,24 +293,37 @@ def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
         key, directory = f"{role}.checkpoint", Path(start)
         try:
             yield from (f"{key}: {problem}" for problem in checkpoint_files.Reader(directory, role).problems)
-            described = hf_files.read_config(directory / checkpoint_files.HUGGING_FACE)
-            theirs = family(described).settings(described)
+            other = _unlike(directory / checkpoint_files.HUGGING_FACE, settings)
             targets = checkpoint_files.read_target_range(directory)
         except ConversionError as error:
             yield from (f"{key}: {line}" for line in str(error).splitlines())
             continue
-        other = [
-            name
-            for name, value in vars(theirs).items()
-            if value != getattr(settings, name) and (role, name) != ("critic", "tied")
-        ]
+        if role == "critic":
+            other.discard("tied")
         if other:
-            yield f"{key}: {start} is another model than model.hf_path: {', '.join(other)} differ"
+            yield f"{key}: {start} is another model than model.hf_path: {', '.join(sorted(other))} differ"
         if role == "critic" and targets != config.critic.target_range:
             wanted = config.critic.target_range.value
             yield f"{key}: {start} was trained towards {targets}, critic.target_range is {wanted}"
         if role == "critic" and config.stages.warm_start.steps:
             yield f"{key}: a warm start would replace it; set stages.warm_start.steps to 0"
+
+
+def _resumed(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """A run goes on from its own weights, wherever its model's directory is by now: what is there must fit them."""
+    saved = saved_model(Path(config.run_dir))
+    with contextlib.suppress(ConversionError):  # a damaged checkpoint is found, and passed over, as the run resumes
+        other = _unlike(saved, settings) if saved else set()
+        if other:
+            named = f"{config.model.hf_path} is another model than that of run_dir {config.run_dir}"
+            yield f"model.hf_path: {named}: {', '.join(sorted(other))} differ; name that one, or another run_dir"
+
+
+def _unlike(model: Path, settings: BackboneSettings) -> set[str]:
+    """In what a model directory describes another model. Raises ConversionError."""
+    described = hf_files.read_config(model)
+    theirs = family(described).settings(described)
+    return {name for name, value in vars(theirs).items() if value != getattr(settings, name)}
 
 
 def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:

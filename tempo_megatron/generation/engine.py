@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections import Counter
@@ -20,12 +19,10 @@ from tempo_megatron.generation import random_state, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, on_every_rank
+from tempo_megatron.generation.stopping import Question
 from tempo_megatron.progress import Pace, at, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
-
-_STEPS_A_QUESTION = 16
-"""engine steps, of 5 to 300 ms, between two looks at whether to stop"""
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 """makes (Hugging Face name, whole tensor) pairs, layer by layer; collective where making them is"""
@@ -147,9 +144,10 @@ class Generator:
         tracked: dict[int, Any] = {}
         share = -(-len(requests) // self.replicas)
         bar = tqdm(total=share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False)
-        for step in itertools.count():
+        question = self.should_stop and Question(self.should_stop, self._of_first_tensor_rank)
+        while True:
             tick()
-            if step % _STEPS_A_QUESTION == 0 and self._asked_to_stop():
+            if question and question.answer():
                 engine.abort_request([str(number) for number in tracked])
                 figures["stopped"] = 1
                 break
@@ -176,16 +174,16 @@ class Generator:
         bar.close()
         return done, figures
 
-    def _asked_to_stop(self) -> bool:
-        """The first tensor rank's answer, on all of a replica's: their engines run in step."""
-        if self.should_stop is None or self.tensor_size == 1:
-            return self.should_stop is not None and self.should_stop()
+    def _of_first_tensor_rank(self, numbers: list[int]) -> list[int]:
+        """The first tensor rank's numbers, on all of a replica's."""
+        if self.tensor_size == 1:
+            return numbers
         from vllm.distributed import get_tp_group
 
         group = get_tp_group().cpu_group
-        asked = torch.tensor([int(self.should_stop())])
-        dist.broadcast(asked, dist.get_global_rank(group, 0), group=group)
-        return bool(asked)
+        told = torch.tensor(numbers)
+        dist.broadcast(told, dist.get_global_rank(group, 0), group=group)
+        return list(map(int, told))
 
     def _counter(self) -> Callable[[int], int]:
         if self.replicas == 1:

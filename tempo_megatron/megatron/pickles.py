@@ -1,6 +1,7 @@
 """Reading the pickles of a torch_dist checkpoint, which could run any code, through lists of what they may name.
 
-Its `.metadata` is one, and so is every object that is no tensor. They are read after their checksums matched.
+Its `.metadata` is one, and so is every object that is no tensor, some of them in a BytesIO, and a converted
+checkpoint's `common.pt`. They are read after their checksums matched.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -36,6 +38,24 @@ def difference(run: Run, requests: Sequence[Request], completions: Sequence[Comp
     trainer = run.policy.score(batch, run.scores())["log_probs"][batch.response_mask]
     generator = torch.tensor([value for done in completions for value in done.log_probs])
     return float((trainer - generator).abs().mean())
+
+
+def stops_while_steps_are_slow(generator: Generator, requests: Sequence[Request]) -> None:
+    """Asked to stop a second after it began, generation of nine slow steps does not go on to its end."""
+    engine: Any = generator._llm.llm_engine
+    made, begun = engine.step, time.monotonic()
+
+    def slow() -> object:
+        time.sleep(0.8)
+        return made()
+
+    engine.step, generator.should_stop = slow, lambda: time.monotonic() > begun + 1
+    try:
+        generator.generate(requests)
+    except GenerationStopped:
+        engine.step, generator.should_stop = made, None
+    else:
+        raise AssertionError("it did not hear the request before its end")
 
 
 def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
@@ -89,6 +109,7 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     else:
         raise AssertionError("one replica stopped, and not all did")
     assert generator.generate(requests) == together
+    stops_while_steps_are_slow(generator, requests)
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
     generator.weights = changed.items

@@ -3,6 +3,7 @@
 usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end in run_dir WHOLE, and another, in the
                                                               recipe's run_dir, that is interrupted five times
        supervised_worker.py fail|hang RECIPE [key=value ...]  `tempo train`, whose rank 1 fails or hangs in iteration 1
+       supervised_worker.py second RECIPE [key=value ...]     `tempo train` where another run works
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron import cli, loop
+from tempo_megatron import cli, loop, occupancy
 from tempo_megatron.config import Config, load
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request
 from tempo_megatron.loop import train
@@ -160,7 +161,9 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
             time.sleep(600)
         return token_scores(*given, **settings)
 
-    if kind == "fail":
+    if kind == "second":
+        occupancy._WATCHES = 2  # of six: it is to be refused
+    elif kind == "fail":
         observe, Run.observe = Run.observe, fails
     else:  # in the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass
         micro_batches = itertools.count()
@@ -172,6 +175,6 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, recipe, *overrides = sys.argv[1:]
-    if what in ("fail", "hang"):
+    if what in ("fail", "hang", "second"):
         troubled(what, recipe, overrides)
     interrupted(recipe, what, overrides)

@@ -24,7 +24,7 @@ def test_synced_weights_are_the_trainers_and_requests_are_independent(
     sync, and a sync of other weights is noticed. In fp32 its log-probs of sequences longer than OLMo 3's window are
     Megatron's: mean difference below 1e-5 (Qwen3's are compared in the end-to-end run). OLMo 2 runs in vLLM's
     transformers backend. The same requests get the same responses in another order, on another replica and alone, and
-    the trainer's random state is left as it was."""
+    the trainer's random state is left as it was. A request to stop is heard while engine steps take a second."""
     hf_path = demo_model
     if model != "demo":
         hf_path = tmp_path / "model"

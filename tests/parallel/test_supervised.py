@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from tempo_megatron.occupancy import Occupancy
 from tests.end_to_end.test_train import exported, metrics, same_weights
 from tests.parallel.launcher import run_ranks
 
@@ -23,6 +25,20 @@ def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: P
     run_ranks(WORKER, 2, whole, recipe, *SHORT)
     assert metrics(tmp_path / "run") == metrics(whole)
     assert len(exported(whole)) > 10 and same_weights(tmp_path / "run", whole)
+
+
+def test_a_second_run_in_a_directory_is_refused(recipe: Path, tmp_path: Path) -> None:
+    """All its ranks end with 2, and nothing in the directory was touched: not even what a save under way writes."""
+    run = tmp_path / "run"
+    first, save = Occupancy(run), run / "checkpoints" / ".writing-iteration-000004"
+    first.take()
+    save.mkdir(parents=True)
+    with pytest.raises(AssertionError) as refused:
+        run_ranks(WORKER, 2, "second", recipe, *SHORT)
+    first.leave()
+    assert f"another run works there: process {os.getpid()} on" in str(refused.value)
+    assert "(exitcode: 2)" in str(refused.value)
+    assert list(run.rglob("*")) == [save.parent, save]
 
 
 def test_the_rank_that_fails_is_the_one_with_the_traceback(recipe: Path, tmp_path: Path) -> None:

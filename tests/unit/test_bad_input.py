@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,24 @@ def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pyte
     assert "policy.clip_high was 0.15, is 0.3" in capsys.readouterr().err
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
     assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
+
+
+def test_a_run_resumes_with_less_memory_another_judge_and_a_model_that_was_moved(
+    recipe: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    """On fewer nodes a run may have to recompute more, and a judge's job lands where it lands. The model's directory is
+    compared by its path until there is a checkpoint, which holds the weights; then by the model that it describes."""
+    open_run(load(recipe))
+    assert problems(load(recipe, ["model.recompute=full", "grading.judge_url=http://other:8000/v1"])) == []
+    moved = f"model.hf_path={shutil.copytree(demo_model, tmp_path / 'moved')}"
+    assert [line for line in problems(load(recipe, [moved])) if f"model.hf_path was {demo_model}, is" in line]
+
+    beside = shutil.copytree(demo_model, tmp_path / "run" / "checkpoints" / "iteration-000002" / "huggingface")
+    assert problems(load(recipe, [moved])) == []
+    described = json.loads((beside / "config.json").read_text())
+    (beside / "config.json").write_text(json.dumps(described | {"rope_theta": 5e5, "rope_parameters": None}))
+    (line,) = problems(load(recipe, [moved]))
+    assert "moved is another model than that of run_dir" in line and "attention differ" in line
 
 
 def test_overlong_prompts_are_dropped_and_counted_or_an_error(demo_model: Path, recipe: Path) -> None:

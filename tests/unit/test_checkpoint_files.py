@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from checkpoints_convert.errors import ConversionError
-from tempo_megatron.megatron import manifest, pickles
+from tempo_megatron.megatron import cpu, manifest, pickles
 
 
 def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
@@ -65,15 +66,21 @@ def test_metadata_that_would_run_something_is_refused(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_objects_that_would_run_something_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch reads a checkpoint's objects as any pickle unless it is told otherwise; plain ones come back. What was set
-    before is set again."""
+    before is set again. megatron-core reads `common.pt`, which converted checkpoints have."""
+    cpu.install()
+    from megatron.core.dist_checkpointing.strategies.common import load_common
+
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
     saved(tmp_path / "plain", (0.9, 0.999))
     saved(tmp_path / "evil", Shell(tmp_path / "ran"))
+    torch.save(Shell(tmp_path / "ran"), tmp_path / "evil" / "common.pt")
     read: dict[str, Any] = {"object": None}
     with pickles.restricted():
         load(read, storage_reader=FileSystemReader(tmp_path / "plain"), no_dist=True)
         with pytest.raises(CheckpointException, match=r"[Ww]eights.only"):
             load({"object": None}, storage_reader=FileSystemReader(tmp_path / "evil"), no_dist=True)
+        with pytest.raises(pickle.UnpicklingError, match=r"[Ww]eights.only"):
+            load_common(str(tmp_path / "evil"))
     assert read == {"object": (0.9, 0.999)}
     assert not (tmp_path / "ran").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

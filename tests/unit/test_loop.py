@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,6 +136,22 @@ def test_further_policy_steps_learn_from_the_policy_that_the_last_one_made(monke
     """Weights go to the generator before it samples again."""
     taken = FakeRun(monkeypatch, policy_steps=2).steps()
     assert taken[-6:] == ["refine", "sync", "collect 0+3", "estimate 6", "evidence", "refine"]
+
+
+def test_rollouts_of_further_policy_steps_are_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is asked to stop then would save a policy that has half learnt as that of the iteration before."""
+    run = FakeRun(monkeypatch, policy_steps=2)
+
+    @contextlib.contextmanager
+    def may_be_interrupted() -> Iterator[None]:
+        run.asked.append("may be given up:")
+        yield
+        run.asked.append("no more")
+
+    run.may_be_interrupted = may_be_interrupted
+    taken = run.steps()
+    assert taken[:4] == ["may be given up:", "collect 2+3", "no more", "calibrate"]
+    assert "collect 0+3" in taken[4:] and "may be given up:" not in taken[4:]
 
 
 def test_the_gate_keeps_the_policy_waiting_until_the_critic_can_judge(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,140 @@
+"""One run works in a directory, and one that has ended is in nobody's way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron import occupancy
+from tempo_megatron.occupancy import Occupancy, Occupant, Occupied
+
+TAKES = "import sys, time; from pathlib import Path; from tempo_megatron.occupancy import Occupancy; "
+TAKES += "Occupancy(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(600)"
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run touches its mark 50 times a second and is watched for three times half a second."""
+    for name, value in {"TOUCH_SECONDS": 0.02, "WATCH_SECONDS": 0.5, "WATCHES": 3, "PAUSE_SECONDS": 0.02}.items():
+        monkeypatch.setattr(occupancy, f"_{name}", value)
+
+
+def elsewhere(directory: Path) -> Occupancy:
+    """Of a run on another machine, in a Slurm job."""
+    made = Occupancy(directory)
+    made._me = replace(Occupant.this_process(), host="node7", machine="another", job="123, restart 2")
+    return made
+
+
+def seconds_to_take(directory: Path) -> float:
+    begun = time.monotonic()
+    Occupancy(directory).take()
+    return time.monotonic() - begun
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> subprocess.Popen[str]:
+    """One that works in the directory on this machine."""
+    started = subprocess.Popen([sys.executable, "-c", TAKES, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert started.stdout and started.stdout.readline() == "taken\n"
+    return started
+
+
+def test_a_second_run_is_refused_and_told_who_works_there(fast: None, tmp_path: Path) -> None:
+    """Process, host, job and since when; it may begin once the first has left, which leaves nothing behind."""
+    run = tmp_path / "run"
+    first = elsewhere(run)
+    first.take()
+    told = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
+    with pytest.raises(Occupied, match=told):
+        Occupancy(run).take()
+    first.leave()
+    assert not list(run.iterdir())
+    assert seconds_to_take(run) < 0.2
+
+
+def test_of_two_that_begin_together_the_one_that_is_ready_first_goes_on(fast: None, tmp_path: Path) -> None:
+    """There was no mark when the second began."""
+    second, first = Occupancy(tmp_path), elsewhere(tmp_path)
+    first.take()
+    with pytest.raises(Occupied):
+        second.take()
+    first.leave()
+
+
+def test_a_run_that_is_just_ending_is_waited_for(fast: None, tmp_path: Path) -> None:
+    """It saves after a signal, say, when it is started again."""
+    first, second = elsewhere(tmp_path), Occupancy(tmp_path)
+    first.take()
+    time.sleep(0.6)
+    first._left.set()  # killed: the mark remains
+    second.take()
+
+
+def test_a_live_process_of_this_machine_is_in_the_way_and_a_killed_one_is_not(
+    fast: None, tmp_path: Path, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of it, a zombie here, needs no watching."""
+    monkeypatch.setattr(occupancy, "_WATCH_SECONDS", 2.2)  # it touches its mark every second
+    monkeypatch.setattr(occupancy, "_WATCHES", 2)
+    with pytest.raises(Occupied, match=f"process {process.pid} on"):
+        Occupancy(tmp_path).take()
+    process.send_signal(signal.SIGKILL)
+    time.sleep(0.2)
+    assert seconds_to_take(tmp_path) < 0.2
+    process.wait()
+
+
+@pytest.mark.parametrize("skew", [-7200, 0, 7200])
+def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(fast: None, tmp_path: Path, skew: float) -> None:
+    """Whatever the clocks of nodes and file system say, at once where the start took as long as the watch."""
+    killed = elsewhere(tmp_path)
+    killed.take()
+    killed._left.set()
+    time.sleep(0.1)
+    os.utime(tmp_path / "running", (time.time() + skew, time.time() + skew))
+    resumed = Occupancy(tmp_path)
+    time.sleep(0.6)
+    begun = time.monotonic()
+    resumed.take()
+    assert time.monotonic() - begun < 0.2
+
+
+def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(fast: None, tmp_path: Path) -> None:
+    """A node may have known the time of the mark from before the last touch of a run that was killed."""
+    killed = elsewhere(tmp_path)
+    killed.take()
+    killed._left.set()
+    time.sleep(0.1)
+    resumed = Occupancy(tmp_path)
+    os.utime(tmp_path / "running")
+    resumed.take()
+
+
+def test_a_copy_of_a_run_that_works_is_free(fast: None, tmp_path: Path, process: subprocess.Popen[str]) -> None:
+    """Its mark names a live process of this machine, but nobody touches it."""
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
+    Occupancy(copy).take()
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "node7"}'])
+def test_a_mark_that_cannot_be_read_is_in_nobodys_way(fast: None, tmp_path: Path, text: str) -> None:
+    """A node that goes down may leave an empty file."""
+    (tmp_path / "running").write_text(text)
+    assert seconds_to_take(tmp_path) < 0.2
+
+
+def test_a_run_that_failed_may_begin_again_in_its_process(fast: None, tmp_path: Path) -> None:
+    """Its mark is its own."""
+    Occupancy(tmp_path).take()
+    assert seconds_to_take(tmp_path) < 0.2
