@@ -18,8 +18,9 @@ _BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written), 70 a rank hung, 75 asked to stop, and
-    saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
+    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written), 69 these nodes cannot train,
+    70 a rank hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows but success and
+    failure)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -88,10 +89,10 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     if not torchrun.is_rank():
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
-    from tempo_megatron.preflight.command import before_training
+    from tempo_megatron.preflight import command as preflight
 
-    if not before_training(config):
-        return _BAD_INPUT
+    if not preflight.before_training(config):
+        return preflight.EXIT_CODE
     from tempo_megatron.loop import train
 
     try:

@@ -18,11 +18,13 @@ from tempo_megatron.preflight.limits import problems
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
 from tempo_megatron.preflight.report import Report, as_text, write
 
-_BAD = 2
+EXIT_CODE = 69
+"""where nodes cannot train; sysexits' "service unavailable". Another attempt may be given others"""
+_BAD_INPUT = 2
 
 
 def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Exit codes: 0 training can start, 2 it cannot or the settings are wrong."""
+    """Exit codes: 0 training can start, 2 the settings are wrong, 69 it cannot start on these nodes."""
     slurm.join_step()
     try:
         config = settings.load(None, given.settings)
@@ -31,7 +33,7 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
             raise settings.ConfigError("\n".join(wrong))
     except settings.ConfigError as error:
         print(f"tempo doctor: {error}", file=sys.stderr)
-        return _BAD
+        return _BAD_INPUT
     if not torchrun.is_rank():
         return local.launch(arguments, config.parallel.processes_per_node)
     place = Place.here()
@@ -41,10 +43,10 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
         report, may_start = examine(config, place, measure=True)
     except MeetingError as error:
         print(f"tempo doctor: rank {place.rank} on {place.node}: {error}", file=sys.stderr)
-        return _BAD
+        return EXIT_CODE
     if report:
         _write(report, config, given.json, given.nodes_file)
-    return 0 if may_start else _BAD
+    return 0 if may_start else EXIT_CODE
 
 
 def _write(report: Report, config: Config, json_file: Path | None, nodes_file: Path | None) -> None:
@@ -80,9 +82,10 @@ def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | No
 
     With `measure`, nodes that are left out do not stand in the way; without it, training starts on all or not at all.
     """
-    seconds = config.preflight.time_limit_seconds
-    with _hard_limit(2 * seconds + 20):
-        meeting = Meeting(place, tasks(config, place), seconds)
+    limits = config.preflight
+    meeting = Meeting(place, tasks(config, place), limits.presence_seconds, limits.time_limit_seconds)
+    meeting.wait_for_all()
+    with _hard_limit(limits.time_limit_seconds + 30):
         if place.rank:
             return None, bool(meeting.follow())
         report = Conductor(meeting, config, _awaited()).examine(measure=measure)
@@ -95,7 +98,7 @@ def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | No
 def _awaited() -> list[str]:
     try:
         return slurm.step_nodes()
-    except (OSError, subprocess.CalledProcessError):  # a container without scontrol: ranks have numbers still
+    except (OSError, subprocess.CalledProcessError):  # in an image, started by hand: ranks have numbers still
         return []
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from tempo_megatron.config import Config
+from tempo_megatron.config import Config, PreflightConfig
 from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
 from tempo_megatron.preflight.bandwidth import Group, Measured
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
@@ -18,8 +18,8 @@ from tempo_megatron.preflight.gather import gather
 from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
 from tempo_megatron.preflight.report import Report
 
-_SHARE_TO_COME = 1 / 3
-"""of the time limit, for all ranks to come and to describe their nodes, where bandwidth is measured after it"""
+_SHARE_FOR_FACTS = 1 / 3
+"""of the time limit, for all ranks to describe their nodes, where bandwidth is measured after it"""
 _EXCHANGE_SECONDS = 10
 _CLOCK_ROUNDS = 3
 _LEAST_SECONDS = 5
@@ -50,7 +50,7 @@ class Conductor:
 
     def examine(self, *, measure: bool) -> Report:
         """Every check; bandwidth, which takes most of the time, only where `measure` asks for it."""
-        facts = self._introductions(self._left() * (_SHARE_TO_COME if measure else 1))
+        facts = self._introductions(self._left() * (_SHARE_FOR_FACTS if measure else 1))
         self._findings += [*device_checks.check(facts, self._config), *node_checks.check(facts, self._config)]
         self._clocks()
         if self._config.run_dir:
@@ -67,11 +67,11 @@ class Conductor:
         return self._config.preflight.time_limit_seconds - (time.monotonic() - self._begun)
 
     def _introductions(self, seconds: float) -> Facts:
-        everyone = range(self._meeting.place.world_size)
-        answers = self._meeting.ask("facts", everyone, seconds)
         came = self._meeting.came()
-        self._findings += absent(answers, came, len(everyone), self._awaited, seconds)
-        self._nodes = {rank: came[rank] for rank in sorted(came)}
+        answers = self._meeting.ask("facts", came, seconds)
+        self._findings += absent(came, self._meeting.place.world_size, self._awaited, self._config.preflight)
+        self._findings += silent(answers, came, seconds)
+        self._nodes = came
         self._speakers = {rank: came[rank] for rank, said in answers.given.items() if said is not None}
         return {node: node_facts(answers.given[rank]) for rank, node in self._speakers.items()}
 
@@ -148,11 +148,9 @@ class Conductor:
         return bandwidth.collected(members, answers.given, answers.failed)
 
 
-def absent(
-    answers: Answers, came: Mapping[int, str], ranks: int, awaited: Sequence[str], seconds: float
-) -> list[Finding]:
-    """Findings about nodes and ranks that did not come, or came and did not describe themselves."""
-    limit = f"within {seconds:.0f} s"
+def absent(came: Mapping[int, str], ranks: int, awaited: Sequence[str], limits: PreflightConfig) -> list[Finding]:
+    """Findings about nodes and ranks that did not come."""
+    limit = f"within preflight.presence_seconds, {limits.presence_seconds:g} s"
     missing = [rank for rank in range(ranks) if rank not in came]
     # A step's node may hold no rank of this run, and is not missed while all ranks are there.
     never = [node for node in awaited if missing and node not in came.values()]
@@ -166,10 +164,13 @@ def absent(
         listed = ", ".join(map(str, missing))
         hint = f"; ranks beside them are on {', '.join(sorted(near))}" if near else ""
         found.append(Finding("presence", "", Verdict.bad, f"ranks {listed} never came {limit}{hint}", "see their logs"))
-    for rank in answers.absent:
-        if rank in came:
-            said = f"rank {rank} came and did not describe the node {limit}"
-            found.append(Finding("presence", came[rank], Verdict.bad, said, "a stuck driver or file system: reboot it"))
-    for rank, error in answers.failed.items():
-        found.append(Finding("presence", came[rank], Verdict.bad, f"rank {rank}: {error}", "see its log"))
     return found
+
+
+def silent(answers: Answers, came: Mapping[int, str], seconds: float) -> Iterator[Finding]:
+    """Findings about ranks that came and did not describe their nodes."""
+    for rank in answers.absent:
+        said = f"rank {rank} came and did not describe the node within {seconds:.0f} s"
+        yield Finding("presence", came[rank], Verdict.bad, said, "a stuck driver or file system: reboot it")
+    for rank, error in answers.failed.items():
+        yield Finding("presence", came[rank], Verdict.bad, f"rank {rank}: {error}", "see its log")

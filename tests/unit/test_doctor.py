@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tempo_megatron.config import BadNodes, Config, Precision
+from tempo_megatron import cli, validate
+from tempo_megatron.config import BadNodes, Config, Precision, PreflightConfig
 from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
 from tempo_megatron.preflight.bandwidth import Measured
 from tempo_megatron.preflight.command import before_training
-from tempo_megatron.preflight.conduct import absent
+from tempo_megatron.preflight.conduct import absent, silent
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, Verdict
 from tempo_megatron.preflight.gpus import parse, read_gpus
 from tempo_megatron.preflight.limits import problems
-from tempo_megatron.preflight.meeting import Answers, MeetingError, Place, connect
+from tempo_megatron.preflight.meeting import Answers, Meeting, MeetingError, Place, connect
 from tempo_megatron.preflight.report import Report
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
@@ -250,15 +254,41 @@ def test_a_group_is_as_fast_as_its_slowest_rank_and_fails_with_any() -> None:
 
 def test_who_never_came_is_named() -> None:
     """By node where Slurm's list is known, otherwise by rank, beside those that came; a stuck node by its rank."""
-    came = {0: "n1", 1: "n1", 4: "n3", 5: "n3"}
-    answers = Answers(given={0: {}, 1: None, 4: {}}, absent=[2, 3, 5])
-    named = absent(answers, came, 6, ["n1", "n2", "n3"], 30)
-    assert [(made.node, made.check) for made in named] == [("n2", "presence"), ("n3", "presence")]
-    assert named[0].found == "never came within 30 s"
-    assert "rank 5 came and did not describe" in named[1].found
-    numbered = absent(answers, came, 6, [], 30)[0]
-    assert numbered.found == "ranks 2, 3 never came within 30 s; ranks beside them are on n1, n3"
-    assert absent(Answers(), {0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], 30) == []  # n3 has no rank of this run
+    came, limits = {0: "n1", 1: "n1", 4: "n3", 5: "n3"}, PreflightConfig(presence_seconds=30)
+    (named,) = absent(came, 6, ["n1", "n2", "n3"], limits)
+    assert (named.node, named.check) == ("n2", "presence")
+    assert named.found == "never came within preflight.presence_seconds, 30 s"
+    (numbered,) = absent(came, 6, [], limits)
+    assert numbered.found.startswith("ranks 2, 3 never came") and "ranks beside them are on n1, n3" in numbered.found
+    assert absent({0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], limits) == []  # n3 has no rank of this run
+    (stuck,) = silent(Answers(given={0: {}, 1: None, 4: {}}, absent=[5]), came, 20)
+    assert stuck.node == "n3" and "rank 5 came and did not describe the node within 20 s" in stuck.found
+
+
+def test_ranks_may_come_late_as_long_as_it_is_not_long_after_most() -> None:
+    """Healthy nodes read their imports from a cold file system at different speeds: the wait counts from when most have
+    come."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    to_come, came_after, met = 1.5, {1: 1.0, 2: 1.9}, []
+
+    def meet(rank: int) -> None:
+        time.sleep(came_after.get(rank, 0))
+        place = Place(rank, 0, 3, "localhost", port, False, f"n{rank}")
+        meeting = Meeting(place, {}, to_come, seconds=1)
+        meeting.wait_for_all()
+        if rank:
+            met.append(meeting.follow())
+        else:
+            meeting.end(meeting.came(), sorted(meeting.came()), seconds=5)
+
+    ranks = [threading.Thread(target=meet, args=(rank,)) for rank in range(3)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join(20)
+    assert met == [[0, 1, 2]] * 2
 
 
 def report(bad: dict[str, str], nodes: int = 4) -> Report:
@@ -309,11 +339,26 @@ def test_training_does_not_start_alone(monkeypatch: pytest.MonkeyPatch, capsys: 
     for name, value in {**place, "SLURMD_NODENAME": "n7"}.items():
         monkeypatch.setenv(name, value)
     of = config()
-    of.preflight.time_limit_seconds = 0.3
+    of.preflight.presence_seconds = 0.3
     assert not before_training(of)
     assert "rank 1 on n7: rank 0 cannot be reached at localhost:9" in capsys.readouterr().err
     of.preflight.enabled = False
     assert before_training(of)
+
+
+def test_nodes_that_cannot_train_have_an_exit_code_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch script may ask Slurm for other nodes; a recipe that is wrong stays wrong."""
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(validate, "problems", lambda config: [])
+    (tmp_path / "recipe.yaml").touch()
+    for command in ("train", "doctor"):
+        given = [command, str(tmp_path / "recipe.yaml"), "preflight.presence_seconds=1"]
+        assert cli.main(given) == 69
+        assert cli.main([*given, "preflight.no_such=1"]) == 2
 
 
 @pytest.mark.parametrize(
