@@ -28,6 +28,13 @@ def test_what_cannot_fit_is_refused(recipe: Path, capsys: pytest.CaptureFixture[
     assert "GiB" in capsys.readouterr().err
 
 
+def test_an_image_is_not_given_the_whole_file_system(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run_dir of which nothing is there would be mounted as what it will be in, here /, over the image's own."""
+    given = ["launch", str(recipe), "--executor", "slurm", "--dry-run", "run_dir=/no-such-mount/runs/x"]
+    assert cli.main([*given, "--container", "image.sqsh"]) == 2
+    assert "/no-such-mount/runs/x: nothing of this path is here" in capsys.readouterr().err
+
+
 def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dry-run shows every job as it would be submitted, and leaves nothing behind."""
     before = set(nemo_home.rglob("*.sh"))  # other tests submit from the same place
