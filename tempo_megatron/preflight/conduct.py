@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from tempo_megatron.config import Config, PreflightConfig
-from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
+from tempo_megatron.preflight import bandwidth, device_checks, disk, exchange, node_checks
 from tempo_megatron.preflight.bandwidth import Group, Measured
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict, node_facts
@@ -56,7 +56,9 @@ class Conductor:
         if self._config.run_dir:
             self._files()
         if measure:
-            self._bandwidth()
+            # What gloo is given to do is too little for nodes to be compared by.
+            on_gpus = device_checks.on_gpus(facts, self._config)
+            self._bandwidth(self._config.preflight.bandwidth_share_of_median if on_gpus else 0.0)
         came = list(self._nodes.values())
         complete = len(came) == self._meeting.place.world_size
         names = list(dict.fromkeys([*came, *([] if complete else self._awaited)]))
@@ -102,12 +104,12 @@ class Conductor:
         failed |= {self._speakers[rank]: f"no answer within {_EXCHANGE_SECONDS} s" for rank in answers.absent}
         self._findings += exchange.files(said, failed, {node for node in said if exchanged.sees(node)})
         self._ask_speakers("remove files", task)
-        self._findings.append(exchange.disk(exchanged.directory, self._config.preflight.free_disk_gib))
+        self._findings.append(disk.check(exchanged.directory, self._config, self._meeting.place.world_size))
 
     def _ask_speakers(self, name: str, arguments: Mapping[str, Any]) -> Answers:
         return self._meeting.ask(name, self._speakers, max(1.0, min(_EXCHANGE_SECONDS, self._left())), arguments)
 
-    def _bandwidth(self) -> None:
+    def _bandwidth(self, share: float) -> None:
         """Over nodes that are good so far: one that is bad would hold up the others."""
         limits = self._config.preflight
         ranks: dict[str, list[int]] = {}
@@ -116,13 +118,14 @@ class Conductor:
         good = self._good(ranks)
         alone = [(node,) for node in good if len(ranks[node]) > 1]
         to_come = len(bandwidth.ring(good)) + (len(good) > 2)
-        self._findings += bandwidth.within(self._measure(alone, ranks, to_come), limits.bandwidth_within_gb_per_second)
+        measured = self._measure(alone, ranks, to_come)
+        self._findings += bandwidth.within(measured, limits.bandwidth_within_gb_per_second, share)
         good = self._good(ranks)
         rounds = bandwidth.ring(good)
         pairs: list[Measured] = []
         for at, round_ in enumerate(rounds, start=1):
             pairs += self._measure(round_, ranks, len(rounds) - at + (len(good) > 2))
-        self._findings += bandwidth.across(pairs, limits.bandwidth_across_gb_per_second)
+        self._findings += bandwidth.across(pairs, limits.bandwidth_across_gb_per_second, share)
         good = self._good(ranks)
         if len(good) > 2:
             self._findings += [bandwidth.together(made) for made in self._measure([tuple(good)], ranks, 0)]

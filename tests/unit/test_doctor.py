@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tempo_megatron import cli, validate
+from tempo_megatron import cli, planning, validate
 from tempo_megatron.config import BadNodes, Config, Precision, PreflightConfig
-from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
+from tempo_megatron.preflight import bandwidth, device_checks, disk, exchange, node_checks
 from tempo_megatron.preflight.bandwidth import Measured
 from tempo_megatron.preflight.command import before_training
 from tempo_megatron.preflight.conduct import absent, silent
@@ -218,7 +219,29 @@ def test_a_directory_is_shared_when_both_sides_see(tmp_path: Path) -> None:
     for name in ("n1", "n2"):
         first.remove(name)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
-    assert exchange.disk(tmp_path, 1e9).verdict is Verdict.bad
+
+
+def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 14B one takes some 375 GiB, and a run holds four at a time; those that it has already need no room again."""
+    free = 1600.0
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda directory: SimpleNamespace(free=free * 2**30))
+    of = config()
+    of.run_dir, of.model.hf_path, of.checkpoint.keep = str(tmp_path), "models/Qwen3-14B-Base", 2
+    size = planning.checkpoint_gib(of, gpus=16)
+    assert 350 < size < 400
+    assert disk.check(tmp_path, of, 16).verdict is Verdict.good
+    free = 1200.0
+    short = disk.check(tmp_path, of, 16)
+    assert short.verdict is Verdict.bad and f"4 checkpoints take {4 * size:,.1f}, 0.0 of them there" in short.found
+    weights = tmp_path / "checkpoints" / "iteration-000001" / "weights"
+    weights.parent.mkdir(parents=True)
+    with weights.open("wb") as file:
+        file.truncate(int(size * 2**30))  # a hole
+    assert disk.check(tmp_path, of, 16).verdict is Verdict.good
+    of.preflight.free_disk_gib = 100.0
+    assert disk.check(tmp_path, of, 16).verdict is Verdict.bad
+    of.model.hf_path, free = "models/not-known", 100.5
+    assert disk.check(tmp_path, of, 16).verdict is Verdict.good
 
 
 @pytest.mark.parametrize("nodes", range(2, 8))
@@ -240,9 +263,23 @@ def test_the_bad_node_of_a_ring_is_told_from_its_neighbours() -> None:
     pairs = [pair for pairs in bandwidth.ring(names) for pair in pairs]
     failed = [Measured(pair, 0.0, "rank 2: timeout") if "n2" in pair else Measured(pair, 40.0) for pair in pairs]
     slow = [Measured(pair, 3.0 if "n2" in pair else 40.0) for pair in pairs]
-    assert wrong(bandwidth.across(failed, 0.0)) == [("n2", "all-reduce across", "bad")]
-    assert wrong(bandwidth.across(slow, 10.0)) == [("n2", "all-reduce across", "bad")]
-    assert wrong(bandwidth.across(slow, 0.0)) == []
+    assert wrong(bandwidth.across(failed, 0.0, 0.0)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(slow, 10.0, 0.0)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(slow, 0.0, 0.0)) == []
+
+
+def test_a_node_that_is_slower_than_the_others_is_bad() -> None:
+    """Nobody has to know what a link should give; of two nodes neither is the slow one."""
+    names = [f"n{at}" for at in range(4)]
+    pairs = [Measured(pair, 27.0 if "n2" in pair else 40.0) for pairs in bandwidth.ring(names) for pair in pairs]
+    assert wrong(bandwidth.across(pairs, 0.0, 0.7)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(pairs, 0.0, 0.6)) == []
+    alone = [Measured((name,), 270.0 if name == "n1" else 400.0) for name in names[:3]]
+    (slow,) = [made for made in bandwidth.within(alone, 0.0, 0.7) if made.verdict is Verdict.bad]
+    assert slow.node == "n1" and "the nodes' median is 400" in slow.found
+    assert wrong(bandwidth.within(alone[:2], 0.0, 0.7)) == []
+    failed = [Measured(("n0",), 0.0, "no answer"), *alone[1:]]
+    assert wrong(bandwidth.within(failed, 0.0, 0.7)) == [("n0", "all-reduce within", "bad")]
 
 
 def test_a_group_is_as_fast_as_its_slowest_rank_and_fails_with_any() -> None:
