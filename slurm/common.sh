@@ -181,8 +181,11 @@ train() {
     [ "$code" -eq 0 ] && requeue "the ranks ended before the run did"
     any_exited "$INTERRUPTED" "$logs" && requeue "interrupted and saved"
     interrupted "$logs" && requeue "interrupted, exit code $code"
+    if any_exited "$BAD_NODES" "$logs"; then
+        cat "$logs/rank-000.log"
+        other_nodes "$logs"
+    fi
     blame "$logs"
-    any_exited "$BAD_NODES" "$logs" && other_nodes "$logs"
     nodes_answer || requeue "not every node answers"
     say "failed with exit code $code"
     exit "$code"

@@ -89,10 +89,10 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     if not torchrun.is_rank():
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
-    from tempo_megatron.preflight import command as preflight
+    from tempo_megatron.preflight.command import before_training
 
-    if not preflight.before_training(config):
-        return preflight.EXIT_CODE
+    if code := before_training(config):
+        return code
     from tempo_megatron.loop import train
 
     try:

@@ -18,13 +18,13 @@ from tempo_megatron.preflight.limits import problems
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
 from tempo_megatron.preflight.report import Report, as_text, write
 
-EXIT_CODE = 69
-"""where nodes cannot train; sysexits' "service unavailable". Another attempt may be given others"""
 _BAD_INPUT = 2
+_BAD_NODES = 69
+"""sysexits' "service unavailable": another attempt may be given other nodes"""
 
 
 def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Exit codes: 0 training can start, 2 the settings are wrong, 69 it cannot start on these nodes."""
+    """Exit codes: 0 training can start, 2 the settings are wrong for any nodes, 69 it cannot start on these."""
     slurm.join_step()
     try:
         config = settings.load(None, given.settings)
@@ -40,13 +40,13 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     if given.nodes_file and place.rank == 0:
         given.nodes_file.unlink(missing_ok=True)
     try:
-        report, may_start = examine(config, place, measure=True)
+        report, code = examine(config, place, measure=True)
     except MeetingError as error:
         print(f"tempo doctor: rank {place.rank} on {place.node}: {error}", file=sys.stderr)
-        return EXIT_CODE
+        return _BAD_NODES
     if report:
         _write(report, config, given.json, given.nodes_file)
-    return 0 if may_start else EXIT_CODE
+    return code
 
 
 def _write(report: Report, config: Config, json_file: Path | None, nodes_file: Path | None) -> None:
@@ -58,27 +58,27 @@ def _write(report: Report, config: Config, json_file: Path | None, nodes_file: P
         write(nodes_file, "".join(f"{node}\n" for node in use))
 
 
-def before_training(config: Config) -> bool:
-    """Whether this run's ranks may go on: every check but the measurement of bandwidth, in a second or two.
+def before_training(config: Config) -> int:
+    """The exit code of this run's ranks, 0 if they may go on. Every check but bandwidth's, in a second or two.
 
     A bad node cannot be left out of a step that has started, so that it ends the run unless `preflight.bad_nodes` is
     report. What is not good is printed by the first rank. A single process on a CPU has nothing to check.
     """
     place = Place.here()
     if not config.preflight.enabled or (place.world_size == 1 and config.model.precision is settings.Precision.fp32):
-        return True
+        return 0
     try:
-        report, may_start = examine(config, place, measure=False)
+        report, code = examine(config, place, measure=False)
     except MeetingError as error:
         print(f"tempo: rank {place.rank} on {place.node}: {error}", file=sys.stderr)
-        return False
+        return _BAD_NODES
     if report and not report.is_spotless:
         print(report.table(config), file=sys.stderr, flush=True)
-    return may_start
+    return code
 
 
-def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | None, bool]:
-    """The report, on the first rank, and on all ranks whether training may start. Collective; raises MeetingError.
+def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | None, int]:
+    """The report, on the first rank, and on all ranks the exit code. Collective; raises MeetingError.
 
     With `measure`, nodes that are left out do not stand in the way; without it, training starts on all or not at all.
     """
@@ -87,12 +87,13 @@ def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | No
     meeting.wait_for_all()
     with _hard_limit(limits.time_limit_seconds + 30):
         if place.rank:
-            return None, bool(meeting.follow())
+            return None, int(meeting.follow())
         report = Conductor(meeting, config, _awaited()).examine(measure=measure)
         use = report.nodes_to_use(config)
         may_start = bool(use) and (measure or len(use) == len(report.ranks))
-        meeting.end(meeting.came(), may_start, seconds=5)
-        return report, may_start
+        code = 0 if may_start else _BAD_NODES if report.others_may_do else _BAD_INPUT
+        meeting.end(meeting.came(), code, seconds=5)
+        return report, code
 
 
 def _awaited() -> list[str]:

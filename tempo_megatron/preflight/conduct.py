@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any
 
 from tempo_megatron.config import Config, PreflightConfig
-from tempo_megatron.preflight import bandwidth, device_checks, disk, exchange, node_checks
+from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, room
 from tempo_megatron.preflight.bandwidth import Group, Measured
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict, node_facts
 from tempo_megatron.preflight.gather import gather
 from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
-from tempo_megatron.preflight.report import Report
+from tempo_megatron.preflight.report import Report, enough_for_layout
 
 _SHARE_FOR_FACTS = 1 / 3
 """of the time limit, for all ranks to describe their nodes, where bandwidth is measured after it"""
@@ -52,6 +52,9 @@ class Conductor:
         """Every check; bandwidth, which takes most of the time, only where `measure` asks for it."""
         facts = self._introductions(self._left() * (_SHARE_FOR_FACTS if measure else 1))
         self._findings += [*device_checks.check(facts, self._config), *node_checks.check(facts, self._config)]
+        ranks = self._ranks()
+        nodes = enough_for_layout([node for node in ranks if ranks[node]], ranks, self._config)
+        self._findings += room.memory(facts, self._config, len(nodes))
         self._clocks()
         if self._config.run_dir:
             self._files()
@@ -59,11 +62,14 @@ class Conductor:
             # What gloo is given to do is too little for nodes to be compared by.
             on_gpus = device_checks.on_gpus(facts, self._config)
             self._bandwidth(self._config.preflight.bandwidth_share_of_median if on_gpus else 0.0)
+        seconds = time.monotonic() - self._begun
+        return Report(self._ranks(), self._findings, facts, seconds)
+
+    def _ranks(self) -> dict[str, int]:
+        """How many ranks came from each node, those that are missed included."""
         came = list(self._nodes.values())
         complete = len(came) == self._meeting.place.world_size
-        names = list(dict.fromkeys([*came, *([] if complete else self._awaited)]))
-        seconds = time.monotonic() - self._begun
-        return Report({node: came.count(node) for node in names}, self._findings, facts, seconds)
+        return {node: came.count(node) for node in [*came, *([] if complete else self._awaited)]}
 
     def _left(self) -> float:
         return self._config.preflight.time_limit_seconds - (time.monotonic() - self._begun)
@@ -104,7 +110,7 @@ class Conductor:
         failed |= {self._speakers[rank]: f"no answer within {_EXCHANGE_SECONDS} s" for rank in answers.absent}
         self._findings += exchange.files(said, failed, {node for node in said if exchanged.sees(node)})
         self._ask_speakers("remove files", task)
-        self._findings.append(disk.check(exchanged.directory, self._config, self._meeting.place.world_size))
+        self._findings.append(room.disk(exchanged.directory, self._config, self._meeting.place.world_size))
 
     def _ask_speakers(self, name: str, arguments: Mapping[str, Any]) -> Answers:
         return self._meeting.ask(name, self._speakers, max(1.0, min(_EXCHANGE_SECONDS, self._left())), arguments)

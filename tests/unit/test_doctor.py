@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from tempo_megatron import cli, planning, validate
-from tempo_megatron.config import BadNodes, Config, Precision, PreflightConfig
-from tempo_megatron.preflight import bandwidth, device_checks, disk, exchange, node_checks
+from tempo_megatron.config import BadNodes, Config, Precision, PreflightConfig, load
+from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, room
 from tempo_megatron.preflight.bandwidth import Measured
-from tempo_megatron.preflight.command import before_training
+from tempo_megatron.preflight.command import before_training, examine
 from tempo_megatron.preflight.conduct import absent, silent
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, Verdict
@@ -24,6 +24,7 @@ from tempo_megatron.preflight.gpus import parse, read_gpus
 from tempo_megatron.preflight.limits import problems
 from tempo_megatron.preflight.meeting import Answers, Meeting, MeetingError, Place, connect
 from tempo_megatron.preflight.report import Report
+from tests.conftest import ROOT
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
 GOOD = NodeFacts(
@@ -224,24 +225,47 @@ def test_a_directory_is_shared_when_both_sides_see(tmp_path: Path) -> None:
 def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 14B one takes some 375 GiB, and a run holds four at a time; those that it has already need no room again."""
     free = 1600.0
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda directory: SimpleNamespace(free=free * 2**30))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda directory: SimpleNamespace(free=free * 2**30))
     of = config()
     of.run_dir, of.model.hf_path, of.checkpoint.keep = str(tmp_path), "models/Qwen3-14B-Base", 2
     size = planning.checkpoint_gib(of, gpus=16)
     assert 350 < size < 400
-    assert disk.check(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
     free = 1200.0
-    short = disk.check(tmp_path, of, 16)
+    short = room.disk(tmp_path, of, 16)
     assert short.verdict is Verdict.bad and f"4 checkpoints take {4 * size:,.1f}, 0.0 of them there" in short.found
     weights = tmp_path / "checkpoints" / "iteration-000001" / "weights"
     weights.parent.mkdir(parents=True)
     with weights.open("wb") as file:
         file.truncate(int(size * 2**30))  # a hole
-    assert disk.check(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
     of.preflight.free_disk_gib = 100.0
-    assert disk.check(tmp_path, of, 16).verdict is Verdict.bad
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.bad
     of.model.hf_path, free = "models/not-known", 100.5
-    assert disk.check(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+
+
+def test_no_other_nodes_are_asked_for_what_none_has(tmp_path: Path) -> None:
+    """A disk that is full is full on any nodes: the exit code is that of a recipe that is wrong."""
+    of = config()
+    of.model.precision, of.run_dir, of.preflight.free_disk_gib = Precision.fp32, str(tmp_path), 1e9
+    _, code = examine(of, Place(0, 0, 1, "localhost", free_port(), False, "n0"), measure=False)
+    assert code == 2
+
+
+def test_a_recipe_that_cannot_fit_is_wrong_on_any_nodes() -> None:
+    """`tempo plan`'s figures for the GPUs that are there, before models are built: no other nodes are asked for.
+    What is not known, the model or the GPUs, is not judged."""
+    of = load(ROOT / "recipes" / "qwen3_14b_math.yaml")
+    facts = {"n1": GOOD, "n2": replace(GOOD, gpus=gpus(total_gib=39.6))}
+    assert [made.verdict for made in room.memory({"n1": GOOD}, of, 1)] == [Verdict.good]
+    small = list(room.memory(facts, of, 2))
+    assert wrong(small) == [("", "memory", "bad")] * len(small) and "of a GPU's 39.6" in small[0].found
+    assert not Report({}, small, {}, 1.0).others_may_do
+    assert report({"n1": "7 GPUs"}).others_may_do
+    assert list(room.memory({"n1": replace(GOOD, gpus=[])}, of, 1)) == []
+    of.model.hf_path = "models/not-known"
+    assert list(room.memory(facts, of, 2)) == []
 
 
 @pytest.mark.parametrize("nodes", range(2, 8))
@@ -302,12 +326,17 @@ def test_who_never_came_is_named() -> None:
     assert stuck.node == "n3" and "rank 5 came and did not describe the node within 20 s" in stuck.found
 
 
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def test_ranks_may_come_late_as_long_as_it_is_not_long_after_most() -> None:
     """Healthy nodes read their imports from a cold file system at different speeds: the wait counts from when most have
     come."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     to_come, came_after, met = 1.5, {1: 1.0, 2: 1.9}, []
 
     def meet(rank: int) -> None:
@@ -377,10 +406,10 @@ def test_training_does_not_start_alone(monkeypatch: pytest.MonkeyPatch, capsys: 
         monkeypatch.setenv(name, value)
     of = config()
     of.preflight.presence_seconds = 0.3
-    assert not before_training(of)
+    assert before_training(of) == 69
     assert "rank 1 on n7: rank 0 cannot be reached at localhost:9" in capsys.readouterr().err
     of.preflight.enabled = False
-    assert before_training(of)
+    assert before_training(of) == 0
 
 
 def test_nodes_that_cannot_train_have_an_exit_code_of_their_own(

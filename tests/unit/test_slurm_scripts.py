@@ -18,6 +18,8 @@ SCRIPTS = {"tempo_14b.sh": "qwen3_14b", "tempo_8b.sh": "qwen3_8b", "tempo_olmo3_
 
 FINISHES = 'for word; do [[ $word != run_dir=* ]] || touch "${word#run_dir=}/summary.json"; done'
 DOCTOR = 'for word; do [ "$last" = --nodes-file ] && echo node1 > "$word"; last=$word; done'
+TABLE = """for word; do [[ $word = --output=* ]] && log=${word#--output=}; done
+echo "n2 is bad" > "${log/'%3t'/000}\""""
 STOPPED = [
     ("node2: tasks 2-3: Terminated", 143, True, ""),
     ("node2: tasks 2-3: Terminated", 143, True, "yes"),
@@ -126,9 +128,10 @@ def test_a_job_that_is_preempted_as_it_starts_is_requeued(
 def test_a_job_with_a_bad_node_is_requeued_a_few_times(doctor: str, tmp_path: Path) -> None:
     """Slurm may give other nodes; where all are bad, starting again has an end. A recipe that is wrong stays wrong."""
     for attempt in range(4):
-        ranks = 'echo "srun: error: node1: tasks 0-7: Exited with exit code 69" >&2; exit 69'
+        ranks = f'{TABLE}\necho "srun: error: node1: tasks 0-7: Exited with exit code 69" >&2; exit 69'
         given = {"TEMPO_DOCTOR": doctor, "SLURM_RESTART_COUNT": str(attempt)}
         code, said = submit("tempo_14b.sh", tmp_path, ranks, **given)
+        assert "n2 is bad" in said
         assert (code, requeues(tmp_path)) == ((75, attempt + 1) if attempt < 3 else (69, 3)), said
     ranks = 'echo "srun: error: node1: tasks 0-7: Exited with exit code 2" >&2; exit 2'
     submit("tempo_14b.sh", tmp_path, ranks, SLURM_RESTART_COUNT="4", TEMPO_DOCTOR=doctor)
