@@ -13,7 +13,9 @@
 set -u
 cd "$SLURM_SUBMIT_DIR" || exit 2
 
-INTERRUPTED=75 # exit code of `tempo train` after a signal: saved, and to be started again
+INTERRUPTED=75   # exit code of `tempo train` after a signal: saved, and to be started again
+BAD_NODES=69     # of `tempo train` and `tempo doctor`, whose checks found that nodes cannot train
+MOST_BAD_NODES=3 # times that a job is requeued for them
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 MAX_RESTARTS=${TEMPO_MAX_RESTARTS:-50}
 step=
@@ -50,7 +52,7 @@ trap tell_ranks USR1 TERM
 container_options() {
     local mounts="" directory
     for directory in "$PWD" "$TEMPO_MODEL" "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
-        directory=$(realpath --canonicalize-missing "$directory")
+        directory=$(realpath --canonicalize-missing --no-symlinks "$directory") # as settings name it
         mounts+="${mounts:+,}$directory:$directory"
     done
     echo "--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=$mounts"
@@ -65,7 +67,7 @@ run_ranks() {
     [ -z "${TEMPO_CONTAINER:-}" ] || read -ra container < <(container_options)
     mkdir -p "$logs"
     : >"$logs/srun.log"
-    MASTER_ADDR=$(head -n 1 "$nodes") srun --cpu-bind=none --output="$logs/rank-%3t.log" \
+    TEMPO_NODES=$(paste -sd' ' "$nodes") srun --cpu-bind=none --output="$logs/rank-%3t.log" \
         --nodes="$count" --nodelist="$(paste -sd, "$nodes")" --ntasks=$((SLURM_NTASKS * count / SLURM_NNODES)) \
         "${container[@]}" "$@" 2>"$logs/srun.log" &
     step=$!
@@ -87,12 +89,14 @@ choose_nodes() {
         mv "$nodes.all" "$nodes"
         return
     fi
-    run_ranks "$nodes.all" "$logs/doctor" --no-kill --kill-on-bad-exit=0 --wait=30 \
+    # srun counts --wait from the first rank that ends, as those of a bad node may at once: longer than the doctor takes.
+    run_ranks "$nodes.all" "$logs/doctor" --no-kill --kill-on-bad-exit=0 --wait=600 \
         python -m tempo_megatron.cli doctor "$@" --json "$logs/doctor.json" --nodes-file "$nodes" || code=$?
     cat "$logs/doctor/rank-000.log"
-    [ -z "$told" ] || requeue "interrupted while nodes were examined"
-    if [ ! -s "$nodes" ]; then
-        say "these nodes cannot train (exit code $code)"
+    if [ -n "$told" ] || [ ! -s "$nodes" ]; then
+        interrupted "$logs/doctor" && requeue "interrupted while nodes were examined"
+        any_exited "$BAD_NODES" "$logs/doctor" && other_nodes "$logs"
+        say "no verdict on these nodes (exit code $code)"
         exit 1
     fi
 }
@@ -112,10 +116,36 @@ requeue() {
     exit "$INTERRUPTED"
 }
 
+# Ends an attempt of the logs $1 whose nodes cannot train: Slurm may give others, a few times.
+other_nodes() {
+    touch "$1/bad_nodes"
+    local times=("$1"/../attempt-*/bad_nodes)
+    [ "${#times[@]}" -gt "$MOST_BAD_NODES" ] || requeue "these nodes cannot train (${#times[@]} of $MOST_BAD_NODES)"
+    say "these nodes cannot train either: no more (sbatch --exclude=NODE leaves one out)"
+    exit "$BAD_NODES"
+}
+
+# What srun said of the first rank that failed: "srun: error: NODE: tasks 2-3: Terminated".
+first_failure() { grep -m 1 -E '^srun: error: .*: tasks? [0-9]' "$1/srun.log"; }
+
+# Whether a rank with logs in $2 ended with the exit code $1. srun ends every task when the first exits, and its own code
+# is then that of a task that it ended.
+any_exited() { grep -q "Exited with exit code $1$" "$2/srun.log"; }
+
+# Whether a signal to stop ended the ranks with logs in $1: one that the script passed on, or one that came to them alone
+# and before they listened for it. srun then ends the others.
+interrupted() {
+    [ -z "$told" ] || return 0
+    case $(first_failure "$1") in
+        *": Terminated" | *": User defined signal 1" | *" exit code 143" | *" exit code 138") ;;
+        *) return 1 ;;
+    esac
+}
+
 # The end of the log of the rank that srun saw failing first.
 blame() {
     local logs=$1 rank
-    rank=$(sed -nE 's/^srun: error: .*: tasks? ([0-9]+).*/\1/p' "$logs/srun.log" | head -n 1)
+    rank=$(first_failure "$logs" | sed -E 's/.*: tasks? ([0-9]+).*/\1/')
     [ -n "$rank" ] || return 0
     local file
     file=$(printf '%s/rank-%03d.log' "$logs" "$rank")
@@ -149,9 +179,12 @@ train() {
     fi
     # srun can return 0 after a node failed.
     [ "$code" -eq 0 ] && requeue "the ranks ended before the run did"
-    # srun ends every task when the first exits, and its own code is then that of a task that it ended.
-    grep -q "Exited with exit code $INTERRUPTED$" "$logs/srun.log" && requeue "interrupted and saved"
-    [ -n "$told" ] && requeue "interrupted, exit code $code"
+    any_exited "$INTERRUPTED" "$logs" && requeue "interrupted and saved"
+    interrupted "$logs" && requeue "interrupted, exit code $code"
+    if any_exited "$BAD_NODES" "$logs"; then
+        cat "$logs/rank-000.log"
+        other_nodes "$logs"
+    fi
     blame "$logs"
     nodes_answer || requeue "not every node answers"
     say "failed with exit code $code"

@@ -20,8 +20,9 @@ _BAD_INPUT = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 70 a rank
-    hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows but success and failure)."""
+    """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 69 these
+    nodes cannot train, 70 a rank hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows
+    but success and failure)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -92,8 +93,8 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     from tempo_megatron.preflight.command import before_training
 
-    if not before_training(config):
-        return _BAD_INPUT
+    if code := before_training(config):
+        return code
     from tempo_megatron.loop import train
 
     try:

@@ -20,7 +20,7 @@ from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.phases.warm_start import warm_start_step
 from tempo_megatron.ranks import from_first
 from tempo_megatron.run import Run
-from tempo_megatron.supervision.interruption import Interrupted
+from tempo_megatron.supervision.interruption import Interrupted, listening
 
 Metrics = dict[str, Any]
 
@@ -28,8 +28,8 @@ Metrics = dict[str, Any]
 def train(config: Config) -> bool:
     """Run a recipe to its end, from wherever the run directory's newest checkpoint left it; False if it was asked to
     stop before that, and saved."""
-    run = Run(config, watched=True)
-    with run.course.interruption.listening():
+    with listening():  # models and engine take minutes
+        run = Run(config, watched=True)
         try:
             if run.course.in_stages:
                 start(run)

@@ -28,15 +28,25 @@ class PreflightConfig:
         "fail: nothing starts; leave_out: `tempo doctor --nodes-file` lists the others, if they are enough for the "
         "layout, and a start that includes a bad one fails; report: it is only said",
     )
-    time_limit_seconds: float = setting(
-        60.0, "seconds for all checks; in `tempo doctor` a third of them for the ranks to come"
+    presence_seconds: float = setting(
+        180.0,
+        "seconds that ranks may come later than most of them (or, where most never do, than the first): imports from a "
+        "cold file system and unpacking of images differ that much between healthy nodes",
     )
+    time_limit_seconds: float = setting(60.0, "seconds for all checks, once the ranks have come")
     device_memory_used_gib: float = setting(2.0, "GiB of a GPU's memory that may be taken before the run starts")
-    free_disk_gib: float = setting(1.0, "GiB that must be free where run_dir is; `tempo plan` says what a run writes")
+    free_disk_gib: float = setting(
+        1.0, "GiB that must be free where run_dir is, beside the room for checkpoint.keep + 2 checkpoints"
+    )
     clock_skew_seconds: float = setting(5.0, "seconds that a node's clock may differ from the first node's")
     bandwidth_within_gb_per_second: float = setting(
         0.0, "least bus bandwidth of an all-reduce over a node's ranks, GB/s; 0: only reported"
     )
     bandwidth_across_gb_per_second: float = setting(
         0.0, "least bus bandwidth of an all-reduce over the ranks of two nodes, GB/s; 0: only reported"
+    )
+    bandwidth_share_of_median: float = setting(
+        0.7,
+        "least share of the nodes' median bandwidth, within nodes and across, where GPUs of at least three nodes are "
+        "measured; 0: they are not compared",
     )

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
         partition=given.partition,
         time=given.time,
         container=given.container,
-        mounts=_directories(config),
+        mounts=tuple(sorted(set(_directories(config).values()))),
     )
     experiment = nemo.on_slurm(title, steps, cluster)
     if given.dry_run:
@@ -82,14 +82,15 @@ def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
     return config.parallel.processes_per_node if chosen is None else chosen
 
 
-def _directories(config: Config) -> tuple[Path, ...]:
-    """Where a run reads and writes; an image cannot be given what is not there yet, but what it will be in."""
+def _directories(config: Config) -> dict[Path, Path]:
+    """Where a run reads and writes, each with the directory that an image is given for it: what is not there yet cannot
+    be mounted, but what it will be in."""
     data = config.data
     files = [Path(source.path) for source in [*data.labelled, *data.unlabelled, *data.held_out, *data.warm_start]]
     starts = [Path(start) for start in (config.policy.checkpoint, config.critic.checkpoint) if start]
     wanted = [Path(config.run_dir), Path(config.model.hf_path), *starts, *(file.parent for file in files)]
-    found = {next(above for above in (path, *path.parents) if above.is_dir()) for path in map(Path.absolute, wanted)}
-    return tuple(sorted(found))
+    paths = [path.absolute() for path in wanted]
+    return {path: next(above for above in (path, *path.parents) if above.is_dir()) for path in paths}
 
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
@@ -101,6 +102,12 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     start = config.policy.checkpoint
     if start and not Path(start).is_dir():
         found.append(f"policy.checkpoint: {start} is no directory here")
+    if given.container:
+        found += [
+            f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"
+            for path, there in _directories(config).items()
+            if there == Path("/")
+        ]
     if given.nodes < 1:
         found.append(f"--nodes: at least 1, got {given.nodes}")
     if given.executor == "local" and (given.nodes > 1 or given.dry_run):

@@ -16,15 +16,17 @@ from tempo_megatron.launch.experiment import Task
 from tempo_megatron.launch.torchrun import ENVIRONMENT
 
 _SETUP = r"""
-# NeMo-Run would requeue after every failure or after none. This is after "interrupted and saved", and where SIGUSR1 or
-# SIGTERM came before the ranks listened for it, unless the job was cancelled.
-requeue_if_interrupted() {
-    case $1 in 75 | 138 | 143) ;; *) return ;; esac
-    [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
+# NeMo-Run would requeue after every failure or after none. This is after "interrupted and saved", where SIGUSR1 or
+# SIGTERM came before the ranks listened for it, and, of the first attempts, where nodes cannot train and Slurm may give
+# others; unless the job was cancelled.
+requeue_if_it_helps() {
+    local most=50
+    case $1 in 75 | 138 | 143) ;; 69) most=3 ;; *) return ;; esac
+    [ "${SLURM_RESTART_COUNT:-0}" -lt "$most" ] || return
     [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"
 }
-trap 'requeue_if_interrupted $?' EXIT
-export MASTER_ADDR="$head_node"
+trap 'requeue_if_it_helps $?' EXIT
+export TEMPO_NODES="${nodes[*]}"
 end="$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)"
 [ -z "$end" ] || export TEMPO_DEADLINE="$(date --date "$end" +%s)"
 """

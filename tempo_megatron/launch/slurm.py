@@ -6,6 +6,8 @@ import os
 import subprocess
 from collections.abc import Mapping, MutableMapping
 
+NODES = "TEMPO_NODES"
+"""environment variable: names of a step's nodes, for tasks in an image, which has no `scontrol`"""
 _FIRST_PORT, _PORTS = 20000, 10000
 
 
@@ -18,7 +20,7 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
-    if "MASTER_ADDR" not in environment:  # who starts tasks in an image, which has no scontrol, says it
+    if "MASTER_ADDR" not in environment:
         environment["MASTER_ADDR"] = step_nodes(environment)[0]
     step = int(environment["SLURM_JOB_ID"]) * 7 + int(environment["SLURM_STEP_ID"])
     environment.update(
@@ -30,7 +32,9 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def step_nodes(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names of this step's nodes; empty outside a step. Raises as `join_step` does."""
+    """Names of this step's nodes, by the batch script or by Slurm; empty outside a step. Raises as `join_step`."""
+    if NODES in environment:
+        return environment[NODES].split()
     listed = environment.get("SLURM_STEP_NODELIST")
     if not listed:
         return []

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from tempo_megatron.preflight.facts import Finding, Verdict
+
+_FEWEST_TO_COMPARE = 3
+"""of two nodes, nobody knows which is the slow one"""
 
 Group = tuple[str, ...]
 """nodes whose ranks reduce together"""
@@ -40,21 +44,20 @@ def ring(nodes: Sequence[str]) -> list[list[Group]]:
     return [pairs[::2], pairs[1::2]]
 
 
-def within(measured: Sequence[Measured], least: float) -> Iterator[Finding]:
-    """Findings about single nodes."""
-    for made in measured:
-        yield _finding("all-reduce within", made.group[0], made, least, "preflight.bandwidth_within_gb_per_second")
+def within(measured: Sequence[Measured], least: float, share: float) -> Iterator[Finding]:
+    """Findings about single nodes. `least` GB/s, and `share` of the nodes' median, are what a good one has."""
+    of_nodes = {made.group[0]: made for made in measured}
+    yield from _compared("all-reduce within", of_nodes, least, "preflight.bandwidth_within_gb_per_second", share)
 
 
-def across(measured: Sequence[Measured], least: float) -> Iterator[Finding]:
-    """Findings about the nodes of pairs: each is as good as its better pair."""
+def across(measured: Sequence[Measured], least: float, share: float) -> Iterator[Finding]:
+    """The same about the nodes of pairs: each is as good as its better pair."""
     best: dict[str, Measured] = {}
     for made in measured:
         for node in made.group:
             if node not in best or made.gb_per_second > best[node].gb_per_second:
                 best[node] = made
-    for node, made in best.items():
-        yield _finding("all-reduce across", node, made, least, "preflight.bandwidth_across_gb_per_second")
+    yield from _compared("all-reduce across", best, least, "preflight.bandwidth_across_gb_per_second", share)
 
 
 def together(made: Measured) -> Finding:
@@ -62,7 +65,17 @@ def together(made: Measured) -> Finding:
     return _finding("all-reduce of all", "", made, 0.0, "")
 
 
-def _finding(check: str, node: str, made: Measured, least: float, key: str) -> Finding:
+def _compared(check: str, of_nodes: Mapping[str, Measured], least: float, key: str, share: float) -> Iterator[Finding]:
+    reason = f"{key} is {least:g}"
+    worked = [made.gb_per_second for made in of_nodes.values() if made.gb_per_second]
+    if len(worked) >= _FEWEST_TO_COMPARE and share * median(worked) > least:
+        least = share * median(worked)
+        reason = f"the nodes' median is {median(worked):.3g}, preflight.bandwidth_share_of_median {share:g}"
+    for node, made in of_nodes.items():
+        yield _finding(check, node, made, least, reason)
+
+
+def _finding(check: str, node: str, made: Measured, least: float, reason: str) -> Finding:
     others = ", ".join(other for other in made.group if other != node)
     beside = f" with {others}" if others and node else ""
     if not made.gb_per_second:
@@ -71,7 +84,7 @@ def _finding(check: str, node: str, made: Measured, least: float, key: str) -> F
     found = f"{made.gb_per_second:.3g} GB/s{beside}"
     if made.gb_per_second < least:
         remedy = "NCCL_DEBUG=INFO says which links are used; look for one that is down or NCCL_* that forbids it"
-        return Finding(check, node, Verdict.bad, f"{found}, {key} is {least:g}", remedy)
+        return Finding(check, node, Verdict.bad, f"{found}, {reason}", remedy)
     return Finding(check, node, Verdict.good, found)
 
 

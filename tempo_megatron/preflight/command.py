@@ -18,11 +18,13 @@ from tempo_megatron.preflight.limits import problems
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
 from tempo_megatron.preflight.report import Report, as_text, write
 
-_BAD = 2
+_BAD_INPUT = 2
+_BAD_NODES = 69
+"""sysexits' "service unavailable": another attempt may be given other nodes"""
 
 
 def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
-    """Exit codes: 0 training can start, 2 it cannot or the settings are wrong."""
+    """Exit codes: 0 training can start, 2 the settings are wrong for any nodes, 69 it cannot start on these."""
     slurm.join_step()
     try:
         config = settings.load(None, given.settings)
@@ -31,20 +33,20 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
             raise settings.ConfigError("\n".join(wrong))
     except settings.ConfigError as error:
         print(f"tempo doctor: {error}", file=sys.stderr)
-        return _BAD
+        return _BAD_INPUT
     if not torchrun.is_rank():
         return local.launch(arguments, config.parallel.processes_per_node)
     place = Place.here()
     if given.nodes_file and place.rank == 0:
         given.nodes_file.unlink(missing_ok=True)
     try:
-        report, may_start = examine(config, place, measure=True)
+        report, code = examine(config, place, measure=True)
     except MeetingError as error:
         print(f"tempo doctor: rank {place.rank} on {place.node}: {error}", file=sys.stderr)
-        return _BAD
+        return _BAD_NODES
     if report:
         _write(report, config, given.json, given.nodes_file)
-    return 0 if may_start else _BAD
+    return code
 
 
 def _write(report: Report, config: Config, json_file: Path | None, nodes_file: Path | None) -> None:
@@ -56,46 +58,48 @@ def _write(report: Report, config: Config, json_file: Path | None, nodes_file: P
         write(nodes_file, "".join(f"{node}\n" for node in use))
 
 
-def before_training(config: Config) -> bool:
-    """Whether this run's ranks may go on: every check but the measurement of bandwidth, in a second or two.
+def before_training(config: Config) -> int:
+    """The exit code of this run's ranks, 0 if they may go on. Every check but bandwidth's, in a second or two.
 
     A bad node cannot be left out of a step that has started, so that it ends the run unless `preflight.bad_nodes` is
     report. What is not good is printed by the first rank. A single process on a CPU has nothing to check.
     """
     place = Place.here()
     if not config.preflight.enabled or (place.world_size == 1 and config.model.precision is settings.Precision.fp32):
-        return True
+        return 0
     try:
-        report, may_start = examine(config, place, measure=False)
+        report, code = examine(config, place, measure=False)
     except MeetingError as error:
         print(f"tempo: rank {place.rank} on {place.node}: {error}", file=sys.stderr)
-        return False
+        return _BAD_NODES
     if report and not report.is_spotless:
         print(report.table(config), file=sys.stderr, flush=True)
-    return may_start
+    return code
 
 
-def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | None, bool]:
-    """The report, on the first rank, and on all ranks whether training may start. Collective; raises MeetingError.
+def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | None, int]:
+    """The report, on the first rank, and on all ranks the exit code. Collective; raises MeetingError.
 
     With `measure`, nodes that are left out do not stand in the way; without it, training starts on all or not at all.
     """
-    seconds = config.preflight.time_limit_seconds
-    with _hard_limit(2 * seconds + 20):
-        meeting = Meeting(place, tasks(config, place), seconds)
+    limits = config.preflight
+    meeting = Meeting(place, tasks(config, place), limits.presence_seconds, limits.time_limit_seconds)
+    meeting.wait_for_all()
+    with _hard_limit(limits.time_limit_seconds + 30):
         if place.rank:
-            return None, bool(meeting.follow())
+            return None, int(meeting.follow())
         report = Conductor(meeting, config, _awaited()).examine(measure=measure)
         use = report.nodes_to_use(config)
         may_start = bool(use) and (measure or len(use) == len(report.ranks))
-        meeting.end(meeting.came(), may_start, seconds=5)
-        return report, may_start
+        code = 0 if may_start else _BAD_NODES if report.others_may_do else _BAD_INPUT
+        meeting.end(meeting.came(), code, seconds=5)
+        return report, code
 
 
 def _awaited() -> list[str]:
     try:
         return slurm.step_nodes()
-    except (OSError, subprocess.CalledProcessError):  # a container without scontrol: ranks have numbers still
+    except (OSError, subprocess.CalledProcessError):  # in an image, started by hand: ranks have numbers still
         return []
 
 

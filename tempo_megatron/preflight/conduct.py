@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from tempo_megatron.config import Config
-from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
+from tempo_megatron.config import Config, PreflightConfig
+from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, room
 from tempo_megatron.preflight.bandwidth import Group, Measured
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict, node_facts
 from tempo_megatron.preflight.gather import gather
 from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
-from tempo_megatron.preflight.report import Report
+from tempo_megatron.preflight.report import Report, enough_for_layout
 
-_SHARE_TO_COME = 1 / 3
-"""of the time limit, for all ranks to come and to describe their nodes, where bandwidth is measured after it"""
+_SHARE_FOR_FACTS = 1 / 3
+"""of the time limit, for all ranks to describe their nodes, where bandwidth is measured after it"""
 _EXCHANGE_SECONDS = 10
 _CLOCK_ROUNDS = 3
 _LEAST_SECONDS = 5
@@ -50,28 +50,36 @@ class Conductor:
 
     def examine(self, *, measure: bool) -> Report:
         """Every check; bandwidth, which takes most of the time, only where `measure` asks for it."""
-        facts = self._introductions(self._left() * (_SHARE_TO_COME if measure else 1))
+        facts = self._introductions(self._left() * (_SHARE_FOR_FACTS if measure else 1))
         self._findings += [*device_checks.check(facts, self._config), *node_checks.check(facts, self._config)]
+        ranks = self._ranks()
+        nodes = enough_for_layout([node for node in ranks if ranks[node]], ranks, self._config)
+        self._findings += room.memory(facts, self._config, len(nodes))
         self._clocks()
         if self._config.run_dir:
             self._files()
         if measure:
-            self._bandwidth()
+            # What gloo is given to do is too little for nodes to be compared by.
+            on_gpus = device_checks.on_gpus(facts, self._config)
+            self._bandwidth(self._config.preflight.bandwidth_share_of_median if on_gpus else 0.0)
+        seconds = time.monotonic() - self._begun
+        return Report(self._ranks(), self._findings, facts, seconds)
+
+    def _ranks(self) -> dict[str, int]:
+        """How many ranks came from each node, those that are missed included."""
         came = list(self._nodes.values())
         complete = len(came) == self._meeting.place.world_size
-        names = list(dict.fromkeys([*came, *([] if complete else self._awaited)]))
-        seconds = time.monotonic() - self._begun
-        return Report({node: came.count(node) for node in names}, self._findings, facts, seconds)
+        return {node: came.count(node) for node in [*came, *([] if complete else self._awaited)]}
 
     def _left(self) -> float:
         return self._config.preflight.time_limit_seconds - (time.monotonic() - self._begun)
 
     def _introductions(self, seconds: float) -> Facts:
-        everyone = range(self._meeting.place.world_size)
-        answers = self._meeting.ask("facts", everyone, seconds)
         came = self._meeting.came()
-        self._findings += absent(answers, came, len(everyone), self._awaited, seconds)
-        self._nodes = {rank: came[rank] for rank in sorted(came)}
+        answers = self._meeting.ask("facts", came, seconds)
+        self._findings += absent(came, self._meeting.place.world_size, self._awaited, self._config.preflight)
+        self._findings += silent(answers, came, seconds)
+        self._nodes = came
         self._speakers = {rank: came[rank] for rank, said in answers.given.items() if said is not None}
         return {node: node_facts(answers.given[rank]) for rank, node in self._speakers.items()}
 
@@ -102,12 +110,12 @@ class Conductor:
         failed |= {self._speakers[rank]: f"no answer within {_EXCHANGE_SECONDS} s" for rank in answers.absent}
         self._findings += exchange.files(said, failed, {node for node in said if exchanged.sees(node)})
         self._ask_speakers("remove files", task)
-        self._findings.append(exchange.disk(exchanged.directory, self._config.preflight.free_disk_gib))
+        self._findings.append(room.disk(exchanged.directory, self._config, self._meeting.place.world_size))
 
     def _ask_speakers(self, name: str, arguments: Mapping[str, Any]) -> Answers:
         return self._meeting.ask(name, self._speakers, max(1.0, min(_EXCHANGE_SECONDS, self._left())), arguments)
 
-    def _bandwidth(self) -> None:
+    def _bandwidth(self, share: float) -> None:
         """Over nodes that are good so far: one that is bad would hold up the others."""
         limits = self._config.preflight
         ranks: dict[str, list[int]] = {}
@@ -116,13 +124,14 @@ class Conductor:
         good = self._good(ranks)
         alone = [(node,) for node in good if len(ranks[node]) > 1]
         to_come = len(bandwidth.ring(good)) + (len(good) > 2)
-        self._findings += bandwidth.within(self._measure(alone, ranks, to_come), limits.bandwidth_within_gb_per_second)
+        measured = self._measure(alone, ranks, to_come)
+        self._findings += bandwidth.within(measured, limits.bandwidth_within_gb_per_second, share)
         good = self._good(ranks)
         rounds = bandwidth.ring(good)
         pairs: list[Measured] = []
         for at, round_ in enumerate(rounds, start=1):
             pairs += self._measure(round_, ranks, len(rounds) - at + (len(good) > 2))
-        self._findings += bandwidth.across(pairs, limits.bandwidth_across_gb_per_second)
+        self._findings += bandwidth.across(pairs, limits.bandwidth_across_gb_per_second, share)
         good = self._good(ranks)
         if len(good) > 2:
             self._findings += [bandwidth.together(made) for made in self._measure([tuple(good)], ranks, 0)]
@@ -148,11 +157,9 @@ class Conductor:
         return bandwidth.collected(members, answers.given, answers.failed)
 
 
-def absent(
-    answers: Answers, came: Mapping[int, str], ranks: int, awaited: Sequence[str], seconds: float
-) -> list[Finding]:
-    """Findings about nodes and ranks that did not come, or came and did not describe themselves."""
-    limit = f"within {seconds:.0f} s"
+def absent(came: Mapping[int, str], ranks: int, awaited: Sequence[str], limits: PreflightConfig) -> list[Finding]:
+    """Findings about nodes and ranks that did not come."""
+    limit = f"within preflight.presence_seconds, {limits.presence_seconds:g} s"
     missing = [rank for rank in range(ranks) if rank not in came]
     # A step's node may hold no rank of this run, and is not missed while all ranks are there.
     never = [node for node in awaited if missing and node not in came.values()]
@@ -166,10 +173,13 @@ def absent(
         listed = ", ".join(map(str, missing))
         hint = f"; ranks beside them are on {', '.join(sorted(near))}" if near else ""
         found.append(Finding("presence", "", Verdict.bad, f"ranks {listed} never came {limit}{hint}", "see their logs"))
-    for rank in answers.absent:
-        if rank in came:
-            said = f"rank {rank} came and did not describe the node {limit}"
-            found.append(Finding("presence", came[rank], Verdict.bad, said, "a stuck driver or file system: reboot it"))
-    for rank, error in answers.failed.items():
-        found.append(Finding("presence", came[rank], Verdict.bad, f"rank {rank}: {error}", "see its log"))
     return found
+
+
+def silent(answers: Answers, came: Mapping[int, str], seconds: float) -> Iterator[Finding]:
+    """Findings about ranks that came and did not describe their nodes."""
+    for rank in answers.absent:
+        said = f"rank {rank} came and did not describe the node within {seconds:.0f} s"
+        yield Finding("presence", came[rank], Verdict.bad, said, "a stuck driver or file system: reboot it")
+    for rank, error in answers.failed.items():
+        yield Finding("presence", came[rank], Verdict.bad, f"rank {rank}: {error}", "see its log")

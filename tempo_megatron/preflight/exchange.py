@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tempo_megatron.preflight.facts import Finding, Verdict
-
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -119,17 +116,3 @@ def files(
             yield Finding("shared directory", node, Verdict.bad, found, remedy)
         else:
             yield Finding("shared directory", node, Verdict.good, f"{where} is the same")
-
-
-def disk(directory: Path, limit: float) -> Finding:
-    """The finding about free space, in GiB, where the run writes."""
-    free = shutil.disk_usage(directory).free / _GIB
-    if free < limit:
-        return Finding(
-            "free disk",
-            "",
-            Verdict.bad,
-            f"{free:.1f} GiB free in {directory}, preflight.free_disk_gib is {limit:g}",
-            "free some, or choose another run_dir",
-        )
-    return Finding("free disk", "", Verdict.good, f"{free:.0f} GiB free in {directory}")

@@ -10,8 +10,9 @@ from tempo_megatron.config import PreflightConfig
 
 def problems(config: PreflightConfig) -> Iterator[str]:
     """What is wrong with the settings, one line each."""
-    if config.time_limit_seconds < 1:
-        yield f"preflight.time_limit_seconds: at least 1, got {config.time_limit_seconds}"
+    for name in ("presence_seconds", "time_limit_seconds"):
+        if (seconds := getattr(config, name)) < 1:
+            yield f"preflight.{name}: at least 1, got {seconds}"
     for field in fields(config):
         value = getattr(config, field.name)
         if isinstance(value, float) and value < 0:

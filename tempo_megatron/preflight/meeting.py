@@ -5,11 +5,12 @@ No process group is made, so that a rank that is missing or stuck holds nobody u
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -71,11 +72,14 @@ class Answers:
 
 
 class Meeting:
-    """One rank's part. Raises MeetingError when the first rank cannot be reached within `seconds`."""
+    """One rank's part. Raises MeetingError when the first rank cannot be reached within `to_come` seconds.
 
-    def __init__(self, place: Place, tasks: Tasks, seconds: float) -> None:
-        self.place, self._tasks, self._numbers = place, tasks, count()
-        self._store = PrefixStore("preflight", connect(place, seconds))
+    Ranks may come that much later than most; then the first one has `seconds` for what it asks.
+    """
+
+    def __init__(self, place: Place, tasks: Tasks, to_come: float, seconds: float) -> None:
+        self.place, self._tasks, self._to_come, self._numbers = place, tasks, to_come, count()
+        self._store = PrefixStore("preflight", connect(place, to_come))
         # The first rank decides when the time is over: others wait a little longer for its word.
         self._store.set_timeout(timedelta(seconds=seconds + 10))
         self._store.set(f"came/{place.rank}", place.node)
@@ -84,6 +88,19 @@ class Meeting:
         """Rank: node, of all who have come so far."""
         ranks = [rank for rank in range(self.place.world_size) if self._store.check([f"came/{rank}"])]
         return {rank: self._store.get(f"came/{rank}").decode() for rank in ranks}
+
+    def wait_for_all(self) -> None:
+        """Until the first rank has seen everyone come, or `to_come` seconds have gone since most did; since now, where
+        most never do. Raises MeetingError on another rank that does not hear of it."""
+        if self.place.rank:
+            with self._hearing():
+                self._store.wait(["task/0"], timedelta(seconds=2 * self._to_come + 10))
+            return
+        ranks, since, most_came = self.place.world_size, time.monotonic(), False
+        while (came := len(self.came())) < ranks and time.monotonic() < since + self._to_come:
+            if 2 * came > ranks and not most_came:
+                since, most_came = time.monotonic(), True
+            time.sleep(_POLL_SECONDS)
 
     def ask(self, name: str, ranks: Collection[int], seconds: float, arguments: Mapping[str, Any] = _NONE) -> Answers:
         """On the first rank: have `ranks` do a task, and wait at most `seconds` for what they say."""
@@ -119,7 +136,7 @@ class Meeting:
 
         Raises MeetingError when it ends otherwise or is not heard of within the limit.
         """
-        try:
+        with self._hearing():
             while True:
                 number = next(self._numbers)
                 task = json.loads(self._store.get(f"task/{number}"))
@@ -128,6 +145,11 @@ class Meeting:
                     return task["arguments"]["outcome"]
                 if self.place.rank in task["ranks"]:
                     self._do(number, task["name"], task["arguments"])
+
+    @contextlib.contextmanager
+    def _hearing(self) -> Iterator[None]:
+        try:
+            yield
         except DistError as error:
             reason = str(error).splitlines()[0]
             raise MeetingError(f"rank 0 at {self.place.host} gave no verdict: {reason}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import BadNodes, Config
+from tempo_megatron.preflight import room
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict
 
 
@@ -31,6 +32,11 @@ class Report:
     @property
     def is_good(self) -> bool:
         return all(finding.verdict is not Verdict.bad for finding in self.findings)
+
+    @property
+    def others_may_do(self) -> bool:
+        """Whether nothing is wrong that other nodes would have too."""
+        return all(finding.verdict is not Verdict.bad or finding.check not in room.CHECKS for finding in self.findings)
 
     @property
     def is_spotless(self) -> bool:

@@ -24,14 +24,32 @@ _KEY = "tempo/interrupted"
 _LEAST_LEAD_SECONDS = 60.0
 _UNMEASURED_SAVES_SECONDS = 540.0
 """of two saves, before one was measured: with the minute above, the warning that Slurm is asked for"""
+_heard: list[str] = []
+"""signals that this process had while it was `listening`: handlers are a process's own, and are there before a run"""
 
 
 class Interrupted(Exception):
     """The run was asked to stop and stands where it can be saved."""
 
 
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """SIGUSR1 and SIGTERM are noted rather than obeyed, for each `Interruption` of this process. Main thread alone."""
+    before = {number: signal.signal(number, _note) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _heard.clear()
+
+
+def _note(number: int, _: Any) -> None:
+    _heard.append(signal.Signals(number).name)
+
+
 class Interruption:
-    """Hears SIGUSR1 and SIGTERM while `listening`, and knows the deadline.
+    """Knows the signals that were heard while `listening`, and the deadline.
 
     A rank that hears anything tells the others through the process group's store. `asked` may differ between ranks for
     a moment; what all must do alike asks `agreed`.
@@ -60,21 +78,10 @@ class Interruption:
         needed = (2 * save_seconds or _UNMEASURED_SAVES_SECONDS) + _LEAST_LEAD_SECONDS + stretch_seconds
         self.lead_seconds = min(needed, self._most_seconds)
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Signals are noted rather than obeyed. Main thread alone."""
-        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, _: Any) -> None:
-        self._reason = signal.Signals(number).name
-
     def asked(self) -> bool:
         """Whether this rank, or one that has told it, was asked to stop. Not collective."""
+        if not self._reason and _heard:
+            self._reason = _heard[0]
         if not self._reason and self._deadline is not None and time.time() > self._deadline - self.lead_seconds:
             self._reason = "the deadline"
         if self._store is not None and not self._told:

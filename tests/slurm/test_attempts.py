@@ -65,7 +65,7 @@ def test_slurm_takes_every_script_as_it_is(cluster: Cluster) -> None:
 def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """Slurm's warning goes to the batch shell: all ranks must hear it, and the job be started again, in a directory of
     logs of its own, until the run is finished; a finished run is not started again."""
-    ranks = f'{SAVES}\necho "deadline $TEMPO_DEADLINE, first node $MASTER_ADDR"\n'
+    ranks = f'{SAVES}\necho "deadline $TEMPO_DEADLINE, nodes $TEMPO_NODES"\n'
     ranks += '[ "$SLURM_RESTART_COUNT" = 1 ] || while :; do sleep 0.1; done'
     job = Submission(cluster, tmp_path, ranks)
     job.wait_for_ranks("deadline")
@@ -76,7 +76,7 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
     assert "interrupted and saved" in job.output.read_text()
     assert list(job.logs(0)) == [f"rank-{rank:03}.log" for rank in range(4)]
     assert all("saved" in log for log in job.logs(0).values())
-    assert all("first node node1" in log and "loop.iterations=3" in log for log in job.logs(1).values())
+    assert all("nodes node1 node2" in log and "loop.iterations=3" in log for log in job.logs(1).values())
     assert (job.run / "logs" / "latest").resolve().name == "attempt-1"
     started = datetime.datetime.fromisoformat(cluster.job(job.number)["StartTime"])
     assert f"deadline {int(started.timestamp()) + 30 * 60}," in job.logs(1)["rank-000.log"]
@@ -90,7 +90,7 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
 def test_bad_nodes_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
     """Where the job asks for it, the ranks start on the nodes that `tempo doctor` wrote down, and on no others."""
     doctor = 'while [ $# -gt 1 ]; do [ "$1" != --nodes-file ] || echo node2 > "$2"; shift; done; exit 0'
-    ranks = f'if [ "$3" = doctor ]; then {doctor}; fi\necho "$SLURMD_NODENAME of $SLURM_STEP_NUM_TASKS, $MASTER_ADDR"'
+    ranks = f'if [ "$3" = doctor ]; then {doctor}; fi\necho "$SLURMD_NODENAME of $SLURM_STEP_NUM_TASKS, $TEMPO_NODES"'
     job = Submission(cluster, tmp_path, ranks, TEMPO_DOCTOR="yes")
     assert job.wait() == "COMPLETED"
     assert [log.splitlines()[-1] for log in job.logs(0).values()] == ["node2 of 2, node2"] * 2
@@ -123,8 +123,11 @@ def test_a_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> No
 
 
 def test_restarts_have_an_end(cluster: Cluster, tmp_path: Path) -> None:
-    """A run that is interrupted whenever it starts is given up after TEMPO_MAX_RESTARTS."""
-    job = Submission(cluster, tmp_path, "exit 75", TEMPO_MAX_RESTARTS=0)
+    """A run that is preempted whenever it starts, before its ranks listen for signals (Slurm tells them alone, not the
+    script), is begun again, and given up after TEMPO_MAX_RESTARTS."""
+    job = Submission(cluster, tmp_path, "echo on; exec sleep 600", TEMPO_MAX_RESTARTS=0)
+    job.wait_for_ranks("on")
+    cluster.run("scancel", "--signal=TERM", job.number)
     assert job.wait() == "FAILED"
     assert cluster.restarts(job.number) == 1 and not job.logs(1)
     assert "no more" in job.output.read_text()

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tempo_megatron.config import BadNodes, Config, Precision
-from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks
+from tempo_megatron import cli, planning, validate
+from tempo_megatron.config import BadNodes, Config, Precision, PreflightConfig, load
+from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, room
 from tempo_megatron.preflight.bandwidth import Measured
-from tempo_megatron.preflight.command import before_training
-from tempo_megatron.preflight.conduct import absent
+from tempo_megatron.preflight.command import before_training, examine
+from tempo_megatron.preflight.conduct import absent, silent
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, Verdict
 from tempo_megatron.preflight.gpus import parse, read_gpus
 from tempo_megatron.preflight.limits import problems
-from tempo_megatron.preflight.meeting import Answers, MeetingError, Place, connect
+from tempo_megatron.preflight.meeting import Answers, Meeting, MeetingError, Place, connect
 from tempo_megatron.preflight.report import Report
+from tests.conftest import ROOT
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
 GOOD = NodeFacts(
@@ -214,7 +220,52 @@ def test_a_directory_is_shared_when_both_sides_see(tmp_path: Path) -> None:
     for name in ("n1", "n2"):
         first.remove(name)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
-    assert exchange.disk(tmp_path, 1e9).verdict is Verdict.bad
+
+
+def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 14B one takes some 375 GiB, and a run holds four at a time; those that it has already need no room again."""
+    free = 1600.0
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda directory: SimpleNamespace(free=free * 2**30))
+    of = config()
+    of.run_dir, of.model.hf_path, of.checkpoint.keep = str(tmp_path), "models/Qwen3-14B-Base", 2
+    size = planning.checkpoint_gib(of, gpus=16)
+    assert 350 < size < 400
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+    free = 1200.0
+    short = room.disk(tmp_path, of, 16)
+    assert short.verdict is Verdict.bad and f"4 checkpoints take {4 * size:,.1f}, 0.0 of them there" in short.found
+    weights = tmp_path / "checkpoints" / "iteration-000001" / "weights"
+    weights.parent.mkdir(parents=True)
+    with weights.open("wb") as file:
+        file.truncate(int(size * 2**30))  # a hole
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+    of.preflight.free_disk_gib = 100.0
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.bad
+    of.model.hf_path, free = "models/not-known", 100.5
+    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+
+
+def test_no_other_nodes_are_asked_for_what_none_has(tmp_path: Path) -> None:
+    """A disk that is full is full on any nodes: the exit code is that of a recipe that is wrong."""
+    of = config()
+    of.model.precision, of.run_dir, of.preflight.free_disk_gib = Precision.fp32, str(tmp_path), 1e9
+    _, code = examine(of, Place(0, 0, 1, "localhost", free_port(), False, "n0"), measure=False)
+    assert code == 2
+
+
+def test_a_recipe_that_cannot_fit_is_wrong_on_any_nodes() -> None:
+    """`tempo plan`'s figures for the GPUs that are there, before models are built: no other nodes are asked for.
+    What is not known, the model or the GPUs, is not judged."""
+    of = load(ROOT / "recipes" / "qwen3_14b_math.yaml")
+    facts = {"n1": GOOD, "n2": replace(GOOD, gpus=gpus(total_gib=39.6))}
+    assert [made.verdict for made in room.memory({"n1": GOOD}, of, 1)] == [Verdict.good]
+    small = list(room.memory(facts, of, 2))
+    assert wrong(small) == [("", "memory", "bad")] * len(small) and "of a GPU's 39.6" in small[0].found
+    assert not Report({}, small, {}, 1.0).others_may_do
+    assert report({"n1": "7 GPUs"}).others_may_do
+    assert list(room.memory({"n1": replace(GOOD, gpus=[])}, of, 1)) == []
+    of.model.hf_path = "models/not-known"
+    assert list(room.memory(facts, of, 2)) == []
 
 
 @pytest.mark.parametrize("nodes", range(2, 8))
@@ -236,9 +287,23 @@ def test_the_bad_node_of_a_ring_is_told_from_its_neighbours() -> None:
     pairs = [pair for pairs in bandwidth.ring(names) for pair in pairs]
     failed = [Measured(pair, 0.0, "rank 2: timeout") if "n2" in pair else Measured(pair, 40.0) for pair in pairs]
     slow = [Measured(pair, 3.0 if "n2" in pair else 40.0) for pair in pairs]
-    assert wrong(bandwidth.across(failed, 0.0)) == [("n2", "all-reduce across", "bad")]
-    assert wrong(bandwidth.across(slow, 10.0)) == [("n2", "all-reduce across", "bad")]
-    assert wrong(bandwidth.across(slow, 0.0)) == []
+    assert wrong(bandwidth.across(failed, 0.0, 0.0)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(slow, 10.0, 0.0)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(slow, 0.0, 0.0)) == []
+
+
+def test_a_node_that_is_slower_than_the_others_is_bad() -> None:
+    """Nobody has to know what a link should give; of two nodes neither is the slow one."""
+    names = [f"n{at}" for at in range(4)]
+    pairs = [Measured(pair, 27.0 if "n2" in pair else 40.0) for pairs in bandwidth.ring(names) for pair in pairs]
+    assert wrong(bandwidth.across(pairs, 0.0, 0.7)) == [("n2", "all-reduce across", "bad")]
+    assert wrong(bandwidth.across(pairs, 0.0, 0.6)) == []
+    alone = [Measured((name,), 270.0 if name == "n1" else 400.0) for name in names[:3]]
+    (slow,) = [made for made in bandwidth.within(alone, 0.0, 0.7) if made.verdict is Verdict.bad]
+    assert slow.node == "n1" and "the nodes' median is 400" in slow.found
+    assert wrong(bandwidth.within(alone[:2], 0.0, 0.7)) == []
+    failed = [Measured(("n0",), 0.0, "no answer"), *alone[1:]]
+    assert wrong(bandwidth.within(failed, 0.0, 0.7)) == [("n0", "all-reduce within", "bad")]
 
 
 def test_a_group_is_as_fast_as_its_slowest_rank_and_fails_with_any() -> None:
@@ -250,15 +315,46 @@ def test_a_group_is_as_fast_as_its_slowest_rank_and_fails_with_any() -> None:
 
 def test_who_never_came_is_named() -> None:
     """By node where Slurm's list is known, otherwise by rank, beside those that came; a stuck node by its rank."""
-    came = {0: "n1", 1: "n1", 4: "n3", 5: "n3"}
-    answers = Answers(given={0: {}, 1: None, 4: {}}, absent=[2, 3, 5])
-    named = absent(answers, came, 6, ["n1", "n2", "n3"], 30)
-    assert [(made.node, made.check) for made in named] == [("n2", "presence"), ("n3", "presence")]
-    assert named[0].found == "never came within 30 s"
-    assert "rank 5 came and did not describe" in named[1].found
-    numbered = absent(answers, came, 6, [], 30)[0]
-    assert numbered.found == "ranks 2, 3 never came within 30 s; ranks beside them are on n1, n3"
-    assert absent(Answers(), {0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], 30) == []  # n3 has no rank of this run
+    came, limits = {0: "n1", 1: "n1", 4: "n3", 5: "n3"}, PreflightConfig(presence_seconds=30)
+    (named,) = absent(came, 6, ["n1", "n2", "n3"], limits)
+    assert (named.node, named.check) == ("n2", "presence")
+    assert named.found == "never came within preflight.presence_seconds, 30 s"
+    (numbered,) = absent(came, 6, [], limits)
+    assert numbered.found.startswith("ranks 2, 3 never came") and "ranks beside them are on n1, n3" in numbered.found
+    assert absent({0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], limits) == []  # n3 has no rank of this run
+    (stuck,) = silent(Answers(given={0: {}, 1: None, 4: {}}, absent=[5]), came, 20)
+    assert stuck.node == "n3" and "rank 5 came and did not describe the node within 20 s" in stuck.found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def test_ranks_may_come_late_as_long_as_it_is_not_long_after_most() -> None:
+    """Healthy nodes read their imports from a cold file system at different speeds: the wait counts from when most have
+    come."""
+    port = free_port()
+    to_come, came_after, met = 1.5, {1: 1.0, 2: 1.9}, []
+
+    def meet(rank: int) -> None:
+        time.sleep(came_after.get(rank, 0))
+        place = Place(rank, 0, 3, "localhost", port, False, f"n{rank}")
+        meeting = Meeting(place, {}, to_come, seconds=1)
+        meeting.wait_for_all()
+        if rank:
+            met.append(meeting.follow())
+        else:
+            meeting.end(meeting.came(), sorted(meeting.came()), seconds=5)
+
+    ranks = [threading.Thread(target=meet, args=(rank,)) for rank in range(3)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join(20)
+    assert met == [[0, 1, 2]] * 2
 
 
 def report(bad: dict[str, str], nodes: int = 4) -> Report:
@@ -309,11 +405,26 @@ def test_training_does_not_start_alone(monkeypatch: pytest.MonkeyPatch, capsys: 
     for name, value in {**place, "SLURMD_NODENAME": "n7"}.items():
         monkeypatch.setenv(name, value)
     of = config()
-    of.preflight.time_limit_seconds = 0.3
-    assert not before_training(of)
+    of.preflight.presence_seconds = 0.3
+    assert before_training(of) == 69
     assert "rank 1 on n7: rank 0 cannot be reached at localhost:9" in capsys.readouterr().err
     of.preflight.enabled = False
-    assert before_training(of)
+    assert before_training(of) == 0
+
+
+def test_nodes_that_cannot_train_have_an_exit_code_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch script may ask Slurm for other nodes; a recipe that is wrong stays wrong."""
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(validate, "problems", lambda config: [])
+    (tmp_path / "recipe.yaml").touch()
+    for command in ("train", "doctor"):
+        given = [command, str(tmp_path / "recipe.yaml"), "preflight.presence_seconds=1"]
+        assert cli.main(given) == 69
+        assert cli.main([*given, "preflight.no_such=1"]) == 2
 
 
 @pytest.mark.parametrize(

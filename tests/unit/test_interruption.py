@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron import course
+from tempo_megatron import course, loop
+from tempo_megatron.config import Config
 from tempo_megatron.course import Course
-from tempo_megatron.supervision.interruption import Interruption
+from tempo_megatron.supervision.interruption import Interrupted, Interruption, listening
 
 
 class Store(dict):
@@ -30,17 +31,38 @@ class Store(dict):
 
 
 def test_a_signal_to_one_rank_reaches_the_others_and_ends_nothing() -> None:
-    """SIGUSR1 and SIGTERM are noted while the run listens; afterwards they mean what they meant before."""
+    """SIGUSR1 and SIGTERM are noted while this process listens, by runs that begin later too; afterwards they mean what
+    they meant before."""
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGUSR1, signal.SIGTERM):
         store = Store()
-        one, other = Interruption(store), Interruption(store)
-        with one.listening():
-            assert not one.asked() and not other.asked()
+        before_it, other = Interruption(store), Interruption(store)
+        with listening():
+            assert not before_it.asked()
             os.kill(os.getpid(), number)
-            assert one.asked()
+            assert before_it.asked() and Interruption().asked()
+        assert not Interruption().asked()
         assert other.asked() and store["tempo/interrupted"].decode() == number.name
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preemption may come in the minutes before the first iteration: the run ends there as one that has saved."""
+    said = []
+
+    class Building:
+        def __init__(self, config: Config, watched: bool) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self.course = SimpleNamespace(in_stages=True)
+            self.watchdog = SimpleNamespace(stop=lambda: None)
+            self.save_interrupted = said.append
+
+    def start(run: Building) -> None:
+        raise Interrupted(Interruption().agreed())
+
+    monkeypatch.setattr(loop, "Run", Building)
+    monkeypatch.setattr(loop, "start", start)
+    assert not loop.train(Config()) and said == ["SIGTERM"]
 
 
 def test_the_deadline_leaves_room_for_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

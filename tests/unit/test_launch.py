@@ -51,7 +51,8 @@ def test_what_torchrun_said_is_kept() -> None:
 
 
 def test_a_task_in_an_image_needs_no_slurm_programs() -> None:
-    """A container has no scontrol: the batch script outside says where the first node is."""
-    environment = {**STEP, "MASTER_ADDR": "node3", "PATH": "/nowhere"}
+    """A container has no scontrol: the batch script outside names the nodes."""
+    environment = {**STEP, "TEMPO_NODES": "node3 node4", "PATH": "/nowhere"}
     slurm.join_step(environment)
     assert environment["MASTER_ADDR"] == "node3" and environment["RANK"] == "3"
+    assert slurm.step_nodes(environment) == ["node3", "node4"]

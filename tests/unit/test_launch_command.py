@@ -28,6 +28,13 @@ def test_what_cannot_fit_is_refused(recipe: Path, capsys: pytest.CaptureFixture[
     assert "GiB" in capsys.readouterr().err
 
 
+def test_an_image_is_not_given_the_whole_file_system(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run_dir of which nothing is there would be mounted as what it will be in, here /, over the image's own."""
+    given = ["launch", str(recipe), "--executor", "slurm", "--dry-run", "run_dir=/no-such-mount/runs/x"]
+    assert cli.main([*given, "--container", "image.sqsh"]) == 2
+    assert "/no-such-mount/runs/x: nothing of this path is here" in capsys.readouterr().err
+
+
 def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--dry-run shows every job as it would be submitted, and leaves nothing behind."""
     before = set(nemo_home.rglob("*.sh"))  # other tests submit from the same place
@@ -54,6 +61,8 @@ REQUEUED = [
     (0, "RUNNING", 0, False),
     (1, "RUNNING", 0, False),
     (70, "RUNNING", 0, False),
+    (69, "RUNNING", 2, True),
+    (69, "RUNNING", 3, False),
     (75, "CANCELLED", 0, False),
     (75, "RUNNING", 50, False),
 ]
@@ -64,17 +73,22 @@ REQUEUED = [
 def test_a_job_is_requeued_after_an_interruption_alone(
     code: int, state: str, restarts: int, expected: bool, tmp_path: Path, nemo_home: Path
 ) -> None:
-    """As the scripts of slurm/ do it: failures, hangs and cancelled jobs stay as they are, and restarts have an end."""
+    """As the scripts of slurm/ do it: failures, hangs and cancelled jobs stay as they are, and restarts have an end,
+    early where it is the nodes. Ranks are told their nodes."""
     from tempo_megatron.launch.nemo import _SETUP
 
     (tmp_path / "squeue").write_text(f'#!/bin/sh\n[ "$5" = %e ] || echo {state}\n')
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     for program in ("squeue", "scontrol"):
         (tmp_path / program).chmod(0o755)
-    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "head_node": "node1"}
+    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
     environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    made = subprocess.run(["bash", "-c", f"{_SETUP}\nexit {code}"], env=environment, timeout=30)
-    assert made.returncode == code
+    template = "nodes=(node1 node2)"  # NeMo-Run's, before these lines
+    ranks = f'bash -c "echo \\$TEMPO_NODES; exit {code}"'
+    made = subprocess.run(
+        ["bash", "-c", f"{template}\n{_SETUP}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=30
+    )
+    assert made.returncode == code and made.stdout.startswith(b"node1 node2\n")
     asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
     assert asked == ("requeue 7\n" if expected else "")
 

@@ -3,36 +3,71 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tempo_megatron import planning
-from tempo_megatron.config import load
+from tempo_megatron.config import PreflightConfig, load
 from tests.conftest import ROOT
 
 SCRIPTS = {"tempo_14b.sh": "qwen3_14b", "tempo_8b.sh": "qwen3_8b", "tempo_olmo3_7b.sh": "olmo3_7b"}
 
 
-def commands(script: str, directory: Path, *settings: str, **environment: str) -> list[str]:
-    """The lines that a job's `srun` is called with."""
-    summary = 'for word; do [[ $word != run_dir=* ]] || touch "${word#run_dir=}/summary.json"; done'
-    srun = f'echo "$@" >> {directory}/called; {summary}'
-    for name, text in {"srun": srun, "squeue": "echo", "scontrol": "echo node1"}.items():
+FINISHES = 'for word; do [[ $word != run_dir=* ]] || touch "${word#run_dir=}/summary.json"; done'
+DOCTOR = 'for word; do [ "$last" = --nodes-file ] && echo node1 > "$word"; last=$word; done'
+TABLE = """for word; do [[ $word = --output=* ]] && log=${word#--output=}; done
+echo "n2 is bad" > "${log/'%3t'/000}\""""
+STOPPED = [
+    ("node2: tasks 2-3: Terminated", 143, True, ""),
+    ("node2: tasks 2-3: Terminated", 143, True, "yes"),
+    ("node1: task 0: User defined signal 1", 138, True, ""),
+    ("node1: task 0: Exited with exit code 143", 143, True, ""),
+    ("node1: task 0: Exited with exit code 138", 138, True, ""),
+    ("node1: task 1: Exited with exit code 1\nsrun: error: node1: tasks 0,2-3: Terminated", 143, False, ""),
+    ("node1: task 3: Killed", 137, False, ""),
+]
+"""what srun says, its exit code, whether the job is requeued, whether it is the doctor's"""
+
+
+def submit(script: str, directory: Path, srun: str, *settings: str, **environment: str) -> tuple[int, str]:
+    """A job whose `srun` runs these lines of bash; its exit code and what it said. All of its nodes answer."""
+    nodes_answer = '[ "${*: -1}" != true ] || exit 0'
+    programs = {
+        "srun": f'{nodes_answer}\necho "$@" >> {directory}/called\n{srun}',
+        "squeue": '[ "$5" = %e ] || echo RUNNING',
+        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" >> {directory}/asked',
+    }
+    for name, text in programs.items():
         program = directory / name
         program.write_text(f"#!/bin/bash\n{text}\n")
         program.chmod(0o755)
     job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "tempo", "SLURM_NTASKS": "8"}
     job |= {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "TEMPO_OUTPUT": str(directory / "runs")}
-    subprocess.run(
+    done = subprocess.run(
         ["bash", ROOT / "slurm" / script, *settings],
         env={**os.environ, **job, **environment, "PATH": f"{directory}:{os.environ['PATH']}"},
-        check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         timeout=30,
     )
+    return done.returncode, done.stdout
+
+
+def commands(script: str, directory: Path, *settings: str, **environment: str) -> list[str]:
+    """The lines that the `srun` of a job that succeeds is called with."""
+    code, said = submit(script, directory, f"{DOCTOR}\n{FINISHES}", *settings, **environment)
+    assert code == 0, said
     return (directory / "called").read_text().splitlines()
+
+
+def requeues(directory: Path) -> int:
+    """How often jobs asked to be started again."""
+    asked = directory / "asked"
+    return asked.read_text().splitlines().count("requeue 7") if asked.exists() else 0
 
 
 @pytest.mark.parametrize(("script", "recipes"), SCRIPTS.items())
@@ -64,10 +99,52 @@ def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> N
 
 def test_a_container_sees_what_a_run_reads_and_writes(tmp_path: Path) -> None:
     """pyxis's options, which plain Slurm refuses, are there with an image alone; paths are the same inside."""
-    given = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": "/models/m", "TEMPO_DATA": "/data"}
+    scratch = tmp_path / "scratch"
+    scratch.symlink_to(tmp_path / "file-system-7")  # settings name it so, and so must the image
+    given = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": f"{scratch}/./m", "TEMPO_DATA": "data"}
     first, _ = commands("tempo_14b.sh", tmp_path, **given)
     assert f"--container-image=image.sqsh --container-workdir={ROOT} --container-mounts={ROOT}:{ROOT}," in first
-    assert f",/models/m:/models/m,/data:/data,{tmp_path}/runs:{tmp_path}/runs " in first
+    assert f",{scratch}/m:{scratch}/m,{ROOT}/data:{ROOT}/data,{tmp_path}/runs:{tmp_path}/runs " in first
+
+
+def test_ranks_are_told_their_nodes(tmp_path: Path) -> None:
+    """An image has no scontrol to ask, and a node that never comes must have a name."""
+    submit("tempo_14b.sh", tmp_path, f'echo "$TEMPO_NODES" > {tmp_path}/told\n{FINISHES}')
+    assert (tmp_path / "told").read_text() == "node1\n"
+
+
+@pytest.mark.parametrize(("says", "code", "expected", "doctor"), STOPPED)
+def test_a_job_that_is_preempted_as_it_starts_is_requeued(
+    says: str, code: int, expected: bool, doctor: str, tmp_path: Path
+) -> None:
+    """Slurm tells the ranks alone, and before they listen SIGTERM ends them: the first that srun names was not ended by
+    srun itself, as those after a failure are."""
+    ranks = f'echo "srun: error: {says}" >&2; exit {code}'
+    _, said = submit("tempo_14b.sh", tmp_path, ranks, TEMPO_DOCTOR=doctor)
+    assert requeues(tmp_path) == expected, said
+
+
+@pytest.mark.parametrize("doctor", ["", "yes"])
+def test_a_job_with_a_bad_node_is_requeued_a_few_times(doctor: str, tmp_path: Path) -> None:
+    """Slurm may give other nodes; where all are bad, starting again has an end. A recipe that is wrong stays wrong."""
+    for attempt in range(4):
+        ranks = f'{TABLE}\necho "srun: error: node1: tasks 0-7: Exited with exit code 69" >&2; exit 69'
+        given = {"TEMPO_DOCTOR": doctor, "SLURM_RESTART_COUNT": str(attempt)}
+        code, said = submit("tempo_14b.sh", tmp_path, ranks, **given)
+        assert "n2 is bad" in said
+        assert (code, requeues(tmp_path)) == ((75, attempt + 1) if attempt < 3 else (69, 3)), said
+    ranks = 'echo "srun: error: node1: tasks 0-7: Exited with exit code 2" >&2; exit 2'
+    submit("tempo_14b.sh", tmp_path, ranks, SLURM_RESTART_COUNT="4", TEMPO_DOCTOR=doctor)
+    assert requeues(tmp_path) == 3
+
+
+def test_a_bad_nodes_early_end_does_not_end_the_doctor(tmp_path: Path) -> None:
+    """srun counts --wait from the first rank that ends, which may be at once: a node without the environment."""
+    first, *_ = commands("tempo_14b.sh", tmp_path, TEMPO_DOCTOR="yes")
+    limits = PreflightConfig()
+    needed = 2 * limits.presence_seconds + limits.time_limit_seconds + 30
+    for text in (first, (ROOT / "docs" / "doctor.md").read_text()):
+        assert [int(seconds) > needed for seconds in re.findall(r"--wait=(\d+)", text)] == [True]
 
 
 def test_recipes_read_the_directory_of_data(monkeypatch: pytest.MonkeyPatch) -> None:
