@@ -4,6 +4,9 @@ SHELL := /bin/bash
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
 RUN := $(UV) run --frozen --no-sync
+# Transformer Engine's PyTorch part is compiled with headers and nvcc that other packages of the environment bring.
+NVIDIA := $(CURDIR)/.venv/lib/python3.12/site-packages/nvidia
+HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 
 .PHONY: setup demo test lint
 .DEFAULT_GOAL := setup
@@ -16,7 +19,7 @@ RUN := $(UV) run --frozen --no-sync
 setup: $(filter .tools/%,$(UV))
 	@echo "== installing the locked environment ($(EXTRA)) into .venv"
 	@# Compiled once: where Python may not write bytecode, each rank would compile for 5 to 9 seconds at every start.
-	$(UV) sync --frozen --quiet --compile-bytecode --extra $(EXTRA) --extra launch
+	CPATH="$(HEADERS)$${CPATH:+:$$CPATH}" CUDA_HOME="$${CUDA_HOME:-$(NVIDIA)/cu13}" $(UV) sync --frozen --quiet --compile-bytecode --extra $(EXTRA) --extra launch
 
 demo: setup
 	@test -d runs/demo-model || { echo "== making the demo's model"; $(RUN) python tools/make_demo_model.py runs/demo-model; }
