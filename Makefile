@@ -1,4 +1,4 @@
-# Each target does its own set-up: git, make, Python 3.12 and a package index are all that it needs.
+# Each target does its own set-up: git, make, Python 3.12 and a package index are all that it needs; with GPUs a C++ compiler too.
 SHELL := /bin/bash
 # A pyenv shim of uv may exist and refuse to run under this directory's .python-version, hence the call, not the look.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
