@@ -5,8 +5,8 @@
 FROM nvcr.io/nvidia/pytorch:25.10-py3
 
 ARG APEX_COMMIT=10417aceddd7d5d05d7cbf7b0fc2daad1105f8b4
-# Hopper and Blackwell: what Transformer Engine and Apex are compiled for.
-ARG TORCH_CUDA_ARCH_LIST="9.0 10.0"
+# Hopper and Blackwell: what Transformer Engine and Apex are compiled for. An ARG would yield to the image's own ENV.
+ENV TORCH_CUDA_ARCH_LIST="9.0 10.0"
 ENV VIRTUAL_ENV=/opt/tempo/.venv UV_PROJECT_ENVIRONMENT=/opt/tempo/.venv UV_LINK_MODE=copy
 # A container is read-only where it runs: without bytecode every rank would compile it at every start.
 ENV UV_COMPILE_BYTECODE=1
