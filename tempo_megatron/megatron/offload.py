@@ -55,9 +55,7 @@ def moving(config: MemoryConfig, device: torch.device) -> frozenset[Kind]:
 def tensors(kind: Kind, model: Any, optimizer: Any = None) -> Iterator[Tensor]:
     """The device tensors of a module, or of DistributedDataParallel around one and its DistributedOptimizer."""
     if kind is Kind.weights:
-        for parameter in model.parameters():
-            quantized = getattr(parameter, "get_data_tensors", None)  # Transformer Engine's FP8 parameters
-            yield from (part for part in quantized() if part is not None) if quantized else (parameter,)
+        yield from model.parameters()
     elif kind is Kind.gradients and hasattr(model, "expert_parallel_buffers"):
         for buffer in [*model.buffers, *model.expert_parallel_buffers]:
             yield buffer.grad_data

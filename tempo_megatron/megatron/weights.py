@@ -144,7 +144,7 @@ def _fetch_beside(
 
 def _fetch(bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
     """For each entry its shards of all TP ranks."""
-    here = [_plain(mine[entry.megatron_name]) for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
+    here = [mine[entry.megatron_name].detach() for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
     if topology.tensor_size * topology.pipeline_size == 1:
         return [[shard] for shard in here]
     shapes = [_shard_shape(entry, topology.tensor_size) for entry in bucket.entries]
@@ -152,13 +152,6 @@ def _fetch(bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topol
     flat = _broadcast(_gather(here, topology), sizes, bucket, topology)
     by_entry = zip(*(part.split(sizes) for part in flat.chunk(topology.tensor_size)), strict=True)
     return [[part.view(shape) for part in parts] for shape, parts in zip(shapes, by_entry, strict=True)]
-
-
-def _plain(parameter: torch.nn.Parameter) -> Tensor:
-    """The parameter's values; those that Transformer Engine stores quantised are dequantised."""
-    if type(parameter).dequantize is not Tensor.dequantize:
-        return parameter.dequantize()
-    return parameter.detach()
 
 
 def _shard_shape(entry: Entry, ranks: int) -> tuple[int, ...]:
