@@ -17,13 +17,13 @@ def total_and_free(cgroups: Path = _CGROUPS, process: Path = _PROCESS) -> tuple[
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     for limit, used in _limits(cgroups, process):
-        # What is used includes files that the kernel would drop, so that this errs to the careful side.
         total, free = min(total, limit), min(free, max(0, limit - used))
     return total, free
 
 
 def _limits(cgroups: Path, process: Path) -> list[tuple[int, int]]:
-    """Limit and use in bytes of this process's memory groups, from its own to the outermost that it sees."""
+    """Limit and use in bytes of this process's memory groups, from its own to the outermost that it sees. Files that
+    the kernel would drop are not in use: a checkpoint that was just written is many."""
     table = process / "cgroup"
     found = []
     for line in table.read_text().splitlines() if table.is_file() else ():
@@ -38,8 +38,15 @@ def _limits(cgroups: Path, process: Path) -> list[tuple[int, int]]:
         for directory in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
             limit, used = directory / limit_name, directory / use_name
             if limit.is_file() and used.is_file() and (given := limit.read_text().strip()).isdigit():
-                found.append((int(given), int(used.read_text())))
+                found.append((int(given), int(used.read_text()) - _inactive_files(directory / "memory.stat")))
     return found
+
+
+def _inactive_files(statistics: Path) -> int:
+    """Bytes; of those within a group too, which cgroup v1 counts apart."""
+    lines = statistics.read_text().splitlines() if statistics.is_file() else []
+    figures = {name: int(value) for name, value in map(str.split, lines)}
+    return figures.get("total_inactive_file", figures.get("inactive_file", 0))
 
 
 def forget_peak() -> None:

@@ -7,9 +7,11 @@ touches nothing, so that it stands in nobody's way.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
@@ -73,6 +75,7 @@ class Occupancy:
     def __init__(self, directory: Path) -> None:
         self._directory, self._mark = directory, directory / _MARK
         self._me = Occupant.this_process()
+        self._seen: Occupant | None = None
         self._looked, (_, self._touched) = time.monotonic(), self._look()
         self._left = threading.Event()
 
@@ -81,20 +84,18 @@ class Occupancy:
 
         One that has ended is known by its process, on this machine, or else because nobody touches its mark.
         """
+        self._directory.mkdir(parents=True, exist_ok=True)
         for _ in range(_WATCHES):
             other = self._at_work()
-            if not other:
+            if not other and self._claim():
                 break
         else:
             raise Occupied(
-                f"run_dir {self._directory}: another run works there: {other}; it has touched {self._mark} all the "
-                f"{_WATCHES * _WATCH_SECONDS:.0f} s that this one watched. Two would destroy each other's checkpoints: "
-                "let that one end or stop it, then start this one again; or give this one another run_dir"
+                f"run_dir {self._directory}: another run works there: {other or self._seen}; it has touched "
+                f"{self._mark} all the {_WATCHES * _WATCH_SECONDS:.0f} s that this one watched. Two would destroy each "
+                "other's checkpoints: let that one end or stop it, then start this one again; or give this one another "
+                "run_dir"
             )
-        self._directory.mkdir(parents=True, exist_ok=True)
-        aside = self._directory / f".{_MARK}"
-        aside.write_text(json.dumps(asdict(self._me)) + "\n")
-        aside.rename(self._mark)
         threading.Thread(target=self._touch, daemon=True).start()
 
     def leave(self) -> None:
@@ -102,6 +103,24 @@ class Occupancy:
         self._left.set()
         if self._look()[0] == self._me:
             self._mark.unlink(missing_ok=True)
+
+    def _claim(self) -> bool:
+        """Put this run's mark where there is none but the one last seen; False where another run was quicker."""
+        mine, old = (self._directory / f".{_MARK}-{self._me.host}-{self._me.process}-{end}" for end in ("new", "old"))
+        mine.write_text(json.dumps(asdict(self._me)) + "\n")
+        try:
+            if self._mark.exists():
+                self._mark.rename(old)  # of several that do this at once one has it
+                if _read(old)[0] != self._seen:
+                    old.rename(self._mark)  # that of a run which has begun since
+                    return False
+            _place(mine, self._mark)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        finally:
+            mine.unlink(missing_ok=True)
+            old.unlink(missing_ok=True)
+        return True
 
     def _at_work(self) -> Occupant | None:
         """Another run that touched its mark between the last look and one some seconds after it."""
@@ -116,17 +135,47 @@ class Occupancy:
         return other if touched != before else None
 
     def _look(self) -> tuple[Occupant | None, int]:
-        """Who the mark names, and when it was touched; None where there is none that can be read."""
-        try:
-            with self._mark.open() as file:  # opening a file is what has NFS ask its server
-                return Occupant(**json.load(file)), os.fstat(file.fileno()).st_mtime_ns
-        except (OSError, ValueError, TypeError):  # a node that went down may have left an empty one
-            return None, 0
+        self._seen, touched = _read(self._mark)
+        return self._seen, touched
 
     def _touch(self) -> None:
         while not self._left.wait(_TOUCH_SECONDS):
+            other, _ = _read(self._mark)
+            if other and other != self._me:
+                return self._give_way(other)
             with contextlib.suppress(OSError):
                 os.utime(self._mark)
+
+    def _give_way(self, other: Occupant) -> None:
+        """Another run has begun here, for this one stood still: the process ends, unless the other is in it too."""
+        if (other.machine, other.process) == (self._me.machine, self._me.process):
+            return
+        print(
+            f"tempo: run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched "
+            f"{self._mark} for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+
+def _place(made: Path, mark: Path) -> None:
+    """Raises FileExistsError where there is a mark, which a rename would replace."""
+    try:
+        os.link(made, mark)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        made.rename(mark)  # a file system without hard links
+
+
+def _read(mark: Path) -> tuple[Occupant | None, int]:
+    """Who a mark names, and when it was touched; None where there is none that can be read."""
+    try:
+        with mark.open() as file:  # opening a file that is there has NFS ask its server for what is new
+            return Occupant(**json.load(file)), os.fstat(file.fileno()).st_mtime_ns
+    except (OSError, ValueError, TypeError):  # a node that went down may have left an empty one
+        return None, 0
 
 
 def _began(process: int) -> str:

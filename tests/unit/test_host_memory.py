@@ -42,6 +42,14 @@ def test_limits_of_cgroup_v1_count_too(tmp_path: Path, process: Path) -> None:
     assert total == 2 * GIB and free == GIB
 
 
+@pytest.mark.parametrize("name", ["inactive_file", "total_inactive_file"])
+def test_files_that_the_kernel_would_drop_are_free(name: str, tmp_path: Path, process: Path) -> None:
+    """A job has written a checkpoint and starts the next run."""
+    (process / "cgroup").write_text("0::/\n")
+    write(tmp_path, max=2 * GIB, current=2 * GIB, stat=f"anon 5\n{name} {GIB}")
+    assert host_memory.total_and_free(tmp_path, process) == (2 * GIB, GIB)
+
+
 def test_a_container_that_shows_itself_as_the_machine_is_limited_at_the_top(tmp_path: Path, process: Path) -> None:
     (process / "cgroup").write_text("0::/\n")
     write(tmp_path, max=GIB, current=2 * GIB)
