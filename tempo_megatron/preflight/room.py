@@ -3,7 +3,9 @@ has less than most."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,7 +88,7 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
     free = shutil.disk_usage(directory).free / _GIB
     count = config.checkpoint.keep + _BESIDE_KEPT
     size = planning.checkpoint_gib(config, gpus=ranks)
-    there = sum(path.lstat().st_size for path in Path(config.run_dir, "checkpoints").rglob("*")) / _GIB
+    there = _taken(Path(config.run_dir, "checkpoints")) / _GIB
     to_come = max(size, count * size - there)  # one at least is written beside those that are there
     found = f"{free:,.1f} GiB free in {directory}"
     if free < to_come + config.preflight.free_disk_gib:
@@ -99,3 +101,14 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
             "free some, choose another run_dir, or keep fewer (checkpoint.keep)",
         )
     return Finding("free disk", "", Verdict.good, f"{found}, {to_come:,.1f} of them for checkpoints")
+
+
+def _taken(directory: Path) -> int:
+    """Bytes of the files in a directory, less those that vanish meanwhile: another run may work there, and remove its
+    old checkpoints. That it does is found later, by `occupancy`."""
+    taken = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                taken += Path(parent, name).lstat().st_size
+    return taken

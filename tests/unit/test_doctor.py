@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import threading
 import time
@@ -244,6 +245,26 @@ def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypat
     assert room.disk(tmp_path, of, 16).verdict is Verdict.bad
     of.model.hf_path, free = "models/not-known", 100.5
     assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+
+
+def test_checkpoints_that_vanish_as_they_are_counted_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run that works in the directory removes its old ones; that it works there is for `occupancy` to say."""
+    of, weights = config(), tmp_path / "checkpoints" / "iteration-000001" / "weights"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (weights.parent / "more").mkdir()
+    of.run_dir = str(tmp_path)
+    lstat = Path.lstat
+
+    def vanishing(path: Path) -> Any:
+        shutil.rmtree(weights.parent, ignore_errors=True)
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", vanishing)
+    assert room.disk(tmp_path, of, 16).check == "free disk"
+    assert not weights.exists()
 
 
 def test_no_other_nodes_are_asked_for_what_none_has(tmp_path: Path) -> None:
