@@ -95,6 +95,7 @@ choose_nodes() {
     cat "$logs/doctor/rank-000.log"
     if [ -n "$told" ] || [ ! -s "$nodes" ]; then
         interrupted "$logs/doctor" && requeue "interrupted while nodes were examined"
+        # Of any rank: the first to fail may be a bad node's, where nothing starts.
         any_exited "$BAD_NODES" "$logs/doctor" && other_nodes "$logs"
         say "no verdict on these nodes (exit code $code)"
         exit 1
@@ -181,7 +182,8 @@ train() {
     [ "$code" -eq 0 ] && requeue "the ranks ended before the run did"
     any_exited "$INTERRUPTED" "$logs" && requeue "interrupted and saved"
     interrupted "$logs" && requeue "interrupted, exit code $code"
-    if any_exited "$BAD_NODES" "$logs"; then
+    # Where the first rank fails by itself in the checks, others find it absent.
+    if [[ $(first_failure "$logs") = *" exit code $BAD_NODES" ]]; then
         cat "$logs/rank-000.log"
         other_nodes "$logs"
     fi
