@@ -154,7 +154,7 @@ def test_an_old_summary_is_no_sign_of_the_end_and_stays(tmp_path: Path) -> None:
 def test_a_first_rank_that_fails_in_the_checks_is_no_bad_node(tmp_path: Path) -> None:
     """The others' exit code is that of bad nodes, since the first rank was absent to them."""
     said = "node1: task 0: Exited with exit code 1\nsrun: error: node1: tasks 1-7: Exited with exit code 69"
-    code, printed = submit("tempo_14b.sh", tmp_path, f'echo "srun: error: {said}" >&2; exit 69')
+    _, printed = submit("tempo_14b.sh", tmp_path, f'echo "srun: error: {said}" >&2; exit 69')
     assert requeues(tmp_path) == 0 and "rank 0 failed first" in printed
 
 
