@@ -342,13 +342,16 @@ SMALL, TINY = replace(GOOD, host_gib=512, host_free_gib=500), replace(GOOD, host
 def test_a_node_that_is_absent_does_not_make_the_recipe_wrong(
     bad_nodes: BadNodes, measure: bool, examined: Any
 ) -> None:
-    """The run fits the nodes that it asks for, and would not fit those that came: other nodes are asked for. Where it
-    would not fit those either, they are not."""
+    """The run fits the nodes that it asks for, and would not fit those that came: other nodes are asked for. So they
+    are where those that came are not what is usual; once all are there, that is the recipe's."""
     given = {"bad_nodes": bad_nodes, "measure": measure}
     report, code = examined({"n1": SMALL}, 2, **given)
     assert ("n2", "presence", "bad") in wrong(report.findings) and report.bad_nodes == ["n2"]
     assert report.others_may_do and code == 69
+    assert ("", "memory", "bad") not in wrong(report.findings)
     report, code = examined({"n1": TINY}, 2, **given)
+    assert ("", "memory", "bad") in wrong(report.findings) and code == 69
+    report, code = examined({"n1": TINY, "n2": TINY}, 2, **given)
     assert ("", "memory", "bad") in wrong(report.findings) and code == 2
     report, code = examined({"n1": SMALL, "n2": SMALL}, 2, **given)
     assert report.is_good and code == 0
