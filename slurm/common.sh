@@ -95,6 +95,7 @@ choose_nodes() {
     cat "$logs/doctor/rank-000.log"
     if [ -n "$told" ] || [ ! -s "$nodes" ]; then
         interrupted "$logs/doctor" && requeue "interrupted while nodes were examined"
+        # Of any rank: the first to fail may be a bad node's, where nothing starts.
         any_exited "$BAD_NODES" "$logs/doctor" && other_nodes "$logs"
         say "no verdict on these nodes (exit code $code)"
         exit 1
@@ -153,8 +154,11 @@ blame() {
     tail -n 40 "$file"
 }
 
+# Which file RUN/summary.json is, for $1=RUN: every run that ends makes a new one. Nothing where there is none.
+summary() { stat --format '%i %y' "$1/summary.json" 2>/dev/null; }
+
 train() {
-    local recipe=$1 run=$2 code=0
+    local recipe=$1 run=$2 code=0 before
     shift 2
     if [ -e "$run/FINISHED" ]; then
         say "$run is finished (remove $run/FINISHED to go on with it)"
@@ -170,10 +174,11 @@ train() {
     ln -sfn "$SLURM_JOB_ID/attempt-$RESTARTS" "$run/logs/latest"
     say "$recipe into $run on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks; logs in $logs"
     choose_nodes "$logs/nodes" "$logs" "$recipe" "run_dir=$run" "$@"
-    rm -f "$run/summary.json"
+    # It stays there until the ranks make another: the directory may turn out to be another job's, which has just ended.
+    before=$(summary "$run")
     run_ranks "$logs/nodes" "$logs" --kill-on-bad-exit=1 \
         python -m tempo_megatron.cli train "$recipe" "run_dir=$run" "$@" || code=$?
-    if [ "$code" -eq 0 ] && [ -e "$run/summary.json" ]; then
+    if [ "$code" -eq 0 ] && [ "$(summary "$run")" != "$before" ]; then
         say "$run is finished" | tee "$run/FINISHED"
         return
     fi
@@ -181,7 +186,8 @@ train() {
     [ "$code" -eq 0 ] && requeue "the ranks ended before the run did"
     any_exited "$INTERRUPTED" "$logs" && requeue "interrupted and saved"
     interrupted "$logs" && requeue "interrupted, exit code $code"
-    if any_exited "$BAD_NODES" "$logs"; then
+    # Where the first rank fails by itself in the checks, others find it absent.
+    if [[ $(first_failure "$logs") = *" exit code $BAD_NODES" ]]; then
         cat "$logs/rank-000.log"
         other_nodes "$logs"
     fi

@@ -31,7 +31,8 @@ class PreflightConfig:
     presence_seconds: float = setting(
         180.0,
         "seconds that ranks may come later than most of them (or, where most never do, than the first): imports from a "
-        "cold file system and unpacking of images differ that much between healthy nodes",
+        "cold file system and unpacking of images differ that much between healthy nodes. Twice this and "
+        "time_limit_seconds must stay under srun's --wait for the doctor, 600 in slurm/common.sh",
     )
     time_limit_seconds: float = setting(60.0, "seconds for all checks, once the ranks have come")
     device_memory_used_gib: float = setting(2.0, "GiB of a GPU's memory that may be taken before the run starts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, MutableMapping
 
@@ -20,15 +21,25 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
-    if "MASTER_ADDR" not in environment:
+    # sbatch hands on its user's environment, where MASTER_ADDR may be left of something else: batch scripts name nodes.
+    if NODES in environment or "MASTER_ADDR" not in environment:
         environment["MASTER_ADDR"] = step_nodes(environment)[0]
     step = int(environment["SLURM_JOB_ID"]) * 7 + int(environment["SLURM_STEP_ID"])
     environment.update(
         RANK=environment["SLURM_PROCID"],
         LOCAL_RANK=environment["SLURM_LOCALID"],
+        LOCAL_WORLD_SIZE=str(_tasks_here(environment)),
         WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
     )
     environment.setdefault("MASTER_PORT", str(_FIRST_PORT + step % _PORTS))
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """Tasks of this step on this node, of a list such as `8(x3),4`: three nodes of 8, one of 4."""
+    tasks: list[int] = []
+    for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"]):
+        tasks += [int(count)] * int(nodes or 1)
+    return tasks[int(environment["SLURM_NODEID"])]
 
 
 def step_nodes(environment: Mapping[str, str] = os.environ) -> list[str]:

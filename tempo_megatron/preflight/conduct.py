@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict, node_facts
 from tempo_megatron.preflight.gather import gather
 from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
-from tempo_megatron.preflight.report import Report, enough_for_layout
+from tempo_megatron.preflight.report import Report
 
 _SHARE_FOR_FACTS = 1 / 3
 """of the time limit, for all ranks to describe their nodes, where bandwidth is measured after it"""
@@ -52,9 +53,9 @@ class Conductor:
         """Every check; bandwidth, which takes most of the time, only where `measure` asks for it."""
         facts = self._introductions(self._left() * (_SHARE_FOR_FACTS if measure else 1))
         self._findings += [*device_checks.check(facts, self._config), *node_checks.check(facts, self._config)]
-        ranks = self._ranks()
-        nodes = enough_for_layout([node for node in ranks if ranks[node]], ranks, self._config)
-        self._findings += room.memory(facts, self._config, len(nodes))
+        # The nodes that the run asks for: one that does not come would not make it another run.
+        nodes = math.ceil(self._meeting.place.world_size / self._config.parallel.processes_per_node)
+        self._findings += room.memory(facts, self._config, nodes)
         self._clocks()
         if self._config.run_dir:
             self._files()
@@ -62,8 +63,19 @@ class Conductor:
             # What gloo is given to do is too little for nodes to be compared by.
             on_gpus = device_checks.on_gpus(facts, self._config)
             self._bandwidth(self._config.preflight.bandwidth_share_of_median if on_gpus else 0.0)
-        seconds = time.monotonic() - self._begun
-        return Report(self._ranks(), self._findings, facts, seconds)
+            self._rest(facts)
+        return self._report(facts)
+
+    def _report(self, facts: Facts) -> Report:
+        return Report(self._ranks(), self._findings, facts, time.monotonic() - self._begun)
+
+    def _rest(self, facts: Facts) -> None:
+        """Whether the run fits without the bad nodes, should it start without them."""
+        report = self._report(facts)
+        use = report.nodes_to_use(self._config)
+        if len(use) < len(report.ranks):
+            of_rest = {node: facts[node] for node in use if node in facts}
+            self._findings += room.memory_of_rest(of_rest, self._config, len(use))
 
     def _ranks(self) -> dict[str, int]:
         """How many ranks came from each node, those that are missed included."""

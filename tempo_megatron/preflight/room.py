@@ -1,11 +1,16 @@
-"""Room for what a run holds and writes, by the figures of `tempo plan`: findings about the run, not about a node."""
+"""Room for what a run holds and writes, by the figures of `tempo plan`: findings about the run, or about a node that
+has less than most."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import median_high
+from typing import NamedTuple
 
 from tempo_megatron import planning
 from tempo_megatron.config import Config
@@ -17,24 +22,65 @@ _BESIDE_KEPT = 2
 
 
 CHECKS = ("memory", "free disk")
-"""their names: what they find, other nodes would not mend"""
+"""their names: what they find of the run, other nodes would not mend"""
+
+
+class _Machine(NamedTuple):
+    gpu_gib: float
+    """what its smallest GPU is sold with"""
+    host_gib: float
 
 
 def memory(facts: Facts, config: Config, nodes: int) -> Iterator[Finding]:
-    """Findings about GPUs and host memory, should the run have so many of these nodes. Nothing is known of a model that
-    is not there, or without GPUs."""
-    gpus = [gpu for of in facts.values() for gpu in of.gpus]
-    ranks = config.parallel.processes_per_node
-    if not gpus or not planning.checkpoint_gib(config, gpus=nodes * ranks):
+    """Findings about GPUs and host memory of a run on so many nodes, those that did not come among them. What is usual
+    for a node decides for the run; where that fits and a node has too little, the node is bad. Nothing is known of a
+    model that is not there, or without GPUs."""
+    machines = _machines(facts)
+    if not machines:
         return
-    sold_with = math.ceil(min(gpu.total_gib for gpu in gpus))  # nvidia-smi: 79.6 of 80, 140.4 of 141
-    host = min(of.host_gib for of in facts.values())
-    reasons = planning.check(config, nodes=nodes, gpus_per_node=ranks, gpu_memory_gib=sold_with, host_memory_gib=host)
+    usual = _Machine(*map(median_high, zip(*machines.values(), strict=True)))
+    reasons = _reasons(config, nodes, usual)
+    if reasons is None:
+        return
     for reason in reasons:
         remedy = "`tempo plan` lists layouts that fit; more nodes, model.recompute, memory.*"
         yield Finding("memory", "", Verdict.bad, f"by `tempo plan`, {reason}", remedy)
-    if not reasons:
-        yield Finding("memory", "", Verdict.good, f"by `tempo plan` the run fits {sold_with} GB GPUs of {nodes} nodes")
+    if reasons:
+        return
+    yield Finding("memory", "", Verdict.good, f"by `tempo plan` the run fits {usual.gpu_gib} GB GPUs of {nodes} nodes")
+    for node, machine in machines.items():
+        for reason in _reasons(config, nodes, machine) or ():
+            found = f"by `tempo plan`, {reason}; other nodes have {usual.gpu_gib} GB GPUs, {usual.host_gib:.0f} GiB"
+            yield Finding("memory", node, Verdict.bad, found, "see its DIMMs and GPUs; ask Slurm for all (--mem=0)")
+
+
+def memory_of_rest(facts: Facts, config: Config, nodes: int) -> Iterator[Finding]:
+    """What is too little if the run has these nodes alone, the rest of those that it asked for: others may do."""
+    machines = _machines(facts)
+    if machines:
+        least = _Machine(*map(min, zip(*machines.values(), strict=True)))
+        for reason in _reasons(config, nodes, least) or ():
+            found = f"without the bad nodes (left: {nodes}), by `tempo plan`, {reason}"
+            yield Finding("memory of the rest", "", Verdict.bad, found, "ask Slurm for a node to spare (--nodes)")
+
+
+def _machines(facts: Facts) -> Mapping[str, _Machine]:
+    """The nodes whose GPUs are known."""
+    return {
+        # nvidia-smi: 79.6 of 80, 140.4 of 141
+        node: _Machine(math.ceil(min(gpu.total_gib for gpu in of.gpus)), of.host_gib)
+        for node, of in facts.items()
+        if of.gpus
+    }
+
+
+def _reasons(config: Config, nodes: int, machine: _Machine) -> list[str] | None:
+    """Why the run does not fit so many of these; None where its model is not known or cannot be spread over them."""
+    ranks = config.parallel.processes_per_node
+    if not planning.checkpoint_gib(config, gpus=nodes * ranks):
+        return None
+    gpu, host = machine
+    return planning.check(config, nodes=nodes, gpus_per_node=ranks, gpu_memory_gib=gpu, host_memory_gib=host)
 
 
 def disk(directory: Path, config: Config, ranks: int) -> Finding:
@@ -42,7 +88,7 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
     free = shutil.disk_usage(directory).free / _GIB
     count = config.checkpoint.keep + _BESIDE_KEPT
     size = planning.checkpoint_gib(config, gpus=ranks)
-    there = sum(path.lstat().st_size for path in Path(config.run_dir, "checkpoints").rglob("*")) / _GIB
+    there = _taken(Path(config.run_dir, "checkpoints")) / _GIB
     to_come = max(size, count * size - there)  # one at least is written beside those that are there
     found = f"{free:,.1f} GiB free in {directory}"
     if free < to_come + config.preflight.free_disk_gib:
@@ -55,3 +101,14 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
             "free some, choose another run_dir, or keep fewer (checkpoint.keep)",
         )
     return Finding("free disk", "", Verdict.good, f"{found}, {to_come:,.1f} of them for checkpoints")
+
+
+def _taken(directory: Path) -> int:
+    """Bytes of the files in a directory, less those that vanish meanwhile: another run may work there, and remove its
+    old checkpoints. That it does is found later, by `occupancy`."""
+    taken = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                taken += Path(parent, name).lstat().st_size
+    return taken

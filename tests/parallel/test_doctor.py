@@ -85,7 +85,7 @@ def start_bad_nodes(directory: Path) -> Examined:
         place(1, 4, "n1", directory, local_rank=1),
         place(2, 4, "n2", directory / "elsewhere"),
     ]
-    limits = ["preflight.presence_seconds=4", "preflight.time_limit_seconds=24", "preflight.bad_nodes=leave_out"]
+    limits = ["preflight.presence_seconds=10", "preflight.time_limit_seconds=24", "preflight.bad_nodes=leave_out"]
     return start(directory, [slurm | rank for rank in came], *limits)
 
 
@@ -129,7 +129,7 @@ def test_bad_nodes_are_named_and_left_out(examined: dict[str, Examined]) -> None
     assert set(made.verdicts("n1").values()) == {"good"}
     assert made.report["seconds"] < 24
     assert made.nodes == "n1\n"
-    assert "never came within preflight.presence_seconds, 4 s" in made.printed
+    assert "never came within preflight.presence_seconds, 10 s" in made.printed
     assert f"{elsewhere} is not the first node's" in made.printed
     assert "1 of 3 nodes good" in made.printed
     assert not [*made.directory.glob(".preflight*"), *elsewhere.glob(".preflight*")]

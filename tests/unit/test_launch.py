@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from tempo_megatron.launch import slurm, torchrun
 
 STEP = {
@@ -14,6 +16,8 @@ STEP = {
     "SLURM_STEP_ID": "0",
     "SLURM_PROCID": "3",
     "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
 }
 
 
@@ -25,12 +29,23 @@ def test_tasks_of_a_step_become_ranks(tmp_path: Path, monkeypatch: object) -> No
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")  # type: ignore[attr-defined]
     found = dict(STEP)
     slurm.join_step(found)
-    other = {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    other = {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     slurm.join_step(other)
     assert torchrun.is_rank(found)
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("3", "1", "4")
     assert found["MASTER_ADDR"] == other["MASTER_ADDR"] == "node3"
     assert found["MASTER_PORT"] == other["MASTER_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "node", "tasks"),
+    [("8(x4)", 3, "8"), ("8(x3),4", 2, "8"), ("8(x3),4", 3, "4"), ("4,8(x2),2", 1, "8"), ("16", 0, "16")],
+)
+def test_ranks_know_how_many_share_their_node(listed: str, node: int, tasks: str) -> None:
+    """Or each would take all of its cores."""
+    environment = {**STEP, "TEMPO_NODES": "n0", "SLURM_STEP_TASKS_PER_NODE": listed, "SLURM_NODEID": str(node)}
+    slurm.join_step(environment)
+    assert environment["LOCAL_WORLD_SIZE"] == tasks
 
 
 def test_a_batch_script_and_a_single_task_start_alone() -> None:
@@ -56,3 +71,12 @@ def test_a_task_in_an_image_needs_no_slurm_programs() -> None:
     slurm.join_step(environment)
     assert environment["MASTER_ADDR"] == "node3" and environment["RANK"] == "3"
     assert slurm.step_nodes(environment) == ["node3", "node4"]
+
+
+def test_a_rendezvous_is_where_the_batch_script_says_not_where_its_user_once_was() -> None:
+    """sbatch exports the environment that it was called in. A step that nobody describes has what it is given."""
+    left = {**STEP, "MASTER_ADDR": "localhost"}
+    named = left | {"TEMPO_NODES": "node3 node4"}
+    slurm.join_step(named)
+    slurm.join_step(left)
+    assert (named["MASTER_ADDR"], left["MASTER_ADDR"]) == ("node3", "localhost")

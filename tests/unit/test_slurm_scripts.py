@@ -138,6 +138,33 @@ def test_a_job_with_a_bad_node_is_requeued_a_few_times(doctor: str, tmp_path: Pa
     assert requeues(tmp_path) == 3
 
 
+def test_an_old_summary_is_no_sign_of_the_end_and_stays(tmp_path: Path) -> None:
+    """It may be that of another job, which works in the directory and has just ended while this one was refused."""
+    summary, finished = (tmp_path / "runs" / "rlvr" / name for name in ("summary.json", "FINISHED"))
+    summary.parent.mkdir(parents=True)
+    summary.write_text("{}")
+    _, said = submit("tempo_14b.sh", tmp_path, "exit 2")
+    assert requeues(tmp_path) == 0 and summary.exists() and not finished.exists(), said
+    _, said = submit("tempo_14b.sh", tmp_path, "exit 0")  # as srun may, where a node failed
+    assert requeues(tmp_path) == 1 and summary.exists() and not finished.exists(), said
+    _, said = submit("tempo_14b.sh", tmp_path, FINISHES)
+    assert finished.exists(), said
+
+
+def test_a_first_rank_that_fails_in_the_checks_is_no_bad_node(tmp_path: Path) -> None:
+    """The others' exit code is that of bad nodes, since the first rank was absent to them."""
+    said = "node1: task 0: Exited with exit code 1\nsrun: error: node1: tasks 1-7: Exited with exit code 69"
+    _, printed = submit("tempo_14b.sh", tmp_path, f'echo "srun: error: {said}" >&2; exit 69')
+    assert requeues(tmp_path) == 0 and "rank 0 failed first" in printed
+
+
+def test_a_bad_node_where_nothing_starts_is_the_doctors_to_judge(tmp_path: Path) -> None:
+    """It fails first, and the doctor's verdict comes after it."""
+    said = "node2: tasks 4-7: Exited with exit code 127\nsrun: error: node1: tasks 0-3: Exited with exit code 69"
+    submit("tempo_14b.sh", tmp_path, f'{TABLE}\necho "srun: error: {said}" >&2; exit 127', TEMPO_DOCTOR="yes")
+    assert requeues(tmp_path) == 1
+
+
 def test_a_bad_nodes_early_end_does_not_end_the_doctor(tmp_path: Path) -> None:
     """srun counts --wait from the first rank that ends, which may be at once: a node without the environment."""
     first, *_ = commands("tempo_14b.sh", tmp_path, TEMPO_DOCTOR="yes")
