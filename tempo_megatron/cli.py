@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return data.run(given)
     if given.command == "settings":
         for key, default, help_ in settings.documented_keys():
-            print(f"{key} = {default!r}\n    {help_}")
+            print(f"{key} = {default.value if isinstance(default, StrEnum) else default!r}\n    {help_}")
         return 0
     if given.command == "replay":
         recipe, overrides = replay.of_run(Path(given.run), given.overrides)

@@ -33,7 +33,7 @@ from tempo_megatron.config import (
     WandbMode,
 )
 from tempo_megatron.data.questions import read_questions, set_aside
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.sources import DataError, missing_files
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.megatron.accelerators import apex_is_another_project
@@ -383,10 +383,13 @@ def _data(config: Config) -> Iterator[str]:
     if "{question}" not in config.data.prompt_template:
         yield "data.prompt_template: needs {question}"
         return
+    directory = Path(config.model.hf_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(Path(config.model.hf_path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
-        yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
+        if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
+            yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
+        yield from missing_files(config.data)
         return
     if config.data.chat_template and not tokenizer.chat_template:
         yield "data.chat_template: the tokenizer has none"

@@ -65,6 +65,9 @@ def _machines(given: argparse.Namespace) -> list[Machine]:
         counts = [int(count) for count in given.nodes.split(",")]
     except ValueError as error:
         raise ConfigError(f"--nodes: numbers with commas between them, got {given.nodes!r}") from error
+    for option, least in (("--nodes", min(counts)), ("--gpus-per-node", given.gpus_per_node)):
+        if least < 1:
+            raise ConfigError(f"{option}: at least 1, got {least}")
     return [Machine(count, given.gpus_per_node, given.gpu_memory, given.host_memory) for count in counts]
 
 

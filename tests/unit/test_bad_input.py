@@ -81,6 +81,13 @@ def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFix
     assert all(part in message for part in ("attention heads", "policy.mini_batches", "data.unlabelled: required"))
 
 
+def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a tokenizer, and without a word of a hub that nobody asked for."""
+    message = refused(recipe, capsys, "model.hf_path=/nowhere", "data.labelled=[{path: /none.jsonl}]")
+    assert "/nowhere" in message and "/none.jsonl: no such data file" in message
+    assert "huggingface.co" not in message
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -173,6 +173,12 @@ def test_seconds_of_whole_iterations_are_about_what_was_measured(
     assert sum(planned[phase] for phase in training) == pytest.approx(wanted, rel=1 / 3)
 
 
+@pytest.mark.parametrize("option", ["--nodes", "--gpus-per-node"])
+def test_a_plan_is_for_one_at_least(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(ROOT / "recipes" / "qwen3_14b_math.yaml"), option, "0"]) == 2
+    assert f"{option}: at least 1, got 0" in capsys.readouterr().err
+
+
 def test_phases_have_the_same_workers_as_the_runs_own() -> None:
     """`turns.py` says what rests in a phase; a plan that says something else plans another program."""
     for phase, workers in phases.WORKERS.items():
