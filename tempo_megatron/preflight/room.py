@@ -86,7 +86,8 @@ def _reasons(config: Config, nodes: int, machine: _Machine) -> list[str] | None:
 def disk(directory: Path, config: Config, ranks: int) -> Finding:
     """The finding about free space in `directory`, where run_dir is or would be made."""
     free = shutil.disk_usage(directory).free / _GIB
-    count = config.checkpoint.keep + _BESIDE_KEPT
+    made = config.loop.iterations // config.checkpoint.every + 2  # the start's and the last one too
+    count = min(config.checkpoint.keep + _BESIDE_KEPT, made)
     size = planning.checkpoint_gib(config, gpus=ranks)
     there = _taken(Path(config.run_dir, "checkpoints")) / _GIB
     to_come = max(size, count * size - there)  # one at least is written beside those that are there
