@@ -1,13 +1,13 @@
 """One run works in a directory: its mark there says who it is, and is touched while it works.
 
 That somebody touches the mark is seen by looking twice, whatever the clocks of two nodes say. A run that was killed
-touches nothing, so that it stands in nobody's way.
+touches nothing, so that it stands in nobody's way. Marks are numbered, and the newest counts: whoever follows a run
+makes the file of the next number, which one of several can, and never moves nor replaces another's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import socket
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-_MARK = "running"
+_MARK = "running-"
 _TOUCH_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
 """in which a run that works touches its mark, though a large object of Python's or a file system may hold it up"""
@@ -68,15 +68,27 @@ class Occupant:
         return f"process {self.process} on {self.host}{job}, since {self.since}"
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """What a look at the newest mark of a directory found."""
+
+    number: int
+    """from 1; 0: there is none"""
+    occupant: Occupant | None
+    """None where the mark cannot be read: it is being written, or a node went down that wrote it"""
+    touched: int
+    """nanoseconds of the file system's clock"""
+
+
 class Occupancy:
     """This run's mark in `directory`, and its look at another's, which begins when this is made: what a run does before
     `take` is not lost to waiting. For one rank of the run."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory, self._mark = directory, directory / _MARK
+        self._directory = directory
         self._me = Occupant.this_process()
-        self._seen: Occupant | None = None
-        self._looked, (_, self._touched) = time.monotonic(), self._look()
+        self._seen = self._before = _newest(directory)
+        self._looked = time.monotonic()
         self._left = threading.Event()
 
     def take(self) -> None:
@@ -86,96 +98,97 @@ class Occupancy:
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         for _ in range(_WATCHES):
-            other = self._at_work()
-            if not other and self._claim():
+            if not self._is_at_work() and self._claim():
                 break
         else:
             raise Occupied(
-                f"run_dir {self._directory}: another run works there: {other or self._seen}; it has touched "
-                f"{self._mark} all the {_WATCHES * _WATCH_SECONDS:.0f} s that this one watched. Two would destroy each "
-                "other's checkpoints: let that one end or stop it, then start this one again; or give this one another "
-                "run_dir"
+                f"run_dir {self._directory}: another run works there: {self._seen.occupant or 'of unknown name'}; it "
+                f"has touched {_path(self._directory, self._seen.number)} all the {_WATCHES * _WATCH_SECONDS:.0f} s "
+                "that this one watched. Two would destroy each other's checkpoints: let that one end or stop it, then "
+                "start this one again; or give this one another run_dir"
             )
-        threading.Thread(target=self._touch, daemon=True).start()
+        threading.Thread(target=self._touch, args=[self._seen.number], daemon=True).start()
 
     def leave(self) -> None:
         """The run has ended."""
         self._left.set()
-        if self._look()[0] == self._me:
-            self._mark.unlink(missing_ok=True)
+        newest = _newest(self._directory)
+        if newest.occupant == self._me:
+            _path(self._directory, newest.number).unlink(missing_ok=True)
 
-    def _claim(self) -> bool:
-        """Put this run's mark where there is none but the one last seen; False where another run was quicker."""
-        mine, old = (self._directory / f".{_MARK}-{self._me.host}-{self._me.process}-{end}" for end in ("new", "old"))
-        mine.write_text(json.dumps(asdict(self._me)) + "\n")
-        try:
-            if self._mark.exists():
-                self._mark.rename(old)  # of several that do this at once one has it
-                if _read(old)[0] != self._seen:
-                    old.rename(self._mark)  # that of a run which has begun since
-                    return False
-            _place(mine, self._mark)
-        except (FileExistsError, FileNotFoundError):
-            return False
-        finally:
-            mine.unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
-        return True
-
-    def _at_work(self) -> Occupant | None:
-        """Another run that touched its mark between the last look and one some seconds after it."""
+    def _is_at_work(self) -> bool:
+        """Whether another run touched its mark between the last look and one some seconds after it."""
         while True:
-            other, touched = self._look()
-            if not other or other.is_gone(self._me):
-                return None
+            self._seen = _newest(self._directory)
+            gone = self._seen.occupant and self._seen.occupant.is_gone(self._me)
+            if gone or not self._seen.number:
+                return False
             if time.monotonic() > self._looked + _WATCH_SECONDS:
                 break
             time.sleep(_PAUSE_SECONDS)
-        before, self._touched, self._looked = self._touched, touched, time.monotonic()
-        return other if touched != before else None
+        before, self._before, self._looked = self._before, self._seen, time.monotonic()
+        return self._seen != before
 
-    def _look(self) -> tuple[Occupant | None, int]:
-        self._seen, touched = _read(self._mark)
-        return self._seen, touched
+    def _claim(self) -> bool:
+        """Follow the run last seen; False where another one was quicker."""
+        number = self._seen.number + 1
+        mark = _path(self._directory, number)
+        try:
+            with mark.open("x") as file:
+                file.write(json.dumps(asdict(self._me)) + "\n")
+        except FileExistsError:
+            return False
+        self._seen = _newest(self._directory)
+        if self._seen.number != number:  # others came and went since the last look
+            mark.unlink(missing_ok=True)
+            return False
+        for older in _numbers(self._directory):
+            if older < number:
+                _path(self._directory, older).unlink(missing_ok=True)
+        return True
 
-    def _touch(self) -> None:
+    def _touch(self, number: int) -> None:
         while not self._left.wait(_TOUCH_SECONDS):
-            other, _ = _read(self._mark)
+            other = _newest(self._directory).occupant
             if other and other != self._me:
                 return self._give_way(other)
             with contextlib.suppress(OSError):
-                os.utime(self._mark)
+                os.utime(_path(self._directory, number))
 
     def _give_way(self, other: Occupant) -> None:
         """Another run has begun here, for this one stood still: the process ends, unless the other is in it too."""
         if (other.machine, other.process) == (self._me.machine, self._me.process):
             return
         print(
-            f"tempo: run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched "
-            f"{self._mark} for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints",
+            f"tempo: run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched its "
+            f"mark for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints",
             file=sys.stderr,
             flush=True,
         )
         os._exit(1)
 
 
-def _place(made: Path, mark: Path) -> None:
-    """Raises FileExistsError where there is a mark, which a rename would replace."""
-    try:
-        os.link(made, mark)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise
-        made.rename(mark)  # a file system without hard links
+def _path(directory: Path, number: int) -> Path:
+    return directory / f"{_MARK}{number}"
 
 
-def _read(mark: Path) -> tuple[Occupant | None, int]:
-    """Who a mark names, and when it was touched; None where there is none that can be read."""
+def _numbers(directory: Path) -> list[int]:
+    """Of the marks in a directory."""
+    numbers = (path.name.removeprefix(_MARK) for path in directory.glob(f"{_MARK}*"))
+    return [int(number) for number in numbers if number.isdecimal()]
+
+
+def _newest(directory: Path) -> _Mark:
+    number = max(_numbers(directory), default=0)
     try:
-        with mark.open() as file:  # opening a file that is there has NFS ask its server for what is new
-            return Occupant(**json.load(file)), os.fstat(file.fileno()).st_mtime_ns
-    except (OSError, ValueError, TypeError):  # a node that went down may have left an empty one
-        return None, 0
+        with _path(directory, number).open() as file:  # opening has NFS ask its server for what is new
+            touched = os.fstat(file.fileno()).st_mtime_ns
+            try:
+                return _Mark(number, Occupant(**json.load(file)), touched)
+            except (ValueError, TypeError):
+                return _Mark(number, None, touched)
+    except OSError:
+        return _Mark(number, None, 0)
 
 
 def _began(process: int) -> str:

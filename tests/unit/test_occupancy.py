@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,8 @@ from tempo_megatron.occupancy import Occupancy, Occupant, Occupied
 
 TAKES = "import sys, time; from pathlib import Path; from tempo_megatron.occupancy import Occupancy; "
 TAKES += "Occupancy(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(600)"
+FAST = "from tempo_megatron import occupancy; "
+FAST += "occupancy._TOUCH_SECONDS, occupancy._WATCH_SECONDS, occupancy._WATCHES = 0.05, 2.0, 2; import sys"
 
 
 @pytest.fixture
@@ -111,7 +115,7 @@ def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(
     killed.take()
     killed._left.set()
     time.sleep(0.1)
-    os.utime(tmp_path / "running", (time.time() + skew, time.time() + skew))
+    os.utime(tmp_path / "running-1", (time.time() + skew, time.time() + skew))
     resumed = Occupancy(tmp_path)
     time.sleep(1.1)
     take_at_once(resumed, monkeypatch)
@@ -124,7 +128,7 @@ def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(fast: None,
     killed._left.set()
     time.sleep(0.1)
     resumed = Occupancy(tmp_path)
-    os.utime(tmp_path / "running")
+    os.utime(tmp_path / "running-1")
     resumed.take()
 
 
@@ -136,13 +140,26 @@ def test_a_copy_of_a_run_that_works_is_free(fast: None, tmp_path: Path, process:
     process.wait()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "node7"}'])
-def test_a_mark_that_cannot_be_read_is_in_nobodys_way(
-    fast: None, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A node that goes down may leave an empty file."""
-    (tmp_path / "running").write_text(text)
-    take_at_once(Occupancy(tmp_path), monkeypatch)
+@pytest.mark.parametrize("text", ["", '{"host": "node7"}'])
+def test_a_mark_that_cannot_be_read_is_one_of_a_run_if_it_is_touched(fast: None, tmp_path: Path, text: str) -> None:
+    """One that begins has not written it yet; and a node that goes down may leave an empty file."""
+    mark = tmp_path / "running-4"
+    mark.write_text(text)
+    second, ended = Occupancy(tmp_path), threading.Event()
+
+    def touch() -> None:
+        while not ended.wait(0.02):
+            os.utime(mark)
+
+    touching = threading.Thread(target=touch)
+    touching.start()
+    with pytest.raises(Occupied, match=r"of unknown name; it has touched .*running-4"):
+        second.take()
+    ended.set()
+    touching.join()
+    second.take()
+    assert [path.name for path in tmp_path.iterdir()] == ["running-5"]
+    second.leave()
 
 
 def test_a_run_that_failed_may_begin_again_in_its_process(
@@ -153,36 +170,51 @@ def test_a_run_that_failed_may_begin_again_in_its_process(
     take_at_once(Occupancy(tmp_path), monkeypatch)
 
 
-TAKES_TOGETHER = """
-import sys, time
-from pathlib import Path
-from tempo_megatron import occupancy
-occupancy._TOUCH_SECONDS, occupancy._WATCH_SECONDS, occupancy._WATCHES, occupancy._PAUSE_SECONDS = 0.02, 1.0, 2, 0.02
-while time.time() < float(sys.argv[2]): pass
-try:
-    occupancy.Occupancy(Path(sys.argv[1])).take()
-except occupancy.Occupied:
-    print("refused", flush=True)
-else:
-    print("taken", flush=True)
-time.sleep(600)
-"""
-
-
 @pytest.mark.parametrize("left", [False, True], ids=["empty", "killed run's"])
-def test_of_several_at_the_same_moment_one_has_the_directory(fast: None, tmp_path: Path, left: bool) -> None:
-    """Where there is no mark, and where all find one that may be replaced."""
-    if left:
-        killed = elsewhere(tmp_path)
-        killed.take()
-        killed._left.set()
-    command = [sys.executable, "-c", TAKES_TOGETHER, tmp_path, str(time.time() + 1.0)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(5)]
-    answers = [one.stdout.readline() for one in started if one.stdout]
-    for one in started:
-        one.kill()
-        one.communicate()
-    assert sorted(answers) == ["refused\n"] * 4 + ["taken\n"]
+def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(tmp_path: Path, left: bool) -> None:
+    """Where there is no mark, and where all find one that may be replaced: 200 times three threads."""
+    for turn in range(200):
+        run = tmp_path / str(turn)
+        run.mkdir()
+        if left:
+            assert elsewhere(run)._claim()
+        several, together = [Occupancy(run) for _ in range(3)], threading.Barrier(3)
+
+        def claim(one: Occupancy, together: threading.Barrier = together) -> bool:
+            together.wait()
+            return one._claim()
+
+        with ThreadPoolExecutor(3) as pool:
+            assert sorted(pool.map(claim, several)) == [False, False, True]
+        assert [path.name for path in run.iterdir()] == ["running-2" if left else "running-1"]
+
+
+def test_one_that_looked_before_others_came_and_went_does_not_follow_them(tmp_path: Path) -> None:
+    """Its number is free again, or was left behind."""
+    late, first = Occupancy(tmp_path), elsewhere(tmp_path)
+    assert first._claim()
+    second = elsewhere(tmp_path)
+    assert second._claim()
+    assert not late._claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["running-2"]
+
+
+def test_several_processes_that_start_together_leave_one(tmp_path: Path) -> None:
+    """All of them find the mark of a run that was killed, and watch it. One that the machine held up for longer than
+    the others watched ends by itself."""
+    assert elsewhere(tmp_path)._claim()
+    text = TAKES.replace("import sys", FAST)
+    command = [sys.executable, "-c", text, tmp_path]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    deadline = time.monotonic() + 90
+    while sum(one.poll() is None for one in started) > 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    [left] = [one for one in started if one.poll() is None]
+    left.kill()
+    told = [(*one.communicate(), one.returncode) for one in started]
+    assert sorted(code for *_, code in told) == [-signal.SIGKILL, 1, 1, 1]
+    assert all("another run works there" in error or "taken over" in error for _, error, code in told if code == 1)
+    assert [output for output, _, code in told if code != 1] == ["taken\n"]
 
 
 def test_a_run_that_stood_still_ends_once_another_has_begun(tmp_path: Path) -> None:
@@ -192,7 +224,7 @@ def test_a_run_that_stood_still_ends_once_another_has_begun(tmp_path: Path) -> N
         [sys.executable, "-c", text, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert stopped.stdout and stopped.stdout.readline() == "taken\n"
-    (tmp_path / "running").write_text(json.dumps(asdict(elsewhere(tmp_path)._me)))
+    (tmp_path / "running-2").write_text(json.dumps(asdict(elsewhere(tmp_path)._me)))
     _, told = stopped.communicate(timeout=30)
     assert stopped.returncode == 1
     assert "was taken over by process" in told and "on node7 (Slurm job 123, restart 2)" in told
