@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tempo_megatron import planning
-from tempo_megatron.config import Config, ConfigError, load
+from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.launch.experiment import tasks
 
 _BAD_INPUT = 2
@@ -22,10 +22,7 @@ def main(arguments: Sequence[str]) -> int:
         print("tempo launch: NeMo-Run is not installed: install the extra `launch`", file=sys.stderr)
         return _BAD_INPUT
     try:
-        config = load(given.recipe, given.overrides)
-        problems = _problems(config, given)
-        if problems:
-            raise ConfigError("\n".join(problems))
+        config = load_checked(given.recipe, given.overrides, lambda read: _problems(read, given))
         python = "python" if given.container else sys.executable
         steps = tasks(given.recipe, given.overrides, python)
     except ConfigError as error:

@@ -81,6 +81,15 @@ def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFix
     assert all(part in message for part in ("attention heads", "policy.mini_batches", "data.unlabelled: required"))
 
 
+def test_an_unknown_setting_hides_nothing_else(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checks go on without it, since a run's first start should not be one mistake after the other."""
+    message = refused(recipe, capsys, "policy.clip_hgih=0.1", "seed=abc", "policy.mini_batches=0", "method=tempp")
+    assert all(part in message for part in ("policy.clip_hgih: unknown", "seed:", "is no method"))
+    message = refused(recipe, capsys, "policy.clip_hgih=0.1", "policy.mini_batches=0", "evaluation.k=5")
+    assert message.index("clip_hgih: unknown") < message.index("left out:") < message.index("policy.mini_batches: at")
+    assert "evaluation.k: 5" in message
+
+
 def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a tokenizer, and without a word of a hub that nobody asked for."""
     message = refused(recipe, capsys, "model.hf_path=/nowhere", "data.labelled=[{path: /none.jsonl}]")
