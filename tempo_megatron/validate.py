@@ -405,5 +405,4 @@ def _data(config: Config) -> Iterator[str]:
     taught = questions.sets["warm_start"].without(set_aside(questions.sets["labelled"], max(0, aside)))
     if config.stages.warm_start.steps and not taught.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"
-    graders = {prompt.grader for made in questions.sets.values() for prompt in made.prompts}
-    yield from grading_problems(config.grading, graders)
+    yield from grading_problems(config.grading, questions.graders())

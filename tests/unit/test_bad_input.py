@@ -104,6 +104,9 @@ def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.Capt
         ([{"prompt": "a", "answer": "b"}, {"answer": "b"}], "line 2: a row needs `prompt`"),
         ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], "line 2: a labelled row needs `answer`"),
         (["{broken\n"], "line 1: not JSON"),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d", "grader": "maths"}], "line 2: unknown grader"),
+        ([{"prompt": "a", "answer": "b", "grader": "judge"}], "data.jsonl, line 1 names the judge"),
+        ([{"prompt": "a", "answer": "b", "grader": 3}], "line 1: `grader` is a name"),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line(
