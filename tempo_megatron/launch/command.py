@@ -65,7 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     slurm = parser.add_argument_group("slurm").add_argument
     slurm("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
     slurm("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")
-    slurm("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one GPU (80); what cannot fit is refused")
+    gpu_memory = "GB that a GPU is sold with (80); what cannot fit is refused"
+    slurm("--gpu-memory", type=float, default=80.0, metavar="GB", help=gpu_memory)
     slurm("--account", help="account that is charged")
     slurm("--partition", help="partition of the jobs")
     slurm("--time", default="24:00:00", help="limit of each job, as Slurm writes it (24:00:00)")
@@ -111,5 +112,5 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
         found.append("--nodes and --dry-run: with --executor slurm")
     gpus = _gpus_per_node(config, given)
     if given.executor == "slurm" and gpus and not found:
-        found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gib=given.gpu_memory)
+        found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
     return found
