@@ -119,11 +119,13 @@ def test_a_bad_row_is_named_with_file_and_line(
 
 
 def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Resuming must not mix two experiments; what changes no result may change."""
+    """Resuming must not mix two experiments; what changes no result may change. It is said what to do."""
     open_run(load(recipe))
     before = (recipe.parent / "run" / "config.yaml").read_text()
-    assert cli.main(["train", str(recipe), "policy.clip_high=0.3"]) == 2
-    assert "policy.clip_high was 0.15, is 0.3" in capsys.readouterr().err
+    assert cli.main(["train", str(recipe), "policy.clip_high=0.3", "seed=5"]) == 2
+    said = capsys.readouterr().err
+    assert "policy.clip_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
+    assert said.count("set these back") == 1 and "name another run_dir" in said
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
     assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
 
