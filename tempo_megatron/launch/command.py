@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.launch.experiment import tasks
 
 _BAD_INPUT = 2
+_HOME = "NEMORUN_HOME"
+"""environment variable: NeMo-Run's directory of experiments, their scripts and logs. It reads it as it is imported"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"tempo launch: {given.recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
+    os.environ.setdefault(_HOME, str(Path(config.run_dir, "nemo_run").absolute()))
     from tempo_megatron.launch import nemo  # seconds of imports
 
     title = Path(given.recipe).stem
@@ -44,11 +49,11 @@ def main(arguments: Sequence[str]) -> int:
         container=given.container,
         mounts=tuple(sorted(set(_directories(config).values()))),
     )
-    experiment = nemo.on_slurm(title, steps, cluster)
     if given.dry_run:
-        print("\n".join(nemo.written(experiment).values()))
+        with _leaving_no_directories(Path(os.environ[_HOME], "experiments", title)):
+            print("\n".join(nemo.written(nemo.on_slurm(title, steps, cluster)).values()))
         return 0
-    for name, job in nemo.submit(experiment).items():
+    for name, job in nemo.submit(nemo.on_slurm(title, steps, cluster)).items():
         print(f"{name}: job {job}")
     return 0
 
@@ -73,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     slurm("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
     slurm("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
     return parser
+
+
+@contextlib.contextmanager
+def _leaving_no_directories(path: Path) -> Iterator[None]:
+    """What of this path is made meanwhile, and is empty in the end, is removed again."""
+    absent = [each for each in (path, *path.parents) if not each.exists()]
+    yield
+    for each in absent:
+        with contextlib.suppress(OSError):
+            each.rmdir()
 
 
 def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
