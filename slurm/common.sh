@@ -52,7 +52,7 @@ trap 'tell_ranks SIGTERM' TERM
 # Options of srun for the image, with the directories that a run reads and writes at their own paths.
 container_options() {
     local mounts="" directory
-    for directory in "$PWD" "$TEMPO_MODEL" "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
+    for directory in "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
         directory=$(realpath --canonicalize-missing --no-symlinks "$directory") # as settings name it
         mounts+="${mounts:+,}$directory:$directory"
     done
