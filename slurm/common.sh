@@ -40,18 +40,19 @@ export PATH TEMPO_DEADLINE
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS=1
 
-# srun passes the signal on to every rank. Whoever comes second finds the ranks saving.
+# srun passes SIGUSR1 on to every rank, whichever signal came. Whoever comes second finds the ranks saving.
 tell_ranks() {
     told=yes
-    say "a signal: the ranks save and stop"
+    say "$1: the ranks save and stop"
     [ -z "$step" ] || kill -USR1 "$step"
 }
-trap tell_ranks USR1 TERM
+trap 'tell_ranks SIGUSR1' USR1
+trap 'tell_ranks SIGTERM' TERM
 
 # Options of srun for the image, with the directories that a run reads and writes at their own paths.
 container_options() {
     local mounts="" directory
-    for directory in "$PWD" "$TEMPO_MODEL" "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
+    for directory in "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
         directory=$(realpath --canonicalize-missing --no-symlinks "$directory") # as settings name it
         mounts+="${mounts:+,}$directory:$directory"
     done

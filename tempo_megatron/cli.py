@@ -80,10 +80,7 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
 
     slurm.join_step()
     try:
-        config = settings.load(recipe, overrides)
-        found = problems(config)
-        if found:
-            raise settings.ConfigError("\n".join(found))
+        config = settings.load_checked(recipe, overrides, problems)
     except settings.ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             lines = "\n".join(f"  {line}" for line in str(error).splitlines())

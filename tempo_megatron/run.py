@@ -180,6 +180,11 @@ class Run:
             self.trainers[name].steps = steps
         self.gate_value: float | None = self._state["gate_value"]
         self.chooser.resume(self._state["choice"])
+        if self.is_over and self.is_first:
+            self.say(
+                f"{self.directory} is finished, at iteration {self.iteration}: nothing is trained; export, plots and "
+                "summary are made again. More loop.iterations go on with it, another run_dir begins anew"
+            )
 
     @property
     def policy_learns_labelled(self) -> bool:
@@ -198,6 +203,12 @@ class Run:
     def stopped(self) -> bool:
         """The stopping rule has ended the run."""
         return self.chooser.state["stopped"] is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left but to `finish`."""
+        done = self.stopped or self.iteration >= self.config.loop.iterations
+        return done and not self.course.in_stages and not self.course.unconcluded
 
     @property
     def evaluated_at_start(self) -> bool:

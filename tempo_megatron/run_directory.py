@@ -71,7 +71,8 @@ def saved_model(directory: Path) -> Path | None:
 
 
 def differences(config: Config) -> list[str]:
-    """Settings in which an existing run directory was made by another recipe, a line each; empty for a new one.
+    """Settings in which an existing run directory was made by another recipe, a line each, and what to do; empty for a
+    new one.
 
     What does not change what the run computes may differ: where it logs, how often it saves, how it is spread over
     memory and ranks, and how many iterations it has; once it has a `saved_model`, where the model's directory is.
@@ -87,4 +88,8 @@ def differences(config: Config) -> list[str]:
         before, now = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
         if before != now and not key.startswith(may_change):
             found.append(f"run_dir {config.run_dir} was made by another recipe: {key} was {before}, is {now}")
+    if found:
+        found.append(
+            f"run_dir {config.run_dir}: set these back to go on with it ({path} has all), or name another run_dir"
+        )
     return found

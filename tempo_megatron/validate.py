@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
-from math import isclose
 from pathlib import Path
 
-import torch
 from transformers import AutoTokenizer
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import family
-from checkpoints_convert.mapping import BackboneSettings
-from checkpoints_convert.rope import YarnRope
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import (
     Config,
     CriticConfig,
     CriticTraining,
-    Fp8,
     LearningRateSchedule,
     LearnsFrom,
     Order,
     PolicyConfig,
-    Precision,
-    RolloutPrecision,
     TargetRange,
     WandbMode,
 )
 from tempo_megatron.data.questions import read_questions, set_aside
 from tempo_megatron.data.sources import DataError, missing_files
 from tempo_megatron.grading.grader import problems as grading_problems
-from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
-from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.preflight.limits import problems as preflight_problems
-from tempo_megatron.run_directory import differences, saved_model
+from tempo_megatron.run_directory import differences
+from tempo_megatron.validate_model import problems as model_problems
 
 
 def problems(config: Config) -> list[str]:
@@ -50,8 +37,7 @@ def problems(config: Config) -> list[str]:
         *_method(config),
         *_optimizers(config),
         *_numbers(config),
-        *_model(config),
-        *_layout(config),
+        *model_problems(config),
         *_data(config),
         *differences(config),
     ]
@@ -247,138 +233,6 @@ def _policy_prompts(config: Config) -> tuple[str, int]:
     }[config.policy.learns_from]
 
 
-def _model(config: Config) -> Iterator[str]:
-    if not config.model.hf_path:
-        return
-    directory = Path(config.model.hf_path)
-    try:
-        described = hf_files.read_config(directory)
-        settings = family(described).settings(described)
-    except ConversionError as error:
-        yield from (f"model.hf_path: {line}" for line in str(error).splitlines())
-        return
-    ignored = ["lm_head."] if settings.tied else []
-    found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
-    yield from (f"model.hf_path: {problem}" for problem in found)
-    yield from _starts(config, settings)
-    yield from _resumed(config, settings)
-    for rope in settings.ropes:
-        if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
-            yield (
-                f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
-                f"{rope.default_attention_factor:.6g}"
-            )
-    context = described.get("max_position_embeddings")
-    wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
-    if context and wanted > context:
-        yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
-    yield from divisible(config.parallel, settings)
-    yield from windows(config.parallel, settings)
-    yield from shareable(_replica(config), settings)
-    yield from _eight_bits(config, settings)
-    if not torch.cuda.is_available():
-        if config.model.precision is not Precision.fp32:
-            yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
-        if config.generation.precision is RolloutPrecision.fp8:
-            yield "generation.precision: fp8 needs a GPU; this machine has none, use same"
-    elif config.generation.precision is RolloutPrecision.fp8 and config.model.precision is Precision.fp32:
-        yield "generation.precision: fp8 goes with model.precision bf16; vLLM quantises no fp32 weights"
-
-
-def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """The checkpoints that policy and critic start from."""
-    for role, start in (("policy", config.policy.checkpoint), ("critic", config.critic.checkpoint)):
-        if not start or (role == "critic" and config.critic.training is CriticTraining.none):
-            continue
-        key, directory = f"{role}.checkpoint", Path(start)
-        try:
-            yield from (f"{key}: {problem}" for problem in checkpoint_files.Reader(directory, role).problems)
-            other = _unlike(directory / checkpoint_files.HUGGING_FACE, settings)
-            targets = checkpoint_files.read_target_range(directory)
-        except ConversionError as error:
-            yield from (f"{key}: {line}" for line in str(error).splitlines())
-            continue
-        if role == "critic":
-            other.discard("tied")
-        if other:
-            yield f"{key}: {start} is another model than model.hf_path: {', '.join(sorted(other))} differ"
-        if role == "critic" and targets != config.critic.target_range:
-            wanted = config.critic.target_range.value
-            yield f"{key}: {start} was trained towards {targets}, critic.target_range is {wanted}"
-        if role == "critic" and config.stages.warm_start.steps:
-            yield f"{key}: a warm start would replace it; set stages.warm_start.steps to 0"
-
-
-def _resumed(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """A run goes on from its own weights, wherever its model's directory is by now: what is there must fit them."""
-    saved = saved_model(Path(config.run_dir))
-    with contextlib.suppress(ConversionError):  # a damaged checkpoint is found, and passed over, as the run resumes
-        other = _unlike(saved, settings) if saved else set()
-        if other:
-            named = f"{config.model.hf_path} is another model than that of run_dir {config.run_dir}"
-            yield f"model.hf_path: {named}: {', '.join(sorted(other))} differ; name that one, or another run_dir"
-
-
-def _unlike(model: Path, settings: BackboneSettings) -> set[str]:
-    """In what a model directory describes another model. Raises ConversionError."""
-    described = hf_files.read_config(model)
-    theirs = family(described).settings(described)
-    return {name for name, value in vars(theirs).items() if value != getattr(settings, name)}
-
-
-def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """What FP8 asks of the machine, the other settings and the model's shape."""
-    model, parallel = config.model, config.parallel
-    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)
-    if model.fp8_edges_in_bf16 < 0 or (model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed)):
-        yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
-    elif model.fp8_edges_in_bf16 > stage:
-        yield f"model.fp8_edges_in_bf16: at most the {stage} layers of a pipeline stage, got {model.fp8_edges_in_bf16}"
-    if model.fp8 is Fp8.none:
-        return
-    if model.precision is not Precision.bf16:
-        yield f"model.fp8: {model.fp8.value} needs model.precision bf16"
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
-        yield f"model.fp8: {model.fp8.value} needs an H100 or a later GPU; this machine has none"
-    tile = 128 if model.fp8 is Fp8.blockwise else 16
-    heads = settings.num_attention_heads * settings.kv_channels
-    widths = {"hidden size": settings.hidden_size}
-    shared = {"attention channels": heads, "MLP channels": settings.ffn_hidden_size}
-    widths |= {f"{what} a rank": size // max(1, parallel.tensor_model_parallel_size) for what, size in shared.items()}
-    for what, width in widths.items():
-        if width % tile:
-            yield f"model.fp8: {model.fp8.value} needs multiples of {tile}; the model's {what} is {width}"
-
-
-def _replica(config: Config) -> int:
-    """Ranks of one vLLM replica."""
-    return config.generation.tensor_parallel_size or config.parallel.tensor_model_parallel_size
-
-
-def _layout(config: Config) -> Iterator[str]:
-    parallel = config.parallel
-    world = int(os.environ.get("WORLD_SIZE", parallel.processes_per_node))
-    model_size = (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    )
-    if model_size > 0 and world % model_size:
-        yield f"parallel: {world} processes cannot be cut into TP x PP x CP = {model_size}"
-    longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
-    for role, budget in (("policy", config.policy.micro_batch_tokens), ("critic", config.critic.micro_batch_tokens)):
-        if budget and budget < longest:
-            yield (
-                f"{role}.micro_batch_tokens: at least data.max_prompt_tokens + generation.max_response_tokens = "
-                f"{longest}, or 0 for that; got {budget}"
-            )
-    replica = _replica(config)
-    if replica > 0 and world % replica:
-        yield f"generation.tensor_parallel_size: {replica} does not divide {world} processes"
-    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
-        yield "parallel.sequence_parallel: needs tensor_model_parallel_size above 1"
-    if torch.cuda.is_available() and parallel.processes_per_node > torch.cuda.device_count():
-        yield f"parallel.processes_per_node: {parallel.processes_per_node}, but {torch.cuda.device_count()} GPUs here"
-
-
 def _data(config: Config) -> Iterator[str]:
     if "{question}" not in config.data.prompt_template:
         yield "data.prompt_template: needs {question}"
@@ -405,5 +259,4 @@ def _data(config: Config) -> Iterator[str]:
     taught = questions.sets["warm_start"].without(set_aside(questions.sets["labelled"], max(0, aside)))
     if config.stages.warm_start.steps and not taught.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"
-    graders = {prompt.grader for made in questions.sets.values() for prompt in made.prompts}
-    yield from grading_problems(config.grading, graders)
+    yield from grading_problems(config.grading, questions.graders())

@@ -14,7 +14,7 @@ from tempo_megatron.config.evaluation import (
 )
 from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
-from tempo_megatron.config.loading import ConfigError, documented_keys, load, to_yaml
+from tempo_megatron.config.loading import ConfigError, documented_keys, load, load_checked, to_yaml
 from tempo_megatron.config.memory import MemoryConfig
 from tempo_megatron.config.model import (
     CheckWeights,
@@ -95,5 +95,6 @@ __all__ = [
     "WarmStartConfig",
     "documented_keys",
     "load",
+    "load_checked",
     "to_yaml",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -16,34 +16,72 @@ from tempo_megatron.config.root import Config
 
 
 class ConfigError(ValueError):
-    """One or more settings are wrong; the message lists every problem found, one a line."""
+    """One or more settings are wrong; the message lists every problem found, one a line.
+
+    `rest` is the config without the settings that are wrong, where all files could be read.
+    """
+
+    def __init__(self, message: str, rest: Config | None = None) -> None:
+        super().__init__(message)
+        self.rest = rest
 
 
 def load(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all bad keys and values.
+    """The recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all bad keys and values, with
+    the file that says them; those of `key=value` stand alone.
 
     From weakest to strongest: defaults, what the method brings, the files that the recipe includes in their order, the
     recipe itself, further files of settings among the overrides (`parts/fp8.yaml`), the overrides `key=value`.
     """
+    overlays = [item for item in overrides if "=" not in item and item.endswith((".yaml", ".yml"))]
+    parts: list[DictConfig] = []
+    problems: list[str] = []
+    unread: list[str] = []
+    for file in [*([recipe] if recipe else []), *overlays]:
+        try:
+            read, wrong = _read(Path(file))
+        except ConfigError as error:
+            unread.append(str(error))
+            continue
+        parts, problems = [*parts, *read], [*problems, *wrong]
+    dotted, wrong = _overridden([item for item in overrides if item not in overlays])
+    problems = [*unread, *problems, *wrong]
+    if unread:
+        raise ConfigError("\n".join(problems))
+    try:
+        config = _built([*parts, dotted])
+    except ConfigError as error:
+        raise ConfigError("\n".join([*problems, str(error)])) from error
+    if problems:
+        raise ConfigError("\n".join(problems), config)
+    return config
+
+
+def load_checked(
+    recipe: str | Path | None, overrides: Sequence[str], check: Callable[[Config], Sequence[str]]
+) -> Config:
+    """As `load`, and the config passes the check, which gives a line a problem. Raises ConfigError listing what is
+    wrong with settings together with what the check finds without them."""
+    wrong: list[str] = []
+    try:
+        config = load(recipe, overrides)
+    except ConfigError as error:
+        if not error.rest:
+            raise
+        config, wrong = error.rest, str(error).splitlines()
+    found = check(config)
+    if wrong and found:
+        wrong.append("and, with the settings above left out:")
+    if wrong or found:
+        raise ConfigError("\n".join([*wrong, *found]))
+    return config
+
+
+def _built(parts: Sequence[DictConfig]) -> Config:
+    """The config of what was given, weakest first. Raises ConfigError."""
     from tempo_megatron.algorithms.methods import method  # torch, which grading's workers do not import
 
-    overlays = [item for item in overrides if "=" not in item and item.endswith((".yaml", ".yml"))]
-    settings = [item for item in overrides if item not in overlays]
-    parts: list[DictConfig] = []
-    problems = [
-        f"{item!r}: an override is key=value, or a YAML file of settings" for item in settings if "=" not in item
-    ]
-    for file in [*([recipe] if recipe else []), *overlays]:
-        read, wrong = _read(Path(file))
-        parts, problems = [*parts, *read], [*wrong, *problems]
-    try:
-        dotted = OmegaConf.from_dotlist(settings)
-    except Exception as error:  # OmegaConf lets the YAML parser's own exceptions through
-        raise ConfigError(f"not readable overrides: {error}") from error
-    problems += _problems(dotted)
-    if problems:
-        raise ConfigError("\n".join(problems))
-    given = OmegaConf.merge(*parts, dotted)
+    given = OmegaConf.merge(*parts)
     name = str(OmegaConf.select(given, "method", default=Config().method))
     try:
         brought = method(name).settings
@@ -52,7 +90,7 @@ def load(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     preset = OmegaConf.from_dotlist([])
     for key, value in brought.items():
         OmegaConf.update(preset, key, value, force_add=True)
-    refused = [f"method {name}: {problem}" for problem in _problems(preset)]
+    refused = [f"method {name}: {problem}" for problem in _sound(preset)[1]]
     if refused:
         raise ConfigError("\n".join(refused))
     try:
@@ -63,8 +101,25 @@ def load(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def _overridden(settings: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The settings `key=value` that are sound, and what is wrong with the others."""
+    readable, problems = [], []
+    for item in settings:
+        if "=" not in item:
+            problems.append(f"{item!r}: an override is key=value, or a YAML file of settings")
+            continue
+        try:
+            OmegaConf.from_dotlist([item])
+        except Exception as error:  # OmegaConf lets the YAML parser's own exceptions through
+            problems.append(f"{item!r}: not a readable override: {_first_line(error)}")
+            continue
+        readable.append(item)
+    sound, wrong = _sound(OmegaConf.from_dotlist(readable))
+    return sound, [*problems, *wrong]
+
+
 def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[DictConfig], list[str]]:
-    """The settings of a recipe's included files and its own, weakest first, and what is wrong with them.
+    """The sound settings of a recipe's included files and its own, weakest first, and what is wrong with the others.
 
     `include` names files relative to the one that says it. Raises ConfigError where there is nothing to read.
     """
@@ -88,8 +143,8 @@ def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[DictConfig
         theirs, wrong = _read(path.parent / name, (*includers, path.resolve()))
         parts += theirs
         problems += wrong
-    where = f"{path}: " if includers else ""
-    return [*parts, given], problems + [f"{where}{problem}" for problem in _problems(given)]
+    sound, wrong = _sound(given)
+    return [*parts, sound], [*problems, *(f"{path}: {problem}" for problem in wrong)]
 
 
 def to_yaml(config: Config) -> str:
@@ -106,40 +161,54 @@ def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{item.name}", default, item.metadata["help"]
 
 
-def _problems(part: DictConfig) -> list[str]:
-    """Unknown keys, and values that their setting's type refuses."""
+def _sound(part: DictConfig) -> tuple[DictConfig, list[str]]:
+    """The settings that are there and have a value of their type, and a line for each of the others."""
     found: list[str] = []
 
-    def visit(node: Any, cls: type, prefix: str) -> None:
+    def visit(node: Any, cls: type, prefix: str) -> dict[str, Any]:
         hints = get_type_hints(cls)
         if not isinstance(node, dict):
             found.append(f"{prefix.rstrip('.')}: expected a group of settings, got {node!r}")
-            return
+            return {}
+        kept: dict[str, Any] = {}
         for key, value in node.items():
             name = f"{prefix}{key}"
             if key not in hints:
-                every = [dotted for dotted, _, _ in documented_keys()]
-                near = difflib.get_close_matches(str(key), hints, n=1) or difflib.get_close_matches(name, every, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
-                found.append(f"{name}: unknown setting{hint}")
+                found.append(f"{name}: unknown setting{_hint(str(key), name, hints)}")
             elif is_dataclass(hints[key]):
-                visit(value, hints[key], f"{name}.")
+                kept[key] = visit(value, hints[key], f"{name}.")
             elif get_args(hints[key]) == (SourceConfig,):
                 if not isinstance(value, list):
                     found.append(f"{name}: expected a list of sources, got {value!r}")
                     continue
-                for index, source in enumerate(value):
-                    visit(source, SourceConfig, f"{name}[{index}].")
+                kept[key] = [visit(source, SourceConfig, f"{name}[{at}].") for at, source in enumerate(value)]
+            elif problem := _refused(cls, str(key), value):
+                found.append(f"{name}: {problem}")
             else:
-                check_type(name, cls, str(key), value)
+                kept[key] = value
+        return kept
 
-    def check_type(name: str, cls: type, key: str, value: Any) -> None:
-        if isinstance(value, str) and "${" in value:
-            return  # stands for a setting of another part, and is checked when all parts are merged
-        try:
-            OmegaConf.update(OmegaConf.structured(cls), key, value)
-        except OmegaConfBaseException as error:
-            found.append(f"{name}: {str(error).splitlines()[0]}")
+    sound = visit(OmegaConf.to_container(part, resolve=False), Config, "")
+    return OmegaConf.create(sound), found
 
-    visit(OmegaConf.to_container(part, resolve=False), Config, "")
-    return found
+
+def _hint(key: str, name: str, hints: Collection[str]) -> str:
+    """What an unknown key may have been meant to be."""
+    every = [dotted for dotted, _, _ in documented_keys()]
+    near = difflib.get_close_matches(key, hints, n=1) or difflib.get_close_matches(name, every, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
+
+
+def _refused(cls: type, key: str, value: Any) -> str:
+    """Why the setting's type refuses this value; empty where it does not."""
+    if isinstance(value, str) and "${" in value:
+        return ""  # stands for a setting of another part, and is checked when all parts are merged
+    try:
+        OmegaConf.update(OmegaConf.structured(cls), key, value)
+    except OmegaConfBaseException as error:
+        return _first_line(error)
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

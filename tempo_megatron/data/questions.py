@@ -27,6 +27,14 @@ class Questions:
         known = {name: [p for p in self.sets[name].prompts if p.id in self.answers] for name in _HIDDEN}
         return {name: prompts for name, prompts in known.items() if prompts}
 
+    def graders(self) -> dict[str, str]:
+        """The graders of all prompts, each with where it is named first: stream, file, line."""
+        found: dict[str, str] = {}
+        for stream, made in self.sets.items():
+            for grader, where in made.graders.items():
+                found.setdefault(grader, f"data.{stream}: {where}")
+        return found
+
 
 def read_questions(config: DataConfig, tokenizer: Tokenizer) -> Questions:
     """Read every stream, the evaluated ones first: their questions are withheld from the streams that show answers.

@@ -38,6 +38,8 @@ class Row:
     messages: tuple[Message, ...] | None = None
     """the conversation that `question` is the text of, where the row has one"""
     weight: float = 1.0
+    names_grader: str = ""
+    """where the grader is named: a file's line, the file alone where its source says it of all, or the task"""
 
 
 @dataclass
@@ -49,6 +51,8 @@ class PromptSet:
     """of each prompt, its source's: times that a pass takes it"""
     questions: set[str] = field(default_factory=set)
     """identities of all questions that the stream was given, overlong ones too"""
+    graders: dict[str, str] = field(default_factory=dict)
+    """the prompts' graders, each with where it is named first"""
     overlong: int = 0
     repeated: int = 0
     withheld: int = 0
@@ -120,6 +124,7 @@ def to_prompts(
         answer = row.answer if answers is None else None
         made.prompts.append(Prompt(row.id, tuple(token_ids), row.source, row.grader, answer))
         made.weights.append(row.weight)
+        made.graders.setdefault(row.grader, row.names_grader)
     return made
 
 
@@ -167,7 +172,11 @@ def _file_rows(source: SourceConfig, labelled: bool, problems: list[str]) -> Ite
         own_id = row.get("id")
         id_ = f"{path.name}:{_hash(question) if own_id in (None, '') else own_id}"
         grader = row.get("grader") or source.grader or "exact"
-        yield Row(question, answer, id_, row.get("source") or path.name, grader, messages, source.weight)
+        if not isinstance(grader, str):
+            problems.append(f"{where}: `grader` is a name, got {grader!r}")
+            continue
+        named = where if row.get("grader") else str(path)
+        yield Row(question, answer, id_, row.get("source") or path.name, grader, messages, source.weight, named)
 
 
 def _is_prompt(value: Any) -> bool:
@@ -205,7 +214,7 @@ def _task_rows(source: SourceConfig, problems: list[str]) -> Iterator[Row]:
         answer = {"question": entry["question"], "answer": entry["answer"], "metadata": entry["metadata"]}
         id_ = f"{source.task}:{_hash(entry['question'])}"
         grader = f"reasoning_gym:{source.task}"
-        yield Row(entry["question"], answer, id_, source.task, grader, weight=source.weight)
+        yield Row(entry["question"], answer, id_, source.task, grader, None, source.weight, source.task)
 
 
 def _hash(text: str) -> str:

@@ -22,11 +22,12 @@ _STREAM = "data.held_out"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`left_out` says, in words, which questions of its sources are not asked."""
+    """`left_out` says, in words, which questions of its sources are not asked; `graders` where each is named first."""
 
     name: str
     prompts: list[Prompt]
     answers: Answers
+    graders: dict[str, str]
     left_out: str
     protocol: Protocol
 
@@ -89,10 +90,12 @@ def _read(name: str, sources: Sequence[SourceConfig], config: Config, tokenizer:
     if not known:
         raise DataError(f"{_STREAM}: no question has an answer")
     names = [*map(_name_of, sources), *(_name(prompt.source) for prompt in known)]
+    used = {prompt.grader for prompt in known}
     return Benchmark(
         name,
         known,
         {prompt.id: questions.answers[prompt.id] for prompt in known},
+        {grader: where for grader, where in every.graders.items() if grader in used},
         f"{every.left_out()}, {len(every.prompts) - len(known)} without an answer",
         protocol_of(names, given, config.evaluation),
     )
@@ -108,5 +111,4 @@ def _name(text: str) -> str:
 
 
 def _grading(config: GradingConfig, benchmark: Benchmark) -> list[str]:
-    graders = {prompt.grader for prompt in benchmark.prompts}
-    return [f"{benchmark.name}: {problem}" for problem in grading_problems(config, graders)]
+    return [f"{benchmark.name}: {problem}" for problem in grading_problems(config, benchmark.graders)]

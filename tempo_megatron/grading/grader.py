@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -176,9 +176,9 @@ class Grader:
                 _log.warning("grader %s failed on prompt %s: %s", rollout.prompt.grader, rollout.prompt.id, why)
 
 
-def problems(config: GradingConfig, graders: Iterable[str]) -> list[str]:
-    """What is wrong with the settings for these graders, one line each; empty when grading can start."""
-    names = set(graders)
+def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
+    """What is wrong with the settings for these graders, one line each; empty when grading can start. The graders'
+    names are given with where each is named."""
     found = [
         f"grading.{key}: above 0, got {getattr(config, key)}"
         for key in (
@@ -193,13 +193,15 @@ def problems(config: GradingConfig, graders: Iterable[str]) -> list[str]:
     for key in ("workers", "judge_retries"):
         if getattr(config, key) < 0:
             found.append(f"grading.{key}: at least 0, got {getattr(config, key)}")
-    if "judge" in names or config.cluster_by is ClusterBy.judge:
-        found += [f"grading.{key}: required" for key in ("judge_url", "judge_model") if not getattr(config, key)]
-    for name in sorted(names):
+    if "judge" in graders or config.cluster_by is ClusterBy.judge:
+        why = graders.get("judge") or "grading.cluster_by"
+        absent = [key for key in ("judge_url", "judge_model") if not getattr(config, key)]
+        found += [f"grading.{key}: required: {why} names the judge" for key in absent]
+    for name, where in sorted(graders.items()):
         try:
             scorer(name)
         except ValueError as error:
-            found.append(f"data: {error}")
+            found.append(f"{where}: {error}")
     return found
 
 

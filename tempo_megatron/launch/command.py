@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from tempo_megatron import planning
-from tempo_megatron.config import Config, ConfigError, load
+from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.launch.experiment import tasks
 
 _BAD_INPUT = 2
+_HOME = "NEMORUN_HOME"
+"""environment variable: NeMo-Run's directory of experiments, their scripts and logs. It reads it as it is imported"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -22,16 +26,14 @@ def main(arguments: Sequence[str]) -> int:
         print("tempo launch: NeMo-Run is not installed: install the extra `launch`", file=sys.stderr)
         return _BAD_INPUT
     try:
-        config = load(given.recipe, given.overrides)
-        problems = _problems(config, given)
-        if problems:
-            raise ConfigError("\n".join(problems))
+        config = load_checked(given.recipe, given.overrides, lambda read: _problems(read, given))
         python = "python" if given.container else sys.executable
         steps = tasks(given.recipe, given.overrides, python)
     except ConfigError as error:
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"tempo launch: {given.recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
+    os.environ.setdefault(_HOME, str(Path(config.run_dir, "nemo_run").absolute()))
     from tempo_megatron.launch import nemo  # seconds of imports
 
     title = Path(given.recipe).stem
@@ -47,11 +49,11 @@ def main(arguments: Sequence[str]) -> int:
         container=given.container,
         mounts=tuple(sorted(set(_directories(config).values()))),
     )
-    experiment = nemo.on_slurm(title, steps, cluster)
     if given.dry_run:
-        print("\n".join(nemo.written(experiment).values()))
+        with _leaving_no_directories(Path(os.environ[_HOME], "experiments", title)):
+            print("\n".join(nemo.written(nemo.on_slurm(title, steps, cluster)).values()))
         return 0
-    for name, job in nemo.submit(experiment).items():
+    for name, job in nemo.submit(nemo.on_slurm(title, steps, cluster)).items():
         print(f"{name}: job {job}")
     return 0
 
@@ -68,13 +70,24 @@ def _parser() -> argparse.ArgumentParser:
     slurm = parser.add_argument_group("slurm").add_argument
     slurm("--nodes", type=int, default=1, metavar="N", help="nodes that train (1); other tasks take one")
     slurm("--gpus-per-node", type=int, metavar="N", help="(the recipe's parallel.processes_per_node)")
-    slurm("--gpu-memory", type=float, default=80.0, metavar="GIB", help="of one GPU (80); what cannot fit is refused")
+    gpu_memory = "GB that a GPU is sold with (80); what cannot fit is refused"
+    slurm("--gpu-memory", type=float, default=80.0, metavar="GB", help=gpu_memory)
     slurm("--account", help="account that is charged")
     slurm("--partition", help="partition of the jobs")
     slurm("--time", default="24:00:00", help="limit of each job, as Slurm writes it (24:00:00)")
     slurm("--container", metavar="IMAGE", help="image to run in, by pyxis (none: this Python is used)")
     slurm("--dry-run", action="store_true", help="print the sbatch scripts; submit nothing")
     return parser
+
+
+@contextlib.contextmanager
+def _leaving_no_directories(path: Path) -> Iterator[None]:
+    """What of this path is made meanwhile, and is empty in the end, is removed again."""
+    absent = [each for each in (path, *path.parents) if not each.exists()]
+    yield
+    for each in absent:
+        with contextlib.suppress(OSError):
+            each.rmdir()
 
 
 def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
@@ -114,5 +127,5 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
         found.append("--nodes and --dry-run: with --executor slurm")
     gpus = _gpus_per_node(config, given)
     if given.executor == "slurm" and gpus and not found:
-        found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gib=given.gpu_memory)
+        found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
     return found

@@ -28,8 +28,8 @@ def started_this(environment: Mapping[str, str] = os.environ) -> bool:
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
 
-    SIGTERM and SIGUSR1 become SIGUSR1 of the ranks, which save and end; torchrun itself would end them. SIGINT is
-    passed on, and ends them.
+    SIGTERM and SIGUSR1 go to the ranks, which save and end; torchrun itself, which would end them, does not hear of it.
+    SIGINT is passed on, and ends them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
@@ -41,16 +41,17 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         try:
             return ranks.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            if asked and _interrupt_ranks(ranks.pid):
+            if asked and interrupt_ranks(ranks.pid, asked[0]):
                 asked.clear()
 
 
-def _interrupt_ranks(launcher: int) -> bool:
-    """Whether there were ranks to tell: torchrun takes seconds to start them."""
+def interrupt_ranks(launcher: int, number: int) -> bool:
+    """Send the ranks that `launcher` started a signal, which they name as their reason. Whether there were any to tell:
+    torchrun takes seconds to start them."""
     told = False
     with contextlib.suppress(psutil.Error):  # they end as they like
         for child in psutil.Process(launcher).children():
             if "tempo_megatron.cli" in child.cmdline():
-                child.send_signal(signal.SIGUSR1)
+                child.send_signal(number)
                 told = True
     return told

@@ -22,18 +22,18 @@ def check(
     *,
     nodes: int,
     gpus_per_node: int = 8,
-    gpu_memory_gib: float = 80.0,
+    gpu_memory_gb: float = 80.0,
     host_memory_gib: float = HOST_GIB,
 ) -> list[str]:
     """Why this run cannot work on so many nodes, one line a reason; empty when it fits.
 
-    `gpu_memory_gib` is what a GPU is sold with. A model that is not there yet is known by the name of its directory.
+    `gpu_memory_gb`: that a GPU is sold with. A model that is not there yet is known by the name of its directory.
     """
     try:
         settings = shapes.of_model(config.model.hf_path)
     except ConversionError as error:
         return [f"model.hf_path: {line}" for line in str(error).splitlines()]
-    return problems(Run(settings, config, Machine(nodes, gpus_per_node, gpu_memory_gib, host_memory_gib)))
+    return problems(Run(settings, config, Machine(nodes, gpus_per_node, gpu_memory_gb, host_memory_gib)))
 
 
 def checkpoint_gib(config: Config, *, gpus: int) -> float:

@@ -9,16 +9,16 @@ from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Config, ParallelConfig
 
 _USABLE = 0.989
-"""of the memory that a GPU is sold with, what CUDA reports: 79.1 GiB of an H100's 80"""
+"""GiB that CUDA reports for each GB that a GPU is sold with: 79.1 of an H100's 80"""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`gpu_gib` is the memory that a GPU is sold with (80, 141), `host_gib` that of a node."""
+    """`gpu_gb` are the GB that a GPU is sold with (80, 141), `host_gib` is a node's memory."""
 
     nodes: int
     gpus_per_node: int
-    gpu_gib: float
+    gpu_gb: float
     host_gib: float
 
     @property
@@ -28,7 +28,7 @@ class Machine:
     @property
     def usable_gib(self) -> float:
         """GiB of a GPU that CUDA reports."""
-        return self.gpu_gib * _USABLE
+        return self.gpu_gb * _USABLE
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def plan(run: Run, load: Load, choices: Sequence[Choice]) -> str:
     """Everything about one run on one number of nodes."""
     machine = run.machine
     parts = [
-        f"{machine.nodes} x {machine.gpus_per_node} GPUs of {machine.gpu_gib:g} GB, {run.layout}, "
+        f"{machine.nodes} x {machine.gpus_per_node} GPUs of {machine.gpu_gb:g} GB, {run.layout}, "
         f"recompute {run.config.model.recompute}, fp8 {run.config.model.fp8}, generator TP{run.layout.replica}",
         _parameters(run),
         _device(run),

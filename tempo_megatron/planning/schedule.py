@@ -115,7 +115,7 @@ class Schedule:
     def generating(self, requests: int) -> float:
         """Seconds until so many responses are there."""
         run, engine, load = self.run, self.run.engine, self.load
-        bandwidth = rates.decode_bytes(run.machine.gpu_gib)
+        bandwidth = rates.decode_bytes(run.machine.gpu_gb)
         mine = requests * run.layout.replica / run.machine.gpus
         held = load.prompt + load.average(lambda length: length**2) / (2 * load.mean)
         together = min(mine, engine.together(held))

@@ -27,10 +27,7 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Exit codes: 0 training can start, 2 the settings are wrong for any nodes, 69 it cannot start on these."""
     slurm.join_step()
     try:
-        config = settings.load(None, given.settings)
-        wrong = [*problems(config.preflight)]
-        if wrong:
-            raise settings.ConfigError("\n".join(wrong))
+        config = settings.load_checked(None, given.settings, lambda read: [*problems(read.preflight)])
     except settings.ConfigError as error:
         print(f"tempo doctor: {error}", file=sys.stderr)
         return _BAD_INPUT

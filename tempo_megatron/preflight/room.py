@@ -26,7 +26,7 @@ CHECKS = ("memory", "free disk")
 
 
 class _Machine(NamedTuple):
-    gpu_gib: float
+    gpu_gb: float
     """what its smallest GPU is sold with"""
     host_gib: float
 
@@ -47,10 +47,10 @@ def memory(facts: Facts, config: Config, nodes: int) -> Iterator[Finding]:
         yield Finding("memory", "", Verdict.bad, f"by `tempo plan`, {reason}", remedy)
     if reasons:
         return
-    yield Finding("memory", "", Verdict.good, f"by `tempo plan` the run fits {usual.gpu_gib} GB GPUs of {nodes} nodes")
+    yield Finding("memory", "", Verdict.good, f"by `tempo plan` the run fits {usual.gpu_gb} GB GPUs of {nodes} nodes")
     for node, machine in machines.items():
         for reason in _reasons(config, nodes, machine) or ():
-            found = f"by `tempo plan`, {reason}; other nodes have {usual.gpu_gib} GB GPUs, {usual.host_gib:.0f} GiB"
+            found = f"by `tempo plan`, {reason}; other nodes have {usual.gpu_gb} GB GPUs, {usual.host_gib:.0f} GiB"
             yield Finding("memory", node, Verdict.bad, found, "see its DIMMs and GPUs; ask Slurm for all (--mem=0)")
 
 
@@ -80,7 +80,7 @@ def _reasons(config: Config, nodes: int, machine: _Machine) -> list[str] | None:
     if not planning.checkpoint_gib(config, gpus=nodes * ranks):
         return None
     gpu, host = machine
-    return planning.check(config, nodes=nodes, gpus_per_node=ranks, gpu_memory_gib=gpu, host_memory_gib=host)
+    return planning.check(config, nodes=nodes, gpus_per_node=ranks, gpu_memory_gb=gpu, host_memory_gib=host)
 
 
 def disk(directory: Path, config: Config, ranks: int) -> Finding:

@@ -1,7 +1,8 @@
 """A rank of test_supervised: whole runs whose generator makes up its responses, and troubles that befall rank 1.
 
 usage: supervised_worker.py WHOLE RECIPE [key=value ...]      one run to its end in run_dir WHOLE, and another, in the
-                                                              recipe's run_dir, that is interrupted five times
+                                                              recipe's run_dir, that is interrupted five times,
+                                                              and started once more at its end
        supervised_worker.py fail|hang RECIPE [key=value ...]  `tempo train`, whose rank 1 fails or hangs in iteration 1
        supervised_worker.py second RECIPE [key=value ...]     `tempo train` where another run works
 """
@@ -148,6 +149,17 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     assert not run(config)
     Run.sync = made
     assert run(config) and not mark.exists()
+    finished_again(config)
+
+
+def finished_again(config: Config) -> None:
+    """A run that is at its end says so, and what it does, when it is started once more."""
+    said: list[str] = []
+    say, Run.say = Run.say, lambda self, text: said.append(text)
+    assert run(config)
+    Run.say = say
+    finished = [line for line in said if line.startswith(f"{config.run_dir} is finished, at iteration 4")]
+    assert len(finished) == (os.environ["RANK"] == "0"), said
 
 
 def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:

@@ -19,8 +19,8 @@ SHORT = (*STAGES, "checkpoint.every=4", "logging.tensorboard=false")
 def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: Path) -> None:
     """Interrupted in the warm start, by the deadline in the critic start, while it generates, while it evaluates, and
     while it learns, each time on one rank alone: log and weights are bit for bit those of a run that went through, and
-    what a stage had learnt was not learnt again. The ranks of the run that went through count work in every phase
-    where a rank that does none is held to hang."""
+    what a stage had learnt was not learnt again. Started once more, the finished run adds nothing to its log. The
+    ranks of the run that went through count work in every phase where a rank that does none is held to hang."""
     whole = tmp_path / "whole"
     run_ranks(WORKER, 2, whole, recipe, *SHORT)
     assert metrics(tmp_path / "run") == metrics(whole)

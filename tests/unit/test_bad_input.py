@@ -81,6 +81,15 @@ def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFix
     assert all(part in message for part in ("attention heads", "policy.mini_batches", "data.unlabelled: required"))
 
 
+def test_an_unknown_setting_hides_nothing_else(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Checks go on without it, since a run's first start should not be one mistake after the other."""
+    message = refused(recipe, capsys, "policy.clip_hgih=0.1", "seed=abc", "policy.mini_batches=0", "method=tempp")
+    assert all(part in message for part in ("policy.clip_hgih: unknown", "seed:", "is no method"))
+    message = refused(recipe, capsys, "policy.clip_hgih=0.1", "policy.mini_batches=0", "evaluation.k=5")
+    assert message.index("clip_hgih: unknown") < message.index("left out:") < message.index("policy.mini_batches: at")
+    assert "evaluation.k: 5" in message
+
+
 def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a tokenizer, and without a word of a hub that nobody asked for."""
     message = refused(recipe, capsys, "model.hf_path=/nowhere", "data.labelled=[{path: /none.jsonl}]")
@@ -95,6 +104,9 @@ def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.Capt
         ([{"prompt": "a", "answer": "b"}, {"answer": "b"}], "line 2: a row needs `prompt`"),
         ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], "line 2: a labelled row needs `answer`"),
         (["{broken\n"], "line 1: not JSON"),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d", "grader": "maths"}], "line 2: unknown grader"),
+        ([{"prompt": "a", "answer": "b", "grader": "judge"}], "data.jsonl, line 1 names the judge"),
+        ([{"prompt": "a", "answer": "b", "grader": 3}], "line 1: `grader` is a name"),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line(
@@ -107,11 +119,13 @@ def test_a_bad_row_is_named_with_file_and_line(
 
 
 def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Resuming must not mix two experiments; what changes no result may change."""
+    """Resuming must not mix two experiments; what changes no result may change. It is said what to do."""
     open_run(load(recipe))
     before = (recipe.parent / "run" / "config.yaml").read_text()
-    assert cli.main(["train", str(recipe), "policy.clip_high=0.3"]) == 2
-    assert "policy.clip_high was 0.15, is 0.3" in capsys.readouterr().err
+    assert cli.main(["train", str(recipe), "policy.clip_high=0.3", "seed=5"]) == 2
+    said = capsys.readouterr().err
+    assert "policy.clip_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
+    assert said.count("set these back") == 1 and "name another run_dir" in said
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
     assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
 

@@ -55,6 +55,26 @@ def test_a_file_of_settings_after_the_recipe_is_laid_over_it(tmp_path: Path) -> 
         load(recipe, ["fp8"])
 
 
+def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
+    """A run of a recipe, its parts and an overlay has many files to search; what names none was on the command line."""
+    part, overlay = tmp_path / "part.yaml", tmp_path / "overlay.yaml"
+    part.write_text("loop: {iteratons: 1}")
+    overlay.write_text("model: {fp9: tensorwise}")
+    recipe = write(tmp_path, "include: [part.yaml]\npolicy: {clip_hgih: 0.1}")
+    with pytest.raises(ConfigError) as raised:
+        load(recipe, [str(overlay), "critic.epoch=2", "seed=[", str(tmp_path / "no.yaml")])
+    starts = [
+        f"{tmp_path}/no.yaml: no such recipe file",
+        f"{part}: loop.iteratons: unknown",
+        f"{recipe}: policy.clip_hgih: unknown",
+        f"{overlay}: model.fp9: unknown",
+        "'seed=[': not a readable override",
+        "critic.epoch: unknown",
+    ]
+    lines = str(raised.value).splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+
+
 def test_every_setting_says_what_it_means() -> None:
     """Protects `tempo settings`."""
     assert all(help_ for _, _, help_ in documented_keys())

@@ -1,8 +1,12 @@
-"""How a process learns that it is a rank."""
+"""How a process learns that it is a rank, and that it is to stop."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,3 +84,23 @@ def test_a_rendezvous_is_where_the_batch_script_says_not_where_its_user_once_was
     slurm.join_step(named)
     slurm.join_step(left)
     assert (named["MASTER_ADDR"], left["MASTER_ADDR"]) == ("node3", "localhost")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_have_the_signal_that_came(number: signal.Signals, tmp_path: Path) -> None:
+    """A run says by what it was interrupted: who reads SIGUSR1 looks for Slurm's warning, not for a preemption."""
+    rank = (
+        "import pathlib, signal, sys; numbers = {signal.SIGTERM, signal.SIGUSR1}; "
+        "signal.pthread_sigmask(signal.SIG_BLOCK, numbers); pathlib.Path(sys.argv[1], 'listens').touch(); "
+        "pathlib.Path(sys.argv[1], 'heard').write_text(signal.Signals(signal.sigwait(numbers)).name)"
+    )
+    starts_it = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:], 'tempo_megatron.cli'])"
+    launcher = subprocess.Popen([sys.executable, "-c", starts_it, rank, str(tmp_path)])
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "listens").exists():
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    assert torchrun.interrupt_ranks(launcher.pid, number)
+    assert launcher.wait(timeout=30) == 0
+    assert (tmp_path / "heard").read_text() == number.name
+    assert not torchrun.interrupt_ranks(launcher.pid, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,27 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     model = load(recipe).model.hf_path
     assert f"{model}:{model}" in said and f"{recipe.parent}:{recipe.parent}" in said
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
-    assert (nemo_home / "experiments").is_dir() and set(nemo_home.rglob("*.sh")) == before
+    assert set(nemo_home.rglob("*.sh")) == before and not (nemo_home / "experiments" / recipe.stem).exists()
+
+
+def test_nemo_runs_own_files_are_the_runs(recipe: Path, nemo_home: Path) -> None:
+    """Scripts and logs lie in the run's directory, on the nodes' file system, and go with it; the home directory stays
+    as it was. A dry run does not even make the run's directory."""
+    home, run = recipe.parent / "home", recipe.parent / "run"
+    environment = {name: value for name, value in os.environ.items() if name != "NEMORUN_HOME"} | {"HOME": str(home)}
+
+    def launch(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tempo_megatron.cli", "launch", str(recipe), "--executor", *options]
+        return subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        )
+
+    home.mkdir()
+    dry = launch("slurm", "--dry-run")
+    assert f"{run}/nemo_run/experiments/recipe/" in dry.stdout and not run.exists(), dry.stderr
+    assert launch("local", "model.hf_path=.").returncode == 1  # a directory, and no model
+    assert list(run.glob("nemo_run/experiments/recipe/*/convert/scripts/convert.sh"))
+    assert not list(home.glob(".nemo*"))
 
 
 REQUEUED = [

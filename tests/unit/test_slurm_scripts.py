@@ -82,6 +82,28 @@ def test_both_runs_of_a_model(script: str, recipes: str, tmp_path: Path) -> None
     assert all((tmp_path / "runs" / name / "FINISHED").is_file() for name in ("rlvr", "tempo"))
 
 
+def test_any_recipe_runs_with_its_settings(tmp_path: Path) -> None:
+    """The recipes that a judge grades, and a user's own: the model is the recipe's unless TEMPO_MODEL names another."""
+    run, judge = tmp_path / "runs" / "mine", "grading.judge_url=http://judge:8000/v1"
+    given = ("recipes/qwen3_14b_general_rlvr.yaml", str(run), judge)
+    (called,) = commands("recipe.sh", tmp_path, *given)
+    assert called.endswith(f"train {given[0]} run_dir={run} {judge}")
+    assert (run / "FINISHED").is_file()
+    (run / "FINISHED").unlink()
+    _, called = commands("recipe.sh", tmp_path, *given, TEMPO_MODEL="/models/m", TEMPO_CONTAINER="image.sqsh")
+    assert called.endswith(f"run_dir={run} model.hf_path=/models/m {judge}") and ",/models/m:/models/m," in called
+    (run / "FINISHED").unlink()
+    *_, called = commands("recipe.sh", tmp_path, *given, TEMPO_CONTAINER="image.sqsh")
+    assert f"--container-mounts={ROOT}:{ROOT},{ROOT}/data:{ROOT}/data,{run}:{run} " in called
+
+
+@pytest.mark.parametrize("given", [(), ("recipe.yaml",), ("recipe.yaml", "seed=1"), ("recipe.yaml", "parts/fp8.yaml")])
+def test_a_run_without_a_directory_is_refused(given: tuple[str, ...], tmp_path: Path) -> None:
+    """A setting in its place would be a directory of that name."""
+    code, said = submit("recipe.sh", tmp_path, FINISHES, *given)
+    assert code == 2 and "usage: sbatch slurm/recipe.sh RECIPE RUN" in said and not (tmp_path / "called").exists()
+
+
 @pytest.mark.parametrize(("script", "recipes"), SCRIPTS.items())
 def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> None:
     """One node by default, a task and a GPU a rank, and by `tempo plan` everything fits."""
