@@ -75,13 +75,14 @@ def differences(config: Config) -> list[str]:
     new one.
 
     What does not change what the run computes may differ: where it logs, how often it saves, how it is spread over
-    memory and ranks, and how many iterations it has; once it has a `saved_model`, where the model's directory is.
+    memory and ranks, and how many iterations it has; once it has a `saved_model`, where the model's directory is. What
+    was no setting yet as the run began had its default.
     """
     directory = Path(config.run_dir)
     path, may_change = directory / _CONFIG, (*_MAY_CHANGE, *(["model.hf_path"] if saved_model(directory) else []))
     if not path.is_file():
         return []
-    theirs = OmegaConf.load(path)
+    theirs = OmegaConf.merge(OmegaConf.create(to_yaml(Config())), OmegaConf.load(path))
     ours = OmegaConf.create(to_yaml(config))
     found = []
     for key, _, _ in documented_keys():

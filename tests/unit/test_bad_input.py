@@ -130,6 +130,17 @@ def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pyte
     assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
 
 
+def test_a_run_resumes_under_a_version_that_has_more_settings(recipe: Path) -> None:
+    """What was no setting yet had its default, which a run that goes on must keep."""
+    open_run(load(recipe))
+    path = recipe.parent / "run" / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "importance_cap" not in line))
+    assert len(path.read_text().splitlines()) == len(lines) - 1
+    assert problems(load(recipe)) == []
+    assert "policy.importance_cap was 0.0, is 2.0" in problems(load(recipe, ["policy.importance_cap=2.0"]))[0]
+
+
 def test_a_run_resumes_with_less_memory_another_judge_and_a_model_that_was_moved(
     recipe: Path, demo_model: Path, tmp_path: Path
 ) -> None:
