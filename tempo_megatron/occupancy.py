@@ -138,6 +138,9 @@ class Occupancy:
                 file.write(json.dumps(asdict(self._me)) + "\n")
         except FileExistsError:
             return False
+        except OSError:  # no room, say
+            mark.unlink(missing_ok=True)
+            raise
         self._seen = _newest(self._directory)
         if self._seen.number != number:  # others came and went since the last look
             mark.unlink(missing_ok=True)

@@ -199,6 +199,18 @@ def test_one_that_looked_before_others_came_and_went_does_not_follow_them(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["running-2"]
 
 
+def test_a_mark_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk: the next start would watch it."""
+
+    def full(described: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(occupancy, "json", SimpleNamespace(dumps=full, load=json.load))
+    with pytest.raises(OSError, match="No space"):
+        Occupancy(tmp_path).take()
+    assert not list(tmp_path.iterdir())
+
+
 def test_several_processes_that_start_together_leave_one(tmp_path: Path) -> None:
     """All of them find the mark of a run that was killed, and watch it. One that the machine held up for longer than
     the others watched ends by itself."""
