@@ -105,8 +105,8 @@ class Entry:
         return tensor.chunk(ranks, self.shard_axis)[rank]
 
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
-        """The whole Megatron tensor from the shards of all tensor-parallel ranks."""
-        if self.shard_axis is None:
+        """The whole Megatron tensor from the shards of all tensor-parallel ranks: a view where one can be."""
+        if self.shard_axis is None or len(shards) == 1:
             return shards[0]
         return torch.cat(list(shards), self.shard_axis)
 
@@ -124,6 +124,10 @@ class Vocabulary(Entry):
 
     def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return (tensor[: self.vocab_size],)
+
+    def rows_to_hf(self, rows: Tensor, first: int) -> Tensor:
+        """Those of some rows of the Megatron tensor, from its row `first` on, that the Hugging Face one has too."""
+        return rows[: max(0, self.vocab_size - first)]
 
 
 @dataclass(frozen=True)
@@ -158,5 +162,7 @@ class Gated(Entry):
         return torch.cat([half.chunk(ranks)[rank] for half in tensor.chunk(2)])
 
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
+        if len(shards) == 1:
+            return shards[0]
         halves = [shard.chunk(2) for shard in shards]
         return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from checkpoints_convert import hf_files
 from checkpoints_convert.hf_files import Description
+from checkpoints_convert.rows import whole
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.models import Models
 
@@ -31,4 +32,4 @@ def export_policy(models: Models, hf_path: Path, directory: Path) -> None:
     with hf_files.written_aside(directory) as aside:
         hf_files.copy_side_files(hf_path, aside)
         hf_files.write_config(aside, hf_files.with_dtype(hf_files.read_config(aside), {dtype}))
-        hf_files.write_tensors(aside, described, tensors)
+        hf_files.write_tensors(aside, described, whole(tensors))

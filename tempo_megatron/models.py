@@ -11,6 +11,7 @@ from torch import Tensor
 from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import OUTPUT_BIAS, Role
+from checkpoints_convert.rows import TensorRows
 from tempo_megatron.config import Config, CriticTraining
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, weights
 from tempo_megatron.megatron.offload import Kind, check_host_memory
@@ -79,8 +80,8 @@ class Models:
             raise RuntimeError(f"method {self._config.method} with critic.training none has no critic")
         return self.critic
 
-    def policy_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's present weights by their Hugging Face names, as the generator takes them."""
+    def policy_tensors(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
+        """The policy's present weights by their Hugging Face names, as the generator takes them (`weights.export`)."""
         with self.policy.awake(Kind.weights):
             yield from weights.export(self.policy.module, self.entries, self._place)
 

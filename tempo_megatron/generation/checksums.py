@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from checkpoints_convert.rows import TensorRows
+
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _SPLIT_INPUTS = ("o_proj", "down_proj")
 _VOCABULARY = ("embed_tokens", "lm_head")
@@ -19,18 +21,24 @@ _CHUNK = 2**21
 _MIX = 0x1E3779B97F4A7C15  # odd; its multiples fill 64 bits evenly
 
 
-def checksum(tensor: Tensor) -> Tensor:
+def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
     """Digest of a tensor's bits, an int64 scalar on its device, which does all the work: 16 GB take a fraction of a
     second on a GPU.
 
-    The sum, modulo 2^64, of every element's bits times an odd number that its position picks. One changed element
-    always changes it; exchanged elements or rows, or another tensor, do except by a chance below 2^-32.
+    The sum, modulo 2^64, of every element's bits times an odd number that its position picks, `begin` for the first
+    one: digests of parts add up to that of the whole. One changed element always changes it; exchanged elements or
+    rows, or another tensor, do except by a chance below 2^-32.
     """
     bits = tensor.detach().contiguous().flatten().view(_BITS[tensor.element_size()])
     weights = _weights(tensor.device)
     digest = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for number, chunk in enumerate(bits.split(_CHUNK)):
-        digest += (chunk.to(torch.int64) * weights[: len(chunk)]).sum() * (2 * number * _CHUNK + 1)
+    position, end = begin, begin + len(bits)
+    while position < end:
+        number, offset = divmod(position, _CHUNK)
+        until = min(end, (number + 1) * _CHUNK)
+        chunk = bits[position - begin : until - begin].to(torch.int64)
+        digest += (chunk * weights[offset : offset + len(chunk)]).sum() * (2 * number * _CHUNK + 1)
+        position = until
     return digest
 
 
@@ -43,18 +51,26 @@ def _weights(device: torch.device) -> Tensor:
     return mixed | 1
 
 
-def expected_checksums(name: str, tensor: Tensor, rank: int, ranks: int) -> Tensor:
-    """Checksum of the part of a Hugging Face tensor that a tensor-parallel rank of vLLM holds."""
+def expected_checksums(name: str, sent: Tensor | TensorRows, rank: int, ranks: int) -> Tensor:
+    """Checksum of the part of a Hugging Face tensor that a tensor-parallel rank of vLLM holds; those of a vocabulary's
+    rows add up to it."""
     module = name.split(".")[-2]
     if module in _VOCABULARY:
-        padding = -tensor.shape[0] % _VLLM_VOCABULARY_MULTIPLE
-        rows = (tensor.shape[0] + padding) // ranks
-        return checksum(tensor[rank * rows : (rank + 1) * rows])
-    if module in _SPLIT_INPUTS and tensor.dim() > 1:
-        return checksum(tensor.chunk(ranks, 1)[rank])
+        return _of_vocabulary(sent if isinstance(sent, TensorRows) else TensorRows(sent, 0, len(sent)), rank, ranks)
+    if isinstance(sent, TensorRows):
+        raise ValueError(f"{name} came in rows, as vocabularies alone do")
+    if module in _SPLIT_INPUTS and sent.dim() > 1:
+        return checksum(sent.chunk(ranks, 1)[rank])
     if any(module in parts for parts in _FUSED.values()):
-        return checksum(tensor.chunk(ranks, 0)[rank])
-    return checksum(tensor)
+        return checksum(sent.chunk(ranks, 0)[rank])
+    return checksum(sent)
+
+
+def _of_vocabulary(sent: TensorRows, rank: int, ranks: int) -> Tensor:
+    padded = -(-sent.of // _VLLM_VOCABULARY_MULTIPLE) * _VLLM_VOCABULARY_MULTIPLE
+    begin, end = rank * padded // ranks, (rank + 1) * padded // ranks
+    mine = sent.rows[max(0, begin - sent.first) : max(0, end - sent.first)]
+    return checksum(mine, max(0, sent.first - begin) * sent.rows[0].numel())
 
 
 def compare(model: torch.nn.Module, expected: Mapping[str, Tensor], ranks: int) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from checkpoints_convert.rows import TensorRows, whole
 from tempo_megatron.config import CheckWeights, GenerationConfig, RolloutPrecision
 from tempo_megatron.generation import random_state, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
@@ -24,8 +26,9 @@ from tempo_megatron.progress import Pace, at, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
 
-Weights = Callable[[], Iterable[tuple[str, Tensor]]]
-"""makes (Hugging Face name, whole tensor) pairs, layer by layer; collective where making them is"""
+Weights = Callable[[], Iterable[tuple[str, Tensor | TensorRows]]]
+"""makes pairs of a Hugging Face name and its whole tensor, or rows of a vocabulary, layer by layer; collective where
+making them is"""
 
 
 class GenerationStopped(Exception):
@@ -238,7 +241,7 @@ class Generator:
         if live:
             self._llm.apply_model(lambda model: _load(model, tensors))
         else:  # what vLLM packs or quantises after loading has to go through its reload, layer by layer
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": tensors})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole(tensors)})
             self._llm.apply_model(_pack_output_layer_again)
         if self._on_gpu:
             torch.cuda.synchronize()  # the trainer may move its weights away now
@@ -250,17 +253,23 @@ class Generator:
             self._checks = self.config.check_weights is CheckWeights.always
 
     def _cast(
-        self, tensors: Iterable[tuple[str, Tensor]], expected: dict[str, Tensor] | None, copy: bool
-    ) -> Iterator[tuple[str, Tensor]]:
+        self, tensors: Iterable[tuple[str, Tensor | TensorRows]], expected: dict[str, Tensor] | None, copy: bool
+    ) -> Iterator[tuple[str, Tensor | TensorRows]]:
         """The same tensors in the generator's dtype; what they should become goes into `expected`.
 
         `copy`: vLLM's reload keeps some until all have come, when the trainer's may have gone to rest.
         """
-        for name, tensor in tensors:
-            tensor = tensor.to(self.dtype, copy=copy)
+        for name, sent in tensors:
+            if isinstance(sent, TensorRows):
+                cast: Tensor | TensorRows = replace(
+                    sent, rows=sent.rows.to(self.dtype)
+                )  # put together, they are copied
+            else:
+                cast = sent.to(self.dtype, copy=copy)
             if expected is not None:
-                expected[name] = expected_checksums(name, tensor, self.tensor_rank, self.tensor_size)
-            yield name, tensor
+                digest = expected_checksums(name, cast, self.tensor_rank, self.tensor_size)
+                expected[name] = expected[name] + digest if name in expected else digest
+            yield name, cast
 
     def check(self, expected: dict[str, Tensor]) -> None:
         """Raise RuntimeError naming each tensor whose checksum is not `expected`'s, by Hugging Face name."""
@@ -282,16 +291,38 @@ class Generator:
             self._asleep.remove(part)
 
 
-def _load(model: Any, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def _load(model: Any, tensors: Iterable[tuple[str, Tensor | TensorRows]]) -> None:
     """Into the live parameters, where CUDA graphs read them.
 
     vLLM's `reload_weights` would first put the layers on the meta device, run every loader twice, make each layer anew
     and copy it over the old one.
     """
-    loaded = model.load_weights(tensors)
+    in_rows = set()
+
+    def whole_ones() -> Iterator[tuple[str, Tensor]]:
+        for name, sent in tensors:
+            if isinstance(sent, Tensor):
+                yield name, sent
+            else:
+                _load_rows(model.get_submodule(name.rpartition(".")[0]), sent)
+                in_rows.add(name)
+
+    loaded = model.load_weights(whole_ones()) | in_rows
     missing = {name for name, _ in model.named_parameters()} - loaded
     if missing:
         raise RuntimeError(f"the trainer sent nothing for the generator's {', '.join(sorted(missing))}")
+
+
+def _load_rows(vocabulary: Any, sent: TensorRows) -> None:
+    """Those of the rows that this rank has, into vLLM's embedding or output layer: its own loader wants all rows."""
+    mine = vocabulary.shard_indices
+    weight = vocabulary.weight.detach()
+    weight[mine.num_org_elements :] = 0
+    begin = max(sent.first, mine.org_vocab_start_index)
+    end = min(sent.first + len(sent.rows), mine.org_vocab_end_index)
+    if begin < end:
+        here, there = mine.org_vocab_start_index, sent.first
+        weight[begin - here : end - here] = sent.rows[begin - there : end - there]
 
 
 def _pack_output_layer_again(model: Any) -> None:

@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry
+from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Vocabulary
+from checkpoints_convert.rows import TensorRows
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.progress import tick
 
 BUCKET_BYTES = 256 * 2**20
-"""of one collective of `export`; a larger tensor travels alone"""
+"""of one collective of `export`, over all TP ranks"""
 
 
 def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -72,22 +73,28 @@ def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def export(model: torch.nn.Module, entries: Sequence[Entry], topology: Topology) -> Iterator[tuple[str, Tensor]]:
-    """Each Hugging Face tensor, whole, on every rank, in the map's (layer) order. Collective over TP and PP.
+def export(
+    model: torch.nn.Module, entries: Sequence[Entry], topology: Topology
+) -> Iterator[tuple[str, Tensor | TensorRows]]:
+    """Each Hugging Face tensor on every rank, in the map's (layer) order. Collective over TP and PP.
+
+    They come whole, but for a vocabulary larger than a bucket, which comes in rows (`rows.whole` puts them together),
+    and may be the model's own memory or be used for what follows: to be read before the next is asked for.
 
     Entries travel in buckets: one gather over TP on the stage that has them, one broadcast over PP. While the tensors
     of a bucket are used the next one is on its way, on GPUs on a stream of its own. Beside its own part of the model a
-    rank so holds two buckets, its shards of the second, and the tensor that it gives out.
+    rank so holds two buckets, its shards of the second, and the tensor that it gives out. A layer's matrix that is
+    larger than a bucket is one by itself.
     """
     mine = canonical_parameters(model)
     side = torch.cuda.Stream() if topology.device.type == "cuda" else None
-    buckets = _buckets(entries, _places(mine, entries, topology))
+    buckets = _buckets(entries, _places(mine, entries, topology), topology)
     arriving = ((bucket, *_fetch_beside(side, bucket, mine, topology)) for bucket in buckets)
-    for bucket, pieces, arrived in _made_ahead(arriving):
+    for bucket, shards, arrived in _made_ahead(arriving):
         if arrived:
             torch.cuda.current_stream().wait_event(arrived)
-        for entry, shards in zip(bucket.entries, pieces, strict=True):
-            yield from zip(entry.hf_names, entry.to_hf(entry.unshard(shards)), strict=True)
+        for part, of_ranks in zip(bucket.parts, shards, strict=True):
+            yield from part.to_hf(of_ranks)
         tick()
 
 
@@ -100,30 +107,75 @@ def _made_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
         present = following
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What travels at once of an entry: from each TP rank its shard, or these rows of it."""
+
+    entry: Entry
+    shard_shape: tuple[int, ...]
+    rows: slice | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """of what one TP rank sends"""
+        if self.rows is None:
+            return self.shard_shape
+        return (self.rows.stop - self.rows.start, *self.shard_shape[1:])
+
+    def of(self, shard: Tensor) -> Tensor:
+        return shard if self.rows is None else shard[self.rows]
+
+    def to_hf(self, of_ranks: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | TensorRows]]:
+        """Hugging Face tensors, or rows of one, from what all TP ranks have sent."""
+        if self.rows is None:
+            yield from zip(self.entry.hf_names, self.entry.to_hf(self.entry.unshard(of_ranks)), strict=True)
+            return
+        assert isinstance(self.entry, Vocabulary)
+        for rank, sent in enumerate(of_ranks):
+            first = rank * self.shard_shape[0] + self.rows.start
+            rows = self.entry.rows_to_hf(sent, first)
+            if len(rows):
+                yield self.entry.hf_names[0], TensorRows(rows, first, self.entry.vocab_size)
+
+
+def _parts(entry: Entry, dtype: torch.dtype, topology: Topology) -> Iterator[_Part]:
+    """An entry whole, or a vocabulary of which all rows would not fit into a bucket."""
+    shape = tuple(entry.shard(torch.empty(entry.shape, device="meta"), 0, topology.tensor_size).shape)
+    spread = topology.tensor_size * topology.pipeline_size > 1
+    if not (spread and isinstance(entry, Vocabulary) and entry.numel * dtype.itemsize > BUCKET_BYTES):
+        yield _Part(entry, shape)
+        return
+    at_once = max(1, BUCKET_BYTES // (topology.tensor_size * math.prod(shape[1:]) * dtype.itemsize))
+    for start in range(0, shape[0], at_once):
+        yield _Part(entry, shape, slice(start, min(start + at_once, shape[0])))
+
+
 @dataclass
 class _Bucket:
-    """Consecutive entries that one pipeline stage holds in one dtype."""
+    """What one pipeline stage holds in one dtype, in the map's order."""
 
     stage: int
     dtype: torch.dtype
-    entries: list[Entry]
-
-    @property
-    def bytes(self) -> int:
-        return sum(entry.numel for entry in self.entries) * self.dtype.itemsize
+    parts: list[_Part]
 
 
-def _buckets(entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]]) -> Iterator[_Bucket]:
+def _buckets(
+    entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]], topology: Topology
+) -> Iterator[_Bucket]:
     bucket: _Bucket | None = None
+    filled = 0
     for entry in entries:
         stage, dtype = places[entry.megatron_name]
-        same = bucket is not None and (bucket.stage, bucket.dtype) == (stage, dtype)
-        if bucket and same and bucket.bytes + entry.numel * dtype.itemsize <= BUCKET_BYTES:
-            bucket.entries.append(entry)
-            continue
-        if bucket:
-            yield bucket
-        bucket = _Bucket(stage, dtype, [entry])
+        for part in _parts(entry, dtype, topology):
+            size = topology.tensor_size * math.prod(part.shape) * dtype.itemsize
+            same = bucket is not None and (bucket.stage, bucket.dtype) == (stage, dtype)
+            if bucket and same and filled + size <= BUCKET_BYTES:
+                bucket.parts.append(part)
+                filled += size
+                continue
+            if bucket:
+                yield bucket
+            bucket, filled = _Bucket(stage, dtype, [part]), size
     if bucket:
         yield bucket
 
@@ -143,26 +195,22 @@ def _fetch_beside(
 
 
 def _fetch(bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
-    """For each entry its shards of all TP ranks."""
-    here = [mine[entry.megatron_name].detach() for entry in bucket.entries if bucket.stage == topology.pipeline_rank]
+    """Each part as all TP ranks have it."""
+    there = bucket.stage == topology.pipeline_rank
+    here = [part.of(mine[part.entry.megatron_name].detach()) for part in bucket.parts] if there else []
     if topology.tensor_size * topology.pipeline_size == 1:
         return [[shard] for shard in here]
-    shapes = [_shard_shape(entry, topology.tensor_size) for entry in bucket.entries]
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = [math.prod(part.shape) for part in bucket.parts]
     flat = _broadcast(_gather(here, topology), sizes, bucket, topology)
-    by_entry = zip(*(part.split(sizes) for part in flat.chunk(topology.tensor_size)), strict=True)
-    return [[part.view(shape) for part in parts] for shape, parts in zip(shapes, by_entry, strict=True)]
-
-
-def _shard_shape(entry: Entry, ranks: int) -> tuple[int, ...]:
-    return tuple(entry.shard(torch.empty(entry.shape, device="meta"), 0, ranks).shape)
+    by_part = zip(*(sent.split(sizes) for sent in flat.chunk(topology.tensor_size)), strict=True)
+    return [[sent.view(part.shape) for sent in of_ranks] for part, of_ranks in zip(bucket.parts, by_part, strict=True)]
 
 
 def _gather(shards: Sequence[Tensor], topology: Topology) -> Tensor | None:
     """The shards of all TP ranks, one rank after the other, in one piece; None on a stage that has none."""
     if not shards:
         return None
-    flat = torch.cat([shard.flatten() for shard in shards])
+    flat = torch.cat([shard.flatten() for shard in shards]) if len(shards) > 1 else shards[0].flatten()
     if topology.tensor_size == 1:
         return flat
     gathered = flat.new_empty(topology.tensor_size * flat.numel())

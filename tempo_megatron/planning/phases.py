@@ -17,8 +17,8 @@ _SLACK = int(1.3 * GIB)
 """what torch's allocator holds beyond its tensors while a model works: measured beside `_PROCESS`"""
 _BESIDE_ENGINE = int(1.1 * GIB)
 """contexts and CUDA graphs beside what vLLM counts as its share: measured"""
-_BUCKETS = 384 * 2**20
-"""a sync's next bucket and the shards that it is made of (`megatron/weights.py`)"""
+_BUCKETS = 896 * 2**20
+"""a sync's two buckets, the shards of one, and what is given out (`megatron/weights.py`)"""
 
 WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "generate": {},
@@ -84,13 +84,11 @@ class Run:
         return parts | {"contexts": _PROCESS, "allocator": _SLACK}
 
     def _sync(self) -> Parts:
-        """Under TP or PP the largest tensor is there as it came and as it is given out."""
+        """Under TP or PP the tensors on their way are there too."""
         weights = max(self.models["policy"].state(stage)["weights"] for stage in range(self.layout.pipeline))
-        largest = 2 * self.settings.padded_vocab_size * self.settings.hidden_size
         spread = self.layout.tensor * self.layout.pipeline > 1
-        buckets = 2 * largest + _BUCKETS if spread else largest
         parts = {"weights": weights, "weights of the generator": self.engine.weights}
-        return parts | {"buckets": buckets, "contexts": _PROCESS}
+        return parts | {"buckets": _BUCKETS if spread else 0, "contexts": _PROCESS}
 
     def _estimate(self) -> Parts:
         """The policy's pass is the higher one; the others' weights stay beside it."""

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from checkpoints_convert.rows import TensorRows
 from tempo_megatron.config import load
 from tempo_megatron.generation.engine import Completion, Generator, Request
+from tempo_megatron.megatron import weights
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import Recorded
 
@@ -29,11 +31,13 @@ def free_gib() -> float:
 def main(recipe: str, *overrides: str) -> None:
     config = load(recipe, overrides)
     run = Run(config, generator=Recorded())
+    weights.BUCKET_BYTES = 2**13  # where ranks are several, the vocabulary comes in rows
     scale = 1.0
 
-    def source() -> Iterable[tuple[str, Tensor]]:
+    def source() -> Iterable[tuple[str, Tensor | TensorRows]]:
         for name, tensor in run.models.policy_tensors():
-            yield name, tensor * scale if name == "model.norm.weight" else tensor
+            scaled = name == "model.norm.weight" and isinstance(tensor, Tensor)
+            yield name, tensor * scale if scaled else tensor
 
     tensor_size = config.parallel.tensor_model_parallel_size
     generator = Generator(

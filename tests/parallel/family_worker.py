@@ -19,6 +19,7 @@ from torch import Tensor
 from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import Role
+from checkpoints_convert.rows import whole
 from tempo_megatron.config import Config, OptimizerConfig, load
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
@@ -47,7 +48,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
             dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
     for parameter in trainer.module.parameters():
         parameter.data = parameter.main_grad.float()
-    exported = weights.export(trainer.module, entries, trainer.topology)
+    exported = whole(weights.export(trainer.module, entries, trainer.topology))
     return {name: tensor.cpu().clone() for name, tensor in exported}
 
 

@@ -17,11 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from checkpoints_convert.rows import TensorRows, whole
 from tempo_megatron import progress
 from tempo_megatron.config import load
 from tempo_megatron.export import export_policy
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
+from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.run import Run
 from tests.parallel.layout_worker import Recorded
@@ -64,12 +66,14 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     config = load(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
-    policy = {name: tensor.clone() for name, tensor in run.models.policy_tensors()}
+    weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
+    assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())
+    policy = {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
     with run.phase("export"):
         export_policy(run.models, run.hf_path, Path(export))
     dist.barrier()
 
-    def trainers() -> Iterable[tuple[str, Tensor]]:
+    def trainers() -> Iterable[tuple[str, Tensor | TensorRows]]:
         return run.models.policy_tensors()
 
     before = random_states()

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from checkpoints_convert.rows import whole
 from tempo_megatron.config import load
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Request
 from tempo_megatron.loop import iterate
-from tempo_megatron.megatron import topology
+from tempo_megatron.megatron import topology, weights
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.run import Run
 from tools.killing.recorded import Recorded
@@ -25,6 +26,7 @@ from tools.killing.recorded import Recorded
 
 def main(recipe: str, runs: str, out: str) -> None:
     torch.set_num_threads(1)
+    weights.BUCKET_BYTES = 2**13  # several buckets, and the vocabulary in rows
     results: dict[str, Any] = {}
     for name, asked in json.loads(Path(runs).read_text()).items():
         run = Run(load(recipe, [f"run_dir={Path(recipe).parent / name}", *asked["overrides"]]), generator=Recorded())
@@ -60,7 +62,7 @@ def computed(run: Run, iterations: int) -> dict[str, Any]:
 
 
 def exported(run: Run) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in run.models.policy_tensors()}
+    return {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
 
 
 def state(run: Run) -> dict[str, Any]:

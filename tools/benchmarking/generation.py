@@ -16,6 +16,7 @@ from benchmarking.lengths import Lengths
 from benchmarking.report import Figures
 from benchmarking.setup import Setup, build
 from checkpoints_convert import decoder
+from checkpoints_convert.rows import whole
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.generation.engine import Generator, Request
 from tempo_megatron.megatron import weights
@@ -177,7 +178,7 @@ def measure_sync(generator: Any, steps: int) -> Figures:
 def _load_alone(generator: Any, steps: int) -> tuple[int, list[float]]:
     """Bytes of all weights, and seconds of loading them from memory of this device."""
     source = generator.weights
-    held = [(name, tensor.clone()) for name, tensor in source()]
+    held = [(name, tensor.clone()) for name, tensor in whole(source())]
     generator.weights = lambda: iter(held)
     seconds = clock.repeated(generator.load_weights, steps, warm_up=0)
     generator.weights = source
