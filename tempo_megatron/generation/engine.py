@@ -95,6 +95,8 @@ class Generator:
             load_format="auto" if self.weights is None else "dummy",
             skip_tokenizer_init=True,
             dtype=str(self.dtype).removeprefix("torch."),
+            # Logits of 20 in bf16 are off by up to 0.06; the trainer's are in fp32 too (`log_probs.token_scores`).
+            hf_overrides={"head_dtype": "float32"} if self._on_gpu else None,
             quantization="fp8" if self.config.precision is RolloutPrecision.fp8 else None,
             max_model_len=max_model_len,
             max_num_seqs=self.config.max_sequences,

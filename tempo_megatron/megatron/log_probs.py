@@ -1,4 +1,4 @@
-"""What the policy's logits say of each token, the logits being split over TP along the vocabulary."""
+"""What the policy says of each token: its output layer and the softmax, the vocabulary being split over TP."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from tempo_megatron.megatron.topology import Topology
 
 STATISTICS = ("entropy", "self_certainty")
 
-_CHUNK_ELEMENTS = 2**25
-"""logits worked on at a time, 128 MiB in fp32"""
+CHUNK_ELEMENTS = 2**26
+"""logits worked on at a time, 256 MiB in fp32"""
+
+_TILE = 128
+"""rows of a chunk are a multiple of so many, as products want them"""
 
 _compiled_on_gpus = torch.compile(dynamic=True, disable=not torch.cuda.is_available())
 
 
 def token_scores(
-    logits: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
     tokens: Tensor,
     *,
     vocab_size: int,
@@ -30,15 +34,24 @@ def token_scores(
 ) -> dict[str, Tensor]:
     """`log_probs` of tokens, and statistics of the distributions that they were drawn from.
 
-    logits [tokens, padded vocabulary / TP], of any floating dtype; tokens [tokens] int64, the one that each row of
-    logits was followed by. All results are [tokens] fp32 with gradients. Padded vocabulary entries have probability 0.
-    `entropy` is -sum p log p; `self_certainty` is KL(uniform || p) (arXiv 2505.19590, equation 3).
+    hidden [tokens, hidden], of any floating dtype, whole on every TP rank; weight [padded vocabulary / TP, hidden], the
+    output layer's, of the same dtype; tokens [tokens] int64, the one that each row was followed by. All results are
+    [tokens] fp32 with gradients, that of `hidden` being this rank's share. Padded vocabulary entries have probability
+    0. `entropy` is -sum p log p; `self_certainty` is KL(uniform || p) (arXiv 2505.19590, equation 3).
 
-    Only a chunk of the logits is ever held in fp32. The backward pass writes the gradient over the logits, which
-    nothing may read after it: memory is that of the logits in their own dtype, once.
+    Logits are products in fp32, a chunk at a time: in bf16 one of 20 is off by up to 0.06. For the backward pass they
+    are kept in `hidden`'s dtype as distances from the largest, which is exact where there is probability, and their
+    gradient is written over them: memory is that of bf16 logits, once, and of one chunk.
     """
     log_probs, entropy, self_certainty = _TokenScores.apply(
-        logits, tokens, vocab_size, temperature, topology, "entropy" in statistics, "self_certainty" in statistics
+        hidden,
+        weight,
+        tokens,
+        vocab_size,
+        temperature,
+        topology,
+        "entropy" in statistics,
+        "self_certainty" in statistics,
     )
     every = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
     return {name: every[name] for name in ("log_probs", *statistics)}
@@ -54,7 +67,8 @@ class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        logits: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
         tokens: Tensor,
         vocab_size: int,
         temperature: float,
@@ -62,59 +76,79 @@ class _TokenScores(torch.autograd.Function):
         entropy: bool,
         self_certainty: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        first = topology.tensor_rank * logits.shape[1]
-        real = min(max(vocab_size - first, 0), logits.shape[1])
-        sums = logits.new_zeros((4, len(tokens)), dtype=torch.float32)
-        peak = logits.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        for rows in _chunks(logits) if real else []:
-            part = logits[rows, :real]
-            peak[rows], found = _read(part, tokens[rows] - first, temperature, entropy, self_certainty)
-            sums[:, rows] = found
+        entries = len(weight)
+        first = topology.tensor_rank * entries
+        real = min(max(vocab_size - first, 0), entries)
+        sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
+        peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
+        kept = hidden.new_empty((len(tokens), entries)) if ctx.needs_input_grad[0] else None
+        for rows in _chunks(len(tokens), entries) if real else []:
+            # Not by a name, which would hold a chunk while the next is made.
+            peak[rows], sums[:, rows] = _read(
+                _product(hidden[rows], weight)[:, :real],
+                tokens[rows] - first,
+                temperature,
+                entropy,
+                self_certainty,
+                None if kept is None else kept[rows, :real],
+            )
         highest = peak.clone()
         if topology.tensor_size > 1:
             dist.all_reduce(highest, dist.ReduceOp.MAX, group=topology.tensor_group)
             below = peak - highest
-            weight = below.exp()
-            sums[3] = (sums[3] + torch.where(weight > 0, below, 0.0) * sums[2]) * weight
-            sums[2] *= weight
+            share = below.exp()
+            sums[3] = (sums[3] + torch.where(share > 0, below, 0.0) * sums[2]) * share
+            sums[2] *= share
             dist.all_reduce(sums, group=topology.tensor_group)
         target, total, normaliser, spread = sums.unbind()
         log_normaliser = highest + normaliser.log()
         found_entropy = normaliser.log() - spread / normaliser
-        ctx.save_for_backward(logits, tokens, log_normaliser, found_entropy)
-        ctx.extent = (first, real, vocab_size, temperature)
-        ctx.statistics = (entropy, self_certainty)
+        if kept is not None:
+            ctx.save_for_backward(hidden, weight, tokens, kept, peak - log_normaliser, found_entropy)
+            ctx.extent = (first, real, vocab_size, temperature)
+            ctx.statistics = (entropy, self_certainty)
         return target - log_normaliser, found_entropy, log_normaliser - total / vocab_size - math.log(vocab_size)
 
     @staticmethod
     def backward(ctx: Any, for_log_probs: Tensor, for_entropy: Tensor, for_certainty: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        logits, tokens, log_normaliser, entropy = ctx.saved_tensors
+        hidden, weight, tokens, kept, peak_log_p, entropy = ctx.saved_tensors
         first, real, vocab_size, temperature = ctx.extent
         with_entropy, with_certainty = ctx.statistics
-        for rows in _chunks(logits) if real else []:
-            part, own = logits[rows, :real], tokens[rows] - first
+        for rows in _chunks(*kept.shape) if real else []:
+            part, own = kept[rows, :real], tokens[rows] - first
             upstream = torch.stack([for_log_probs[rows], for_entropy[rows], for_certainty[rows]])
-            state = torch.stack([log_normaliser[rows], entropy[rows]])
+            state = torch.stack([peak_log_p[rows], entropy[rows]])
             _write_gradient(part, own, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
-        logits[:, real:] = 0.0
-        return logits, None, None, None, None, None, None
+        kept[:, real:] = 0.0
+        return kept @ weight, kept.t() @ hidden, None, None, None, None, None, None
 
 
-def _chunks(logits: Tensor) -> list[slice]:
-    size = max(1, _CHUNK_ELEMENTS // logits.shape[1])
-    return [slice(start, start + size) for start in range(0, len(logits), size)]
+def _product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """[rows, hidden] and [entries, hidden] -> logits [rows, entries] fp32."""
+    if hidden.is_cuda and hidden.dtype is not torch.float32:
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    return hidden.float() @ weight.float().t()
+
+
+def _chunks(tokens: int, entries: int) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // entries)
+    if size > _TILE:
+        size -= size % _TILE
+    return [slice(start, start + size) for start in range(0, tokens, size)]
 
 
 @_compiled_on_gpus
 def _read(
-    logits: Tensor, own: Tensor, temperature: float, entropy: bool, self_certainty: bool
+    logits: Tensor, own: Tensor, temperature: float, entropy: bool, self_certainty: bool, kept: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Of logits [rows, entries]: the largest z of each row, and sums over its entries [4, rows]: the token's z, z,
     e^(z - peak), and (z - peak) e^(z - peak). `own` [rows] is the token's place among the entries, outside them where
-    another rank holds it. Compiled on GPUs: one kernel that reads the logits and writes no intermediate."""
-    scaled = logits.float() / temperature
+    another rank holds it. z - peak is written into `kept` [rows, entries]. Compiled on GPUs: no intermediate is."""
+    scaled = logits / temperature
     peak = scaled.amax(1)
     shifted = scaled - peak[:, None]
+    if kept is not None:
+        kept.copy_(shifted)
     weights = shifted.exp()
     nothing = torch.zeros_like(peak)
     inside = (own >= 0) & (own < logits.shape[1])
@@ -127,7 +161,7 @@ def _read(
 
 @_compiled_on_gpus
 def _write_gradient(
-    logits: Tensor,
+    shifted: Tensor,
     own: Tensor,
     upstream: Tensor,
     state: Tensor,
@@ -136,9 +170,9 @@ def _write_gradient(
     entropy: bool,
     self_certainty: bool,
 ) -> None:
-    """The gradient with respect to logits [rows, entries], written over them. upstream [3, rows]: of the three results;
-    state [2, rows]: log Z and the entropy. One kernel on GPUs."""
-    log_p = logits.float() / temperature - state[0][:, None]
+    """The gradient with respect to logits [rows, entries], written over z - peak. upstream [3, rows]: of the three
+    results; state [2, rows]: peak - log Z and the entropy. One kernel on GPUs."""
+    log_p = shifted.float() + state[0][:, None]
     weight = -upstream[0][:, None]
     if self_certainty:
         weight = weight + upstream[2][:, None]
@@ -147,5 +181,5 @@ def _write_gradient(
     gradient = weight * log_p.exp()
     if self_certainty:
         gradient = gradient - upstream[2][:, None] / vocab_size
-    chosen = torch.arange(logits.shape[1], device=logits.device) == own[:, None]
-    logits.copy_((gradient + torch.where(chosen, upstream[0][:, None], 0.0)) / temperature)
+    chosen = torch.arange(shifted.shape[1], device=shifted.device) == own[:, None]
+    shifted.copy_((gradient + torch.where(chosen, upstream[0][:, None], 0.0)) / temperature)

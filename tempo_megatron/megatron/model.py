@@ -43,6 +43,27 @@ class ValueHead(torch.nn.Module):
         return torch.nn.functional.linear(hidden_states.float(), self.weight.float(), bias), None
 
 
+def policy_head(made: Any) -> Any:
+    """HybridModel's output layer, which now gives out what it would multiply: hidden states [sequence, micro_batch,
+    hidden], whole on every TP rank. Their product with its weight is for `log_probs.token_scores`, a chunk at a time.
+    """
+    from megatron.core.tensor_parallel import (
+        ColumnParallelLinear,
+        copy_to_tensor_model_parallel_region,
+        gather_from_sequence_parallel_region,
+    )
+
+    class PolicyHead(ColumnParallelLinear):
+        def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+            # Backward either way: the shares of all TP ranks' parts of the vocabulary are added.
+            if self.sequence_parallel:
+                return gather_from_sequence_parallel_region(hidden_states, group=self.tp_group), None
+            return copy_to_tensor_model_parallel_region(hidden_states, group=self.tp_group), None
+
+    made.__class__ = PolicyHead  # the layer as it was made, with all that HybridModel has marked on its weight
+    return made
+
+
 def transformer_config(settings: BackboneSettings, config: Config) -> Any:
     """megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
     from megatron.core.distributed import finalize_model_grads
@@ -140,8 +161,11 @@ def build(
             position_embedding_type="rope",
         )
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
-        if role == "critic" and topology.is_last_stage:
-            model.output_layer = ValueHead(made, config.seed, head_bias)
+        if topology.is_last_stage:
+            value_head = role == "critic"
+            model.output_layer = (
+                ValueHead(made, config.seed, head_bias) if value_head else policy_head(model.output_layer)
+            )
         if settings.qk_norm == "all_heads":
             # Once built, this says that gradients of these norms are summed over TP. Here each rank has a part of them.
             made.qk_layernorm = False

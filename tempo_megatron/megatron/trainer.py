@@ -33,10 +33,11 @@ _LONGEST_STEPS = 4
 
 @dataclass(frozen=True)
 class Score:
-    """What is read of a model's output: `read(output [tokens, ...], next_tokens [tokens])` gives named columns
-    [tokens, ...]. With `about_next` a token's entry is about the token that follows it."""
+    """What is read of a model's output: `read(output [tokens, ...], next_tokens [tokens], weight)` gives named columns
+    [tokens, ...]; `weight` is the output layer's, whose product the policy leaves to its reader (`model.policy_head`).
+    With `about_next` a token's entry is about the token that follows it."""
 
-    read: Callable[[Tensor, Tensor], Rows]
+    read: Callable[[Tensor, Tensor, Tensor], Rows]
     about_next: bool
 
 
@@ -118,7 +119,7 @@ class Scorer:
             micro = next(remaining)
 
             def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, Rows]]:
-                columns = score.read(output.squeeze(0), micro.next_tokens)  # a view whose gradient is no copy
+                columns = score.read(output.squeeze(0), micro.next_tokens, self._output_weight())
                 scores = {n: micro.to_rows(self._over_context(c), score.about_next) for n, c in columns.items()}
                 share, reported = loss(scores, micro.rows)
                 return share * unaveraged, (micro.indices, reported)
@@ -142,6 +143,11 @@ class Scorer:
         columns = {name: column.cpu() for name, column in self._gather(done, batch.rows).items()}
         tick()
         return columns
+
+    def _output_weight(self) -> Tensor:
+        """[vocabulary / TP, hidden], or the critic's [1, hidden]; on the last stage."""
+        own: Tensor | None = self.module.output_layer.weight
+        return self.module.shared_embedding_or_output_weight() if own is None else own
 
     def _over_context(self, column: Tensor) -> Tensor:
         """The parts of all context-parallel ranks, one after the other: [tokens / CP, ...] -> [tokens, ...]. Every rank

@@ -17,7 +17,7 @@ from tempo_megatron.megatron.trainer import Rows, Score, Scorer
 Scores = Callable[..., Score]
 """names of statistics -> the score that reads `log_probs` and them"""
 
-VALUES = Score(lambda output, _: {"values": output[:, 0]}, about_next=False)
+VALUES = Score(lambda output, _, __: {"values": output[:, 0]}, about_next=False)
 """the critic's `values`, each once its token has been read"""
 
 
@@ -33,12 +33,13 @@ def values(critic: Scorer, batch: Batch) -> Tensor:
 
 
 def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Scores:
-    """Scores of a policy's logits under the sampling temperature."""
+    """Scores of a policy's tokens under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:
-        def read(logits: Tensor, next_tokens: Tensor) -> Rows:
+        def read(hidden: Tensor, next_tokens: Tensor, output_weight: Tensor) -> Rows:
             return token_scores(
-                logits,
+                hidden,
+                output_weight,
                 next_tokens,
                 vocab_size=vocab_size,
                 temperature=temperature,

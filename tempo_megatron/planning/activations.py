@@ -2,7 +2,8 @@
 layers keeps them.
 
 Two moments of a step are the highest: `at_loss`, when the logits have become their gradient and the output layer makes
-its weight's, and `at_backward`, in the backward pass of the last layer. Which one is higher depends on the vocabulary.
+its weight's, or the last chunk of them is read, and `at_backward`, in the backward pass of the last layer. Which one is
+higher depends on the vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from tempo_megatron.config import Config, Fp8, Precision, Recompute
 from tempo_megatron.planning.layout import Layout
 
 _FP32 = 4
+
+LOGITS_CHUNK = 2**28
+"""bytes of logits in fp32 that are there at a time (`megatron/log_probs.py`)"""
 
 
 @dataclass(frozen=True)
@@ -137,22 +141,21 @@ class Activations:
             gathered = whole * self.width if self.layout.sequence_parallel else 0
             return {"output layer": final_norm + gathered + whole * (2 * _FP32 + self.width)}
         weight = shape.padded_vocab_size // self.layout.tensor * shape.hidden_size * self.width
-        returned = whole * self.width + (self.hidden if self.layout.sequence_parallel else 0)
-        return {"logits": self.logits, "output layer": final_norm + weight + returned}
+        made = max(weight + whole * self.width, self._chunk)
+        return {"logits": self._logits * self.width, "output layer": final_norm + self._gathered + made}
 
     @property
-    def logits(self) -> int:
-        return self.whole * self.settings.padded_vocab_size // self.layout.tensor * self.width
+    def _logits(self) -> int:
+        return self.whole * self.settings.padded_vocab_size // self.layout.tensor
 
     @property
-    def gather_buffer(self) -> int:
-        """The buffer that the output layer gathers hidden states into, which stays."""
-        return self._gathered
+    def _chunk(self) -> int:
+        return min(LOGITS_CHUNK, self._logits * _FP32)
 
     def reading(self, role: Role) -> int:
         """The most that a forward pass takes that keeps nothing."""
         read = self.whole * self.settings.hidden_size
-        last = self.logits if role == "policy" else read * _FP32
+        last = self._gathered + self._chunk if role == "policy" else read * _FP32
         return max(self.attention.forward, self.mlp.forward, 2 * self.hidden + last)
 
     @property

@@ -67,7 +67,7 @@ class Model:
             "weights in 8 bits": 2 * self._in_eight_bits(stage),
             "dummy weight gradients": self._dummies(stage),
             "activations": in_flight * act.kept(self._layers) + (0 if last else (in_flight - 1) * act.hidden),
-            "workspaces": _WORKSPACES + (act.gather_buffer if last and self.role == "policy" else 0),
+            "workspaces": _WORKSPACES,
         }
         moments = [resting | {"backward pass": act.at_backward()}]
         if last:

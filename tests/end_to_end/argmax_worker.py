@@ -38,7 +38,9 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         cut = settings.vocab_size
-        score = Score(lambda logits, _, cut=cut: {"next": logits[:, :cut].argmax(-1)}, about_next=False)  # type: ignore
+        score = Score(
+            lambda hidden, _, weight, cut=cut: {"next": (hidden @ weight[:cut].t()).argmax(-1)}, about_next=False
+        )  # type: ignore
         found[str(directory)] = trainer.score(batch, score)["next"].long()
     if place.rank == 0:
         torch.save(found, out)

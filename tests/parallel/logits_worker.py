@@ -62,9 +62,10 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
     config.parallel.pipeline_model_parallel_size = int(pipeline_size)
     place = topology.initialize(config.parallel, seed=0)
 
-    def whole(logits: torch.Tensor, _: torch.Tensor) -> Rows:
+    def whole(hidden: torch.Tensor, _: torch.Tensor, weight: torch.Tensor) -> Rows:
+        logits = hidden.float() @ weight.float().t()
         parts = [torch.empty_like(logits) for _ in range(place.tensor_size)]
-        dist.all_gather(parts, logits.contiguous(), group=place.tensor_group)
+        dist.all_gather(parts, logits, group=place.tensor_group)
         return {"output": torch.cat(parts, -1)}
 
     found: dict[str, Any] = {}
@@ -85,7 +86,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
             found[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
-        read = (lambda values, _: {"output": values}) if critic else whole
+        read = (lambda values, _, __: {"output": values}) if critic else whole
         found[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
             ..., : settings.vocab_size
         ]

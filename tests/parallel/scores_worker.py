@@ -20,25 +20,26 @@ from tempo_megatron.megatron.topology import initialize
 def main(out: str) -> None:
     place = initialize(ParallelConfig(tensor_model_parallel_size=2), seed=0)
     inputs = torch.load(Path(out).with_name("inputs.pt"))
-    log_probs._CHUNK_ELEMENTS = inputs["chunk"]
-    half = inputs["logits"].shape[-1] // 2
-    mine = inputs["logits"][:, place.tensor_rank * half :][:, :half]
+    log_probs.CHUNK_ELEMENTS = inputs["chunk"]
+    half = len(inputs["output_layer"]) // 2
+    mine = inputs["output_layer"][place.tensor_rank * half :][:half]
     found, gradients = {}, {}
     for name in ("log_probs", *STATISTICS):
-        leaf = mine.clone().requires_grad_()
-        # A copy of them: the backward pass writes over the logits that it is given.
+        hidden, weight = inputs["hidden"].clone().requires_grad_(), mine.clone().requires_grad_()
         found = token_scores(
-            leaf * 1.0,
+            hidden,
+            weight,
             inputs["tokens"],
             vocab_size=inputs["vocab_size"],
             temperature=0.7,
             topology=place,
             statistics=STATISTICS,
         )
-        (gradient,) = torch.autograd.grad((found[name] * inputs["weights"]).sum(), leaf)
+        share, gradient = torch.autograd.grad((found[name] * inputs["upstream"]).sum(), (hidden, weight))
+        dist.all_reduce(share, group=place.tensor_group)
         parts = [torch.empty_like(gradient) for _ in range(2)]
         dist.all_gather(parts, gradient, group=place.tensor_group)
-        gradients[name] = torch.cat(parts, -1)
+        gradients[name] = {"hidden": share, "weight": torch.cat(parts)}
     if place.rank == 0:
         torch.save({"scores": {name: column.detach() for name, column in found.items()}, "gradients": gradients}, out)
 
