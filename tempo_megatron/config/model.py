@@ -52,7 +52,7 @@ class ModelConfig:
     fp8: Fp8 = setting(
         Fp8.none,
         "8-bit products of all linear layers (H100 or later): tensorwise, delayed, blockwise; embedding, attention, "
-        "logits and value head stay in bf16",
+        "output layer and value head stay as they are",
     )
     fp8_edges_in_bf16: int = setting(0, "transformer layers at either end that stay in bf16; not with delayed scaling")
     recompute: Recompute = setting(
