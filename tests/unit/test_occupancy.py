@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,11 +28,35 @@ FAST = "from tempo_megatron import occupancy; "
 FAST += "occupancy._TOUCH_SECONDS, occupancy._WATCH_SECONDS, occupancy._WATCHES = 0.05, 2.0, 2; import sys"
 
 
+class Clock:
+    """Stands in for `time`: waiting takes none, and those that work touch their marks meanwhile. How busy the machine
+    is then changes nothing."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.touched: dict[Path, float] = {}
+        """marks, and until when they are"""
+
+    def works(self, mark: Path, until: float = math.inf) -> None:
+        self.touched[mark] = until
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for mark, until in self.touched.items():
+            if self.now < until:
+                os.utime(mark, (self.now, self.now))
+
+
 @pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run touches its mark 50 times a second and is watched for three times a second."""
-    for name, value in {"TOUCH_SECONDS": 0.02, "WATCH_SECONDS": 1.0, "WATCHES": 3, "PAUSE_SECONDS": 0.02}.items():
-        monkeypatch.setattr(occupancy, f"_{name}", value)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time for the runs of this process, which touch nothing by themselves: one that gives way would end pytest."""
+    made = Clock()
+    monkeypatch.setattr(occupancy, "time", made)
+    monkeypatch.setattr(Occupancy, "_touch", lambda occupancy, number: None)
+    return made
 
 
 def elsewhere(directory: Path) -> Occupancy:
@@ -40,134 +66,119 @@ def elsewhere(directory: Path) -> Occupancy:
     return made
 
 
-def take_at_once(made: Occupancy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if it would watch first."""
-
-    def wait(seconds: float) -> None:
-        raise AssertionError("it waited")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(occupancy, "time", SimpleNamespace(sleep=wait, monotonic=time.monotonic))
-        made.take()
+def takes_at_once(made: Occupancy, clock: Clock) -> bool:
+    """Whether it watches nothing first."""
+    before = clock.now
+    made.take()
+    return clock.now == before
 
 
 @pytest.fixture
-def process(tmp_path: Path) -> subprocess.Popen[str]:
+def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """One that works in the directory on this machine."""
-    started = subprocess.Popen([sys.executable, "-c", TAKES, tmp_path], stdout=subprocess.PIPE, text=True)
-    assert started.stdout and started.stdout.readline() == "taken\n"
-    return started
+    command = [sys.executable, "-c", TAKES, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout and started.stdout.readline() == "taken\n"
+        yield started
+        started.kill()
 
 
-def test_a_second_run_is_refused_and_told_who_works_there(
-    fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_run_is_refused_and_told_who_works_there(clock: Clock, tmp_path: Path) -> None:
     """Process, host, job and since when; it may begin once the first has left, which leaves nothing behind."""
     run = tmp_path / "run"
     first = elsewhere(run)
     first.take()
+    clock.works(run / "running-1")
     told = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
     with pytest.raises(Occupied, match=told):
         Occupancy(run).take()
     first.leave()
     assert not list(run.iterdir())
-    take_at_once(Occupancy(run), monkeypatch)
+    assert takes_at_once(Occupancy(run), clock)
 
 
-def test_of_two_that_begin_together_the_one_that_is_ready_first_goes_on(fast: None, tmp_path: Path) -> None:
+def test_of_two_that_begin_together_the_one_that_is_ready_first_goes_on(clock: Clock, tmp_path: Path) -> None:
     """There was no mark when the second began."""
     second, first = Occupancy(tmp_path), elsewhere(tmp_path)
     first.take()
+    clock.works(tmp_path / "running-1")
     with pytest.raises(Occupied):
         second.take()
-    first.leave()
 
 
-def test_a_run_that_is_just_ending_is_waited_for(fast: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [6, 24])
+def test_a_run_that_is_just_ending_is_waited_for(clock: Clock, tmp_path: Path, seconds: float) -> None:
     """It saves after a signal, say, when it is started again."""
-    first, second = elsewhere(tmp_path), Occupancy(tmp_path)
-    first.take()
-    time.sleep(1.1)
-    first._left.set()  # killed: the mark remains
-    second.take()
+    elsewhere(tmp_path).take()
+    clock.works(tmp_path / "running-1", until=seconds)
+    Occupancy(tmp_path).take()
+    assert seconds < clock.now < seconds + 11
 
 
 def test_a_live_process_of_this_machine_is_in_the_way_and_a_killed_one_is_not(
-    fast: None, tmp_path: Path, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+    clock: Clock, tmp_path: Path, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is left of it, a zombie here, needs no watching."""
-    monkeypatch.setattr(occupancy, "_WATCH_SECONDS", 3.0)  # it touches its mark every second
+    mark = tmp_path / "running-1"
+
+    def until_touched(seconds: float) -> None:
+        before, clock.now = mark.stat().st_mtime_ns, clock.now + seconds
+        while mark.stat().st_mtime_ns == before:
+            time.sleep(0.05)
+
+    monkeypatch.setattr(clock, "sleep", until_touched)
+    monkeypatch.setattr(occupancy, "_PAUSE_SECONDS", 6.0)  # longer than a watch: the mark is touched in each
     monkeypatch.setattr(occupancy, "_WATCHES", 2)
     with pytest.raises(Occupied, match=f"process {process.pid} on"):
         Occupancy(tmp_path).take()
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    take_at_once(Occupancy(tmp_path), monkeypatch)
-    process.wait()
+    assert takes_at_once(Occupancy(tmp_path), clock)
 
 
 @pytest.mark.parametrize("skew", [-7200, 0, 7200])
-def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(
-    fast: None, tmp_path: Path, skew: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(clock: Clock, tmp_path: Path, skew: float) -> None:
     """Whatever the clocks of nodes and file system say, at once where the start took as long as the watch."""
-    killed = elsewhere(tmp_path)
-    killed.take()
-    killed._left.set()
-    time.sleep(0.1)
+    elsewhere(tmp_path).take()
     os.utime(tmp_path / "running-1", (time.time() + skew, time.time() + skew))
     resumed = Occupancy(tmp_path)
-    time.sleep(1.1)
-    take_at_once(resumed, monkeypatch)
+    clock.sleep(6)
+    assert takes_at_once(resumed, clock)
 
 
-def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(fast: None, tmp_path: Path) -> None:
+def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(clock: Clock, tmp_path: Path) -> None:
     """A node may have known the time of the mark from before the last touch of a run that was killed."""
-    killed = elsewhere(tmp_path)
-    killed.take()
-    killed._left.set()
-    time.sleep(0.1)
+    elsewhere(tmp_path).take()
     resumed = Occupancy(tmp_path)
-    os.utime(tmp_path / "running-1")
+    os.utime(tmp_path / "running-1", (1, 1))
     resumed.take()
+    assert clock.now > 5
 
 
-def test_a_copy_of_a_run_that_works_is_free(fast: None, tmp_path: Path, process: subprocess.Popen[str]) -> None:
+def test_a_copy_of_a_run_that_works_is_free(clock: Clock, tmp_path: Path, process: subprocess.Popen[str]) -> None:
     """Its mark names a live process of this machine, but nobody touches it."""
     copy = shutil.copytree(tmp_path, tmp_path / "copy")
     Occupancy(copy).take()
-    process.kill()
-    process.wait()
 
 
 @pytest.mark.parametrize("text", ["", '{"host": "node7"}'])
-def test_a_mark_that_cannot_be_read_is_one_of_a_run_if_it_is_touched(fast: None, tmp_path: Path, text: str) -> None:
+def test_a_mark_that_cannot_be_read_is_one_of_a_run_if_it_is_touched(clock: Clock, tmp_path: Path, text: str) -> None:
     """One that begins has not written it yet; and a node that goes down may leave an empty file."""
     mark = tmp_path / "running-4"
     mark.write_text(text)
-    second, ended = Occupancy(tmp_path), threading.Event()
-
-    def touch() -> None:
-        while not ended.wait(0.02):
-            os.utime(mark)
-
-    touching = threading.Thread(target=touch)
-    touching.start()
+    clock.works(mark)
+    second = Occupancy(tmp_path)
     with pytest.raises(Occupied, match=r"of unknown name; it has touched .*running-4"):
         second.take()
-    ended.set()
-    touching.join()
+    clock.touched.clear()
     second.take()
     assert [path.name for path in tmp_path.iterdir()] == ["running-5"]
-    second.leave()
 
 
-def test_a_run_that_failed_may_begin_again_in_its_process(
-    fast: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_failed_may_begin_again_in_its_process(clock: Clock, tmp_path: Path) -> None:
     """Its mark is its own."""
     Occupancy(tmp_path).take()
-    take_at_once(Occupancy(tmp_path), monkeypatch)
+    assert takes_at_once(Occupancy(tmp_path), clock)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["empty", "killed run's"])
@@ -231,12 +242,12 @@ def test_several_processes_that_start_together_leave_one(tmp_path: Path) -> None
 
 def test_a_run_that_stood_still_ends_once_another_has_begun(tmp_path: Path) -> None:
     """Stopped for longer than a look takes, and then woken: two would delete each other's checkpoints."""
-    text = TAKES.replace("time.sleep(600)", "time.sleep(60)")
+    text = TAKES.replace("time.sleep(600)", "time.sleep(120)")
     stopped = subprocess.Popen(
         [sys.executable, "-c", text, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert stopped.stdout and stopped.stdout.readline() == "taken\n"
     (tmp_path / "running-2").write_text(json.dumps(asdict(elsewhere(tmp_path)._me)))
-    _, told = stopped.communicate(timeout=30)
+    _, told = stopped.communicate(timeout=90)
     assert stopped.returncode == 1
     assert "was taken over by process" in told and "on node7 (Slurm job 123, restart 2)" in told
