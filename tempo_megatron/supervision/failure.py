@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -27,6 +28,7 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
     The first rank to fail prints its traceback, which `run_dir/failures/rank-K.txt` keeps too; one that fails later,
     or only because a peer is gone, says who was first.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to all once one has failed: this line first
     rank, ranks = rank_and_ranks()
     where = f"rank {rank} on {socket.gethostname()}"
     lost = _is_loss_of_a_peer(error)

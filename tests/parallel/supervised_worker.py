@@ -34,6 +34,7 @@ from tempo_megatron.phases import scoring
 from tempo_megatron.phases.warm_start import Example
 from tempo_megatron.run import Run
 from tempo_megatron.turns import Turns
+from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
 
@@ -174,7 +175,8 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
         return token_scores(*given, **settings)
 
     if kind == "second":
-        occupancy._WATCHES = 2  # of six: it is to be refused
+        occupancy.time = UntilTouched(Path(load(recipe, overrides).run_dir) / "running-1")
+        occupancy._PAUSE_SECONDS = 6.0  # longer than a watch: the mark is touched in each
     elif kind == "fail":
         observe, Run.observe = Run.observe, fails
     else:  # in the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -21,33 +20,12 @@ import pytest
 
 from tempo_megatron import occupancy
 from tempo_megatron.occupancy import Occupancy, Occupant, Occupied
+from tests.clock import Clock, UntilTouched
 
 TAKES = "import sys, time; from pathlib import Path; from tempo_megatron.occupancy import Occupancy; "
 TAKES += "Occupancy(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(600)"
 FAST = "from tempo_megatron import occupancy; "
 FAST += "occupancy._TOUCH_SECONDS, occupancy._WATCH_SECONDS, occupancy._WATCHES = 0.05, 2.0, 2; import sys"
-
-
-class Clock:
-    """Stands in for `time`: waiting takes none, and those that work touch their marks meanwhile. How busy the machine
-    is then changes nothing."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.touched: dict[Path, float] = {}
-        """marks, and until when they are"""
-
-    def works(self, mark: Path, until: float = math.inf) -> None:
-        self.touched[mark] = until
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        for mark, until in self.touched.items():
-            if self.now < until:
-                os.utime(mark, (self.now, self.now))
 
 
 @pytest.fixture
@@ -119,14 +97,7 @@ def test_a_live_process_of_this_machine_is_in_the_way_and_a_killed_one_is_not(
     clock: Clock, tmp_path: Path, process: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is left of it, a zombie here, needs no watching."""
-    mark = tmp_path / "running-1"
-
-    def until_touched(seconds: float) -> None:
-        before, clock.now = mark.stat().st_mtime_ns, clock.now + seconds
-        while mark.stat().st_mtime_ns == before:
-            time.sleep(0.05)
-
-    monkeypatch.setattr(clock, "sleep", until_touched)
+    monkeypatch.setattr(occupancy, "time", UntilTouched(tmp_path / "running-1"))
     monkeypatch.setattr(occupancy, "_PAUSE_SECONDS", 6.0)  # longer than a watch: the mark is touched in each
     monkeypatch.setattr(occupancy, "_WATCHES", 2)
     with pytest.raises(Occupied, match=f"process {process.pid} on"):
