@@ -1,6 +1,8 @@
 # What the scripts beside this one share. They source it where they were submitted, since Slurm runs a copy of them.
 #
 #   train RECIPE RUN [key=value | FILE.yaml]...    train by the recipe into the directory RUN, or go on with it
+#   train_both NAME [key=value | FILE.yaml]...     train by recipes/NAME_rlvr.yaml into TEMPO_OUTPUT/rlvr, then by
+#                                                  recipes/NAME.yaml into TEMPO_OUTPUT/tempo, from the best of that
 #
 # A run that was interrupted is requeued and goes on from its newest checkpoint; one that is finished is skipped, as the
 # file RUN/FINISHED says. RUN/logs/JOB/attempt-K has a log of each rank; RUN/logs/latest is the newest of them.
@@ -196,4 +198,23 @@ train() {
     nodes_answer || requeue "not every node answers"
     say "failed with exit code $code"
     exit "$code"
+}
+
+# Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both. Settings are for both
+# runs, but those that say how the second learns and what it starts from: with a policy and a critic of its own it has no
+# need of the first.
+train_both() {
+    local name=$1 start=$TEMPO_OUTPUT/rlvr item both=() second=() starts=
+    shift
+    for item; do
+        case $item in
+            method=*) second+=("$item") ;;
+            policy.checkpoint=* | critic.checkpoint=*) second+=("$item") starts+="${item%%.*} " ;;
+            *) both+=("$item") ;;
+        esac
+    done
+    [[ $starts = *policy* && $starts = *critic* ]] ||
+        train "recipes/${name}_rlvr.yaml" "$start" model.hf_path="$TEMPO_MODEL" "${both[@]}"
+    train "recipes/$name.yaml" "$TEMPO_OUTPUT/tempo" model.hf_path="$TEMPO_MODEL" \
+        policy.checkpoint="$start/checkpoints/best" critic.checkpoint="$start/checkpoints/best" "${both[@]}" "${second[@]}"
 }

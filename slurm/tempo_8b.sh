@@ -16,8 +16,4 @@ export TEMPO_OUTPUT=${TEMPO_OUTPUT:-runs/qwen3_8b}      # directory of both runs
 
 source "$SLURM_SUBMIT_DIR/slurm/common.sh" || exit 2 # submit from the repository's directory
 
-# Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both.
-start=$TEMPO_OUTPUT/rlvr
-train recipes/qwen3_8b_math_rlvr.yaml "$start" model.hf_path="$TEMPO_MODEL" "$@"
-train recipes/qwen3_8b_math.yaml "$TEMPO_OUTPUT/tempo" model.hf_path="$TEMPO_MODEL" \
-    policy.checkpoint="$start/checkpoints/best" critic.checkpoint="$start/checkpoints/best" "$@"
+train_both qwen3_8b_math "$@"

@@ -16,8 +16,4 @@ export TEMPO_OUTPUT=${TEMPO_OUTPUT:-runs/olmo3_7b}       # directory of both run
 
 source "$SLURM_SUBMIT_DIR/slurm/common.sh" || exit 2 # submit from the repository's directory
 
-# Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both.
-start=$TEMPO_OUTPUT/rlvr
-train recipes/olmo3_7b_math_rlvr.yaml "$start" model.hf_path="$TEMPO_MODEL" "$@"
-train recipes/olmo3_7b_math.yaml "$TEMPO_OUTPUT/tempo" model.hf_path="$TEMPO_MODEL" \
-    policy.checkpoint="$start/checkpoints/best" critic.checkpoint="$start/checkpoints/best" "$@"
+train_both olmo3_7b_math "$@"

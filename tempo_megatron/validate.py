@@ -13,19 +13,20 @@ from tempo_megatron.config import (
     Config,
     CriticConfig,
     CriticTraining,
+    GateOn,
     LearningRateSchedule,
     LearnsFrom,
     Order,
     PolicyConfig,
     TargetRange,
     WandbMode,
+    missing_files,
 )
 from tempo_megatron.data.questions import read_questions, set_aside
-from tempo_megatron.data.sources import DataError, missing_files
+from tempo_megatron.data.sources import DataError
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
-from tempo_megatron.preflight.limits import problems as preflight_problems
 from tempo_megatron.run_directory import differences
 from tempo_megatron.validate_model import problems as model_problems
 
@@ -102,14 +103,12 @@ def _method(config: Config) -> Iterator[str]:
         yield f"loop.order: method {config.method} reads no values"
     if loop.gate and (not config.calibration.questions or critic is not CriticTraining.calibrated):
         yield "loop.gate: needs calibration.questions, and critic.training calibrated"
-    if not 0 <= loop.gate < 1:
-        yield f"loop.gate: an AUROC from 0 to below 1, got {loop.gate}"
+    if loop.gate and loop.gate_on is GateOn.auroc_within_prompts and config.calibration.samples < 2:
+        yield "calibration.samples: at least 2, loop.gate_on compares a prompt's responses"
     if loop.drop_uniform_prompts and loop.samples_per_prompt < 2:
         yield "loop.drop_uniform_prompts: a single response is always uniform; needs loop.samples_per_prompt above 1"
     if loop.votes_per_prompt and "votes" not in needs:
         yield f"loop.votes_per_prompt: method {config.method} counts no votes"
-    if config.calibration.questions < 0:
-        yield f"calibration.questions: at least 0, got {config.calibration.questions}"
     taught = config.critic.checkpoint or config.stages.critic_start.iterations
     if critic is CriticTraining.frozen and not taught:
         yield "critic.training: a frozen critic needs critic.checkpoint or stages.critic_start to have learnt"
@@ -139,65 +138,12 @@ def _optimizers(config: Config) -> Iterator[str]:
     for key, made in groups.items():
         if made.schedule is not LearningRateSchedule.constant and made.decay_steps <= made.warmup_steps:
             yield f"{key}.decay_steps: more than warmup_steps ({made.warmup_steps}), got {made.decay_steps}"
-        if made.warmup_steps < 0:
-            yield f"{key}.warmup_steps: at least 0, got {made.warmup_steps}"
 
 
 def _numbers(config: Config) -> Iterator[str]:
-    at_least_one = {
-        "parallel.processes_per_node": config.parallel.processes_per_node,
-        "parallel.tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
-        "parallel.pipeline_model_parallel_size": config.parallel.pipeline_model_parallel_size,
-        "parallel.context_parallel_size": config.parallel.context_parallel_size,
-        "data.max_prompt_tokens": config.data.max_prompt_tokens,
-        "generation.max_response_tokens": config.generation.max_response_tokens,
-        "generation.max_sequences": config.generation.max_sequences,
-        "policy.mini_batches": config.policy.mini_batches,
-        "policy.epochs": config.policy.epochs,
-        "critic.mini_batches": config.critic.mini_batches,
-        "critic.epochs": config.critic.epochs,
-        "loop.labelled_prompts": config.loop.labelled_prompts,
-        "loop.unlabelled_prompts": config.loop.unlabelled_prompts,
-        "loop.samples_per_prompt": config.loop.samples_per_prompt,
-        "loop.critic_steps": config.loop.critic_steps,
-        "loop.policy_steps": config.loop.policy_steps,
-        "loop.recalibrate_every": config.loop.recalibrate_every,
-        "calibration.samples": config.calibration.samples,
-        "calibration.every": config.calibration.every,
-        "checkpoint.choose_prompts": config.checkpoint.choose_prompts,
-        "checkpoint.choose_samples": config.checkpoint.choose_samples,
-        "evaluation.samples": config.evaluation.samples,
-        "evaluation.k": config.evaluation.k,
-        "stages.warm_start.batch_size": config.stages.warm_start.batch_size,
-        "stages.critic_start.prompts": config.stages.critic_start.prompts,
-        "checkpoint.every": config.checkpoint.every,
-        "faults.non_finite_updates": config.faults.non_finite_updates,
-        "checkpoint.keep": config.checkpoint.keep,
-    }
-    for key, value in at_least_one.items():
-        if value < 1:
-            yield f"{key}: at least 1, got {value}"
-    limits = ("lag_limit_seconds", "stall_limit_seconds", "first_stall_limit_seconds")
-    for name in (*limits, "phase_limit_minutes", "generate_limit_minutes"):
-        if (limit := getattr(config.faults, name)) <= 0:
-            yield f"faults.{name}: above 0, got {limit}"
-    if config.memory.host_gib < 0:
-        yield f"memory.host_gib: at least 0, got {config.memory.host_gib}"
-    if config.checkpoint.keep_every < 0:
-        yield f"checkpoint.keep_every: at least 0, got {config.checkpoint.keep_every}"
-    yield from preflight_problems(config.preflight)
-    if config.loop.iterations < 0:
-        yield f"loop.iterations: at least 0, got {config.loop.iterations}"
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
     if config.evaluation.k > fewest:
         yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
-    if config.generation.log_prob_alarm < 1:
-        yield f"generation.log_prob_alarm: at least 1, which is no difference, got {config.generation.log_prob_alarm}"
-    if config.generation.temperature <= 0:
-        yield f"generation.temperature: above 0, got {config.generation.temperature}"
-    for key, mass in (("generation", config.generation.top_p), ("evaluation", config.evaluation.top_p)):
-        if not 0 < mass <= 1:
-            yield f"{key}.top_p: above 0 and at most 1, got {mass}"
     if config.policy.importance_cap and config.generation.top_p < 1:
         yield (
             f"policy.importance_cap: needs generation.top_p 1, got {config.generation.top_p}: the generator's "
@@ -243,7 +189,7 @@ def _data(config: Config) -> Iterator[str]:
     except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
         if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
             yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
-        yield from missing_files(config.data)
+        yield from missing_files(config.data.sources())
         return
     if config.data.chat_template and not tokenizer.chat_template:
         yield "data.chat_template: the tokenizer has none"
@@ -256,7 +202,7 @@ def _data(config: Config) -> Iterator[str]:
     labelled, aside = len(questions.sets["labelled"].prompts), config.calibration.questions
     if aside and aside >= labelled:
         yield f"calibration.questions: {aside} of {labelled} labelled questions leave none to learn from"
-    taught = questions.sets["warm_start"].without(set_aside(questions.sets["labelled"], max(0, aside)))
+    taught = questions.sets["warm_start"].without(set_aside(questions.sets["labelled"], aside))
     if config.stages.warm_start.steps and not taught.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"
     yield from grading_problems(config.grading, questions.graders())

@@ -111,7 +111,7 @@ def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """What FP8 asks of the machine, the other settings and the model's shape."""
     model, parallel = config.model, config.parallel
     stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)
-    if model.fp8_edges_in_bf16 < 0 or (model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed)):
+    if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
         yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
     elif model.fp8_edges_in_bf16 > stage:
         yield f"model.fp8_edges_in_bf16: at most the {stage} layers of a pipeline stage, got {model.fp8_edges_in_bf16}"

@@ -1,10 +1,10 @@
 """Every setting of a run: typed, documented, and the same on a laptop and on a cluster.
 
-A recipe is a YAML file of these dataclasses. `load` merges it with `key=value` overrides; an unknown key or a value
-of the wrong type is a `ConfigError` that names the key and, for unknown ones, the nearest that exists.
+A recipe is a YAML file of these dataclasses. `load` merges it with `key=value` overrides; an unknown key, or a value of
+the wrong type or out of its bounds, is a `ConfigError` that names the key and, for unknown ones, the nearest there is.
 """
 
-from tempo_megatron.config.data import DataConfig, Overlong, PromptStyle, SourceConfig
+from tempo_megatron.config.data import DataConfig, Overlong, PromptStyle, SourceConfig, missing_files
 from tempo_megatron.config.evaluation import (
     CalibrationConfig,
     CheckpointConfig,
@@ -96,5 +96,6 @@ __all__ = [
     "documented_keys",
     "load",
     "load_checked",
+    "missing_files",
     "to_yaml",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config.fields import setting
@@ -34,7 +36,9 @@ class SourceConfig:
     path: str = setting("", "JSONL file; a row has `prompt` or `messages`, `answer` where labelled; see docs/data.md")
     task: str = setting("", "name of a reasoning-gym task")
     seed: int = setting(0, "seed of the reasoning-gym task; its question i is drawn from seed + i")
-    size: int = setting(0, "questions to draw from the reasoning-gym task; questions that repeat are kept once")
+    size: int = setting(
+        0, "questions to draw from the reasoning-gym task; questions that repeat are kept once", at_least=0
+    )
     options: dict[str, Any] = setting({}, "further settings of the reasoning-gym task")
     grader: str = setting("", "grader of rows that name none: `exact`, `math`, ...; a task's own scorer when empty")
     weight: float = setting(1.0, "times that a pass takes each question: 0.5 takes half of them, 2 takes each twice")
@@ -53,5 +57,15 @@ class DataConfig:
     )
     prompt_template: str = setting("{question}", "text given to the model; `{question}` stands for the question")
     chat_template: bool = setting(False, "put the prompt into the tokenizer's chat template as the user's turn")
-    max_prompt_tokens: int = setting(1024, "tokens; a longer prompt is handled as `overlong` says")
+    max_prompt_tokens: int = setting(1024, "tokens; a longer prompt is handled as `overlong` says", at_least=1)
     overlong: Overlong = setting(Overlong.drop, "prompts over the limit: drop (counted) or error")
+
+    def sources(self) -> list[SourceConfig]:
+        """Of all streams."""
+        return [*self.labelled, *self.unlabelled, *self.held_out, *self.warm_start]
+
+
+def missing_files(sources: Iterable[SourceConfig]) -> list[str]:
+    """A line for each file that is not there: what can be said of sources without reading them."""
+    paths = [Path(source.path) for source in sources if source.path]
+    return [f"{path}: no such data file" for path in paths if not path.is_file()]

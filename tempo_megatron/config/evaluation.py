@@ -16,38 +16,50 @@ class WandbMode(StrEnum):
 
 @dataclass
 class EvaluationConfig:
-    every: int = setting(10, "iterations between evaluations; both ends are always evaluated. 0: only the ends")
-    samples: int = setting(16, "responses a question")
-    k: int = setting(8, "k of avg@k, pass@k and cons@k, at most `samples`")
-    final_samples: int = setting(0, "responses a question at both ends; 0 takes `samples`")
-    max_questions: int = setting(0, "questions of each set between the ends, the first ones; 0 takes all")
-    temperature: float = setting(1.0, "sampling temperature")
-    top_p: float = setting(1.0, "nucleus sampling mass")
+    every: int = setting(
+        10, "iterations between evaluations; both ends are always evaluated. 0: only the ends", at_least=0
+    )
+    samples: int = setting(16, "responses a question", at_least=1)
+    k: int = setting(8, "k of avg@k, pass@k and cons@k, at most `samples`", at_least=1)
+    final_samples: int = setting(0, "responses a question at both ends; 0 takes `samples`", at_least=0)
+    max_questions: int = setting(0, "questions of each set between the ends, the first ones; 0 takes all", at_least=0)
+    temperature: float = setting(1.0, "sampling temperature", at_least=0)
+    top_p: float = setting(1.0, "nucleus sampling mass", above=0, at_most=1)
 
 
 @dataclass
 class CalibrationConfig:
     """Labelled questions that nothing is trained on: they measure the critic, open the gate, choose a checkpoint."""
 
-    questions: int = setting(0, "labelled questions set aside, the first ones of a hashed order; 0: none is measured")
-    samples: int = setting(4, "responses a question at each measurement")
-    every: int = setting(1, "iterations between measurements")
+    questions: int = setting(
+        0, "labelled questions set aside, the first ones of a hashed order; 0: none is measured", at_least=0
+    )
+    samples: int = setting(4, "responses a question at each measurement", at_least=1)
+    every: int = setting(1, "iterations between measurements", at_least=1)
 
 
 @dataclass
 class CheckpointConfig:
-    every: int = setting(10, "iterations between checkpoints, in the critic start too; the last one is always saved")
-    keep: int = setting(2, "newest checkpoints kept, beside the best and one that an interrupted run goes on from")
-    keep_every: int = setting(0, "checkpoints of iterations that are multiples of this are kept too; 0: none")
+    every: int = setting(
+        10, "iterations between checkpoints, in the critic start too; the last one is always saved", at_least=1
+    )
+    keep: int = setting(
+        2, "newest checkpoints kept, beside the best and one that an interrupted run goes on from", at_least=1
+    )
+    keep_every: int = setting(
+        0, "checkpoints of iterations that are multiples of this are kept too; 0: none", at_least=0
+    )
     asynchronous: bool = setting(
         False,
         "write while the run goes on, from copies in host memory beside what rests there: of weights and, on the first "
         "of the data-parallel ranks, fp32 weights and Adam's moments",
     )
     choose: bool = setting(False, "point checkpoints/best at the best one kept, by the rule in docs/algorithms.md")
-    choose_prompts: int = setting(64, "unlabelled prompts whose responses the critic scores for each candidate")
-    choose_samples: int = setting(4, "responses a question, labelled and unlabelled, of a candidate")
-    patience: int = setting(0, "stop once this many candidates have come after the best; 0: never")
+    choose_prompts: int = setting(
+        64, "unlabelled prompts whose responses the critic scores for each candidate", at_least=1
+    )
+    choose_samples: int = setting(4, "responses a question, labelled and unlabelled, of a candidate", at_least=1)
+    patience: int = setting(0, "stop once this many candidates have come after the best; 0: never", at_least=0)
 
 
 @dataclass

@@ -98,6 +98,9 @@ def _built(parts: Sequence[DictConfig]) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config)
+    outside = _sound(OmegaConf.structured(config))[1]  # what stood for another setting has its value now
+    if outside:
+        raise ConfigError("\n".join(outside))
     return config
 
 
@@ -153,16 +156,17 @@ def to_yaml(config: Config) -> str:
 
 
 def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Each setting as (dotted key, default, help), depth first, in the order they are written here."""
+    """Each setting as (dotted key, default, help with its bounds), depth first, in the order they are written here."""
     for item, default in zip(fields(cls), vars(cls()).values(), strict=True):
         if is_dataclass(default) and not isinstance(default, type):
             yield from documented_keys(type(default), f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}", default, item.metadata["help"]
+            bounds = str(item.metadata["bounds"])
+            yield f"{prefix}{item.name}", default, "; ".join(filter(None, [item.metadata["help"], bounds]))
 
 
 def _sound(part: DictConfig) -> tuple[DictConfig, list[str]]:
-    """The settings that are there and have a value of their type, and a line for each of the others."""
+    """The settings that are there, of their type and within bounds, and a line for each of the others."""
     found: list[str] = []
 
     def visit(node: Any, cls: type, prefix: str) -> dict[str, Any]:
@@ -200,14 +204,16 @@ def _hint(key: str, name: str, hints: Collection[str]) -> str:
 
 
 def _refused(cls: type, key: str, value: Any) -> str:
-    """Why the setting's type refuses this value; empty where it does not."""
+    """Why the setting's type or its bounds refuse this value; empty where they do not."""
     if isinstance(value, str) and "${" in value:
         return ""  # stands for a setting of another part, and is checked when all parts are merged
+    group = OmegaConf.structured(cls)
     try:
-        OmegaConf.update(OmegaConf.structured(cls), key, value)
+        OmegaConf.update(group, key, value)
     except OmegaConfBaseException as error:
         return _first_line(error)
-    return ""
+    (bounds,) = (item.metadata["bounds"] for item in fields(cls) if item.name == key)
+    return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"
 
 
 def _first_line(error: Exception) -> str:

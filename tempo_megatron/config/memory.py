@@ -19,4 +19,5 @@ class MemoryConfig:
         0.0,
         "GiB of host memory a rank for what rests, pinned, and for its part of the copies of a machine's asynchronous "
         "saves; 0: 80% of the machine's memory over its ranks",
+        at_least=0,
     )

@@ -54,7 +54,9 @@ class ModelConfig:
         "8-bit products of all linear layers (H100 or later): tensorwise, delayed, blockwise; embedding, attention, "
         "output layer and value head stay as they are",
     )
-    fp8_edges_in_bf16: int = setting(0, "transformer layers at either end that stay in bf16; not with delayed scaling")
+    fp8_edges_in_bf16: int = setting(
+        0, "transformer layers at either end that stay in bf16; not with delayed scaling", at_least=0
+    )
     recompute: Recompute = setting(
         Recompute.none, "activations computed again in the backward pass, to save memory: none, mlp, full"
     )
@@ -62,24 +64,31 @@ class ModelConfig:
 
 @dataclass
 class ParallelConfig:
-    processes_per_node: int = setting(1, "ranks that `tempo train` starts on this machine: one a GPU, or a CPU core")
-    tensor_model_parallel_size: int = setting(1, "TP: ranks that share every layer")
-    pipeline_model_parallel_size: int = setting(1, "PP: stages that the layers are cut into")
+    processes_per_node: int = setting(
+        1, "ranks that `tempo train` starts on this machine: one a GPU, or a CPU core", at_least=1
+    )
+    tensor_model_parallel_size: int = setting(1, "TP: ranks that share every layer", at_least=1)
+    pipeline_model_parallel_size: int = setting(1, "PP: stages that the layers are cut into", at_least=1)
     sequence_parallel: bool = setting(False, "split activations between TP regions over the sequence; needs TP > 1")
-    context_parallel_size: int = setting(1, "CP: ranks that share every sequence of a micro-batch")
+    context_parallel_size: int = setting(1, "CP: ranks that share every sequence of a micro-batch", at_least=1)
 
 
 @dataclass
 class GenerationConfig:
-    tensor_parallel_size: int = setting(0, "ranks of one vLLM replica; 0 takes the trainer's TP")
-    max_response_tokens: int = setting(16384, "tokens; a response that reaches it is truncated")
-    temperature: float = setting(1.0, "sampling temperature of training rollouts")
+    tensor_parallel_size: int = setting(0, "ranks of one vLLM replica; 0 takes the trainer's TP", at_least=0)
+    max_response_tokens: int = setting(16384, "tokens; a response that reaches it is truncated", at_least=1)
+    temperature: float = setting(1.0, "sampling temperature of training rollouts", above=0)
     top_p: float = setting(
-        1.0, "nucleus sampling mass of training rollouts; below 1 log-probs of generator and trainer differ"
+        1.0,
+        "nucleus sampling mass of training rollouts; below 1 log-probs of generator and trainer differ",
+        above=0,
+        at_most=1,
     )
-    max_sequences: int = setting(256, "sequences that one replica decodes together")
-    memory_fraction: float = setting(0.5, "share of a GPU's memory that vLLM may take; on CPUs see kv_cache_gib")
-    kv_cache_gib: float = setting(1.0, "GiB of KV cache a rank on CPUs; unused on GPUs")
+    max_sequences: int = setting(256, "sequences that one replica decodes together", at_least=1)
+    memory_fraction: float = setting(
+        0.5, "share of a GPU's memory that vLLM may take; on CPUs see kv_cache_gib", above=0, at_most=1
+    )
+    kv_cache_gib: float = setting(1.0, "GiB of KV cache a rank on CPUs; unused on GPUs", above=0)
     sleep: bool = setting(
         True,
         "give GPU memory back between rollouts; false for models that fit beside it, or to share a GPU with other runs",
@@ -96,5 +105,7 @@ class GenerationConfig:
     )
     replay: str = setting("", "directory of kept rollouts that take the generator's place; `tempo replay` sets it")
     log_prob_alarm: float = setting(
-        1.05, "mean of exp|log-prob of generator - of trainer| above which the run says that the two have parted"
+        1.05,
+        "mean of exp|log-prob of generator - of trainer| above which the run says that the two have parted",
+        at_least=1,
     )

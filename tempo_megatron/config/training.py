@@ -75,18 +75,20 @@ class TargetRange(StrEnum):
 
 @dataclass
 class OptimizerConfig:
-    learning_rate: float = setting(1e-6, "Adam's step size after warm-up")
+    learning_rate: float = setting(1e-6, "Adam's step size after warm-up", at_least=0)
     schedule: LearningRateSchedule = setting(
         LearningRateSchedule.constant, "how the step size goes from there: constant, or linear or cosine decay"
     )
-    warmup_steps: int = setting(0, "optimizer steps over which the step size rises from 0")
-    decay_steps: int = setting(0, "optimizer steps, warm-up included, after which a decay has reached its end")
-    minimum_learning_rate: float = setting(0.0, "step size at the end of a decay and after it")
-    weight_decay: float = setting(0.0, "decoupled weight decay")
-    beta1: float = setting(0.9, "Adam's decay of the first moment")
-    beta2: float = setting(0.999, "Adam's decay of the second moment")
-    epsilon: float = setting(1e-8, "Adam's denominator offset")
-    gradient_clip: float = setting(1.0, "largest global gradient norm; larger ones are scaled down to it")
+    warmup_steps: int = setting(0, "optimizer steps over which the step size rises from 0", at_least=0)
+    decay_steps: int = setting(
+        0, "optimizer steps, warm-up included, after which a decay has reached its end", at_least=0
+    )
+    minimum_learning_rate: float = setting(0.0, "step size at the end of a decay and after it", at_least=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", at_least=0)
+    beta1: float = setting(0.9, "Adam's decay of the first moment", at_least=0, below=1)
+    beta2: float = setting(0.999, "Adam's decay of the second moment", at_least=0, below=1)
+    epsilon: float = setting(1e-8, "Adam's denominator offset", above=0)
+    gradient_clip: float = setting(1.0, "largest global gradient norm; larger ones are scaled down to it", above=0)
 
 
 @dataclass
@@ -102,11 +104,15 @@ class CriticConfig:
         "", "directory of a checkpoint whose critic this one starts from; empty: model.hf_path and a fresh value head"
     )
     target_range: TargetRange = setting(TargetRange.zero_one, "targets of a wrong and a right answer: 0, 1 or -1, 1")
-    value_clip: float = setting(0.0, "a value gains nothing by moving farther than this in one update; 0: unlimited")
-    mini_batches: int = setting(4, "optimizer steps that one epoch over the critic's rollouts is cut into")
-    epochs: int = setting(1, "passes over an iteration's rollouts")
+    value_clip: float = setting(
+        0.0, "a value gains nothing by moving farther than this in one update; 0: unlimited", at_least=0
+    )
+    mini_batches: int = setting(4, "optimizer steps that one epoch over the critic's rollouts is cut into", at_least=1)
+    epochs: int = setting(1, "passes over an iteration's rollouts", at_least=1)
     micro_batch_tokens: int = setting(
-        0, "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be"
+        0,
+        "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be",
+        at_least=0,
     )
 
 
@@ -117,32 +123,40 @@ class PolicyConfig:
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the policy's optimizer")
     checkpoint: str = setting("", "directory of a checkpoint whose policy this one starts from; empty: model.hf_path")
-    mini_batches: int = setting(4, "optimizer steps that one epoch over the policy's rollouts is cut into")
-    epochs: int = setting(1, "passes over an iteration's rollouts")
+    mini_batches: int = setting(4, "optimizer steps that one epoch over the policy's rollouts is cut into", at_least=1)
+    epochs: int = setting(1, "passes over an iteration's rollouts", at_least=1)
     micro_batch_tokens: int = setting(
-        0, "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be"
+        0,
+        "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be",
+        at_least=0,
     )
     loss: Loss = setting(Loss.gspo, "gspo clips a ratio a sequence, ppo one a token")
     average_over: AverageOver = setting(
         AverageOver.sequences, "the loss is a mean over sequences of means over their tokens, or a mean over tokens"
     )
-    clip_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_low")
-    clip_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_high")
+    clip_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_low", above=0)
+    clip_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_high", above=0)
     dual_clip: float = setting(
-        0.0, "bound, as a multiple above 1 of a negative advantage, on what a large ratio makes of it; 0: none"
+        0.0,
+        "bound, as a multiple above 1 of a negative advantage, on what a large ratio makes of it; 0: none",
+        at_least=0,
     )
     kl_coefficient: float = setting(
-        0.0, "weight of KL(policy || policy at the first iteration); above 0 a third model is held"
+        0.0,
+        "weight of KL(policy || policy at the first iteration); above 0 a third model is held",
+        at_least=0,
     )
-    entropy_coefficient: float = setting(0.0, "weight of the entropy bonus")
+    entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
     importance_cap: float = setting(
-        0.0, "weight tokens by min(p_trainer / p_generator, this): truncated importance sampling; 0: no weights"
+        0.0,
+        "weight tokens by min(p_trainer / p_generator, this): truncated importance sampling; 0: no weights",
+        at_least=0,
     )
     baseline: Baseline = setting(
         Baseline.before_token, "value that token t's advantage subtracts: V(x, y_<t), unbiased, or V(x, y_<=t), literal"
     )
-    discount: float = setting(1.0, "gamma of generalised advantages, a token")
-    trace_decay: float = setting(1.0, "lambda of generalised advantages")
+    discount: float = setting(1.0, "gamma of generalised advantages, a token", at_least=0, at_most=1)
+    trace_decay: float = setting(1.0, "lambda of generalised advantages", at_least=0, at_most=1)
     whiten: bool = setting(False, "shift and scale the batch's advantages to mean 0 and variance 1 over tokens")
     truncated: Truncated = setting(
         Truncated.value, "reward of a response cut at the limit: as of any other, that of a wrong answer, or left out"
@@ -151,39 +165,49 @@ class PolicyConfig:
 
 @dataclass
 class LoopConfig:
-    iterations: int = setting(100, "iterations: E-steps and M-steps as below; 0 ends after the stages")
-    labelled_prompts: int = setting(128, "labelled prompts of an E-step, or of a policy step that learns from them")
-    unlabelled_prompts: int = setting(128, "unlabelled prompts of an M-step")
-    samples_per_prompt: int = setting(8, "responses a prompt")
-    votes_per_prompt: int = setting(
-        0, "responses that vote on an unlabelled prompt's answer, the first samples_per_prompt train; 0: those alone"
+    iterations: int = setting(100, "iterations: E-steps and M-steps as below; 0 ends after the stages", at_least=0)
+    labelled_prompts: int = setting(
+        128, "labelled prompts of an E-step, or of a policy step that learns from them", at_least=1
     )
-    critic_steps: int = setting(1, "E-steps of an iteration that recalibrates, each on prompts of its own")
-    policy_steps: int = setting(1, "M-steps an iteration, each on rollouts of the policy that the last one made")
-    recalibrate_every: int = setting(1, "iterations from one E-step to the next")
+    unlabelled_prompts: int = setting(128, "unlabelled prompts of an M-step", at_least=1)
+    samples_per_prompt: int = setting(8, "responses a prompt", at_least=1)
+    votes_per_prompt: int = setting(
+        0,
+        "responses that vote on an unlabelled prompt's answer, the first samples_per_prompt train; 0: those alone",
+        at_least=0,
+    )
+    critic_steps: int = setting(1, "E-steps of an iteration that recalibrates, each on prompts of its own", at_least=1)
+    policy_steps: int = setting(
+        1, "M-steps an iteration, each on rollouts of the policy that the last one made", at_least=1
+    )
+    recalibrate_every: int = setting(1, "iterations from one E-step to the next", at_least=1)
     order: Order = setting(
         Order.critic_first, "values_first reads the M-step's values before the E-step moves the critic"
     )
     drop_uniform_prompts: bool = setting(False, "replace labelled prompts whose responses are all right or all wrong")
-    refill_tries: int = setting(10, "rounds of sampling that look for their replacements")
+    refill_tries: int = setting(10, "rounds of sampling that look for their replacements", at_least=0)
     gate: float = setting(
         0.0,
         "the policy waits while the critic's AUROC on questions set aside (`calibration`) is below this; 0: never",
+        at_least=0,
+        below=1,
     )
     gate_on: GateOn = setting(GateOn.auroc_within_prompts, "over all pairs of rollouts, or those of one prompt")
 
 
 @dataclass
 class WarmStartConfig:
-    steps: int = setting(0, "supervised steps on data.warm_start before anything else; 0 leaves the policy as it is")
-    batch_size: int = setting(64, "examples a step")
+    steps: int = setting(
+        0, "supervised steps on data.warm_start before anything else; 0 leaves the policy as it is", at_least=0
+    )
+    batch_size: int = setting(64, "examples a step", at_least=1)
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimizer of the warm start, dropped after it")
 
 
 @dataclass
 class CriticStartConfig:
-    iterations: int = setting(0, "E-steps on labelled prompts alone before the first M-step")
-    prompts: int = setting(128, "labelled prompts of each")
+    iterations: int = setting(0, "E-steps on labelled prompts alone before the first M-step", at_least=0)
+    prompts: int = setting(128, "labelled prompts of each", at_least=1)
 
 
 @dataclass

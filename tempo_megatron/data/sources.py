@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.config import DataConfig, Overlong, SourceConfig
+from tempo_megatron.config import DataConfig, Overlong, SourceConfig, missing_files
 from tempo_megatron.data import tasks, templates
 from tempo_megatron.data.identity import identity, spoken
 from tempo_megatron.data.templates import Message, Tokenizer
@@ -128,22 +128,10 @@ def to_prompts(
     return made
 
 
-def missing_files(config: DataConfig) -> Iterator[str]:
-    """Of all streams: what can be said of them without a tokenizer."""
-    for stream in (config.labelled, config.unlabelled, config.held_out, config.warm_start):
-        for path in (Path(source.path) for source in stream if source.path):
-            if not path.is_file():
-                yield _no_such_file(path)
-
-
-def _no_such_file(path: Path) -> str:
-    return f"{path}: no such data file"
-
-
 def _file_rows(source: SourceConfig, labelled: bool, problems: list[str]) -> Iterator[Row]:
     path = Path(source.path)
-    if not path.is_file():
-        problems.append(_no_such_file(path))
+    if missing := missing_files([source]):
+        problems += missing
         return
     lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold the further line ends of str.splitlines
     if not any(line.strip() for line in lines):

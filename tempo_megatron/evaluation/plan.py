@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
-from tempo_megatron.config import Config, ConfigError, Precision, load
+from tempo_megatron.config import Config, Precision, load_checked, missing_files
 from tempo_megatron.data.sources import DataError
 from tempo_megatron.evaluation import store
 from tempo_megatron.evaluation.arguments import Arguments
@@ -56,27 +56,36 @@ class Plan:
 
 def make_plan(arguments: Arguments) -> Plan:
     """Raises ConfigError listing all that is wrong, a line each."""
-    config = load(arguments.recipe, arguments.overrides)
-    config.model.hf_path = str(arguments.model)
-    found = [
-        f"{item}: benchmarks have protocols of their own; use --samples, --k, --temperature and --top-p"
-        for item in arguments.overrides
-        if item.startswith("evaluation.")
-    ]
-    found += [*_model(config), *_layout(config)]
-    benchmarks: list[Benchmark] = []
-    tokenizer = None
+    made: list[Plan] = []
+
+    def check(config: Config) -> list[str]:
+        config.model.hf_path = str(arguments.model)
+        found = [
+            f"{item}: benchmarks have protocols of their own; use --samples, --k, --temperature and --top-p"
+            for item in arguments.overrides
+            if item.startswith("evaluation.")
+        ]
+        found += [*_model(config), *_layout(config)]
+        try:
+            made.append(Plan(config, arguments.out, *_questions(config, arguments)))
+        except DataError as error:
+            found += str(error).splitlines()
+        return found or store.differences(made[0].out, made[0].settings())
+
+    load_checked(arguments.recipe, arguments.overrides, check)
+    return made[0]
+
+
+def _questions(config: Config, arguments: Arguments) -> tuple[list[Benchmark], Any]:
+    """The benchmarks and the tokenizer that they were read with. Raises DataError; without a tokenizer it lists the
+    files that are missing, too."""
+    named = named_by_file(arguments.data) if arguments.data else evaluated_by(config)
     try:
         tokenizer = _tokenizer(config)
-        named = named_by_file(arguments.data) if arguments.data else evaluated_by(config)
-        benchmarks = read_benchmarks(named, config, tokenizer, arguments.protocol)
     except DataError as error:
-        found += str(error).splitlines()
-    plan = Plan(config, arguments.out, benchmarks, tokenizer)
-    found = found or store.differences(plan.out, plan.settings())
-    if found:
-        raise ConfigError("\n".join(found))
-    return plan
+        missing = missing_files(source for sources in named.values() for source in sources)
+        raise DataError("\n".join([str(error), *missing])) from None
+    return read_benchmarks(named, config, tokenizer, arguments.protocol), tokenizer
 
 
 def model_fingerprint(directory: Path) -> str:
@@ -117,22 +126,14 @@ def _model(config: Config) -> Iterator[str]:
     if context and prompt + response > context:
         yield f"--max-response-tokens {response} + data.max_prompt_tokens {prompt}: the model's context is {context}"
     heads = described.get("num_attention_heads")
-    if heads and _replica(config) > 0 and heads % _replica(config):
+    if heads and heads % _replica(config):
         yield f"--tensor-parallel: {_replica(config)} does not divide the model's {heads} attention heads"
 
 
 def _layout(config: Config) -> Iterator[str]:
     processes, replica = config.parallel.processes_per_node, _replica(config)
-    at_least_one = {
-        "--processes": processes,
-        "--tensor-parallel": replica,
-        "--max-response-tokens": config.generation.max_response_tokens,
-        "data.max_prompt_tokens": config.data.max_prompt_tokens,
-        "generation.max_sequences": config.generation.max_sequences,
-    }
-    yield from (f"{key}: at least 1, got {value}" for key, value in at_least_one.items() if value < 1)
     world = int(os.environ.get("WORLD_SIZE", processes))
-    if replica > 0 and world % replica:
+    if world % replica:
         yield f"--tensor-parallel: {replica} does not divide {world} processes"
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         yield f"--processes: {processes}, but {torch.cuda.device_count()} GPUs here"

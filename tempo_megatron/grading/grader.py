@@ -179,20 +179,7 @@ class Grader:
 def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
     """What is wrong with the settings for these graders, one line each; empty when grading can start. The graders'
     names are given with where each is named."""
-    found = [
-        f"grading.{key}: above 0, got {getattr(config, key)}"
-        for key in (
-            "time_limit_seconds",
-            "group_time_limit_seconds",
-            "memory_limit_gib",
-            "judge_concurrency",
-            "judge_time_limit_seconds",
-        )
-        if getattr(config, key) <= 0
-    ]
-    for key in ("workers", "judge_retries"):
-        if getattr(config, key) < 0:
-            found.append(f"grading.{key}: at least 0, got {getattr(config, key)}")
+    found: list[str] = []
     if "judge" in graders or config.cluster_by is ClusterBy.judge:
         why = graders.get("judge") or "grading.cluster_by"
         absent = [key for key in ("judge_url", "judge_model") if not getattr(config, key)]

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tempo_megatron import planning
-from tempo_megatron.config import Config, ConfigError, load_checked
+from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked, missing_files
 from tempo_megatron.launch.experiment import tasks
 
 _BAD_INPUT = 2
@@ -98,12 +98,19 @@ def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
 def _directories(config: Config) -> dict[Path, Path]:
     """Where a run reads and writes, each with the directory that an image is given for it: what is not there yet cannot
     be mounted, but what it will be in."""
-    data = config.data
-    files = [Path(source.path) for source in [*data.labelled, *data.unlabelled, *data.held_out, *data.warm_start]]
-    starts = [Path(start) for start in (config.policy.checkpoint, config.critic.checkpoint) if start]
+    files = [Path(source.path) for source in config.data.sources()]
+    starts = [Path(start) for start in _starts(config).values()]
     wanted = [Path(config.run_dir), Path(config.model.hf_path), *starts, *(file.parent for file in files)]
     paths = [path.absolute() for path in wanted]
     return {path: next(above for above in (path, *path.parents) if above.is_dir()) for path in paths}
+
+
+def _starts(config: Config) -> dict[str, str]:
+    """The checkpoints that policy and critic start from, by their settings."""
+    starts = {"policy.checkpoint": config.policy.checkpoint}
+    if config.critic.training is not CriticTraining.none:
+        starts["critic.checkpoint"] = config.critic.checkpoint
+    return {key: start for key, start in starts.items() if start}
 
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
@@ -112,9 +119,10 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     found = [f"{key}: required" for key, value in required.items() if not value]
     if config.model.hf_path and not Path(config.model.hf_path).is_dir():
         found.append(f"model.hf_path: {config.model.hf_path} is no directory here")
-    start = config.policy.checkpoint
-    if start and not Path(start).is_dir():
-        found.append(f"policy.checkpoint: {start} is no directory here")
+    found += [
+        f"{key}: {start} is no directory here" for key, start in _starts(config).items() if not Path(start).is_dir()
+    ]
+    found += missing_files(config.data.sources())
     if given.container:
         found += [
             f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"

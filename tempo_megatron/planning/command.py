@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.mapping import BackboneSettings
-from tempo_megatron.config import Config, ConfigError, load
+from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.planning import HOST_GIB, report, shapes
 from tempo_megatron.planning.choose import ranked
 from tempo_megatron.planning.fit import indivisible, problems, too_much
@@ -41,11 +41,11 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr."""
     given = _parser().parse_intermixed_args(arguments)
     try:
-        config = load(given.recipe, given.overrides)
-        settings = _settings(config, given.model)
-        runs = [Run(settings, config, machine) for machine in _machines(given)]
-    except (ConfigError, ConversionError) as error:
+        config = load_checked(given.recipe, given.overrides, lambda read: _problems(read, given))
+    except ConfigError as error:
         return _refuse(given.recipe, str(error).splitlines())
+    settings = _settings(config, given.model)
+    runs = [Run(settings, config, machine) for machine in _machines(given)]
     most = config.generation.max_response_tokens
     mean = given.response_tokens or -(-most // 2)
     work = Load.uniform(mean, most, questions=given.questions, storage_gbs=given.storage)
@@ -58,6 +58,17 @@ def main(arguments: Sequence[str]) -> int:
         print(report.plan(run, work, ranked(run, work)))
         wrong = too_much(run)
     return _refuse(given.recipe, wrong) if wrong else 0
+
+
+def _problems(config: Config, given: argparse.Namespace) -> list[str]:
+    """Why there is nothing to plan, a line each."""
+    found = []
+    for read in (lambda: _settings(config, given.model), lambda: _machines(given)):
+        try:
+            read()
+        except (ConfigError, ConversionError) as error:
+            found += str(error).splitlines()
+    return found
 
 
 def _machines(given: argparse.Namespace) -> list[Machine]:

@@ -14,7 +14,6 @@ from tempo_megatron import config as settings
 from tempo_megatron.config import Config
 from tempo_megatron.launch import local, slurm, torchrun
 from tempo_megatron.preflight.conduct import Conductor, tasks
-from tempo_megatron.preflight.limits import problems
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
 from tempo_megatron.preflight.report import Report, as_text, write
 
@@ -27,7 +26,7 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Exit codes: 0 training can start, 2 the settings are wrong for any nodes, 69 it cannot start on these."""
     slurm.join_step()
     try:
-        config = settings.load_checked(None, given.settings, lambda read: [*problems(read.preflight)])
+        config = settings.load(None, given.settings)
     except settings.ConfigError as error:
         print(f"tempo doctor: {error}", file=sys.stderr)
         return _BAD_INPUT

@@ -87,7 +87,8 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
     """The finding about free space in `directory`, where run_dir is or would be made."""
     free = shutil.disk_usage(directory).free / _GIB
     made = config.loop.iterations // config.checkpoint.every + 2  # the start's and the last one too
-    count = min(config.checkpoint.keep + _BESIDE_KEPT, made)
+    for_good = config.loop.iterations // config.checkpoint.keep_every if config.checkpoint.keep_every else 0
+    count = min(config.checkpoint.keep + for_good + _BESIDE_KEPT, made)
     size = planning.checkpoint_gib(config, gpus=ranks)
     there = _taken(Path(config.run_dir, "checkpoints")) / _GIB
     to_come = max(size, count * size - there)  # one at least is written beside those that are there
@@ -99,7 +100,7 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
             "",
             Verdict.bad,
             f"{found}; {wanted}, and preflight.free_disk_gib is {config.preflight.free_disk_gib:g}",
-            "free some, choose another run_dir, or keep fewer (checkpoint.keep)",
+            "free some, choose another run_dir, or keep fewer (checkpoint.keep, checkpoint.keep_every)",
         )
     return Finding("free disk", "", Verdict.good, f"{found}, {to_come:,.1f} of them for checkpoints")
 

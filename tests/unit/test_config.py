@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
 
-from tempo_megatron.config import ConfigError, Fp8, documented_keys, load, to_yaml
+from tempo_megatron import config
+from tempo_megatron.config import Config, ConfigError, Fp8, documented_keys, load, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -73,6 +76,40 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
     ]
     lines = str(raised.value).splitlines()
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["policy.clip_low=0"], "policy.clip_low: above 0, got 0.0"),
+        (["loop.gate=1"], "loop.gate: at least 0 and below 1, got 1.0"),
+        (["generation.memory_fraction=7"], "generation.memory_fraction: above 0 and at most 1, got 7.0"),
+        (["generation.temperature=nan"], "generation.temperature: above 0, got nan"),
+        (["evaluation.samples=0", "evaluation.k='${.samples}'"], "evaluation.samples: at least 1, got 0"),
+        (["checkpoint.patience=-2", "loop.policy_steps='${checkpoint.patience}'"], "checkpoint.patience: at least 0"),
+        (
+            ["checkpoint.patience=0", "loop.policy_steps='${checkpoint.patience}'"],
+            "loop.policy_steps: at least 1, got 0",
+        ),
+    ],
+)
+def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: str) -> None:
+    """Whichever command reads the recipe, and where it stands for another setting: it would fail hours later."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(None, settings)
+
+
+def test_defaults_are_within_their_bounds_and_numbers_have_some() -> None:
+    """A setting without an end would take -1. Seeds may be any number; a source's weight is checked as it is read."""
+    assert load(None) == Config()
+    unbounded = {
+        f"{cls.__name__}.{item.name}"
+        for cls in vars(config).values()
+        if isinstance(cls, type) and is_dataclass(cls)
+        for item in fields(cls)
+        if item.type in ("int", "float") and not str(item.metadata["bounds"])
+    }
+    assert unbounded == {"Config.seed", "SourceConfig.seed", "SourceConfig.weight"}
 
 
 def test_every_setting_says_what_it_means() -> None:

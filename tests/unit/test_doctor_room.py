@@ -37,7 +37,9 @@ def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypat
     assert short.verdict is Verdict.bad and f"4 checkpoints take {4 * size:,.1f}, 0.0 of them there" in short.found
     of.loop.iterations = 1  # of which two are made
     assert room.disk(tmp_path, of, 16).verdict is Verdict.good
-    of.loop.iterations = 100
+    of.loop.iterations, of.checkpoint.keep_every = 100, 20
+    assert f"9 checkpoints take {9 * size:,.1f}" in room.disk(tmp_path, of, 16).found  # five stay for good
+    of.checkpoint.keep_every = 0
     weights = tmp_path / "checkpoints" / "iteration-000001" / "weights"
     weights.parent.mkdir(parents=True)
     with weights.open("wb") as file:

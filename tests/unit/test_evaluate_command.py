@@ -171,6 +171,11 @@ def test_all_problems_are_listed_at_once_and_nothing_is_written(
     message = capsys.readouterr().err
     wanted = ("/nowhere.jsonl: no such data file", "3 does not divide 1", "4 attention heads", "needs a GPU")
     assert all(part in message for part in (*wanted, "evaluation.samples=3", "context is 128"))
+    assert (
+        cli.main(["eval", *arguments, "--model", str(tmp_path), "--data", "/nowhere.jsonl", "sed=1", "--k", "5"]) == 2
+    )
+    message = capsys.readouterr().err
+    assert all(part in message for part in ("sed: unknown", "no config.json", "no tokenizer", "no such data file"))
     assert not (tmp_path / "out").exists()
 
 

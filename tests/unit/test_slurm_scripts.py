@@ -82,6 +82,19 @@ def test_both_runs_of_a_model(script: str, recipes: str, tmp_path: Path) -> None
     assert all((tmp_path / "runs" / name / "FINISHED").is_file() for name in ("rlvr", "tempo"))
 
 
+def test_how_the_second_run_learns_is_not_said_to_the_first(tmp_path: Path) -> None:
+    """By another method the first would learn from the questions that it must not see."""
+    first, second = commands("tempo_14b.sh", tmp_path, "method=ttrl", "loop.iterations=3", "critic.checkpoint=")
+    assert "_rlvr.yaml" in first and "loop.iterations=3" in first and "method=" not in first
+    assert "critic" not in first and second.endswith("loop.iterations=3 method=ttrl critic.checkpoint=")
+
+
+def test_a_policy_and_a_critic_of_its_own_spare_tempo_the_first_run(tmp_path: Path) -> None:
+    """The model itself, for one: hours of a first run would not be used."""
+    (only,) = commands("tempo_14b.sh", tmp_path, "policy.checkpoint=", "critic.checkpoint=", "seed=3")
+    assert "train recipes/qwen3_14b_math.yaml" in only and only.endswith("seed=3 policy.checkpoint= critic.checkpoint=")
+
+
 def test_any_recipe_runs_with_its_settings(tmp_path: Path) -> None:
     """The recipes that a judge grades, and a user's own: the model is the recipe's unless TEMPO_MODEL names another."""
     run, judge = tmp_path / "runs" / "mine", "grading.judge_url=http://judge:8000/v1"
