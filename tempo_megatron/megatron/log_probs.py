@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def token_scores(
     vocab_size: int,
     temperature: float,
     topology: Topology,
-    statistics: tuple[str, ...] = (),
+    statistics: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """`log_probs` of tokens, and statistics of the distributions that they were drawn from.
 
@@ -53,8 +54,8 @@ def token_scores(
         "entropy" in statistics,
         "self_certainty" in statistics,
     )
-    every = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
-    return {name: every[name] for name in ("log_probs", *statistics)}
+    found = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
+    return {name: column for name, column in found.items() if name == "log_probs" or name in statistics}
 
 
 class _TokenScores(torch.autograd.Function):

@@ -120,6 +120,7 @@ class Scorer:
 
             def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, Rows]]:
                 columns = score.read(output.squeeze(0), micro.next_tokens, self._output_weight())
+                columns = dict(sorted(columns.items()))  # ranks exchange one after the other, each from its own mapping
                 scores = {n: micro.to_rows(self._over_context(c), score.about_next) for n, c in columns.items()}
                 share, reported = loss(scores, micro.rows)
                 return share * unaveraged, (micro.indices, reported)
@@ -166,7 +167,7 @@ class Scorer:
         found: Rows = {}
         if place.is_last_stage:
             indices = torch.cat([of for of, _ in done]).to(place.device)
-            for name in done[0][1]:
+            for name in sorted(done[0][1]):
                 mine = torch.cat([part[name] for _, part in done]).float()
                 found[name] = mine.new_zeros((rows, *mine.shape[1:])).index_copy_(0, indices, mine)
                 if place.data_size > 1:

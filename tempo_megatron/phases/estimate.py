@@ -72,7 +72,7 @@ def estimate(
     batch = to_batch(rows.rollouts)
     order = list(mini_batches(batch.rows, config.mini_batches, *seed, "refine", 0))
     statistics = sorted(method.needs & set(STATISTICS))
-    scored = _in_order(policy, batch, order, scores(*{"entropy", *statistics}))
+    scored = _in_order(policy, batch, order, scores("entropy", *statistics))
     if "values" in method.needs and critic_values is None:
         assert critic is not None  # validated at start
         critic_values = values(critic, batch)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Request
 from tempo_megatron.loop import iterate
 from tempo_megatron.megatron import topology, weights
+from tempo_megatron.megatron.log_probs import STATISTICS
+from tempo_megatron.megatron.trainer import Score
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.run import Run
 from tools.killing.recorded import Recorded
@@ -77,11 +80,22 @@ def state(run: Run) -> dict[str, Any]:
     ]
     batch = to_batch(rollouts)
     mask = batch.response_mask
+    scores = run.policy.score(batch, in_an_order_of_this_rank(run.scores(*STATISTICS)))
     return {
         "values": values(run.critic, batch)[mask],
-        "log_probs": run.policy.score(batch, run.scores())["log_probs"][mask],
+        "scores": {name: column[mask] for name, column in scores.items()},
         "weights": exported(run),
     }
+
+
+def in_an_order_of_this_rank(score: Score) -> Score:
+    """Of the columns: whoever makes them from a set has them in the order of a process's random hashes."""
+
+    def read(*given: Any) -> dict[str, torch.Tensor]:
+        columns = list(score.read(*given).items())
+        return dict(columns[::-1] if torch.distributed.get_rank() % 2 else columns)
+
+    return replace(score, read=read)
 
 
 if __name__ == "__main__":

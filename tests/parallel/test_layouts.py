@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from checkpoints_convert.__main__ import main
+from tempo_megatron.megatron.log_probs import STATISTICS
 from tests.conftest import write_recipe
 from tests.models import write_model
 from tests.parallel.launcher import run_ranks
@@ -57,8 +58,12 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any], relative: floa
     for mine, theirs in zip(found["metrics"], expected["metrics"], strict=True):
         for name in LEARNED:
             assert mine[name] == pytest.approx(theirs[name], rel=relative), name
-    for name in ("values", "log_probs"):
-        torch.testing.assert_close(found["after"][-1][name], expected["after"][-1][name], rtol=0, atol=1e-5)
+    close = {"rtol": 0, "atol": 1e-5}
+    mine, theirs = found["after"][-1], expected["after"][-1]
+    torch.testing.assert_close(mine["values"], theirs["values"], **close)
+    assert mine["scores"].keys() == {"log_probs", *STATISTICS}
+    for name, column in mine["scores"].items():
+        torch.testing.assert_close(column, theirs["scores"][name], **close)
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
