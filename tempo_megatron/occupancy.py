@@ -11,12 +11,13 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from tempo_megatron.ranks import say
 
 _MARK = "running-"
 _TOUCH_SECONDS = 1.0
@@ -153,6 +154,8 @@ class Occupancy:
     def _touch(self, number: int) -> None:
         while not self._left.wait(_TOUCH_SECONDS):
             other = _newest(self._directory).occupant
+            if self._left.is_set():
+                return  # whoever was found there has followed
             if other and other != self._me:
                 return self._give_way(other)
             with contextlib.suppress(OSError):
@@ -162,11 +165,9 @@ class Occupancy:
         """Another run has begun here, for this one stood still: the process ends, unless the other is in it too."""
         if (other.machine, other.process) == (self._me.machine, self._me.process):
             return
-        print(
+        say(
             f"tempo: run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched its "
-            f"mark for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints",
-            file=sys.stderr,
-            flush=True,
+            f"mark for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints"
         )
         os._exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -82,7 +83,7 @@ class _TokenScores(torch.autograd.Function):
         real = min(max(vocab_size - first, 0), entries)
         sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        kept = hidden.new_empty((len(tokens), entries)) if ctx.needs_input_grad[0] else None
+        kept = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
         for rows in _chunks(len(tokens), entries) if real else []:
             # Not by a name, which would hold a chunk while the next is made.
             peak[rows], sums[:, rows] = _read(
@@ -121,7 +122,8 @@ class _TokenScores(torch.autograd.Function):
             state = torch.stack([peak_log_p[rows], entropy[rows]])
             _write_gradient(part, own, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
         kept[:, real:] = 0.0
-        return kept @ weight, kept.t() @ hidden, None, None, None, None, None, None
+        of_hidden, of_weight, *_ = ctx.needs_input_grad
+        return kept @ weight if of_hidden else None, kept.t() @ hidden if of_weight else None, *[None] * 6
 
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -135,7 +137,10 @@ def _chunks(tokens: int, entries: int) -> list[slice]:
     size = max(1, CHUNK_ELEMENTS // entries)
     if size > _TILE:
         size -= size % _TILE
-    return [slice(start, start + size) for start in range(0, tokens, size)]
+    ends = [*range(size, tokens, size), tokens]
+    if len(ends) > 1 and ends[-1] - ends[-2] == 1:
+        del ends[-2]  # compiled code has a variant of its own for a single row, and there may be eight
+    return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 @_compiled_on_gpus

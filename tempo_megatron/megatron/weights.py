@@ -83,8 +83,8 @@ def export(
 
     Entries travel in buckets: one gather over TP on the stage that has them, one broadcast over PP. While the tensors
     of a bucket are used the next one is on its way, on GPUs on a stream of its own. Beside its own part of the model a
-    rank so holds two buckets, its shards of the second, and the tensor that it gives out. A layer's matrix that is
-    larger than a bucket is one by itself.
+    rank so holds up to three buckets, of the last tensor given out, the next and one that arrives, and its shards of
+    that. A layer's matrix that is larger than a bucket is one by itself.
     """
     mine = canonical_parameters(model)
     side = torch.cuda.Stream() if topology.device.type == "cuda" else None

@@ -18,7 +18,7 @@ _SLACK = int(1.3 * GIB)
 _BESIDE_ENGINE = int(1.1 * GIB)
 """contexts and CUDA graphs beside what vLLM counts as its share: measured"""
 _BUCKETS = 896 * 2**20
-"""a sync's two buckets, the shards of one, and what is given out (`megatron/weights.py`)"""
+"""a sync's three buckets and the shards of one (`megatron/weights.py`)"""
 
 WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "generate": {},

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tempo_megatron.ranks import rank_and_ranks
+from tempo_megatron.ranks import rank_and_ranks, say
 
 EXIT_CODE = 1
 KEY = "tempo/failed"
@@ -40,12 +40,12 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
     else:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         text = f"tempo: {where} lost a rank that ended without a word (killed?): {reason}"
-    print(text, file=sys.stderr, flush=True)
-    sys.stdout.flush()
     try:
+        say(text)
         if first == str(rank):
             (run_dir / "failures").mkdir(parents=True, exist_ok=True)
             (run_dir / "failures" / f"rank-{rank}.txt").write_text(text)
+        sys.stdout.flush()
     finally:  # a full disk, for one
         os._exit(EXIT_CODE)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from tempo_megatron import progress
 from tempo_megatron.config import FaultsConfig
 from tempo_megatron.progress import Pace, Place
-from tempo_megatron.ranks import rank_and_ranks
+from tempo_megatron.ranks import rank_and_ranks, say
 from tempo_megatron.supervision import collectives, failure
 from tempo_megatron.supervision.hangs import Beat, Hangs, State
 
@@ -85,6 +84,7 @@ class Watchdog:
             thread.join()
 
     def _repeat(self, look: Callable[[], None]) -> None:
+        said = ""
         while not self._stopping.wait(_POLL_SECONDS):
             try:
                 look()
@@ -93,6 +93,11 @@ class Watchdog:
                     self._say("has lost the rank that held the process group's store")
                     self._end(EXIT_CODE)
                 return
+            except Exception as error:  # of this look; the next may find what hangs
+                text = f"could not look for hangs: {error!r}"
+                if text != said:
+                    self._say(text)
+                said = text
 
     def look_at_phase(self) -> None:
         """One look at this rank; ends the process where its phase is over its limit."""
@@ -163,13 +168,13 @@ class Watchdog:
         self._end(EXIT_CODE)
 
     def _give_up(self, why: str, linger: float = 0.0) -> None:
-        self._say(f"hangs: {why}. Stacks of its threads:")
-        faulthandler.dump_traceback(all_threads=True)
-        # A file system that does not answer may be why: it gets no say in the end.
+        # A file system or a log that does not answer may be why: it gets no say in the end.
         last = threading.Timer(_ALONE_SECONDS, self._end, [EXIT_CODE])
         last.daemon = True
         last.start()
         try:
+            self._say(f"hangs: {why}. Stacks of its threads:")
+            faulthandler.dump_traceback(all_threads=True)
             self._record(why)
             time.sleep(linger)
         finally:
@@ -184,7 +189,7 @@ class Watchdog:
             print(f"\nlast collectives:\n{collectives.record()}", file=file)
 
     def _say(self, text: str) -> None:
-        print(f"tempo: rank {self._rank} on {socket.gethostname()} {text}", file=sys.stderr, flush=True)
+        say(f"tempo: rank {self._rank} on {socket.gethostname()} {text}")
 
 
 class _WatchedTime:

@@ -181,6 +181,26 @@ def test_one_that_looked_before_others_came_and_went_does_not_follow_them(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["running-2"]
 
 
+def test_a_run_that_has_left_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another may have followed it while it still looked: it ends with the exit code of its own end."""
+    one, newest = elsewhere(tmp_path), occupancy._newest
+    assert one._claim()
+
+    def slowly(directory: Path) -> object:
+        monkeypatch.setattr(occupancy, "_newest", newest)
+        one.leave()
+        assert Occupancy(tmp_path)._claim()
+        return newest(directory)
+
+    def gives_way(other: Occupant) -> None:
+        raise AssertionError(f"it gave way to {other}")
+
+    monkeypatch.setattr(occupancy, "_newest", slowly)
+    monkeypatch.setattr(occupancy, "_TOUCH_SECONDS", 0)
+    monkeypatch.setattr(one, "_give_way", gives_way)
+    one._touch(1)
+
+
 def test_a_mark_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk: the next start would watch it."""
 

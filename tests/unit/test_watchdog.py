@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,25 @@ def test_a_store_that_does_not_answer_does_not_keep_a_phase_from_its_limit(
     looks.start()
     assert ended.wait(30)
     looks.stop()
+
+
+def test_a_look_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever fails in it, what hangs afterwards is found; it is said once."""
+    ended, looks = threading.Event(), itertools.count()
+
+    def place() -> Place:
+        if next(looks) < 3:
+            raise OSError(28, "No space left")
+        return at_place(7, "refine", 3700.0)
+
+    monkeypatch.setattr(watchdog, "_POLL_SECONDS", 0.01)
+    made = Watchdog(place, FaultsConfig(), tmp_path, end=lambda _: ended.set())
+    made.start()
+    assert ended.wait(30)
+    made.stop()
+    assert capfd.readouterr().err.count("could not look for hangs: OSError(28, 'No space left')") == 1
 
 
 def test_ranks_that_hang_in_one_collective_all_show_their_stacks(
