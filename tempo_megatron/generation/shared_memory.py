@@ -6,6 +6,7 @@ after a kill, would find the name taken.
 
 from __future__ import annotations
 
+import socket
 import uuid
 from pathlib import Path
 
@@ -15,7 +16,11 @@ _DIRECTORY = Path("/dev/shm")
 
 
 def use_unique_names() -> str:
-    """Put a token that all ranks share into the names; returns it. Call before the engine is made. Collective."""
+    """Put a token that all ranks share into the names, and the machine's name; returns the token. Call before the
+    engine is made. Collective.
+
+    Ranks of a replica that spans machines so have different names, by which vLLM knows that they share no memory.
+    """
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator, _CPUSHMDistributed
 
     token = [f"tempo-{uuid.uuid4().hex[:12]}"]
@@ -23,7 +28,7 @@ def use_unique_names() -> str:
 
     def make_group_name(communicator: CpuCommunicator) -> str:
         ranks = "-".join(map(str, communicator.ranks))
-        return f"{token[0]}-{communicator.unique_name.replace(':', '-')}-{ranks}"
+        return f"{token[0]}-{socket.gethostname()}-{communicator.unique_name.replace(':', '-')}-{ranks}"
 
     _CPUSHMDistributed.make_group_name = staticmethod(make_group_name)
     return token[0]
@@ -32,6 +37,5 @@ def use_unique_names() -> str:
 def unlink(token: str) -> None:
     """Take the names away once every rank has mapped the segments: memory is then freed however the run ends."""
     dist.barrier()
-    if dist.get_rank() == 0:
-        for segment in _DIRECTORY.glob(f"*{token}*"):
-            segment.unlink()
+    for segment in _DIRECTORY.glob(f"*{token}*"):
+        segment.unlink(missing_ok=True)  # each machine's, by whichever of its ranks comes first

@@ -241,7 +241,6 @@ class Trainer(Scorer):
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
-            # Without overlap_param_gather: weights that DDP has yet to gather may not rest.
             # Gradients are reduced during the backward pass, updated weights gathered during the next forward pass.
             overlap = topology.data_size * topology.context_size > 1
             self.model = DistributedDataParallel(
