@@ -11,6 +11,7 @@ from typing import Any
 
 from tempo_megatron.config import LoggingConfig, WandbMode
 from tempo_megatron.progress import Pace, at
+from tempo_megatron.whole_files import write_whole
 
 
 class MetricsLog:
@@ -75,5 +76,5 @@ def _wandb_id(run_dir: Path) -> str:
     """The W&B run of a run directory: made once and kept in it, so that a resumed run goes on in the same one."""
     path = run_dir / "wandb_id"
     if not path.exists():
-        path.write_text(uuid.uuid4().hex)
+        write_whole(path, uuid.uuid4().hex)
     return path.read_text()

@@ -21,6 +21,7 @@ from tempo_megatron.phases.collect import Collector
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import from_first
+from tempo_megatron.whole_files import written_whole
 
 
 class Chooser:
@@ -86,12 +87,10 @@ class Chooser:
     @at(Pace.untimed)
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         self._directory.mkdir(exist_ok=True)
-        aside = self._directory / ".writing"
-        with aside.open("w") as file:
+        with written_whole(self._path(iteration)) as aside, aside.open("w") as file:
             for rollout in rollouts:
                 row = {"prompt": rollout.prompt.id, "sample": rollout.sample, "finish_reason": rollout.finish_reason}
                 file.write(json.dumps(row | {"response_ids": rollout.response_ids}) + "\n")
-        aside.rename(self._path(iteration))
 
     @at(Pace.untimed)
     def _read(self, iteration: int) -> list[Rollout]:

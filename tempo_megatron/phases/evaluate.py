@@ -18,6 +18,7 @@ from tempo_megatron.phases.generate import Engine, generate
 from tempo_megatron.phases.grade import Verdict, graded, verdicts
 from tempo_megatron.progress import Pace, at, tick
 from tempo_megatron.ranks import divided
+from tempo_megatron.whole_files import written_whole
 
 Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)
@@ -120,7 +121,8 @@ class Evaluator:
         if self._samples_directory is None:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)
-        with (self._samples_directory / f"iteration-{iteration:06d}.jsonl").open("w") as file:
+        path = self._samples_directory / f"iteration-{iteration:06d}.jsonl"
+        with written_whole(path) as aside, aside.open("w") as file:
             for name, rollout, verdict in zip(names, rollouts, judged, strict=True):
                 row = {"set": name, **record(rollout, verdict, self._decode)}
                 file.write(json.dumps(row) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from tempo_megatron.config import LoggingConfig
 from tempo_megatron.metrics.writers import MetricsLog
+from tests.disk import full_after
 
 
 def opened(directory: Path, lines: int) -> MetricsLog:
@@ -39,12 +39,8 @@ def test_resuming_writes_no_line_anew(tmp_path: Path) -> None:
     log = opened(tmp_path, 0)
     for step in range(3):
         log.write({"step": step})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
+    with full_after(0):
         opened(tmp_path, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [row["step"] for row in rows(tmp_path)] == [0, 1]
 
 
