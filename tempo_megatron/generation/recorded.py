@@ -23,7 +23,7 @@ Figures = dict[str, float]
 
 
 class Engine(Protocol):
-    """What a run asks of its generator."""
+    """What runs and evaluations ask of a generator."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
     def load_weights(self) -> None: ...

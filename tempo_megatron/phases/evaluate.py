@@ -10,11 +10,12 @@ from typing import Any
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
 from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarise
 from tempo_megatron.metrics.pass_at_k import pass_at_k
-from tempo_megatron.phases.generate import Engine, generate
+from tempo_megatron.phases.generate import generate
 from tempo_megatron.phases.grade import Verdict, graded, verdicts
 from tempo_megatron.progress import Pace, at, tick
 from tempo_megatron.ranks import divided
