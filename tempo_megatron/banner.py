@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from tempo_megatron.config import Config, Fp8
+from tempo_megatron.installed import versions
 from tempo_megatron.megatron.topology import Topology
 
 _ACCELERATORS = {
@@ -23,7 +23,6 @@ def text(config: Config, topology: Topology) -> str:
     """The banner, several lines."""
     there = [name for name, module in _ACCELERATORS.items() if importlib.util.find_spec(module)]
     missing = [name for name in _ACCELERATORS if name not in there]
-    versions = ", ".join(f"{name} {found}" for name in _PACKAGES if (found := _version(name)))
     lines = {
         "model": config.model.hf_path,
         "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
@@ -33,7 +32,7 @@ def text(config: Config, topology: Topology) -> str:
         "device": f"{topology.world_size} x {_device(topology)}",
         "accelerated by": ", ".join(there) or "nothing",
         "missing": ", ".join(missing) or "nothing",
-        "versions": versions,
+        "versions": ", ".join(f"{name} {version}" for name, version in versions(_PACKAGES).items()),
         "run directory": config.run_dir,
     }
     return "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
@@ -45,10 +44,3 @@ def _device(topology: Topology) -> str:
         return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"CPU rank, {os.cpu_count()} cores and {memory:.0f} GiB shared"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

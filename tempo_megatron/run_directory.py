@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tempo_megatron.config import Config, documented_keys, to_yaml
+from tempo_megatron.whole_files import write_whole
 
 _CONFIG = "config.yaml"
 _MAY_CHANGE = (
@@ -46,9 +47,7 @@ def open_run(config: Config) -> None:
     """Make the run's directory and write the resolved config into it."""
     directory = Path(config.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    aside = directory / f".{_CONFIG}"
-    aside.write_text(to_yaml(config))
-    aside.rename(directory / _CONFIG)
+    write_whole(directory / _CONFIG, to_yaml(config))
     interrupted_mark(directory).unlink(missing_ok=True)
 
 
@@ -58,10 +57,9 @@ def interrupted_mark(directory: Path) -> Path:
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> str:
-    """Make `summary.json`, whole once it has its name; returns its text."""
-    text, aside = json.dumps(summary, indent=2), directory / ".summary.json"
-    aside.write_text(text + "\n")
-    aside.rename(directory / "summary.json")
+    """Make `summary.json`; returns its text."""
+    text = json.dumps(summary, indent=2)
+    write_whole(directory / "summary.json", text + "\n")
     return text
 
 

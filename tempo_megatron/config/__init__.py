@@ -15,7 +15,7 @@ from tempo_megatron.config.evaluation import (
 from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load, load_checked, to_yaml
-from tempo_megatron.config.memory import MemoryConfig
+from tempo_megatron.config.memory import SHARE_OF_HOST, MemoryConfig
 from tempo_megatron.config.model import (
     CheckWeights,
     Fp8,
@@ -50,6 +50,7 @@ from tempo_megatron.config.training import (
 )
 
 __all__ = [
+    "SHARE_OF_HOST",
     "AverageOver",
     "BadNodes",
     "Baseline",

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from tempo_megatron.config.fields import setting
 
+SHARE_OF_HOST = 0.8
+"""of a machine's memory, what its ranks may take where `host_gib` does not say"""
+
 
 @dataclass
 class MemoryConfig:
@@ -18,6 +21,10 @@ class MemoryConfig:
     host_gib: float = setting(
         0.0,
         "GiB of host memory a rank for what rests, pinned, and for its part of the copies of a machine's asynchronous "
-        "saves; 0: 80% of the machine's memory over its ranks",
+        f"saves; 0: {SHARE_OF_HOST:.0%} of the machine's memory over its ranks",
         at_least=0,
     )
+
+    def budget_gib(self, machine_gib: float, ranks: int) -> float:
+        """GiB that each of a machine's ranks may take."""
+        return self.host_gib or SHARE_OF_HOST * machine_gib / ranks

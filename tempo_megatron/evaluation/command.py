@@ -18,11 +18,12 @@ from tempo_megatron.evaluation.plan import Plan, make_plan
 from tempo_megatron.evaluation.report import write_results
 from tempo_megatron.evaluation.store import Record, SampleFile, open_directory
 from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.launch import slurm, torchrun
 from tempo_megatron.megatron import topology
 from tempo_megatron.phases.evaluate import Decode, record
-from tempo_megatron.phases.generate import Engine, generate
+from tempo_megatron.phases.generate import generate
 from tempo_megatron.phases.grade import verdicts
 from tempo_megatron.ranks import from_first, rank_and_ranks
 

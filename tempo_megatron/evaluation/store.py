@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tempo_megatron.whole_files import write_whole
+
 Record = dict[str, Any]
 """one sampled response, as `phases.evaluate.record` makes it"""
 _SETTINGS = "settings.json"
@@ -30,14 +32,7 @@ def differences(out: Path, settings: dict[str, Any]) -> list[str]:
 def open_directory(out: Path, settings: dict[str, Any]) -> None:
     """Make the directory and write the settings into it."""
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    write_aside(out / _SETTINGS, json.dumps(settings, indent=2) + "\n")
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file that is either there as a whole or not at all."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text)
-    aside.rename(path)
+    write_whole(out / _SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 class SampleFile:

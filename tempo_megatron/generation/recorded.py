@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -18,12 +17,13 @@ from safetensors.torch import save_file
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import barrier, from_first, rank_and_ranks
+from tempo_megatron.whole_files import written_whole
 
 Figures = dict[str, float]
 
 
 class Engine(Protocol):
-    """What a run asks of its generator."""
+    """What runs and evaluations ask of a generator."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
     def load_weights(self) -> None: ...
@@ -131,17 +131,14 @@ def _together(one: Figures, other: Mapping[str, float]) -> Figures:
 def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
     """Flat tensors: response_ids int32 and log_probs fp32 [tokens], lengths int32 and stopped bool [responses]."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
     tensors = {
         "response_ids": torch.tensor([t for done in completions for t in done.response_ids], dtype=torch.int32),
         "log_probs": torch.tensor([v for done in completions for v in done.log_probs], dtype=torch.float32),
         "lengths": torch.tensor([len(done.response_ids) for done in completions], dtype=torch.int32),
         "stopped": torch.tensor([done.finish_reason == "stop" for done in completions]),
     }
-    save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())  # before it has its name: a node that goes down may lose what was not written out
-    aside.rename(path)
+    with written_whole(path) as aside:
+        save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
 
 
 @at(Pace.untimed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -184,6 +185,8 @@ def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
         why = graders.get("judge") or "grading.cluster_by"
         absent = [key for key in ("judge_url", "judge_model") if not getattr(config, key)]
         found += [f"grading.{key}: required: {why} names the judge" for key in absent]
+        if not find_spec("openai"):
+            found.append(f"{why}: names the judge, and the package openai is not installed")
     for name, where in sorted(graders.items()):
         try:
             scorer(name)

@@ -78,10 +78,6 @@ class Pool:
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
-    @property
-    def process_ids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers]
-
     def run(self, tasks: Sequence[Task]) -> list[Outcome]:
         """The outcome of each task, in order.
 

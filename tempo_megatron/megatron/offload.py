@@ -21,12 +21,11 @@ import torch.distributed as dist
 from torch import Tensor, UntypedStorage
 
 from tempo_megatron import host_memory
-from tempo_megatron.config import MemoryConfig
+from tempo_megatron.config import SHARE_OF_HOST, MemoryConfig
 
 _GIB = 2**30
 _ALIGNMENT = 512
 """bytes that a storage's place in a host buffer is rounded up to: whole lines for the copy engines"""
-_SHARE_OF_HOST = 0.8
 _Sized = tuple[UntypedStorage, int]
 """a storage, and its bytes when it does not rest"""
 
@@ -245,10 +244,11 @@ def check_host_memory(offloaders: Mapping[str, Offloader], copies: int, config: 
     }
     if any(copied):
         needs["asynchronous saves' copies"] = sum(copied) / ranks / _GIB
-    budget = config.host_gib or _SHARE_OF_HOST * machine / ranks
+    budget = config.budget_gib(machine, ranks)
     if sum(needs.values()) > budget:
         listed = ", ".join(f"{what} {size:.3g}" for what, size in needs.items())
-        rule = "memory.host_gib" if config.host_gib else f"80% of {machine:.3g} GiB over {ranks} ranks; memory.host_gib"
+        share = f"{SHARE_OF_HOST:.0%} of {machine:.3g} GiB over {ranks} ranks"
+        rule = "memory.host_gib" if config.host_gib else f"{share}; memory.host_gib"
         raise HostMemoryError(
             f"models need {sum(needs.values()):.3g} GiB of host memory a rank ({listed}) and may take "
             f"{budget:.3g} GiB ({rule} sets it): raise memory.host_gib if the machine has more, spread the models over "

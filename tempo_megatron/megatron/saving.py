@@ -19,6 +19,7 @@ from checkpoints_convert import hf_files
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.megatron import checkpoint, checkpoint_files
 from tempo_megatron.megatron.trainer import Trainer
+from tempo_megatron.ranks import from_first
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.capture import Captured
@@ -113,9 +114,7 @@ class Saver:
         """Iterations of the checkpoints that will stay beside the next one, if iteration `best` remains the best."""
         self.wait()
         # Another node may see the directory a little later: one rank looks for all.
-        box = [kept(self.directory, self._config.keep - 1, best, self._config.keep_every)]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return from_first(kept(self.directory, self._config.keep - 1, best, self._config.keep_every))
 
     def newest_iteration(self) -> int | None:
         """Of the checkpoints that are no interim ones and were written to their end so far, as this rank sees it. Not
@@ -169,11 +168,9 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every file is as it was written, None where there is no checkpoint; and a line for
     all that was passed over: what is damaged goes out of the way as `damaged-...`, remains of interrupted
     writes are removed. Raises NoUsableCheckpoint where no checkpoint is left to go on from. Collective."""
-    there = [resumable(directory)]
-    dist.broadcast_object_list(there, src=0)
     damaged: dict[Path, list[str]] = {}
     found = None
-    for candidate in reversed(there[0]):
+    for candidate in reversed(from_first(resumable(directory))):
         problems = checkpoint.problems(candidate)
         if not problems:
             found = candidate

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import LoggingConfig, WandbMode
+from tempo_megatron.progress import Pace, at
+from tempo_megatron.whole_files import write_whole
 
 
 class MetricsLog:
@@ -15,8 +19,7 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, config: LoggingConfig, lines: int) -> None:
         self.path = run_dir / "metrics.jsonl"
-        kept = self.path.read_text().splitlines(keepends=True)[:lines] if self.path.exists() else []
-        self.path.write_text("".join(kept))
+        _cut(self.path, lines)
         self.lines = lines
         self._tensorboard: Any = None
         self._wandb: Any = None
@@ -36,10 +39,16 @@ class MetricsLog:
                 mode=config.wandb.value,  # type: ignore[arg-type]
             )
 
+    @at(Pace.untimed)
     def write(self, row: dict[str, Any]) -> None:
-        """One line of metrics.jsonl; numbers also to the other writers, at the line's number as step."""
+        """One line of metrics.jsonl; numbers also to the other writers, at the line's number as step.
+
+        The line is on the disk when this returns: a checkpoint that counts it may outlive the node.
+        """
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
         if self._tensorboard:
             for name, value in numbers.items():
@@ -56,9 +65,16 @@ class MetricsLog:
             self._wandb.finish()
 
 
+def _cut(path: Path, lines: int) -> None:
+    """Make a log of its first lines, where it lies: whoever is killed meanwhile has lost none of them."""
+    with path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(sum(map(len, islice(file, lines))))
+
+
 def _wandb_id(run_dir: Path) -> str:
     """The W&B run of a run directory: made once and kept in it, so that a resumed run goes on in the same one."""
     path = run_dir / "wandb_id"
     if not path.exists():
-        path.write_text(uuid.uuid4().hex)
+        write_whole(path, uuid.uuid4().hex)
     return path.read_text()

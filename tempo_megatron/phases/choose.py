@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.seeds import derive_seed
@@ -20,7 +18,8 @@ from tempo_megatron.metrics.figures import standard_error
 from tempo_megatron.phases.collect import Collector
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.progress import Pace, at
-from tempo_megatron.ranks import from_first
+from tempo_megatron.ranks import barrier, from_first, rank_and_ranks
+from tempo_megatron.whole_files import written_whole
 
 
 class Chooser:
@@ -62,9 +61,9 @@ class Chooser:
         found = collector.sample(drawn, dict.fromkeys(drawn, self._samples), 0, step=-1)
         collector.generator.sleep()
         correct = collector.grade(found["labelled"])
-        if dist.get_rank() == 0:
+        if rank_and_ranks()[0] == 0:
             self._write(iteration, found["unlabelled"])
-        dist.barrier()
+        barrier()
         by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
         shares = [sum(row) / len(row) for row in by_question]
         return Candidate(iteration, sum(shares) / len(shares), standard_error(shares))
@@ -86,12 +85,10 @@ class Chooser:
     @at(Pace.untimed)
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         self._directory.mkdir(exist_ok=True)
-        aside = self._directory / ".writing"
-        with aside.open("w") as file:
+        with written_whole(self._path(iteration)) as aside, aside.open("w") as file:
             for rollout in rollouts:
                 row = {"prompt": rollout.prompt.id, "sample": rollout.sample, "finish_reason": rollout.finish_reason}
                 file.write(json.dumps(row | {"response_ids": rollout.response_ids}) + "\n")
-        aside.rename(self._path(iteration))
 
     @at(Pace.untimed)
     def _read(self, iteration: int) -> list[Rollout]:

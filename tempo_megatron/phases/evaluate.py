@@ -10,14 +10,16 @@ from typing import Any
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
 from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarise
 from tempo_megatron.metrics.pass_at_k import pass_at_k
-from tempo_megatron.phases.generate import Engine, generate
+from tempo_megatron.phases.generate import generate
 from tempo_megatron.phases.grade import Verdict, graded, verdicts
 from tempo_megatron.progress import Pace, at, tick
 from tempo_megatron.ranks import divided
+from tempo_megatron.whole_files import written_whole
 
 Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)
@@ -120,7 +122,8 @@ class Evaluator:
         if self._samples_directory is None:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)
-        with (self._samples_directory / f"iteration-{iteration:06d}.jsonl").open("w") as file:
+        path = self._samples_directory / f"iteration-{iteration:06d}.jsonl"
+        with written_whole(path) as aside, aside.open("w") as file:
             for name, rollout, verdict in zip(names, rollouts, judged, strict=True):
                 row = {"set": name, **record(rollout, verdict, self._decode)}
                 file.write(json.dumps(row) + "\n")

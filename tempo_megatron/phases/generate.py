@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.generation.engine import Completion, Request
-
-
-class Engine(Protocol):
-    """The part of a Generator that rollouts need."""
-
-    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+from tempo_megatron.generation.recorded import Engine
+from tempo_megatron.generation.requests import Request
 
 
 def generate(

@@ -7,8 +7,6 @@ from tempo_megatron.planning.phases import Run, total
 
 _PROCESS = int(3.2 * GIB)
 """resident set of a rank without what rests in it: measured"""
-_SHARE_OF_HOST = 0.8
-"""of a node's memory, what may be pinned where memory.host_gib is 0 (`megatron/offload.py`)"""
 
 
 def pinned(run: Run) -> Parts:
@@ -29,8 +27,7 @@ def budgeted(run: Run) -> Parts:
 
 def budget(run: Run) -> float:
     """Bytes of host memory that a rank may take for those."""
-    ranks = run.machine.gpus_per_node
-    return (run.config.memory.host_gib or _SHARE_OF_HOST * run.machine.host_gib / ranks) * GIB
+    return run.config.memory.budget_gib(run.machine.host_gib, run.machine.gpus_per_node) * GIB
 
 
 def node(run: Run) -> Parts:

@@ -17,7 +17,7 @@ _SLACK = int(1.3 * GIB)
 """what torch's allocator holds beyond its tensors while a model works: measured beside `_PROCESS`"""
 _BESIDE_ENGINE = int(1.1 * GIB)
 """contexts and CUDA graphs beside what vLLM counts as its share: measured"""
-_BUCKETS = 896 * 2**20
+BUCKETS = 896 * 2**20
 """a sync's three buckets and the shards of one (`megatron/weights.py`)"""
 
 WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -88,7 +88,7 @@ class Run:
         weights = max(self.models["policy"].state(stage)["weights"] for stage in range(self.layout.pipeline))
         spread = self.layout.tensor * self.layout.pipeline > 1
         parts = {"weights": weights, "weights of the generator": self.engine.weights}
-        return parts | {"buckets": _BUCKETS if spread else 0, "contexts": _PROCESS}
+        return parts | {"buckets": BUCKETS if spread else 0, "contexts": _PROCESS}
 
     def _estimate(self) -> Parts:
         """The policy's pass is the higher one; the others' weights stay beside it."""

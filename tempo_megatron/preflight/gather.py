@@ -6,12 +6,12 @@ import hashlib
 import os
 import platform
 import socket
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from tempo_megatron import host_memory
+from tempo_megatron.installed import versions
 from tempo_megatron.preflight.facts import MASTER_PORTS, NodeFacts
 from tempo_megatron.preflight.gpus import read_gpus
 
@@ -59,13 +59,8 @@ def gather() -> NodeFacts:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "CUDA of the wheels": torch.version.cuda or "none"}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found | {"source code": _source_digest()}
+    interpreter = {"python": platform.python_version(), "CUDA of the wheels": torch.version.cuda or "none"}
+    return interpreter | versions(_PACKAGES) | {"source code": _source_digest()}
 
 
 def _source_digest() -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from tempo_megatron.config import Config
+from tempo_megatron.config import SHARE_OF_HOST, Config
 from tempo_megatron.preflight.device_checks import on_gpus
 from tempo_megatron.preflight.facts import MASTER_PORTS, Facts, Finding, Verdict, usual
 
-_OFFLOADED_SHARE = 0.8
-"""of a machine's memory that offloading may take where memory.host_gib does not say (megatron/offload.py)"""
 _FEWEST_FREE_PORTS = 0.5
 
 
@@ -26,8 +24,9 @@ def host_memory(facts: Facts, config: Config) -> Iterator[Finding]:
     if not (memory.offload_weights or memory.offload_optimizer):
         return
     for node, of in facts.items():
-        wanted = memory.host_gib * ranks or _OFFLOADED_SHARE * of.host_gib
-        rule = f"memory.host_gib x {ranks} ranks" if memory.host_gib else "80% of its memory, memory.host_gib is 0"
+        wanted = memory.budget_gib(of.host_gib, ranks) * ranks
+        share = f"{SHARE_OF_HOST:.0%} of its memory, memory.host_gib is 0"
+        rule = f"memory.host_gib x {ranks} ranks" if memory.host_gib else share
         found = f"{of.host_free_gib:.0f} of {of.host_gib:.0f} GiB free; models at rest may take {wanted:.0f} ({rule})"
         if of.host_free_gib >= wanted:
             yield Finding("host memory", node, Verdict.good, found)

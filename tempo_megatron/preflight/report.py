@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import BadNodes, Config
@@ -114,13 +113,6 @@ def enough_for_layout(good: Sequence[str], ranks: Mapping[str, int], config: Con
         if sum(ranks[node] for node in good[:wanted]) % unit == 0:
             return list(good[:wanted])
     return []
-
-
-def write(path: Path, text: str) -> None:
-    """A whole file or none."""
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def as_text(found: Mapping[str, Any]) -> str:

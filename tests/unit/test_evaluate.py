@@ -16,6 +16,7 @@ from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.phases.evaluate import Evaluator
 from tempo_megatron.phases.grade import clustered, extracted, graded
+from tests.disk import full_after
 from tests.parallel.launcher import run_ranks
 
 PROMPTS = [Prompt(f"p{number}", (number,), "here", "exact") for number in range(4)]
@@ -113,6 +114,13 @@ def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> N
         "finish_reason": "length",
         "response": "a!",
     }
+
+
+def test_texts_that_cannot_be_kept_leave_no_part_of_them(tmp_path: Path) -> None:
+    """Half of them would look like an evaluation of fewer questions."""
+    with pytest.raises(OSError), full_after(16):
+        evaluator(tmp_path).evaluate(Scripted({0: ["a"] * 4, 1: ["b"] * 4}), 3, at_an_end=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rollouts_of_the_m_step_are_observed_where_answers_are_known() -> None:

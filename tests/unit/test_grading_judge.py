@@ -13,6 +13,7 @@ import pytest
 from tempo_megatron.config import ClusterBy, GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.grading import Grader
+from tempo_megatron.grading import grader as grader_module
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.judge import VerdictError, parse_verdict
 
@@ -146,6 +147,15 @@ def test_a_judge_without_an_address_is_an_error_naming_the_settings() -> None:
     """Said before anything is sent to some default address."""
     with Grader(decode, GradingConfig(workers=1)) as grader, pytest.raises(GradingError, match=r"grading\.judge_url"):
         grader.grade([respond("Paris")], ANSWERS)
+
+
+def test_a_judge_without_its_package_is_told_of_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first judged response comes after minutes of loading and generating; who asks no judge needs no package."""
+    monkeypatch.setattr(grader_module, "find_spec", lambda package: None)
+    config, where = settings("http://127.0.0.1:9/v1"), "data.jsonl, line 2"
+    (found,) = grader_module.problems(config, {"judge": where})
+    assert found == f"{where}: names the judge, and the package openai is not installed"
+    assert grader_module.problems(config, {"exact": where}) == []
 
 
 def test_a_reply_without_a_verdict_is_wrong_and_counted(serve: Serve) -> None:

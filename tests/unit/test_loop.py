@@ -204,3 +204,23 @@ def test_rollouts_sampled_for_the_vote_alone_do_not_train(monkeypatch: pytest.Mo
     run.config.critic.training = CriticTraining.none
     assert run.steps() == ["collect 0+3", "estimate 3", "refine"]
     assert voted == {"given": [6], "trained": [0, 2, 4]}
+
+
+@pytest.mark.parametrize("concludes", [True, False])
+def test_metrics_are_logged_before_the_checkpoint_that_counts_them(
+    monkeypatch: pytest.MonkeyPatch, concludes: bool
+) -> None:
+    """A line is on the disk once it is logged, so that no checkpoint counts one that a node's crash took."""
+    run = FakeRun(monkeypatch)
+    run.critic, run.stopped, run.evaluated_at_start = None, False, True
+    run.config.loop.iterations = run.iteration
+    run.course = SimpleNamespace(is_in=lambda stage: False)
+    run.consider = lambda: {}
+    run.record_evaluation = lambda *_, **__: {}
+    run.log = lambda stage, metrics: run.asked.append("log")
+    run.save = lambda: run.asked.append("save")
+    if concludes:
+        loop.conclude(run, {})  # type: ignore[arg-type]
+    else:
+        loop.start(run)  # type: ignore[arg-type]
+    assert run.asked[-2:] == ["log", "save"]

@@ -14,7 +14,7 @@ from checkpoints_convert.mapping import Role
 from tempo_megatron import turns
 from tempo_megatron.cli import main
 from tempo_megatron.config import Config, load
-from tempo_megatron.megatron import log_probs
+from tempo_megatron.megatron import log_probs, weights
 from tempo_megatron.planning import activations, check, host, phases, shapes
 from tempo_megatron.planning.choose import ranked
 from tempo_megatron.planning.fit import problems
@@ -120,6 +120,12 @@ def test_memory_follows_the_vocabulary_and_8_bits() -> None:
 
 def test_a_chunk_of_logits_is_as_large_as_it_is_planned() -> None:
     assert activations.LOGITS_CHUNK == 4 * log_probs.CHUNK_ELEMENTS
+
+
+def test_a_sync_is_planned_with_buckets_as_large_as_its_own() -> None:
+    """The planner lies below the rooms that it plans and cannot ask them: three buckets, and the shards of one, half
+    of it over two tensor ranks."""
+    assert phases.BUCKETS == 3.5 * weights.BUCKET_BYTES
 
 
 def test_memory_of_each_phase_is_what_was_measured() -> None:

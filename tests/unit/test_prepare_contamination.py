@@ -11,6 +11,7 @@ import pytest
 
 from tempo_megatron.data.prepare import contamination
 from tempo_megatron.data.sources import Row
+from tests.disk import full_after
 from tests.unit.test_prepare import tempo_data
 
 TWENTY = [f"word{n}" for n in range(20)]
@@ -72,6 +73,19 @@ def test_the_report_counts_by_stream_and_source_and_clean_files_lose_those_rows(
     assert (clean / "known.jsonl").read_text() == labelled.read_text().splitlines(keepends=True)[2]
     assert tempo_data("check", *given, "--clean", tmp_path) == 2  # would replace what it reads
     assert len(labelled.read_text().splitlines()) == 4
+
+
+def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk is named, and half a report would pass for one of fewer pairs."""
+    known, report = write(tmp_path / "known.jsonl", "a"), tmp_path / "out" / "report.json"
+    report.parent.mkdir()
+    report.write_text("earlier")
+    with full_after(16):
+        assert tempo_data("check", "--labelled", known, "--held-out", known, "--out", report) == 2
+    assert "too large" in capsys.readouterr().err
+    assert [file.read_text() for file in report.parent.iterdir()] == ["earlier"]
 
 
 def test_nothing_to_check_against_and_bad_files_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,8 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_intermixed_args(arguments)
     if not torchrun.is_rank():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.gpus}"]
-        defaults = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**defaults, **os.environ})
+        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.ENVIRONMENT, **os.environ})
     _measure(given)
     return 0
 

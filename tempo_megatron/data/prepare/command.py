@@ -11,6 +11,7 @@ from tempo_megatron.data.prepare import contamination
 from tempo_megatron.data.prepare.catalogue import SOURCES
 from tempo_megatron.data.prepare.writing import NO_ANSWER, prepare
 from tempo_megatron.data.sources import DataError
+from tempo_megatron.whole_files import write_whole
 
 _BAD_INPUT = 2
 
@@ -78,7 +79,7 @@ def _check(arguments: argparse.Namespace) -> None:
     figures = contamination.report(rows, evaluated, found)
     print(contamination.table(figures))
     if arguments.out:
-        arguments.out.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(arguments.out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     if arguments.clean:
         kept = contamination.write_clean(labelled, {pair.labelled for pair in found}, arguments.clean)
         for path, number in kept.items():

@@ -12,6 +12,7 @@ from typing import Any
 from tempo_megatron.config import SourceConfig
 from tempo_megatron.data.identity import identity
 from tempo_megatron.data.sources import DataError, Row, read_rows
+from tempo_megatron.whole_files import write_whole
 
 WORDS = 13
 """the length of run that GPT-3's and later contamination studies count"""
@@ -128,8 +129,6 @@ def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], dir
     for path, rows in files.items():
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         clean = [line for line, row in zip(lines, rows, strict=True) if row.id not in contaminated]
-        aside = targets[path].with_name(f".{path.name}.aside")
-        aside.write_text("".join(f"{line}\n" for line in clean), encoding="utf-8")
-        aside.replace(targets[path])
+        write_whole(targets[path], "".join(f"{line}\n" for line in clean))
         kept[targets[path]] = len(clean)
     return kept

@@ -12,6 +12,7 @@ from typing import Any
 from tempo_megatron.data.prepare.catalogue import Source
 from tempo_megatron.data.prepare.question import Question, SkippedRow, text_hash
 from tempo_megatron.data.sources import DataError
+from tempo_megatron.whole_files import written_whole
 
 NO_ANSWER = "no answer"
 DUPLICATE = "duplicate"
@@ -31,22 +32,18 @@ class Count:
 
 
 def prepare(source: Source, path: Path | None, out: Path, limit: int | None, keep_unanswered: bool) -> Count:
-    """Write the source's questions, aside and then renamed, so that a failure leaves nothing half written.
+    """Write the source's questions, all or none.
 
     Raises DataError where rows cannot be read, have another schema, or none is kept.
     """
     count = Count()
-    aside = out.with_name(f".{out.name}.aside")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with written_whole(out) as aside:
         with aside.open("w", encoding="utf-8") as lines:
             for row in _rows(source, path, limit, keep_unanswered, count):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not count.kept:
             raise DataError(f"{count}: nothing to write{f'; {source.unanswered}' if source.unanswered else ''}")
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
     return count
 
 
