@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-LIMIT = 200
+LIMIT = 280
 CHANCES = {"a": 0.5, "b": 0.25, "c": 0.25}
 """of the first token; `a` and `b` are followed by the end, `c` by itself until it is cut"""
 

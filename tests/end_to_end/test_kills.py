@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 240
+LIMIT = 480
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(demo_model: Path, tmp_path: Path) -> None:

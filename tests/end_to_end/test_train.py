@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -52,6 +53,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.timeout(3 * LIMIT)
 def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
     """One uninterrupted run is compared with one that replays its rollouts, is killed, and goes on with
     a generator of its own: weights and log are bit-identical, with a reference model, a decaying step size and a

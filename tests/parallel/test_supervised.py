@@ -56,7 +56,7 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Pat
     """Rank 1 sleeps in the middle of a micro-batch whose other half rank 0 has, and waits with. Both are in the same
     phase: only that nobody moves tells. Rank 1's stack comes first and shows where."""
     with pytest.raises(AssertionError) as failed:
-        run_ranks(WORKER, 2, "hang", recipe, *SHORT, "faults.first_stall_limit_seconds=15", timeout=120)
+        run_ranks(WORKER, 2, "hang", recipe, *SHORT)
     shown = str(failed.value)
     assert "no end within" not in shown
     _, _, said = shown.partition("tempo: rank ")

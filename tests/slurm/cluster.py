@@ -15,6 +15,8 @@ from pathlib import Path
 NODES = {"node1": "127.0.0.11", "node2": "127.0.0.12"}
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+LIMIT = 400
+"""seconds for what takes Slurm and its jobs less on a machine that has nothing else to do"""
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 _CONFIGURATION = """
@@ -76,7 +78,7 @@ class Cluster:
     def run(self, *command: object) -> str:
         """A client command's output; subprocess.CalledProcessError shows what it said when it failed."""
         made = subprocess.run(
-            [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=60
+            [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=LIMIT
         )
         assert made.returncode == 0, f"{command}: {made.stdout}{made.stderr}"
         return made.stdout.strip()
@@ -89,7 +91,7 @@ class Cluster:
             env=self.environment | {name: str(value) for name, value in environment.items()},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT,
         )
         assert made.returncode == 0, made.stderr
         return int(made.stdout)
@@ -130,19 +132,19 @@ def running(directory: Path) -> Iterator[Cluster]:
                 f"--seed-file={directory}/munge/seed",
             )
         )
-        wait_for((directory / "munge" / "socket").exists, 20, lambda: "munged does not listen")
+        wait_for((directory / "munge" / "socket").exists, LIMIT, lambda: "munged does not listen")
         daemons.enter_context(_daemon(cluster, "slurmctld", "-D", "-c"))
         for name in NODES:
             prepare = 'mount --bind "$0" /etc/hosts; hostname "$1"; exec slurmd -D -N "$1"'
             daemons.enter_context(
                 _daemon(cluster, "unshare", "--mount", "--uts", "sh", "-c", prepare, directory / "hosts", name)
             )
-        wait_for(lambda: _idle(cluster) == len(NODES), 30, lambda: cluster.run("sinfo", "--Node", "--long"))
+        wait_for(lambda: _idle(cluster) == len(NODES), LIMIT, lambda: cluster.run("sinfo", "--Node", "--long"))
         try:
             yield cluster
         finally:
             cluster.run("scancel", "--full", "--user=root")
-            wait_for(lambda: not cluster.run("squeue", "--noheader"), 30, lambda: cluster.run("squeue"))
+            wait_for(lambda: not cluster.run("squeue", "--noheader"), LIMIT, lambda: cluster.run("squeue"))
 
 
 def wait_for(is_so: Callable[[], bool], limit: float, found: Callable[[], str]) -> None:

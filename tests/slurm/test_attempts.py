@@ -6,7 +6,7 @@ import datetime
 from pathlib import Path
 
 from tests.conftest import ROOT
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import LIMIT, Cluster, wait_for
 
 SCRIPT = ROOT / "slurm" / "tempo_14b.sh"
 LAYOUT = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--time=30")
@@ -40,7 +40,7 @@ class Submission:
         )
 
     def wait(self) -> str:
-        return self.cluster.wait(self.number, 60)
+        return self.cluster.wait(self.number, LIMIT)
 
     def logs(self, attempt: int) -> dict[str, str]:
         """The text of each rank's log, by the file's name."""
@@ -50,7 +50,7 @@ class Submission:
     def wait_for_ranks(self, text: str, attempt: int = 0) -> None:
         wait_for(
             lambda: sum(text in log for log in self.logs(attempt).values()) == 4,
-            60,
+            LIMIT,
             lambda: f"{self.output.read_text()}\n{self.logs(attempt)}",
         )
 
@@ -70,7 +70,7 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
     job = Submission(cluster, tmp_path, ranks)
     job.wait_for_ranks("deadline")
     cluster.run("scancel", "--batch", "--signal=USR1", job.number)
-    wait_for(lambda: cluster.restarts(job.number) == 1, 30, job.output.read_text)
+    wait_for(lambda: cluster.restarts(job.number) == 1, LIMIT, job.output.read_text)
 
     assert job.wait() == "COMPLETED"
     assert "interrupted and saved" in job.output.read_text()
@@ -83,7 +83,7 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
 
     assert (job.run / "FINISHED").is_file()
     again = cluster.sbatch(f"--output={tmp_path / 'again.log'}", *LAYOUT, SCRIPT, cwd=ROOT, TEMPO_OUTPUT=job.run.parent)
-    assert cluster.wait(again, 30) == "COMPLETED"
+    assert cluster.wait(again, LIMIT) == "COMPLETED"
     assert not (job.run / "logs" / str(again)).exists()
 
 
@@ -118,7 +118,7 @@ def test_a_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> No
     job.wait_for_ranks("on")
     cluster.run("scancel", job.number)
     assert job.wait() == "CANCELLED"
-    wait_for(lambda: "saved" in job.logs(0)["rank-000.log"], 10, job.output.read_text)
+    wait_for(lambda: "saved" in job.logs(0)["rank-000.log"], LIMIT, job.output.read_text)
     assert cluster.state(job.number) == "CANCELLED" and cluster.restarts(job.number) == 0
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tempo_megatron.launch.experiment import tasks
 from tests.conftest import ROOT
-from tests.slurm.cluster import Cluster
+from tests.slurm.cluster import LIMIT, Cluster
 
 RECIPE = str(ROOT / "recipes" / "qwen3_14b_math.yaml")
 
@@ -58,7 +58,7 @@ def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp
     settings = ("critic.checkpoint=''", "loop.iterations=1", "parallel.processes_per_node=1", "evaluation.samples=2")
     jobs = submit(nemo, python, f"run_dir={run}", f"model.hf_path={demo_model}", *settings)
     assert list(jobs) == ["convert", "train", "export", "evaluate"]
-    states = {name: cluster.wait(job, 200) for name, job in jobs.items()}
+    states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
     assert states == dict.fromkeys(jobs, "COMPLETED"), said(cluster, jobs)
     assert "TP 1 x CP 1 x PP 2 x DP 1" in said(cluster, jobs)
     assert AutoModelForCausalLM.from_pretrained(run / "hf").num_parameters() > 0
@@ -71,7 +71,7 @@ def test_a_training_that_fails_cancels_what_follows(
     """Nothing is exported or evaluated from a run that did not reach its end."""
     python = stand_in(tmp_path, '[ "$3" != train ]')
     jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
-    states = {name: cluster.wait(job, 60) for name, job in jobs.items()}
+    states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
     expected = {"convert": "COMPLETED", "train": "FAILED", "export": "CANCELLED", "evaluate": "CANCELLED"}
     assert states == expected, said(cluster, jobs)
 
@@ -82,7 +82,7 @@ def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_pa
     attempts = "case ${SLURM_RESTART_COUNT:-0} in 0) exit 75 ;; 1) kill -USR1 $$ ;; esac"
     python = stand_in(tmp_path, f'[ "$3" != train ] && exit\n{attempts}')
     jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
-    states = {name: cluster.wait(job, 60) for name, job in jobs.items()}
+    states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
     assert states == {**dict.fromkeys(jobs, "COMPLETED"), "export": "FAILED", "evaluate": "CANCELLED"}, said(
         cluster, jobs
     )

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import LIMIT, Cluster, wait_for
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4")
@@ -26,7 +26,6 @@ CHOICE = (
     "calibration.questions=2",
 )
 UNREPEATABLE = ("seconds/", "memory/")
-LIMIT = 200
 WORDS = ROOT / "tests" / "fixtures" / "words"
 
 

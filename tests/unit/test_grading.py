@@ -8,8 +8,9 @@ import pytest
 
 from tempo_megatron.config import ClusterBy, GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import Grader, pool
 from tempo_megatron.grading.grader import problems, scorer
+from tests.clock import ProcessorTime
 
 MINE = "tests.fixtures.grading.scorers"
 
@@ -113,12 +114,13 @@ def test_clusters_are_of_equivalent_answers_to_one_prompt(shared: Grader) -> Non
     assert shared.cluster(rollouts) == [0, 1, 2, 3, 0, 4, 5, 1, 2]
 
 
-def test_a_group_that_runs_past_its_limit_is_clustered_by_text() -> None:
+def test_a_group_that_runs_past_its_limit_is_clustered_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tower of powers among the votes costs its own group the equivalence, and nobody else."""
+    monkeypatch.setattr(pool, "time", ProcessorTime(1))
     texts = ["\\boxed{9^{9^{9^{9}}}}", "\\boxed{1}", "\\boxed{1.0}", "\\boxed{1}"]
     rollouts = [respond(text, "math") for text in texts]
     other = [respond(text, "math", prompt="q") for text in texts[1:]]
-    with Grader(decode, GradingConfig(workers=1, group_time_limit_seconds=2)) as grader:
+    with Grader(decode, GradingConfig(workers=1, group_time_limit_seconds=1)) as grader:
         assert grader.cluster(rollouts + other) == [0, 1, 2, 1, 3, 3, 3]
         assert grader.timeouts == 1
 

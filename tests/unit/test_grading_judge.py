@@ -184,7 +184,7 @@ def test_anything_else_is_no_verdict(reply: str) -> None:
 
 def test_no_more_questions_at_a_time_than_allowed(serve: Serve) -> None:
     """Grades keep their responses' order whatever order the verdicts come in."""
-    barrier = threading.Barrier(3, timeout=30)
+    barrier = threading.Barrier(3, timeout=120)
 
     def reply(text: str) -> Reply:
         barrier.wait()  # three must be under way before any is answered

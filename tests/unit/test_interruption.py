@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,9 @@ import pytest
 from tempo_megatron import course, loop
 from tempo_megatron.config import Config
 from tempo_megatron.course import Course
+from tempo_megatron.supervision import interruption
 from tempo_megatron.supervision.interruption import Interrupted, Interruption, listening
+from tests.clock import Clock
 
 
 class Store(dict):
@@ -28,6 +29,15 @@ class Store(dict):
 
     def get(self, key: str) -> bytes:
         return self[key]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that a run and its deadline see; it begins at 0."""
+    made = Clock()
+    monkeypatch.setattr(interruption, "time", made)
+    monkeypatch.setattr(course, "time", made)
+    return made
 
 
 def test_a_signal_to_one_rank_reaches_the_others_and_ends_nothing() -> None:
@@ -65,48 +75,46 @@ def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytes
     assert not loop.train(Config()) and said == ["SIGTERM"]
 
 
-def test_the_deadline_leaves_room_for_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_deadline_leaves_room_for_a_save(clock: Clock) -> None:
     """Twice the last save and a minute, and the longest stretch in which a run cannot be saved."""
-    soon_after = time.time() + 1791
-    soon = Interruption(deadline=time.time() + 2000)
+    soon = Interruption(deadline=2000)
     assert not soon.asked()
     soon.allow(save_seconds=30, stretch_seconds=70)
     assert soon.lead_seconds == 190 and not soon.asked()
     soon.allow(save_seconds=30, stretch_seconds=90)
     assert soon.lead_seconds == 210
-    monkeypatch.setattr(time, "time", lambda: soon_after)
+    clock.now = 1790
+    assert not soon.asked()
+    clock.now = 1791
     assert soon.asked() and soon.agreed() == "the deadline"
 
 
-def test_before_a_save_was_measured_the_deadline_leaves_as_much_as_slurms_warning() -> None:
+def test_before_a_save_was_measured_the_deadline_leaves_as_much_as_slurms_warning(clock: Clock) -> None:
     """A stage's first save may come just then, and a minute is too little for a large model; a short job keeps half."""
-    assert Interruption(deadline=time.time() + 5000).lead_seconds == 600
-    assert 99 < Interruption(deadline=time.time() + 200).lead_seconds <= 100
-    assert Interruption(deadline=time.time() + 10).lead_seconds == 60
+    assert Interruption(deadline=5000).lead_seconds == 600
+    assert Interruption(deadline=200).lead_seconds == 100
+    assert Interruption(deadline=10).lead_seconds == 60
 
 
-def test_a_stretch_longer_than_the_job_leaves_it_half() -> None:
+def test_a_stretch_longer_than_the_job_leaves_it_half(clock: Clock) -> None:
     """One that a stall made long: a lead of more than the job would have it requeued for ever without progress."""
-    job = Interruption(deadline=time.time() + 4 * 3600)
+    job = Interruption(deadline=4 * 3600)
     job.allow(save_seconds=60, stretch_seconds=6 * 3600)
-    assert 7190 < job.lead_seconds <= 7200 and not job.asked()
+    assert job.lead_seconds == 7200 and not job.asked()
 
 
-def test_grading_counts_as_a_stretch_that_cannot_be_interrupted_and_generation_does_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_grading_counts_as_a_stretch_that_cannot_be_interrupted_and_generation_does_not(clock: Clock) -> None:
     """1,000 s of generation, 900 of a judge and 300 of learning: the deadline leaves room for the last two."""
-    clock = [0.0]
-    monkeypatch.setattr(course.time, "monotonic", lambda: clock[0])
-    interruption = Interruption(deadline=time.time() + 1e6)
     saver: Any = SimpleNamespace(seconds=0.0)
     generator: Any = SimpleNamespace(ended=0.0, stop_when=lambda asked: None)
     models: Any = None
-    made = Course(saver, models, interruption, lambda: {"iteration": 1}, contextlib.nullcontext)
+    job = Interruption(deadline=1e6)
+    made = Course(saver, models, job, lambda: {"iteration": 1}, contextlib.nullcontext)
     made.begin()
     with made.may_be_interrupted(generator):
-        clock[0] = generator.ended = 1000.0
-        clock[0] += 900.0
-    clock[0] += 300.0
+        clock.sleep(1000)
+        generator.ended = clock.now
+        clock.sleep(900)
+    clock.sleep(300)
     made.reached({})
-    assert interruption.lead_seconds == 600 + 1200
+    assert job.lead_seconds == 600 + 1200

@@ -110,7 +110,7 @@ def test_a_job_is_requeued_after_an_interruption_alone(
     template = "nodes=(node1 node2)"  # NeMo-Run's, before these lines
     ranks = f'bash -c "echo \\$TEMPO_NODES; exit {code}"'
     made = subprocess.run(
-        ["bash", "-c", f"{template}\n{_SETUP}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=30
+        ["bash", "-c", f"{template}\n{_SETUP}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
     )
     assert made.returncode == code and made.stdout.startswith(b"node1 node2\n")
     asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""

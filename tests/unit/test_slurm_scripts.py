@@ -52,7 +52,7 @@ def submit(script: str, directory: Path, srun: str, *settings: str, **environmen
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     return done.returncode, done.stdout
 
