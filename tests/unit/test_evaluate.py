@@ -67,8 +67,11 @@ class Scripted:
 
     def __init__(self, texts: dict[int, list[str]]) -> None:
         self.texts = texts
+        self.asked: list[int] = []
+        """the prompt of each request"""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.asked += [request.prompt_ids[0] for request in requests]
         left = {prompt: iter(texts) for prompt, texts in self.texts.items()}
         texts = [next(left[request.prompt_ids[0]]) for request in requests]
         return [
@@ -77,10 +80,18 @@ class Scripted:
         ]
 
 
-def evaluator(samples_directory: Path | None = None) -> Evaluator:
+def evaluator(samples_directory: Path | None = None, **settings: int) -> Evaluator:
     sets = {"unlabelled": PROMPTS[:2]}
-    config = EvaluationConfig(samples=4, k=2)
+    config = EvaluationConfig(samples=4, k=2, **settings)  # type: ignore[arg-type]
     return Evaluator(sets, ANSWERS, FakeGrader(), decode, config, 9, samples_directory)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("at_an_end", "asked"), [(False, [0] * 4), (True, [0] * 3 + [1] * 3)])
+def test_between_the_ends_the_first_questions_are_asked_and_at_them_all(at_an_end: bool, asked: list[int]) -> None:
+    """With as many samples as there are set for each; 0 leaves it at `samples`."""
+    engine = Scripted({0: ["a"] * 4, 1: ["b"] * 4})
+    evaluator(max_questions=1, final_samples=3).evaluate(engine, 3, at_an_end)
+    assert engine.asked == asked
 
 
 def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> None:

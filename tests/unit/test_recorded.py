@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tempo_megatron.config import load
 from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
 from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.launch.replay import of_run
+from tempo_megatron.run_directory import open_run
+from tempo_megatron.validate import problems
 
 
 class Engine:
@@ -34,6 +38,20 @@ class Engine:
 
 
 REQUESTS = [Request((1, 2), 4, 8, 1.0, 1.0), Request((1, 2), 7, 8, 1.0, 1.0)]
+
+
+def test_a_replay_is_the_run_itself_on_what_it_kept(recipe: Path, tmp_path: Path) -> None:
+    """In a directory of its own: in the run's it would go on where that one ended."""
+    kept = load(recipe, ["generation.keep_rollouts=true", "seed=7", "policy.clip_low=0.2"])
+    open_run(kept)
+    run = Path(kept.run_dir)
+    (run / "rollouts").mkdir()
+    (run / "rollouts" / "one.safetensors").touch()
+    assert any("a replay needs a directory of its own" in line for line in problems(load(*of_run(run, []))))
+    again = load(*of_run(run, [f"run_dir={tmp_path / 'again'}", "policy.clip_low=0.3"]))
+    assert problems(again) == []
+    kept.run_dir, kept.generation.replay, kept.policy.clip_low = again.run_dir, str(run / "rollouts"), 0.3
+    assert again == kept
 
 
 def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> None:
