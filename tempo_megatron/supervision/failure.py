@@ -17,6 +17,8 @@ from tempo_megatron.ranks import rank_and_ranks, say
 
 EXIT_CODE = 1
 KEY = "tempo/failed"
+HUNG_KEY = "tempo/hung"
+"""ranks that hang, and after a colon how that was seen"""
 _WAIT_SECONDS = 3.0
 """for the rank whose end broke a collective to say why"""
 _PEER_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
@@ -31,18 +33,17 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to all once one has failed: this line first
     rank, ranks = rank_and_ranks()
     where = f"rank {rank} on {socket.gethostname()}"
-    lost = _is_loss_of_a_peer(error)
-    first = _first(rank, lost) if ranks > 1 else str(rank)
-    if first == str(rank):
+    other = _other(rank, _is_loss_of_a_peer(error)) if ranks > 1 else None
+    if other is None:
         text = f"tempo: {where} failed:\n{''.join(traceback.format_exception(error))}"
-    elif first:
-        text = f"tempo: {where} ends because rank {first} failed"
+    elif other:
+        text = f"tempo: {where} ends because {other}"
     else:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         text = f"tempo: {where} lost a rank that ended without a word (killed?): {reason}"
     try:
         say(text)
-        if first == str(rank):
+        if other is None:
             (run_dir / "failures").mkdir(parents=True, exist_ok=True)
             (run_dir / "failures" / f"rank-{rank}.txt").write_text(text)
         sys.stdout.flush()
@@ -54,17 +55,21 @@ def _is_loss_of_a_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST)
 
 
-def _first(rank: int, lost: bool) -> str:
-    """The rank that failed first, "" where nobody has said so and this one only lost a peer."""
+def _other(rank: int, lost: bool) -> str | None:
+    """What another rank did before this one failed: "" where it lost one and none has said a word, None where it is
+    the first."""
     try:
         store: Any = dist.distributed_c10d._get_default_store()
         if not lost:
-            return str(store.compare_set(KEY, "", str(rank)).decode())
+            failed = store.compare_set(KEY, "", str(rank)).decode()
+            return None if failed == str(rank) else f"rank {failed} failed"
         ends = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < ends:
             if store.check([KEY]):
-                return str(store.get(KEY).decode())
+                return f"rank {store.get(KEY).decode()} failed"
+            if store.check([HUNG_KEY]):
+                return f"rank {store.get(HUNG_KEY).decode().partition(':')[0].replace(' ', ', ')} hangs"
             time.sleep(0.1)
     except (dist.DistError, ValueError):  # the store was the failed rank's, or there is no group yet
-        return "" if lost else str(rank)
+        return "" if lost else None
     return ""

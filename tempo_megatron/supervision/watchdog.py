@@ -22,7 +22,6 @@ from tempo_megatron.supervision.hangs import Beat, Hangs, State
 
 EXIT_CODE = 70
 """of a rank that ends itself because it, or another, hangs: sysexits' "internal error"."""
-_HUNG = "tempo/hung"
 _POLL_SECONDS = 2.0
 _LOOKS_BEFORE_RECORD = 5
 """at a count that rests, before torch's record of collectives is read: that takes tens of ms of the interpreter"""
@@ -120,8 +119,8 @@ class Watchdog:
             if not self._stopping.wait(_ALONE_SECONDS) and first != str(self._rank):
                 self._say(f"ends because rank {first} failed")  # it may wait in a collective for ever
                 self._end(failure.EXIT_CODE)
-        if self._store.check([_HUNG]):
-            ranks, why = self._store.get(_HUNG).decode().split(": ", 1)
+        if self._store.check([failure.HUNG_KEY]):
+            ranks, why = self._store.get(failure.HUNG_KEY).decode().split(": ", 1)
             self._end_of_hang(ranks.split(), f"in {_name(place)}, {why}")
 
     def _beat(self, place: Place) -> Beat:
@@ -152,7 +151,7 @@ class Watchdog:
             beats = [Beat.parse(text.decode()) for text in self._store.multi_get(keys)]
             hang = self._hangs.found(beats, self._shared.seconds)
             if hang:
-                self._store.set(_HUNG, f"{' '.join(map(str, hang.ranks))}: {hang.why}")
+                self._store.set(failure.HUNG_KEY, f"{' '.join(map(str, hang.ranks))}: {hang.why}")
 
     def _end_of_hang(self, ranks: list[str], why: str) -> None:
         """The first of the ranks that hang speaks first, then the others of them, then those that only wait. None of
@@ -164,7 +163,7 @@ class Watchdog:
         if mine in ranks:
             self._give_up(why, linger=_OTHERS_WAIT_SECONDS)
         time.sleep(_OTHERS_WAIT_SECONDS)
-        self._say(f"ends because of rank {', '.join(ranks)}, which hangs")
+        self._say(f"ends because rank {', '.join(ranks)} hangs")
         self._end(EXIT_CODE)
 
     def _give_up(self, why: str, linger: float = 0.0) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
+_SHOWN = 30_000
+"""characters of the output in an error: stacks of all threads of a rank, and what torchrun says after them"""
 
 
 def kill_tree(root: int) -> None:
@@ -42,6 +44,6 @@ def run_ranks(script: Path, ranks: int, *arguments: object, timeout: float = 300
     except subprocess.TimeoutExpired:
         kill_tree(process.pid)
         output, _ = process.communicate()
-        raise AssertionError(f"no end within {timeout} s:\n{output[-6000:]}") from None
-    assert process.returncode == 0, output[-6000:]
+        raise AssertionError(f"no end within {timeout} s:\n{output[-_SHOWN:]}") from None
+    assert process.returncode == 0, output[-_SHOWN:]
     return output

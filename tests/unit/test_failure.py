@@ -49,10 +49,10 @@ def test_a_launchers_signal_does_not_silence_a_rank(
 
     def signalled(rank: int, lost: bool) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
-        return "1"
+        return "rank 1 failed"
 
     monkeypatch.setattr(failure, "rank_and_ranks", lambda: (0, 2))
-    monkeypatch.setattr(failure, "_first", signalled)
+    monkeypatch.setattr(failure, "_other", signalled)
     with pytest.raises(Ended, match=str(failure.EXIT_CODE)):
         failure.end_of_failed_rank(RuntimeError("gloo: Connection closed by peer"), tmp_path)
     assert "ends because rank 1 failed" in capsys.readouterr().err
