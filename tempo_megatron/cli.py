@@ -13,7 +13,6 @@ from typing import NoReturn
 from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
-from tempo_megatron.occupancy import Occupied
 from tempo_megatron.preflight import arguments as doctor
 from tempo_megatron.run_directory import interrupted_mark
 
@@ -94,6 +93,7 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     if code := before_training(config):
         return code
     from tempo_megatron.loop import train
+    from tempo_megatron.occupancy import Occupied
 
     try:
         finished = train(config)

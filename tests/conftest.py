@@ -54,7 +54,7 @@ def write_recipe(directory: Path, model: Path) -> Path:
             "warm_start": [{**words, "seed": 4000, "size": 200}],
             "max_prompt_tokens": 12,
         },
-        "generation": {"max_response_tokens": 8, "max_sequences": 64, "check_weights": "always"},
+        "generation": {"max_response_tokens": 8, "max_sequences": 64, "kv_cache_gib": 0.1, "check_weights": "always"},
         "stages": {
             "warm_start": {"steps": 20, "batch_size": 32, "optimizer": {"learning_rate": 1e-3}},
             "critic_start": {"iterations": 1, "prompts": 8},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tempo_megatron.config.data import SourceConfig
+from tempo_megatron.config.fields import Bounds
 from tempo_megatron.config.root import Config
 
 
@@ -94,11 +96,13 @@ def _built(parts: Sequence[DictConfig]) -> Config:
     if refused:
         raise ConfigError("\n".join(refused))
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), preset, given))
+        whole = OmegaConf.merge(OmegaConf.structured(Config), preset, given)
+        OmegaConf.resolve(whole)
+        config = OmegaConf.to_object(whole)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
-    assert isinstance(config, Config)
-    outside = _sound(OmegaConf.structured(config))[1]  # what stood for another setting has its value now
+    assert isinstance(config, Config) and isinstance(whole, DictConfig)
+    outside = _sound(whole)[1]  # what stood for another setting has its value now
     if outside:
         raise ConfigError("\n".join(outside))
     return config
@@ -175,6 +179,7 @@ def _sound(part: DictConfig) -> tuple[DictConfig, list[str]]:
             found.append(f"{prefix.rstrip('.')}: expected a group of settings, got {node!r}")
             return {}
         kept: dict[str, Any] = {}
+        bounds = {item.name: item.metadata["bounds"] for item in fields(cls)}
         for key, value in node.items():
             name = f"{prefix}{key}"
             if key not in hints:
@@ -186,7 +191,7 @@ def _sound(part: DictConfig) -> tuple[DictConfig, list[str]]:
                     found.append(f"{name}: expected a list of sources, got {value!r}")
                     continue
                 kept[key] = [visit(source, SourceConfig, f"{name}[{at}].") for at, source in enumerate(value)]
-            elif problem := _refused(cls, str(key), value):
+            elif problem := _refused(_group(cls), str(key), value, bounds[key]):
                 found.append(f"{name}: {problem}")
             else:
                 kept[key] = value
@@ -203,16 +208,20 @@ def _hint(key: str, name: str, hints: Collection[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
 
 
-def _refused(cls: type, key: str, value: Any) -> str:
-    """Why the setting's type or its bounds refuse this value; empty where they do not."""
+@functools.cache
+def _group(cls: type) -> DictConfig:
+    """One to try values in, kept since making one takes milliseconds; it has those that were tried last."""
+    return OmegaConf.structured(cls)
+
+
+def _refused(group: DictConfig, key: str, value: Any, bounds: Bounds) -> str:
+    """Why the setting's type or its bounds refuse this value; empty where they do not, and the group has it."""
     if isinstance(value, str) and "${" in value:
         return ""  # stands for a setting of another part, and is checked when all parts are merged
-    group = OmegaConf.structured(cls)
     try:
         OmegaConf.update(group, key, value)
     except OmegaConfBaseException as error:
         return _first_line(error)
-    (bounds,) = (item.metadata["bounds"] for item in fields(cls) if item.name == key)
     return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"
 
 

@@ -78,8 +78,9 @@ class Generator:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # its warnings are about choices that are made here
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # a run tells nobody of itself unless its user wants it
         if not self._on_gpu:
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(config.kv_cache_gib)))
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            # What vLLM compiles there saves milliseconds a run, and costs each process 10 s of compilers to start with.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         with random_state.preserved():
             self._llm = self._start(hf_path, max_model_len, seed + self.replica)
         self.sleep()
@@ -103,6 +104,7 @@ class Generator:
             tensor_parallel_size=self.tensor_size,
             distributed_executor_backend="external_launcher",
             gpu_memory_utilization=self.config.memory_fraction if self._on_gpu else 0.1,
+            kv_cache_memory_bytes=None if self._on_gpu else round(self.config.kv_cache_gib * 2**30),
             enforce_eager=self.config.enforce_eager or not self._on_gpu,
             enable_prefix_caching=self._on_gpu,  # the samples of a prompt share its prefill
             enable_sleep_mode=self._sleeps,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ CHUNK_ELEMENTS = 2**26
 _TILE = 128
 """rows of a chunk are a multiple of so many, as products want them"""
 
-_compiled_on_gpus = torch.compile(dynamic=True, disable=not torch.cuda.is_available())
+
+def _compiled_on_gpus[**Parameters, Result](function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    return torch.compile(function, dynamic=True) if torch.cuda.is_available() else function
 
 
 def token_scores(

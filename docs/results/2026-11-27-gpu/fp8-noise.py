@@ -1,5 +1,5 @@
-"""How far log-probs are from fp32 for SmolLM2-135M-Instruct where products alone round their operands to FP8 (E4M3), everything
-else being fp32: which scaling, which products, which layers. On a CPU:
+"""How far log-probs are from fp32 for SmolLM2-135M-Instruct where products alone round their operands to FP8 (E4M3),
+everything else being fp32: which scaling, which products, which layers. On a CPU:
 
 OMP_NUM_THREADS=2 PYTHONPATH=$PWD python docs/results/2026-11-27-gpu/fp8-noise.py DIRECTORY
 """
