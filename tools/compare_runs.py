@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import statistics
 import subprocess
 import sys
@@ -67,16 +68,22 @@ def train(recipe: Path, run: Path, overrides: Sequence[str], gpu: str | None) ->
 
 
 def compare(given: argparse.Namespace, variants: Variants, seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """All runs, `jobs` at a time, dealt to the GPUs: the starts, then the variants. Raises ExceptionGroup once all have
-    ended."""
+    """All runs, `jobs` at a time, spread evenly over the GPUs: the starts, then the variants. Raises ExceptionGroup
+    once all have ended."""
     gpus: list[str | None] = list(given.gpus.split(",")) if given.gpus else [None]
     begins = {gpu: threading.Lock() for gpu in gpus}
+    free: queue.Queue[str | None] = queue.Queue()
+    for number in range(given.jobs):
+        free.put(gpus[number % len(gpus)])
 
-    def run(number: int, name: str, seed: int, settings: Sequence[str]) -> None:
-        gpu = gpus[number % len(gpus)]
-        with begins[gpu]:
-            time.sleep(given.delay)
-        train(given.recipe, given.directory / f"{name}-{seed}", [*settings, f"seed={seed}"], gpu)
+    def run(name: str, seed: int, settings: Sequence[str]) -> None:
+        gpu = free.get()
+        try:
+            with begins[gpu]:
+                time.sleep(given.delay)
+            train(given.recipe, given.directory / f"{name}-{seed}", [*settings, f"seed={seed}"], gpu)
+        finally:
+            free.put(gpu)
 
     def after_start(seed: int) -> list[str]:
         begun = given.directory / f"start-{seed}" / "checkpoints" / "iteration-000000"
@@ -90,12 +97,9 @@ def compare(given: argparse.Namespace, variants: Variants, seeds: Sequence[int],
     made = [(name, seed, settings) for seed in seeds for name, settings in variants.items()]
     with ThreadPoolExecutor(given.jobs) as pool:
         starts = [*overrides, "loop.iterations=0"]
-        finish([pool.submit(run, number, "start", seed, starts) for number, seed in enumerate(seeds)])
+        finish([pool.submit(run, "start", seed, starts) for seed in seeds])
         finish(
-            [
-                pool.submit(run, number, name, seed, [*settings, *overrides, *after_start(seed)])
-                for number, (name, seed, settings) in enumerate(made)
-            ]
+            [pool.submit(run, name, seed, [*settings, *overrides, *after_start(seed)]) for name, seed, settings in made]
         )
 
 
@@ -222,12 +226,12 @@ def main() -> None:
     parser.add_argument("--variants", choices=VARIANTS, default="methods")
     parser.add_argument("--seeds", default="0,1,2", help="with commas")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--gpus", default="", help="numbers with commas: each run is given one in turn")
+    parser.add_argument("--gpus", default="", help="numbers with commas: each run is given one that is free")
     parser.add_argument(
         "--delay",
         type=float,
         default=0.0,
-        help="seconds between starts on a GPU: engines that share it measure it then",
+        help="seconds between starts on a GPU: engines that share it measure it then, and fail where another ends",
     )
     given, overrides = parser.parse_known_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
