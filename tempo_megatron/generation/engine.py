@@ -114,6 +114,7 @@ class Generator:
         )
         if token:
             shared_memory.unlink(token)
+            shared_memory.drop_queue()
         if self.weights is not None:
             llm.apply_model(_reset_attention_scales)
         return llm

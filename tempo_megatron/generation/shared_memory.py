@@ -39,3 +39,11 @@ def unlink(token: str) -> None:
     dist.barrier()
     for segment in _DIRECTORY.glob(f"*{token}*"):
         segment.unlink(missing_ok=True)  # each machine's, by whichever of its ranks comes first
+
+
+def drop_queue() -> None:
+    """Give up the queue of Python objects that vLLM makes for a replica's ranks: nothing under an external launcher
+    uses it, and at the end of a run Python would warn that its memory leaks."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    get_tp_group().mq_broadcaster = None
