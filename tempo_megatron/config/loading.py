@@ -97,12 +97,11 @@ def _built(parts: Sequence[DictConfig]) -> Config:
         raise ConfigError("\n".join(refused))
     try:
         whole = OmegaConf.merge(OmegaConf.structured(Config), preset, given)
-        OmegaConf.resolve(whole)
         config = OmegaConf.to_object(whole)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, Config) and isinstance(whole, DictConfig)
-    outside = _sound(whole)[1]  # what stood for another setting has its value now
+    outside = _sound(whole, resolve=True)[1]  # what stood for another setting has its value now
     if outside:
         raise ConfigError("\n".join(outside))
     return config
@@ -169,8 +168,9 @@ def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{item.name}", default, "; ".join(filter(None, [item.metadata["help"], bounds]))
 
 
-def _sound(part: DictConfig) -> tuple[DictConfig, list[str]]:
-    """The settings that are there, of their type and within bounds, and a line for each of the others."""
+def _sound(part: DictConfig, resolve: bool = False) -> tuple[DictConfig, list[str]]:
+    """The settings that are there, of their type and within bounds, and a line for each of the others. `resolve`: what
+    stands for other settings is replaced by their values."""
     found: list[str] = []
 
     def visit(node: Any, cls: type, prefix: str) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _sound(part: DictConfig) -> tuple[DictConfig, list[str]]:
                 kept[key] = value
         return kept
 
-    sound = visit(OmegaConf.to_container(part, resolve=False), Config, "")
+    sound = visit(OmegaConf.to_container(part, resolve=resolve), Config, "")
     return OmegaConf.create(sound), found
 
 
@@ -210,7 +210,7 @@ def _hint(key: str, name: str, hints: Collection[str]) -> str:
 
 @functools.cache
 def _group(cls: type) -> DictConfig:
-    """One to try values in, kept since making one takes milliseconds; it has those that were tried last."""
+    """One to try values in, each in place of the last; kept, since making one takes milliseconds."""
     return OmegaConf.structured(cls)
 
 
@@ -219,7 +219,7 @@ def _refused(group: DictConfig, key: str, value: Any, bounds: Bounds) -> str:
     if isinstance(value, str) and "${" in value:
         return ""  # stands for a setting of another part, and is checked when all parts are merged
     try:
-        OmegaConf.update(group, key, value)
+        OmegaConf.update(group, key, value, merge=False)
     except OmegaConfBaseException as error:
         return _first_line(error)
     return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"

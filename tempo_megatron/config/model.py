@@ -88,7 +88,9 @@ class GenerationConfig:
     memory_fraction: float = setting(
         0.5, "share of a GPU's memory that vLLM may take; on CPUs see kv_cache_gib", above=0, at_most=1
     )
-    kv_cache_gib: float = setting(0.25, "GiB of KV cache a rank on CPUs; unused on GPUs", above=0)
+    kv_cache_gib: float = setting(
+        1.0, "GiB of KV cache a rank on CPUs, which must hold a sequence of the longest; unused on GPUs", above=0
+    )
     sleep: bool = setting(
         True,
         "give GPU memory back between rollouts; false for models that fit beside it, or to share a GPU with other runs",

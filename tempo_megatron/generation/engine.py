@@ -79,6 +79,7 @@ class Generator:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # a run tells nobody of itself unless its user wants it
         if not self._on_gpu:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would replace generation.kv_cache_gib
             # What vLLM compiles there saves milliseconds a run, and costs each process 10 s of compilers to start with.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         with random_state.preserved():

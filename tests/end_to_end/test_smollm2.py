@@ -96,7 +96,7 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
             "chat_template": True,
             "max_prompt_tokens": 100,
         },
-        "generation": {"max_response_tokens": 12, "max_sequences": 8, "check_weights": "always"},
+        "generation": {"max_response_tokens": 12, "max_sequences": 8, "kv_cache_gib": 0.2, "check_weights": "always"},
         "loop": {"iterations": 1, "labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
         "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "minus_one_one", "mini_batches": 1},
         "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},

@@ -99,6 +99,22 @@ def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: st
         load(None, settings)
 
 
+def test_values_are_judged_by_themselves() -> None:
+    """Whatever was read before: options that are a list in one source may be a group in the next."""
+    sources = "[{task: a, options: {w: [1, 2]}}, {task: b, options: {w: {x: 1}}}]"
+    first, second = load(None, [f"data.labelled={sources}"]).data.labelled
+    assert (first.options, second.options) == ({"w": [1, 2]}, {"w": {"x": 1}})
+    (again,) = load(None, ["data.labelled=[{task: b, options: {w: {x: 1}}}]"]).data.labelled
+    assert again.options == {"w": {"x": 1}}
+
+
+def test_what_a_value_stands_for_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An escaped template, and what the environment says, are no settings."""
+    monkeypatch.setenv("TEMPO_TEST_PLACE", "${seed}")
+    found = load(None, [r"data.prompt_template='{question} \${x}'", "run_dir='${oc.env:TEMPO_TEST_PLACE}'"])
+    assert (found.data.prompt_template, found.run_dir) == ("{question} ${x}", "${seed}")
+
+
 def test_defaults_are_within_their_bounds_and_numbers_have_some() -> None:
     """A setting without an end would take -1. Seeds may be any number; a source's weight is checked as it is read."""
     assert load(None) == Config()

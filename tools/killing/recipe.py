@@ -18,7 +18,7 @@ _RECIPE: dict[str, Any] = {
         "warm_start": [{**_WORDS, "seed": 4000, "size": 200}],
         "max_prompt_tokens": 12,
     },
-    "generation": {"max_response_tokens": 8},
+    "generation": {"max_response_tokens": 8, "kv_cache_gib": 0.1},
     "stages": {"warm_start": {"steps": 1, "batch_size": 8}, "critic_start": {"iterations": 1, "prompts": 2}},
     "loop": {"labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
     "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_tokens": 128},
