@@ -80,7 +80,7 @@ class Generator:
         if not self._on_gpu:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
             os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would replace generation.kv_cache_gib
-            # What vLLM compiles there saves milliseconds a run, and costs each process 10 s of compilers to start with.
+            # vLLM compiles one small function there, for which each process would first try compilers, some 10 s.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         with random_state.preserved():
             self._llm = self._start(hf_path, max_model_len, seed + self.replica)
