@@ -96,7 +96,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     assert found["shape"]["name"] == "tiny" and found["versions"]["megatron-core"] and "tiny" in found["command"]
     measured = found["sections"]
     passes = {"log-probs and entropy", "values"}
-    whole = {name: measured.pop(name) for name in ("sync", "rollout", "switch", "iteration")}
+    whole = {name: measured.pop(name) for name in ("sync", "rollout", "tail", "switch", "iteration")}
     assert set(measured) == {
         f"{name}, fp8 none"
         for name in (
@@ -125,6 +125,10 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     rollout = whole["rollout"]
     assert rollout["tokens/s/GPU"]["ours"] > 0 and whole["sync"]["GB"] > 0
     assert 0 < rollout["seconds in them"]["ours"][0] < rollout["seconds of each"]["ours"][0]
+    assert list(whole["tail"]) == ["1 live", "3 live"]
+    for live, figures in zip((1, 3), whole["tail"].values(), strict=True):
+        assert figures["tokens/s"] == pytest.approx(live / figures["ms a step"] * 1e3)
+        assert figures["device, ms a step"]["kernels"] > 0 and figures["host, ms a step"]["scheduling"] > 0
     assert whole["switch"]["training to generating"]["seconds, sync"] > 0
     iteration = whole["iteration"]
     parts = sum(iteration[f"share {name}"] for name in ("training", "generating", "of the rest"))

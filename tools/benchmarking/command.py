@@ -16,7 +16,11 @@ from benchmarking.lengths import Lengths
 from tempo_megatron.launch import torchrun
 from tempo_megatron.planning import shapes
 
-_TRAINING, _ENGINE, _RUN = ("train", "packed", "scores", "kernels"), ("rollout", "sync"), ("switch", "iteration")
+_TRAINING, _ENGINE, _RUN = (
+    ("train", "packed", "scores", "kernels"),
+    ("rollout", "tail", "sync"),
+    ("switch", "iteration"),
+)
 SECTIONS = (*_TRAINING, *_ENGINE, *_RUN)
 _SCRIPT = Path(__file__).parents[1] / "benchmark.py"
 
@@ -30,6 +34,9 @@ _ON_GPUS: dict[str, Any] = {
     "rollout_prompts": 64,
     "rollout_lengths": "uniform:256:768",
     "iteration_lengths": "uniform:2048:4096",
+    "tail_live": "1,8,16,32,128,256",
+    "tail_context": 2048,
+    "tail_steps": 200,
 }
 _ON_CPUS: dict[str, Any] = {
     "sequence": 64,
@@ -41,6 +48,9 @@ _ON_CPUS: dict[str, Any] = {
     "rollout_prompts": 4,
     "rollout_lengths": "uniform:4:16",
     "iteration_lengths": "uniform:8:16",
+    "tail_live": "1,3",
+    "tail_context": 8,
+    "tail_steps": 2,
 }
 
 
@@ -69,6 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rollout-prompts", type=int, help="prompts of the section rollout, 8 responses each")
     parser.add_argument("--rollout-lengths", help="as --packed-lengths")
     parser.add_argument("--iteration-lengths", help="as --packed-lengths")
+    parser.add_argument("--tail-live", help="numbers of live sequences in the section tail, with commas")
+    parser.add_argument("--tail-context", type=int, help="tokens that each of them has before it")
+    parser.add_argument("--tail-steps", type=int, help="steps that are timed, three times as many are made")
     parser.add_argument("--directory", type=Path, default=Path("/tmp/tempo-benchmark"), help="is emptied first")
     parser.add_argument("--json", type=Path, help="file for the figures, the command and the versions")
     parser.add_argument("--commit", help="for the record, where git does not know it")
@@ -128,6 +141,8 @@ def _measure(given: argparse.Namespace) -> None:
 
 def _longest(given: argparse.Namespace, some: Sequence[str], sections: Sequence[str]) -> int:
     """Tokens of the longest response of the sections, of `some`, that are asked for."""
+    from benchmarking import tail
+
     most = {
         "train": given.sequence,
         "scores": given.sequence,
@@ -135,6 +150,7 @@ def _longest(given: argparse.Namespace, some: Sequence[str], sections: Sequence[
         "packed": Lengths.parse(given.packed_lengths).most,
         "rollout": Lengths.parse(given.rollout_lengths).most,
         "iteration": Lengths.parse(given.iteration_lengths).most,
+        "tail": given.tail_context + tail.response_tokens(given.tail_steps),
     }
     return max([most[name] for name in sections if name in some and name in most], default=given.prompt_tokens)
 
@@ -193,7 +209,7 @@ def _measure_training(setup: Any, given: argparse.Namespace, sections: Sequence[
 def _measure_generation(setup: Any, given: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
     from megatron.core import parallel_state
 
-    from benchmarking import generation, whole
+    from benchmarking import generation, tail, whole
 
     lengths = Lengths.parse(given.iteration_lengths)
     run = None
@@ -213,6 +229,11 @@ def _measure_generation(setup: Any, given: argparse.Namespace, sections: Sequenc
         )
         with run.phase("generate") if run else contextlib.nullcontext():
             report.add("rollout", generation.measure_rollout(setup, generator, load))
+    if "tail" in sections:
+        live_counts = list(map(int, given.tail_live.split(",")))
+        with run.phase("generate") if run else contextlib.nullcontext():
+            figures = tail.measure_tail(setup, generator, live_counts, given.tail_context, given.tail_steps)
+        report.add("tail", figures)
     if run and "switch" in sections:
         report.add("switch", whole.measure_switch(run, given.steps))
     if run and "iteration" in sections:

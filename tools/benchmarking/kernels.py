@@ -44,7 +44,7 @@ def measure(work: Callable[[], Any]) -> Figures:
         work()
     dist.barrier()
     clock.now()
-    mine = _profiled(work)
+    mine = profiled(work)
     every: list[list[Kernel]] = [[]] * dist.get_world_size()
     dist.all_gather_object(every, mine)
     transfers = transferring([[k for k in kernels if k.kind == _COMMUNICATION] for kernels in every])
@@ -54,7 +54,8 @@ def measure(work: Callable[[], Any]) -> Figures:
     }
 
 
-def _profiled(work: Callable[[], Any]) -> list[Kernel]:
+def profiled(work: Callable[[], Any]) -> list[Kernel]:
+    """What this rank's device runs during `work`, by its begin."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
