@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from checkpoints_convert.rows import TensorRows, whole
 from tempo_megatron.config import CheckWeights, GenerationConfig, RolloutPrecision
-from tempo_megatron.generation import random_state, shared_memory
+from tempo_megatron.generation import random_state, row_invariance, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, on_every_rank
@@ -82,6 +82,7 @@ class Generator:
             os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would replace generation.kv_cache_gib
             # vLLM compiles one small function there, for which each process would first try compilers, some 10 s.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            row_invariance.install()
         with random_state.preserved():
             self._llm = self._start(hf_path, max_model_len, seed + self.replica)
         self.sleep()
