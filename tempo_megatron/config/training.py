@@ -45,6 +45,7 @@ class Loss(StrEnum):
 class AverageOver(StrEnum):
     sequences = "sequences"
     tokens = "tokens"
+    constant = "constant"
 
 
 class Order(StrEnum):
@@ -132,7 +133,9 @@ class PolicyConfig:
     )
     loss: Loss = setting(Loss.gspo, "gspo clips a ratio a sequence, ppo one a token")
     average_over: AverageOver = setting(
-        AverageOver.sequences, "the loss is a mean over sequences of means over their tokens, or a mean over tokens"
+        AverageOver.sequences,
+        "the loss is a mean over sequences of means over their tokens (as published; biased by their lengths), a mean "
+        "over tokens, or a mean over sequences of sums divided by the constant generation.max_response_tokens (unbiased)",
     )
     clip_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_low", above=0)
     clip_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_high", above=0)
