@@ -14,6 +14,7 @@ from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from checkpoints_convert.rows import TensorRows
 from tempo_megatron.config import Config, CriticTraining
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, weights
+from tempo_megatron.megatron.learning_rate import by_optimizer_steps
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Scorer, Trainer
@@ -36,13 +37,16 @@ class Models:
         self.settings = family(described).settings(described)
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
-        self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)
+        self.policy = Trainer(
+            policy, by_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
+        )
         self.trainers = {"policy": self.policy}
         self._introduce("policy", self.policy)
         self.critic: Trainer | None = None
         if config.critic.training is not CriticTraining.none:
             critic = self.build("critic", config.critic.checkpoint)
-            self.critic = Trainer(critic, config.critic.optimizer, config, place, config.critic.micro_batch_tokens)
+            optimizer = by_optimizer_steps(config.critic)
+            self.critic = Trainer(critic, optimizer, config, place, config.critic.micro_batch_tokens)
             self.trainers["critic"] = self.critic
             self._introduce("critic", self.critic)
         self.reference: Scorer | None = None
@@ -92,12 +96,12 @@ class Models:
 
     def end_warm_start(self) -> None:
         """The policy's and the critic's optimizers start afresh, critic and reference from the policy's weights."""
-        self.policy.reset_optimizer(self._config.policy.optimizer)
+        self.policy.reset_optimizer(by_optimizer_steps(self._config.policy))
         with self._turns.phase("copy"), self.policy.awake(Kind.weights):
             if self.critic:
                 with self.critic.awake(Kind.weights, changes=True):
                     weights.copy_backbone(self.policy.module, self.critic.module)
-                    self.critic.reset_optimizer(self._config.critic.optimizer)
+                    self.critic.reset_optimizer(by_optimizer_steps(self._config.critic))
             if self.reference:
                 with self.reference.awake(changes=True):
                     self.reference.module.load_state_dict(self.policy.module.state_dict())
