@@ -12,7 +12,7 @@ from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from checkpoints_convert.rows import TensorRows
-from tempo_megatron.config import Config, CriticTraining
+from tempo_megatron.config import Config, CriticTraining, TargetRange
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, weights
 from tempo_megatron.megatron.learning_rate import by_optimizer_steps
 from tempo_megatron.megatron.offload import Kind, check_host_memory
@@ -57,11 +57,18 @@ class Models:
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
     def build(self, role: Role, start: str) -> Any:
-        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path."""
+        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path.
+
+        The values of a critic that was trained towards another range of targets are rescaled to the run's.
+        """
         bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
         module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
         if start:
             checkpoint.load_weights(Path(start), role, module)
+            if role == "critic" and self._place.is_last_stage:
+                trained, wanted = checkpoint_files.read_target_range(Path(start)), self._config.critic.target_range
+                if trained != wanted:
+                    module.output_layer.rescale(*TargetRange(trained).to(wanted))
         else:
             read = hf_files.Reader(self._hf_path)
             weights.load(module, self.entries, read, self._place, critic=role == "critic")

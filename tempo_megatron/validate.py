@@ -76,7 +76,6 @@ def _needed_streams(config: Config) -> dict[str, list[str]]:
     }
     unlabelled = {
         f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.labelled,
-        "checkpoint.choose scores responses": config.checkpoint.choose,
     }
     return {
         "labelled": [why for why, is_so in labelled.items() if is_so],

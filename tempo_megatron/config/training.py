@@ -78,6 +78,11 @@ class TargetRange(StrEnum):
         """The target of a wrong answer; that of a right one is 1."""
         return 0.0 if self is TargetRange.zero_one else -1.0
 
+    def to(self, other: TargetRange) -> tuple[float, float]:
+        """(scale, offset) with which a value of this range, scale * value + offset, is one of the other."""
+        scale = (1 - other.wrong) / (1 - self.wrong)
+        return scale, other.wrong - scale * self.wrong
+
 
 @dataclass
 class OptimizerConfig:
