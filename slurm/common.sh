@@ -201,14 +201,14 @@ train() {
 }
 
 # Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both. Settings are for both
-# runs, but those that say how the second learns and what it starts from: with a policy and a critic of its own it has no
-# need of the first.
+# runs, but those that say how the second learns (method=..., a file of recipes/methods) and what it starts from: with a
+# policy and a critic of its own it has no need of the first.
 train_both() {
     local name=$1 start=$TEMPO_OUTPUT/rlvr item both=() second=() starts=
     shift
     for item; do
         case $item in
-            method=*) second+=("$item") ;;
+            method=* | recipes/methods/* | */recipes/methods/*) second+=("$item") ;;
             policy.checkpoint=* | critic.checkpoint=*) second+=("$item") starts+="${item%%.*} " ;;
             *) both+=("$item") ;;
         esac

@@ -153,7 +153,8 @@ def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: in
         with run.phase("calibrate"):
             metrics |= learn_returns(run.models.needed_critic, found, config.critic, seed)
     with run.phase("refine"):
-        return metrics | refine(run.policy, found, run.scores, config.policy, seed)
+        longest = config.generation.max_response_tokens
+        return metrics | refine(run.policy, found, run.scores, config.policy, seed, longest=longest)
 
 
 def policy_rollouts(run: Run, drawn: Collected) -> PolicyRollouts:

@@ -12,8 +12,9 @@ from checkpoints_convert import decoder, hf_files
 from checkpoints_convert.families import family
 from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from checkpoints_convert.rows import TensorRows
-from tempo_megatron.config import Config, CriticTraining
+from tempo_megatron.config import Config, CriticTraining, TargetRange
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, weights
+from tempo_megatron.megatron.learning_rate import by_optimizer_steps
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Scorer, Trainer
@@ -36,13 +37,16 @@ class Models:
         self.settings = family(described).settings(described)
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
-        self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)
+        self.policy = Trainer(
+            policy, by_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
+        )
         self.trainers = {"policy": self.policy}
         self._introduce("policy", self.policy)
         self.critic: Trainer | None = None
         if config.critic.training is not CriticTraining.none:
             critic = self.build("critic", config.critic.checkpoint)
-            self.critic = Trainer(critic, config.critic.optimizer, config, place, config.critic.micro_batch_tokens)
+            optimizer = by_optimizer_steps(config.critic)
+            self.critic = Trainer(critic, optimizer, config, place, config.critic.micro_batch_tokens)
             self.trainers["critic"] = self.critic
             self._introduce("critic", self.critic)
         self.reference: Scorer | None = None
@@ -53,11 +57,18 @@ class Models:
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
     def build(self, role: Role, start: str) -> Any:
-        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path."""
+        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path.
+
+        The values of a critic that was trained towards another range of targets are rescaled to the run's.
+        """
         bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
         module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
         if start:
             checkpoint.load_weights(Path(start), role, module)
+            if role == "critic" and self._place.is_last_stage:
+                trained, wanted = checkpoint_files.read_target_range(Path(start)), self._config.critic.target_range
+                if trained != wanted:
+                    module.output_layer.rescale(*TargetRange(trained).to(wanted))
         else:
             read = hf_files.Reader(self._hf_path)
             weights.load(module, self.entries, read, self._place, critic=role == "critic")
@@ -92,12 +103,12 @@ class Models:
 
     def end_warm_start(self) -> None:
         """The policy's and the critic's optimizers start afresh, critic and reference from the policy's weights."""
-        self.policy.reset_optimizer(self._config.policy.optimizer)
+        self.policy.reset_optimizer(by_optimizer_steps(self._config.policy))
         with self._turns.phase("copy"), self.policy.awake(Kind.weights):
             if self.critic:
                 with self.critic.awake(Kind.weights, changes=True):
                     weights.copy_backbone(self.policy.module, self.critic.module)
-                    self.critic.reset_optimizer(self._config.critic.optimizer)
+                    self.critic.reset_optimizer(by_optimizer_steps(self._config.critic))
             if self.reference:
                 with self.reference.awake(changes=True):
                     self.reference.module.load_state_dict(self.policy.module.state_dict())

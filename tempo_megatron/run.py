@@ -123,7 +123,8 @@ class Run:
         labelled, taught = (sets[name].without(self._set_aside) for name in ("labelled", "warm_start"))
         self.labelled = Stream(labelled.prompts, seed, "labelled", labelled.weights)
         self.unlabelled = Stream(sets["unlabelled"].prompts, seed, "unlabelled", sets["unlabelled"].weights)
-        self.chooser = Chooser(self.directory / "candidates", sets["unlabelled"].prompts, self.config.checkpoint)
+        adapted_to = sets["unlabelled"].prompts if self.policy_learns_unlabelled else []
+        self.chooser = Chooser(self.directory / "candidates", adapted_to, self.config.checkpoint)
         examples = [example(prompt, self.tokenizer) for prompt in taught.prompts]
         self.examples = Stream(examples, seed, "warm_start", taught.weights)
         if self.is_first:

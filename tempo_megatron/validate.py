@@ -76,7 +76,6 @@ def _needed_streams(config: Config) -> dict[str, list[str]]:
     }
     unlabelled = {
         f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.labelled,
-        "checkpoint.choose scores responses": config.checkpoint.choose,
     }
     return {
         "labelled": [why for why, is_so in labelled.items() if is_so],
@@ -138,6 +137,10 @@ def _optimizers(config: Config) -> Iterator[str]:
     for key, made in groups.items():
         if made.schedule is not LearningRateSchedule.constant and made.decay_steps <= made.warmup_steps:
             yield f"{key}.decay_steps: more than warmup_steps ({made.warmup_steps}), got {made.decay_steps}"
+        if made.warmup_share and made.warmup_steps:
+            yield f"{key}.warmup_share: {made.warmup_share:g}, and warmup_steps {made.warmup_steps}: set one of them"
+        elif made.warmup_share and not made.decay_steps:
+            yield f"{key}.warmup_share: a share of decay_steps, which is 0"
 
 
 def _numbers(config: Config) -> Iterator[str]:

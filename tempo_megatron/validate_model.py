@@ -75,7 +75,7 @@ def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
         try:
             yield from (f"{key}: {problem}" for problem in checkpoint_files.Reader(directory, role).problems)
             other = _unlike(directory / checkpoint_files.HUGGING_FACE, settings)
-            targets = checkpoint_files.read_target_range(directory)
+            checkpoint_files.read_target_range(directory)
         except ConversionError as error:
             yield from (f"{key}: {line}" for line in str(error).splitlines())
             continue
@@ -83,9 +83,6 @@ def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
             other.discard("tied")
         if other:
             yield f"{key}: {start} is another model than model.hf_path: {', '.join(sorted(other))} differ"
-        if role == "critic" and targets != config.critic.target_range:
-            wanted = config.critic.target_range.value
-            yield f"{key}: {start} was trained towards {targets}, critic.target_range is {wanted}"
         if role == "critic" and config.stages.warm_start.steps:
             yield f"{key}: a warm start would replace it; set stages.warm_start.steps to 0"
 

@@ -1,7 +1,13 @@
 """The policy's loss: a clipped surrogate, a penalty for leaving a reference, a bonus for entropy.
 
-All token columns are [rows, sequence]. Losses are sums, to be divided by one global count of what they average over:
-rows that learn (`average_over` "sequences") or tokens that learn ("tokens").
+All token columns are [rows, sequence]. Losses are sums of tokens with `token_weights`, to be divided by one global
+`loss_count`. What they average over:
+
+- "sequences": a mean over rows of means over their tokens. A token weighs 1 / (tokens of its row), which its action
+  may decide: a baseline then biases the gradient (docs/algorithms.md).
+- "tokens": a mean over all tokens that learn.
+- "constant": a mean over rows of sums over their tokens, divided by the same number for all, as in Dr. GRPO
+  (arXiv 2503.20783). Unbiased.
 """
 
 from __future__ import annotations
@@ -24,10 +30,22 @@ class PolicyLoss:
 
 
 def token_weights(mask: Tensor, average_over: str, dtype: torch.dtype) -> Tensor:
-    """What a token counts in a sum: 1 / (tokens of its row) for "sequences", 1 for "tokens"; 0 off the mask."""
+    """What a token counts in a sum: 1 / (tokens of its row) for "sequences", else 1; 0 off the mask."""
+    if average_over == "sequences":
+        return mask.to(dtype) / mask.sum(1).clamp_min(1)[:, None]
+    return mask.to(dtype)
+
+
+def loss_count(mask: Tensor, average_over: str, longest: int) -> int:
+    """What a sum over the tokens of `mask` [rows, sequence], bool, is divided by.
+
+    Rows with a token for "sequences", tokens for "tokens", rows with a token times `longest` for "constant". `longest`
+    is the most tokens that a response may have.
+    """
     if average_over == "tokens":
-        return mask.to(dtype)
-    return mask.to(dtype) / mask.sum(1).clamp_min(1)[:, None]
+        return int(mask.sum())
+    rows = int(mask.any(1).sum())
+    return rows * longest if average_over == "constant" else rows
 
 
 def clipped_surrogate(

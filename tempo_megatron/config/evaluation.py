@@ -56,7 +56,10 @@ class CheckpointConfig:
     )
     choose: bool = setting(False, "point checkpoints/best at the best one kept, by the rule in docs/algorithms.md")
     choose_prompts: int = setting(
-        64, "unlabelled prompts whose responses the critic scores for each candidate", at_least=1
+        64,
+        "unlabelled prompts whose responses the critic scores for each candidate; none where the policy learns from "
+        "labelled ones alone",
+        at_least=1,
     )
     choose_samples: int = setting(4, "responses a question, labelled and unlabelled, of a candidate", at_least=1)
     patience: int = setting(0, "stop once this many candidates have come after the best; 0: never", at_least=0)

@@ -45,6 +45,7 @@ class Loss(StrEnum):
 class AverageOver(StrEnum):
     sequences = "sequences"
     tokens = "tokens"
+    constant = "constant"
 
 
 class Order(StrEnum):
@@ -63,6 +64,11 @@ class LearningRateSchedule(StrEnum):
     cosine = "cosine"
 
 
+class ScheduleUnit(StrEnum):
+    optimizer_step = "optimizer_step"
+    batch = "batch"
+
+
 class TargetRange(StrEnum):
     zero_one = "zero_one"
     minus_one_one = "minus_one_one"
@@ -72,6 +78,11 @@ class TargetRange(StrEnum):
         """The target of a wrong answer; that of a right one is 1."""
         return 0.0 if self is TargetRange.zero_one else -1.0
 
+    def to(self, other: TargetRange) -> tuple[float, float]:
+        """(scale, offset) with which a value of this range, scale * value + offset, is one of the other."""
+        scale = (1 - other.wrong) / (1 - self.wrong)
+        return scale, other.wrong - scale * self.wrong
+
 
 @dataclass
 class OptimizerConfig:
@@ -79,10 +90,15 @@ class OptimizerConfig:
     schedule: LearningRateSchedule = setting(
         LearningRateSchedule.constant, "how the step size goes from there: constant, or linear or cosine decay"
     )
-    warmup_steps: int = setting(0, "optimizer steps over which the step size rises from 0", at_least=0)
-    decay_steps: int = setting(
-        0, "optimizer steps, warm-up included, after which a decay has reached its end", at_least=0
+    schedule_unit: ScheduleUnit = setting(
+        ScheduleUnit.optimizer_step,
+        "what the next settings count: optimizer steps, or batches, each the optimizer steps of one E-step or M-step",
     )
+    warmup_steps: int = setting(0, "units over which the step size rises from 0", at_least=0)
+    warmup_share: float = setting(
+        0.0, "warm-up as a share of decay_steps, rounded down to a unit, instead of warmup_steps", at_least=0, below=1
+    )
+    decay_steps: int = setting(0, "units, warm-up included, after which a decay has reached its end", at_least=0)
     minimum_learning_rate: float = setting(0.0, "step size at the end of a decay and after it", at_least=0)
     weight_decay: float = setting(0.0, "decoupled weight decay", at_least=0)
     beta1: float = setting(0.9, "Adam's decay of the first moment", at_least=0, below=1)
@@ -132,7 +148,9 @@ class PolicyConfig:
     )
     loss: Loss = setting(Loss.gspo, "gspo clips a ratio a sequence, ppo one a token")
     average_over: AverageOver = setting(
-        AverageOver.sequences, "the loss is a mean over sequences of means over their tokens, or a mean over tokens"
+        AverageOver.sequences,
+        "the loss is a mean over sequences of means over their tokens (as published, biased by their lengths), a mean "
+        "over tokens, or a mean over sequences of sums over a constant, generation.max_response_tokens (unbiased)",
     )
     clip_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_low", above=0)
     clip_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_high", above=0)

@@ -18,7 +18,7 @@ class ValueHead(torch.nn.Module):
     """The critic's output layer: hidden state to one value a token, in fp32.
 
     One output cannot be split over TP, so the weight, [1, hidden], is replicated, as is the bias, [1], of a critic that
-    was brought along with one. Under sequence parallelism the
+    was brought along with one or needs one to `rescale`. Under sequence parallelism the
     hidden states are gathered first with a backward that splits (not reduces) their gradient: every TP rank computes
     the same full gradient of the weight, so that it counts once.
     """
@@ -28,8 +28,21 @@ class ValueHead(torch.nn.Module):
         self.sequence_parallel = config.sequence_parallel
         self.weight = torch.nn.Parameter(fresh_value_head(config.hidden_size, seed).to(config.params_dtype))
         self.bias = torch.nn.Parameter(torch.zeros(1, dtype=config.params_dtype)) if bias else None
+        self._mark()
+
+    def _mark(self) -> None:
         for parameter in self.parameters():
             parameter.is_embedding_or_output_parameter = True  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def rescale(self, scale: float, offset: float) -> None:
+        """Every value v becomes scale * v + offset, before the model is wrapped for training; the head then has a
+        bias."""
+        if self.bias is None:
+            self.bias = torch.nn.Parameter(self.weight.new_zeros(1))
+            self._mark()
+        self.weight.mul_(scale)
+        self.bias.mul_(scale).add_(offset)
 
     def forward(
         self, hidden_states: torch.Tensor, weight: None = None, runtime_gather_output: bool | None = None

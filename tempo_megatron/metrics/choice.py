@@ -9,7 +9,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint that may be the best. `value` is the mean last value, by one critic for all candidates, of its
-    responses to unlabelled questions; None without a critic."""
+    responses to unlabelled questions; None where no critic takes part."""
 
     iteration: int
     accuracy: float
@@ -23,14 +23,14 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """The best candidate, and why in a sentence.
 
     Labelled accuracy decides first: whoever is more than one standard error (its own) below the highest is out. Of the
-    rest the one whose unlabelled responses the critic values most is best; the earliest of equals. Without a critic
-    the highest accuracy is.
+    rest the one whose unlabelled responses the critic values most is best; the earliest of equals. Without a critic's
+    values the highest accuracy is.
     """
     top = max(candidates, key=lambda one: (one.accuracy, -one.iteration))
     if any(one.value is None for one in candidates):
         return (
             top,
-            f"highest labelled accuracy, {top.accuracy:.4f}, of {len(candidates)} candidates; no critic",
+            f"highest labelled accuracy, {top.accuracy:.4f}, of {len(candidates)} candidates; no critic takes part",
         )
     near = [one for one in candidates if one.accuracy >= top.accuracy - one.standard_error]
     best = max(near, key=lambda one: (one.value, -one.iteration))

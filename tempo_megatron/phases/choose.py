@@ -25,6 +25,8 @@ from tempo_megatron.whole_files import written_whole
 class Chooser:
     """Candidates for the best checkpoint, the choice among them, and when to stop. All ranks see `directory`.
 
+    `unlabelled`: questions that the policy adapts to, whose responses the critic values. Where there are none, labelled
+    accuracy alone decides: a start that a critic chose by its liking for the test questions would favour their answers.
     `state` is what a checkpoint keeps of it: candidates, the best's iteration, why the run has stopped if it has.
     """
 
@@ -61,7 +63,7 @@ class Chooser:
         found = collector.sample(drawn, dict.fromkeys(drawn, self._samples), 0, step=-1)
         collector.generator.sleep()
         correct = collector.grade(found["labelled"])
-        if rank_and_ranks()[0] == 0:
+        if self._unlabelled and rank_and_ranks()[0] == 0:
             self._write(iteration, found["unlabelled"])
         barrier()
         by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
@@ -71,7 +73,7 @@ class Chooser:
     def _score(self, critic: Scorer | None, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with the values that one and the same critic gives their kept responses: scores of critics of
         different iterations could not be compared."""
-        if critic is None:
+        if critic is None or not self._unlabelled:
             return list(candidates)
         return [replace(one, value=self._value(critic, one.iteration)) for one in candidates]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tempo_megatron.algorithms.policy_loss import clipped_surrogate, entropy_bonus, kl_to_reference
-from tempo_megatron.config import AverageOver, Loss, PolicyConfig
+from tempo_megatron.algorithms.policy_loss import clipped_surrogate, entropy_bonus, kl_to_reference, loss_count
+from tempo_megatron.config import Loss, PolicyConfig
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import Rows, Trainer
 from tempo_megatron.phases.estimate import Estimate
@@ -16,9 +16,10 @@ from tempo_megatron.phases.scoring import Scores, mini_batches
 
 
 def refine(
-    policy: Trainer, found: Estimate, scores: Scores, config: PolicyConfig, seed: Sequence[object]
+    policy: Trainer, found: Estimate, scores: Scores, config: PolicyConfig, seed: Sequence[object], *, longest: int
 ) -> dict[str, float]:
-    """One update in mini-batches; returns metrics. A mini-batch in which nothing learns makes no step."""
+    """One update in mini-batches; returns metrics. A mini-batch in which nothing learns makes no step. `longest`: the
+    most tokens that a response may have."""
     norms: list[float] = []
     done: list[Rows] = []
     skipped = 0
@@ -27,7 +28,7 @@ def refine(
         for rows in later if epoch else found.order:
             part = found.batch.select(rows)
             if part.columns["learn"].any():
-                made = _step(policy, part, scores, config)
+                made = _step(policy, part, scores, config, longest)
                 if made is None:
                     skipped += 1
                     continue
@@ -65,9 +66,10 @@ def _describe(found: Estimate) -> dict[str, float]:
     }
 
 
-def _step(policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig) -> tuple[Rows, float] | None:
-    learn = batch.columns["learn"]
-    count = int(learn.sum() if config.average_over is AverageOver.tokens else learn.any(1).sum())
+def _step(
+    policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig, longest: int
+) -> tuple[Rows, float] | None:
+    count = loss_count(batch.columns["learn"], config.average_over, longest)
     score = scores("entropy") if config.entropy_coefficient else scores()
 
     def loss(scored: Rows, micro_batch: Batch) -> tuple[Tensor, Rows]:

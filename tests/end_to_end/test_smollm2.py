@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_convert import convert
+from checkpoints_convert.mapping import OUTPUT_BIAS
+from tempo_megatron.megatron.checkpoint_files import Reader
 from tests import smollm2
 from tests.end_to_end.test_train import metrics, train
 from tests.parallel.launcher import run_ranks
@@ -81,8 +83,9 @@ def test_the_round_trip_is_exact(directories: list[Path]) -> None:
 
 
 def test_its_converted_policy_generates_and_trains_one_iteration(directories: list[Path], tmp_path: Path) -> None:
-    """Policy and critic start from checkpoints; vLLM generates with the policy's weights, whose log-probs it shares
-    with the trainer; one TEMPO iteration at PP2 moves the weights, and what is exported loads in transformers."""
+    """Policy and critic start from checkpoints, the critic from one of another target range, which gives its head a
+    bias; vLLM generates with the policy's weights, whose log-probs it shares with the trainer; one TEMPO iteration at
+    PP2 moves the weights, and what is exported loads in transformers."""
     hf, saved, _ = directories
     convert.to_megatron(hf, tmp_path / "critic", role="critic", target_range="minus_one_one")
     sums = {"task": "chain_sum", "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}
@@ -98,7 +101,7 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
         },
         "generation": {"max_response_tokens": 12, "max_sequences": 8, "kv_cache_gib": 0.2, "check_weights": "always"},
         "loop": {"iterations": 1, "labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
-        "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "minus_one_one", "mini_batches": 1},
+        "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "zero_one", "mini_batches": 1},
         "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},
         "evaluation": {"samples": 1, "k": 1},
         "logging": {"tensorboard": False},
@@ -108,6 +111,8 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
     (row,) = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"] == 1]
     assert row["generation/log_prob_difference_mean"] < 1e-4
     assert json.loads((run / "summary.json").read_text())["iterations"] == 1
+    critic = Reader(run / "checkpoints" / "iteration-000001", "critic")
+    assert critic(OUTPUT_BIAS).item() == pytest.approx(0.5, abs=0.01)
     moved, before = load_file(run / "hf" / "model.safetensors"), load_file(hf / "model.safetensors")
     assert moved.keys() == before.keys()
     name = "model.layers.20.mlp.up_proj.weight"

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from tempo_megatron.config import CheckpointConfig
+from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.saving import kept
 from tempo_megatron.metrics.choice import Candidate, choose
+from tempo_megatron.phases.choose import Chooser
 
 
 def test_labelled_accuracy_comes_first_and_the_critic_decides_among_equals() -> None:
@@ -32,6 +39,52 @@ def test_without_a_critic_accuracy_decides_and_the_earliest_of_equals_wins() -> 
 def test_equal_values_keep_the_earliest() -> None:
     """A run that does not move does not count as getting better: the stopping rule relies on it."""
     assert choose([Candidate(3, 0.5, 0.1, 0.4), Candidate(6, 0.5, 0.1, 0.4)])[0].iteration == 3
+
+
+class FakeCollector:
+    """Answers the questions set aside, a share of them right; `sampled` counts the responses of each stream."""
+
+    def __init__(self) -> None:
+        self.measured = [Prompt(f"l{number}", (1,), "here", "exact", {"answer": "x"}) for number in range(4)]
+        self.generator = SimpleNamespace(sleep=lambda: None)
+        self.right: list[float] = []
+        self.sampled: dict[str, int] = {}
+
+    def sample(
+        self, drawn: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], *_: Any, **__: Any
+    ) -> dict[str, list[Rollout]]:
+        found = {
+            name: [Rollout(prompt, 0, (2,), (0.0,), "stop") for prompt in prompts for _ in range(samples[name])]
+            for name, prompts in drawn.items()
+        }
+        self.sampled = {name: len(rollouts) for name, rollouts in found.items()}
+        return found
+
+    def grade(self, rollouts: list[Rollout]) -> list[float]:
+        return self.right
+
+
+@pytest.mark.parametrize(("adapts", "best"), [(True, 2), (False, 1)])
+def test_the_start_of_tempo_is_chosen_by_labelled_accuracy_alone(
+    adapts: bool, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLVR has a critic, as TEMPO has: its values count only where the policy adapts to the unlabelled questions. The
+    test questions of the run that starts from here are not even sampled."""
+    valued = iter([0.1, 0.1, 0.9])  # the first candidate, then both: the critic likes the second more
+    monkeypatch.setattr(
+        "tempo_megatron.phases.choose.values", lambda _, batch: torch.full(batch.tokens.shape, next(valued))
+    )
+    unlabelled = [Prompt("u", (1,), "here", "exact", None)] if adapts else []
+    chooser = Chooser(tmp_path / "candidates", unlabelled, CheckpointConfig(choose_samples=1))
+    collector: Any = FakeCollector()
+    critic: Any = object()
+    for iteration, right in ((1, [1.0, 1.0, 1.0, 0.0]), (2, [1.0, 1.0, 0.0, 0.0])):
+        collector.right = right
+        reason = chooser.consider(collector, critic, iteration, {1, 2})
+    assert chooser.state["best"] == best
+    assert ("critic value on unlabelled" in reason) is adapts
+    assert collector.sampled == {"labelled": 4, "unlabelled": len(unlabelled)}
+    assert (tmp_path / "candidates").exists() is adapts
 
 
 @pytest.mark.parametrize(

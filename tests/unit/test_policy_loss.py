@@ -13,6 +13,7 @@ from tempo_megatron.algorithms.policy_loss import (
     clipped_surrogate,
     entropy_bonus,
     kl_to_reference,
+    loss_count,
     truncated_importance,
 )
 
@@ -64,7 +65,7 @@ def reference(
     return total, gradient
 
 
-@pytest.mark.parametrize("average_over", ["sequences", "tokens"])
+@pytest.mark.parametrize("average_over", ["sequences", "tokens", "constant"])
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 @pytest.mark.parametrize("dual_clip", [0.0, 1.3])
 def test_the_surrogate_equals_its_formula(ratio: str, average_over: str, dual_clip: float) -> None:
@@ -89,6 +90,13 @@ def test_the_surrogate_equals_its_formula(ratio: str, average_over: str, dual_cl
         torch.testing.assert_close(data["log_probs"].grad, gradient)
         assert loss.ratio[2] == 1 and loss.clipped[2] == 0
         assert 0 < loss.clipped.mean() < 1
+
+
+def test_a_loss_is_divided_by_one_count() -> None:
+    """Rows that learn, tokens that learn, or rows that learn times the longest response: a row without a token that
+    learns counts nowhere."""
+    mask = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
+    assert [loss_count(mask, over, 16) for over in ("sequences", "tokens", "constant")] == [2, 3, 32]
 
 
 def test_the_dual_clip_bounds_what_a_large_ratio_makes_of_a_negative_advantage() -> None:
@@ -118,7 +126,7 @@ def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
     assert not weights.requires_grad
 
 
-@pytest.mark.parametrize("average_over", ["sequences", "tokens"])
+@pytest.mark.parametrize("average_over", ["sequences", "tokens", "constant"])
 def test_the_kl_penalty_equals_its_formula(average_over: str) -> None:
     """r - 1 - log r with r = p_reference / p, and the gradient (1 - r) / weight, in float64."""
     data = batch()

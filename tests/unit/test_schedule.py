@@ -10,11 +10,19 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron.config import Config, LearningRateSchedule, OptimizerConfig, load
+from tempo_megatron.config import (
+    Config,
+    CriticConfig,
+    LearningRateSchedule,
+    OptimizerConfig,
+    PolicyConfig,
+    ScheduleUnit,
+    load,
+)
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.engine import Completion, Request
-from tempo_megatron.megatron.learning_rate import learning_rate
+from tempo_megatron.megatron.learning_rate import by_optimizer_steps, learning_rate
 from tempo_megatron.phases.collect import Collector
 from tempo_megatron.phases.generate import generate
 from tempo_megatron.validate import problems
@@ -28,6 +36,27 @@ def test_the_step_size_warms_up_and_decays_to_its_minimum() -> None:
         made.schedule = schedule
         assert [learning_rate(made, step) for step in (3, 4, 9, 14, 99)] == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
     assert learning_rate(made, 6) > 0.8 + 0.2 * 0.2  # a cosine starts slower than a line
+
+
+def test_a_schedule_counts_the_unit_of_its_source() -> None:
+    """Other code steps its schedule once a batch, not once a mini-batch: 50 of its steps are 200 of four mini-batches.
+    A share of the run is rounded down to a unit, as there."""
+    made = OptimizerConfig(learning_rate=1.0, warmup_steps=50, schedule_unit=ScheduleUnit.batch)
+    counted = by_optimizer_steps(CriticConfig(optimizer=made, mini_batches=4))
+    assert [learning_rate(counted, step) for step in (0, 99, 199, 200)] == [0.005, 0.5, 1.0, 1.0]
+    made = OptimizerConfig(
+        learning_rate=1.0,
+        schedule=LearningRateSchedule.cosine,
+        schedule_unit=ScheduleUnit.batch,
+        warmup_share=0.03,
+        decay_steps=1650,
+    )
+    counted = by_optimizer_steps(PolicyConfig(optimizer=made, mini_batches=4, epochs=2))
+    assert [learning_rate(counted, step) for step in (0, 391, 392)] == [1 / 392, 1.0, 1.0]  # 49 batches of 8 steps
+    half = (49 + 1650) * 8 // 2
+    assert [learning_rate(counted, step) for step in (half, 1650 * 8)] == pytest.approx([0.5, 0.0])
+    of_steps = OptimizerConfig(learning_rate=1.0, warmup_steps=50)
+    assert learning_rate(by_optimizer_steps(PolicyConfig(optimizer=of_steps)), 49) == 1.0
 
 
 class Echo:
@@ -145,6 +174,15 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
         (["checkpoint.choose=true"], "checkpoint.choose: needs calibration.questions"),
         (["checkpoint.patience=2"], "checkpoint.patience: needs checkpoint.choose"),
         (["policy.optimizer.schedule=linear"], "policy.optimizer.decay_steps: more than warmup_steps"),
+        (
+            [
+                "policy.optimizer.warmup_share=0.03",
+                "policy.optimizer.warmup_steps=5",
+                "policy.optimizer.decay_steps=9",
+            ],
+            "policy.optimizer.warmup_share: 0.03, and warmup_steps 5: set one of them",
+        ),
+        (["critic.optimizer.warmup_share=0.03"], "critic.optimizer.warmup_share: a share of decay_steps, which is 0"),
         (["policy.dual_clip=0.5"], "policy.dual_clip: above 1"),
         (
             ["method=ppo", "policy.mini_batches=25"],

@@ -89,6 +89,14 @@ def test_how_the_second_run_learns_is_not_said_to_the_first(tmp_path: Path) -> N
     assert "critic" not in first and second.endswith("loop.iterations=3 method=ttrl critic.checkpoint=")
 
 
+def test_a_method_s_own_settings_reach_the_second_run_alone(tmp_path: Path) -> None:
+    """TTRL's file brings its method, which would train the first run on the questions that it must not see."""
+    way, elsewhere = "recipes/methods/ttrl.yaml", f"{ROOT}/recipes/methods/empo.yaml"
+    first, second = commands("tempo_14b.sh", tmp_path, way, elsewhere, "recipes/parts/fp8.yaml")
+    assert first.endswith("model.hf_path=models/Qwen3-14B-Base recipes/parts/fp8.yaml")
+    assert second.endswith(f"recipes/parts/fp8.yaml {way} {elsewhere}")
+
+
 def test_a_policy_and_a_critic_of_its_own_spare_tempo_the_first_run(tmp_path: Path) -> None:
     """The model itself, for one: hours of a first run would not be used."""
     (only,) = commands("tempo_14b.sh", tmp_path, "policy.checkpoint=", "critic.checkpoint=", "seed=3")

@@ -94,7 +94,8 @@ def _policy_step(setup: Setup, policy: Trainer, scores: Scores, given: list[Roll
 
 
 def _refining(setup: Setup, policy: Trainer, found: Estimate, scores: Scores) -> Callable[[], Any]:
-    return lambda: refine(policy, found, scores, setup.config.policy, (0,))
+    longest = setup.config.generation.max_response_tokens
+    return lambda: refine(policy, found, scores, setup.config.policy, (0,), longest=longest)
 
 
 def _estimate(setup: Setup, policy: Trainer, scores: Scores, given: list[Rollout]) -> Estimate:
