@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tempo_megatron.grading.final_answer import after_thinking, closing_boxes, last_line, stated
+from tempo_megatron.grading.final_answer import closing_boxes, last_line, stated
 
 _MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|bf|rm|left|right)\b|[\\*_$`\"{}]")
 _LETTER = r"\(?([A-Z])\)?(?![\w'\u2019])"
@@ -26,7 +26,6 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
 
 def extract(text: str) -> str:
     """The letter stated last, in upper case; "" for none, and for several different ones stated together."""
-    text = after_thinking(text)
     boxes = closing_boxes(text)
     letters = {letter for box in boxes for letter in _letters(box)}
     if not boxes:

@@ -6,7 +6,7 @@ import re
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from tempo_megatron.grading.final_answer import after_thinking, closing_boxes, last_line, stated
+from tempo_megatron.grading.final_answer import closing_boxes, last_line, stated
 
 _MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|rm|bf)\b|[*$`\"“”]|(?<!\w)'|'(?!\w)")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
@@ -23,7 +23,6 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
 
 def extract(text: str) -> str:
     """The final answer, normalised: the closing box, else what follows the last "answer is", else the last line."""
-    text = after_thinking(text)
     boxes = {normalise(box) for box in closing_boxes(text)}
     if boxes:
         return ", ".join(sorted(boxes))

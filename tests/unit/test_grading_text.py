@@ -31,7 +31,6 @@ GRID = {"header": ["House", "Name", "Drink"], "rows": [["1", "Arnold", "tea"], [
         ("\\boxed{A} was my first guess; after a second look it must be \\boxed{B}", "B"),
         ("Answer: B\nAnswer: B", "B"),
         ("The answer is B. Option A is wrong.", "B"),
-        ("<think>The answer is A.</think>\nB", "B"),
         ("I would say Paris (B).", "B"),
         ("Option B is correct", "B"),
         ("The answer is (A) or (B)", ""),
