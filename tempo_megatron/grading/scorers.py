@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from tempo_megatron.grading import choice, final_answer, free, zebra
+from tempo_megatron.grading.answer_forms import normalize
 from tempo_megatron.grading.thinking import without_thinking
 
 KNOWN = "exact, math, choice, free, zebra, judge, reasoning_gym:<task>, or your own as module.function"
@@ -101,4 +102,5 @@ def _imported(name: str) -> Callable[[str, dict[str, Any]], bool]:
 
 
 def _same_words(one: str, other: str) -> bool:
-    return free.normalise(one) == free.normalise(other)
+    normalized = normalize(one)
+    return bool(normalized) and normalized == normalize(other)
