@@ -79,6 +79,7 @@ _MEASURE = re.compile(
 )
 _NUMBERING = re.compile(r"(?:^|(?<= ))\d{1,3}[.)] (?=[a-z])")
 _BULLET = re.compile(r"[-+\u2022] (?=[a-z])")
+_JOINT = re.compile(r",? and |,")
 _ENUMERATION = re.compile(r"[^\W\d_][\w' -]*(?:[;|<>\u2192][\w' -]+)+")
 _SIGNS = re.compile(r"[;|<>\u2192]")
 
@@ -126,9 +127,9 @@ def _decision(plain: str) -> str | None:
     rest = decision.string[decision.end() :]
     explanation = _EXPLAINS.search(rest)
     claimed = rest[: explanation.start()] if explanation else rest
-    opposite = re.compile(rf"\b{_OPPOSITES[decision[1]]}\s*$")
     if _UNDECIDED.match(rest) or any(
-        opposite.search(clause) and not _NEGATED.search(clause) for clause in _CLAUSE.findall(claimed)
+        clause.split()[-1:] == [_OPPOSITES[decision[1]]] and not _NEGATED.search(clause)
+        for clause in _CLAUSE.findall(claimed)
     ):
         return ""
     return decision[1] if _GOES_ON.match(rest) else None
@@ -173,5 +174,5 @@ def _words(plain: str) -> str:
     if _ENUMERATION.fullmatch(listed):
         listed = _SIGNS.sub(" ", listed)
     if "," in listed:
-        listed = re.sub(r",? and ", " ", listed).replace(",", " ")
+        listed = _JOINT.sub(" ", listed)
     return " ".join(listed.split())

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
 from tempo_megatron.grading.answer_forms import is_word, normalize
 from tempo_megatron.grading.characters import in_ascii
 from tempo_megatron.grading.final_answer import closing_boxes, last_line
+from tempo_megatron.grading.plain_labels import plain_label
 from tempo_megatron.grading.statements import LONGEST, closing_items, statements
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
 # A row of brackets seldom balances, so the braces of LaTeX cannot say where its box ends: the line does.
 _BOXED_BRACKETS = re.compile(r"\\(?:boxed|fbox) ?\{([()\[\]{}<>\\ ]{1,500})\}[ .$\\)\]]{0,6}$", re.MULTILINE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def grade(text: str, answer: dict[str, Any]) -> bool:
@@ -44,15 +43,9 @@ def extract(text: str) -> str:
 
 def check_label(answer: dict[str, Any]) -> None:
     """Raises ValueError that says why no response can be graded right against this label."""
-    label = answer["answer"]
-    if not isinstance(label, str | int | float) or (isinstance(label, float) and not math.isfinite(label)):
-        raise ValueError(f"the answer to a free question is a text or a number, not {label!r}")
-    if _CONTROL.search(str(label)):
-        raise ValueError(f"the answer has a control character: {label!r}")
-    if not normalize(str(label)):
-        raise ValueError(f"nothing is left of the answer {label!r} when it is normalized")
-    if not grade("Answer: " + " ".join(str(label).split()), answer):
-        raise ValueError(f"the answer {label!r} is not graded right against itself")
+    label = " ".join(plain_label(answer).split())
+    if not grade(f"Answer: {label}", answer):
+        raise ValueError(f"the label {label!r:.80} is not graded right against itself")
 
 
 def _boxed(text: str) -> str | None:

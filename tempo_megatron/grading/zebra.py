@@ -65,7 +65,7 @@ def check_label(answer: dict[str, Any]) -> None:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, list | tuple) or len(row) != len(header):
             raise ValueError(f"row {number} of the table has not the {len(header)} cells of its header")
-        if not all(isinstance(cell, str | int | float) and _cell(cell) for cell in row):
+        if not all(isinstance(cell, str | int | float) and cell == cell and _cell(cell) for cell in row):
             raise ValueError(f"row {number} of the table has a cell that is empty or no text")
     if len(gold_grid(table)) < len(rows):
         raise ValueError("the table has two rows of one house")
@@ -116,8 +116,8 @@ def _unquoted(value: str) -> str:
 
 
 def _house(number: Any) -> str:
-    digits = re.sub(r"^house|\W|_", "", str(number).lower())
-    return f"house {digits.lstrip('0') or digits}"
+    named = _attribute(number).removeprefix("house")
+    return f"house {named.lstrip('0') or named}"
 
 
 def _attribute(name: Any) -> str:
