@@ -7,8 +7,12 @@ import unicodedata
 
 from tempo_megatron.grading.characters import in_ascii
 from tempo_megatron.grading.options import read
+from tempo_megatron.grading.statements import LONGEST
 
-_COMMANDS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|rm|bf|boxed|fbox)\b")
+_COMMANDS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|rm|bf|boxed|fbox)\b"
+    r"|</?(?:b|strong|i|em|u|code|answer|p|br) ?/?>"
+)
 _SPACES = re.compile(r"\\[ ,;:!]|\\q?quad\b|~")
 _MARKUP = re.compile(r"\\[()\[\]]|[$`\"\\]|(?<!\w)'|'(?!\w)|(?<![\d ])\*|\*(?![\d ])|(?<![^\W_])_|_(?![^\W_])")
 _BRACKETS_MARKUP = re.compile(r"[\\$*`\"'\s]|\.$")
@@ -17,16 +21,23 @@ _IN_BRACES = re.compile(r"\{([^{}]*)\}")
 _LEAD = re.compile(
     r"(?:(?:so|therefore|thus|hence|then|overall|finally),? )*"
     r"(?:(?:the (?:final |correct )?answer (?:is|would be):?|it is|it's|that is|that's|this is|they are|there are"
-    r"|there is|we get|we have|i have|i get)(?= )|=)? ?(?=\S)"
+    r"|there is|we get|we have|i have|i get)(?= )"
+    r"|(?:the )?(?:sorted|ordered|alphabetical)[a-z ]{0,40}(?:\b(?:is|are):?|:)|=)? ?(?=\S)"
 )
-_SENTENCE = re.compile(r"(?P<subject>[^.?!;]{1,200}?) (?:is|are|equals|has|have|contains|contain) (?P<said>.+)")
+_SENTENCE = re.compile(
+    r"(?P<subject>(?:[a-z][a-z ]{0,40}: )?[^.?!;:]{1,200}?)(?::| (?:is|are|equals|has|have|contains|contain)):? "
+    r"(?:(?:deductively|logically|formally|clearly|therefore|thus|definitely|indeed|actually) )?(?P<said>.+)"
+)
+_CLOSING_BRACKETS = re.compile(r"[^()\[\]{}<>]{1,200}(?:\bis|\bare|:):? {0,3}([()\[\]{}<> ]*[()\[\]{}<>]) ?\.?")
+_JSON_END = re.compile(r"\}[\s`}]*$")
+
 _DOUBTFUL_SUBJECT = re.compile(
     r"n't\b|\b(?:not|no|never|nobody|neither|none|cannot|if|whether|unless|or|possible|possibly|maybe|perhaps|might|could|may"
     r"|unlikely|wrong|incorrect|first|second|third|half|twice|other|another|each|at)\b"
 )
-_BOOLEAN = re.compile(r"(?:not|and|or|true|false|[() ])+")
+_BOOLEAN = re.compile(r"(?=.*\b(?:true|false)\b)(?:not|and|or|true|false|[() ])+")
 
-_OPTION = re.compile(r"\([A-Za-z]\)|[A-Za-z][.:)]*$")
+_OPTION = re.compile(r"(?:(?:the )?(?:[Oo]ption|[Cc]hoice) )?(?:\([A-Za-z]\)|[A-Za-z][.:)]*$)")
 _SEVERAL_OPTIONS = re.compile(r"[A-Z](?:,? (?:or|and|maybe|perhaps|possibly|alternatively)\b|[,/&] ?[A-Z]\b)")
 
 _OPPOSITES = {"yes": "no", "true": "false", "valid": "invalid"}
@@ -90,10 +101,12 @@ def normalize(text: str) -> str:
     "(A) because ..." is (a), "Yes, since ..." yes, "There are 1,234.0 apples." 1234, "x = 8" and "eight" 8; a row of
     brackets has no blanks; lists are words with single spaces.
     """
-    text = in_ascii(text)
-    if not any(map(str.isalnum, _COMMANDS.sub("", text))):
-        return _BRACKETS_MARKUP.sub("", _COMMANDS.sub("", text))
-    plain = _IN_BRACES.sub(r"\1", _MARKUP.sub("", _SPACES.sub(" ", _COMMANDS.sub("", text).replace(r"\{", "{"))))
+    text = _COMMANDS.sub("", in_ascii(text))
+    brackets = _CLOSING_BRACKETS.fullmatch(text)
+    if brackets or not any(map(str.isalnum, text)):
+        return _BRACKETS_MARKUP.sub("", brackets[1] if brackets else text)
+    text = _JSON_END.sub("", text) if "{" not in text else text
+    plain = _IN_BRACES.sub(r"\1", _MARKUP.sub("", _SPACES.sub(" ", text.replace(r"\{", "{"))))
     plain = " ".join(plain.split()).rstrip(" .!")
     lowered = plain.lower()
     lead = _LEAD.match(lowered)
@@ -112,7 +125,7 @@ def is_word(text: str) -> bool:
 
 def _option(plain: str) -> str | None:
     """An option's letter, as "(a)"; "" for several and for a denial; None where the text is none."""
-    if not _OPTION.match(plain) and not _SEVERAL_OPTIONS.match(plain):
+    if len(plain) > LONGEST or not (_OPTION.match(plain) or _SEVERAL_OPTIONS.match(plain)):
         return None
     letters = read(plain).claimed
     return f"({min(letters).lower()})" if len(letters) == 1 else ""
@@ -155,14 +168,14 @@ def _plain_digits(number: str) -> str:
 
 
 def _sentence(plain: str) -> str | None:
-    """The decision or number that a sentence's only verb ascribes to its subject: "The argument is invalid"."""
+    """The decision, number or option that a sentence's only verb ascribes to its subject: "The argument is invalid"."""
     sentence = _SENTENCE.fullmatch(plain)
     if not sentence:
         return None
     subject, said = sentence["subject"], sentence["said"]
     if _DOUBTFUL_SUBJECT.search(subject) and not _BOOLEAN.fullmatch(subject):
         return None
-    return _decision(said) or _number(said) or None
+    return _decision(said) or _number(said) or (_option(said) if said.startswith("(") else None) or None
 
 
 def _words(plain: str) -> str:

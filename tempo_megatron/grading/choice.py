@@ -12,16 +12,20 @@ from tempo_megatron.grading.statements import LONGEST, statements
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\b")
 _LEAD = re.compile(
-    r"[^\w(]*(?:(?:hence|therefore|thus|so|then|finally|overall|consequently|ok|in conclusion)\b[, :]*)*", re.IGNORECASE
+    r"[^\w(]*(?:(?:hence|therefore|thus|so|then|finally|overall|consequently|ok|in conclusion|it is|it's|it must be"
+    r"|(?:that|this|which) leaves|only|i would say|i'd say|i say|i believe|i think)\b[, :]*)*",
+    re.IGNORECASE,
 )
 _NAMED = r"(?:(?:the )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer) )?"
 _LABELED_LINE = re.compile(rf"{_NAMED}(?:\([A-Z]\)|[A-Z])(?:[.:)]|$| or | and | [-\u2013] |,|/| ?\()")
 _SAID_RIGHT = re.compile(
     rf"{_NAMED}(?:\([A-Z]\)|[A-Z]),? (?:(?:is|was|must be|would be|should be|seems|looks)(?: \w+ly)?"
-    r" (?:the |our |my )?(?:\w+ )?(?:answer|best|correct|right|true|one|choice|option)|matches|fits|works|holds)\b"
+    r" (?:the |our |my )?(?:\w+ )?(?:answer|best|correct|right|true|one|choice|option)"
+    r"|matches|fits|works|holds|it is$)\b"
+    r"|(?:\u9009\u9879)?[A-Z]\u662f?\u6b63\u786e"
 )
 _SENTENCE_END = re.compile(r"[.!?] ")
-_PARENTHESISED = re.compile(r"\(([A-Z])\)")
+_PARENTHESISED = re.compile(r"(?<!\w)\(([A-Z])\)")
 _NEGATION = re.compile(
     r"n't\b|\b(?:not|no|never|neither|cannot|wrong|incorrect|eliminated?|excluded?|except|unlike)\b", re.I
 )

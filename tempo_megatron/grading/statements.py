@@ -24,7 +24,9 @@ _NOT_THE_WRONG = "".join(
 _STATES = r"[^.\n:=]{0,60}?(?:\b(?:is|are|be|was)\b|[:=→]|[-=]>)"
 _DASH = r"[*_ ]{0,4}[-\u2013\u2014](?= )"
 _ENGLISH = rf"{_NOT_THE_WRONG}{_LETTERS_BEFORE}answers?\b(?:{_DASH}|{_STATES})"
-_OTHER_LANGUAGE = rf"{_LETTERS_BEFORE}(?:{_FOREIGN})[*_ ]{{0,4}}:"
+_OTHER_LANGUAGE = (
+    rf"{_LETTERS_BEFORE}(?:{_FOREIGN})(?:[*_ ]{{0,4}}:|(?: [^\W\d_]{{1,12}}){{0,3}} (?:es|est|ist|è|é|jest|adalah)\b)"
+)
 _CHINESE = r"(?<![不非])答案?\]?(?:应该|应当|应)?(?:是|为|选|:|(?<=\]))[ :]{0,3}"
 _ANSWER = re.compile(
     rf"(?:{_ENGLISH}|{_OTHER_LANGUAGE}|{_CHINESE})[ *:_`\"']{{0,12}}(?P<line_end>\s{{0,8}}\n)?", re.IGNORECASE

@@ -32,14 +32,14 @@ UNITS += [
     "answer is ",
     "answer\n",
 ]
-UNITS += ["A ", "(A) or ", "1. a ", "- ", "not A, "]
+UNITS += ["A ", "(A) or ", "1. a ", "- ", "not A, ", "or, ", ", ", "A or, ", "A, or, B, ", "a: ", "<b>"]
 UNITS += ['{"a":', '"House 1": {', '"House 1": {"a": "b"}', '"House 1": {"a": ', "or\n{", "is ", "x = ", "maybe B "]
 
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> StepCounter:
     """Counts in all modules of the readers. Statements are short here, so that short texts exceed them."""
-    for module in (statements, choice, free):
+    for module in (answer_forms, choice, free, statements):
         monkeypatch.setattr(module, "LONGEST", 20)
     counter = StepCounter()
     counter.install(monkeypatch, [answer_forms, choice, final_answer, free, options, statements, thinking, zebra])
