@@ -13,12 +13,13 @@ _COMMANDS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|rm|bf|boxed|fbox)\b"
     r"|</?(?:b|strong|i|em|u|code|answer|p|br) ?/?>"
 )
-_SPACES = re.compile(r"\\[ ,;:!]|\\q?quad\b|~")
+_SPACES = re.compile(r"\\[ ,;:!]|\\q?quad\b|(?<=\w)~(?=\w)")
 _MARKUP = re.compile(r"\\[()\[\]]|[$`\"\\]|(?<!\w)'|'(?!\w)|(?<![\d ])\*|\*(?![\d ])|(?<![^\W_])_|_(?![^\W_])")
-_BRACKETS_MARKUP = re.compile(r"[\\$*`\"'\s]|\.$")
+_BRACKETS_MARKUP = re.compile(r"[\\$*`\"',;\s]|\.$")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
 
 _LEAD = re.compile(
+    r"(?:[#\u2022\u2192\u21d2\u2600-\u27bf\U0001f300-\U0001faff]+ ?)?"  # headings, bullets, arrows, pictures
     r"(?:(?:so|therefore|thus|hence|then|overall|finally),? )*"
     r"(?:(?:the (?:final |correct )?answer (?:is|would be):?|it is|it's|that is|that's|this is|they are|there are"
     r"|there is|we get|we have|i have|i get)(?= )"
@@ -80,8 +81,9 @@ _ARITHMETIC = re.compile(rf"[\d\s().,]*+[{_OPERATORS}][\d\s().,{_OPERATORS}]*")
 # A word that makes another value, or no value, of the number before it. A measure belongs to the answer: 5 minutes are
 # not 5, because a label "5 years" must not equal them.
 _CHANGES_VALUE = re.compile(
-    r"\b(?:hundred|thousand|[mbtr]+illion|dozens?|half|halves|thirds?|quarters?|tenths|hundredths|percent|squared|cubed"
-    r"|factorial|minus|plus|times|over|by|to|of|out|at|than|more|less|fewer|most|least|or|and|but|if|maybe|perhaps|possibly"
+    r"\b(?:hundred|thousand|[mbtr]+illion|dozens?|pairs?|couples?|scores?|tens|half|halves|thirds?|quarters?|tenths|hundredths|percent|squared|cubed"
+    r"|factorial|minus|plus|times|over|by|to|of|out|at|than|more|less|fewer|most|least|or|and|but|if|maybe|perhaps|possibly|about|roughly"
+    r"|approximately|each|per"
     r"|is|are|was|were|not|cannot|wrong|incorrect)\b"
 )
 _MEASURE = re.compile(
@@ -180,7 +182,7 @@ def _sentence(plain: str) -> str | None:
 
 def _words(plain: str) -> str:
     """The words of an answer or a list, with single spaces; commas, other separators, numbering and brackets go."""
-    listed = plain[1:-1] if plain.startswith("[") and plain.endswith("]") else plain
+    listed = plain[1:-1] if plain[:1] + plain[-1:] in ("[]", "()") else plain
     listed = _BULLET.sub("", listed.replace("->", "\u2192"), count=1)
     if _NUMBERING.match(listed):
         listed = _NUMBERING.sub("", listed)

@@ -27,7 +27,9 @@ _SAID_RIGHT = re.compile(
 _SENTENCE_END = re.compile(r"[.!?] ")
 _PARENTHESISED = re.compile(r"(?<!\w)\(([A-Z])\)")
 _NEGATION = re.compile(
-    r"n't\b|\b(?:not|no|never|neither|cannot|wrong|incorrect|eliminated?|excluded?|except|unlike)\b", re.I
+    r"n't\b|\b(?:not|no|never|neither|cannot|wrong|incorrect|eliminated?|excluded?|except|unlike|maybe"
+    r"|perhaps|possibly|might|may|could)\b",
+    re.I,
 )
 
 

@@ -46,6 +46,7 @@ _OPTION = re.compile(
 _TAGGED = re.compile(rf"<answer>((?:(?!</?answer>).){{0,{LONGEST}}})</answer>", re.IGNORECASE | re.DOTALL)
 
 _BEFORE = 40
+_HEDGES = re.compile(r"\b(?:might|could|may|possibly|perhaps|maybe)\b", re.IGNORECASE)
 _DENIES = re.compile(r"n't\b|\b(?:not|never|cannot)\b", re.IGNORECASE)
 _UNSURE = re.compile(
     r"(?:n't|\b(?:not|never|doubt|if|unless|whether|suppose|assume|assuming|why))\b[^.,;:?!\n]*$", re.I
@@ -67,7 +68,7 @@ def statements(text: str, choices: bool = False) -> list[Statement]:
     """What follows each "answer is", "Answer:" and their like, or stands in answer tags, first to last.
 
     Each reaches to its line's end, and no further than 500 characters. With `choices` also what follows "the correct
-    option is" and "I choose". Questions, conditions and denials ("if the answer is") state nothing.
+    option is" and "I choose". Conditions and guesses ("if the answer is", "the answer might be") state nothing.
     """
     found = list(_anchored(text, _ANSWER)) + list(_anchored(text, _HEADING))
     if choices:
@@ -79,7 +80,7 @@ def statements(text: str, choices: bool = False) -> list[Statement]:
 def _anchored(text: str, anchor: re.Pattern[str]) -> Iterator[Statement]:
     for match in anchor.finditer(text):
         before = text[max(0, match.start() - _BEFORE) : match.start()]
-        if _UNSURE.search(before):
+        if _UNSURE.search(before) or _HEDGES.search(match.group()):
             continue
         rest = text[match.end() : match.end() + LONGEST]
         begins_line = match.group().endswith("\n") or rest.lstrip(_MARKUP).startswith("\n")

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 _NAMES = r"think|thinking|thought|thoughts|reason|reasoning"
-_OPENING = re.compile(rf"<(?:{_NAMES})>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
-_CLOSING = re.compile(rf"</(?:{_NAMES})>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷", re.IGNORECASE)
+_OPENING = re.compile(rf"<(?:seed:)?(?:{_NAMES})>|<\|begin_of_thought\|>|\[THINK\]|◁think▷", re.IGNORECASE)
+_CLOSING = re.compile(rf"</(?:seed:)?(?:{_NAMES})>|<\|end_of_thought\|>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 
 
 def after_thinking(text: str) -> str:

@@ -69,6 +69,7 @@ def test_the_judge_is_shown_no_thinking() -> None:
         ("<thought>4</thought>5", "5"),
         ("<reasoning>4</reasoning><answer>5</answer>", "<answer>5</answer>"),
         ("<|begin_of_thought|>4<|end_of_thought|>5", "5"),
+        ("<seed:think>4</seed:think>5", "5"),
         ("[THINK]4[/THINK]5", "5"),
         ("I think 5", "I think 5"),
         ("if x<think then 5", "if x<think then 5"),
