@@ -109,7 +109,7 @@ def normalize(text: str) -> str:
         return _BRACKETS_MARKUP.sub("", brackets[1] if brackets else text)
     text = _JSON_END.sub("", text) if "{" not in text else text
     plain = _IN_BRACES.sub(r"\1", _MARKUP.sub("", _SPACES.sub(" ", text.replace(r"\{", "{"))))
-    plain = " ".join(plain.split()).rstrip(" .!")
+    plain = " ".join(plain.split()).lstrip(" ,;").rstrip(" .!,;")
     lowered = plain.lower()
     lead = _LEAD.match(lowered)
     if lead and lead.end() < len(lowered):
