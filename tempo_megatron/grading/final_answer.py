@@ -87,15 +87,10 @@ def last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2].strip()
 
 
-def after_thinking(text: str) -> str:
-    """What follows the last `</think>`."""
-    return text.rpartition("</think>")[2]
-
-
 def free_form(text: str) -> str:
     """The final answer of a response in no particular form: in `<answer>` tags, else in boxes, else all of it."""
     before, closing, _ = text.rpartition("</answer>")
     _, opening, tagged = before.rpartition("<answer>")
     if opening and closing:
         return tagged.strip()
-    return ", ".join(closing_boxes(text)) or after_thinking(text).strip()
+    return ", ".join(closing_boxes(text)) or text.strip()

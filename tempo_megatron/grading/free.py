@@ -3,64 +3,64 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from tempo_megatron.grading.final_answer import after_thinking, closing_boxes, last_line, stated
+from tempo_megatron.grading.answer_forms import is_word, normalize
+from tempo_megatron.grading.characters import in_ascii
+from tempo_megatron.grading.final_answer import closing_boxes, last_line
+from tempo_megatron.grading.plain_labels import plain_label
+from tempo_megatron.grading.statements import LONGEST, closing_items, statements
 
-_MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|rm|bf)\b|[*$`\"“”]|(?<!\w)'|'(?!\w)")
-_IN_BRACES = re.compile(r"\{([^{}]*)\}")
-_OPTION = re.compile(r"\(([a-z])\)(?! ?(?:,? ?(?:or|and)\b|[,/;&]|\([a-z]\)))|([a-z])[.:)]?$")
-_DECISION = re.compile(r"(yes|no|true|false|valid|invalid)\b(?! ?(?:or|and|/))")
-_NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+_BOX = re.compile(r"\\(?:boxed|fbox)\b")
+# A row of brackets seldom balances, so the braces of LaTeX cannot say where its box ends: the line does.
+_BOXED_BRACKETS = re.compile(r"\\(?:boxed|fbox) ?\{([()\[\]{}<>\\ ]{1,500})\}[ .$\\)\]]{0,6}$", re.MULTILINE)
 
 
 def grade(text: str, answer: dict[str, Any]) -> bool:
-    """Whether the response's final answer is `answer["answer"]`, a text, when both are normalised."""
-    found = extract(text)
-    return bool(found) and found == normalise(str(answer["answer"]))
+    """Whether the response's final answer is `answer["answer"]`, a text, when both are normalized."""
+    final = extract(text)
+    return bool(final) and final == normalize(str(answer["answer"]))
 
 
 def extract(text: str) -> str:
-    """The final answer, normalised: the closing box, else what follows the last "answer is", else the last line."""
-    text = after_thinking(text)
-    boxes = {normalise(box) for box in closing_boxes(text)}
-    if boxes:
-        return ", ".join(sorted(boxes))
-    said = [statement for statement in stated(text) if statement]
-    return normalise(said[-1] if said else last_line(text))
+    """The final answer, normalized: what is stated last ("Answer: X", a box), else the closing list or the last line.
 
-
-def normalise(text: str) -> str:
-    """Lower case, single spaces, no markup, no full stop, commas as spaces.
-
-    "(A) because ..." is (a), "Yes, since ..." is yes, 1,234.0 is 1234, and brackets stand without spaces.
+    "" for none. The line "Answer: X" that our instruction asks for is not overruled by a box: where a later box has
+    something else, the response has no answer.
     """
-    plain = _IN_BRACES.sub(_without_braces, _MARKUP.sub("", text))
-    plain = " ".join(plain.lower().split()).rstrip(" .!").removeprefix("the answer is ")
-    option = _OPTION.match(plain)
-    if option:
-        return f"({option.group(1) or option.group(2)})"
-    decision = _DECISION.match(plain)
-    if decision:
-        return decision.group(1)
-    number = _NUMBER.fullmatch(plain)
-    if number and any(map(str.isdigit, plain)):
-        return _number(plain)
-    if not any(map(str.isalnum, plain)):
-        return plain.replace(" ", "")
-    listed = plain[1:-1] if plain.startswith("[") and plain.endswith("]") else plain
-    return " ".join(listed.replace(",", " ").split())
+    text = in_ascii(text)
+    stated = statements(text)
+    said = normalize(stated[-1].text) if stated else ""
+    boxed = _boxed(text)
+    if boxed is not None and (not stated or _last_box(text) > stated[-1].start):
+        return boxed if said == boxed or not stated or not stated[-1].on_answer_line else ""
+    if stated:
+        return said
+    listed = closing_items(text)
+    line = _whole(last_line(text))
+    return normalize(listed if is_word(normalize(line)) and listed else line)
 
 
-def _without_braces(match: re.Match[str]) -> str:
-    """LaTeX's braces around words go; a row of brackets keeps its own."""
-    return match.group(1) if any(map(str.isalnum, match.group(1))) else match.group()
+def check_label(answer: dict[str, Any]) -> None:
+    """Raises ValueError that says why no response can be graded right against this label."""
+    label = " ".join(plain_label(answer).split())
+    if not grade(f"Answer: {label}", answer):
+        raise ValueError(f"the label {label!r:.80} is not graded right against itself")
 
 
-def _number(text: str) -> str:
-    try:
-        value = Decimal(text.replace(",", ""))
-    except InvalidOperation:
-        return text
-    return format(value.normalize(), "f") if value else "0"
+def _boxed(text: str) -> str | None:
+    """What the closing boxes say; "" where they disagree; None without a box."""
+    brackets = list(_BOXED_BRACKETS.finditer(text))
+    if brackets and brackets[-1].start() == _last_box(text):
+        return normalize(brackets[-1][1])
+    boxes = {normalize(_whole(box)) for box in closing_boxes(text)}
+    return None if not boxes else min(boxes) if len(boxes) == 1 else ""
+
+
+def _whole(statement: str) -> str:
+    """The statement, or nothing of one that is too long to be an answer."""
+    return statement if len(statement) <= LONGEST else ""
+
+
+def _last_box(text: str) -> int:
+    return max((box.start() for box in _BOX.finditer(text)), default=-1)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from tempo_megatron.grading import choice, final_answer, free, zebra
+from tempo_megatron.grading.answer_forms import normalize
+from tempo_megatron.grading.thinking import without_thinking
 
 KNOWN = "exact, math, choice, free, zebra, judge, reasoning_gym:<task>, or your own as module.function"
 _FULL_SCORE = 1.0 - 1e-9
@@ -36,7 +38,16 @@ class Scorer:
 
 @cache
 def scorer(name: str) -> Scorer:
-    """The scorer of a grader's name. Raises ValueError for a name that is unknown or cannot be imported."""
+    """The scorer of a grader's name; it reads responses without their thinking.
+
+    Raises ValueError for a name that is unknown or cannot be imported.
+    """
+    named = _named(name)
+    return replace(named, grade=named.grade and without_thinking(named.grade), extract=without_thinking(named.extract))
+
+
+def _named(name: str) -> Scorer:
+    """The scorer of a grader's name, of whole responses."""
     if name == "math":
         from tempo_megatron.grading import mathematics  # with SymPy; no other grader waits for it
 
@@ -91,4 +102,5 @@ def _imported(name: str) -> Callable[[str, dict[str, Any]], bool]:
 
 
 def _same_words(one: str, other: str) -> bool:
-    return free.normalise(one) == free.normalise(other)
+    normalized = normalize(one)
+    return bool(normalized) and normalized == normalize(other)

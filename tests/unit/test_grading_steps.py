@@ -1,0 +1,72 @@
+"""No response makes a grader slow: the steps of its patterns grow as the response does, no faster."""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+
+import pytest
+
+from tempo_megatron.grading import answer_forms, choice, final_answer, free, options, statements, thinking, zebra
+from tests.regex_steps import StepCounter
+
+READERS = [
+    choice.extract,
+    free.extract,
+    zebra.extract,
+    thinking.after_thinking,
+    answer_forms.normalize,
+    final_answer.free_form,
+]
+UNITS = [*"({\\$*_['", "a,", "1,", "1.", "A,", "=x", "x=", "-1", "a->b", "a<b", "yes ", "no. ", "1:{", "\u7b54\u6848"]
+UNITS += [
+    "</think>",
+    "<think>",
+    "<answer>",
+    "\\boxed{",
+    "\\boxed{A} ",
+    " ",
+    "\n",
+    " \t",
+    "answer ",
+    "answer is ",
+    "answer\n",
+]
+UNITS += ["A ", "(A) or ", "1. a ", "- ", "not A, ", "or, ", ", ", "A or, ", "A, or, B, ", "a: ", "<b>"]
+UNITS += ['{"a":', '"House 1": {', '"House 1": {"a": "b"}', '"House 1": {"a": ', "or\n{", "is ", "x = ", "maybe B "]
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> StepCounter:
+    """Counts in all modules of the readers. Statements are short here, so that short texts exceed them."""
+    for module in (answer_forms, choice, free, statements):
+        monkeypatch.setattr(module, "LONGEST", 20)
+    counter = StepCounter()
+    counter.install(monkeypatch, [answer_forms, choice, final_answer, free, options, statements, thinking, zebra])
+    return counter
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_steps_grow_as_the_response_does(counter: StepCounter, unit: str) -> None:
+    """A pattern of quadratic steps takes hours over 100 kB that a policy repeats; twice the text is twice the steps."""
+    for read in READERS:
+        steps = []
+        for length in (100, 200):
+            counter.steps = 0
+            read("answer is " + unit * (length // len(unit)) + "!")
+            steps.append(counter.steps)
+        assert steps[1] < 2.6 * steps[0] + 100, (read.__module__, steps)
+
+
+def test_the_counter_knows_a_quadratic_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the test above could not fail."""
+    module = ModuleType("quadratic")
+    module.pattern = re.compile(r"\s+$")  # type: ignore[attr-defined]
+    counter = StepCounter()
+    counter.install(monkeypatch, [module])
+    steps = []
+    for length in (100, 200):
+        counter.steps = 0
+        module.pattern.search(" " * length + "!")
+        steps.append(counter.steps)
+    assert steps[1] > 3.5 * steps[0]

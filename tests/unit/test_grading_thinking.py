@@ -1,0 +1,81 @@
+"""No grader reads thinking: neither a right guess in it nor a wrong one decides a grade."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.grading.thinking import after_thinking
+
+MINE = "tests.fixtures.grading.scorers"
+GRID = {"header": ["House", "Name"], "rows": [["1", "Eric"], ["2", "Arnold"]]}
+
+
+def solution(first: str, second: str) -> str:
+    return json.dumps({"solution": {"House 1": {"Name": first}, "House 2": {"Name": second}}})
+
+
+SPELL = {"question": "", "answer": "olleh", "metadata": {}}
+GRADERS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("math", {"answer": "42"}, "\\boxed{42}", "The answer is 41."),
+    ("choice", {"answer": "C"}, "Answer: C", "Answer: D"),
+    ("free", {"answer": "yes"}, "Answer: yes", "Answer: no"),
+    ("zebra", {"answer": GRID}, solution("Eric", "Arnold"), solution("Arnold", "Eric")),
+    ("exact", {"answer": "42"}, "42", "41"),
+    ("reasoning_gym:spell_backward", SPELL, "olleh", "hello"),
+    (f"{MINE}.starts_with", {"answer": "y"}, "yes", "no"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer", "right", "wrong"), GRADERS, ids=[row[0] for row in GRADERS])
+def test_every_grader_reads_what_follows_the_thinking(
+    name: str, answer: dict[str, Any], right: str, wrong: str
+) -> None:
+    """A policy must not be paid for a guess that it takes back, nor lose by one that it mends."""
+    grader = scorer(name)
+    assert grader.grade is not None
+    assert grader.grade(right, answer)
+    assert grader.grade(f"<think>{wrong}</think>\n{right}", answer)
+    assert grader.grade(f"{wrong}\n</think>\n\n{right}", answer)
+    assert not grader.grade(f"<think>{right}</think>\n{wrong}", answer)
+    assert not grader.grade(f"<think>{right}</think>\n", answer)
+    assert not grader.grade(f"<think>{right}", answer)
+    assert grader.extract(f"<think>{wrong}</think>{right}") == grader.extract(right)
+    assert grader.extract(f"<think>{right}</think>") == grader.extract("")
+
+
+def test_the_judge_is_shown_no_thinking() -> None:
+    """The judge's scorer only extracts; its answer tags count where the answer is, not in thinking."""
+    extract = scorer("judge").extract
+    assert extract("<think><answer>Lyon</answer> \\boxed{Lyon}</think> Paris") == "Paris"
+    assert extract("<think>Lyon</think><answer>Paris</answer>") == "Paris"
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("5", "5"),
+        ("<think>4</think>5", "5"),
+        ("4</think>5", "5"),
+        ("<think>3</think>4</think>5", "5"),
+        ("3<think>4</think>5", "5"),
+        ("<think>4<think>3</think>5", "5"),
+        ("<think>4", ""),
+        ("<think>4</think>5<think>6", "5"),
+        ("<Thinking>4</Thinking>5", "5"),
+        ("<thought>4</thought>5", "5"),
+        ("<reasoning>4</reasoning><answer>5</answer>", "<answer>5</answer>"),
+        ("<|begin_of_thought|>4<|end_of_thought|>5", "5"),
+        ("<seed:think>4</seed:think>5", "5"),
+        ("[THINK]4[/THINK]5", "5"),
+        ("I think 5", "I think 5"),
+        ("if x<think then 5", "if x<think then 5"),
+        ("</think>" * 10_000 + "5", "5"),
+    ],
+)
+def test_thinking_ends_with_its_last_closing_tag(response: str, answer: str) -> None:
+    """Prompts may open the thinking; what is never closed is thinking; models spell the tags differently."""
+    assert after_thinking(response) == answer
