@@ -7,6 +7,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from tempo_megatron.grading.final_answer import after_thinking, closing_boxes, last_line, stated
+from tempo_megatron.grading.plain_labels import plain_label
 
 _MARKUP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|rm|bf)\b|[*$`\"“”]|(?<!\w)'|'(?!\w)")
 _IN_BRACES = re.compile(r"\{([^{}]*)\}")
@@ -19,6 +20,13 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
     """Whether the response's final answer is `answer["answer"]`, a text, when both are normalised."""
     found = extract(text)
     return bool(found) and found == normalise(str(answer["answer"]))
+
+
+def check_label(answer: dict[str, Any]) -> None:
+    """Raises ValueError that says why no response can be graded right against this label."""
+    label = plain_label(answer)
+    if not grade(f"Answer: {label}", answer):
+        raise ValueError(f"the label {label!r:.80} is not graded right against itself")
 
 
 def extract(text: str) -> str:
