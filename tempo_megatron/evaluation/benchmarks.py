@@ -11,9 +11,11 @@ from typing import Any
 
 from tempo_megatron.config import Config, GradingConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions
-from tempo_megatron.data.sources import Answers, DataError
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import Answers, answered_rows
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.evaluation.protocol import Given, Protocol, problems, protocol_of
+from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import problems as grading_problems
 
 _STREAM = "data.held_out"
@@ -77,6 +79,8 @@ def read_benchmarks(
             found += [re.sub(f"^{_STREAM}", name, line) for line in str(error).splitlines()]
     for benchmark in made:
         found += [*problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
+    rows = answered_rows(source for sources in named.values() for source in sources)
+    found += labels.problems(rows, config.grading)
     if found:
         raise DataError("\n".join(dict.fromkeys(found)))  # what is wrong with a setting is said by each of them
     return made

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
 from tempo_megatron.config import Config, Precision, load_checked, missing_files
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.evaluation import store
 from tempo_megatron.evaluation.arguments import Arguments
 from tempo_megatron.evaluation.benchmarks import Benchmark, evaluated_by, named_by_file, read_benchmarks

@@ -10,7 +10,7 @@ from pathlib import Path
 from tempo_megatron.data.prepare import contamination
 from tempo_megatron.data.prepare.catalogue import SOURCES
 from tempo_megatron.data.prepare.writing import NO_ANSWER, prepare
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.whole_files import write_whole
 
 _BAD_INPUT = 2

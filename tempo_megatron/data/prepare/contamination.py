@@ -11,7 +11,8 @@ from typing import Any
 
 from tempo_megatron.config import SourceConfig
 from tempo_megatron.data.identity import identity
-from tempo_megatron.data.sources import DataError, Row, read_rows
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import Row, read_rows
 from tempo_megatron.whole_files import write_whole
 
 WORDS = 13

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.reading import DataError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
 """part (a subset's or task's name, "" where there is one part only) and row"""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tempo_megatron.data.identity import identity, spoken
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.templates import Message
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tempo_megatron.data.prepare.catalogue import Source
 from tempo_megatron.data.prepare.question import Question, SkippedRow, text_hash
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.whole_files import written_whole
 
 NO_ANSWER = "no answer"
