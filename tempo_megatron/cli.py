@@ -63,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return examine(given, arguments)
     if given.command == "data":
-        return data.run(given)
+        from tempo_megatron.grading import labels
+
+        return data.run(given, labels)
     if given.command == "settings":
         for key, default, help_ in settings.documented_keys():
             print(f"{key} = {default.value if isinstance(default, StrEnum) else default!r}\n    {help_}")

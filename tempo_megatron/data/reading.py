@@ -6,7 +6,9 @@ import codecs
 import json
 import re
 from collections.abc import Iterable, Iterator
+from math import isfinite
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 _SIGNATURES = {
@@ -114,7 +116,7 @@ def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, dict
 def no_row(value: Any, may_be_cut: bool = True) -> str:
     r"""Why a JSON value is no row; empty where it is one. `may_be_cut`: its texts may hold escapes such as `\ud83d`."""
     if not isinstance(value, dict):
-        return f"a row is an object of keys and values, not {type_name(value)}"
+        return f"a row is an object of keys and values, not {json_type(value)}"
     if may_be_cut:
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -124,7 +126,9 @@ def no_row(value: Any, may_be_cut: bool = True) -> str:
     return ""
 
 
-def type_name(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What JSON calls the type of a value."""
-    names = {dict: "an object", list: "a list", tuple: "a list", str: "a text", bool: "true or false", int: "a number"}
-    return names.get(type(value), "null" if value is None else "a number")
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", NoneType: "null"}
+    return names.get(type(value), "a number")

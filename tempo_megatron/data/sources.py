@@ -17,7 +17,7 @@ from typing import Any
 from tempo_megatron.config import DataConfig, Overlong, SourceConfig, missing_files
 from tempo_megatron.data import tasks, templates
 from tempo_megatron.data.identity import identity, spoken
-from tempo_megatron.data.reading import DataError, Place, Problem, json_rows, listed, type_name
+from tempo_megatron.data.reading import DataError, Place, Problem, json_rows, json_type, listed
 from tempo_megatron.data.templates import Message, Tokenizer
 from tempo_megatron.data.types import Prompt
 
@@ -197,7 +197,7 @@ def _wrong_keys(row: dict[str, Any], labelled: bool) -> Iterator[str]:
         yield "a labelled row needs `answer`"
     for key, kind, types in _OPTIONAL:
         if not isinstance(row.get(key), (*types, NoneType)) or isinstance(row.get(key), bool):
-            yield f"`{key}` is {kind}, got {type_name(row[key])}"
+            yield f"`{key}` is {kind}, got {json_type(row[key])}"
 
 
 def _is_prompt(value: Any) -> bool:
