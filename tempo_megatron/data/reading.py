@@ -21,6 +21,7 @@ _SIGNATURES = {
     codecs.BOM_UTF16_BE: "UTF-16 text",
 }
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BLOCK = 4096
 _NUMBERS_SHOWN = 10
 
 
@@ -69,8 +70,8 @@ def text_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, str
     """
     try:
         with path.open("rb") as file:
-            first = file.read(max(map(len, _SIGNATURES)))
-            if kind := next((kind for signature, kind in _SIGNATURES.items() if first.startswith(signature)), ""):
+            first = file.read(_BLOCK)
+            if kind := _other_kind(first):
                 problems.append((Place(str(path)), f"{kind}, not UTF-8 text"))
                 return
             file.seek(len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0)
@@ -82,6 +83,12 @@ def text_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, str
                     problems.append((place, "not UTF-8: save the file as UTF-8"))
     except OSError as error:
         problems.append((Place(str(path)), f"not readable: {error.strerror or error}"))
+
+
+def _other_kind(first: bytes) -> str:
+    """What a file is that begins so, where it is no text in UTF-8."""
+    named = (kind for signature, kind in _SIGNATURES.items() if first.startswith(signature))
+    return next(named, "UTF-16 text or binary" if b"\0" in first else "")
 
 
 def read_text(path: Path) -> str:
