@@ -101,8 +101,8 @@ def answered_rows(sources: Iterable[SourceConfig]) -> list[Row]:
     rows: dict[tuple[Place | None, str], Row] = {}
     for source in sources:
         if Path(source.path).is_file():
-            found = [row for row in _readable_rows(source, [], labelled=False) if row.answer is not None]
-            rows |= {(row.place, row.grader): row for row in found}
+            answered = (row for row in _readable_rows(source, [], labelled=False) if row.answer is not None)
+            rows |= {(row.place, row.grader): row for row in answered}
     return list(rows.values())
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.config import Config, GradingConfig, SourceConfig
+from tempo_megatron.config import Config, DataConfig, GradingConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import Answers, answered_rows
@@ -86,9 +86,19 @@ def read_benchmarks(
     return made
 
 
+def unreadable(named: Mapping[str, Sequence[SourceConfig]], config: Config) -> list[str]:
+    """What is wrong with the benchmarks' files and labels, a line each, where there is no tokenizer to read with."""
+    every = [source for sources in named.values() for source in sources]
+    problems_of_all = labels.problems_of_files(replace(config, data=_only(config, every)))
+    return [line.removeprefix(f"{_STREAM}: ") for line in problems_of_all]
+
+
+def _only(config: Config, sources: Sequence[SourceConfig]) -> DataConfig:
+    return replace(config.data, labelled=[], unlabelled=[], held_out=list(sources), warm_start=[])
+
+
 def _read(name: str, sources: Sequence[SourceConfig], config: Config, tokenizer: Any, given: Given) -> Benchmark:
-    only = replace(config.data, labelled=[], unlabelled=[], held_out=list(sources), warm_start=[])
-    questions = read_questions(only, tokenizer)
+    questions = read_questions(_only(config, sources), tokenizer)
     every = questions.sets["held_out"]
     known = questions.with_answers().get("held_out", [])
     if not known:

@@ -42,8 +42,8 @@ def unanswerable(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list
     answers = {(row.grader, _text(row.answer)): row for row in checked}  # thousands of questions share few answers
     tasks = [Task(row.grader, "check_label", (row.answer,), config.time_limit_seconds) for row in answers.values()]
     reasons = dict(zip(answers, map(_reason, _run(tasks, config)), strict=True))
-    found = [(row, reasons[row.grader, _text(row.answer)] or _past_options(row)) for row in checked]
-    return [(row.place or Place(row.source), f"grader {row.grader}: {reason}") for row, reason in found if reason]
+    judged = [(row, reasons[row.grader, _text(row.answer)] or _past_options(row)) for row in checked]
+    return [(row.place or Place(row.source), f"grader {row.grader}: {reason}") for row, reason in judged if reason]
 
 
 def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[list[Row]]:
@@ -60,15 +60,15 @@ def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> li
         Task(next(iter(by_value.values())).grader, "cluster", (list(by_value),), config.group_time_limit_seconds)
         for by_value in several
     ]
-    found = []
+    contradicting = []
     for by_value, outcome in zip(several, _run(tasks, config), strict=True):
         numbers = range(len(by_value)) if outcome.value is None else outcome.value
         firsts: dict[int, Row] = {}
         for number, row in zip(numbers, by_value.values(), strict=True):
             firsts.setdefault(number, row)
         if len(firsts) > 1:
-            found.append(list(firsts.values()))
-    return found
+            contradicting.append(list(firsts.values()))
+    return contradicting
 
 
 def contradiction(rows: Sequence[Row]) -> Problem:

@@ -119,8 +119,8 @@ def test_a_letter_past_the_options_is_named(
     question: str, label: Any, offered: bool, tmp_path: Path, graded_here: None
 ) -> None:
     """Where the question lists its options by letters, and not where it lists them in another way or nowhere."""
-    found = problems(file_of(tmp_path / "rows.jsonl", {"prompt": question, "answer": label, "grader": "choice"}))
-    assert [("the question's options end with" in line) for line in found] == ([] if offered else [True])
+    lines = problems(file_of(tmp_path / "rows.jsonl", {"prompt": question, "answer": label, "grader": "choice"}))
+    assert ["the question's options end with" in line for line in lines] == ([] if offered else [True])
 
 
 def test_a_reasoning_gym_row_is_graded_by_its_scorer(tmp_path: Path, graded_here: None) -> None:
@@ -221,12 +221,12 @@ def test_prepare_lists_useless_answers_or_drops_them_on_request(
     path = tmp_path / "lsat-ar.jsonl"
     row = {"passage": None, "question": "Which?", "options": ["(A)one", "(B)two"]}
     path.write_text("".join(json.dumps(row | {"question": f"q{n}", "label": a}) + "\n" for n, a in enumerate("AEB")))
-    given = ["data", "prepare", "agieval", "--from", str(path), "--out"]
-    assert cli.main([*given, str(tmp_path / "none")]) == 2
+    command = ["data", "prepare", "agieval", "--from", str(path), "--out"]
+    assert cli.main([*command, str(tmp_path / "none")]) == 2
     assert f"{path}, line 2: grader choice: the label is E" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     for options, answers in (([], ["A", "B"]), (["--keep-unanswered"], ["A", None, "B"])):
-        assert cli.main([*given, str(tmp_path), "--drop-useless", *options]) == 0
+        assert cli.main([*command, str(tmp_path), "--drop-useless", *options]) == 0
         written = (tmp_path / "agieval.jsonl").read_text().splitlines()
         assert [json.loads(line)["answer"] for line in written] == answers
         assert ("1 answer that no response can get right" in capsys.readouterr().out) == (not options)
@@ -239,14 +239,14 @@ def test_prepare_reports_repeats_with_another_answer_and_keeps_neither(
     path = tmp_path / "rows.jsonl"
     answers = [("a", "4"), ("b", "1/2"), ("A", "5"), ("b", "0.5"), ("a", "4")]
     path.write_text("".join(json.dumps({"problem": q, "answer": a}) + "\n" for q, a in answers))
-    given = ["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path)]
+    command = ["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path)]
     written = tmp_path / "aime-2024.jsonl"
-    assert cli.main(given) == 0
+    assert cli.main(command) == 0
     assert [json.loads(line)["answer"] for line in written.read_text().splitlines()] == ["1/2"]
     said = capsys.readouterr().out
     assert "5 rows read, 4 dropped (3 duplicate, 1 repeated with another answer), 1 kept" in said
     assert f"{path}, line 1: the question has the answer '4' here and '5' in {path}, line 3" in said
-    assert cli.main([*given, "--keep-unanswered"]) == 0
+    assert cli.main([*command, "--keep-unanswered"]) == 0
     assert [json.loads(line)["answer"] for line in written.read_text().splitlines()] == [None, "1/2"]
 
 

@@ -28,11 +28,11 @@ def key(*path: str, of: tuple[Any, ...] = OTHERS) -> Callable[[Row], Iterator[Ro
         for value in of:
             copy = deepcopy(row)
             *parents, last = path
-            at = copy
+            holder = copy
             for parent in parents:
-                at = at[parent]
-            if last in at:
-                at[last] = value
+                holder = holder[parent]
+            if last in holder:
+                holder[last] = value
                 yield copy
 
     return replaced

@@ -96,6 +96,7 @@ def test_every_command_that_reads_data_names_file_and_row(
         ["train", str(recipe), f"data.unlabelled=[{{path: {bad}}}]"],
         ["train", str(recipe), f"data.unlabelled=[{{path: {bad}}}]", "model.hf_path=/nowhere"],
         ["eval", "--model", str(demo_model), "--data", str(bad), "--out", str(out), "--precision", "fp32"],
+        ["eval", "--model", str(tmp_path), "--data", str(bad), "--out", str(out), "--precision", "fp32"],
         ["data", "check", "--labelled", str(good), "--held-out", str(bad), "--clean", str(out)],
         ["data", "prepare", "aime-2024", "--from", str(bad), "--out", str(out)],
     ]

@@ -39,16 +39,16 @@ def read(files: Iterable[Path], problems: Callable[[Sequence[Row]], list[str]]) 
 
     Raises DataError listing every problem of files, rows and labels.
     """
-    rows, found = {}, []
+    rows, wrong = {}, []
     sources = {path: SourceConfig(path=str(path)) for path in files}
     for path, source in sources.items():
         try:
             rows[path] = read_rows([source], labelled=False)
         except DataError as error:
-            found.append(str(error))
-    found += problems(answered_rows(sources.values()))
-    if found:
-        raise DataError("\n".join(found))
+            wrong.append(str(error))
+    wrong += problems(answered_rows(sources.values()))
+    if wrong:
+        raise DataError("\n".join(wrong))
     return rows
 
 
