@@ -166,7 +166,11 @@ def _readable_rows(source: SourceConfig, problems: list[Problem], labelled: bool
     """The rows that are as they must be; what is wrong with the others is added to `problems`."""
     path = Path(source.path)
     for place, row in json_rows(path, problems):
-        wrong = list(_wrong_keys(row, labelled))
+        grader = row.get("grader") or source.grader or "exact"
+        answer = _answer(row, str(grader))
+        wrong = list(_wrong_keys(row))
+        if labelled and answer is None:
+            wrong.append("a labelled row needs `answer`")
         if wrong:
             problems += [(place, reason) for reason in wrong]
             continue
@@ -175,10 +179,10 @@ def _readable_rows(source: SourceConfig, problems: list[Problem], labelled: bool
         own_id = row.get("id")
         yield Row(
             question,
-            _answer(row),
+            answer,
             f"{path.name}:{_hash(question) if own_id in (None, '') else own_id}",
             row.get("source") or path.name,
-            row.get("grader") or source.grader or "exact",
+            grader,
             messages,
             source.weight,
             str(place) if row.get("grader") else str(path),
@@ -186,15 +190,13 @@ def _readable_rows(source: SourceConfig, problems: list[Problem], labelled: bool
         )
 
 
-def _wrong_keys(row: dict[str, Any], labelled: bool) -> Iterator[str]:
+def _wrong_keys(row: dict[str, Any]) -> Iterator[str]:
     """What is wrong with the types of a row's values."""
     if not (_is_messages(row["messages"]) if row.get("messages") else _is_prompt(row.get("prompt"))):
         yield (
             "a row needs `prompt`, a text, or `messages`, a list of turns with `role` and `content` "
             "that ends with the user's"
         )
-    if labelled and _answer(row) is None:
-        yield "a labelled row needs `answer`"
     for key, kind, types in _OPTIONAL:
         if not isinstance(row.get(key), (*types, NoneType)) or isinstance(row.get(key), bool):
             yield f"`{key}` is {kind}, got {json_type(row[key])}"
@@ -218,11 +220,15 @@ def _is_messages(value: Any) -> bool:
     )
 
 
-def _answer(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What the row's grader needs; a reasoning-gym scorer needs the whole entry."""
-    if row.get("metadata") is not None:
-        return {"question": row.get("prompt"), "answer": row.get("answer"), "metadata": row["metadata"]}
-    return None if row.get("answer") is None else {"answer": row["answer"]}
+def _answer(row: dict[str, Any], grader: str) -> dict[str, Any] | None:
+    """What the row's grader needs, None where the row has no answer.
+
+    Reasoning-gym scorers and a user's own function are given `metadata`, too, and may need nothing else.
+    """
+    answer, metadata = row.get("answer"), row.get("metadata")
+    if metadata is not None and (answer is not None or ":" in grader or "." in grader):
+        return {"question": row.get("prompt"), "answer": answer, "metadata": metadata}
+    return None if answer is None else {"answer": answer}
 
 
 def _task_rows(source: SourceConfig) -> Iterator[Row]:

@@ -73,6 +73,15 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     assert row.question == "What is 1+1?" and str(row.place) == f"{path}, line 1"
 
 
+def test_metadata_alone_is_an_answer_to_those_who_read_it(tmp_path: Path) -> None:
+    """Any file may have such a column; only reasoning-gym's scorers and a user's function are given it."""
+    path = tmp_path / "rows.jsonl"
+    graders = ("exact", "math", "reasoning_gym:countdown", "mine.function")
+    path.write_text("".join(json.dumps({"prompt": g, "grader": g, "metadata": {"level": 1}}) + "\n" for g in graders))
+    rows = read_rows([SourceConfig(path=str(path))], labelled=False)
+    assert [row.answer is not None for row in rows] == [False, False, True, True]
+
+
 def test_all_that_is_wrong_is_listed_and_a_cause_that_many_rows_share_once(tmp_path: Path) -> None:
     """A file in another schema would otherwise fill the screen."""
     content = b'{"text": "a", "answer": 1}\n' * 12 + b"{broken\n" + GOOD + b'{"prompt": "b"}\n'
