@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron import cli
-from tempo_megatron.config import GradingConfig, SourceConfig
+from tempo_megatron import cli, validate
+from tempo_megatron.config import GradingConfig, SourceConfig, load
 from tempo_megatron.data.sources import answered_rows
 from tempo_megatron.grading import labels
 from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.launch import torchrun
 from tests.unit.test_prepare import in_this_process
 
 MINE = "tests.fixtures.grading.scorers"
@@ -180,6 +181,35 @@ def test_equal_labels_are_graded_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(labels, "_run", counted)
     rows = [{"prompt": f"question {n}", "answer": str(n % 7), "grader": "exact"} for n in range(500)]
     assert problems(file_of(tmp_path / "rows.jsonl", *rows)) == [] and sizes == [7, 0]
+
+
+def test_ranks_do_not_grade_again_what_the_command_has_graded(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that `tempo train` starts share the cores that it had; ranks of srun have nobody before them."""
+    source = file_of(tmp_path / "rows.jsonl", {"prompt": "abc", "answer": "4"})
+    config = load(recipe, [f"data.held_out=[{{path: {source.path}}}]"])
+    graded: list[int] = []
+    monkeypatch.setattr(labels, "problems", lambda rows, config: graded.append(len(rows)) or [])
+    started: dict[str, str] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr("signal.signal", lambda number, handler: None)
+        patch.setattr("subprocess.Popen", lambda command, env: started.update(env) or Ended())
+        assert torchrun.launch(["train"], 2) == 0
+    for checked in (None, started["TEMPO_CHECKED"]):
+        if checked:
+            monkeypatch.setenv("TEMPO_CHECKED", checked)
+        assert validate.problems(config) == []
+    assert graded == [1]
+
+
+class Ended:
+    """A process that has ended."""
+
+    pid = 0
+
+    def wait(self, timeout: float) -> int:
+        return 0
 
 
 def test_every_start_lists_bad_labels_with_its_other_problems(
