@@ -28,7 +28,10 @@ def problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[str
 
     All `rows` have an answer and a place. Graders that cannot be loaded are left out: `grader.problems` lists them.
     """
-    return listed([*unanswerable(rows, config), *map(contradiction, contradictions(rows, config))])
+    wrong = unanswerable(rows, config)
+    places = {place for place, _ in wrong}
+    others = [row for row in rows if row.place not in places]
+    return listed([*wrong, *map(contradiction, contradictions(others, config))])
 
 
 def problems_of_files(config: Config) -> list[str]:
@@ -102,9 +105,11 @@ def _past_options(row: Row) -> str:
     """
     if row.grader != "choice" or row.answer is None:
         return ""
-    letter = gold_letter(row.answer["answer"])
+    letter = _value(row)
     options = {(bracketed or leading).upper() for bracketed, leading in _OPTION.findall(row.question)}
-    if not {"A", "B"} <= options or letter in options or re.search(rf"\b{letter}\b", row.question):
+    if letter in options:
+        return ""
+    if len(letter) != 1 or not {"A", "B"} <= options or re.search(rf"\b{letter}\b", row.question):
         return ""
     return f"the label is {letter}, and the question's options end with {max(options)}"
 

@@ -153,10 +153,13 @@ def test_repeats_with_another_answer_are_listed_wherever_they_are(tmp_path: Path
         {"prompt": "what is 2+2?", "answer": "5", "grader": "math"},
         {"prompt": "unanswered"},
         {"prompt": "What is 2+2?", "answer": "4.0", "grader": "math"},
+        {"prompt": "What is 2+2?", "answer": "", "grader": "math"},
     )
-    assert problems(one, two) == [
+    empty, contradicted = problems(one, two)
+    assert empty.startswith(f"{two.path}, line 4: grader math: ")
+    assert contradicted == (
         f"{one.path}, line 1: the question has the answer '4' here and '5' in {two.path}, line 1: keep the right one"
-    ]
+    )
 
 
 def test_a_label_whose_grading_does_not_end_is_named_in_time(tmp_path: Path) -> None:
