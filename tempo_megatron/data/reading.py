@@ -134,8 +134,9 @@ def no_row(value: Any, may_be_cut: bool = True) -> str:
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls the type of a value."""
+    """What JSON calls the type of a value, or Python where JSON has no such type."""
     if isinstance(value, float) and not isfinite(value):
         return str(value)
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", NoneType: "null"}
-    return names.get(type(value), "a number")
+    names |= dict.fromkeys((int, float), "a number")
+    return names.get(type(value), f"a value of type {type(value).__name__}")

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from tempo_megatron import cli
-from tempo_megatron.config import SourceConfig
+from tempo_megatron.config import SourceConfig, load, to_yaml
 from tempo_megatron.data.reading import DataError, Place, listed
 from tempo_megatron.data.sources import read_rows
 
@@ -101,7 +101,11 @@ def test_every_command_that_reads_data_names_file_and_row(
     bad, good, out = tmp_path / "bad.jsonl", tmp_path / "good.jsonl", tmp_path / "out"
     bad.write_bytes(LATIN)
     good.write_bytes(GOOD)
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "config.yaml").write_text(to_yaml(load(recipe, [f"data.labelled=[{{path: {bad}}}]"])))
     commands = [
+        ["replay", str(kept), f"run_dir={tmp_path / 'run'}"],
         ["train", str(recipe), f"data.unlabelled=[{{path: {bad}}}]"],
         ["train", str(recipe), f"data.unlabelled=[{{path: {bad}}}]", "model.hf_path=/nowhere"],
         ["eval", "--model", str(demo_model), "--data", str(bad), "--out", str(out), "--precision", "fp32"],
