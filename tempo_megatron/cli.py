@@ -38,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return evaluate(arguments[1:])
     commands.add_parser("launch", help="a recipe as NeMo-Run jobs; `tempo launch --help`", add_help=False)
     if arguments[:1] == ["launch"]:
+        from tempo_megatron.grading.labels import problems_of_files
         from tempo_megatron.launch.command import main as launch
 
-        return launch(arguments[1:])
+        return launch(arguments[1:], problems_of_files)
     replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
     replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
     replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
@@ -62,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return examine(given, arguments)
     if given.command == "data":
-        return data.run(given)
+        from tempo_megatron.grading import labels
+
+        return data.run(given, labels)
     if given.command == "settings":
         for key, default, help_ in settings.documented_keys():
             print(f"{key} = {default.value if isinstance(default, StrEnum) else default!r}\n    {help_}")

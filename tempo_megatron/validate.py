@@ -20,11 +20,13 @@ from tempo_megatron.config import (
     PolicyConfig,
     TargetRange,
     WandbMode,
-    missing_files,
 )
-from tempo_megatron.data.questions import read_questions, set_aside
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.questions import read_questions, set_aside, unreadable
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import answered_rows
+from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import problems as grading_problems
+from tempo_megatron.launch import torchrun
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.run_directory import differences
@@ -40,8 +42,13 @@ def problems(config: Config) -> list[str]:
         *_numbers(config),
         *model_problems(config),
         *_data(config),
+        *_labels(config),
         *differences(config),
     ]
+
+
+def _labels(config: Config) -> list[str]:
+    return [] if torchrun.is_checked() else labels.problems(answered_rows(config.data.sources()), config.grading)
 
 
 def _required(config: Config) -> Iterator[str]:
@@ -192,7 +199,7 @@ def _data(config: Config) -> Iterator[str]:
     except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
         if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
             yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
-        yield from missing_files(config.data.sources())
+        yield from unreadable(config.data)
         return
     if config.data.chat_template and not tokenizer.chat_template:
         yield "data.chat_template: the tokenizer has none"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from tempo_megatron.config import DataConfig
 from tempo_megatron.data import templates
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.seeds import derive_seed
-from tempo_megatron.data.sources import Answers, DataError, PromptSet, read_rows, to_prompts
+from tempo_megatron.data.sources import Answers, PromptSet, read_rows, to_prompts
 from tempo_megatron.data.templates import Tokenizer
 from tempo_megatron.data.types import Prompt
 
@@ -64,6 +65,18 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer) -> Questions:
     if problems:
         raise DataError("\n".join(problems))
     return Questions(sets, answers)
+
+
+def unreadable(config: DataConfig) -> list[str]:
+    """What is wrong with the files of all streams, one line each with its key in front. Needs no tokenizer."""
+    problems: list[str] = []
+    for name in (*_HIDDEN, *_LABELLED):
+        files = [source for source in getattr(config, name) if source.path]
+        try:
+            read_rows(files, labelled=name in _LABELLED)
+        except DataError as error:
+            problems += [f"data.{name}: {line}" for line in str(error).splitlines()]
+    return problems
 
 
 def set_aside(labelled: PromptSet, count: int) -> list[Prompt]:

@@ -7,16 +7,17 @@ alone is given, and nothing that a `Prompt` of such a stream carries depends on 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from tempo_megatron.config import DataConfig, Overlong, SourceConfig, missing_files
 from tempo_megatron.data import tasks, templates
 from tempo_megatron.data.identity import identity, spoken
+from tempo_megatron.data.reading import DataError, Place, Problem, json_rows, json_type, listed
 from tempo_megatron.data.templates import Message, Tokenizer
 from tempo_megatron.data.types import Prompt
 
@@ -24,8 +25,13 @@ Answers = dict[str, dict[str, Any]]
 """prompt id -> what its grader needs"""
 
 
-class DataError(ValueError):
-    """A data file or task is not usable; the message lists file, row and reason, one problem a line."""
+_OPTIONAL = (
+    ("grader", "a name", (str,)),
+    ("source", "a name", (str,)),
+    ("id", "a text or a number", (str, int)),
+    ("metadata", "an object", (dict,)),
+)
+"""keys that a row may leave out: what each is, and the types of its values"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Row:
     weight: float = 1.0
     names_grader: str = ""
     """where the grader is named: a file's line, the file alone where its source says it of all, or the task"""
+    place: Place | None = None
+    """where the row is; None where it is drawn from a task"""
 
 
 @dataclass
@@ -69,20 +77,33 @@ class PromptSet:
 
 
 def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
-    """The rows of all sources. Raises DataError listing every problem found in any of them."""
-    rows, problems = [], []
+    """The rows of all sources. Raises DataError listing every problem of all of them."""
+    rows: list[Row] = []
+    problems: list[str] = []
     for source in sources:
         if bool(source.path) == bool(source.task):
             problems.append("a source needs either path or task")
             continue
         if not 0 < source.weight < inf:
             problems.append(f"{source.path or source.task}: weight is a number above 0, got {source.weight}")
-        found: list[str] = []
-        rows += list(_file_rows(source, labelled, found) if source.path else _task_rows(source, found))
-        problems += found
+        try:
+            rows += _file_rows(source, labelled) if source.path else _task_rows(source)
+        except DataError as error:
+            problems += str(error).splitlines()
     if problems:
         raise DataError("\n".join(problems))
     return rows
+
+
+def answered_rows(sources: Iterable[SourceConfig]) -> list[Row]:
+    """The rows of files that have an answer, each row of a file once. What cannot be read is left out: `read_rows`
+    lists it. Tasks are left out: what they draw is right by their own scorers."""
+    rows: dict[tuple[Place | None, str], Row] = {}
+    for source in sources:
+        if Path(source.path).is_file():
+            answered = (row for row in _readable_rows(source, [], labelled=False) if row.answer is not None)
+            rows |= {(row.place, row.grader): row for row in answered}
+    return list(rows.values())
 
 
 def to_prompts(
@@ -95,9 +116,11 @@ def to_prompts(
     """Rows as prompts. With `answers` the stream is not labelled: its answers are moved there.
 
     Questions in `withhold` are left out: one that is evaluated must not be learnt from with its answer. Raises
-    DataError naming the first overlong prompt where `data.overlong` is "error".
+    DataError listing conversations that the chat template refuses and, where `data.overlong` is "error", prompts that
+    are too long.
     """
     made = PromptSet()
+    problems: list[Problem] = []
     for row in rows:
         question = identity(row.question)
         if question in withhold:
@@ -110,13 +133,12 @@ def to_prompts(
         try:
             token_ids = templates.encode(row.question, row.messages, row.grader, config, tokenizer)
         except ValueError as error:
-            raise DataError(f"{row.source}: prompt {row.id}: {error}") from error
+            problems.append((row.place or Place(row.source), str(error)))
+            continue
         if len(token_ids) > config.max_prompt_tokens:
             if config.overlong is Overlong.error:
-                raise DataError(
-                    f"{row.source}: prompt {row.id} has {len(token_ids)} tokens, data.max_prompt_tokens is "
-                    f"{config.max_prompt_tokens}"
-                )
+                too_long = f"{len(token_ids)} tokens, data.max_prompt_tokens is {config.max_prompt_tokens}"
+                problems.append((row.place or Place(row.source), too_long))
             made.overlong += 1
             continue
         if answers is not None and row.answer is not None:
@@ -125,56 +147,68 @@ def to_prompts(
         made.prompts.append(Prompt(row.id, tuple(token_ids), row.source, row.grader, answer))
         made.weights.append(row.weight)
         made.graders.setdefault(row.grader, row.names_grader)
+    if problems:
+        raise DataError("\n".join(listed(problems)))
     return made
 
 
-def _file_rows(source: SourceConfig, labelled: bool, problems: list[str]) -> Iterator[Row]:
-    path = Path(source.path)
+def _file_rows(source: SourceConfig, labelled: bool) -> list[Row]:
     if missing := missing_files([source]):
-        problems += missing
-        return
-    lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold the further line ends of str.splitlines
-    if not any(line.strip() for line in lines):
-        problems.append(f"{path}: the data file is empty")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.append(f"{where}: not JSON: {error}")
-            continue
-        if not isinstance(row, dict) or not (_is_prompt(row.get("prompt")) or _is_messages(row.get("messages"))):
-            problems.append(
-                f"{where}: a row needs `prompt`, a text, or `messages`, a list of turns with `role` and `content` "
-                "that ends with the user's"
-            )
-            continue
-        answer = _answer(row)
+        raise DataError("\n".join(missing))
+    problems: list[Problem] = []
+    rows = list(_readable_rows(source, problems, labelled))
+    if problems:
+        raise DataError("\n".join(listed(problems)))
+    return rows
+
+
+def _readable_rows(source: SourceConfig, problems: list[Problem], labelled: bool) -> Iterator[Row]:
+    """The rows that are as they must be; what is wrong with the others is added to `problems`."""
+    path = Path(source.path)
+    for place, row in json_rows(path, problems):
+        grader = row.get("grader") or source.grader or "exact"
+        answer = _answer(row, str(grader))
+        wrong = list(_wrong_keys(row))
         if labelled and answer is None:
-            problems.append(f"{where}: a labelled row needs `answer`")
+            wrong.append("a labelled row needs `answer`")
+        if wrong:
+            problems += [(place, reason) for reason in wrong]
             continue
         messages = tuple(row["messages"]) if row.get("messages") else None
         question = spoken(messages) if messages else row["prompt"]
         own_id = row.get("id")
-        id_ = f"{path.name}:{_hash(question) if own_id in (None, '') else own_id}"
-        grader = row.get("grader") or source.grader or "exact"
-        if not isinstance(grader, str):
-            problems.append(f"{where}: `grader` is a name, got {grader!r}")
-            continue
-        named = where if row.get("grader") else str(path)
-        yield Row(question, answer, id_, row.get("source") or path.name, grader, messages, source.weight, named)
+        yield Row(
+            question,
+            answer,
+            f"{path.name}:{_hash(question) if own_id in (None, '') else own_id}",
+            row.get("source") or path.name,
+            grader,
+            messages,
+            source.weight,
+            str(place) if row.get("grader") else str(path),
+            place,
+        )
+
+
+def _wrong_keys(row: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the types of a row's values."""
+    if not (_is_messages(row["messages"]) if row.get("messages") else _is_prompt(row.get("prompt"))):
+        yield (
+            "a row needs `prompt`, a text, or `messages`, a list of turns with `role` and `content` "
+            "that ends with the user's"
+        )
+    for key, kind, types in _OPTIONAL:
+        if not isinstance(row.get(key), (*types, NoneType)) or isinstance(row.get(key), bool):
+            yield f"`{key}` is {kind}, got {json_type(row[key])}"
 
 
 def _is_prompt(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_messages(value: Any) -> bool:
     return (
         isinstance(value, list)
-        and bool(value)
         and all(
             isinstance(turn, dict)
             and turn.get("role") in ("system", "user", "assistant")
@@ -182,22 +216,26 @@ def _is_messages(value: Any) -> bool:
             for turn in value
         )
         and value[-1]["role"] == "user"
+        and _is_prompt(value[-1]["content"])
     )
 
 
-def _answer(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What the row's grader needs; a reasoning-gym scorer needs the whole entry."""
-    if row.get("metadata") is not None:
-        return {"question": row.get("prompt"), "answer": row.get("answer"), "metadata": row["metadata"]}
-    return None if row.get("answer") is None else {"answer": row["answer"]}
+def _answer(row: dict[str, Any], grader: str) -> dict[str, Any] | None:
+    """What the row's grader needs, None where the row has no answer.
+
+    Reasoning-gym scorers and a user's own function are given `metadata`, too, and may need nothing else.
+    """
+    answer, metadata = row.get("answer"), row.get("metadata")
+    if metadata is not None and (answer is not None or ":" in grader or "." in grader):
+        return {"question": row.get("prompt"), "answer": answer, "metadata": metadata}
+    return None if answer is None else {"answer": answer}
 
 
-def _task_rows(source: SourceConfig, problems: list[str]) -> Iterator[Row]:
+def _task_rows(source: SourceConfig) -> Iterator[Row]:
     try:
         entries = tasks.entries(source)
     except ValueError as error:
-        problems.append(str(error))
-        return
+        raise DataError(str(error)) from error
     for entry in entries:
         answer = {"question": entry["question"], "answer": entry["answer"], "metadata": entry["metadata"]}
         id_ = f"{source.task}:{_hash(entry['question'])}"

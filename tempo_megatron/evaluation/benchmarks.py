@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.config import Config, GradingConfig, SourceConfig
+from tempo_megatron.config import Config, DataConfig, GradingConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions
-from tempo_megatron.data.sources import Answers, DataError
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import Answers, answered_rows
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.evaluation.protocol import Given, Protocol, problems, protocol_of
+from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import problems as grading_problems
+from tempo_megatron.launch import torchrun
 
 _STREAM = "data.held_out"
 """the stream that a benchmark is read as"""
@@ -77,14 +80,27 @@ def read_benchmarks(
             found += [re.sub(f"^{_STREAM}", name, line) for line in str(error).splitlines()]
     for benchmark in made:
         found += [*problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
+    if not torchrun.is_checked():
+        rows = answered_rows(source for sources in named.values() for source in sources)
+        found += labels.problems(rows, config.grading)
     if found:
         raise DataError("\n".join(dict.fromkeys(found)))  # what is wrong with a setting is said by each of them
     return made
 
 
+def unreadable(named: Mapping[str, Sequence[SourceConfig]], config: Config) -> list[str]:
+    """What is wrong with the benchmarks' files and labels, a line each, where there is no tokenizer to read with."""
+    every = [source for sources in named.values() for source in sources]
+    problems_of_all = labels.problems_of_files(replace(config, data=_only(config, every)))
+    return [line.removeprefix(f"{_STREAM}: ") for line in problems_of_all]
+
+
+def _only(config: Config, sources: Sequence[SourceConfig]) -> DataConfig:
+    return replace(config.data, labelled=[], unlabelled=[], held_out=list(sources), warm_start=[])
+
+
 def _read(name: str, sources: Sequence[SourceConfig], config: Config, tokenizer: Any, given: Given) -> Benchmark:
-    only = replace(config.data, labelled=[], unlabelled=[], held_out=list(sources), warm_start=[])
-    questions = read_questions(only, tokenizer)
+    questions = read_questions(_only(config, sources), tokenizer)
     every = questions.sets["held_out"]
     known = questions.with_answers().get("held_out", [])
     if not known:

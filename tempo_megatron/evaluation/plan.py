@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 
 from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
-from tempo_megatron.config import Config, Precision, load_checked, missing_files
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.config import Config, Precision, load_checked
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.evaluation import store
 from tempo_megatron.evaluation.arguments import Arguments
-from tempo_megatron.evaluation.benchmarks import Benchmark, evaluated_by, named_by_file, read_benchmarks
+from tempo_megatron.evaluation.benchmarks import Benchmark, evaluated_by, named_by_file, read_benchmarks, unreadable
 
 _MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
 _BLOCK, _BLOCKS = 2**16, 64
@@ -77,14 +77,13 @@ def make_plan(arguments: Arguments) -> Plan:
 
 
 def _questions(config: Config, arguments: Arguments) -> tuple[list[Benchmark], Any]:
-    """The benchmarks and the tokenizer that they were read with. Raises DataError; without a tokenizer it lists the
-    files that are missing, too."""
+    """The benchmarks and the tokenizer that they were read with. Raises DataError; without a tokenizer it lists
+    what is wrong with files and labels, too."""
     named = named_by_file(arguments.data) if arguments.data else evaluated_by(config)
     try:
         tokenizer = _tokenizer(config)
     except DataError as error:
-        missing = missing_files(source for sources in named.values() for source in sources)
-        raise DataError("\n".join([str(error), *missing])) from None
+        raise DataError("\n".join([str(error), *unreadable(named, config)])) from None
     return read_benchmarks(named, config, tokenizer, arguments.protocol), tokenizer
 
 

@@ -40,7 +40,7 @@ class Grader:
     ) -> None:
         self._decode = decode
         self._config = config
-        self._pool = pool or Pool(config.workers or _share_of_cores(), int(config.memory_limit_gib * 2**30))
+        self._pool = pool or worker_pool(config)
         self._judge: Judge | None = None
         self._counting = Lock()
         self.errors = 0
@@ -193,6 +193,11 @@ def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
         except ValueError as error:
             found.append(f"{where}: {error}")
     return found
+
+
+def worker_pool(config: GradingConfig) -> Pool:
+    """Workers as the settings say, none of which has started."""
+    return Pool(config.workers or _share_of_cores(), int(config.memory_limit_gib * 2**30))
 
 
 def _share_of_cores() -> int:

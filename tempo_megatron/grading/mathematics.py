@@ -16,6 +16,7 @@ from typing import Any
 from math_verify import parse, verify
 
 from tempo_megatron.grading.final_answer import closing_boxes, last_line, stated
+from tempo_megatron.grading.plain_labels import plain_label
 
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off; ours are not
 
@@ -44,6 +45,12 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
         return False
     together = _boxed(", ".join(parts))
     return _equal(gold, together) or (len(parts) > 1 and all(_equal(gold, _boxed(part)) for part in parts))
+
+
+def check_label(answer: dict[str, Any]) -> None:
+    """Raises ValueError that says why no response can be graded right against this label."""
+    if not grade(_boxed(plain_label(answer).strip("$")), answer):
+        raise ValueError(f"the label {answer['answer']!r:.80} is not graded right against itself")
 
 
 def extract(text: str) -> str:

@@ -20,13 +20,13 @@ def plain_label(answer: dict[str, Any]) -> str:
         raise ValueError(f"a label is a text or a number, not {label!r:.80}")
     if isinstance(label, float) and not isfinite(label):
         raise ValueError(f"the label is {label}, no number")
-    text = str(label).strip()
-    if not text:
+    text = str(label)
+    if not text.strip():
         raise ValueError("the label is empty")
-    if eaten := _CONTROL.search(text):
+    if eaten := _CONTROL.search(text):  # before blanks are stripped: form feeds, eaten from \frac, are blanks
         character = ascii(eaten.group())
         raise ValueError(f"the label {text!r:.80} holds the control character {character}: JSON wants \\\\ for \\")
-    return text
+    return text.strip()
 
 
 def check_plain_label(answer: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tempo_megatron.grading import choice, final_answer, free, zebra
 from tempo_megatron.grading.answer_forms import normalize
+from tempo_megatron.grading.plain_labels import check_plain_label
 from tempo_megatron.grading.thinking import without_thinking
 
 KNOWN = "exact, math, choice, free, zebra, judge, reasoning_gym:<task>, or your own as module.function"
@@ -19,12 +20,14 @@ _FULL_SCORE = 1.0 - 1e-9
 
 @dataclass(frozen=True)
 class Scorer:
-    """What a grader's name stands for. All three take texts and may raise anything."""
+    """What a grader's name stands for. All take texts or labels and may raise anything."""
 
     grade: Callable[[str, dict[str, Any]], bool] | None
     """(response, answer) -> right or not; None where the judge model says it"""
     extract: Callable[[str], str]
     """response -> its final answer, "" for none"""
+    check_label: Callable[[dict[str, Any]], None]
+    """raises ValueError that says why no response can be graded right against this label"""
     equivalent: Callable[[str, str], bool] = operator.eq
     """two final answers that are not the same text -> do they mean the same"""
 
@@ -51,20 +54,20 @@ def _named(name: str) -> Scorer:
     if name == "math":
         from tempo_megatron.grading import mathematics  # with SymPy; no other grader waits for it
 
-        return Scorer(mathematics.grade, mathematics.extract, mathematics.equivalent)
+        return Scorer(mathematics.grade, mathematics.extract, mathematics.check_label, mathematics.equivalent)
     if name.startswith("reasoning_gym:"):
         return _reasoning_gym(name.removeprefix("reasoning_gym:"))
     built_in = {
-        "exact": Scorer(lambda text, answer: text.strip() == str(answer["answer"]).strip(), str.strip),
-        "choice": Scorer(choice.grade, choice.extract),
-        "free": Scorer(free.grade, free.extract),
-        "zebra": Scorer(zebra.grade, zebra.extract),
-        "judge": Scorer(None, final_answer.free_form, _same_words),
+        "exact": Scorer(_exact, str.strip, check_plain_label),
+        "choice": Scorer(choice.grade, choice.extract, choice.check_label),
+        "free": Scorer(free.grade, free.extract, free.check_label),
+        "zebra": Scorer(zebra.grade, zebra.extract, zebra.check_label),
+        "judge": Scorer(None, final_answer.free_form, check_plain_label, _same_words),
     }
     if name in built_in:
         return built_in[name]
     if "." in name:
-        return Scorer(_imported(name), final_answer.free_form, _same_words)
+        return _imported(name)
     raise ValueError(f"unknown grader {name!r}; known: {KNOWN}")
 
 
@@ -81,24 +84,42 @@ def cluster(answers: Sequence[str], equivalent: Callable[[str, str], bool]) -> l
     return [numbers[answer] for answer in answers]
 
 
+def _exact(text: str, answer: dict[str, Any]) -> bool:
+    return text.strip() == str(answer["answer"]).strip()
+
+
 def _reasoning_gym(task: str) -> Scorer:
     import reasoning_gym
 
     score = reasoning_gym.get_score_answer_fn(task)
-    return Scorer(
-        lambda text, answer: score(answer=text, entry=answer) >= _FULL_SCORE, final_answer.free_form, _same_words
-    )
+
+    def grade(text: str, answer: dict[str, Any]) -> bool:
+        return bool(score(answer=text, entry=answer) >= _FULL_SCORE)
+
+    def check_label(answer: dict[str, Any]) -> None:
+        if "metadata" not in answer:
+            raise ValueError("a row needs `metadata`, the task's own, for its scorer")
+        if answer["answer"] is not None and not grade(answer["answer"], answer):  # some tasks score without an answer
+            raise ValueError(f"the task's scorer does not accept {answer['answer']!r} itself")
+
+    return Scorer(grade, final_answer.free_form, check_label, _same_words)
 
 
-def _imported(name: str) -> Callable[[str, dict[str, Any]], bool]:
+def _imported(name: str) -> Scorer:
+    """A user's function of (response, answer). Its attribute `check_label`, where it has one, checks labels."""
     module, _, function = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), function)
+        grade = getattr(importlib.import_module(module), function)
     except Exception as error:  # a user's module may raise anything while it is imported
         raise ValueError(f"grader {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(found):
+    if not callable(grade):
         raise ValueError(f"grader {name!r} is not a function")
-    return lambda text, answer: bool(found(text, answer))
+    check_label = getattr(grade, "check_label", _accept)
+    return Scorer(lambda text, answer: bool(grade(text, answer)), final_answer.free_form, check_label, _same_words)
+
+
+def _accept(answer: dict[str, Any]) -> None:
+    """What a label of a user's function must be is known to that function alone."""
 
 
 def _same_words(one: str, other: str) -> bool:

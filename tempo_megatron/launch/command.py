@@ -6,12 +6,12 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from tempo_megatron import planning
-from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked, missing_files
+from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
 from tempo_megatron.launch.experiment import tasks
 
 _BAD_INPUT = 2
@@ -19,14 +19,19 @@ _HOME = "NEMORUN_HOME"
 """environment variable: NeMo-Run's directory of experiments, their scripts and logs. It reads it as it is imported"""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started)."""
+def main(arguments: Sequence[str], problems_of_files: Callable[[Config], list[str]]) -> int:
+    """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started).
+
+    `problems_of_files` says what is wrong with a recipe's data files, a line each.
+    """
     given = _parser().parse_intermixed_args(arguments)
     if not find_spec("nemo_run"):
         print("tempo launch: NeMo-Run is not installed: install the extra `launch`", file=sys.stderr)
         return _BAD_INPUT
     try:
-        config = load_checked(given.recipe, given.overrides, lambda read: _problems(read, given))
+        config = load_checked(
+            given.recipe, given.overrides, lambda read: [*_problems(read, given), *problems_of_files(read)]
+        )
         python = "python" if given.container else sys.executable
         steps = tasks(given.recipe, given.overrides, python)
     except ConfigError as error:
@@ -122,7 +127,6 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     found += [
         f"{key}: {start} is no directory here" for key, start in _starts(config).items() if not Path(start).is_dir()
     ]
-    found += missing_files(config.data.sources())
     if given.container:
         found += [
             f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"

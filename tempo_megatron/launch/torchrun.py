@@ -13,6 +13,8 @@ import psutil
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 """variables of every rank, unless they are set already"""
+_CHECKED = "TEMPO_CHECKED"
+"""environment variable of ranks that `tempo` starts, which need not grade the labels again that it has graded"""
 
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
@@ -25,6 +27,11 @@ def started_this(environment: Mapping[str, str] = os.environ) -> bool:
     return "TORCHELASTIC_RUN_ID" in environment
 
 
+def is_checked(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the `tempo` that started this rank has graded its labels against themselves."""
+    return environment.get(_CHECKED) == "1"
+
+
 def launch(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
 
@@ -32,7 +39,8 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     SIGINT is passed on, and ends them.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env={**ENVIRONMENT, **os.environ})
+    environment = {**ENVIRONMENT, **os.environ, _CHECKED: "1"}
+    ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env=environment)
     signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):

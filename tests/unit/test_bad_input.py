@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 
 from tempo_megatron import cli
 from tempo_megatron.config import Config, Overlong, SourceConfig, load
-from tempo_megatron.data.sources import DataError, read_rows, to_prompts
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import read_rows, to_prompts
 from tempo_megatron.run_directory import open_run
 from tempo_megatron.validate import problems
 

@@ -9,8 +9,9 @@ import pytest
 
 from tempo_megatron.config import DataConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions, set_aside
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.seeds import derive_seed
-from tempo_megatron.data.sources import Answers, DataError, Row, to_prompts
+from tempo_megatron.data.sources import Answers, Row, to_prompts
 from tempo_megatron.data.streams import Stream
 
 

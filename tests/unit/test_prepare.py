@@ -7,6 +7,7 @@ import json
 import shutil
 import string
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ import pyarrow.parquet
 import pytest
 
 from tempo_megatron import cli
-from tempo_megatron.config import SourceConfig
+from tempo_megatron.config import GradingConfig, SourceConfig
 from tempo_megatron.data.prepare import catalogue, command, files
 from tempo_megatron.data.prepare.question import hashed_order
 from tempo_megatron.data.sources import Row, read_rows
+from tempo_megatron.grading import labels
+from tempo_megatron.grading.pool import Outcome, Task
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
 
@@ -26,7 +29,24 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "data"
 def tempo_data(*arguments: object) -> int:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+    return command.run(parser.parse_args([str(argument) for argument in arguments]), labels)
+
+
+@pytest.fixture(autouse=True)
+def labels_are_graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without workers, whose start takes seconds; `test_labels.py` has those."""
+    monkeypatch.setattr(labels, "_run", in_this_process)
+
+
+def in_this_process(tasks: Sequence[Task], config: GradingConfig) -> list[Outcome]:
+    """The outcomes of calling the scorers directly."""
+    outcomes = []
+    for task in tasks:
+        try:
+            outcomes.append(Outcome(getattr(labels.scorer(task.grader), task.method)(*task.arguments)))
+        except Exception as error:
+            outcomes.append(Outcome(failure=f"{type(error).__name__}: {error}"))
+    return outcomes
 
 
 def as_parquet(path: Path, directory: Path) -> Path:
@@ -177,7 +197,7 @@ def test_big_bench_options_are_reordered_and_ambiguous_examples_dropped(
     assert chosen["prompt"].startswith("Choose the odd one out.\n\nFruit or tool?\n\n(A) ")
     assert f"({chosen['answer']}) hammer" in chosen["prompt"]
     counted = capsys.readouterr().out
-    assert "1 several right answers" in counted and "1 no single right option" in counted
+    assert "1 several answers" in counted and "1 no single right option" in counted
     alone = FIXTURES / "bigbench" / "parts" / "echo" / "task.json"
     assert [row["answer"] for row in prepared("bigbench", alone, tmp_path / "one")[0]] == ["lamp", "oar"]
 
@@ -210,7 +230,8 @@ def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
     assert tempo_data("prepare", "aime-2025", "--out", tmp_path) == 0
     assert asked == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
     hub = files.Hub("one/{part}", "test", ("a", "b"))
-    assert [part for part, _ in hub.read()] == ["a", "b"] and asked[2:] == [
+    assert [(str(place), part) for place, part, _ in hub.read()] == [("one/a, row 1", "a"), ("one/b, row 1", "b")]
+    assert asked[2:] == [
         ("one/a", None, "test"),
         ("one/b", None, "test"),
     ]
@@ -227,9 +248,9 @@ def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("aime-2024", '{"text": "a"}\n', "row 1 (rows): a row needs `problem` or `question` or `Problem`; it has text"),
-        ("aime-2024", "{broken\n", "rows.jsonl: not readable"),
-        ("aime-2024", "", "0 rows read, 0 dropped, 0 kept: nothing to write"),
+        ("aime-2024", '{"text": "a"}\n', "line 1: a row needs `problem` or `question` or `Problem`; it has text"),
+        ("aime-2024", "{broken\n", "rows.jsonl, line 1: not JSON"),
+        ("aime-2024", "", "rows.jsonl: the data file is empty"),
         ("zebralogic", '{"puzzle": "p", "solution": {"rows": []}}\n', "needs `header`"),
         ("gpqa-diamond", '{"Question": "q"}\n', "needs `Correct Answer`"),
     ],

@@ -11,7 +11,8 @@ from jinja2 import TemplateError
 
 from tempo_megatron.config import DataConfig, PromptStyle, SourceConfig
 from tempo_megatron.data.questions import read_questions
-from tempo_megatron.data.sources import DataError, Row, read_rows, to_prompts
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import Row, read_rows, to_prompts
 from tempo_megatron.data.templates import INSTRUCTIONS
 
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}]
@@ -87,11 +88,11 @@ def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path: Path) -> None
     """By source and row: no chat template, or one that refuses these roles."""
     row = {"id": "q7", "messages": TALK}
     config = DataConfig(unlabelled=[source(tmp_path / "talk.jsonl", row)])
-    with pytest.raises(DataError, match=r"data.unlabelled: talk.jsonl: prompt talk.jsonl:q7: .*the tokenizer has none"):
+    with pytest.raises(DataError, match=r"data.unlabelled: .*talk.jsonl, line 1: .*the tokenizer has none"):
         read_questions(config, Letters(chat_template=None))
     refused = {"id": "q8", "messages": [{"role": "user", "content": "refused"}]}
     config = DataConfig(unlabelled=[source(tmp_path / "talk.jsonl", refused)])
-    with pytest.raises(DataError, match=r"prompt talk.jsonl:q8: .*refuses the messages: roles must alternate"):
+    with pytest.raises(DataError, match=r"talk.jsonl, line 1: .*refuses the messages: roles must alternate"):
         read_questions(config, Letters())
 
 

@@ -77,6 +77,7 @@ def test_every_row_of_the_tables_can_start(
     """Model, layout, data, method, schedule and starting checkpoints together; only the GPU is missing here. The
     authors' code has critic targets of its own, and starts from the same RLVR run."""
     monkeypatch.chdir(place)
+    monkeypatch.setenv("TEMPO_CHECKED", "1")  # the invented labels: workers that grade them take a second to start
     config = row(model, domain, name)
     assert problems(config) == ["model.precision: bf16 needs a GPU; this machine has none, use fp32"]
     assert config.run_dir == f"runs/{model}_{domain}_{'rlvr' if name == 'ppo' else OWN.get(name, name)}"

@@ -10,6 +10,7 @@ from typing import Any
 from tempo_megatron.data.prepare import files, general, mathematics, offline
 from tempo_megatron.data.prepare.files import Hub, Rows
 from tempo_megatron.data.prepare.question import Question
+from tempo_megatron.data.reading import Problem
 
 _BBH_TASKS = (
     "boolean_expressions",
@@ -57,12 +58,12 @@ class Source:
     unanswered: str = ""
     """what to do where a copy has no answers"""
 
-    def rows(self, path: Path | None) -> Rows:
-        """Those of the path, or of the hub without one."""
+    def rows(self, path: Path | None, problems: list[Problem]) -> Rows:
+        """Those of the path, or of the hub without one. What cannot be read is added to `problems`."""
         if path is None:
             assert self.hub
             return self.hub.read()
-        return offline.read_mix(path) if path.suffix in (".yaml", ".yml") else files.read(path, self.pattern)
+        return offline.read_mix(path) if path.suffix in (".yaml", ".yml") else files.read(path, self.pattern, problems)
 
 
 SOURCES = {

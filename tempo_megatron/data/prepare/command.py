@@ -9,8 +9,9 @@ from pathlib import Path
 
 from tempo_megatron.data.prepare import contamination
 from tempo_megatron.data.prepare.catalogue import SOURCES
-from tempo_megatron.data.prepare.writing import NO_ANSWER, prepare
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.prepare.question import NO_ANSWER
+from tempo_megatron.data.prepare.writing import LabelChecks, prepare
+from tempo_megatron.data.reading import DataError
 from tempo_megatron.whole_files import write_whole
 
 _BAD_INPUT = 2
@@ -26,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--keep-unanswered", action="store_true", help="keep questions without an answer: enough for data.unlabelled"
     )
+    made.add_argument(
+        "--drop-useless",
+        action="store_true",
+        help="drop answers that no response can get right, which are an error otherwise",
+    )
     commands.add_parser("list", help="the sources: hub address, role in the paper, grader")
     check = commands.add_parser("check", help="labelled questions that are also evaluated")
     check.add_argument("--labelled", type=Path, nargs="+", required=True, metavar="FILE", help="normalised JSONL")
@@ -35,11 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--clean", type=Path, metavar="DIR", help="write the labelled files without those questions")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The exit code: 0 done, 2 bad input."""
-    commands = {"prepare": _prepare, "list": _list, "check": _check}
+def run(arguments: argparse.Namespace, checks: LabelChecks) -> int:
+    """The exit code: 0 done, 2 bad input. `checks` says what is wrong with labels."""
     try:
-        commands[arguments.data_command](arguments)
+        if arguments.data_command == "list":
+            _list()
+        elif arguments.data_command == "prepare":
+            _prepare(arguments, checks)
+        else:
+            _check(arguments, checks)
     except (DataError, OSError) as error:
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"tempo data {arguments.data_command}: failed:\n{lines}", file=sys.stderr)
@@ -47,33 +57,41 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> None:
+def _prepare(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     source = SOURCES[arguments.name]
     if arguments.path is None and source.hub is None:
         raise DataError(f"{arguments.name} is on no hub: give --from PATH, {source.description}")
     if arguments.limit is not None and arguments.limit < 1:
         raise DataError(f"--limit: at least 1, got {arguments.limit}")
     out = arguments.out / f"{arguments.name}.jsonl"
-    count = prepare(source, arguments.path, out, arguments.limit, arguments.keep_unanswered)
-    print(f"{out}: {count}")
+    count = prepare(
+        source,
+        arguments.path,
+        out,
+        limit=arguments.limit,
+        keep_unanswered=arguments.keep_unanswered,
+        drop_useless=arguments.drop_useless,
+        checks=checks,
+    )
+    print("\n".join([f"{out}: {count}", *count.contradicted]))
     if count.dropped[NO_ANSWER] and source.unanswered:
         print(f"{NO_ANSWER}: {source.unanswered}")
 
 
-def _list(arguments: argparse.Namespace) -> None:
+def _list() -> None:
     for name, source in SOURCES.items():
         print(f"{name}: {source.description}\n    {source.hub or '--from only'}; {source.role}; grader {source.grader}")
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     streams = {"unlabelled": arguments.unlabelled, "held_out": arguments.held_out}
     if not any(streams.values()):
         raise DataError("nothing to check against: give --unlabelled or --held-out files")
-    labelled = contamination.read(arguments.labelled)
+    read = contamination.read([*arguments.labelled, *arguments.unlabelled, *arguments.held_out], checks.problems)
+    labelled = {path: read[path] for path in arguments.labelled}
     rows = [row for of_file in labelled.values() for row in of_file]
     evaluated = {
-        stream: [row for of_file in contamination.read(files).values() for row in of_file]
-        for stream, files in streams.items()
+        stream: [row for path in dict.fromkeys(files) for row in read[path]] for stream, files in streams.items()
     }
     found = contamination.pairs(rows, evaluated)
     figures = contamination.report(rows, evaluated, found)

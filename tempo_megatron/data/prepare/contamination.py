@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import SourceConfig
 from tempo_megatron.data.identity import identity
-from tempo_megatron.data.sources import DataError, Row, read_rows
+from tempo_megatron.data.reading import DataError, read_text
+from tempo_megatron.data.sources import Row, answered_rows, read_rows
 from tempo_megatron.whole_files import write_whole
 
 WORDS = 13
@@ -33,16 +34,21 @@ class Pair:
         return {"labelled": self.labelled, self.stream: self.evaluated, "source": self.source, "kind": kind}
 
 
-def read(files: Iterable[Path]) -> dict[Path, list[Row]]:
-    """The rows of normalised files. Raises DataError listing every problem."""
-    rows, found = {}, []
-    for path in files:
+def read(files: Iterable[Path], problems: Callable[[Sequence[Row]], list[str]]) -> dict[Path, list[Row]]:
+    """The rows of normalised files. `problems` says what is wrong with the labels of rows, a line each.
+
+    Raises DataError listing every problem of files, rows and labels.
+    """
+    rows, wrong = {}, []
+    sources = {path: SourceConfig(path=str(path)) for path in files}
+    for path, source in sources.items():
         try:
-            rows[path] = read_rows([SourceConfig(path=str(path))], labelled=False)
+            rows[path] = read_rows([source], labelled=False)
         except DataError as error:
-            found.append(str(error))
-    if found:
-        raise DataError("\n".join(found))
+            wrong.append(str(error))
+    wrong += problems(answered_rows(sources.values()))
+    if wrong:
+        raise DataError("\n".join(wrong))
     return rows
 
 
@@ -127,7 +133,7 @@ def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], dir
     directory.mkdir(parents=True, exist_ok=True)
     kept = {}
     for path, rows in files.items():
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line for line in read_text(path).split("\n") if line.strip()]
         clean = [line for line, row in zip(lines, rows, strict=True) if row.id not in contaminated]
         write_whole(targets[path], "".join(f"{line}\n" for line in clean))
         kept[targets[path]] = len(clean)

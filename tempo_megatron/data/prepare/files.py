@@ -9,10 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.data.sources import DataError
+import pyarrow.parquet
+from pyarrow.lib import ArrowException
 
-Rows = Iterator[tuple[str, dict[str, Any]]]
-"""part (a subset's or task's name, "" where there is one part only) and row"""
+from tempo_megatron.data.reading import (
+    DataError,
+    Place,
+    Problem,
+    json_rows,
+    json_type,
+    no_row,
+    read_text,
+    text_lines,
+)
+
+Rows = Iterator[tuple[Place, str, dict[str, Any]]]
+"""where the row is, its part (a subset's or task's name, "" where there is one part only), and the row"""
 
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
@@ -43,12 +55,15 @@ class Hub:
                     f"{repository}: {reason}\ndownload its files where there is a network (a gated set needs its terms "
                     "accepted) and give --from PATH"
                 ) from error
-            for row in rows:
-                yield part, row
+            for number, row in enumerate(rows, 1):
+                yield Place(" ".join(filter(None, (repository, config))), number, "row"), part, row
 
 
-def read(path: Path, pattern: str = "*") -> Rows:
-    """The rows of a file, or of a directory's files that match. Raises DataError naming what cannot be read."""
+def read(path: Path, pattern: str, problems: list[Problem]) -> Rows:
+    """The rows of a file, or of a directory's files that match. What cannot be read is added to `problems`.
+
+    Raises DataError where there is no file to read.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file or directory")
     files = [path] if path.is_file() else sorted(p for p in path.rglob(pattern) if p.suffix in _SUFFIXES)
@@ -56,37 +71,54 @@ def read(path: Path, pattern: str = "*") -> Rows:
         raise DataError(f"{path}: no {pattern} of {', '.join(_SUFFIXES)} in it")
     for file in files:
         try:
-            yield from _file(file)
-        except (OSError, ValueError, csv.Error) as error:  # those of JSON and Parquet are ValueErrors
-            raise DataError(f"{file}: not readable: {error}") from error
+            yield from _file(file, problems)
+        except (OSError, ValueError, RecursionError, csv.Error, ArrowException) as error:
+            problems.append((Place(str(file)), f"not readable: {' '.join(str(error).split())}"))
 
 
-def _file(path: Path) -> Rows:
+def _file(path: Path, problems: list[Problem]) -> Rows:
     part = path.stem
+    if path.suffix == ".jsonl":
+        yield from ((place, part, row) for place, row in json_rows(path, problems))
+        return
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                yield from ((part, row) for row in batch.to_pylist())
+        rows = _parquet(path)
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as lines:
-            yield from ((part, dict(row)) for row in csv.DictReader(lines))
-    elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            yield from ((part, json.loads(line)) for line in lines if line.strip())
+        rows = iter(csv.DictReader(line for _, line in text_lines(path, problems)))
     elif path.suffix == ".json":
-        yield from _json(json.loads(path.read_text(encoding="utf-8")), part)
+        part, rows = _json(json.loads(read_text(path)), part)
     else:
         raise ValueError(f"known are {', '.join(_SUFFIXES)}")
+    for number, row in enumerate(rows, 1):
+        place = Place(str(path), number, "row")
+        if reason := _wrong(row):
+            problems.append((place, reason))
+        else:
+            yield place, part, row
 
 
-def _json(content: Any, part: str) -> Rows:
-    """A list of rows, or a task's `examples`, each with the task's own texts; the task's `name` is the part's."""
+def _wrong(row: Any) -> str:
+    surplus = isinstance(row, dict) and None in row
+    return "more values than the header has columns" if surplus else no_row(row)
+
+
+def _parquet(path: Path) -> Iterator[Any]:
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches():
+            yield from batch.to_pylist()
+
+
+def _json(content: Any, part: str) -> tuple[str, Iterator[Any]]:
+    """The part's name and its rows: of a list, or a task's `examples`, each with the task's own texts.
+
+    The task's `name` is the part's. An object with neither gathers sub-tasks in files of their own.
+    """
     if isinstance(content, list):
-        yield from ((part, row) for row in content)
-    elif isinstance(content, dict) and ("examples" in content or "name" in content):  # without: it gathers sub-tasks
-        texts = {name: value for name, value in content.items() if isinstance(value, str)}
-        yield from ((content.get("name", part), {**texts, **row}) for row in content.get("examples", ()))
-    else:
+        return part, iter(content)
+    if not isinstance(content, dict) or not ("examples" in content or "name" in content):
         raise ValueError("expected a list of rows or an object with `examples`")
+    texts = {name: value for name, value in content.items() if isinstance(value, str)}
+    examples = content.get("examples", [])
+    if not isinstance(examples, list):
+        raise ValueError(f"`examples` is a list of rows, not {json_type(examples)}")
+    return texts.get("name", part), (texts | row if isinstance(row, dict) else row for row in examples)

@@ -6,26 +6,31 @@ import re
 from typing import Any
 
 from tempo_megatron.data.prepare.question import (
+    NO_ANSWER,
+    SEVERAL_OPTIONS,
     Question,
     SkippedRow,
+    entries,
     field,
     hashed_order,
     letter,
     lettered,
+    plain,
     text,
 )
 
 _DOLCI_GRADERS = {"general-quality": "judge", "general-quality_ref": "judge", "math": "math"}
 _LETTER = re.compile(r"\(?([A-Z])\)?")
+_LISTED = re.compile(r"^\(([A-Z])\)[ \t]*(.*)$", re.MULTILINE)
 _BLANK = "___"
 
 
 def dolci(row: dict[str, Any], part: str) -> Question:
     """Dolci-RL-Zero: `prompt` as "user: ..." (or `messages`), `ground_truth` and its verifier's name in lists."""
-    verifier = _first(row.get("dataset")) or "general-quality_ref"
+    verifier = _first(row.get("dataset"), "dataset") or "general-quality_ref"
     if verifier not in _DOLCI_GRADERS:
         raise SkippedRow(f"verifier {verifier}, which has no grader here")
-    answer = _first(field(row, "ground_truth"))
+    answer = _first(field(row, "ground_truth"), "ground_truth")
     id_ = next((str(row[name]) for name in ("id", "custom_id", "key") if row.get(name)), "")
     messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in row.get("messages") or ())
     if messages and messages[-1]["role"] != "user":
@@ -35,18 +40,24 @@ def dolci(row: dict[str, Any], part: str) -> Question:
     return Question("" if several else prompt.strip(), answer, _DOLCI_GRADERS[verifier], "Dolci-General", id_, several)
 
 
-def _first(value: Any) -> str:
+def _first(value: Any, name: str) -> str:
     """The first entry of a list, or the value itself, as text."""
-    first = next(iter(value), "") if isinstance(value, (list, tuple)) else value
-    return "" if first is None else str(first).strip()
+    return plain(next(iter(value), None) if isinstance(value, list) else value, f"`{name}`")
 
 
 def big_bench_hard(row: dict[str, Any], task: str) -> Question:
-    """BIG-Bench Hard: the target of a question with options is a letter in brackets, of any other its answer's text."""
+    """BIG-Bench Hard: a choice where the question lists options by letters, else free text.
+
+    The target of a choice is a letter in brackets or, in a few rows, the text of an option.
+    """
     asked, target = text(row, "input"), text(row, "target")
-    chosen = _LETTER.fullmatch(target) if "Options:" in asked else None
-    answer, grader = (chosen[1], "choice") if chosen else (target, "free")
-    return Question(asked, answer, grader, f"BBH/{task}")
+    options = _LISTED.findall(asked.partition("Options:")[2])
+    if len(options) < 2:
+        return Question(asked, target, "free", f"BBH/{task}")
+    named = _LETTER.fullmatch(target)
+    letters = [named[1]] if named else [letter_ for letter_, option in options if option.strip() == target]
+    answer = letters[0] if len(letters) == 1 else None
+    return Question(asked, answer, "choice", f"BBH/{task}", unanswered=SEVERAL_OPTIONS if target else NO_ANSWER)
 
 
 # The paper does not say which subsets it takes: these are the English ones. sat-en-without-passage asks about texts
@@ -74,16 +85,17 @@ def agieval(row: dict[str, Any], subset: str) -> Question:
         asked, options, correct = _hub_agieval(row)
     else:
         asked = "\n\n".join(filter(None, (text(row, "passage"), text(row, "question"))))
-        options, correct = row.get("options") or [], text(row, "label")
+        options, correct = entries(row.get("options"), "`options`"), text(row, "label")
     if not options:
         return Question(asked, text(row, "answer"), "math", source)
     if len(options) < 2:
         raise SkippedRow("options that are not listed one by one")
-    if correct and not _LETTER.fullmatch(correct):
-        raise SkippedRow("no single right option")
-    texts = [re.sub(r"^\s*\([A-Z]\)\s*", "", str(option)) for option in options]
-    answer = correct.strip("()") or None
-    return Question(f"{asked}\n\n{lettered(texts)}", answer, "choice", source)
+    chosen = _LETTER.fullmatch(correct)
+    texts = [re.sub(r"^\s*\([A-Z]\)\s*", "", plain(option, "an option")) for option in options]
+    unanswered = SEVERAL_OPTIONS if correct else NO_ANSWER
+    return Question(
+        f"{asked}\n\n{lettered(texts)}", chosen[1] if chosen else None, "choice", source, unanswered=unanswered
+    )
 
 
 def _hub_agieval(row: dict[str, Any]) -> tuple[str, list[str], str]:
@@ -93,16 +105,21 @@ def _hub_agieval(row: dict[str, Any]) -> tuple[str, list[str], str]:
     correct = row.get("gold")
     first = correct[0] if isinstance(correct, list) and len(correct) == 1 else correct
     chosen = letter(first) if isinstance(first, int) else "" if first is None else "several"
-    return "\n\n".join(filter(None, (passage.strip(), question.strip()))), row.get("choices") or [], chosen
+    asked = "\n\n".join(filter(None, (passage.strip(), question.strip())))
+    return asked, entries(row.get("choices"), "`choices`"), chosen
 
 
 def zebralogic(row: dict[str, Any], part: str) -> Question:
-    """ZebraLogic in grid mode. The columns are named in the prompt: a grid in other columns could not be compared."""
+    """ZebraLogic in grid mode. The columns are named in the prompt: a grid in other columns could not be compared.
+
+    Of the solution only the names of its columns, which say nothing of its cells, are in the prompt.
+    """
     if "choices" in row:
         raise SkippedRow("a puzzle in multiple-choice mode")
     solution = field(row, "solution")
-    header, rows = list(field(solution, "header")), [list(line) for line in field(solution, "rows")]
-    columns = f"Grid to fill in, one row for each of the {len(rows)} houses, with the columns: {' | '.join(header)}"
+    header = [plain(name, "a name in `header`") for name in entries(field(solution, "header"), "`header`")]
+    rows = [entries(line, "a row of `rows`") for line in entries(field(solution, "rows"), "`rows`")]
+    columns = f"Grid to fill in, one row for each house, with the columns: {' | '.join(header)}"
     blank = any(cell in (_BLANK, "", None) for line in rows for cell in line)
     answer = None if blank else {"header": header, "rows": rows}
     return Question(f"{text(row, 'puzzle')}\n\n{columns}", answer, "zebra", "ZebraLogic", text(row, "id"))

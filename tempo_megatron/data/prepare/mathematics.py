@@ -42,7 +42,7 @@ def competition(source: str) -> Callable[[dict[str, Any], str], Question]:
     def question(row: dict[str, Any], part: str) -> Question:
         problem = text(row, "problem", "question", "Problem")
         answer = text(row, "answer", "Answer")
-        id_ = next((str(row[name]) for name in ("unique_id", "id", "ID", "problem_idx") if name in row), "")
+        id_ = next((text(row, name) for name in ("unique_id", "id", "ID", "problem_idx") if name in row), "")
         return Question(problem, answer, "math", source, id_)
 
     return question

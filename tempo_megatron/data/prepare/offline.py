@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -12,7 +11,9 @@ from omegaconf import OmegaConf
 
 from tempo_megatron.config import SourceConfig
 from tempo_megatron.data import tasks
+from tempo_megatron.data.prepare.files import Rows
 from tempo_megatron.data.prepare.question import (
+    SEVERAL_OPTIONS,
     Question,
     SchemaError,
     SkippedRow,
@@ -20,7 +21,9 @@ from tempo_megatron.data.prepare.question import (
     hashed_order,
     letter,
     lettered,
+    plain,
 )
+from tempo_megatron.data.reading import Place
 
 _SCORES = ("", "exact_str_match", "multiple_choice_grade")
 _MIX_KEYS = {"task", "seed", "size", "options"}
@@ -34,23 +37,22 @@ def bigbench(row: dict[str, Any], task: str) -> Question:
     source, asked = f"BIG-bench/{task}", (row.get("task_prefix", "") + field(row, "input")).strip()
     if "target_scores" not in row or (preferred == "exact_str_match" and "target" in row):
         targets = field(row, "target")
-        right = {str(target).strip() for target in (targets if isinstance(targets, list) else [targets])}
-        if len(right) != 1:
-            raise SkippedRow("several right answers")
-        return Question(asked, right.pop(), "free", source)
+        listed = targets if isinstance(targets, list) else [targets]
+        right = {plain(target, "`target`") for target in listed}
+        return Question(asked, right.pop() if len(right) == 1 else None, "free", source, unanswered="several answers")
     scores = {str(option).strip(): score for option, score in row["target_scores"].items()}
     best = [option for option, score in scores.items() if score == max(scores.values())]
-    if len(best) != 1 or len(scores) < 2:
-        raise SkippedRow("no single right option")
+    if len(scores) < 2:
+        raise SkippedRow("a single option")
     if len(scores) > len(ascii_uppercase):
         raise SkippedRow("more options than letters")
     # Tasks list the right option first as often as not: their own order would give it away.
     options = hashed_order(asked, list(scores))
-    answer = letter(options.index(best[0]))
-    return Question(f"{asked}\n\n{lettered(options)}", answer, "choice", source)
+    answer = letter(options.index(best[0])) if len(best) == 1 else None
+    return Question(f"{asked}\n\n{lettered(options)}", answer, "choice", source, unanswered=SEVERAL_OPTIONS)
 
 
-def read_mix(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_mix(path: Path) -> Rows:
     """Entries of the tasks that a YAML list names with the keys of a recipe's source: task, size, seed, options.
 
     Raises SchemaError where the file is no such list, or reasoning-gym refuses a task.
@@ -58,7 +60,7 @@ def read_mix(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         listed = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # OmegaConf lets the YAML parser's own exceptions through
-        raise SchemaError(f"{path}: not readable: {error}") from error
+        raise SchemaError(f"{path}: not readable: {' '.join(str(error).split())}") from error
     if not isinstance(listed, list) or not all(isinstance(item, dict) and item.get("task") for item in listed):
         raise SchemaError(
             f"{path}: a mix is a list of tasks, each `{{task: NAME, size: N}}` with optional seed, options"
@@ -72,7 +74,8 @@ def read_mix(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             entries = tasks.entries(SourceConfig(**item))
         except ValueError as error:
             raise SchemaError(f"{path}: {error}") from error
-        yield from ((item["task"], entry) for entry in entries)
+        for number, entry in enumerate(entries, 1):
+            yield Place(f"{path}, task {item['task']}", number, "row"), item["task"], entry
 
 
 def reasoning_gym(row: dict[str, Any], task: str) -> Question:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
+from types import NoneType
 from typing import Any
 
 from tempo_megatron.data.identity import identity, spoken
-from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.reading import DataError, json_type
 from tempo_megatron.data.templates import Message
+
+NO_ANSWER = "no answer"
+SEVERAL_OPTIONS = "no single right option"
 
 
 class SkippedRow(Exception):
@@ -32,6 +37,8 @@ class Question:
     messages: tuple[Message, ...] = ()
     metadata: Mapping[str, Any] | None = None
     """what a reasoning-gym scorer reads besides the answer"""
+    unanswered: str = NO_ANSWER
+    """why, where `answer` is None"""
 
     @property
     def text(self) -> str:
@@ -45,13 +52,19 @@ class Question:
     def has_answer(self) -> bool:
         return self.answer not in (None, "") or self.metadata is not None
 
+    @property
+    def label(self) -> dict[str, Any]:
+        """What the grader is given, as a run reads it from the row."""
+        entry = {} if self.metadata is None else {"question": self.prompt, "metadata": self.metadata}
+        return {"answer": self.answer, **entry}
+
     def row(self) -> dict[str, Any]:
         """The normalised row. Without an id of the source's own, the id is a hash of the text, never of the answer."""
         asked = {"messages": list(self.messages)} if self.messages else {"prompt": self.prompt}
         row = {
             "id": self.id or text_hash(self.text),
             **asked,
-            "answer": self.answer,
+            "answer": self.answer if self.has_answer else None,
             "grader": self.grader,
             "source": self.source,
         }
@@ -64,6 +77,10 @@ def text_hash(content: str) -> str:
 
 def field(row: Mapping[str, Any], *names: str) -> Any:
     """The value of the first of the names that the row has. Raises SchemaError where it has none of them."""
+    if not isinstance(row, Mapping):
+        raise SchemaError(
+            f"{' or '.join(f'`{name}`' for name in names)} is a key of an object, not of {json_type(row)}"
+        )
     for name in names:
         if name in row:
             return row[name]
@@ -71,9 +88,27 @@ def field(row: Mapping[str, Any], *names: str) -> Any:
 
 
 def text(row: Mapping[str, Any], *names: str) -> str:
-    """Such a value as text without surrounding whitespace; empty where it is null."""
-    value = field(row, *names)
-    return "" if value is None else str(value).strip()
+    """Such a value as text without surrounding whitespace; empty where it is null.
+
+    Raises SchemaError for a value that is neither a text nor a finite number.
+    """
+    return plain(field(row, *names), " or ".join(f"`{name}`" for name in names))
+
+
+def plain(value: Any, name: str) -> str:
+    """A value as text, as `text` does; `name` says in the error which one it is."""
+    if value is None:
+        return ""
+    if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not isfinite(value)):
+        raise SchemaError(f"{name} is a text or a number, not {json_type(value)}")
+    return str(value).strip()
+
+
+def entries(value: Any, name: str) -> list[Any]:
+    """A value that must be a list; empty where it is null. Raises SchemaError for another value."""
+    if not isinstance(value, (list, NoneType)):
+        raise SchemaError(f"{name} is a list, not {json_type(value)}")
+    return value or []
 
 
 def lettered(options: Sequence[str]) -> str:
