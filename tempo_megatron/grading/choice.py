@@ -38,11 +38,6 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
     return extract(text) == gold_letter(answer["answer"])
 
 
-def check_label(answer: dict[str, Any]) -> None:
-    """Raises ValueError that says why no response can be graded right against this label."""
-    gold_letter(answer["answer"])
-
-
 def extract(text: str) -> str:
     """The letter stated last, in upper case; "" for none, and for several different ones stated together.
 

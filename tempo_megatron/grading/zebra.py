@@ -37,16 +37,6 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
     )
 
 
-def check_label(answer: dict[str, Any]) -> None:
-    """Raises ValueError that says why no response can be graded right against this label."""
-    try:
-        gold = gold_grid(answer["answer"])
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"the label is no grid of `header` and `rows` of its length: {error!r:.80}") from error
-    if not grade(json.dumps({"solution": gold}), answer):
-        raise ValueError("the grid is not graded right against itself")
-
-
 def extract(text: str) -> str:
     """The response's grid as JSON with sorted keys; "" for none."""
     solution = _solution(text)
