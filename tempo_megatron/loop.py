@@ -199,7 +199,9 @@ def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
     if run.critic:
         with run.phase("measure"):
             found = measure(run.critic, drawn.measured, correct, run.config.critic.target_range)
-        run.gate_value = from_first(found.get(run.config.loop.gate_on, run.gate_value))
+        # A figure that rollouts all right or all wrong do not have stays as it was; a critic without a value has none.
+        otherwise = run.gate_value if "mean_value" in found else None
+        run.gate_value = from_first(found.get(run.config.loop.gate_on, otherwise))
     return {f"calibration/{when}/{name}": value for name, value in found.items()}
 
 

@@ -14,7 +14,7 @@ from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.metrics.choice import Candidate, choose
-from tempo_megatron.metrics.figures import standard_error
+from tempo_megatron.metrics.figures import mean, standard_error
 from tempo_megatron.phases.collect import Collector
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.progress import Pace, at
@@ -65,8 +65,9 @@ class Chooser:
             self._write(iteration, found["unlabelled"])
         barrier()
         by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
-        shares = [sum(row) / len(row) for row in by_question]
-        return Candidate(iteration, sum(shares) / len(shares), standard_error(shares))
+        shares = [mean(row) for row in by_question]
+        # Over responses, as many a question: a sum of whole numbers, so that equal accuracies are equal to the last bit.
+        return Candidate(iteration, mean(correct), standard_error(shares))
 
     def _score(self, critic: Scorer | None, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with the values that one and the same critic gives their kept responses: scores of critics of

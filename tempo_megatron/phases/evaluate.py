@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ class Evaluator:
 
         `avg` over rollouts; `pass@n` over questions, n being the fewest rollouts that one has. With `rewards`, the
         method's own of each rollout on the scale of correctness: mean reward less mean correctness (its drift), and
-        how well it tells right from wrong, over all and within prompts. For the log alone: none of it may reach
-        training.
+        how well it tells right from wrong, over all and within prompts; rewards that are not finite take no part. For
+        the log alone: none of it may reach training.
         """
         known = [row for row, rollout in enumerate(rollouts) if rollout.prompt.id in self._answers]
         if not known:
@@ -98,7 +99,8 @@ class Evaluator:
         found: dict[str, float | None] = {"avg": mean(correct), **_pass_at_fewest(correct, prompts)}
         if rewards is not None:
             scores = [rewards[row] for row in known]
-            found["reward_minus_truth"] = mean(scores) - mean(correct)
+            drifts = [score - grade for score, grade in zip(scores, correct, strict=True) if math.isfinite(score)]
+            found["reward_minus_truth"] = mean(drifts) if drifts else None
             found["reward_auroc"] = auroc(scores, correct)
             found["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
         return {f"{_OBSERVED}/{name}": value for name, value in found.items() if value is not None}
