@@ -66,7 +66,7 @@ class Chooser:
         barrier()
         by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
         shares = [mean(row) for row in by_question]
-        # Over responses, as many a question: a sum of whole numbers, so that equal accuracies are equal to the last bit.
+        # Every question has as many responses. A sum of whole numbers does not round: equal accuracies are equal.
         return Candidate(iteration, mean(correct), standard_error(shares))
 
     def _score(self, critic: Scorer | None, candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -95,7 +95,7 @@ def test_the_critic_is_measured_on_the_way_through_a_response() -> None:
 
 
 def test_a_value_that_is_not_finite_is_counted_and_takes_no_part() -> None:
-    """One NaN among the critic's values ended a run in its calibration figures; the others' figures are theirs alone."""
+    """One NaN among the critic's values ended a run in its calibration figures; the figures are the others'."""
     mask = torch.tensor([[0, 1, 1]]).bool().expand(3, 3)
     read = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, float("nan")], [0.4, 0.3, 0.2]])
     rollouts = [Rollout(Prompt(name, (1,), "here", "exact"), 0, (), (), "stop") for name in "aab"]
