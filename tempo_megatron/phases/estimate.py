@@ -56,7 +56,7 @@ def estimate(
     rows: PolicyRollouts,
     method: Method,
     policy: Trainer,
-    critic: Trainer | None,
+    critic: Scorer | None,
     reference: Scorer | None,
     scores: Scores,
     config: PolicyConfig,
