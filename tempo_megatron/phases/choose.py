@@ -10,7 +10,7 @@ from typing import Any
 
 from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import CheckpointConfig
-from tempo_megatron.data.seeds import derive_seed
+from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.metrics.choice import Candidate, choose
@@ -30,9 +30,7 @@ class Chooser:
 
     def __init__(self, directory: Path, unlabelled: Sequence[Prompt], config: CheckpointConfig) -> None:
         self._directory = directory
-        # In a hashed order, so that every source takes part.
-        order = sorted(unlabelled, key=lambda prompt: derive_seed("choice", prompt.id))
-        self._unlabelled = order[: config.choose_prompts]
+        self._unlabelled = spread_over_sources(unlabelled, "choice")[: config.choose_prompts]
         self._samples = config.choose_samples
         self._patience = config.patience
         self.state: dict[str, Any] = {"candidates": [], "best": None, "stopped": None}
