@@ -55,8 +55,10 @@ def test_a_frozen_critic_judges_as_before_when_it_resumes(found: dict[str, Any])
 
 
 def test_a_nan_among_the_critics_values_is_left_out_kept_and_counted(found: dict[str, Any]) -> None:
-    """The E-step's figures are the other rollouts', its other mini-batches learn, and the run goes on."""
+    """Figures are the other rollouts', the other mini-batches learn, of whitened advantages too."""
     metrics = found["spoilt"]["metrics"]
     assert metrics["critic/non_finite_values"] == metrics["critic/skipped_updates"] == 1.0
-    assert all(map(math.isfinite, metrics.values())) and metrics["critic/gradient_norm"] > 0
-    assert found["spoilt"]["kept"] == ["critic-1.safetensors"]
+    assert metrics["policy/non_finite_rewards"] == metrics["policy/skipped_updates"] == 1.0
+    assert all(map(math.isfinite, metrics.values()))
+    assert metrics["critic/gradient_norm"] > 0 and metrics["policy/gradient_norm"] > 0
+    assert found["spoilt"]["kept"] == ["critic-1.safetensors", "policy-1.safetensors"]

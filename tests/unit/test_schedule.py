@@ -166,6 +166,7 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
             ["method=tempo_reference_code", "stages.critic_start.iterations=0"],
             "loop.order: with values_first method tempo_reference_code rewards the first iteration's rows by a critic",
         ),
+        (["method=ttrl", "loop.samples_per_prompt=1"], "method ttrl reads nothing from the vote of one response"),
         (["critic.optimizer.learning_rate=0"], "critic.optimizer.learning_rate: 0 leaves the critic untaught"),
     ],
 )
