@@ -15,6 +15,7 @@ from tempo_megatron.planning.fit import indivisible, problems, too_much
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.phases import Run
 from tempo_megatron.planning.schedule import Load
+from tempo_megatron.validate_method import problems as method_problems
 
 _CANNOT = 2
 
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     """Why there is nothing to plan, a line each."""
-    found = []
+    found = method_problems(config)
     for read in (lambda: _settings(config, given.model), lambda: _machines(given)):
         try:
             read()
