@@ -33,7 +33,7 @@ def rehearse(method: Method, settings: Settings, *, labelled: bool, unlabelled: 
     try:
         rewards = method.rewards(experience)
         advantages = method.advantages(experience, rewards, settings)
-        others = method.rewards(_with_other_values(experience))
+        others = method.rewards(_with_other_values(experience)) if "values" in method.needs else rewards
     except Exception as error:  # whatever the code of a user's package raises
         return Rehearsal(failure=f"{type(error).__name__}: {error}")
     hidden = ~experience.labelled
@@ -76,4 +76,4 @@ def _columns(rows: int) -> Tensor:
 
 
 def _with_other_values(experience: Experience) -> Experience:
-    return experience if experience.values is None else replace(experience, values=1 - experience.values)
+    return replace(experience, values=1 - experience.needed_values())
