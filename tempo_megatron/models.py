@@ -38,9 +38,9 @@ class Models:
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)
+        self.critic: Scorer | None = None
         self.trainers = {"policy": self.policy}
         self._introduce("policy", self.policy)
-        self.critic: Scorer | None = None
         if config.critic.training is not CriticTraining.none:
             self.critic = self._build_critic()
             self._introduce("critic", self.critic)
