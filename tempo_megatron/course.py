@@ -60,7 +60,8 @@ class Course:
             self._models.begin_warm_start()
         else:
             self._models.load_reference(self.saver.directory / _REFERENCE)
-        checkpoint.load(found, self._models.trainers)
+        self._models.freeze_at(position)
+        checkpoint.load(found, self._models.saved)
         self._stage = None if position.stage == ITERATION else position
         self.resumed, self._saved, self.unconcluded = True, position, state["unconcluded"]
         self.saver.seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
@@ -146,7 +147,7 @@ class Course:
     def _save(self, state: State, *, interim: bool) -> None:
         self._saved = _position(state)
         with self._phase("save"), at(Pace.untimed):
-            self.saver.save(self._saved, self._models.trainers, state, state["choice"]["best"], interim=interim)
+            self.saver.save(self._saved, self._models.saved, state, state["choice"]["best"], interim=interim)
 
     def _present(self) -> State:
         times = {"save_seconds": self.saver.seconds, "stretch_seconds": self._stretch_seconds}

@@ -10,7 +10,7 @@ from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Order
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.megatron.saving import CRITIC_START, WARM_START
+from tempo_megatron.megatron.saving import CRITIC_START, WARM_START, Position
 from tempo_megatron.phases.calibrate import calibrate, learn_returns
 from tempo_megatron.phases.collect import Collected
 from tempo_megatron.phases.estimate import PolicyRollouts, estimate, read_votes
@@ -190,7 +190,8 @@ def more_rollouts(run: Run, step: int) -> Collected:
 def read_values(run: Run, rows: PolicyRollouts) -> Tensor:
     """The critic's values as they are now."""
     with run.phase("values"):
-        return values(run.models.needed_critic, to_batch(rows.rollouts))
+        assert run.critic is not None  # validated at start
+        return values(run.critic, to_batch(rows.rollouts))
 
 
 def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
@@ -200,7 +201,9 @@ def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
     if run.critic:
         with run.phase("measure"):
             found = measure(run.critic, drawn.measured, correct, run.config.critic.target_range)
-        run.gate_value = from_first(found.get(run.config.loop.gate_on, run.gate_value))
+        # A figure that rollouts all right or all wrong do not have stays as it was; a critic without a value has none.
+        otherwise = run.gate_value if "mean_value" in found else None
+        run.gate_value = from_first(found.get(run.config.loop.gate_on, otherwise))
     return {f"calibration/{when}/{name}": value for name, value in found.items()}
 
 
@@ -215,6 +218,7 @@ def start_critic(run: Run) -> None:
             drawn = run.collector.collect(iteration, labelled=start.prompts)
         metrics = e_step(run, drawn.labelled, drawn.correct, iteration)
         run.log("critic_start", run.count(drawn) | metrics, iteration)
+    run.models.freeze_at(Position(CRITIC_START, start.iterations))
     run.generator.iteration = 0
     if run.collector.measured:
         with run.may_be_interrupted():

@@ -16,6 +16,7 @@ from tempo_megatron.config import Config, CriticTraining, TargetRange
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, weights
 from tempo_megatron.megatron.learning_rate import by_optimizer_steps
 from tempo_megatron.megatron.offload import Kind, check_host_memory
+from tempo_megatron.megatron.saving import CRITIC_START, ITERATION, Position
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Scorer, Trainer
 from tempo_megatron.phases.scoring import policy_scores
@@ -26,8 +27,8 @@ from tempo_megatron.turns import Turns
 class Models:
     """The policy, and critic and reference where the recipe has them; each rests until its turn. All is collective.
 
-    `trainers`: those that learn, by name. `settings` and `entries` describe the policy to converters, `scores` reads
-    its output.
+    `trainers`: those that learn, by name; a frozen critic is none of them. `settings` and `entries` describe the policy
+    to converters, `scores` reads its output.
     """
 
     def __init__(self, config: Config, place: Topology, turns: Turns) -> None:
@@ -40,14 +41,11 @@ class Models:
         self.policy = Trainer(
             policy, by_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
         )
+        self.critic: Scorer | None = None
         self.trainers = {"policy": self.policy}
         self._introduce("policy", self.policy)
-        self.critic: Trainer | None = None
         if config.critic.training is not CriticTraining.none:
-            critic = self.build("critic", config.critic.checkpoint)
-            optimizer = by_optimizer_steps(config.critic)
-            self.critic = Trainer(critic, optimizer, config, place, config.critic.micro_batch_tokens)
-            self.trainers["critic"] = self.critic
+            self.critic = self._build_critic()
             self._introduce("critic", self.critic)
         self.reference: Scorer | None = None
         if config.policy.kl_coefficient:
@@ -74,22 +72,44 @@ class Models:
             weights.load(module, self.entries, read, self._place, critic=role == "critic")
         return module
 
+    def _build_critic(self) -> Scorer:
+        """The critic, with an optimizer if there is anything that it will learn."""
+        config, critic = self._config, self.build("critic", self._config.critic.checkpoint)
+        if not (config.critic.training.learns or config.stages.critic_start.iterations):
+            return Scorer(critic, config, self._place, config.critic.micro_batch_tokens)
+        optimizer = by_optimizer_steps(config.critic)
+        trainer = Trainer(critic, optimizer, config, self._place, config.critic.micro_batch_tokens)
+        self.trainers["critic"] = trainer
+        return trainer
+
     def _introduce(self, name: str, made: Scorer) -> None:
         """Let a model take its turns; it rests at once, so that the next finds room."""
         made.name = name
         self._turns.models[name] = made
         asynchronous = self._config.checkpoint.asynchronous
-        copies = sum(map(checkpoint.copied_bytes, self.trainers.values())) if asynchronous else 0
+        copies = sum(map(checkpoint.copied_bytes, self.saved.values())) if asynchronous else 0
         offloaders = {name: one.offloader for name, one in self._turns.models.items()}
         check_host_memory(offloaders, copies, self._config.memory)
         made.rest()
 
     @property
+    def saved(self) -> dict[str, Scorer]:
+        """The models that a checkpoint holds, by name."""
+        return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
+
+    @property
     def needed_critic(self) -> Trainer:
-        """The critic of a method that has one."""
-        if self.critic is None:
-            raise RuntimeError(f"method {self._config.method} with critic.training none has no critic")
-        return self.critic
+        """The critic of a run that teaches it."""
+        if "critic" not in self.trainers:
+            raise RuntimeError(f"critic.training {self._config.critic.training} has no critic that learns")
+        return self.trainers["critic"]
+
+    def freeze_at(self, position: Position) -> None:
+        """Let a frozen critic give up its optimizer, if the critic start is over at that position of the run."""
+        start = self._config.stages.critic_start.iterations
+        over = position.stage == ITERATION or position == Position(CRITIC_START, start)
+        if over and not self._config.critic.training.learns and "critic" in self.trainers:
+            self.trainers.pop("critic").freeze()
 
     def policy_tensors(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
         """The policy's present weights by their Hugging Face names, as the generator takes them (`weights.export`)."""
@@ -108,7 +128,8 @@ class Models:
             if self.critic:
                 with self.critic.awake(Kind.weights, changes=True):
                     weights.copy_backbone(self.policy.module, self.critic.module)
-                    self.critic.reset_optimizer(by_optimizer_steps(self._config.critic))
+                    if "critic" in self.trainers:
+                        self.trainers["critic"].reset_optimizer(by_optimizer_steps(self._config.critic))
             if self.reference:
                 with self.reference.awake(changes=True):
                     self.reference.module.load_state_dict(self.policy.module.state_dict())

@@ -178,7 +178,8 @@ class Run:
         self.examples.position = self._state["examples"]
         self.grader.errors, self.grader.timeouts = self._state["grading"]
         for name, steps in self._state["optimizer_steps"].items():
-            self.trainers[name].steps = steps
+            if name in self.trainers:  # a critic that is frozen by now has no steps to count
+                self.trainers[name].steps = steps
         self.gate_value: float | None = self._state["gate_value"]
         self.chooser.resume(self._state["choice"])
         if self.is_over and self.is_first:
@@ -271,7 +272,8 @@ class Run:
         if iteration == 0:
             self.log("train", flat)
         elif self.is_first:
-            shown = {k.removeprefix("evaluation/"): v for k, v in flat.items() if "@" in k and "error" not in k}
+            sets = {f"{name}/{key}": row[key] for name, row in results.items() if "/" not in name for key in row}
+            shown = {name: value for name, value in sets.items() if "@" in name and "error" not in name}
             self.say("evaluation  " + "  ".join(f"{name} {value:.3f}" for name, value in shown.items()))
         return flat
 

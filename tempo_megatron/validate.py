@@ -8,17 +8,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import (
     Config,
     CriticConfig,
     CriticTraining,
-    GateOn,
     LearningRateSchedule,
     LearnsFrom,
-    Order,
     PolicyConfig,
-    TargetRange,
     WandbMode,
 )
 from tempo_megatron.data.questions import read_questions, set_aside, unreadable
@@ -28,8 +24,8 @@ from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.launch import torchrun
 from tempo_megatron.megatron.accelerators import apex_is_another_project
-from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.run_directory import differences
+from tempo_megatron.validate_method import problems as method_problems
 from tempo_megatron.validate_model import problems as model_problems
 
 
@@ -37,7 +33,7 @@ def problems(config: Config) -> list[str]:
     """What is wrong, one line each; empty when the run can start."""
     return [
         *_required(config),
-        *_method(config),
+        *method_problems(config),
         *_optimizers(config),
         *_numbers(config),
         *model_problems(config),
@@ -88,51 +84,6 @@ def _needed_streams(config: Config) -> dict[str, list[str]]:
         "labelled": [why for why, is_so in labelled.items() if is_so],
         "unlabelled": [why for why, is_so in unlabelled.items() if is_so],
     }
-
-
-def _method(config: Config) -> Iterator[str]:
-    """Settings that the method and the schedule cannot work with."""
-    needs, critic = method(config.method).needs, config.critic.training
-    unknown = needs - {"values", "votes", *STATISTICS}
-    if unknown:
-        yield f"method: {config.method} needs {', '.join(sorted(unknown))}; there are values, votes, {STATISTICS}"
-    if "values" in needs and critic is CriticTraining.none:
-        yield f"critic.training: method {config.method} needs a critic"
-    if "values" not in needs and critic is CriticTraining.returns:
-        yield f"critic.training: method {config.method} reads no values, so there are no returns to learn"
-    if "votes" in needs and config.policy.learns_from is not LearnsFrom.unlabelled:
-        yield f"policy.learns_from: method {config.method} votes on unlabelled questions"
-    loop = config.loop
-    if method(config.method).compares_responses and loop.samples_per_prompt < 2:
-        yield f"loop.samples_per_prompt: at least 2, method {config.method} compares a prompt's responses"
-    if loop.order is Order.values_first and "values" not in needs:
-        yield f"loop.order: method {config.method} reads no values"
-    if loop.gate and (not config.calibration.questions or critic is not CriticTraining.calibrated):
-        yield "loop.gate: needs calibration.questions, and critic.training calibrated"
-    if loop.gate and loop.gate_on is GateOn.auroc_within_prompts and config.calibration.samples < 2:
-        yield "calibration.samples: at least 2, loop.gate_on compares a prompt's responses"
-    if loop.drop_uniform_prompts and loop.samples_per_prompt < 2:
-        yield "loop.drop_uniform_prompts: a single response is always uniform; needs loop.samples_per_prompt above 1"
-    if loop.votes_per_prompt and "votes" not in needs:
-        yield f"loop.votes_per_prompt: method {config.method} counts no votes"
-    taught = config.critic.checkpoint or config.stages.critic_start.iterations
-    if critic is CriticTraining.frozen and not taught:
-        yield "critic.training: a frozen critic needs critic.checkpoint or stages.critic_start to have learnt"
-    if critic is CriticTraining.none and config.critic.target_range is not TargetRange.zero_one:
-        yield f"critic.target_range: method {config.method} has no critic; its rewards are 0 and 1"
-    if 0 < loop.votes_per_prompt < loop.samples_per_prompt:
-        yield f"loop.votes_per_prompt: at least loop.samples_per_prompt ({loop.samples_per_prompt}), or 0"
-    if config.checkpoint.choose and not config.calibration.questions:
-        yield "checkpoint.choose: needs calibration.questions, labelled questions set aside"
-    if config.checkpoint.patience and not config.checkpoint.choose:
-        yield "checkpoint.patience: needs checkpoint.choose"
-    if config.checkpoint.patience >= config.checkpoint.keep > 0 and config.checkpoint.choose:
-        yield (
-            f"checkpoint.keep: {config.checkpoint.keep} newest checkpoints are too few to wait for "
-            f"{config.checkpoint.patience} candidates after the best; keep more than checkpoint.patience"
-        )
-    if config.policy.dual_clip and config.policy.dual_clip <= 1:
-        yield f"policy.dual_clip: above 1, or 0 for none, got {config.policy.dual_clip}"
 
 
 def _optimizers(config: Config) -> Iterator[str]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+STATISTICS = ("entropy", "self_certainty")
+"""what an Experience may have of the policy's distribution at each token"""
+
 
 @dataclass(frozen=True)
 class Votes:

@@ -22,7 +22,11 @@ class EvaluationConfig:
     samples: int = setting(16, "responses a question", at_least=1)
     k: int = setting(8, "k of avg@k, pass@k and cons@k, at most `samples`", at_least=1)
     final_samples: int = setting(0, "responses a question at both ends; 0 takes `samples`", at_least=0)
-    max_questions: int = setting(0, "questions of each set between the ends, the first ones; 0 takes all", at_least=0)
+    questions: int = setting(
+        0,
+        "questions of each set between the ends, of every source in proportion to its size; 0 takes all",
+        at_least=0,
+    )
     temperature: float = setting(1.0, "sampling temperature", at_least=0)
     top_p: float = setting(1.0, "nucleus sampling mass", above=0, at_most=1)
 

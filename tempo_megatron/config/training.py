@@ -36,6 +36,11 @@ class CriticTraining(StrEnum):
     frozen = "frozen"
     none = "none"
 
+    @property
+    def learns(self) -> bool:
+        """Whether iterations teach the critic; a frozen one may have learnt in the critic start."""
+        return self in (CriticTraining.calibrated, CriticTraining.returns)
+
 
 class Loss(StrEnum):
     gspo = "gspo"
@@ -100,7 +105,7 @@ class OptimizerConfig:
     )
     decay_steps: int = setting(0, "units, warm-up included, after which a decay has reached its end", at_least=0)
     minimum_learning_rate: float = setting(0.0, "step size at the end of a decay and after it", at_least=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", at_least=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay; norms and biases have none", at_least=0)
     beta1: float = setting(0.9, "Adam's decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.999, "Adam's decay of the second moment", at_least=0, below=1)
     epsilon: float = setting(1e-8, "Adam's denominator offset", above=0)

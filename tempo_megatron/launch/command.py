@@ -13,6 +13,7 @@ from pathlib import Path
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
 from tempo_megatron.launch.experiment import tasks
+from tempo_megatron.validate_method import problems as method_problems
 
 _BAD_INPUT = 2
 _HOME = "NEMORUN_HOME"
@@ -127,6 +128,7 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     found += [
         f"{key}: {start} is no directory here" for key, start in _starts(config).items() if not Path(start).is_dir()
     ]
+    found += method_problems(config)
     if given.container:
         found += [
             f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"

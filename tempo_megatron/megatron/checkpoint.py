@@ -19,7 +19,7 @@ from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
 from tempo_megatron.megatron import checkpoint_files, cpu, manifest, pickles
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import Trainer
+from tempo_megatron.megatron.trainer import Scorer
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.capture import Captured
@@ -43,24 +43,24 @@ def begin(checkpoint: Path, roles: Iterable[str]) -> None:
     on_first(make)
 
 
-def captured(checkpoint: Path, trainers: Mapping[str, Trainer], *, copied: bool) -> Iterator[tuple[str, Captured]]:
-    """What this rank writes of each model, after `begin`. A model rests again once the next is asked for, and what was
-    captured is lost with it unless it was `copied` into host memory. Collective."""
-    for role, trainer in trainers.items():
-        with trainer.awake(Kind.weights, Kind.optimizer):
+def captured(checkpoint: Path, models: Mapping[str, Scorer], *, copied: bool) -> Iterator[tuple[str, Captured]]:
+    """What this rank writes of each model, after `begin`: weights, and the optimizer of a model that has one. A model
+    rests again once the next is asked for, and what was captured is lost with it unless it was `copied` into host
+    memory. Collective."""
+    for role, model in models.items():
+        with model.awake(Kind.weights, Kind.optimizer):
             with cpu.accelerator_names():
-                weights = trainer.module.sharded_state_dict(metadata=_sharding())
-                optimizer = trainer.optimizer.sharded_state_dict(weights, metadata=_sharding())
-                part = _capture({"model": weights, "optimizer": optimizer}, checkpoint, role, copied)
+                part = _capture(_state(model, is_loading=False), checkpoint, role, copied)
             yield role, part
 
 
-def copied_bytes(trainer: Trainer) -> int:
+def copied_bytes(model: Scorer) -> int:
     """Bytes of host memory that this rank's copies of a model take in `captured`: the first of the data-parallel ranks
-    has the weights, fp32 weights and both of Adam's moments, the others nothing."""
-    if trainer.topology.data_rank or trainer.topology.context_rank:
+    has the weights, and of an optimizer fp32 weights and both of Adam's moments, the others nothing."""
+    if model.topology.data_rank or model.topology.context_rank:
         return 0
-    return sum(weight.numel() * (weight.element_size() + 3 * 4) for weight in trainer.module.parameters())
+    beside = 3 * 4 if model.optimizer is not None else 0
+    return sum(weight.numel() * (weight.element_size() + beside) for weight in model.module.parameters())
 
 
 def write(
@@ -142,19 +142,15 @@ def problems(checkpoint: Path, role: str | None = None) -> list[str]:
     return sorted(line for lines in found for line in lines)
 
 
-def load(checkpoint: Path, trainers: Mapping[str, Trainer]) -> None:
-    """Weights and optimizer states of every trainer, under the present layout, from a checkpoint without `problems`.
-    Collective."""
-    for role, trainer in trainers.items():
-        with trainer.awake(Kind.weights, Kind.optimizer, changes=True), cpu.accelerator_names():
-            weights = trainer.module.sharded_state_dict(metadata=_sharding())
-            wanted = {
-                "model": weights,
-                "optimizer": trainer.optimizer.sharded_state_dict(weights, is_loading=True, metadata=_sharding()),
-            }
-            loaded = _load(wanted, checkpoint, role)
-            trainer.module.load_state_dict(loaded["model"])
-            trainer.optimizer.load_state_dict(loaded["optimizer"])
+def load(checkpoint: Path, models: Mapping[str, Scorer]) -> None:
+    """Weights of every model, and optimizer states of those that have one, under the present layout, from a checkpoint
+    without `problems`. Collective."""
+    for role, model in models.items():
+        with model.awake(Kind.weights, Kind.optimizer, changes=True), cpu.accelerator_names():
+            loaded = _load(_state(model, is_loading=True), checkpoint, role)
+            model.module.load_state_dict(loaded["model"])
+            if model.optimizer is not None:
+                model.optimizer.load_state_dict(loaded["optimizer"])
 
 
 def load_weights(checkpoint: Path, role: str, module: Any) -> None:
@@ -180,6 +176,15 @@ def save_weights(checkpoint: Path, role: str, module: Any) -> None:
     with cpu.accelerator_names():
         state = {"model": module.sharded_state_dict(metadata=_sharding())}
         write(checkpoint, [(role, _capture(state, checkpoint, role, copied=False))])
+
+
+def _state(model: Scorer, *, is_loading: bool) -> dict[str, Any]:
+    """What a checkpoint has of a model, as megatron-core shards it."""
+    weights = model.module.sharded_state_dict(metadata=_sharding())
+    if model.optimizer is None:
+        return {"model": weights}
+    optimizer = model.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_sharding())
+    return {"model": weights, "optimizer": optimizer}
 
 
 def _sharding() -> dict[str, Any]:

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from tempo_megatron.megatron.topology import Topology
 
-STATISTICS = ("entropy", "self_certainty")
-
 CHUNK_ELEMENTS = 2**26
 """logits worked on at a time, 256 MiB in fp32"""
 

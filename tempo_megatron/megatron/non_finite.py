@@ -25,7 +25,7 @@ class NonFiniteUpdates(RuntimeError):
 class NonFiniteGuard:
     """Looks at each update of one model before it is made.
 
-    Every rank sees the same rows and the same norm, and so decides alike. The batch of an update that is left out goes
+    Every rank sees the same batch, rows and norm, and so decides alike. The batch of an update that is left out goes
     to `directory/MODEL-NUMBER.safetensors`, what was reported of it and all its columns included.
     """
 
@@ -35,7 +35,8 @@ class NonFiniteGuard:
 
     def passes(self, model: str, batch: Batch, rows: Mapping[str, Tensor], norm: float) -> bool:
         """Whether the update may be made. Raises NonFiniteUpdates."""
-        wrong = [name for name, column in rows.items() if not torch.isfinite(column).all()]
+        columns = {**batch.columns, **rows}
+        wrong = [name for name, column in columns.items() if not torch.isfinite(column).all()]
         if math.isfinite(norm) and not wrong:
             self.in_a_row = 0
             return True

@@ -167,6 +167,17 @@ class Offloader:
         self._resting.pop(kind, None)
         self._held.pop(kind, None)
 
+    def give_up(self, kind: Kind) -> None:
+        """Free what the model has of this kind, on the device and in host memory, for good."""
+        going = self._resting.pop(kind, None) or self._sized(kind)
+        self._stream.synchronize()  # nothing may be on its way into memory that is given up
+        self._arriving.pop(kind, None)
+        self._held.pop(kind, None)
+        for storage, _ in going:
+            storage.resize_(0)
+        if kind in self._host:
+            self._host[kind].release()
+
     def _sized(self, kind: Kind) -> list[_Sized]:
         """Distinct storages on the device that are of this kind alone, and their bytes."""
         found: dict[int, UntypedStorage] = {}
@@ -206,9 +217,7 @@ class _HostBuffer:
         """At least `size` bytes; what was in a smaller buffer is lost."""
         if size <= self.bytes.nbytes:
             return
-        if self._pinned and self.bytes.nbytes:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
-        self.bytes = torch.empty(0, dtype=torch.uint8)  # before the larger one is taken
+        self.release()  # before the larger one is taken
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(mmap.MADV_DONTFORK)
         with contextlib.suppress(OSError):  # a kernel without them
@@ -218,6 +227,12 @@ class _HostBuffer:
             self.bytes.fill_(0)
         if self._pinned:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, 0))
+
+    def release(self) -> None:
+        """Give the memory back."""
+        if self._pinned and self.bytes.nbytes:
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
+        self.bytes = torch.empty(0, dtype=torch.uint8)
 
 
 @contextlib.contextmanager

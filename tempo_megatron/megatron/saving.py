@@ -18,7 +18,7 @@ import torch.distributed as dist
 from checkpoints_convert import hf_files
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.megatron import checkpoint, checkpoint_files
-from tempo_megatron.megatron.trainer import Trainer
+from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.ranks import from_first
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Saver:
     def save(
         self,
         position: Position,
-        trainers: Mapping[str, Trainer],
+        models: Mapping[str, Scorer],
         state: dict[str, Any],
         best: int | None,
         *,
@@ -86,8 +86,8 @@ class Saver:
         self.wait()
         begun = time.monotonic()
         made, text = self.directory / f"{_INTERIM if interim else ''}{position}", json.dumps(state)
-        checkpoint.begin(made, trainers)
-        parts = checkpoint.captured(made, trainers, copied=self._config.asynchronous)
+        checkpoint.begin(made, models)
+        parts = checkpoint.captured(made, models, copied=self._config.asynchronous)
 
         def write(parts: Iterable[tuple[str, Captured]]) -> None:
             self._write(made, parts, text, best)

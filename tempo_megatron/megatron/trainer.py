@@ -232,7 +232,7 @@ def _widened(column: Tensor, width: int) -> Tensor:
 
 class Trainer(Scorer):
     """A policy or critic that learns: DistributedDataParallel and DistributedOptimizer around it. `steps` counts its
-    optimizer's steps, which the learning rate follows."""
+    optimizer's steps, which the learning rate follows. Once it is frozen it only reads."""
 
     def __init__(
         self, module: Any, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch_tokens: int
@@ -290,6 +290,17 @@ class Trainer(Scorer):
             for part in self.optimizer.chained_optimizers:  # so that a checkpoint before the first step has all state
                 part.init_state_fn(part.optimizer, part.config)
 
+    def freeze(self) -> None:
+        """Learn no more: gradients, optimizer and DistributedDataParallel are given up, the weights stay."""
+        self.offloader.wake(Kind.weights)
+        self._gather_weights()
+        for kind in (Kind.gradients, Kind.optimizer):
+            self.offloader.give_up(kind)
+        if self.model.use_forward_hook:
+            self.model.disable_forward_pre_hook(param_sync=False)
+        self.module.config.no_sync_func = None
+        self.model, self.optimizer = self.module, None
+
     def step(self, batch: Batch, score: Score, loss: Loss) -> tuple[Rows, float] | None:
         """One optimizer step on the whole batch; returns what the loss reports, for every row, and the gradient norm
         before clipping.
@@ -312,6 +323,8 @@ class Trainer(Scorer):
             return None
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.steps)
+            # 0 for norms and biases: megatron-core groups them, and leaves the product to its scheduler.
+            group["weight_decay"] = self.settings.weight_decay * group["wd_mult"]
         self.offloader.wake(Kind.optimizer)
         with cpu.accelerator_names():
             self.optimizer.step()

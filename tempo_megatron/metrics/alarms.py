@@ -13,7 +13,8 @@ _NOISE_LIMIT = 0.3
 
 
 def raised(metrics: Mapping[str, Any], config: Config) -> tuple[dict[str, float], list[str]]:
-    """Figures for the log, 1.0 for an alarm that is raised, and a line of text for each of those.
+    """Figures for the log, 1.0 for an alarm that is raised, and a line of text for each of those. What is not a number
+    raises its alarm.
 
     `generation/log_prob_alarm`: mean exp|log p_trainer - log p_generator| is above its limit. `policy/noise_to_clip`:
     how far ratios are from 1 before any update, as a share of the nearer clip; above 0.3 rounding decides what is
@@ -23,16 +24,18 @@ def raised(metrics: Mapping[str, Any], config: Config) -> tuple[dict[str, float]
     lines = []
     if _DIFFERENCE in metrics:
         difference, limit = metrics[_DIFFERENCE], config.generation.log_prob_alarm
-        figures["generation/log_prob_alarm"] = float(difference > limit)
-        if difference > limit:
+        parted = not difference <= limit  # a comparison with NaN is false
+        figures["generation/log_prob_alarm"] = float(parted)
+        if parted:
             lines.append(
-                f"generator and trainer disagree about log-probs: mean of exp|difference| {difference:.4f} is above "
-                f"generation.log_prob_alarm {limit}"
+                f"generator and trainer disagree about log-probs: mean of exp|difference| {difference:.4f}, should be "
+                f"at most generation.log_prob_alarm {limit}"
             )
     if _DEVIATION in metrics:
         share = metrics[_DEVIATION] / min(config.policy.clip_low, config.policy.clip_high)
-        figures |= {"policy/noise_to_clip": share, "policy/noise_alarm": float(share > _NOISE_LIMIT)}
-        if share > _NOISE_LIMIT:
+        noisy = not share <= _NOISE_LIMIT
+        figures |= {"policy/noise_to_clip": share, "policy/noise_alarm": float(noisy)}
+        if noisy:
             lines.append(
                 f"ratios are noisy before any update: {metrics[_DEVIATION]:.2e} from 1, {share:.2f} of the clip; above "
                 f"{_NOISE_LIMIT} rounding decides what is clipped (model.fp8, policy.clip_low, policy.clip_high)"

@@ -1,7 +1,11 @@
-"""Does the critic tell right from wrong, and does it mean what it says?"""
+"""Does the critic tell right from wrong, and does it mean what it says?
+
+A response whose score is not finite takes no part in any figure.
+"""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
@@ -18,7 +22,8 @@ def auroc_within_groups(scores: Sequence[float], labels: Sequence[float], groups
     """
     by_group: dict[object, tuple[list[float], list[float]]] = {}
     for score, label, group in zip(scores, labels, groups, strict=True):
-        by_group.setdefault(group, ([], []))[int(label > 0.5)].append(score)
+        if math.isfinite(score):
+            by_group.setdefault(group, ([], []))[int(label > 0.5)].append(score)
     pairs = won = 0.0
     for wrong, right in by_group.values():
         ordered = sorted(wrong)
@@ -28,16 +33,23 @@ def auroc_within_groups(scores: Sequence[float], labels: Sequence[float], groups
     return won / pairs if pairs else None
 
 
-def brier(scores: Sequence[float], labels: Sequence[float]) -> float:
-    """Mean squared distance of scores from outcomes in {0, 1}."""
-    return sum((score - label) ** 2 for score, label in zip(scores, labels, strict=True)) / len(scores)
+def brier(scores: Sequence[float], labels: Sequence[float]) -> float | None:
+    """Mean squared distance of scores from outcomes in {0, 1}; None without a score."""
+    pairs = _finite(scores, labels)
+    return sum((score - label) ** 2 for score, label in pairs) / len(pairs) if pairs else None
 
 
-def expected_calibration_error(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> float:
+def expected_calibration_error(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> float | None:
     """Mean over responses of |mean score - share correct| of their bin, of `bins` equal bins of [0, 1]
-    (arXiv 1706.04599, equation 3). Scores outside [0, 1] count in the outermost bins."""
+    (arXiv 1706.04599, equation 3); None without a score. Scores outside [0, 1] count in the outermost bins."""
+    pairs = _finite(scores, labels)
     members: dict[int, list[tuple[float, float]]] = {}
-    for score, label in zip(scores, labels, strict=True):
+    for score, label in pairs:
         members.setdefault(min(bins - 1, max(0, int(score * bins))), []).append((score, label))
     gaps = [abs(sum(score - label for score, label in bin_)) for bin_ in members.values()]
-    return sum(gaps) / len(scores)
+    return sum(gaps) / len(pairs) if pairs else None
+
+
+def _finite(scores: Sequence[float], labels: Sequence[float]) -> list[tuple[float, float]]:
+    """The scores that are finite, each with its label."""
+    return [(score, label) for score, label in zip(scores, labels, strict=True) if math.isfinite(score)]

@@ -21,7 +21,8 @@ def plot_run(run_dir: Path) -> list[Path]:
     directory = run_dir / "plots"
     directory.mkdir(exist_ok=True)
     tempo = [row for row in rows if row["stage"] == "train"]
-    found = sorted({name for row in tempo for name in row if name.startswith("evaluation/")})
+    # Of whole sets: the figures of a set's sources have a name in between.
+    found = sorted({name for row in tempo for name in row if name.startswith("evaluation/") and name.count("/") == 2})
     accuracy = [name for name in found if ("@" in name or name.endswith("/avg")) and not name.endswith("_error")]
     diversity = [name for name in found if name.endswith(_DIVERSITY)]
     reward = [name for name in found if "/reward_" in name]

@@ -10,11 +10,11 @@ from typing import Any
 
 from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import CheckpointConfig
-from tempo_megatron.data.seeds import derive_seed
+from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.trainer import Scorer
 from tempo_megatron.metrics.choice import Candidate, choose
-from tempo_megatron.metrics.figures import standard_error
+from tempo_megatron.metrics.figures import mean, standard_error
 from tempo_megatron.phases.collect import Collector
 from tempo_megatron.phases.scoring import to_batch, values
 from tempo_megatron.progress import Pace, at
@@ -32,9 +32,7 @@ class Chooser:
 
     def __init__(self, directory: Path, unlabelled: Sequence[Prompt], config: CheckpointConfig) -> None:
         self._directory = directory
-        # In a hashed order, so that every source takes part.
-        order = sorted(unlabelled, key=lambda prompt: derive_seed("choice", prompt.id))
-        self._unlabelled = order[: config.choose_prompts]
+        self._unlabelled = spread_over_sources(unlabelled, "choice")[: config.choose_prompts]
         self._samples = config.choose_samples
         self._patience = config.patience
         self.state: dict[str, Any] = {"candidates": [], "best": None, "stopped": None}
@@ -67,8 +65,9 @@ class Chooser:
             self._write(iteration, found["unlabelled"])
         barrier()
         by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
-        shares = [sum(row) / len(row) for row in by_question]
-        return Candidate(iteration, sum(shares) / len(shares), standard_error(shares))
+        shares = [mean(row) for row in by_question]
+        # Every question has as many responses. A sum of whole numbers does not round: equal accuracies are equal.
+        return Candidate(iteration, mean(correct), standard_error(shares))
 
     def _score(self, critic: Scorer | None, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with the values that one and the same critic gives their kept responses: scores of critics of

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import whiten
-from tempo_megatron.algorithms.experience import Experience, Votes, count_votes
+from tempo_megatron.algorithms.experience import STATISTICS, Experience, Votes, count_votes
 from tempo_megatron.algorithms.methods import Method
 from tempo_megatron.algorithms.policy_loss import truncated_importance
 from tempo_megatron.config import PolicyConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.megatron.trainer import Rows, Score, Scorer, Trainer
 from tempo_megatron.phases.grade import clustered, extracted
 from tempo_megatron.phases.scoring import Scores, mini_batches, to_batch, values
@@ -56,7 +55,7 @@ def estimate(
     rows: PolicyRollouts,
     method: Method,
     policy: Trainer,
-    critic: Trainer | None,
+    critic: Scorer | None,
     reference: Scorer | None,
     scores: Scores,
     config: PolicyConfig,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.data.sources import Answers
+from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
@@ -40,6 +42,8 @@ class Evaluator:
         samples_directory: Path | None,
     ) -> None:
         self._sets = sets
+        self._between = {name: _part(prompts, config.questions) for name, prompts in sets.items()}
+        """the questions of each set that are asked between the ends"""
         self._answers = answers
         self._grader = grader
         self._decode = decode
@@ -49,14 +53,15 @@ class Evaluator:
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Figures]:
         """For each set the means over questions of `metrics.figures.question_figures`, avg@k, pass@k and cons@k also
-        with their standard errors. Empty without sets.
+        with their standard errors; for a set of several sources also those of each, named `SET/SOURCE`. Empty without
+        sets.
 
         The same seeds are used at every iteration, so that a difference is the policy's. Sampled texts are kept where
         a directory was given (on one rank).
         """
         samples = (self._config.final_samples if at_an_end else 0) or self._config.samples
-        questions = None if at_an_end else self._config.max_questions or None
-        chosen = [(name, prompt) for name, prompts in self._sets.items() for prompt in prompts[:questions]]
+        asked = self._sets if at_an_end else self._between
+        chosen = [(name, prompt) for name, prompts in asked.items() for prompt in prompts]
         if not chosen:
             return {}
         rollouts = generate(
@@ -77,18 +82,21 @@ class Evaluator:
             parts = [slice(question * samples, (question + 1) * samples) for question in mine]
             return [self._measure(rollouts[part], judged[part]) for part in parts]
 
-        figures = divided(range(len(chosen)), measure)
-        return {
-            name: summarise([row for row, of in zip(figures, names, strict=True) if of == name]) for name in self._sets
-        }
+        mixed = {name for name, prompts in asked.items() if len({prompt.source for prompt in prompts}) > 1}
+        rows: dict[str, list[Figures]] = {name: [] for name in asked}
+        for (name, prompt), row in zip(chosen, divided(range(len(chosen)), measure), strict=True):
+            rows[name].append(row)
+            if name in mixed:
+                rows.setdefault(f"{name}/{prompt.source}", []).append(row)
+        return {name: summarise(figures) for name, figures in rows.items()}
 
     def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Figures:
         """How right the M-step's own rollouts are, of the questions whose answers are known; {} where none is.
 
         `avg` over rollouts; `pass@n` over questions, n being the fewest rollouts that one has. With `rewards`, the
         method's own of each rollout on the scale of correctness: mean reward less mean correctness (its drift), and
-        how well it tells right from wrong, over all and within prompts. For the log alone: none of it may reach
-        training.
+        how well it tells right from wrong, over all and within prompts; rewards that are not finite take no part. For
+        the log alone: none of it may reach training.
         """
         known = [row for row, rollout in enumerate(rollouts) if rollout.prompt.id in self._answers]
         if not known:
@@ -98,7 +106,8 @@ class Evaluator:
         found: dict[str, float | None] = {"avg": mean(correct), **_pass_at_fewest(correct, prompts)}
         if rewards is not None:
             scores = [rewards[row] for row in known]
-            found["reward_minus_truth"] = mean(scores) - mean(correct)
+            drifts = [score - grade for score, grade in zip(scores, correct, strict=True) if math.isfinite(score)]
+            found["reward_minus_truth"] = mean(drifts) if drifts else None
             found["reward_auroc"] = auroc(scores, correct)
             found["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
         return {f"{_OBSERVED}/{name}": value for name, value in found.items() if value is not None}
@@ -127,6 +136,14 @@ class Evaluator:
             for name, rollout, verdict in zip(names, rollouts, judged, strict=True):
                 row = {"set": name, **record(rollout, verdict, self._decode)}
                 file.write(json.dumps(row) + "\n")
+
+
+def _part(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """So many of the prompts, in their order, with every source among them; all for 0."""
+    if not count:
+        return prompts
+    chosen = {prompt.id for prompt in spread_over_sources(prompts, "evaluation")[:count]}
+    return [prompt for prompt in prompts if prompt.id in chosen]
 
 
 def record(rollout: Rollout, verdict: Verdict, decode: Decode) -> dict[str, Any]:

@@ -54,9 +54,11 @@ def refine(
 def _describe(found: Estimate) -> dict[str, float]:
     mask, learn = found.batch.response_mask, found.batch.columns["learn"]
     learnt = found.batch.columns["advantages"][learn]
+    learnt = learnt[learnt.isfinite()]
     return {
-        "policy/reward": float(found.rewards.mean()),
-        "policy/advantage_deviation": float(learnt.std(correction=0)) if learn.any() else 0.0,
+        "policy/reward": float(found.rewards[found.rewards.isfinite()].mean()),
+        "policy/non_finite_rewards": float((~found.rewards.isfinite()).sum()),
+        "policy/advantage_deviation": float(learnt.std(correction=0)) if len(learnt) else 0.0,
         "policy/entropy": float(found.entropy[mask].mean()),
         "policy/response_tokens": float(mask.sum(1).float().mean()),
         "policy/truncated": float(found.experience.truncated.float().mean()),

@@ -15,6 +15,7 @@ from tempo_megatron.planning.fit import indivisible, problems, too_much
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.phases import Run
 from tempo_megatron.planning.schedule import Load
+from tempo_megatron.validate_method import problems as method_problems
 
 _CANNOT = 2
 
@@ -33,6 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=shapes.SHAPES, help="the shape, instead of that of model.hf_path")
     parser.add_argument("--response-tokens", type=int, help="mean of a response (default: half of the longest)")
     parser.add_argument("--questions", type=int, default=300, help="questions of an evaluation (default: 300)")
+    parser.add_argument(
+        "--uniform-share",
+        type=float,
+        default=0.5,
+        help="share of labelled prompts whose responses all score alike, for loop.drop_uniform_prompts (default: 0.5)",
+    )
     parser.add_argument("--storage", type=float, default=2.0, help="GB/s of the shared storage (default: 2)")
     return parser
 
@@ -48,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     runs = [Run(settings, config, machine) for machine in _machines(given)]
     most = config.generation.max_response_tokens
     mean = given.response_tokens or -(-most // 2)
-    work = Load.uniform(mean, most, questions=given.questions, storage_gbs=given.storage)
+    beside = {"questions": given.questions, "storage_gbs": given.storage, "uniform_share": given.uniform_share}
+    work = Load.uniform(mean, most, **beside)
     if len(runs) > 1:
         print(report.growth([(run, problems(run), ranked(run, work)) for run in runs], work))
         return 0
@@ -62,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     """Why there is nothing to plan, a line each."""
-    found = []
+    found = method_problems(config)
     for read in (lambda: _settings(config, given.model), lambda: _machines(given)):
         try:
             read()
@@ -76,6 +84,8 @@ def _machines(given: argparse.Namespace) -> list[Machine]:
         counts = [int(count) for count in given.nodes.split(",")]
     except ValueError as error:
         raise ConfigError(f"--nodes: numbers with commas between them, got {given.nodes!r}") from error
+    if not 0 <= given.uniform_share <= 1:
+        raise ConfigError(f"--uniform-share: from 0 to 1, got {given.uniform_share}")
     for option, least in (("--nodes", min(counts)), ("--gpus-per-node", given.gpus_per_node)):
         if least < 1:
             raise ConfigError(f"{option}: at least 1, got {least}")

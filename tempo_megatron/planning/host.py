@@ -57,17 +57,17 @@ def _gathered(run: Run) -> Parts:
     gathering = min(run.machine.gpus_per_node, run.layout.tensor * run.layout.pipeline)
     states = {name: run.state(name) for name in run.models if name != "reference"}
     return {
-        name: gathering * (state["weights"] + state["optimizer"] * run.layout.optimizer_ranks)
+        name: gathering * (state["weights"] + state.get("optimizer", 0) * run.layout.optimizer_ranks)
         for name, state in states.items()
     }
 
 
 def checkpoint(run: Run) -> int:
-    """Bytes of a checkpoint: weights and optimizer state of policy and critic."""
-    layout = run.layout
+    """Bytes of a checkpoint: weights of policy and critic, and the optimizer state of what iterations teach."""
+    layout, learns = run.layout, {"policy": True, "critic": run.config.critic.training.learns}
     size = 0
-    for model in [run.models[name] for name in ("policy", "critic") if name in run.models]:
+    for name in [name for name in learns if name in run.models]:
         for stage in range(layout.pipeline):
-            state = model.state(stage)
-            size += layout.tensor * (state["weights"] + state["optimizer"] * layout.optimizer_ranks)
+            state = run.models[name].state(stage)
+            size += layout.tensor * (state["weights"] + learns[name] * state["optimizer"] * layout.optimizer_ranks)
     return size

@@ -58,6 +58,12 @@ class Run:
             found["reference"] = found["policy"]
         return found
 
+    @property
+    def critic_learns(self) -> bool:
+        """Whether there is a critic that has an optimizer, be it in the critic start alone."""
+        learns = self.config.critic.training.learns or self.config.stages.critic_start.iterations > 0
+        return "critic" in self.models and learns
+
     def _model(self, role: Role, tokens: int) -> Model:
         longest = self.config.data.max_prompt_tokens + self.config.generation.max_response_tokens
         return Model(self.settings, role, self.config, self.layout, tokens or longest, self.layout.pipeline)
@@ -68,8 +74,7 @@ class Run:
             "generate": self.engine.parts() | {"contexts": _BESIDE_ENGINE},
             "sync": self._sync(),
         }
-        learns = self.config.critic.training in (CriticTraining.calibrated, CriticTraining.returns)
-        if "critic" in self.models and learns:
+        if self.critic_learns:
             found["calibrate"] = self._working(self.models["critic"].learning())
         found["estimate"] = self._working(self._estimate())
         found["refine"] = self._working(self.models["policy"].learning())
@@ -111,10 +116,15 @@ class Run:
         )
 
     def state(self, name: str) -> Parts:
-        """What the model `name` keeps from step to step."""
-        model = self.models[name]
-        found = max((model.state(stage) for stage in range(self.layout.pipeline)), key=total)
-        return {"weights": found["weights"]} if name == "reference" else found
+        """What the model `name` keeps from step to step, on the stage that holds most."""
+        stages = range(self.layout.pipeline)
+        return max((self.state_of_stage(name, stage) for stage in stages), key=total)
+
+    def state_of_stage(self, name: str, stage: int) -> Parts:
+        """The same of one pipeline stage: weights, and of a model that learns gradients and optimizer state."""
+        state = self.models[name].state(stage)
+        learns = name == "policy" or (name == "critic" and self.critic_learns)
+        return state if learns else {"weights": state["weights"]}
 
     def moves(self, kind: str) -> bool:
         memory = self.config.memory

@@ -43,10 +43,10 @@ def _parameters(run: Run) -> str:
             continue
         model = run.models[name]
         stage = max(range(run.layout.pipeline), key=lambda stage: model.held(stage).total)
-        state, held = model.state(stage), model.held(stage)
+        state, held = run.state_of_stage(name, stage), model.held(stage)
         for kind, count in held.by_kind.items():
             share = count / held.total / GIB
-            sizes = [f"{size * share:.2f}" for size in state.values()]
+            sizes = [f"{state.get(part, 0) * share:.2f}" for part in ("weights", "gradients", "optimizer")]
             rows.append([name, kind, f"{count / 1e6:,.1f}", *sizes])
     heads = ["model", "kind", "million on a GPU", "weights, GiB", "gradients, GiB", "optimizer, GiB"]
     return "State of each model on a GPU, parameter by parameter kind:\n\n" + table(heads, rows)
@@ -64,7 +64,7 @@ def _host(run: Run) -> str:
     rows = [
         ["pinned, a rank", f"{total(host.pinned(run)) / GIB:.1f}", listed(host.pinned(run))],
         ["a node", f"{total(host.node(run)) / GIB:.0f}", listed(host.node(run))],
-        ["a checkpoint", f"{host.checkpoint(run) / GIB:.0f}", "weights, fp32 weights and two moments of each model"],
+        ["a checkpoint", f"{host.checkpoint(run) / GIB:.0f}", "weights; of what learns fp32 weights and two moments"],
     ]
     return "Host memory and storage:\n\n" + table(["what", "GiB", "of it"], rows)
 
@@ -77,7 +77,10 @@ def _times(run: Run, load: Load) -> str:
     whole = schedule.whole()
     days = sum(whole.values()) / 86400
     spent = ", ".join(f"{what} {seconds / 3600:.1f} h" for what, seconds in whole.items())
-    assumed = ", ".join(f"{what}: {value}" for what, value in rates.ASSUMED.items())
+    assumptions = dict(rates.ASSUMED)
+    if run.config.loop.drop_uniform_prompts:
+        assumptions["labelled prompts that a round replaces"] = f"{load.uniform_share:.0%}"
+    assumed = ", ".join(f"{what}: {value}" for what, value in assumptions.items())
     return (
         f"Time, with responses of {load.mean:,.0f} tokens on average:\n\n"
         + table(["phase", "seconds"], rows)

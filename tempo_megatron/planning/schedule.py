@@ -22,13 +22,15 @@ class Load:
     """What nobody can read off a recipe.
 
     `lengths`: tokens of responses, as equally likely values; `prompt`: those of a prompt. `questions`: how many are
-    evaluated each time. `storage_gbs`: GB/s that all nodes together write.
+    evaluated each time. `storage_gbs`: GB/s that all nodes together write. `uniform_share`: of labelled prompts, those
+    whose responses all score alike.
     """
 
     lengths: tuple[int, ...]
     prompt: int = 256
     questions: int = 300
     storage_gbs: float = 2.0
+    uniform_share: float = 0.5
 
     @classmethod
     def uniform(cls, mean: int, most: int, **others: Any) -> Load:
@@ -54,14 +56,24 @@ class Schedule:
 
     @property
     def labelled(self) -> int:
-        """Labelled rollouts of an iteration."""
-        config, loop = self.run.config, self.run.config.loop
-        wanted = config.policy.learns_from is not LearnsFrom.unlabelled
-        steps = loop.critic_steps if self._calibrates else int(wanted)
-        return steps * loop.labelled_prompts * loop.samples_per_prompt
+        """Labelled rollouts that an iteration begins with."""
+        loop = self.run.config.loop
+        return loop.critic_steps * self._labelled_batch if self._calibrates else self.labelled_of_a_step
+
+    @property
+    def labelled_of_a_step(self) -> int:
+        """Labelled rollouts of each policy step after the first, which are generated for it alone."""
+        wanted = self.run.config.policy.learns_from is not LearnsFrom.unlabelled
+        return wanted * self._labelled_batch
+
+    @property
+    def _labelled_batch(self) -> int:
+        loop = self.run.config.loop
+        return loop.labelled_prompts * loop.samples_per_prompt
 
     @property
     def unlabelled(self) -> int:
+        """Unlabelled rollouts of a policy step, those that only vote included."""
         loop = self.run.config.loop
         wanted = self.run.config.policy.learns_from is not LearnsFrom.labelled
         return wanted * loop.unlabelled_prompts * max(loop.samples_per_prompt, loop.votes_per_prompt)
@@ -70,8 +82,8 @@ class Schedule:
     def learnt(self) -> int:
         """Rollouts that an M-step learns from."""
         loop, source = self.run.config.loop, self.run.config.policy.learns_from
-        labelled = (source is not LearnsFrom.unlabelled) * loop.labelled_prompts
-        return (labelled + (source is not LearnsFrom.labelled) * loop.unlabelled_prompts) * loop.samples_per_prompt
+        unlabelled = (source is not LearnsFrom.labelled) * loop.unlabelled_prompts * loop.samples_per_prompt
+        return self.labelled_of_a_step + unlabelled
 
     @property
     def _calibrates(self) -> bool:
@@ -81,7 +93,8 @@ class Schedule:
         """Seconds of each phase of an iteration that calibrates; `moving` is state between GPUs and host memory."""
         config = self.run.config
         steps = config.loop.policy_steps
-        found = {"generate": self.generating(self.labelled + steps * self.unlabelled)}
+        further = (steps - 1) * self._collecting(self.labelled_of_a_step, self.unlabelled)
+        found = {"generate": self._collecting(self.labelled, self.unlabelled) + further}
         if self._calibrates:
             reads = self._passing("critic", self.labelled)
             found["calibrate"] = reads + self.learning("critic", self.labelled, config.critic)
@@ -112,8 +125,21 @@ class Schedule:
         """Each model goes to the host and comes back once an iteration."""
         return 2 * total(host.pinned(self.run)) / rates.HOST_BYTES
 
+    def _collecting(self, labelled: int, unlabelled: int) -> float:
+        """Seconds of one collection of rollouts: a generate call, and one for each round that replaces prompts."""
+        return self.generating(labelled + unlabelled) + sum(map(self.generating, self.refills(labelled)))
+
+    def refills(self, labelled: int) -> list[int]:
+        """Rollouts of each round that looks for other prompts in the place of those whose responses all score alike."""
+        loop = self.run.config.loop
+        prompts = labelled / loop.samples_per_prompt if loop.drop_uniform_prompts else 0.0
+        left = [round(prompts * self.load.uniform_share**number) for number in range(1, loop.refill_tries + 1)]
+        return [count * loop.samples_per_prompt for count in left if count]
+
     def generating(self, requests: int) -> float:
         """Seconds until so many responses are there."""
+        if not requests:
+            return 0.0
         run, engine, load = self.run, self.run.engine, self.load
         bandwidth = rates.decode_bytes(run.machine.gpu_gb)
         mine = requests * run.layout.replica / run.machine.gpus
@@ -200,15 +226,63 @@ class Schedule:
         """Seconds of a checkpoint."""
         return host.checkpoint(self.run) / (self.load.storage_gbs * 1e9)
 
+    @property
+    def saves(self) -> list[int]:
+        """The iterations after which a checkpoint is saved; 0 is the start."""
+        count, every = self.run.config.loop.iterations, self.run.config.checkpoint.every
+        return sorted({0, count, *range(0, count + 1, every)})
+
+    def candidates(self) -> list[int]:
+        """Of each choice of the best checkpoint how many are scored: the present policy, the newest that are kept, the
+        best, taken to be older, and those of `checkpoint.keep_every`."""
+        config, saves = self.run.config.checkpoint, self.saves
+        scored = []
+        for number in range(len(saves)):
+            older = saves[: max(0, number - (config.keep - 1))]
+            multiples = [save for save in older if config.keep_every and save and save % config.keep_every == 0]
+            scored.append(1 + number - len(older) + min(len(older), len(multiples) + 1))
+        return scored
+
+    def choosing(self) -> float:
+        """Seconds of all choices of the best checkpoint: sampling each candidate, and the critic's passes."""
+        config = self.run.config
+        adapts = config.policy.learns_from is not LearnsFrom.labelled  # who does not is chosen by labelled accuracy
+        unlabelled = adapts * config.checkpoint.choose_prompts * config.checkpoint.choose_samples
+        labelled = config.calibration.questions * config.checkpoint.choose_samples
+        seconds = len(self.saves) * self.generating(labelled + unlabelled)
+        if "critic" in self.run.models:
+            passes = sum(self._passing("critic", scored * unlabelled) for scored in self.candidates())
+            seconds += passes / rates.SPEED_IN_A_RUN
+        return seconds
+
+    def starting(self) -> float:
+        """Seconds of the critic start."""
+        config = self.run.config
+        rollouts = config.stages.critic_start.prompts * config.loop.samples_per_prompt
+        learning = self._passing("critic", rollouts) + self.learning("critic", rollouts, config.critic)
+        one = self._collecting(rollouts, 0) + learning / rates.SPEED_IN_A_RUN
+        return config.stages.critic_start.iterations * one
+
+    def evaluating(self) -> float:
+        """Seconds of all evaluations: both ends, and those between them, of fewer questions where that is set."""
+        config, questions = self.run.config.evaluation, self.load.questions
+        sets = bool(self.run.config.data.unlabelled) + bool(self.run.config.data.held_out)
+        part = min(questions, config.questions * max(1, sets)) if config.questions else questions
+        between = max(0, self.run.config.loop.iterations - 1) // config.every if config.every else 0
+        ends = 2 * self.generating(questions * (config.final_samples or config.samples))
+        return ends + between * self.generating(part * config.samples)
+
     def whole(self) -> dict[str, float]:
         """Seconds of the run, by what they are spent on; every iteration is taken to calibrate."""
         config = self.run.config
         count = config.loop.iterations
-        evaluations = 2 + (count // config.evaluation.every if config.evaluation.every else 0)
         measured = config.calibration.questions * config.calibration.samples
-        found = {"iterations": count * self.iteration()}
-        found["evaluation"] = evaluations * self.generating(self.load.questions * config.evaluation.samples)
+        found = {"iterations": count * self.iteration(), "evaluation": self.evaluating()}
         if measured:
             found["measuring the critic"] = count // config.calibration.every * self.generating(measured)
-        found["checkpoints"] = math.ceil(count / config.checkpoint.every) * self.saving()
+        if config.checkpoint.choose:
+            found["choosing the best"] = self.choosing()
+        if "critic" in self.run.models and config.stages.critic_start.iterations:
+            found["critic start"] = self.starting()
+        found["checkpoints"] = len(self.saves) * self.saving()
         return found

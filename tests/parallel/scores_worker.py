@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from tempo_megatron.algorithms.experience import STATISTICS
 from tempo_megatron.config import ParallelConfig
 from tempo_megatron.megatron import log_probs
-from tempo_megatron.megatron.log_probs import STATISTICS, token_scores
+from tempo_megatron.megatron.log_probs import token_scores
 from tempo_megatron.megatron.topology import initialize
 
 

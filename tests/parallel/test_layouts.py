@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from checkpoints_convert.__main__ import main
-from tempo_megatron.megatron.log_probs import STATISTICS
+from tempo_megatron.algorithms.experience import STATISTICS
 from tests.conftest import write_recipe
 from tests.models import write_model
 from tests.parallel.launcher import run_ranks

@@ -26,5 +26,13 @@ def test_noise_is_measured_against_the_nearer_clip(deviation: float, alarm: floa
     assert len(lines) == alarm
 
 
+@pytest.mark.parametrize("figure", ["generation/exp_log_prob_difference_mean", "policy/first_ratio_deviation"])
+def test_what_is_not_a_number_raises_its_alarm(figure: str) -> None:
+    """Every comparison with NaN is false: the worst figure there is would raise nothing."""
+    figures, lines = raised({figure: float("nan")}, Config())
+    assert [value for name, value in figures.items() if name.endswith("_alarm")] == [1.0]
+    assert len(lines) == 1 and "nan" in lines[0]
+
+
 def test_an_iteration_without_a_policy_step_raises_nothing() -> None:
     assert raised({"critic/loss": 1.0}, Config()) == ({}, [])

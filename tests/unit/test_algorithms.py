@@ -115,6 +115,42 @@ def test_advantages_within_a_group_compare_a_prompt_s_responses_alone() -> None:
     assert found[5, 1] == 0
 
 
+@pytest.mark.parametrize("size", range(2, 65))
+def test_rewards_that_are_equal_up_to_rounding_have_advantage_0(size: int) -> None:
+    """EMPO's reward for n different answers is 1 / n, whose mean rounds: a deviation of 1e-8 would become an advantage
+    that Adam scales to whole steps."""
+    groups, mask = torch.zeros(size, dtype=torch.int64), torch.ones(size, 3).bool()
+    rewards = torch.ones(size) / size
+    assert within_groups(rewards, groups, mask).abs().max() == 0
+    rounded = rewards.clone()
+    rounded[::2] = rewards[::2].nextafter(torch.tensor(1.0))
+    assert within_groups(rounded, groups, mask).abs().max() == 0
+    assert whiten(rounded[:, None].expand(size, 3), mask).abs().max() == 0
+    assert within_groups(rewards * torch.linspace(1, 1.01, size), groups, mask).abs().max() > 0.1
+
+
+def test_a_value_that_is_not_finite_spoils_its_own_row_alone() -> None:
+    """A NaN in another response, or at a position that is no response token, must not take the batch's updates."""
+    rewards, groups = torch.tensor([1.0, float("nan"), 0.0, 1.0]), torch.zeros(4, dtype=torch.int64)
+    mask = torch.tensor([[False, True, True]] * 4)
+    found = within_groups(rewards, groups, mask)
+    assert found[1, 1:].isnan().all() and found[1, 0] == 0
+    torch.testing.assert_close(found[[0, 2, 3]], within_groups(rewards[[0, 2, 3]], groups[:3], mask[:3]))
+
+    advantages = torch.tensor([[0.0, 1.0, 2.0], [0.0, float("nan"), 4.0], [0.0, 3.0, 4.0]])
+    whitened = whiten(advantages, mask[:3])
+    assert whitened.isnan().sum() == 1 and whitened[1, 1].isnan()
+    assert whitened[whitened.isfinite() & mask[:3]].mean().item() == pytest.approx(0, abs=1e-6)
+
+    unread = torch.tensor([[float("nan"), 0.25, 0.5, float("nan")]])
+    response = torch.tensor([[False, False, True, False]])
+    for advantage in (
+        from_values(torch.tensor([1.0]), unread, response),
+        generalised(torch.tensor([1.0]), unread, response, discount=1.0, trace_decay=1.0),
+    ):
+        assert advantage.tolist() == [[0.0, 0.0, 0.75, 0.0]]
+
+
 def test_votes_count_equivalent_answers_of_one_prompt() -> None:
     """No answer is never the majority, and of equally frequent answers the first given is."""
     clusters = torch.tensor([0, 1, 1, 2, 0, 1, 2, 3])

@@ -87,6 +87,17 @@ def test_the_start_of_tempo_is_chosen_by_labelled_accuracy_alone(
     assert (tmp_path / "candidates").exists() is adapts
 
 
+def test_a_value_that_is_not_finite_is_never_the_best() -> None:
+    """Nothing is above or below NaN: the maximum of a list with one depends on where it stands."""
+    nan, inf = float("nan"), float("inf")
+    for order in (1, -1):
+        candidates = [Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.5, 0.1, 0.4), Candidate(9, 0.9, 0.1, inf)][::order]
+        best, reason = choose(candidates)
+        assert best.iteration == 5 and "2 left out, whose value is not finite" in reason
+    best, reason = choose([Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.6, 0.1, nan)])
+    assert best.iteration == 5 and "no value of the critic is finite" in reason
+
+
 @pytest.mark.parametrize(
     ("newest", "best", "every", "expected"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tempo_megatron.config import EvaluationConfig
+from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.phases.evaluate import Evaluator
@@ -86,12 +88,46 @@ def evaluator(samples_directory: Path | None = None, **settings: int) -> Evaluat
     return Evaluator(sets, ANSWERS, FakeGrader(), decode, config, 9, samples_directory)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("at_an_end", "asked"), [(False, [0] * 4), (True, [0] * 3 + [1] * 3)])
-def test_between_the_ends_the_first_questions_are_asked_and_at_them_all(at_an_end: bool, asked: list[int]) -> None:
+@pytest.mark.parametrize(("at_an_end", "asked"), [(False, [1] * 4), (True, [0] * 3 + [1] * 3)])
+def test_between_the_ends_some_questions_are_asked_and_at_them_all(at_an_end: bool, asked: list[int]) -> None:
     """With as many samples as there are set for each; 0 leaves it at `samples`."""
     engine = Scripted({0: ["a"] * 4, 1: ["b"] * 4})
-    evaluator(max_questions=1, final_samples=3).evaluate(engine, 3, at_an_end)
+    evaluator(questions=1, final_samples=3).evaluate(engine, 3, at_an_end)
     assert engine.asked == asked
+
+
+def mixed(**sizes: int) -> list[Prompt]:
+    """Prompts of several sources, one source after the other."""
+    names = [(source, number) for source, size in sizes.items() for number in range(size)]
+    return [Prompt(f"{source}{number}", (at,), source, "exact") for at, (source, number) in enumerate(names)]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, [1, 1, 0]), (3, [1, 1, 1]), (20, [10, 8, 2]), (50, [25, 20, 5])])
+def test_a_part_has_of_every_source_in_proportion(count: int, expected: list[int]) -> None:
+    """The first ones of a file of three sources would be one source's alone. A smaller part is within a larger one."""
+    prompts = mixed(a=50, b=40, c=10)
+    chosen = spread_over_sources(prompts, "evaluation")
+    assert sorted(prompt.id for prompt in chosen) == sorted(prompt.id for prompt in prompts)
+    counts = Counter(prompt.source for prompt in chosen[:count])
+    assert [counts[source] for source in "abc"] == pytest.approx(expected, abs=1)
+    assert count < 3 or (min(counts.values()) > 0 and len(counts) == 3)
+    assert [prompt.id for prompt in chosen if prompt.source == "a"] != [f"a{number}" for number in range(50)]
+    assert chosen == spread_over_sources(prompts[::-1], "evaluation")
+
+
+@pytest.mark.parametrize("at_an_end", [False, True])
+def test_figures_are_given_for_each_source_of_a_set(at_an_end: bool) -> None:
+    """A mean over a set hides a source that fell; a set of one source has nothing to add."""
+    sets = {"unlabelled": mixed(a=6, b=3), "held_out": [Prompt("z0", (9,), "z", "exact")]}
+    answers = {prompt.id: {"answer": "x" if prompt.source == "a" else "y"} for made in sets.values() for prompt in made}
+    config = EvaluationConfig(samples=2, k=1, questions=3)
+    made = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None)  # type: ignore[arg-type]
+    engine = Scripted({number: ["x", "x"] for number in range(10)})
+    found = made.evaluate(engine, 3, at_an_end)
+    assert found.keys() == {"unlabelled", "unlabelled/a", "unlabelled/b", "held_out"}
+    assert (found["unlabelled/a"]["avg@1"], found["unlabelled/b"]["avg@1"]) == (1.0, 0.0)
+    assert found["unlabelled"]["avg@1"] == pytest.approx(2 / 3)
+    assert len(set(engine.asked)) == (10 if at_an_end else 4)
 
 
 def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> None:

@@ -19,11 +19,13 @@ def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixtur
     """What a job would find hours later in the queue, all of it in one message."""
     given = ["launch", str(recipe), "--executor", "local", "--nodes", "2", "model.hf_path=/nowhere"]
     starts = ["policy.checkpoint=/no-policy", "critic.checkpoint=/no-critic"]
-    assert cli.main([*given, *starts, "data.held_out=[{path: /none.jsonl}]"]) == 2
+    impossible = ["method=grpo", "policy.learns_from=both", "critic.training=frozen"]
+    assert cli.main([*given, *starts, *impossible, "data.held_out=[{path: /none.jsonl}]"]) == 2
     said = capsys.readouterr().err
     assert "model.hf_path: /nowhere is no directory" in said and "--nodes" in said
     assert "policy.checkpoint: /no-policy is" in said and "critic.checkpoint: /no-critic is" in said
     assert "/none.jsonl: no such data file" in said
+    assert "policy.learns_from: both, but method grpo needs" in said
 
 
 def test_what_cannot_fit_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
+from tempo_megatron.algorithms.advantages import from_values
 from tempo_megatron.algorithms.experience import Experience, Votes
 from tempo_megatron.algorithms.methods import METHODS, Method, method
+from tempo_megatron.algorithms.methods.grpo import Grpo
+from tempo_megatron.algorithms.methods.tempo import Tempo
 from tempo_megatron.config import Config, CriticTraining, LearnsFrom, Order, PolicyConfig, TargetRange, load
+from tempo_megatron.validate import problems
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 NAN = float("nan")
@@ -110,6 +115,61 @@ def test_a_method_reads_no_truth_of_unlabelled_rows(name: str) -> None:
     found = chosen.rewards(experience)
     assert not found.isnan().any()
     assert not chosen.advantages(experience, found, PolicyConfig()).isnan().any()
+
+
+class Undeclared(Grpo):
+    """Reads the correctness of rows and does not say so."""
+
+    needs = frozenset()
+
+
+class Greedy(Tempo):
+    """Reads values and does not say so."""
+
+    needs = frozenset()
+
+
+class SelfTaught(Method):
+    """Rewards a response by the critic's value halfway, in a way of its own."""
+
+    settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabelled"}
+    needs = frozenset({"values"})
+
+    def rewards(self, experience: Experience) -> Tensor:
+        return experience.needed_values()[:, 2]
+
+    def advantages(self, experience: Experience, rewards: Tensor, settings: object) -> Tensor:
+        return from_values(rewards, experience.needed_values(), experience.response_mask)
+
+
+class Certain(SelfTaught):
+    """Rewards certainty, and reads the critic's values as a baseline alone."""
+
+    needs = frozenset({"values", "self_certainty"})
+
+    def rewards(self, experience: Experience) -> Tensor:
+        return experience.statistics["self_certainty"].mean(1)
+
+
+@pytest.mark.parametrize(
+    ("made", "overrides", "message"),
+    [
+        (Undeclared, ["policy.learns_from=unlabelled"], "makes rewards or advantages that are not finite"),
+        (Undeclared, ["policy.learns_from=labelled"], ""),
+        (Greedy, [], "fails on a few made-up rows (unlabelled): ValueError: this method reads values"),
+        (SelfTaught, ["critic.training=returns"], "would teach it its own verdict"),
+        (SelfTaught, [], ""),
+        (Certain, ["critic.training=returns"], ""),
+    ],
+)
+def test_a_method_of_a_users_own_is_rehearsed_at_start(
+    made: type[Method], overrides: list[str], message: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it declares: NaN would end a run after its first generation, and a critic that learns its own verdict
+    would look as if it learnt."""
+    monkeypatch.setitem(METHODS, "own", made)
+    found = problems(load(recipe, ["method=own", *overrides]))
+    assert any(message in line for line in found) if message else found == [], found
 
 
 def test_what_a_method_needs_and_was_not_given_is_an_error() -> None:

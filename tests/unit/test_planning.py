@@ -289,6 +289,8 @@ def test_the_command_refuses_with_exit_code_2(capsys: pytest.CaptureFixture[str]
     [
         (["model.hf_path=models/of-my-own"], "--model names a known shape"),
         (["--nodes", "one"], "--nodes: numbers"),
+        (["--uniform-share", "2"], "--uniform-share: from 0 to 1, got 2"),
+        (["method=grpo", "policy.learns_from=unlabelled"], "policy.learns_from: unlabelled, but method grpo needs"),
         (["loop.iteratons=3"], "did you mean"),
         (["parallel.tensor_model_parallel_size=0", "model.hf_path=models/of-my-own"], "at least 1, got 0"),
         (["parallel.tensor_model_parallel_size=0", "model.hf_path=models/of-my-own"], "--model names a known shape"),

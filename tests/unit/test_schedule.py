@@ -193,6 +193,19 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
         (["method=frozen_critic", "stages.critic_start.iterations=0"], "a frozen critic needs critic.checkpoint"),
         (["method=ttrl", "critic.target_range=minus_one_one"], "its rewards are 0 and 1"),
         (["calibration.questions=40"], "calibration.questions: 40 of 40 labelled questions"),
+        (["method=grpo", "policy.learns_from=unlabelled"], "policy.learns_from: unlabelled, but method grpo needs"),
+        (["method=grpo", "policy.learns_from=both"], "policy.learns_from: both, but method grpo needs"),
+        (["method=ppo", "policy.learns_from=unlabelled"], "policy.learns_from: unlabelled, but method ppo needs"),
+        (["method=ppo", "policy.learns_from=both"], "policy.learns_from: both, but method ppo needs"),
+        (["critic.training=returns"], "method tempo rewards unlabelled rows by the critic's own values"),
+        (["method=tempo_reference_code", "critic.training=returns"], "would teach it its own verdict"),
+        (["method=frozen_critic", "critic.training=returns"], "would teach it its own verdict"),
+        (
+            ["method=tempo_reference_code", "stages.critic_start.iterations=0"],
+            "loop.order: with values_first method tempo_reference_code rewards the first iteration's rows by a critic",
+        ),
+        (["method=ttrl", "loop.samples_per_prompt=1"], "method ttrl reads nothing from the vote of one response"),
+        (["critic.optimizer.learning_rate=0"], "critic.optimizer.learning_rate: 0 leaves the critic untaught"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(overrides: list[str], message: str, recipe: Path) -> None:
@@ -202,6 +215,24 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], messag
     except ValueError as error:
         found = [str(error)]
     assert any(message in line for line in found), found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["policy.learns_from=labelled"],
+        ["policy.learns_from=both"],
+        ["policy.learns_from=labelled", "critic.training=returns"],
+        ["method=ppo", "critic.optimizer.learning_rate=0"],
+        ["method=tempo_reference_code"],
+        ["method=frozen_critic", "critic.optimizer.learning_rate=1e-3"],
+        ["method=empo", "loop.votes_per_prompt=8"],
+    ],
+)
+def test_settings_that_can_learn_are_not_refused(overrides: list[str], recipe: Path) -> None:
+    """TEMPO on labelled rows is rewarded by their correctness, so that its critic may learn returns; PPO's reward is
+    right whatever its baseline is."""
+    assert problems(load(recipe, overrides)) == []
 
 
 def test_mini_batches_are_held_against_the_rollouts_that_are_cut(recipe: Path) -> None:

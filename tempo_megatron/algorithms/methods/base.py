@@ -28,7 +28,8 @@ class Method:
 
     `settings` are the recipe settings that come with the method (which loss, which rows the policy learns from, how the
     critic is trained); whatever the recipe itself says wins. `needs` names what must be there in an Experience:
-    `values`, `votes`, and of `statistics` `entropy`, `self_certainty`.
+    `values`, `votes`, `correct` (of every row, so that all must be labelled), and of `statistics` `entropy`,
+    `self_certainty`. A run rehearses its method before it starts and refuses one that reads what it does not name.
     """
 
     settings: ClassVar[Mapping[str, object]] = {}

@@ -25,6 +25,7 @@ class Grpo(Method):
         "policy.clip_low": 0.2,
         "policy.clip_high": 0.2,
     }
+    needs = frozenset({"correct"})
     compares_responses = True
 
     def rewards(self, experience: Experience) -> Tensor:

@@ -27,7 +27,7 @@ class Ppo(Method):
         "policy.clip_high": 0.2,
         "policy.whiten": True,
     }
-    needs = frozenset({"values"})
+    needs = frozenset({"values", "correct"})
 
     def rewards(self, experience: Experience) -> Tensor:
         return experience.verified

@@ -1,0 +1,113 @@
+"""Whether a run's method can learn anything: what it needs, what it makes of rows like its own, and the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tempo_megatron.algorithms.experience import STATISTICS
+from tempo_megatron.algorithms.methods import method
+from tempo_megatron.algorithms.rehearsal import rehearse
+from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Order, TargetRange
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong, one line each; empty when the method can learn by this schedule. Reads no file."""
+    return [*([*_needs(config)] or _rehearsed(config)), *_schedule(config)]
+
+
+def _needs(config: Config) -> Iterator[str]:
+    """What the method needs and is not given."""
+    needs, critic, learns_from = method(config.method).needs, config.critic.training, config.policy.learns_from
+    known = ("values", "votes", "correct", *STATISTICS)
+    unknown = needs.difference(known)
+    if unknown:
+        yield f"method: {config.method} needs {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+    if "correct" in needs and learns_from is not LearnsFrom.labelled:
+        yield (
+            f"policy.learns_from: {learns_from}, but method {config.method} needs the verified correctness of every "
+            "row: set labelled"
+        )
+    if "values" in needs and critic is CriticTraining.none:
+        yield f"critic.training: method {config.method} needs a critic"
+    if "values" not in needs and critic is CriticTraining.returns:
+        yield f"critic.training: method {config.method} reads no values, so there are no returns to learn"
+    if "votes" in needs and learns_from is not LearnsFrom.unlabelled:
+        yield f"policy.learns_from: method {config.method} votes on unlabelled questions"
+    loop = config.loop
+    if "votes" in needs and max(loop.samples_per_prompt, loop.votes_per_prompt) < 2:
+        yield f"loop.votes_per_prompt: at least 2, method {config.method} reads nothing from the vote of one response"
+    if method(config.method).compares_responses and loop.samples_per_prompt < 2:
+        yield f"loop.samples_per_prompt: at least 2, method {config.method} compares a prompt's responses"
+    if loop.order is Order.values_first and "values" not in needs:
+        yield f"loop.order: method {config.method} reads no values"
+
+
+def _rehearsed(config: Config) -> Iterator[str]:
+    """What the method itself makes impossible, found by letting it judge a few made-up rows."""
+    learns_from, critic = config.policy.learns_from, config.critic
+    rehearsal = rehearse(
+        method(config.method),
+        config.policy,
+        labelled=learns_from is not LearnsFrom.unlabelled,
+        unlabelled=learns_from is not LearnsFrom.labelled,
+        wrong=critic.target_range.wrong,
+    )
+    if rehearsal.failure:
+        yield f"method: {config.method} fails on a few made-up rows ({learns_from}): {rehearsal.failure}"
+    if not rehearsal.finite:
+        yield (
+            f"method: {config.method} makes rewards or advantages that are not finite, with policy.learns_from="
+            f"{learns_from}; rows that are not labelled have no correctness (a method that reads it needs 'correct')"
+        )
+    if not rehearsal.follows_values:
+        return
+    if critic.training is CriticTraining.returns:
+        yield (
+            f"critic.training: returns, but method {config.method} rewards unlabelled rows by the critic's own values: "
+            "their returns would teach it its own verdict; set calibrated or frozen"
+        )
+    if config.loop.order is Order.values_first and not _taught_before_iterations(config):
+        yield (
+            f"loop.order: with values_first method {config.method} rewards the first iteration's rows by a critic that "
+            "has learnt nothing; needs critic.checkpoint or stages.critic_start"
+        )
+    if not (critic.checkpoint or critic.optimizer.learning_rate or critic.optimizer.minimum_learning_rate):
+        yield (
+            f"critic.optimizer.learning_rate: 0 leaves the critic untaught, by whose values method {config.method} "
+            "rewards rows; needs critic.checkpoint"
+        )
+
+
+def _taught_before_iterations(config: Config) -> bool:
+    """Whether the critic has learnt something when the first iteration begins."""
+    return bool(config.critic.checkpoint or config.stages.critic_start.iterations)
+
+
+def _schedule(config: Config) -> Iterator[str]:
+    """Settings of loop, stages and choice that do not go together."""
+    needs, critic, loop = method(config.method).needs, config.critic.training, config.loop
+    if loop.gate and (not config.calibration.questions or critic is not CriticTraining.calibrated):
+        yield "loop.gate: needs calibration.questions, and critic.training calibrated"
+    if loop.gate and loop.gate_on is GateOn.auroc_within_prompts and config.calibration.samples < 2:
+        yield "calibration.samples: at least 2, loop.gate_on compares a prompt's responses"
+    if loop.drop_uniform_prompts and loop.samples_per_prompt < 2:
+        yield "loop.drop_uniform_prompts: a single response is always uniform; needs loop.samples_per_prompt above 1"
+    if loop.votes_per_prompt and "votes" not in needs:
+        yield f"loop.votes_per_prompt: method {config.method} counts no votes"
+    if critic is CriticTraining.frozen and not _taught_before_iterations(config):
+        yield "critic.training: a frozen critic needs critic.checkpoint or stages.critic_start to have learnt"
+    if critic is CriticTraining.none and config.critic.target_range is not TargetRange.zero_one:
+        yield f"critic.target_range: method {config.method} has no critic; its rewards are 0 and 1"
+    if 0 < loop.votes_per_prompt < loop.samples_per_prompt:
+        yield f"loop.votes_per_prompt: at least loop.samples_per_prompt ({loop.samples_per_prompt}), or 0"
+    if config.checkpoint.choose and not config.calibration.questions:
+        yield "checkpoint.choose: needs calibration.questions, labelled questions set aside"
+    if config.checkpoint.patience and not config.checkpoint.choose:
+        yield "checkpoint.patience: needs checkpoint.choose"
+    if config.checkpoint.patience >= config.checkpoint.keep > 0 and config.checkpoint.choose:
+        yield (
+            f"checkpoint.keep: {config.checkpoint.keep} newest checkpoints are too few to wait for "
+            f"{config.checkpoint.patience} candidates after the best; keep more than checkpoint.patience"
+        )
+    if config.policy.dual_clip and config.policy.dual_clip <= 1:
+        yield f"policy.dual_clip: above 1, or 0 for none, got {config.policy.dual_clip}"

@@ -1,0 +1,140 @@
+"""A rank of test_optimizer: weight decay, a critic that freezes, and values that are not finite.
+
+usage: optimizer_worker.py MODEL RECIPE OUT; MODEL is a directory of a model with biases
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tempo_megatron.run
+from checkpoints_convert import decoder, hf_files
+from checkpoints_convert.families import family
+from tempo_megatron import loop
+from tempo_megatron.config import OptimizerConfig, load
+from tempo_megatron.megatron import checkpoint_files, model, topology, weights
+from tempo_megatron.megatron.batch import Batch, from_sequences
+from tempo_megatron.megatron.offload import Kind
+from tempo_megatron.megatron.saving import resumable
+from tempo_megatron.megatron.trainer import Rows, Score, Scorer, Trainer
+from tempo_megatron.phases.scoring import VALUES
+from tempo_megatron.run import Run
+from tests.parallel.layout_worker import leave_groups
+from tests.parallel.turns_worker import RESTS, advance, device_bytes, started
+from tools.killing.recorded import Parity
+
+ALONE = "parallel.tensor_model_parallel_size=1"
+FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, RESTS)
+
+
+def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
+    """Of each of a critic's parameters its dimensions, and the least and largest share that a step leaves whose
+    gradients are 0, at a step size of 0.1 and a weight decay of 1."""
+    config = load(None, ["model.precision=fp32"])
+    place = topology.initialize(config.parallel, seed=0)
+    described = hf_files.read_config(hf_path)
+    settings = family(described).settings(described)
+    module = model.build("critic", settings, config, place, head_bias=True)
+    weights.load(module, decoder.policy(settings), hf_files.Reader(hf_path), place, critic=True)
+    with torch.no_grad():
+        module.output_layer.bias.fill_(1.0)
+    trainer = Trainer(module, OptimizerConfig(learning_rate=0.1, weight_decay=1.0), config, place, 64)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    def nothing(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
+        return 0 * scores["values"].sum(), {}
+
+    assert trainer.step(from_sequences([[1, 2]] * 2, [[3, 4]] * 2), VALUES, nothing)
+    with trainer.awake(Kind.weights):
+        shares = {name: parameter.detach() / before[name] for name, parameter in module.named_parameters()}
+    leave_groups()
+    kept = {name: share[before[name] != 0] for name, share in shares.items()}
+    return {
+        name: (before[name].dim(), float(share.min()), float(share.max())) for name, share in kept.items() if len(share)
+    }
+
+
+def held(run: Run) -> dict[str, Any]:
+    """What a run has of its critic beside weights: in `trainers`, on the device, in host memory, in its checkpoints."""
+    critic: Any = run.critic
+    saved = {path.name: path for path in resumable(run.course.saver.directory)}
+    return {
+        "learns": "critic" in run.trainers,
+        "optimizer": critic.optimizer is not None,
+        "device": device_bytes(critic, Kind.gradients, Kind.optimizer),
+        "host": critic.offloader._host[Kind.optimizer].bytes.nbytes,
+        "saved": {
+            name: any(key.startswith("optimizer.") for key in checkpoint_files.Reader(path, "critic").descriptions)
+            for name, path in saved.items()
+        },
+    }
+
+
+def frozen(recipe: Path) -> dict[str, Any]:
+    """A critic that learns in the critic start and is frozen then, resumed in that stage and after it; and one that
+    starts from its checkpoint and never learns."""
+    run, _ = started((recipe, FROZEN), "frozen")
+    loop.start_critic(run)
+    found = {"frozen": held(run)}
+    leave_groups()
+
+    run, _ = started((recipe, FROZEN), "frozen")
+    found["resumed in the stage"] = held(run)
+    loop.start_critic(run)
+    run.save()
+    (first,) = advance(run, 1)
+    leave_groups()
+
+    run, _ = started((recipe, FROZEN), "frozen")
+    found["resumed"] = held(run)
+    (again,) = advance(run, 1)
+    found["differ"] = {name for name in first if first[name] != again[name]}
+    start = run.course.saver.directory / "iteration-000000"
+    leave_groups()
+
+    never = (*FROZEN, f"critic.checkpoint={start}", "stages.critic_start.iterations=0", "policy.kl_coefficient=0.1")
+    run, _ = started((recipe, never), "never")
+    list(advance(run, 1))
+    run.save()
+    found["never"] = held(run) | {"scorer": type(run.critic) is Scorer}
+    leave_groups()
+    return found
+
+
+def spoilt(recipe: Path) -> dict[str, Any]:
+    """An E-step, and an M-step that whitens its advantages, each on rollouts of which the critic gave one a NaN."""
+    run, _ = started((recipe, (ALONE, "policy.whiten=true")), "spoilt")
+    run.iteration = 1
+    drawn = run.collector.collect(1, labelled=4, unlabelled=4)
+    critic, score = run.models.needed_critic, run.models.needed_critic.score
+
+    def one_nan(batch: Batch, read: Score) -> Rows:
+        rows = score(batch, read)
+        rows["values"][1, int(batch.lengths[1]) - 1] = float("nan")
+        return rows
+
+    critic.score = one_nan  # type: ignore[method-assign]
+    metrics = loop.e_step(run, drawn.labelled, drawn.correct, 1)
+    metrics |= loop.m_step(run, loop.policy_rollouts(run, drawn))
+    kept = sorted(path.name for path in (run.directory / "non_finite").iterdir())
+    leave_groups()
+    return {"metrics": metrics, "kept": kept}
+
+
+def main(hf_path: str, recipe: str, out: str) -> None:
+    torch.set_num_threads(1)
+    run_module: Any = tempo_megatron.run
+    run_module.Grader = Parity
+    found = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, Path(out))
+    topology.shutdown()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
