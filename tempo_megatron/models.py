@@ -25,13 +25,14 @@ from tempo_megatron.turns import Turns
 class Models:
     """The policy, and critic and reference where the recipe has them; each rests until its turn. All is collective.
 
-    `trainers`: those that learn, by name. `settings` and `entries` describe the policy to converters, `scores` reads
-    its output.
+    `saved`: a checkpoint of the run, which resumes from it or another. Weights then wait for that, and nothing of what
+    the run started from is read. `trainers`: those that learn, by name. `settings` and `entries` describe the policy to
+    converters, `scores` reads its output.
     """
 
-    def __init__(self, config: Config, place: Topology, turns: Turns) -> None:
-        self._config, self._place, self._turns = config, place, turns
-        self._hf_path = Path(config.model.hf_path)
+    def __init__(self, config: Config, place: Topology, turns: Turns, saved: Path | None = None) -> None:
+        self._config, self._place, self._turns, self._saved = config, place, turns, saved
+        self._hf_path = saved / checkpoint_files.HUGGING_FACE if saved else Path(config.model.hf_path)
         described = hf_files.read_config(self._hf_path)
         self.settings = family(described).settings(described)
         self.entries = decoder.policy(self.settings)
@@ -53,9 +54,13 @@ class Models:
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
     def build(self, role: Role, start: str) -> Any:
-        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path."""
-        bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
+        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path. Of a run that
+        resumes, a model of the same form whose weights are still to be loaded."""
+        form = self._saved or (Path(start) if start else None)
+        bias = form is not None and OUTPUT_BIAS in checkpoint_files.Reader(form, role).descriptions
         module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
+        if self._saved:
+            return module
         if start:
             checkpoint.load_weights(Path(start), role, module)
         else:

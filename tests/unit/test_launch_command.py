@@ -129,11 +129,11 @@ def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) ->
 
 
 def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None:
-    """The best checkpoint is exported where one is chosen; evaluation reads the export."""
+    """A run's export is asked for, which knows whether a best checkpoint was chosen; evaluation reads it."""
     chosen = ["policy.checkpoint=start", "checkpoint.choose=true", "run_dir=runs/x"]
     train, export, evaluate = tasks(str(recipe), chosen, "python")
     assert (train.name, export.name, evaluate.name) == ("train", "export", "evaluate")
     assert train.all_nodes and not export.all_nodes and not evaluate.all_nodes
     assert "run_dir=runs/x export=false" in train.script and "runs/x/start" not in train.script
-    assert "--checkpoint runs/x/checkpoints/best --out runs/x/.exporting" in export.script
+    assert export.script == "exec python -m tempo_megatron.cli export runs/x"
     assert "--model runs/x/hf" in evaluate.script
