@@ -34,7 +34,7 @@ def draw_apart(run_dir: Path) -> str:
     if not drawn.returncode:
         return ""
     ended = f"signal {-drawn.returncode}" if drawn.returncode < 0 else f"exit code {drawn.returncode}"
-    return f"{warning}: it ended with {ended}\n{drawn.stderr.strip()}"
+    return f"{warning}: it ended with {ended}\n{drawn.stderr}".rstrip()
 
 
 def plot_run(run_dir: Path) -> list[Path]:

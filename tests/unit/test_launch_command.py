@@ -137,3 +137,20 @@ def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None
     assert "run_dir=runs/x export=false" in train.script and "runs/x/start" not in train.script
     assert export.script == "exec python -m tempo_megatron.cli export runs/x"
     assert "--model runs/x/hf" in evaluate.script
+
+
+def test_a_run_that_has_a_checkpoint_is_launched_again_without_what_it_started_from(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the model's directory nor a start run is asked for, and nothing is converted again."""
+    saved = recipe.parent / "run" / "checkpoints" / "iteration-000001"
+    given = ["launch", str(recipe), "--executor", "local", "--nodes", "2", "model.hf_path=/gone"]
+    assert cli.main([*given, "policy.checkpoint=/gone-too"]) == 2
+    assert capsys.readouterr().err.count("is no directory here") == 2
+    convert = tasks(str(recipe), [], "false")[0].script
+    assert subprocess.run(["bash", "-c", convert]).returncode == 1
+    saved.mkdir(parents=True)
+    (saved / "state.json").touch()
+    assert cli.main([*given, "policy.checkpoint=/gone-too"]) == 2  # for --nodes
+    assert "is no directory here" not in capsys.readouterr().err
+    assert subprocess.run(["bash", "-c", convert]).returncode == 0
