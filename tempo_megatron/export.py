@@ -10,7 +10,7 @@ from typing import Any
 from checkpoints_convert.convert import to_hf
 from checkpoints_convert.errors import ConversionError
 from tempo_megatron.config import Config
-from tempo_megatron.megatron import saving
+from tempo_megatron.megatron import checkpoint, saving
 from tempo_megatron.run_directory import read_summary, write_summary
 
 _ASIDE = ".exporting"
@@ -56,7 +56,7 @@ def export_run(run: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     try:
         to_hf(result.checkpoint, aside, role="policy")
-        shutil.rmtree(directory, ignore_errors=True)
+        checkpoint.remove_old(run, [directory])
         aside.rename(directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from checkpoints_convert import decoder, hf_files
@@ -60,6 +62,9 @@ class Models:
         bias = form is not None and OUTPUT_BIAS in checkpoint_files.Reader(form, role).descriptions
         module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
         if self._saved:
+            with torch.no_grad():  # what a checkpoint did not fill must not pass for weights
+                for parameter in module.parameters():
+                    parameter.fill_(math.nan)
             return module
         if start:
             checkpoint.load_weights(Path(start), role, module)

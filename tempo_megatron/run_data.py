@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import Config
@@ -37,7 +36,7 @@ class RunData:
 def load(config: Config, tokenizer: Any) -> RunData:
     """The data that the recipe names. What the run directory says that it has learnt stays out of what it is measured
     by, whatever the files are now. Raises DataError."""
-    learnt_before = fingerprint.learnt_questions(Path(config.run_dir))
+    learnt_before = fingerprint.learnt_questions(config.run_dir)
     questions = read_questions(config.data, tokenizer, learnt_before)
     sets, seed = questions.sets, config.seed
     measured = set_aside(sets["labelled"], config.calibration.questions, learnt_before)

@@ -90,8 +90,10 @@ def saved_checkpoint(directory: Path) -> Path | None:
 
 def saved_model(directory: Path) -> Path | None:
     """What a run's checkpoints hold beside the weights of its model, as a directory; None before the first."""
+    from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+
     checkpoint = saved_checkpoint(directory)
-    return checkpoint and checkpoint / "huggingface"
+    return checkpoint and checkpoint / HUGGING_FACE
 
 
 def as_saved(config: Config) -> Config:

@@ -197,7 +197,7 @@ def _data(config: Config) -> Iterator[str]:
         yield "data.chat_template: the tokenizer has none"
         return
     try:
-        learnt = fingerprint.learnt_questions(Path(config.run_dir))
+        learnt = fingerprint.learnt_questions(config.run_dir)
         questions = read_questions(config.data, tokenizer, learnt)
     except DataError as error:
         yield from str(error).splitlines()

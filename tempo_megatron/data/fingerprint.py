@@ -44,10 +44,10 @@ class DataRecord:
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def read_record(run: Path) -> DataRecord | None:
-    """What the run directory keeps; None where it keeps nothing."""
-    path = run / _NAME
-    if not path.is_file():
+def read_record(run_dir: str) -> DataRecord | None:
+    """What the run directory keeps; None where it keeps nothing, or none is named."""
+    path = Path(run_dir, _NAME)
+    if not run_dir or not path.is_file():
         return None
     kept = json.loads(path.read_text())
     return DataRecord(
@@ -55,15 +55,15 @@ def read_record(run: Path) -> DataRecord | None:
     )
 
 
-def learnt_questions(run: Path) -> frozenset[str]:
+def learnt_questions(run_dir: str) -> frozenset[str]:
     """Keys of the questions whose answers the run has learnt from, or may have; empty for a new one."""
-    record = read_record(run)
+    record = read_record(run_dir)
     return record.learnt if record else frozenset()
 
 
 def changes(config: Config) -> list[str]:
     """A line for each file whose contents are not those that the run directory keeps: which rows differ."""
-    record = read_record(Path(config.run_dir)) if config.run_dir else None
+    record = read_record(config.run_dir)
     if record is None:
         return []
     lines = []
@@ -90,14 +90,13 @@ def keep_record(config: Config, learnt: Iterable[str]) -> tuple[list[str], str]:
 
     Returns a line for each file whose new contents are accepted, and the hash of all contents.
     """
-    run = Path(config.run_dir)
-    before, accepted = read_record(run), changes(config)
+    before, accepted = read_record(config.run_dir), changes(config)
     earlier = before.learnt if before else frozenset()
     files = {str(path): _describe(path) for path in _paths(config.data)}
     now = DataRecord(files, earlier | frozenset(learnt))
     if now != before:
         kept: dict[str, Any] = {"files": {path: asdict(file) for path, file in now.files.items()}}
-        write_whole(run / _NAME, json.dumps(kept | {"learnt": sorted(now.learnt)}) + "\n")
+        write_whole(Path(config.run_dir, _NAME), json.dumps(kept | {"learnt": sorted(now.learnt)}) + "\n")
     return [f"data.changed=accept: {line}" for line in accepted], now.contents
 
 

@@ -124,7 +124,7 @@ def remove(checkpoint: Path) -> None:
 def remove_old(directory: Path, checkpoints: Iterable[Path]) -> None:
     """Remove checkpoints that are no longer kept, and what earlier removals left in their directory.
 
-    What cannot be removed is warned of: the new checkpoint is safe, and the next call tries again.
+    What cannot be removed is warned of: what takes their place is safe, and the next call tries again.
     """
     for left in directory.glob(f"{_REMOVED}*"):
         _delete(left)
@@ -152,7 +152,7 @@ def _delete(directory: Path) -> None:
 
 
 def _warn_of(path: Path, error: OSError) -> None:
-    say(f"tempo: warning: {path} cannot be removed ({error}); the next save tries again")
+    say(f"tempo: warning: {path} cannot be removed ({error}); it is tried again next time")
 
 
 def problems(checkpoint: Path, role: str | None = None) -> list[str]:

@@ -59,7 +59,7 @@ def test_accepted_contents_are_the_runs_own_from_then_on(config: Config, tmp_pat
     said, after = keep_record(config, ["c"])
     assert len(said) == 1 and "1 rows removed" in said[0] and before != after
     assert changes(config) == [] and keep_record(config, ["c"]) == ([], after)
-    assert learnt_questions(Path(config.run_dir)) == {"a", "b", "c"}
+    assert learnt_questions(config.run_dir) == {"a", "b", "c"}
 
 
 def test_bytes_that_are_no_rows_are_told_apart_too(config: Config, tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_bytes_that_are_no_rows_are_told_apart_too(config: Config, tmp_path: Pat
 def test_a_new_run_and_one_without_files_keep_what_there_is(tmp_path: Path) -> None:
     """Tasks are drawn, not read."""
     config = Config(run_dir=str(tmp_path))
-    assert problems(config) == problems(Config()) == [] and learnt_questions(tmp_path) == frozenset()
+    assert problems(config) == problems(Config()) == [] and learnt_questions(config.run_dir) == frozenset()
     config.data.labelled = [SourceConfig(task="spell_backward", size=3)]
     keep_record(config, [])
-    record = read_record(tmp_path)
+    record = read_record(config.run_dir)
     assert record is not None and record.files == {}
