@@ -157,9 +157,11 @@ def fewer_iterations(trials: Trials) -> dict[str, Any]:
     interim = sorted(path.name for path in checkpoints.iterdir() if path.name.startswith("i"))
     torch.distributed.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
     assert trials.run(trials.config("fewer", *settings, "loop.iterations=1"))
+    rows = map(json.loads, (trials.place / "fewer" / "metrics.jsonl").read_text().splitlines())
     return {
         "interim": interim,
         "summary": trials.summary("fewer"),
+        "evaluated": [row["iteration"] for row in rows if "evaluation/held_out/avg@4" in row],
         "exports_it": trials.exported("fewer") == trials.weights("fewer", 1),
     }
 
