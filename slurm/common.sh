@@ -200,9 +200,12 @@ train() {
     exit "$code"
 }
 
+has_checkpoint() { compgen -G "$1/checkpoints/i*/state.json" >/dev/null; }
+
 # Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both. Settings are for both
 # runs, but those that say how the second learns (method=..., a file of recipes/methods) and what it starts from: with a
-# policy and a critic of its own it has no need of the first.
+# policy and a critic of its own it has no need of the first, nor once it has a checkpoint, after which the first may have
+# been removed.
 train_both() {
     local name=$1 start=$TEMPO_OUTPUT/rlvr item both=() second=() starts=
     shift
@@ -213,7 +216,7 @@ train_both() {
             *) both+=("$item") ;;
         esac
     done
-    [[ $starts = *policy* && $starts = *critic* ]] ||
+    [[ $starts = *policy* && $starts = *critic* ]] || { [ ! -e "$start" ] && has_checkpoint "$TEMPO_OUTPUT/tempo"; } ||
         train "recipes/${name}_rlvr.yaml" "$start" model.hf_path="$TEMPO_MODEL" "${both[@]}"
     train "recipes/$name.yaml" "$TEMPO_OUTPUT/tempo" model.hf_path="$TEMPO_MODEL" \
         policy.checkpoint="$start/checkpoints/best" critic.checkpoint="$start/checkpoints/best" "${both[@]}" "${second[@]}"

@@ -14,7 +14,7 @@ from tempo_megatron import config as settings
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
 from tempo_megatron.preflight import arguments as doctor
-from tempo_megatron.run_directory import interrupted_mark
+from tempo_megatron.run_directory import as_saved, interrupted_mark
 
 _BAD_INPUT = 2
 
@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.planning.command import main as plan
 
         return plan(arguments[1:])
+    exported = commands.add_parser("export", help="a run's best or last checkpoint as RUN/hf, as its own end does")
+    exported.add_argument("run", type=Path, help="directory of a run that has a checkpoint")
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
     data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
     doctor.add_arguments(
@@ -70,10 +72,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for key, default, help_ in settings.documented_keys():
             print(f"{key} = {default.value if isinstance(default, StrEnum) else default!r}\n    {help_}")
         return 0
+    if given.command == "export":
+        return _export(given.run)
     if given.command == "replay":
         recipe, overrides = replay.of_run(Path(given.run), given.overrides)
         return _train(recipe, overrides, ["train", recipe, *overrides])
     return _train(given.recipe, given.overrides, arguments)
+
+
+def _export(run: Path) -> int:
+    from checkpoints_convert.errors import ConversionError
+    from tempo_megatron.export import export_run
+
+    try:
+        print(export_run(run))
+    except (ConversionError, OSError) as error:
+        print(f"tempo export: {run}: failed, an earlier export stays: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    return 0
 
 
 def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
@@ -93,7 +109,7 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     from tempo_megatron.preflight.command import before_training
 
-    if code := before_training(config):
+    if code := before_training(as_saved(config)):
         return code
     from tempo_megatron.loop import train
     from tempo_megatron.occupancy import Occupied

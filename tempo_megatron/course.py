@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 from tempo_megatron.generation.engine import GenerationStopped
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.megatron import checkpoint, saving
-from tempo_megatron.megatron.saving import ITERATION, WARM_START, Position
+from tempo_megatron.megatron.saving import ITERATION, REFERENCE, WARM_START, Position
 from tempo_megatron.models import Models
 from tempo_megatron.progress import Pace, at
 from tempo_megatron.supervision.interruption import Interrupted, Interruption
@@ -20,14 +21,13 @@ from tempo_megatron.supervision.interruption import Interrupted, Interruption
 State = dict[str, Any]
 """what a checkpoint holds beside models: all that JSON can write"""
 
-_REFERENCE = "reference"
-
 
 class Course:
     """Resumes a run from its newest complete checkpoint, and saves it where it may be left.
 
-    `present` gives the run's own part of the state that is saved, `phase` enters a phase. `resumed`: there was a
-    checkpoint. `unconcluded`: metrics of the present iteration, of a run that was interrupted before it measured it.
+    `present` gives the run's own part of the state that is saved, `phase` enters a phase. `resumed_from`: the
+    checkpoint, None where there was none. `unconcluded`: metrics of the present iteration, of a run that was
+    interrupted before it measured it.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Course:
     ) -> None:
         self.saver, self.interruption = saver, interruption
         self._models, self._run_state, self._phase = models, present, phase
-        self.resumed = False
+        self.resumed_from: Path | None = None
         self._stage: Position | None = Position(WARM_START, 0)
         self.unconcluded: State | None = None
         self._boundary: State | None = None
@@ -59,17 +59,17 @@ class Course:
         if position.stage == WARM_START:
             self._models.begin_warm_start()
         else:
-            self._models.load_reference(self.saver.directory / _REFERENCE)
+            self._models.load_reference(self.saver.directory / REFERENCE)
         self._models.freeze_at(position)
         checkpoint.load(found, self._models.saved)
         self._stage = None if position.stage == ITERATION else position
-        self.resumed, self._saved, self.unconcluded = True, position, state["unconcluded"]
+        self.resumed_from, self._saved, self.unconcluded = found, position, state["unconcluded"]
         self.saver.seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
         return state, [*lines, f"resumed from {found}"]
 
     def keep_reference(self) -> None:
         """Save the reference, which checkpoints do not hold since it stays as it is. Collective."""
-        self._models.keep_reference(self.saver.directory / _REFERENCE)
+        self._models.keep_reference(self.saver.directory / REFERENCE)
 
     @property
     def in_stages(self) -> bool:

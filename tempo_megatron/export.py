@@ -1,35 +1,89 @@
-"""The policy as a Hugging Face directory."""
+"""The result of a run: the checkpoint that was chosen, and its policy as a Hugging Face directory."""
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch.distributed as dist
+from checkpoints_convert.convert import to_hf
+from checkpoints_convert.errors import ConversionError
+from tempo_megatron.config import Config
+from tempo_megatron.megatron import checkpoint, saving
+from tempo_megatron.run_directory import read_summary, write_summary
 
-from checkpoints_convert import hf_files
-from checkpoints_convert.hf_files import Description
-from checkpoints_convert.rows import whole
-from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.models import Models
+_ASIDE = ".exporting"
 
 
-def export_policy(models: Models, hf_path: Path, directory: Path) -> None:
-    """Write the policy, with all that stands beside the weights at `hf_path`: one rank writes tensors as they are
-    gathered. No model learns after this. Collective."""
-    # For good: NumPy, which writes a CPU's tensors, makes their storage one that cannot be resized.
-    models.policy.offloader.wake(Kind.weights)
-    tensors = models.policy_tensors()
-    if dist.get_rank() > 0:
-        for _ in tensors:
-            pass
-        return
-    dtype = next(models.policy.module.parameters()).dtype
-    described = {
-        name: Description(shape, dtype)
-        for entry in models.entries
-        for name, shape in zip(entry.hf_names, entry.hf_shapes(), strict=True)
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint that is a run's result. `reason` says in a sentence why it is."""
+
+    checkpoint: Path
+    iteration: int
+    reason: str
+
+
+def chosen(run: Path) -> Chosen:
+    """The best checkpoint of a run that chooses one (`checkpoint.choose`), else the newest, interim ones aside. Raises
+    ConversionError where there is none."""
+    checkpoints = run / "checkpoints"
+    complete = saving.complete(checkpoints)
+    if not complete:
+        raise ConversionError(f"{checkpoints}: no checkpoint of an iteration here; has the run been trained?")
+    state = saving.read_state(complete[-1])
+    choice = state["choice"]
+    if choice["best"] is None:
+        return Chosen(complete[-1], state["iteration"], "the last one: checkpoint.choose is off")
+    reason = choice.get("reason") or "the best when it was chosen, by a version that kept no reason"
+    return Chosen(saving.of_iteration(checkpoints, choice["best"]), choice["best"], reason)
+
+
+def export_directory(run: Path) -> Path:
+    """Where the policy of a run is exported to."""
+    return run / "hf"
+
+
+def export_run(run: Path) -> Path:
+    """Write the policy of a run's chosen checkpoint in the place of an earlier export; returns its directory.
+
+    An existing `summary.json` then names it. One process needs no group, and holds a tensor at a time. Raises
+    ConversionError or OSError, which leave an earlier export as it was.
+    """
+    result = chosen(run)
+    aside, directory = run / _ASIDE, export_directory(run)
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        to_hf(result.checkpoint, aside, role="policy")
+        checkpoint.remove_old(run, [directory])
+        aside.rename(directory)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    if earlier := read_summary(run):
+        write_summary(run, earlier | _described(result, directory))
+    return directory
+
+
+def summary(config: Config, state: dict[str, Any]) -> dict[str, Any]:
+    """What `summary.json` says of a run that ends in this state: figures at its start and at its last iteration, and
+    which iteration was chosen."""
+    run, choice = Path(config.run_dir), state["choice"]
+    return {
+        "initial": state["initial"],
+        "final": state.get("final", state["initial"]),
+        "iterations": state["iteration"],
+        "method": config.method,
+        "best_iteration": choice["best"],
+        "stopped": choice["stopped"],
+        "seconds": round(state["seconds"], 1),
+        **_described(chosen(run), export_directory(run) if config.export else None),
     }
-    with hf_files.written_aside(directory) as aside:
-        hf_files.copy_side_files(hf_path, aside)
-        hf_files.write_config(aside, hf_files.with_dtype(hf_files.read_config(aside), {dtype}))
-        hf_files.write_tensors(aside, described, whole(tensors))
+
+
+def _described(result: Chosen, export: Path | None) -> dict[str, Any]:
+    return {
+        "chosen_iteration": result.iteration,
+        "chosen_because": result.reason,
+        "hf_export": str(export) if export else None,
+    }

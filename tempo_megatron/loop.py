@@ -43,6 +43,8 @@ def train(config: Config) -> bool:
                 run.sync()
                 run.course.reached(metrics)
                 conclude(run, metrics)
+            if not run.has_ended:  # it was interrupted after this iteration, and is now to have no more
+                conclude(run, {})
         except Interrupted as interrupted:
             run.save_interrupted(str(interrupted))
             run.watchdog.stop()
@@ -71,11 +73,12 @@ def start(run: Run) -> None:
 def conclude(run: Run, metrics: Metrics) -> None:
     """Choose, evaluate, log and save after an iteration, what of it is due."""
     config, iteration = run.config, run.iteration
-    saves = iteration == config.loop.iterations or iteration % config.checkpoint.every == 0
+    last = iteration >= config.loop.iterations
+    saves = last or iteration % config.checkpoint.every == 0
     with run.may_be_interrupted():
         if saves:
             metrics |= run.consider()
-        last = iteration == config.loop.iterations or run.stopped
+        last = last or run.stopped
         if last or (config.evaluation.every and iteration % config.evaluation.every == 0):
             metrics |= run.record_evaluation(iteration, at_an_end=last)
     run.log("train", metrics)
@@ -232,7 +235,7 @@ def warm_start(run: Run) -> None:
     stage = run.config.stages.warm_start
     if not stage.steps:
         return
-    if not run.course.resumed:
+    if not run.course.resumed_from:
         run.models.begin_warm_start()
     for step in run.stage(WARM_START, stage.steps, stage.steps):
         with run.phase("warm_start"):

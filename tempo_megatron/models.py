@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from checkpoints_convert import decoder, hf_files
@@ -27,13 +29,14 @@ from tempo_megatron.turns import Turns
 class Models:
     """The policy, and critic and reference where the recipe has them; each rests until its turn. All is collective.
 
-    `trainers`: those that learn, by name; a frozen critic is none of them. `settings` and `entries` describe the policy
-    to converters, `scores` reads its output.
+    `saved_in`: a checkpoint of the run, which resumes from it or another. Weights then wait for that, and nothing of
+    what the run started from is read. `trainers`: those that learn, by name; a frozen critic is none of them.
+    `settings` and `entries` describe the policy to converters, `scores` reads its output.
     """
 
-    def __init__(self, config: Config, place: Topology, turns: Turns) -> None:
-        self._config, self._place, self._turns = config, place, turns
-        self._hf_path = Path(config.model.hf_path)
+    def __init__(self, config: Config, place: Topology, turns: Turns, saved_in: Path | None = None) -> None:
+        self._config, self._place, self._turns, self._saved_in = config, place, turns, saved_in
+        self._hf_path = saved_in / checkpoint_files.HUGGING_FACE if saved_in else Path(config.model.hf_path)
         described = hf_files.read_config(self._hf_path)
         self.settings = family(described).settings(described)
         self.entries = decoder.policy(self.settings)
@@ -55,12 +58,19 @@ class Models:
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
     def build(self, role: Role, start: str) -> Any:
-        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path.
+        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path. Of a run that
+        resumes, a model of the same form whose weights are still to be loaded.
 
         The values of a critic that was trained towards another range of targets are rescaled to the run's.
         """
-        bias = bool(start) and OUTPUT_BIAS in checkpoint_files.Reader(Path(start), role).descriptions
+        form = self._saved_in or (Path(start) if start else None)
+        bias = form is not None and OUTPUT_BIAS in checkpoint_files.Reader(form, role).descriptions
         module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
+        if self._saved_in:
+            with torch.no_grad():  # what a checkpoint did not fill must not pass for weights
+                for parameter in module.parameters():
+                    parameter.fill_(math.nan)
+            return module
         if start:
             checkpoint.load_weights(Path(start), role, module)
             if role == "critic" and self._place.is_last_stage:

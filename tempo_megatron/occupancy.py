@@ -111,11 +111,12 @@ class Occupancy:
         threading.Thread(target=self._touch, args=[self._seen.number], daemon=True).start()
 
     def leave(self) -> None:
-        """The run has ended."""
+        """The run has ended. A mark that cannot be removed is in nobody's way: its process is gone."""
         self._left.set()
         newest = _newest(self._directory)
         if newest.occupant == self._me:
-            _path(self._directory, newest.number).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                _path(self._directory, newest.number).unlink(missing_ok=True)
 
     def _is_at_work(self) -> bool:
         """Whether another run touched its mark between the last look and one some seconds after it."""

@@ -13,20 +13,20 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from tempo_megatron import banner
+from tempo_megatron import banner, run_data
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import Config, LearnsFrom, Precision
 from tempo_megatron.course import Course, State
-from tempo_megatron.data.questions import read_questions, set_aside
-from tempo_megatron.data.streams import Stream
+from tempo_megatron.data import fingerprint
 from tempo_megatron.data.templates import end_token_ids
-from tempo_megatron.export import export_policy
+from tempo_megatron.export import export_run, summary
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import saving, topology
+from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
 from tempo_megatron.metrics.alarms import raised
-from tempo_megatron.metrics.plots import plot_run
+from tempo_megatron.metrics.plots import draw_apart
 from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.models import Models
 from tempo_megatron.occupancy import Occupancy, Occupied
@@ -34,10 +34,9 @@ from tempo_megatron.phases.choose import Chooser
 from tempo_megatron.phases.collect import Collected, Collector
 from tempo_megatron.phases.estimate import Estimate, PolicyRollouts
 from tempo_megatron.phases.evaluate import Evaluator
-from tempo_megatron.phases.warm_start import example
 from tempo_megatron.progress import Pace, at
 from tempo_megatron.ranks import barrier, from_first
-from tempo_megatron.run_directory import interrupted_mark, open_run, write_summary
+from tempo_megatron.run_directory import interrupted_mark, open_run, saved_checkpoint, write_summary
 from tempo_megatron.supervision.interruption import Interruption
 from tempo_megatron.supervision.watchdog import Watchdog
 from tempo_megatron.turns import Turns
@@ -75,15 +74,18 @@ class Run:
         self._occupancy = Occupancy(self.directory) if self.is_first else None
         if self.is_first:
             self.say(banner.text(config, self.topology))
-        self.hf_path = Path(config.model.hf_path)
+        # Another node may see the directory a little later: one rank looks for all.
+        self._saved = from_first(saved_checkpoint(self.directory) if self.is_first else None)
         self.tokenizer = AutoTokenizer.from_pretrained(self.hf_path)
+        self.data = run_data.load(config, self.tokenizer)
         self._load_data()
         self.models = self._build_models()
         self.policy, self.critic, self.reference = self.models.policy, self.models.critic, self.models.reference
         self.trainers, self.scores = self.models.trainers, self.models.scores
         self._enter()
         checkpoints, target_range = self.directory / "checkpoints", config.critic.target_range
-        saver = saving.Saver(checkpoints, config.checkpoint, self.hf_path, target_range, self.topology.collective_limit)
+        model, limit = Path(config.model.hf_path), self.topology.collective_limit
+        saver = saving.Saver(checkpoints, config.checkpoint, model, target_range, limit)
         self.course = Course(saver, self.models, Interruption.of_this_job(), self._present, self.phase)
         self._resume()
         self.log_file = MetricsLog(self.directory, config.logging, self._state["lines"]) if self.is_first else None
@@ -91,7 +93,7 @@ class Run:
         self.generator.figures = self._state["figures"]
         self.generator.iteration = self.iteration
         self.collector = Collector(
-            config, self.generator, self.grader, self.labelled, self.unlabelled, self._set_aside, self.phase
+            config, self.generator, self.grader, self.labelled, self.unlabelled, self.data.set_aside, self.phase
         )
         if not self.course.in_stages:
             self.sync()
@@ -99,14 +101,17 @@ class Run:
     def _enter(self) -> None:
         """Make the directory this run's, before anything in it is touched. Collective. Raises Occupied where another
         run works in it."""
-        refusal = ""
+        refusal = contents = ""
         if self._occupancy:
             try:
                 self._occupancy.take()
                 open_run(self.config)
+                accepted, contents = fingerprint.keep_record(self.config, self.data.learnt)
+                for line in accepted:
+                    self.say(line)
             except Occupied as occupied:
                 refusal = str(occupied)
-        refusal = from_first(refusal)
+        refusal, self._data_contents = from_first((refusal, contents))
         if refusal:
             raise Occupied(refusal)
 
@@ -117,33 +122,26 @@ class Run:
         barrier()  # srun ends every rank when the first exits, which may hold the others' store
 
     def _load_data(self) -> None:
-        questions = read_questions(self.config.data, self.tokenizer)
-        seed, sets, evaluated = self.config.seed, questions.sets, questions.with_answers()
-        self._set_aside = set_aside(sets["labelled"], self.config.calibration.questions)
-        labelled, taught = (sets[name].without(self._set_aside) for name in ("labelled", "warm_start"))
-        self.labelled = Stream(labelled.prompts, seed, "labelled", labelled.weights)
-        self.unlabelled = Stream(sets["unlabelled"].prompts, seed, "unlabelled", sets["unlabelled"].weights)
-        adapted_to = sets["unlabelled"].prompts if self.policy_learns_unlabelled else []
-        self.chooser = Chooser(self.directory / "candidates", adapted_to, self.config.checkpoint)
-        examples = [example(prompt, self.tokenizer) for prompt in taught.prompts]
-        self.examples = Stream(examples, seed, "warm_start", taught.weights)
+        config, questions = self.config, self.data.questions
+        self.labelled, self.unlabelled, self.examples = self.data.labelled, self.data.unlabelled, self.data.examples
+        adapted_to = questions.sets["unlabelled"].prompts if self.policy_learns_unlabelled else []
+        self.chooser = Chooser(self.directory / "candidates", adapted_to, config.checkpoint)
         if self.is_first:
-            for name, made in sets.items():
-                known = f", {len(evaluated.get(name, ()))} evaluated" if name in ("unlabelled", "held_out") else ""
-                self.say(f"data.{name}: {len(made.prompts)} prompts{known} ({made.left_out()})")
-        self.grader = Grader(self._decode, self.config.grading)
+            for line in self.data.lines():
+                self.say(line)
+        self.grader = Grader(self._decode, config.grading)
         self.evaluator = Evaluator(
-            evaluated,
+            questions.with_answers(),
             questions.answers,
             self.grader.twin(),
             self._decode,
-            self.config.evaluation,
-            self.config.generation.max_response_tokens,
+            config.evaluation,
+            config.generation.max_response_tokens,
             self.directory / "samples" if self.is_first else None,
         )
 
     def _build_models(self) -> Models:
-        return Models(self.config, self.topology, self.turns)
+        return Models(self.config, self.topology, self.turns, self._saved)
 
     def _build_generator(self) -> Generator:
         config = self.config
@@ -168,6 +166,7 @@ class Run:
     def _resume(self) -> None:
         """Where the newest checkpoint left the run, or its beginning."""
         found, lines = self.course.resume()
+        self._saved = self.course.resumed_from
         self._state: State = _BEGINNING | {"choice": self.chooser.state} | found
         if self.is_first:
             for line in lines:
@@ -182,11 +181,18 @@ class Run:
                 self.trainers[name].steps = steps
         self.gate_value: float | None = self._state["gate_value"]
         self.chooser.resume(self._state["choice"])
+        if self._state.get("data", self._data_contents) != self._data_contents:
+            self.chooser.forget()
         if self.is_over and self.is_first:
             self.say(
                 f"{self.directory} is finished, at iteration {self.iteration}: nothing is trained; export, plots and "
                 "summary are made again. More loop.iterations go on with it, another run_dir begins anew"
             )
+
+    @property
+    def hf_path(self) -> Path:
+        """Where config.json and tokenizer of the model are: in the checkpoint that the run goes on from, if any."""
+        return self._saved / HUGGING_FACE if self._saved else Path(self.config.model.hf_path)
 
     @property
     def policy_learns_labelled(self) -> bool:
@@ -210,7 +216,12 @@ class Run:
     def is_over(self) -> bool:
         """Nothing is left but to `finish`."""
         done = self.stopped or self.iteration >= self.config.loop.iterations
-        return done and not self.course.in_stages and not self.course.unconcluded
+        return done and self.has_ended and not self.course.in_stages and not self.course.unconcluded
+
+    @property
+    def has_ended(self) -> bool:
+        """The present iteration has been evaluated as the last one, and saved."""
+        return bool(self._state.get("final_iteration", 0) == self.iteration)
 
     @property
     def evaluated_at_start(self) -> bool:
@@ -254,13 +265,13 @@ class Run:
             return {}
         kept = self.course.saver.kept(self.chooser.state["best"])
         with self.phase("choose"):
-            reason = self.chooser.consider(self.collector, self.critic, self.iteration, kept)
-        best, stopped = self.chooser.state["best"], self.chooser.state["stopped"]
+            self.chooser.consider(self.collector, self.critic, self.iteration, kept)
+        choice = self.chooser.state
         if self.is_first:
-            self.say(f"best checkpoint: iteration {best}, {reason}")
-            if stopped:
-                self.say(f"stopped at iteration {self.iteration}: {stopped}")
-        return {f"choice/{name}": value for name, value in self.chooser.state.items()} | {"choice/reason": reason}
+            self.say(f"best checkpoint: iteration {choice['best']}, {choice['reason']}")
+            if choice["stopped"]:
+                self.say(f"stopped at iteration {self.iteration}: {choice['stopped']}")
+        return {f"choice/{name}": value for name, value in choice.items()}
 
     def record_evaluation(self, iteration: int, at_an_end: bool) -> dict[str, float]:
         """Evaluate; both ends are kept for the summary. Returns the figures as metrics."""
@@ -268,6 +279,7 @@ class Run:
             results = self.evaluator.evaluate(self.generator, iteration, at_an_end)
         if at_an_end:
             self._state["final" if iteration else "initial"] = results
+            self._state["final_iteration"] = iteration
         flat = {f"evaluation/{name}/{key}": value for name, row in results.items() for key, value in row.items()}
         if iteration == 0:
             self.log("train", flat)
@@ -356,6 +368,7 @@ class Run:
             "optimizer_steps": {name: trainer.steps for name, trainer in self.trainers.items()},
             "gate_value": self.gate_value,
             "choice": self.chooser.state | {},
+            "data": self._data_contents,
             "figures": dict(self.generator.figures),
             "seconds": self._elapsed(),
         }
@@ -365,27 +378,21 @@ class Run:
         return seconds + time.monotonic() - self._started
 
     def finish(self) -> None:
-        """Export the policy, draw the plots, write summary.json."""
+        """Export the chosen checkpoint's policy, write summary.json, then draw the plots: what is there by then is not
+        lost to what fails after it."""
         self.grader.close()
         self.course.saver.wait()
-        export = self.directory / "hf"
         if self.config.export:
             with self.phase("export"), at(Pace.untimed):
-                export_policy(self.models, self.hf_path, export)
+                if self.is_first:
+                    export_run(self.directory)
+                barrier()  # a rank that writes alone would seem to hang
+        if self.is_first:
+            self.say(write_summary(self.directory, summary(self.config, self._present())))
         if self.log_file:
             self.log_file.close()
-            plot_run(self.directory)
-            summary = {
-                "initial": self._state["initial"],
-                "final": self._state.get("final", self._state["initial"]),
-                "iterations": self.iteration,
-                "method": self.config.method,
-                "best_iteration": self.chooser.state["best"],
-                "stopped": self.chooser.state["stopped"],
-                "seconds": round(self._elapsed(), 1),
-                "hf_export": str(export) if self.config.export else None,
-            }
-            self.say(write_summary(self.directory, summary))
+            if warning := draw_apart(self.directory):
+                self.say(warning)
         self._leave()
         topology.shutdown()
 

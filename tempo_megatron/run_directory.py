@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ _CONFIG = "config.yaml"
 _MAY_CHANGE = (
     "run_dir",
     "loop.iterations",
+    "data.changed",
     "logging.",
     "checkpoint.every",
     "checkpoint.keep",
@@ -63,9 +65,42 @@ def write_summary(directory: Path, summary: dict[str, Any]) -> str:
     return text
 
 
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """What `summary.json` says; None where the run has none."""
+    path = directory / "summary.json"
+    if not path.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+def saved_checkpoint(directory: Path) -> Path | None:
+    """A checkpoint of a run that describes its models; None before the first.
+
+    Of those undamaged the newest, but interim ones last: a run that is still ending removes them with its next save.
+    """
+    from tempo_megatron.megatron import saving  # torch, which `tempo settings` does without
+    from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE, describes_itself
+
+    checkpoints = directory / "checkpoints"
+    newest_first = [*reversed(saving.complete(checkpoints)), *reversed(saving.resumable(checkpoints))]
+    there = [checkpoint for checkpoint in newest_first if (checkpoint / HUGGING_FACE).is_dir()]
+    return next(filter(describes_itself, there), next(iter(there), None))
+
+
 def saved_model(directory: Path) -> Path | None:
     """What a run's checkpoints hold beside the weights of its model, as a directory; None before the first."""
-    return next(directory.glob("checkpoints/[!.]*/huggingface"), None)
+    from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+
+    checkpoint = saved_checkpoint(directory)
+    return checkpoint and checkpoint / HUGGING_FACE
+
+
+def as_saved(config: Config) -> Config:
+    """The config with its model described by the run's own checkpoint, once it has one: config.json and tokenizer are
+    read there from then on, and `model.hf_path` may be gone."""
+    saved = saved_model(Path(config.run_dir)) if config.run_dir else None
+    return replace(config, model=replace(config.model, hf_path=str(saved))) if saved else config
 
 
 def differences(config: Config) -> list[str]:

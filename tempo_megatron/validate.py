@@ -17,6 +17,7 @@ from tempo_megatron.config import (
     PolicyConfig,
     WandbMode,
 )
+from tempo_megatron.data import fingerprint
 from tempo_megatron.data.questions import read_questions, set_aside, unreadable
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import answered_rows
@@ -24,7 +25,7 @@ from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.launch import torchrun
 from tempo_megatron.megatron.accelerators import apex_is_another_project
-from tempo_megatron.run_directory import differences
+from tempo_megatron.run_directory import as_saved, differences
 from tempo_megatron.validate_method import problems as method_problems
 from tempo_megatron.validate_model import problems as model_problems
 
@@ -40,6 +41,7 @@ def problems(config: Config) -> list[str]:
         *_data(config),
         *_labels(config),
         *differences(config),
+        *fingerprint.problems(config),
     ]
 
 
@@ -144,7 +146,7 @@ def _data(config: Config) -> Iterator[str]:
     if "{question}" not in config.data.prompt_template:
         yield "data.prompt_template: needs {question}"
         return
-    directory = Path(config.model.hf_path)
+    directory = Path(as_saved(config).model.hf_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
@@ -156,14 +158,18 @@ def _data(config: Config) -> Iterator[str]:
         yield "data.chat_template: the tokenizer has none"
         return
     try:
-        questions = read_questions(config.data, tokenizer)
+        learnt = fingerprint.learnt_questions(config.run_dir)
+        questions = read_questions(config.data, tokenizer, learnt)
     except DataError as error:
         yield from str(error).splitlines()
         return
     labelled, aside = len(questions.sets["labelled"].prompts), config.calibration.questions
     if aside and aside >= labelled:
         yield f"calibration.questions: {aside} of {labelled} labelled questions leave none to learn from"
-    taught = questions.sets["warm_start"].without(set_aside(questions.sets["labelled"], aside))
+    measured = set_aside(questions.sets["labelled"], aside, learnt)
+    if aside and not measured:
+        yield "calibration.questions: the run has learnt from all labelled questions that are left; add new ones"
+    taught = questions.sets["warm_start"].without(measured)
     if config.stages.warm_start.steps and not taught.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"
     yield from grading_problems(config.grading, questions.graders())

@@ -31,18 +31,21 @@ def problems(config: Config) -> Iterator[str]:
 def _model(config: Config) -> Iterator[str]:
     if not config.model.hf_path:
         return
-    directory = Path(config.model.hf_path)
+    saved = saved_model(Path(config.run_dir)) if config.run_dir else None
+    directory = saved or Path(config.model.hf_path)
     try:
         described = hf_files.read_config(directory)
         settings = family(described).settings(described)
     except ConversionError as error:
         yield from (f"model.hf_path: {line}" for line in str(error).splitlines())
         return
-    ignored = ["lm_head."] if settings.tied else []
-    found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
-    yield from (f"model.hf_path: {problem}" for problem in found)
-    yield from _starts(config, settings)
-    yield from _resumed(config, settings)
+    if saved:  # the run goes on from its own weights: what it started from may be gone
+        yield from _resumed(config, settings)
+    else:
+        ignored = ["lm_head."] if settings.tied else []
+        found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
+        yield from (f"model.hf_path: {problem}" for problem in found)
+        yield from _starts(config, settings)
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
             yield (
@@ -88,10 +91,9 @@ def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
 
 
 def _resumed(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """A run goes on from its own weights, wherever its model's directory is by now: what is there must fit them."""
-    saved = saved_model(Path(config.run_dir))
-    with contextlib.suppress(ConversionError):  # a damaged checkpoint is found, and passed over, as the run resumes
-        other = _unlike(saved, settings) if saved else set()
+    """A run goes on with the model of its checkpoints; where `model.hf_path` describes another, it cannot be meant."""
+    with contextlib.suppress(ConversionError):  # nothing is described there any more
+        other = _unlike(Path(config.model.hf_path), settings)
         if other:
             named = f"{config.model.hf_path} is another model than that of run_dir {config.run_dir}"
             yield f"model.hf_path: {named}: {', '.join(sorted(other))} differ; name that one, or another run_dir"

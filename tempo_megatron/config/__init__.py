@@ -4,7 +4,7 @@ A recipe is a YAML file of these dataclasses. `load` merges it with `key=value` 
 the wrong type or out of its bounds, is a `ConfigError` that names the key and, for unknown ones, the nearest there is.
 """
 
-from tempo_megatron.config.data import DataConfig, Overlong, PromptStyle, SourceConfig, missing_files
+from tempo_megatron.config.data import DataChanged, DataConfig, Overlong, PromptStyle, SourceConfig, missing_files
 from tempo_megatron.config.evaluation import (
     CalibrationConfig,
     CheckpointConfig,
@@ -64,6 +64,7 @@ __all__ = [
     "CriticConfig",
     "CriticStartConfig",
     "CriticTraining",
+    "DataChanged",
     "DataConfig",
     "EvaluationConfig",
     "FaultsConfig",

@@ -16,6 +16,11 @@ class Overlong(StrEnum):
     error = "error"
 
 
+class DataChanged(StrEnum):
+    refuse = "refuse"
+    accept = "accept"
+
+
 class PromptStyle(StrEnum):
     """What is put around a question. All but `none` add the instruction that the row's grader needs."""
 
@@ -59,6 +64,11 @@ class DataConfig:
     chat_template: bool = setting(False, "put the prompt into the tokenizer's chat template as the user's turn")
     max_prompt_tokens: int = setting(1024, "tokens; a longer prompt is handled as `overlong` says", at_least=1)
     overlong: Overlong = setting(Overlong.drop, "prompts over the limit: drop (counted) or error")
+    changed: DataChanged = setting(
+        DataChanged.refuse,
+        "a run that resumes and finds other contents in its data files: refuse, or accept, which keeps questions whose "
+        "answers it has learnt out of what it is measured by",
+    )
 
     def sources(self) -> list[SourceConfig]:
         """Of all streams."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 
@@ -12,6 +13,11 @@ def identity(text: str) -> str:
     by it, and exact contamination is counted by it. Options in another order make another question.
     """
     return " ".join(text.casefold().split())
+
+
+def key(text: str) -> str:
+    """16 hexadecimal digits that stand for a question: a hash of its identity."""
+    return hashlib.sha256(identity(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def spoken(messages: Iterable[Mapping[str, str]]) -> str:

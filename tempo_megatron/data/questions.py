@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from tempo_megatron.config import DataConfig
@@ -37,10 +38,12 @@ class Questions:
         return found
 
 
-def read_questions(config: DataConfig, tokenizer: Tokenizer) -> Questions:
+def read_questions(config: DataConfig, tokenizer: Tokenizer, learnt: Set[str] = frozenset()) -> Questions:
     """Read every stream, the evaluated ones first: their questions are withheld from the streams that show answers.
 
-    Raises DataError listing every problem of every stream, one a line, each with its key in front.
+    `learnt`: keys of questions that a run has learnt with their answers, which are left out of the evaluated streams:
+    its data have changed since. Raises DataError listing every problem of every stream, one a line, each with its key
+    in front.
     """
     unusable = templates.problems(config, tokenizer)
     if unusable:
@@ -52,7 +55,8 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer) -> Questions:
     for name in (*_HIDDEN, *_LABELLED):
         sources, labelled = getattr(config, name), name in _LABELLED
         try:
-            made = to_prompts(read_rows(sources, labelled), config, tokenizer, None if labelled else answers, withheld)
+            rows, firewall = read_rows(sources, labelled), None if labelled else answers
+            made = to_prompts(rows, config, tokenizer, firewall, withheld, frozenset() if labelled else learnt)
         except DataError as error:
             problems += [f"data.{name}: {line}" for line in str(error).splitlines()]
             continue
@@ -79,13 +83,15 @@ def unreadable(config: DataConfig) -> list[str]:
     return problems
 
 
-def set_aside(labelled: PromptSet, count: int) -> list[Prompt]:
-    """Labelled questions that nothing is trained on, to measure by.
+def set_aside(labelled: PromptSet, count: int, learnt: Set[str] = frozenset()) -> list[Prompt]:
+    """Labelled questions that nothing is trained on, nor was (`learnt`, by their keys), to measure by; fewer than
+    `count` where there are no more.
 
     They are the first of a hashed order, so that they do not follow the order of files; the run's seed is not in it, so
     that a run that goes on from another's checkpoint does not measure by questions which that one learnt.
     """
-    return sorted(labelled.prompts, key=lambda prompt: derive_seed("set aside", prompt.id))[:count]
+    unseen = [prompt for prompt in labelled.prompts if prompt.question not in learnt]
+    return sorted(unseen, key=lambda prompt: derive_seed("set aside", prompt.id))[:count]
 
 
 def _without_text(sets: dict[str, PromptSet]) -> list[str]:

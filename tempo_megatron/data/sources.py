@@ -16,7 +16,7 @@ from typing import Any
 
 from tempo_megatron.config import DataConfig, Overlong, SourceConfig, missing_files
 from tempo_megatron.data import tasks, templates
-from tempo_megatron.data.identity import identity, spoken
+from tempo_megatron.data.identity import key, spoken
 from tempo_megatron.data.reading import DataError, Place, Problem, json_rows, json_type, listed
 from tempo_megatron.data.templates import Message, Tokenizer
 from tempo_megatron.data.types import Prompt
@@ -58,22 +58,24 @@ class PromptSet:
     weights: list[float] = field(default_factory=list)
     """of each prompt, its source's: times that a pass takes it"""
     questions: set[str] = field(default_factory=set)
-    """identities of all questions that the stream was given, overlong ones too"""
+    """keys of all questions that the stream was given, overlong ones too"""
     graders: dict[str, str] = field(default_factory=dict)
     """the prompts' graders, each with where it is named first"""
     overlong: int = 0
     repeated: int = 0
     withheld: int = 0
+    learnt: int = 0
 
     def without(self, prompts: Sequence[Prompt]) -> PromptSet:
-        """The same but for the prompts that have the ids of these."""
-        ids = {prompt.id for prompt in prompts}
-        left = [pair for pair in zip(self.prompts, self.weights, strict=True) if pair[0].id not in ids]
+        """The same but for the prompts that ask what these ask, from whichever file."""
+        questions = {prompt.question for prompt in prompts}
+        left = [pair for pair in zip(self.prompts, self.weights, strict=True) if pair[0].question not in questions]
         return replace(self, prompts=[prompt for prompt, _ in left], weights=[weight for _, weight in left])
 
     def left_out(self) -> str:
         """The counts, in words."""
-        return f"left out: {self.overlong} overlong, {self.repeated} repeated, {self.withheld} also evaluated"
+        learnt = f", {self.learnt} learnt with their answers before the data changed" if self.learnt else ""
+        return f"left out: {self.overlong} overlong, {self.repeated} repeated, {self.withheld} also evaluated{learnt}"
 
 
 def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
@@ -112,19 +114,23 @@ def to_prompts(
     tokenizer: Tokenizer,
     answers: Answers | None,
     withhold: Set[str] = frozenset(),
+    learnt: Set[str] = frozenset(),
 ) -> PromptSet:
     """Rows as prompts. With `answers` the stream is not labelled: its answers are moved there.
 
-    Questions in `withhold` are left out: one that is evaluated must not be learnt from with its answer. Raises
-    DataError listing conversations that the chat template refuses and, where `data.overlong` is "error", prompts that
-    are too long.
+    Questions whose keys are in `withhold` are left out: one that is evaluated must not be learnt from with its answer;
+    so are those in `learnt`, which were. Raises DataError listing conversations that the chat template refuses and,
+    where `data.overlong` is "error", prompts that are too long.
     """
     made = PromptSet()
     problems: list[Problem] = []
     for row in rows:
-        question = identity(row.question)
+        question = key(row.question)
         if question in withhold:
             made.withheld += 1
+            continue
+        if question in learnt:
+            made.learnt += 1
             continue
         if question in made.questions:
             made.repeated += 1
@@ -144,7 +150,7 @@ def to_prompts(
         if answers is not None and row.answer is not None:
             answers[row.id] = row.answer
         answer = row.answer if answers is None else None
-        made.prompts.append(Prompt(row.id, tuple(token_ids), row.source, row.grader, answer))
+        made.prompts.append(Prompt(row.id, tuple(token_ids), row.source, row.grader, answer, question))
         made.weights.append(row.weight)
         made.graders.setdefault(row.grader, row.names_grader)
     if problems:
@@ -197,9 +203,9 @@ def _wrong_keys(row: dict[str, Any]) -> Iterator[str]:
             "a row needs `prompt`, a text, or `messages`, a list of turns with `role` and `content` "
             "that ends with the user's"
         )
-    for key, kind, types in _OPTIONAL:
-        if not isinstance(row.get(key), (*types, NoneType)) or isinstance(row.get(key), bool):
-            yield f"`{key}` is {kind}, got {json_type(row[key])}"
+    for name, kind, types in _OPTIONAL:
+        if not isinstance(row.get(name), (*types, NoneType)) or isinstance(row.get(name), bool):
+            yield f"`{name}` is {kind}, got {json_type(row[name])}"
 
 
 def _is_prompt(value: Any) -> bool:

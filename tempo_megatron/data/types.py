@@ -18,6 +18,8 @@ class Prompt:
     """its name, as `grading` knows it: `exact`, `math`, `choice`, ..., `reasoning_gym:<task>`"""
     answer: dict[str, Any] | None = None
     """what the grader needs: always the key `answer`; reasoning-gym entries carry `metadata` too"""
+    question: str = ""
+    """`identity.key` of the question: the same in every file that has it"""
 
 
 @dataclass(frozen=True)

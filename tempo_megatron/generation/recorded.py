@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.progress import Pace, at
-from tempo_megatron.ranks import barrier, from_first, rank_and_ranks
+from tempo_megatron.ranks import barrier, from_first, rank_and_ranks, say
 from tempo_megatron.whole_files import written_whole
 
 Figures = dict[str, float]
@@ -98,10 +98,14 @@ class RecordedGenerator:
             self.engine.should_stop = asked
 
     def prune(self, iteration: int) -> None:
-        """Forget what was generated up to an iteration; one rank does it."""
+        """Forget what was generated up to an iteration; one rank does it. What cannot be removed is warned of, and
+        tried again by the next call."""
         for path, of in self._files():
             if of <= iteration:
-                path.unlink()
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    say(f"tempo: warning: {path} cannot be removed: {error}")
 
     @at(Pace.untimed)
     def _forget_from(self, iteration: int) -> None:

@@ -7,12 +7,13 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
-from tempo_megatron.launch.experiment import tasks
+from tempo_megatron.launch.experiment import CHECKPOINTS, tasks
 from tempo_megatron.validate_method import problems as method_problems
 
 _BAD_INPUT = 2
@@ -123,10 +124,13 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     """What can be seen before a job waits in a queue."""
     required = {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}
     found = [f"{key}: required" for key, value in required.items() if not value]
-    if config.model.hf_path and not Path(config.model.hf_path).is_dir():
-        found.append(f"model.hf_path: {config.model.hf_path} is no directory here")
+    starts = {"model.hf_path": config.model.hf_path, **_starts(config)}
+    saved = next(Path(config.run_dir).glob(CHECKPOINTS), None) if config.run_dir else None
+    if saved:  # the run goes on from its own checkpoint, and what it started from may be gone
+        starts, described = {}, replace(config.model, hf_path=str(saved.parent / "huggingface"))
+        config = replace(config, model=described)
     found += [
-        f"{key}: {start} is no directory here" for key, start in _starts(config).items() if not Path(start).is_dir()
+        f"{key}: {start} is no directory here" for key, start in starts.items() if start and not Path(start).is_dir()
     ]
     found += method_problems(config)
     if given.container:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tempo_megatron.config import Config, load
+from tempo_megatron.config import load
+
+CHECKPOINTS = "checkpoints/i*/state.json"
+"""in a run's directory: a file of each checkpoint, interim ones too"""
 
 
 @dataclass(frozen=True)
@@ -35,33 +38,21 @@ def tasks(recipe: str, overrides: Sequence[str], python: str = sys.executable) -
         start = run / "start"
         settings.append(f"policy.checkpoint={start}")
         convert = ["-m", "checkpoints_convert", "to-megatron", "--hf", config.model.hf_path, "--out", str(start)]
-        found.append(Task("convert", f"[ -e {_quoted([str(start)])} ] || exec {_quoted([python, *convert])}"))
+        # A run that has a checkpoint needs no start any more, which may be gone.
+        there = (
+            f"[ -e {_quoted([str(start)])} ] || compgen -G {_quoted([str(run)])}'/checkpoints/i*/state.json' >/dev/null"
+        )
+        found.append(Task("convert", f"{there} || exec {_quoted([python, *convert])}"))
     train = ["-m", "tempo_megatron.cli", "train", recipe, *settings]
+    export = ["-m", "tempo_megatron.cli", "export", str(run)]
     evaluate = ["-m", "tempo_megatron.cli", "eval", "--model", str(run / "hf"), "--recipe", str(run / "config.yaml")]
     evaluate += ["--out", str(run / "evaluation")]
     return [
         *found,
         Task("train", f"exec {_quoted([python, *train])}", all_nodes=True),
-        Task("export", _export(config, python)),
+        Task("export", f"exec {_quoted([python, *export])}"),
         Task("evaluate", f"exec {_quoted([python, *evaluate])}"),
     ]
-
-
-def _export(config: Config, python: str) -> str:
-    """The best checkpoint where one is chosen, else the last: written aside, then in the place of an earlier export."""
-    run = Path(config.run_dir)
-    name = "best" if config.checkpoint.choose else f"iteration-{config.loop.iterations:06d}"
-    aside, done = str(run / ".exporting"), str(run / "hf")
-    arguments = ["-m", "checkpoints_convert", "to-hf", "--checkpoint", str(run / "checkpoints" / name), "--out", aside]
-    return "\n".join(
-        [
-            "set -e",
-            _quoted(["rm", "-rf", aside]),
-            _quoted([python, *arguments]),
-            _quoted(["rm", "-rf", done]),
-            _quoted(["mv", aside, done]),
-        ]
-    )
 
 
 def _quoted(words: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ checksums have matched.
 from __future__ import annotations
 
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from checkpoints_convert.errors import ConversionError
 from tempo_megatron.megatron import checkpoint_files, cpu, manifest, pickles
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.ranks import say
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.capture import Captured
@@ -108,20 +110,49 @@ def on_first(work: Callable[[], None], group: Any = None) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint if it is there, so that no half of it is ever found under its name."""
+    """Remove a checkpoint if it is there, so that no half of it is ever found under its name.
+
+    Raises OSError where its name cannot be freed. What cannot be deleted after that is warned of, and left to
+    `remove_old` and `remove_remains`.
+    """
     if checkpoint.is_dir():
-        going = checkpoint.with_name(_REMOVED + checkpoint.name)
-        shutil.rmtree(going, ignore_errors=True)
+        going = checkpoint.with_name(f"{_REMOVED}{time.time_ns()}-{checkpoint.name}")
         checkpoint.rename(going)
-        shutil.rmtree(going)
+        _delete(going)
+
+
+def remove_old(directory: Path, checkpoints: Iterable[Path]) -> None:
+    """Remove checkpoints that are no longer kept, and what earlier removals left in their directory.
+
+    What cannot be removed is warned of: what takes their place is safe, and the next call tries again.
+    """
+    for left in directory.glob(f"{_REMOVED}*"):
+        _delete(left)
+    for old in checkpoints:
+        try:
+            remove(old)
+        except OSError as error:
+            _warn_of(old, error)
 
 
 def remove_remains(directory: Path) -> list[Path]:
-    """Clear away what interrupted writes and removals left in a directory of checkpoints; returns the former."""
+    """Clear away what interrupted writes and removals left in a directory of checkpoints; returns the former. What
+    cannot be deleted is warned of."""
     written = sorted(directory.glob(f"{_ASIDE}*"))
     for path in [*written, *directory.glob(f"{_REMOVED}*")]:
-        shutil.rmtree(path)
+        _delete(path)
     return written
+
+
+def _delete(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:  # on NFS EBUSY, where another process has a file of it open
+        _warn_of(directory, error)
+
+
+def _warn_of(path: Path, error: OSError) -> None:
+    say(f"tempo: warning: {path} cannot be removed ({error}); it is tried again next time")
 
 
 def problems(checkpoint: Path, role: str | None = None) -> list[str]:

@@ -59,6 +59,20 @@ def files_of(checkpoint: Path, role: str, *beside: str) -> manifest.Files:
     return {name: written for name, written in listed.items() if name.startswith((f"{role}/", *beside))}
 
 
+def describes_itself(checkpoint: Path) -> bool:
+    """Whether what a checkpoint says of its models, `huggingface/` and the roles' metadata, is as it was written."""
+    try:
+        listed = manifest.read(checkpoint)
+        files = {
+            name: written
+            for name, written in listed.items()
+            if name.startswith(_BESIDE) or name.endswith(f"/{pickles.METADATA}")
+        }
+        return not manifest.problems(checkpoint, files, contents=True)
+    except (ConversionError, OSError):
+        return False
+
+
 class _Files(FileSystemReader):
     """A reader whose metadata was read before: a conversion asks for hundreds of tensors, one by one."""
 

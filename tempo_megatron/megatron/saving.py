@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -24,11 +25,14 @@ from tempo_megatron.ranks import from_first
 if TYPE_CHECKING:
     from tempo_megatron.megatron.capture import Captured
 
+REFERENCE = "reference"
+"""directory of the reference model's weights, which stay as they are"""
 _STATE = "state.json"
 _BEST = "best"
 _LINGER_SECONDS = 20.0
 WARM_START, CRITIC_START, ITERATION = _STAGES = ("warm_start", "critic_start", "iteration")
 _PREFIX, _INTERIM, _DAMAGED = f"{ITERATION}-", "interim-", "damaged-"
+_NAME = re.compile(rf"({ITERATION}|{_INTERIM}({'|'.join(_STAGES)}))-\d{{6,}}")
 
 
 class NoUsableCheckpoint(RuntimeError):
@@ -48,7 +52,8 @@ class Position:
 
 class Saver:
     """Writes the checkpoints of a run into `directory`, one at a time: `iteration-000020/` has a directory a model,
-    what `checkpoint_files` describes of the model at `hf_path`, and `state.json`, what else the loop needs to go on.
+    what `checkpoint_files` describes of the model, at first that at `hf_path`, and `state.json`, what else the loop
+    needs to go on.
 
     Interim ones (`interim-iteration-000023/`, `interim-critic_start-000004/`) are there to go on from alone: the next
     checkpoint takes the place of each, and what else is kept does not depend on them.
@@ -123,11 +128,16 @@ class Saver:
 
     def _write(self, made: Path, parts: Iterable[tuple[str, Captured]], state: str, best: int | None) -> None:
         def beside(aside: Path) -> None:
-            checkpoint_files.describe(aside, self._hf_path, self._target_range)
+            checkpoint_files.describe(aside, self._model_directory(), self._target_range)
             (aside / _STATE).write_text(state)
 
         checkpoint.write(made, parts, self._group, beside)
         checkpoint.on_first(lambda: self._settle(made, best), self._group)
+
+    def _model_directory(self) -> Path:
+        """What describes the model: the checkpoint before, so that the directory of the start may be gone by now."""
+        before = resumable(self.directory)
+        return before[-1] / checkpoint_files.HUGGING_FACE if before else self._hf_path
 
     def _settle(self, made: Path, best: int | None) -> None:
         """After a write: point to the best, and let go of what does not stay."""
@@ -135,19 +145,33 @@ class Saver:
             _link(self.directory / _BEST, str(Position(ITERATION, best)))
         stay = kept(self.directory, self._config.keep, best, self._config.keep_every)
         going = [old for old in complete(self.directory) if _iteration(old) not in stay]
-        for old in [*going, *self.directory.glob(f"{_INTERIM}*")]:
-            if old != made:
-                checkpoint.remove(old)
+        interim = [old for old in resumable(self.directory) if old.name.startswith(_INTERIM)]
+        checkpoint.remove_old(self.directory, [old for old in (*going, *interim) if old != made])
 
 
 def complete(directory: Path) -> list[Path]:
     """Checkpoints that were written to their end, oldest first, without interim ones."""
-    return sorted(path.parent for path in directory.glob(f"{_PREFIX}*/{_STATE}"))
+    return [path for path in resumable(directory) if path.name.startswith(_PREFIX) and (path / _STATE).is_file()]
 
 
 def resumable(directory: Path) -> list[Path]:
     """All that has a checkpoint's name, damaged or not, interim ones too, oldest first."""
-    return sorted([*directory.glob(f"{_PREFIX}*"), *directory.glob(f"{_INTERIM}*")], key=order)
+    return sorted(filter(_is_named, directory.glob("i*-*")), key=order)
+
+
+def of_iteration(directory: Path, iteration: int) -> Path:
+    """Where the checkpoint of an iteration is, or would be."""
+    return directory / str(Position(ITERATION, iteration))
+
+
+def foreign(directory: Path) -> list[Path]:
+    """What a run never wrote into its directory of checkpoints: copies and exports under names of their own."""
+    own = (_BEST, REFERENCE)
+    return [
+        path
+        for path in sorted(directory.glob("[!.]*"))
+        if path.name not in own and not path.name.startswith(_DAMAGED) and not _is_named(path)
+    ]
 
 
 def order(saved: Path) -> tuple[int, int, bool]:
@@ -167,7 +191,8 @@ def kept(directory: Path, newest: int, best: int | None, every: int = 0) -> set[
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose every file is as it was written, None where there is no checkpoint; and a line for
     all that was passed over: what is damaged goes out of the way as `damaged-...`, remains of interrupted
-    writes are removed. Raises NoUsableCheckpoint where no checkpoint is left to go on from. Collective."""
+    writes are removed, `foreign` names stay. Raises NoUsableCheckpoint where no checkpoint is left to go on from.
+    Collective."""
     damaged: dict[Path, list[str]] = {}
     found = None
     for candidate in reversed(from_first(resumable(directory))):
@@ -176,7 +201,8 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
             found = candidate
             break
         damaged[candidate] = problems
-    lines = [f"checkpoint passed over: {problem}" for problems in damaged.values() for problem in problems]
+    lines = [f"not a checkpoint's name, ignored: {path}" for path in foreign(directory)]
+    lines += [f"checkpoint passed over: {problem}" for problems in damaged.values() for problem in problems]
     if damaged and not found:
         listed = "\n".join(lines)
         raise NoUsableCheckpoint(f"{listed}\nnone is left to go on from; remove {directory} to start afresh")
@@ -191,7 +217,7 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def read_state(saved: Path) -> dict[str, Any]:
-    """What `save` was given, of a checkpoint that `newest` found."""
+    """What `save` was given, of a complete checkpoint."""
     state: dict[str, Any] = json.loads((saved / _STATE).read_text())
     return state
 
@@ -219,6 +245,11 @@ def _link(link: Path, target: str) -> None:
     aside.symlink_to(target)
     aside.rename(link)
     hf_files.sync(link.parent)
+
+
+def _is_named(path: Path) -> bool:
+    """Whether it is a directory that has a checkpoint's name. (One that was half copied under it is damaged.)"""
+    return _NAME.fullmatch(path.name) is not None and path.is_dir()
 
 
 def _iteration(saved: Path) -> int:

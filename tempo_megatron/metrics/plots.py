@@ -1,14 +1,40 @@
-"""Plots of a run, from its metrics.jsonl."""
+"""Plots of a run, from its metrics.jsonl.
+
+usage: python -m tempo_megatron.metrics.plots RUN_DIR
+"""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+_LIMIT_SECONDS = 300.0
+"""for matplotlib's imports and four figures, which take seconds: a busy machine may need minutes"""
 _DIVERSITY = ("distinct_answers", "distinct_4grams", "truncated")
 _CRITIC = ("critic/auroc", "critic/auroc_within_prompts", "critic/brier")
+
+
+def draw_apart(run_dir: Path) -> str:
+    """Draw the plots of a run in a process of their own; returns a warning, empty where all went well.
+
+    The run has its result: an error, an end by a signal and a time limit that is exceeded must not be the run's own.
+    """
+    command = [sys.executable, "-X", "faulthandler", "-m", __name__, str(run_dir)]
+    warning = f"warning: {run_dir} lacks plots, which `python -m {__name__} {run_dir}` draws"
+    try:
+        drawn = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"{warning}: it took more than {_LIMIT_SECONDS:.0f} s"
+    except OSError as error:
+        return f"{warning}: it did not start: {error}"
+    if not drawn.returncode:
+        return ""
+    ended = f"signal {-drawn.returncode}" if drawn.returncode < 0 else f"exit code {drawn.returncode}"
+    return f"{warning}: it ended with {ended}\n{drawn.stderr}".rstrip()
 
 
 def plot_run(run_dir: Path) -> list[Path]:
@@ -58,3 +84,7 @@ def _lines(
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+if __name__ == "__main__":
+    plot_run(Path(sys.argv[1]))

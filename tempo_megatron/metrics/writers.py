@@ -11,6 +11,7 @@ from typing import Any
 
 from tempo_megatron.config import LoggingConfig, WandbMode
 from tempo_megatron.progress import Pace, at
+from tempo_megatron.ranks import say
 from tempo_megatron.whole_files import write_whole
 
 
@@ -59,10 +60,17 @@ class MetricsLog:
         self.lines += 1
 
     def close(self) -> None:
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
+        """End the other writers. What they fail with is a warning: every figure is in metrics.jsonl."""
+        for name, end in (
+            ("TensorBoard", self._tensorboard and self._tensorboard.close),
+            ("W&B", self._wandb and self._wandb.finish),
+        ):
+            if not end:
+                continue
+            try:
+                end()
+            except Exception as error:  # trackers raise what they like
+                say(f"tempo: warning: {name} did not take the end of the run: {error!r}")
 
 
 def _cut(path: Path, lines: int) -> None:

@@ -27,7 +27,8 @@ class Chooser:
 
     `unlabelled`: questions that the policy adapts to, whose responses the critic values. Where there are none, labelled
     accuracy alone decides: a start that a critic chose by its liking for the test questions would favour their answers.
-    `state` is what a checkpoint keeps of it: candidates, the best's iteration, why the run has stopped if it has.
+    `state` is what a checkpoint keeps of it: candidates, the best's iteration and why it is the best, why the run has
+    stopped if it has.
     """
 
     def __init__(self, directory: Path, unlabelled: Sequence[Prompt], config: CheckpointConfig) -> None:
@@ -35,17 +36,16 @@ class Chooser:
         self._unlabelled = spread_over_sources(unlabelled, "choice")[: config.choose_prompts]
         self._samples = config.choose_samples
         self._patience = config.patience
-        self.state: dict[str, Any] = {"candidates": [], "best": None, "stopped": None}
+        self.state: dict[str, Any] = {"candidates": [], "best": None, "reason": None, "stopped": None}
 
-    def consider(self, collector: Collector, critic: Scorer | None, iteration: int, kept: Container[int]) -> str:
+    def consider(self, collector: Collector, critic: Scorer | None, iteration: int, kept: Container[int]) -> None:
         """Add the present policy, choose among it and the candidates whose checkpoints are `kept`, and decide whether
-        to stop; returns the reason of the choice. Collective."""
-        before = [Candidate(**row) for row in self.state["candidates"] if row["iteration"] in kept]
+        to stop. Collective."""
+        others = [row for row in self.state["candidates"] if row["iteration"] != iteration]
+        before = [Candidate(**row) for row in others if row["iteration"] in kept]
         scored = from_first(self._score(critic, [*before, self._add(collector, iteration)]))
         best, reason = choose(scored)
-        self.state = {"candidates": [asdict(one) for one in scored], "best": best.iteration, "stopped": None}
-        self.resume(self.state)
-        return reason
+        self.resume({"candidates": [asdict(one) for one in scored], "best": best.iteration, "reason": reason})
 
     def resume(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's state; whether the run has stopped is decided by the present patience."""
@@ -53,7 +53,12 @@ class Chooser:
         since = sum(row["iteration"] > best for row in state["candidates"])
         waited = bool(self._patience) and since >= self._patience
         stopped = f"{since} candidates after iteration {best} were not better" if waited else None
-        self.state = {**state, "stopped": stopped}
+        self.state = {"reason": None, **state, "stopped": stopped}
+
+    def forget(self) -> None:
+        """Compare later candidates with each other alone: questions have changed, and figures of before do not compare.
+        The best of before remains until the next choice."""
+        self.resume({**self.state, "candidates": []})
 
     def _add(self, collector: Collector, iteration: int) -> Candidate:
         """Sample the present policy, the same questions and seeds for every candidate, and keep what it says."""

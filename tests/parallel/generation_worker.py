@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from checkpoints_convert import hf_files
 from checkpoints_convert.rows import TensorRows, whole
 from tempo_megatron import progress
 from tempo_megatron.config import load
-from tempo_megatron.export import export_policy
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
 from tempo_megatron.megatron import weights
@@ -69,8 +69,8 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
     assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())
     policy = {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
-    with run.phase("export"):
-        export_policy(run.models, run.hf_path, Path(export))
+    if dist.get_rank() == 0:
+        hf_files.copy_side_files(run.hf_path, Path(export))  # the weights come from the trainer
     dist.barrier()
 
     def trainers() -> Iterable[tuple[str, Tensor | TensorRows]]:

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from tempo_megatron import cli, loop, occupancy
 from tempo_megatron.config import Config, load
-from tempo_megatron.generation.engine import Completion, GenerationStopped, Request
+from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, Weights
 from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.saving import resumable
@@ -38,17 +38,22 @@ from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
 
-WORK = ("warm_start", "evaluate", "grade", "estimate", "observe", "calibrate", "refine", "export")
-"""phases in which a rank that does nothing is held to hang, and export for the buckets that sync pulls too; here no
-engine generates"""
+WORK = ("warm_start", "sync", "evaluate", "grade", "estimate", "observe", "calibrate", "refine")
+"""phases in which a rank that does nothing is held to hang; here no engine generates"""
 
 
 class Troubled(Recorded):
-    """Calls `trouble` with the number of the generate call, on rank 1, and stops as an engine would."""
+    """Calls `trouble` with the number of the generate call, on rank 1; stops, and pulls `weights`, as an engine
+    would."""
 
-    def __init__(self, trouble: Callable[[int], None]) -> None:
+    def __init__(self, trouble: Callable[[int], None], weights: Weights) -> None:
+        self.weights = weights
         self.should_stop: Callable[[], bool] | None = None
         self.calls, self.trouble = 0, trouble
+
+    def load_weights(self) -> None:
+        for _ in self.weights():
+            pass
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.calls += 1
@@ -68,7 +73,7 @@ Trouble = Callable[[int, Run], None]
 
 def run(config: Config, trouble: Trouble = lambda call, run: None) -> bool:
     topology.shutdown = leave_groups  # to make the process group anew in the same processes is not reliable
-    Run._build_generator = lambda self: Troubled(lambda call: trouble(call, self))
+    Run._build_generator = lambda self: Troubled(lambda call: trouble(call, self), self.models.policy_tensors)
     finished = train(config)
     if not finished:
         dist.distributed_c10d._get_default_store().delete_key("tempo/interrupted")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.config import DataConfig, SourceConfig
+from tempo_megatron.data.identity import key
 from tempo_megatron.data.questions import read_questions, set_aside
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.seeds import derive_seed
@@ -126,3 +127,21 @@ def test_questions_set_aside_leave_every_stream_that_is_learnt_from(tmp_path: Pa
     source(tmp_path, "known.jsonl", *reversed(rows))
     turned = read_questions(DataConfig(labelled=[known]), Letters()).sets["labelled"]
     assert {prompt.id for prompt in set_aside(turned, 3)} == {prompt.id for prompt in aside}
+    elsewhere = source(tmp_path, "copied.jsonl", *rows)
+    copied = read_questions(DataConfig(warm_start=[elsewhere]), Letters()).sets["warm_start"]
+    assert len(copied.without(aside).prompts) == 5  # though each file gives a question an id of its own
+
+
+def test_what_a_run_has_learnt_measures_nothing_however_its_files_change(tmp_path: Path) -> None:
+    """`learnt` questions are neither set aside nor evaluated, and are counted; fewer are set aside where no more are
+    left."""
+    rows: list[dict[str, object]] = [{"prompt": text, "answer": "1"} for text in "abcdefgh"]
+    known, later = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "later.jsonl", *rows[:2], {"prompt": "z"})
+    before = read_questions(DataConfig(labelled=[known]), Letters()).sets["labelled"]
+    aside = set_aside(before, 3)
+    learnt = {prompt.question for prompt in before.without(aside).prompts}
+    assert set_aside(before, 3, learnt) == aside and set_aside(before, 8, learnt) == aside
+    learnt |= {key("a"), key("B")}
+    held_out = read_questions(DataConfig(held_out=[later]), Letters(), learnt).sets["held_out"]
+    assert [prompt.question for prompt in held_out.prompts] == [key("z")]
+    assert held_out.left_out().endswith("0 also evaluated, 2 learnt with their answers before the data changed")

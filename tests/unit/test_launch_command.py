@@ -131,11 +131,28 @@ def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) ->
 
 
 def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None:
-    """The best checkpoint is exported where one is chosen; evaluation reads the export."""
+    """A run's export is asked for, which knows whether a best checkpoint was chosen; evaluation reads it."""
     chosen = ["policy.checkpoint=start", "checkpoint.choose=true", "run_dir=runs/x"]
     train, export, evaluate = tasks(str(recipe), chosen, "python")
     assert (train.name, export.name, evaluate.name) == ("train", "export", "evaluate")
     assert train.all_nodes and not export.all_nodes and not evaluate.all_nodes
     assert "run_dir=runs/x export=false" in train.script and "runs/x/start" not in train.script
-    assert "--checkpoint runs/x/checkpoints/best --out runs/x/.exporting" in export.script
+    assert export.script == "exec python -m tempo_megatron.cli export runs/x"
     assert "--model runs/x/hf" in evaluate.script
+
+
+def test_a_run_that_has_a_checkpoint_is_launched_again_without_what_it_started_from(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the model's directory nor a start run is asked for, and nothing is converted again."""
+    saved = recipe.parent / "run" / "checkpoints" / "iteration-000001"
+    given = ["launch", str(recipe), "--executor", "local", "--nodes", "2", "model.hf_path=/gone"]
+    assert cli.main([*given, "policy.checkpoint=/gone-too"]) == 2
+    assert capsys.readouterr().err.count("is no directory here") == 2
+    convert = tasks(str(recipe), [], "false")[0].script
+    assert subprocess.run(["bash", "-c", convert]).returncode == 1
+    saved.mkdir(parents=True)
+    (saved / "state.json").touch()
+    assert cli.main([*given, "policy.checkpoint=/gone-too"]) == 2  # for --nodes
+    assert "is no directory here" not in capsys.readouterr().err
+    assert subprocess.run(["bash", "-c", convert]).returncode == 0

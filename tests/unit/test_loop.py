@@ -224,3 +224,22 @@ def test_metrics_are_logged_before_the_checkpoint_that_counts_them(
     else:
         loop.start(run)  # type: ignore[arg-type]
     assert run.asked[-2:] == ["log", "save"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_iteration_that_turns_out_to_be_the_last_is_concluded(monkeypatch: pytest.MonkeyPatch, ended: bool) -> None:
+    """A run that was interrupted after iteration 5 and is to have 4 now evaluates and saves what it has; one that had
+    done so is left alone."""
+    run = FakeRun(monkeypatch)
+    run.iteration, run.config.loop.iterations, run.stopped, run.has_ended = 5, 4, False, ended
+    run.course = SimpleNamespace(in_stages=False, unconcluded=None)
+    run.watchdog = SimpleNamespace(stop=lambda: None)
+    run.progress = lambda items, description: items
+    run.consider = lambda: {}
+    run.record_evaluation = lambda iteration, at_an_end: run.asked.append(f"evaluate {iteration} {at_an_end}") or {}
+    run.log = lambda stage, metrics: None
+    run.save = lambda: run.asked.append("save")
+    run.finish = lambda: run.asked.append("finish")
+    monkeypatch.setattr(loop, "Run", lambda config, watched: run)
+    assert loop.train(run.config)
+    assert run.asked == ([] if ended else ["evaluate 5 True", "save"]) + ["finish"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,3 +53,16 @@ def test_a_line_is_on_the_disk_once_it_is_written(tmp_path: Path, monkeypatch: p
     for step in range(2):
         log.write({"step": step})
         assert synced[step:] == [log.path.stat().st_size]
+
+
+def test_a_tracker_that_fails_at_the_end_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """W&B without a network, TensorBoard on a full disk: the run has its result, and the other still ends."""
+    log, ended = opened(tmp_path, 0), []
+
+    def fails() -> None:
+        raise ConnectionError("no network")
+
+    log._tensorboard = SimpleNamespace(close=fails)
+    log._wandb = SimpleNamespace(finish=lambda: ended.append("W&B"))
+    log.close()
+    assert ended == ["W&B"] and "warning: TensorBoard" in capsys.readouterr().err

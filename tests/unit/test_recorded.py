@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,21 @@ def test_what_another_course_of_the_run_made_is_forgotten(tmp_path: Path) -> Non
         "000001",
         "000002",
     ]
+
+
+def test_rollouts_that_cannot_be_removed_are_warned_of_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint that is past them is safe, and so is the run."""
+
+    def busy(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    generator = RecordedGenerator(Engine(), tmp_path)
+    generator.generate(REQUESTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        generator.prune(2)
+    assert list(tmp_path.iterdir()) and "cannot be removed" in capsys.readouterr().err
+    generator.prune(2)
+    assert not list(tmp_path.iterdir())

@@ -70,6 +70,20 @@ def requeues(directory: Path) -> int:
     return asked.read_text().splitlines().count("requeue 7") if asked.exists() else 0
 
 
+def test_a_first_run_that_was_removed_is_not_made_anew(tmp_path: Path) -> None:
+    """TEMPO has a checkpoint, and goes on from that alone. A first run that is there goes on as ever."""
+    saved = tmp_path / "runs" / "tempo" / "checkpoints" / "iteration-000001"
+    saved.mkdir(parents=True)
+    (saved / "state.json").touch()
+    (only,) = commands("tempo_14b.sh", tmp_path)
+    assert "train recipes/qwen3_14b_math.yaml" in only and "policy.checkpoint=" in only
+    (tmp_path / "called").unlink()
+    (tmp_path / "runs" / "tempo" / "FINISHED").unlink()
+    (tmp_path / "runs" / "rlvr").mkdir()
+    first, _ = commands("tempo_14b.sh", tmp_path)
+    assert "train recipes/qwen3_14b_math_rlvr.yaml" in first
+
+
 @pytest.mark.parametrize(("script", "recipes"), SCRIPTS.items())
 def test_both_runs_of_a_model(script: str, recipes: str, tmp_path: Path) -> None:
     """TEMPO starts from the best checkpoint of the run before it, with the model, data and settings that were given."""

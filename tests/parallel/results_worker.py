@@ -1,0 +1,218 @@
+"""The rank of test_results: whole runs with responses that are made up, and what befalls their directories in between.
+
+usage: results_worker.py RECIPE MODEL OUT; MODEL is a model directory that may be damaged
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import tempo_megatron.run
+from checkpoints_convert.convert import to_hf
+from tempo_megatron import cli, run_data
+from tempo_megatron.config import Config, load
+from tempo_megatron.loop import train
+from tempo_megatron.megatron import topology
+from tempo_megatron.run import Run
+from tempo_megatron.validate import problems
+from tests.parallel.layout_worker import leave_groups
+from tools.killing.recorded import Parity, Recorded
+
+ROWS = 24
+ASIDE = 4
+
+
+class Trials:
+    """Runs by one recipe, one after the other in this process. `said` has what the last run said."""
+
+    def __init__(self, recipe: Path, model: Path) -> None:
+        self.recipe, self.model, self.place = recipe, model, recipe.parent
+        self.labelled, self.held_out = self.place / "labelled.jsonl", self.place / "held-out.jsonl"
+        self.said: list[str] = []
+
+    def config(self, name: str, *overrides: str) -> Config:
+        return load(self.recipe, [f"run_dir={self.place / name}", f"model.hf_path={self.model}", *overrides])
+
+    def run(self, config: Config) -> bool:
+        self.said.clear()
+        finished = train(config)
+        leave_groups()
+        return finished
+
+    def weights(self, name: str, iteration: int) -> bytes:
+        """The policy of that checkpoint, as the converter writes it."""
+        out = self.place / f"{name}-{iteration}"
+        to_hf(self.place / name / "checkpoints" / f"iteration-{iteration:06d}", out, role="policy")
+        return (out / "model.safetensors").read_bytes()
+
+    def exported(self, name: str) -> bytes:
+        return (self.place / name / "hf" / "model.safetensors").read_bytes()
+
+    def summary(self, name: str) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.place / name / "summary.json").read_text())
+        return summary
+
+
+def write_rows(path: Path, words: Sequence[str]) -> None:
+    path.write_text("".join(json.dumps({"prompt": word, "answer": word[::-1]}) + "\n" for word in words))
+
+
+def words(first: str, count: int) -> list[str]:
+    return [f"{first}{chr(97 + number // 26)}{chr(97 + number % 26)}x" for number in range(count)]
+
+
+def choice(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
+    """A run whose earliest checkpoint is best, since all policies answer alike; and its export asked for once more."""
+    assert trials.run(trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=2"))
+    chosen = {
+        "summary": trials.summary("run"),
+        "exports_the_best": trials.exported("run") == trials.weights("run", 0),
+        "exports_the_last": trials.exported("run") == trials.weights("run", 2),
+    }
+    best = trials.exported("run")
+    shutil.rmtree(trials.place / "run" / "hf")
+    code = cli.main(["export", str(trials.place / "run")])
+    return chosen | {"export": (code, trials.exported("run") == best), "no_run": cli.main(["export", "/nowhere"])}
+
+
+def without_origins(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
+    """The same command once what the run started from is gone, and foreign names lie among its checkpoints."""
+    config = trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=3")
+    assert trials.run(trials.config("whole", *from_start, "checkpoint.choose=true", "loop.iterations=3"))
+    shutil.rmtree(trials.place / "start")
+    shutil.rmtree(trials.model)
+    checkpoints = trials.place / "run" / "checkpoints"
+    foreign = [checkpoints / f"iteration-000002{end}" for end in (".bak", "-hf")]
+    for path in foreign:
+        shutil.copytree(checkpoints / "iteration-000002", path)
+    lines = problems(config)
+    assert trials.run(config)
+    return {
+        "problems": lines,
+        "foreign": {path.name: path.is_dir() and any(str(path) in line for line in trials.said) for path in foreign},
+        "same_weights": trials.weights("run", 3) == trials.weights("whole", 3),
+        "describes": sorted(path.name for path in (checkpoints / "iteration-000003" / "huggingface").iterdir()),
+    }
+
+
+def changed_data(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
+    """Rows removed, one changed, new ones, and one that was learnt among the held-out ones."""
+    config = trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=4")
+    tokenizer = load_tokenizer(trials.place / "run")
+    before = run_data.load(config, tokenizer)
+    aside = {prompt.question for prompt in before.set_aside}
+    rows = [json.loads(line) for line in trials.labelled.read_text().splitlines()]
+    learnt = [row for row in rows if key_of(row) in before.learnt]
+    measured = [row for row in rows if key_of(row) in aside]
+    learnt[0]["answer"] = "changed"
+    left = [*measured[:1], *learnt[:-6]]
+    new = [{"prompt": word, "answer": "new"} for word in words("N", 2)]
+    trials.labelled.write_text("".join(json.dumps(row) + "\n" for row in [*left, *new]))
+    with trials.held_out.open("a") as file:
+        file.write(json.dumps(learnt[-1]) + "\n")
+    refusal = problems(config)
+    accepting = trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=4", "data.changed=accept")
+    accepted = problems(accepting)
+    assert trials.run(accepting)
+    said = list(trials.said)
+    after = run_data.load(config, tokenizer)
+    return {
+        "removed": len(rows) - len(left),
+        "refusal": refusal,
+        "accepted": accepted,
+        "said": said,
+        "afterwards": problems(config),
+        "measured_was_learnt": sorted({prompt.question for prompt in after.set_aside} & before.learnt),
+        "still_measured": key_of(measured[0]) in {prompt.question for prompt in after.set_aside},
+        "measured": len(after.set_aside),
+        "held_out_was_learnt": [p.id for p in after.questions.sets["held_out"].prompts if p.question in before.learnt],
+        "candidates": trials.summary("run")["best_iteration"],
+    }
+
+
+def fewer_iterations(trials: Trials) -> dict[str, Any]:
+    """A run that was interrupted after its first iteration, of which no checkpoint was due, and then has no more."""
+    settings = ("stages.warm_start.steps=0", "checkpoint.every=10")
+
+    def begin(self: Run, iteration: int) -> None:
+        if iteration == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        begins(self, iteration)
+
+    begins, changed = Run.begin, setattr
+    changed(Run, "begin", begin)
+    assert not trials.run(trials.config("fewer", *settings))
+    changed(Run, "begin", begins)
+    checkpoints = trials.place / "fewer" / "checkpoints"
+    interim = sorted(path.name for path in checkpoints.iterdir() if path.name.startswith("i"))
+    torch.distributed.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
+    assert trials.run(trials.config("fewer", *settings, "loop.iterations=1"))
+    rows = map(json.loads, (trials.place / "fewer" / "metrics.jsonl").read_text().splitlines())
+    return {
+        "interim": interim,
+        "summary": trials.summary("fewer"),
+        "evaluated": [row["iteration"] for row in rows if "evaluation/held_out/avg@4" in row],
+        "exports_it": trials.exported("fewer") == trials.weights("fewer", 1),
+    }
+
+
+def key_of(row: dict[str, str]) -> str:
+    from tempo_megatron.data.identity import key
+
+    return key(row["prompt"])
+
+
+def load_tokenizer(run: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(run / "hf")
+
+
+def main(path: str, model: str, out: str) -> None:
+    torch.set_num_threads(1)
+    recipe = Path(path)
+    trials = Trials(recipe, Path(model))
+    module: Any = tempo_megatron.run
+    module.Grader = Parity
+    run: Any = Run
+    run._build_generator = lambda _: Recorded()
+    run.say = lambda _, text: trials.said.append(text)
+    topology.shutdown = lambda: None
+    write_rows(trials.labelled, words("L", ROWS))
+    write_rows(trials.held_out, words("H", 4))
+    settings = yaml.safe_load(recipe.read_text())
+    settings["data"] |= {"labelled": [{"path": str(trials.labelled)}], "held_out": [{"path": str(trials.held_out)}]}
+    recipe.write_text(yaml.safe_dump(settings))
+
+    assert trials.run(trials.config("start", "loop.iterations=1"))
+    best = trials.place / "start" / "checkpoints" / "iteration-000001"
+    from_start = (
+        "stages.warm_start.steps=0",
+        f"policy.checkpoint={best}",
+        f"critic.checkpoint={best}",
+        "policy.kl_coefficient=0.1",
+        f"calibration.questions={ASIDE}",
+        "checkpoint.keep=4",
+    )
+    steps: dict[str, Callable[[], dict[str, Any]]] = {
+        "fewer_iterations": lambda: fewer_iterations(trials),
+        "choice": lambda: choice(trials, from_start),
+        "without_origins": lambda: without_origins(trials, from_start),
+        "changed_data": lambda: changed_data(trials, from_start),
+    }
+    Path(out).write_text(json.dumps({name: step() for name, step in steps.items()}, indent=2))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
