@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from checkpoints_convert.rows import TensorRows
 from tempo_megatron.config import Config, CriticTraining
@@ -32,8 +31,7 @@ class Models:
     def __init__(self, config: Config, place: Topology, turns: Turns) -> None:
         self._config, self._place, self._turns = config, place, turns
         self._hf_path = Path(config.model.hf_path)
-        described = hf_files.read_config(self._hf_path)
-        self.settings = family(described).settings(described)
+        self.settings = hf_config.settings(hf_files.read_config(self._hf_path))
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(policy, config.policy.optimizer, config, place, config.policy.micro_batch_tokens)

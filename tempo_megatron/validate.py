@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import (
     Config,
@@ -24,11 +22,13 @@ from tempo_megatron.config import (
 )
 from tempo_megatron.data.questions import read_questions, set_aside
 from tempo_megatron.data.sources import DataError
+from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.megatron.log_probs import STATISTICS
 from tempo_megatron.run_directory import differences
 from tempo_megatron.validate_model import problems as model_problems
+from tempo_megatron.validate_model import vocabulary_problems
 
 
 def problems(config: Config) -> list[str]:
@@ -185,10 +185,10 @@ def _data(config: Config) -> Iterator[str]:
         return
     directory = Path(config.model.hf_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
+        tokenizer = load_tokenizer(directory)
+    except ValueError as error:
         if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
-            yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
+            yield f"model.hf_path: {error}"
         yield from missing_files(config.data.sources())
         return
     if config.data.chat_template and not tokenizer.chat_template:
@@ -199,6 +199,7 @@ def _data(config: Config) -> Iterator[str]:
     except DataError as error:
         yield from str(error).splitlines()
         return
+    yield from vocabulary_problems(config, tokenizer, questions)
     labelled, aside = len(questions.sets["labelled"].prompts), config.calibration.questions
     if aside and aside >= labelled:
         yield f"calibration.questions: {aside} of {labelled} labelled questions leave none to learn from"

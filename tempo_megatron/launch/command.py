@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from checkpoints_convert.source import problems as model_problems
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked, missing_files
 from tempo_megatron.launch.experiment import tasks
@@ -119,6 +120,8 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     found = [f"{key}: required" for key, value in required.items() if not value]
     if config.model.hf_path and not Path(config.model.hf_path).is_dir():
         found.append(f"model.hf_path: {config.model.hf_path} is no directory here")
+    elif config.model.hf_path:
+        found += [f"model.hf_path: {problem}" for problem in model_problems(Path(config.model.hf_path), "policy")]
     found += [
         f"{key}: {start} is no directory here" for key, start in _starts(config).items() if not Path(start).is_dir()
     ]
