@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from checkpoints_convert import critics, hf_config, hf_files
+from checkpoints_convert import critics, hf_config, hf_files, source
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.families import architecture_of
 from checkpoints_convert.hf_files import Description
@@ -20,11 +20,13 @@ def describe(directory: Path) -> Iterator[str]:
     """Lines about a directory. Raises ConversionError where it is neither a model nor a checkpoint."""
     if (directory / "config.json").is_file():
         yield f"{directory}: Hugging Face model"
-        yield from _model(directory)
         read = hf_files.Reader(directory)
-        yield from (f"  problem: {problem}" for problem in read.problems)
-        yield f"  tensors: {_tensors(read.descriptions)}"
         head = critics.find_head(read.descriptions)
+        yield from _model(directory)
+        said = f"{directory / 'config.json'}: "
+        problems = source.problems(directory, "critic" if head else "policy")
+        yield from (f"  problem: {problem}" for problem in problems if not problem.startswith(said))
+        yield f"  tensors: {_tensors(read.descriptions)}"
         if head:
             known = critics.stored_target_range(hf_files.read_config(directory)) or "unknown target range"
             yield f"  value head: {head} ({known})"

@@ -53,7 +53,8 @@ def open_source(directory: Path, role: Role) -> Source:
         completed = hf_config.completed(config)
         settings = family(config).settings(completed)
     except ConversionError as error:
-        raise ConversionError("\n".join([*str(error).splitlines(), *problems])) from None
+        lines = str(error).replace("config.json: ", f"{directory / 'config.json'}: ").splitlines()
+        raise ConversionError("\n".join([*lines, *problems])) from None
     head = critics.find_head(read.descriptions) if role == "critic" else None
     if head:
         entries = decoder.critic(settings, head, f"{head}.bias" in read.descriptions)

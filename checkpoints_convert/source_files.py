@@ -93,10 +93,11 @@ def side_files(directory: Path) -> list[Path]:
     """What stands beside the weights, in folders too: config, tokenizer, chat templates, generation config, license.
 
     Hidden files are left out, and folders that are models, checkpoints or runs of their own. Links count as what they
-    lead to; one that leads nowhere is among the files.
+    lead to. One that leads nowhere is among the files, and so is a folder that cannot be read.
     """
     files: list[Path] = []
-    for folder, folders, names in directory.walk(follow_symlinks=True):
+    walk = directory.walk(follow_symlinks=True, on_error=lambda error: files.append(Path(error.filename)))
+    for folder, folders, names in walk:
         folders[:] = [name for name in folders if _belongs(folder / name)]
         files += [folder / name for name in names if _is_side_file(folder / name)]
     return sorted(files)

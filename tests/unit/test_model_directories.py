@@ -205,6 +205,19 @@ def test_a_file_that_is_not_there_is_refused_by_name(name: str, hf: Path) -> Non
     assert line == f"{hf / name}: a link to ../blobs/gone, where nothing is"
 
 
+def test_settings_that_no_model_can_have_are_listed_with_what_is_wrong_with_files(
+    hf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One list of all, with the file that has it; `inspect` shows each of them too."""
+    edit(hf / "config.json", num_attention_heads=5, vocab_size=101.0)
+    (hf / "merges.txt").write_text(POINTER)
+    lines = source.problems(hf, "policy")
+    assert [line.removeprefix(f"{hf}/").split(":")[0] for line in lines] == ["config.json", "config.json", "merges.txt"]
+    assert run("inspect", hf) == 0
+    said = capsys.readouterr().out
+    assert said.count("cannot be converted: config.json: ") == 2 and said.count("problem: ") == 1
+
+
 def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path, recipe: Path) -> None:
     """Tokens past the vocabulary were trained on without a word: in prompts, in answers that are taught, at the end."""
     tokenizer = json.loads((copied_model / "tokenizer.json").read_text())
