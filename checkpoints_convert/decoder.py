@@ -86,7 +86,8 @@ class Family:
         problems.update(_relations(sizes))
         if config.get("layer_types") is not None and "num_hidden_layers" in sizes:
             problems.update(self._layer_types(config["layer_types"], sizes["num_hidden_layers"]))
-        if config.get("rope_parameters") and not problems.keys() & {"num_hidden_layers", "layer_types"}:
+        layered = not self.windows or ("layer_types" in config and "layer_types" not in problems)
+        if config.get("rope_parameters") and layered:
             problems.update(self._ropes(config))
         return problems
 

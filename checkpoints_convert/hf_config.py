@@ -33,6 +33,9 @@ def completed(config: dict[str, Any]) -> dict[str, Any]:
     usable = {key: value for key, value in config.items() if key not in mistyped}
     values, refusals = _values(kind, usable)
     judged = values | {key: config[key] for key in mistyped if key not in _ROPE}
+    if mistyped:  # what the class derives from settings, it derived from others than these
+        said = _declared(kind, config).keys() | {"rope_parameters"}
+        judged = {key: value for key, value in judged.items() if key in said}
     problems = mistyped | refusals | declared.problems(judged)
     if config.get("model_type") != kind.model_type:
         problems["model_type"] = f"{config.get('model_type')!r}; {declared.name} models have {kind.model_type!r}"
@@ -55,7 +58,7 @@ def _values(kind: Any, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str
             refusals = {key: f"{kind.__name__} refuses it: {_last_line(error)}"}
         else:
             return values if not refusals else values | {"rope_parameters": None}, refusals
-    return _defaults(kind) | others, refusals
+    return _declared(kind, others), refusals
 
 
 def _mistyped(kind: Any, config: dict[str, Any]) -> dict[str, str]:
@@ -81,10 +84,10 @@ def _is_rope(value: Any) -> bool:
     return all(isinstance(value[key], dict | None) for key in value if key.endswith("_attention"))
 
 
-def _defaults(kind: Any) -> dict[str, Any]:
-    """What the config class declares for absent keys, but for what it derives from others."""
-    missing = (None, dataclasses.MISSING)
-    return {field.name: field.default for field in dataclasses.fields(kind) if field.default not in missing}
+def _declared(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a config and what its class declares for absent ones, without what it derives from others."""
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)} | config
+    return {key: value for key, value in defaults.items() if value not in (None, dataclasses.MISSING)}
 
 
 def _last_line(error: BaseException) -> str:

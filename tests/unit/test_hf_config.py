@@ -150,6 +150,25 @@ def test_a_value_that_no_model_can_have_is_one_line(name: str, change: dict[str,
     assert line.startswith(f"config.json: {key}")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "keys"),
+    [
+        ("llama", {"hidden_size": 96.0, "head_dim": ABSENT, "num_attention_heads": 32}, {"hidden_size"}),
+        ("llama", {"num_attention_heads": "4", "head_dim": None, "hidden_size": 96}, {"num_attention_heads"}),
+        ("olmo-3", {"num_hidden_layers": "4", "layer_types": ABSENT}, {"num_hidden_layers"}),
+        ("llama", {"hidden_size": 66, "head_dim": None, "num_key_value_heads": None}, {"hidden_size"}),
+        ("olmo-2", {"layer_types": None, "attention_bias": True}, {"attention_bias"}),
+    ],
+)
+def test_what_follows_from_a_wrong_value_is_no_problem_of_its_own(
+    name: str, change: dict[str, Any], keys: set[str]
+) -> None:
+    """One cause is one line: sizes that are derived from others are not judged where these are wrong."""
+    with pytest.raises(ConversionError) as caught:
+        hf_config.settings(described(name, **change))
+    assert {line.split(": ")[1] for line in str(caught.value).splitlines()} == keys
+
+
 def test_a_refusal_of_ropes_hides_nothing_else() -> None:
     """Protects users' time where transformers' class raises before the other settings are judged."""
     config = described("olmo-3", rope_parameters=OLMO_3["rope_parameters"] | {"full_attention": {"rope_type": "yarn"}})
