@@ -18,6 +18,8 @@ from checkpoints_convert.errors import ConversionError
 from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_SHOWN = 20
+"""differences that `verify` names; a checkpoint of another model has hundreds"""
 _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -101,12 +103,13 @@ def _to_hf(given: argparse.Namespace) -> int:
 
 
 def _verify(given: argparse.Namespace) -> int:
-    found = verify.differences(given.hf, given.checkpoint, given.role)
-    if given.tensor_parallel or given.pipeline_parallel:
-        sizes = (given.tensor_parallel or 1, given.pipeline_parallel or 1)
-        found += verify.differences_under(given.hf, given.checkpoint, given.role, *sizes)
-    for line in found:
+    sizes = (given.tensor_parallel or 1, given.pipeline_parallel or 1)
+    layout = sizes if given.tensor_parallel or given.pipeline_parallel else None
+    found = verify.differences(given.hf, given.checkpoint, given.role, layout)
+    for line in found[:_SHOWN]:
         print(line)
+    if found[_SHOWN:]:
+        print(f"and {len(found) - _SHOWN} more")
     print(f"{len(found)} differences" if found else "equal, bit for bit")
     return 1 if found else 0
 

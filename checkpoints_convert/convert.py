@@ -7,7 +7,6 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +14,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints_convert import critics, decoder, hf_files
+from checkpoints_convert import critics, decoder, hf_config, hf_files
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import CRITICS, family
-from checkpoints_convert.hf_files import Description
+from checkpoints_convert.families import family
+from checkpoints_convert.hf_files import Description, listed
 from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
+from checkpoints_convert.source import Source, open_source
 from tempo_megatron.megatron import checkpoint_files, manifest
 from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
 
 Descriptions = dict[str, Description]
 type _Step[Result] = tuple[Entry, Callable[[Entry], Result]]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A Hugging Face directory and its map under a role. `head` is what it calls its value head, None without one."""
-
-    config: dict[str, Any]
-    read: hf_files.Reader
-    entries: list[Entry]
-    head: str | None
-
-
-def open_source(directory: Path, role: Role) -> Source:
-    """Raises ConversionError listing all that is wrong with the directory."""
-    config = hf_files.read_config(directory)
-    made = family(config)
-    shape = made.settings(config)
-    read = hf_files.Reader(directory)
-    head = critics.find_head(read.descriptions) if role == "critic" else None
-    if role == "policy":
-        if config["architectures"][0].endswith(CRITICS):
-            raise ConversionError(f"{directory}: {config['architectures'][0]} is a critic; use --role critic")
-        entries, ignored = decoder.policy(shape), ["lm_head."] if shape.tied else []
-    elif head:
-        entries, ignored = decoder.critic(shape, head, f"{head}.bias" in read.descriptions), ["lm_head."]
-    else:
-        entries, ignored = decoder.backbone(shape), ["lm_head."]
-    problems = read.check(entries, ignored)
-    untied = role == "policy" and shape.tied and "lm_head.weight" in read.descriptions
-    if untied and not problems and not torch.equal(read("lm_head.weight"), read("model.embed_tokens.weight")):
-        problems.append(f"{directory}: lm_head.weight differs from the embedding that config.json ties it to")
-    if problems:
-        raise ConversionError("\n".join(problems))
-    return Source(config, read, entries, head)
 
 
 def to_megatron(
@@ -143,26 +109,33 @@ def to_hf(
 def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_files.Reader) -> tuple[dict[str, Any], list[Entry]]:
     """config.json and the map of what `to_hf` makes of a role. Raises ConversionError listing all that is wrong."""
     config = hf_files.read_config(checkpoint / HUGGING_FACE)
-    made = family(config)
-    shape = made.settings(config)
+    settings = hf_config.settings(config)
     if role == "policy":
-        entries = decoder.policy(shape)
+        entries = decoder.policy(settings)
     else:
         bias = OUTPUT_BIAS in read.descriptions
-        entries = decoder.critic(shape, critics.EXPORTED_HEAD, bias)
+        entries = decoder.critic(settings, critics.EXPORTED_HEAD, bias)
         target_range = checkpoint_files.read_target_range(checkpoint)
-        config = critics.exported_config(config, made, bias=bias, target_range=target_range)
-    problems = list(read.problems)
-    for entry in entries:
-        has = read.descriptions.get(entry.megatron_name)
-        if has is None:
-            problems.append(f"{read.directory}: no tensor {entry.megatron_name}")
-        elif has.shape != entry.shape:
-            wanted = f"config.json asks for {list(entry.shape)}"
-            problems.append(f"{read.directory}: {entry.megatron_name} is {list(has.shape)}, {wanted}")
+        config = critics.exported_config(config, family(config), bias=bias, target_range=target_range)
+    problems = [*read.problems, *unlike(read, entries)]
     if problems:
         raise ConversionError("\n".join(problems))
     return config, entries
+
+
+def unlike(read: checkpoint_files.Reader, entries: Sequence[Entry]) -> Iterator[str]:
+    """In what a checkpoint's tensors are not those of the map, a line a cause."""
+    missing = {entry.megatron_name for entry in entries} - read.descriptions.keys()
+    if missing:
+        yield f"{read.directory}: no tensor {listed(missing)}"
+    others = [
+        f"{entry.megatron_name} is {list(described.shape)}, config.json asks for {list(entry.shape)}"
+        for entry in entries
+        if (described := read.descriptions.get(entry.megatron_name)) and described.shape != entry.shape
+    ]
+    if others:
+        more = f" and {len(others) - 1} more have other shapes too" if others[1:] else ""
+        yield f"{read.directory}: {others[0]}{more}"
 
 
 def _target_range(source: Source, directory: Path, given: str | None) -> str:

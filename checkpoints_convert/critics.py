@@ -15,6 +15,8 @@ EXPORTED_HEAD = "score"
 _HEADS = (EXPORTED_HEAD, "v_head.summary")
 """transformers' classification heads, as verl trains them too, and TRL's AutoModelForCausalLMWithValueHead"""
 _STANDARD_DEVIATION = 0.02
+_CLASSIFIER = ("num_labels", "problem_type")
+"""settings of another classifier than a critic, which transformers would refuse or read"""
 TARGET_RANGES = ("zero_one", "minus_one_one")
 _RANGE_KEY = "tempo_target_range"
 
@@ -42,6 +44,7 @@ def exported_config(config: dict[str, Any], family: Family, *, bias: bool, targe
     """
     if bias and family.critic == "ForSequenceClassification":
         raise ConversionError(f"{family.name}{family.critic} has no bias, and this critic's value head has one")
+    config = {key: value for key, value in config.items() if key not in _CLASSIFIER}
     labels = {"id2label": {"0": "value"}, "label2id": {"value": 0}}
     if family.critic == "ForTokenClassification":
         labels |= {"token_classification_bias": bias, "classifier_dropout": 0.0}

@@ -19,10 +19,19 @@ from checkpoints_convert.mapping import (
     QkNorm,
     Vocabulary,
 )
-from checkpoints_convert.rope import Rope, read_rope
+from checkpoints_convert.rope import is_positive, read_rope
 
-_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size", "rms_norm_eps")
-_ONLY = {"hidden_act": "silu", "quantization_config": None}
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+_ONLY = {"hidden_act": "silu", "quantization_config": None, "per_layer_config": None}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -31,74 +40,123 @@ class Family:
     """What a model family declares; everything else about it is read from a model's config.json.
 
     `name` begins its architectures' names; `critic` ends the one that a critic is exported as. `only` are settings
-    that have one value that can be mapped, absent counting as that value. `biases` are the settings, of
-    `attention_bias` and `mlp_bias`, that it may turn on. With `windows`, `layer_types` says which layers see
-    `sliding_window` tokens, and RoPE is scaled in the others alone.
+    that have one value that can be mapped. `biases` are the settings, of `attention_bias` and `mlp_bias`, that it may
+    turn on. With `windows`, `layer_types` says which layers see `sliding_window` tokens, and RoPE is scaled in the
+    others alone.
+
+    Its methods read complete settings: an absent key means something else in each family, and `hf_config` fills it in.
     """
 
     name: str
     critic: Literal["ForTokenClassification", "ForSequenceClassification"]
     rope_types: tuple[str, ...]
-    rope_base: float
     only: Mapping[str, Any] = field(default_factory=dict)
     biases: tuple[str, ...] = ()
     qk_norm: QkNorm = "none"
     norm_after: bool = False
     windows: bool = False
 
-    def settings(self, config: dict[str, Any]) -> BackboneSettings:
-        """The backbone that a config.json describes. Raises ConversionError listing all that cannot be mapped."""
-        problems = list(self._problems(config))
+    def settings(self, config: Mapping[str, Any]) -> BackboneSettings:
+        """The backbone of complete settings. Raises ConversionError listing all that cannot be mapped."""
+        problems = self.problems(config)
         if problems:
-            raise ConversionError("\n".join(problems))
+            raise ConversionError("\n".join(f"config.json: {key}: {problem}" for key, problem in problems.items()))
         heads = config["num_attention_heads"]
         return BackboneSettings(
             num_layers=config["num_hidden_layers"],
             hidden_size=config["hidden_size"],
             ffn_hidden_size=config["intermediate_size"],
             num_attention_heads=heads,
-            num_query_groups=config.get("num_key_value_heads") or heads,
-            kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
+            num_query_groups=config["num_key_value_heads"],
+            kv_channels=config.get("head_dim", config["hidden_size"] // heads),
             vocab_size=config["vocab_size"],
             rms_norm_eps=config["rms_norm_eps"],
-            tied=config.get("tie_word_embeddings", False),
+            tied=config["tie_word_embeddings"],
             attention=self._attention(config),
             qk_norm=self.qk_norm,
             norm_after=self.norm_after,
-            attention_bias=bool(config.get("attention_bias")),
-            mlp_bias=bool(config.get("mlp_bias")),
+            attention_bias=config.get("attention_bias", False),
+            mlp_bias=config.get("mlp_bias", False),
         )
 
-    def _problems(self, config: dict[str, Any]) -> Iterator[str]:
-        missing = [name for name in _SIZES if name not in config]
-        if missing:
-            yield f"config.json: {', '.join(missing)}: missing"
+    def problems(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """What cannot be mapped, by the key that says so. A key that is absent is not judged."""
+        problems = dict(self._values(config))
+        sizes = {name: config[name] for name in _SIZES if name in config and name not in problems}
+        problems.update(_relations(sizes))
+        if config.get("layer_types") is not None and "num_hidden_layers" in sizes:
+            problems.update(self._layer_types(config["layer_types"], sizes["num_hidden_layers"]))
+        layered = not self.windows or ("layer_types" in config and "layer_types" not in problems)
+        if config.get("rope_parameters") and layered:
+            problems.update(self._ropes(config))
+        return problems
+
+    def _values(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What is wrong with single settings."""
+        for name in _SIZES:
+            value = config.get(name, 1)
+            if type(value) is not int or value < 1:
+                yield name, f"{value!r} is no whole number from 1"
+        epsilon = config.get("rms_norm_eps", 1e-6)
+        if not is_positive(epsilon):
+            yield "rms_norm_eps", f"{epsilon!r} is no number above 0"
         biases = {name: False for name in ("attention_bias", "mlp_bias") if name not in self.biases}
         for name, value in {**_ONLY, **biases, **self.only}.items():
             if config.get(name, value) != value:
-                yield f"config.json: {name}={config[name]!r} is not supported for {self.name}; only {value!r} is"
-        kinds = set(config.get("layer_types") or [_FULL]) - ({_FULL, _SLIDING} if self.windows else {_FULL})
-        if kinds:
-            yield f"config.json: layer_types: {', '.join(sorted(kinds))} is not supported for {self.name}"
-        try:
-            self._attention({"num_hidden_layers": 1, **config})
-        except ConversionError as error:
-            yield str(error)
+                yield name, f"{config[name]!r} is not supported for {self.name}; only {value!r} is"
 
-    def _attention(self, config: dict[str, Any]) -> tuple[LayerAttention, ...]:
-        layers = config["num_hidden_layers"]
-        plain = {"rope_theta": config.get("rope_theta", self.rope_base)}
-        new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    def _layer_types(self, kinds: Any, layers: int) -> Iterator[tuple[str, str]]:
+        supported = [_FULL, _SLIDING] if self.windows else [_FULL]
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            count = f"has {len(kinds)} entries" if isinstance(kinds, list) else "is no list"
+            yield "layer_types", f"{count}; num_hidden_layers is {layers}"
+            return
+        others = sorted({str(kind) for kind in kinds if kind not in supported})
+        if others:
+            yield "layer_types", f"{', '.join(others)} is not supported for {self.name}"
+
+    def _ropes(self, config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """What is wrong with each kind of layer that the model has: its RoPE, and its window."""
+        ropes = config["rope_parameters"]
+        for kind in dict.fromkeys(config["layer_types"]) if self.windows else [None]:
+            key = f"rope_parameters.{kind}" if kind else "rope_parameters"
+            try:
+                read_rope(ropes[kind] if kind else ropes, self._rope_types(kind))
+            except ConversionError as error:
+                yield key, str(error)
+            window = config.get("sliding_window")
+            if kind == _SLIDING and (type(window) is not int or window < 1):
+                yield "sliding_window", f"{window!r} is no whole number from 1, and layer_types has {_SLIDING}"
+
+    def _attention(self, config: Mapping[str, Any]) -> tuple[LayerAttention, ...]:
+        ropes = config["rope_parameters"]
         if not self.windows:
-            rope = read_rope({**plain, **new, **old}, self.rope_types)
-            return (LayerAttention(None, rope),) * layers
-        full = LayerAttention(None, read_rope({**plain, **new.get(_FULL, {}), **old}, self.rope_types))
-        sliding = LayerAttention(config.get("sliding_window"), self._sliding({**plain, **new.get(_SLIDING, {})}))
-        kinds = config.get("layer_types") or [_FULL if layer % 4 == 3 else _SLIDING for layer in range(layers)]
-        return tuple(sliding if kind == _SLIDING else full for kind in kinds)
+            return (LayerAttention(None, read_rope(ropes, self.rope_types)),) * config["num_hidden_layers"]
+        windows = {_FULL: None, _SLIDING: config["sliding_window"]}
+        kinds = {
+            kind: LayerAttention(windows[kind], read_rope(ropes[kind], self._rope_types(kind)))
+            for kind in dict.fromkeys(config["layer_types"])
+        }
+        return tuple(kinds[kind] for kind in config["layer_types"])
 
-    def _sliding(self, given: dict[str, Any]) -> Rope:
-        return read_rope(given, ["default"])
+    def _rope_types(self, kind: str | None) -> tuple[str, ...]:
+        """The RoPE types of a kind of layer; None where a model has one kind."""
+        return ("default",) if kind == _SLIDING else self.rope_types
+
+
+def _relations(sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+    """What does not divide."""
+    heads, groups, hidden = (sizes.get(name) for name in ("num_attention_heads", "num_key_value_heads", "hidden_size"))
+    if heads and groups and heads % groups:
+        yield "num_key_value_heads", f"{groups} does not divide num_attention_heads={heads}"
+    channels = sizes.get("head_dim")
+    if channels is None and heads and hidden:
+        if hidden % heads:
+            yield "hidden_size", f"{hidden} is no multiple of num_attention_heads={heads}"
+            return
+        channels = hidden // heads
+    if channels and channels % 2:
+        yield "head_dim", f"{channels} is odd; RoPE rotates pairs of channels"
 
 
 def backbone(shape: BackboneSettings) -> list[Entry]:

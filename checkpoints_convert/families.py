@@ -16,9 +16,17 @@ LANGUAGE_MODEL = "ForCausalLM"
 CRITICS = ("ForTokenClassification", "ForSequenceClassification")
 
 
+def architecture_of(config: dict[str, Any]) -> str:
+    """The class that a model says it is of, "none" where it does not. Raises ConversionError for no list of names."""
+    names = config.get("architectures") or ["none"]
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise ConversionError(f"config.json: architectures: {names!r} is no list of names")
+    return names[0]
+
+
 def family(config: dict[str, Any]) -> Family:
     """The family of this model. Raises ConversionError for an architecture that has none."""
-    architecture = str((config.get("architectures") or ["none"])[0])
+    architecture = architecture_of(config)
     for ending in (LANGUAGE_MODEL, *CRITICS):
         name = architecture.removesuffix(ending)
         if name != architecture and name in FAMILIES:

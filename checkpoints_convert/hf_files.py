@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.mapping import Entry
+from checkpoints_convert.source_files import INDEX, SINGLE, absence, read_json, side_files, weight_files
 
 SHARD_BYTES = 5 * 10**9
-_INDEX = "model.safetensors.index.json"
-_WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_REBUILT = "rotary_emb.inv_freq"
-"""buffers that old checkpoints carry and every loader computes anew"""
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+"""dtype, as the safetensors format spells it, and shape, by name"""
 
 
 @dataclass(frozen=True)
@@ -43,24 +41,12 @@ class Description:
 def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a model directory. Raises ConversionError where there is none or it is no JSON object."""
     path = directory / "config.json"
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         raise ConversionError(f"{directory}: no config.json here; is it a Hugging Face model directory?")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConversionError(f"{path}: not JSON: {error}") from None
+    config = read_json(path)
     if not isinstance(config, dict):
         raise ConversionError(f"{path}: not a JSON object")
     return config
-
-
-def side_files(directory: Path) -> list[Path]:
-    """What stands beside the weights: config, tokenizer, chat template, generation config, licence."""
-    return sorted(
-        path
-        for path in directory.iterdir()
-        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(_WEIGHT_FILES)
-    )
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -70,77 +56,80 @@ def has_tokenizer(directory: Path) -> bool:
 class Reader:
     """Tensors of a model directory by name, each mapped from its safetensors file when asked for.
 
-    `problems` lists files that are missing or damaged; their tensors are not in `descriptions`.
+    An index decides which tensors there are and which file each is read from. Of files without an index all is read.
+    `files` is where each of the `descriptions` is read; `unassigned` are tensors that an index does not know, with
+    their files. `problems` lists what is wrong with files, a line a cause. `lost` are the tensors that these problems
+    explain, None where they may explain any.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.descriptions: dict[str, Description] = {}
-        self.problems: list[str] = []
-        self._files: dict[str, Path] = {}
-        self._lost: set[str] = set()
-        index = self._read_index()
-        files = sorted({*directory.glob("*.safetensors"), *(directory / file for file in index.values())})
-        if not files and not self.problems:
-            others = ", ".join(path.name for path in directory.glob("*.bin")) or "none of another kind either"
-            self.problems.append(f"{directory}: no safetensors files ({others})")
-        for file in files:
+        self.files: dict[str, Path] = {}
+        self.unassigned: dict[str, Path] = {}
+        weights = weight_files(directory)
+        self.problems = weights.problems
+        self.lost: set[str] | None = set() if weights.paths else None
+        for file in weights.paths:
             try:
-                self._describe(file)
+                tensors = _tensors(file)
             except (OSError, SafetensorError) as error:
-                self.problems.append(f"{file}: missing or damaged: {error}")
-                self._lost |= {name for name, shard in index.items() if directory / shard == file}
+                self.problems.append(absence(file) or f"{file}: missing or damaged: {error}")
+                self._lose({name for name, other in weights.assigned.items() if other == file})
+                continue
+            if weights.has_index:
+                self._take_assigned(file, tensors, weights.assigned)
+            else:
+                self._take(file, tensors)
 
     def __call__(self, name: str) -> Tensor:
         """Raises ConversionError where the model lacks the tensor."""
-        if name not in self._files:
+        if name not in self.files:
             raise ConversionError(f"{self.directory}: no tensor {name}")
-        with safe_open(self._files[name], "pt") as opened:
+        with safe_open(self.files[name], "pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
 
-    def check(self, entries: Sequence[Entry], ignored: Sequence[str] = ()) -> list[str]:
-        """All that is wrong with the model as one that the map describes, a line each: files that cannot be read,
-        tensors that are missing, of another shape or dtype, or that no entry takes and `ignored` does not begin."""
-        found = list(self.problems)
-        taken = {name for entry in entries for name in entry.hf_names}
-        for entry in entries:
-            described = [self.descriptions.get(name) for name in entry.hf_names]
-            for name, shape, has in zip(entry.hf_names, entry.hf_shapes(), described, strict=True):
-                if has is None and name not in self._lost:
-                    found.append(f"{self.directory}: no tensor {name}")
-                elif has is not None and has.shape != shape:
-                    found.append(
-                        f"{self._files[name]}: {name} is {list(has.shape)}, config.json asks for {list(shape)}"
-                    )
-            if len({has.dtype for has in described if has}) > 1:
-                found.append(f"{self.directory}: {', '.join(entry.hf_names)} differ in dtype")
-        for name in sorted(self.descriptions.keys() - taken):
-            if not name.startswith(tuple(ignored)) and not name.endswith(_REBUILT):
-                found.append(f"{self._files[name]}: {name} has no place in the map of this architecture")
-        return found
+    def _take_assigned(self, file: Path, tensors: Tensors, assigned: Mapping[str, Path]) -> None:
+        """Take from a file what the index assigns to it."""
+        expected = {name for name, other in assigned.items() if other == file}
+        self.unassigned |= dict.fromkeys(tensors.keys() - assigned.keys(), file)
+        if missing := expected - tensors.keys():
+            self.problems.append(f"{file}: no tensor {listed(missing)}; {INDEX} says that it is there")
+            self._lose(missing)
+        self._take(file, {name: described for name, described in tensors.items() if name in expected})
 
-    def _read_index(self) -> dict[str, str]:
-        path = self.directory / _INDEX
-        if not path.is_file():
-            return {}
-        try:
-            return dict(json.loads(path.read_text())["weight_map"])
-        except (ValueError, KeyError) as error:
-            self.problems.append(f"{path}: no readable weight_map: {error}")
-            return {}
+    def _take(self, file: Path, tensors: Tensors) -> None:
+        repeated = tensors.keys() & self.files.keys()
+        if repeated:
+            others = listed({self.files[name].name for name in repeated})
+            self.problems.append(f"{file}: {listed(repeated)} is in {others} too, and no {INDEX} says which counts")
+        unknown = {name for name, (dtype, _) in tensors.items() if dtype not in _DTYPES}
+        if unknown:
+            dtypes = listed({tensors[name][0] for name in unknown})
+            self.problems.append(f"{file}: {listed(unknown)} is of dtype {dtypes}; known: {', '.join(_DTYPES)}")
+            self._lose(unknown)
+        for name in tensors.keys() - unknown - repeated:
+            dtype, shape = tensors[name]
+            self.descriptions[name] = Description(shape, _DTYPES[dtype])
+            self.files[name] = file
 
-    def _describe(self, file: Path) -> None:
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 (safe_open cannot be iterated)
-                part = opened.get_slice(name)
-                dtype = _DTYPES.get(part.get_dtype())
-                if dtype is None:
-                    self.problems.append(f"{file}: {name} is {part.get_dtype()}, known: {', '.join(_DTYPES)}")
-                    self._lost.add(name)
-                    continue
-                self.descriptions[name] = Description(tuple(part.get_shape()), dtype)
-                self._files[name] = file
+    def _lose(self, names: set[str]) -> None:
+        """Note that a problem explains the absence of these tensors; of any, where they have no names."""
+        self.lost = self.lost | names if names and self.lost is not None else None
+
+
+def _tensors(file: Path) -> Tensors:
+    """dtype, as the file spells it, and shape of each tensor of a file. Raises OSError or SafetensorError."""
+    with safe_open(file, "pt") as opened:
+        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it cannot be iterated)
+        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+
+
+def listed(names: Collection[str], most: int = 3) -> str:
+    """Names in order with commas between them; those beyond `most` are counted."""
+    first, more = sorted(names)[:most], len(names) - most
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
 @contextlib.contextmanager
@@ -161,9 +150,12 @@ def written_aside(directory: Path) -> Iterator[Path]:
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
+    """Copy what stands beside the weights, contents alone: a read-only source must not make read-only copies."""
     directory.mkdir(exist_ok=True)
     for file in side_files(source):
-        shutil.copy(file, directory)
+        copy = directory / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
@@ -194,7 +186,7 @@ def write_tensors(
     shards = _plan(descriptions, shard_bytes)
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     if len(shards) == 1:
-        names = ["model.safetensors"]
+        names = [SINGLE]
     coming = iter(tensors)
     for name, shard in zip(names, shards, strict=True):
         _write_shard(directory / name, {key: descriptions[key] for key in shard}, coming)
@@ -204,7 +196,7 @@ def write_tensors(
         total = sum(described.bytes for described in descriptions.values())
         where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _plan(descriptions: Mapping[str, Description], shard_bytes: int) -> list[list[str]]:

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from checkpoints_convert import critics, hf_files
+from checkpoints_convert import critics, hf_config, hf_files, source
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import family
+from checkpoints_convert.families import architecture_of
 from checkpoints_convert.hf_files import Description
+from checkpoints_convert.source_files import side_files
 from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
 
@@ -19,11 +20,13 @@ def describe(directory: Path) -> Iterator[str]:
     """Lines about a directory. Raises ConversionError where it is neither a model nor a checkpoint."""
     if (directory / "config.json").is_file():
         yield f"{directory}: Hugging Face model"
-        yield from _model(directory)
         read = hf_files.Reader(directory)
-        yield from (f"  problem: {problem}" for problem in read.problems)
-        yield f"  tensors: {_tensors(read.descriptions)}"
         head = critics.find_head(read.descriptions)
+        yield from _model(directory)
+        said = f"{directory / 'config.json'}: "
+        problems = source.problems(directory, "critic" if head else "policy")
+        yield from (f"  problem: {problem}" for problem in problems if not problem.startswith(said))
+        yield f"  tensors: {_tensors(read.descriptions)}"
         if head:
             known = critics.stored_target_range(hf_files.read_config(directory)) or "unknown target range"
             yield f"  value head: {head} ({known})"
@@ -46,15 +49,15 @@ def describe(directory: Path) -> Iterator[str]:
 
 def _model(directory: Path) -> Iterator[str]:
     config = hf_files.read_config(directory)
-    yield f"  architecture: {', '.join(config.get('architectures') or ['none'])}"
+    yield f"  architecture: {architecture_of(config)}"
     try:
-        shape = family(config).settings(config)
+        shape = hf_config.settings(config)
     except ConversionError as error:
         yield from (f"  cannot be converted: {line}" for line in str(error).splitlines())
     else:
         heads = f"{shape.num_attention_heads} heads, {shape.num_query_groups} KV heads"
         yield f"  {shape.num_layers} layers, hidden {shape.hidden_size}, {heads}, vocabulary {shape.vocab_size}"
-    beside = ", ".join(file.name for file in hf_files.side_files(directory))
+    beside = ", ".join(str(file.relative_to(directory)) for file in side_files(directory))
     yield f"  beside the weights: {beside}{'' if hf_files.has_tokenizer(directory) else ' (no tokenizer)'}"
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert.convert import open_source
-from checkpoints_convert.families import family
 from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from checkpoints_convert.rows import whole
+from checkpoints_convert.source import open_source
 from checkpoints_convert.verify import compare
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
@@ -29,10 +28,9 @@ def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: 
     config.model.precision = Precision.bf16 if narrow else Precision.fp32
     place = topology.initialize(config.parallel, seed=0)
     source = open_source(hf, role)
-    settings = family(source.config).settings(source.config)
-    module = model.build(role, settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
+    module = model.build(role, source.settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
     checkpoint.load_weights(saved, role, module)
-    found = list(compare(source.read, whole(weights.export(module, source.entries, place))))
+    found = list(compare(hf, source, whole(weights.export(module, source.entries, place))))
     if place.rank == 0:
         answer.write_text(json.dumps(found))
     topology.shutdown()

@@ -6,7 +6,6 @@ LLAMA = Family(
     name="Llama",
     critic="ForTokenClassification",
     rope_types=("default", "llama3"),
-    rope_base=10000.0,
     only={"pretraining_tp": 1},
     biases=("attention_bias", "mlp_bias"),
 )

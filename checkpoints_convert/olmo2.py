@@ -6,7 +6,6 @@ OLMO2 = Family(
     name="Olmo2",
     critic="ForSequenceClassification",
     rope_types=("default",),
-    rope_base=10000.0,
     qk_norm="all_heads",
     norm_after=True,
 )

@@ -6,7 +6,6 @@ OLMO3 = Family(
     name="Olmo3",
     critic="ForSequenceClassification",
     rope_types=("default", "yarn"),
-    rope_base=500000.0,
     qk_norm="all_heads",
     norm_after=True,
     windows=True,

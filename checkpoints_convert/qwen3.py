@@ -6,7 +6,6 @@ QWEN3 = Family(
     name="Qwen3",
     critic="ForTokenClassification",
     rope_types=("default",),
-    rope_base=10000.0,
     only={"use_sliding_window": False},
     biases=("attention_bias",),
     qk_norm="each_head",

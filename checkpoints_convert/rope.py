@@ -100,29 +100,39 @@ class YarnRope(Rope):
 _KINDS: dict[str, type[Rope]] = {"default": Rope, "llama3": Llama3Rope, "yarn": YarnRope}
 
 
-def read_rope(given: Mapping[str, Any], types: Sequence[str]) -> Rope:
-    """RoPE of the settings that a config.json gives one kind of layer, `rope_theta` among them.
+def is_positive(value: Any) -> bool:
+    """Whether a value of a config.json is a finite number above 0."""
+    return type(value) in (int, float) and 0 < value < math.inf
 
-    Raises ConversionError for a rope type that is not among the family's `types`, for a setting of it that is not
-    known here and for one that is missing.
+
+def read_rope(given: Any, types: Sequence[str]) -> Rope:
+    """RoPE of the settings that transformers keeps for one kind of layer, `rope_type` and `rope_theta` among them.
+
+    Raises ConversionError for settings that are no JSON object, for a rope type that is not among the family's `types`,
+    for a setting of it that is not known here, that is missing or that is no number above 0.
     """
-    kind = given.get("rope_type") or given.get("type") or "default"
+    if not isinstance(given, Mapping):
+        raise ConversionError(f"{given!r} is no object of settings")
+    kind = given.get("rope_type") or "default"
     if kind not in types:
-        raise ConversionError(f"config.json: rope_type={kind!r} is not supported; supported: {', '.join(types)}")
+        raise ConversionError(f"rope_type={kind!r} is not supported; supported: {', '.join(types)}")
     made = _KINDS[kind]
-    known = {field.name for field in fields(made)}
+    known = {field.name: field for field in fields(made)}
     values = {}
     for name, value in given.items():
         spelled = _SPELLINGS.get(name, name)
-        if spelled in known:
+        if spelled not in known:
+            if kind != "default" and (name not in _HARMLESS or _HARMLESS[name] not in (None, value)):
+                raise ConversionError(f"{name}={value!r} is not supported for rope_type={kind!r}")
+        elif is_positive(value):
             values[spelled] = value
-        elif kind != "default" and (name not in _HARMLESS or _HARMLESS[name] not in (None, value)):
-            raise ConversionError(f"config.json: {name}={value!r} is not supported for rope_type={kind!r}")
+        elif value is not None:
+            raise ConversionError(f"{name}={value!r} is no number above 0")
     if given.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ConversionError(f"config.json: partial_rotary_factor={given['partial_rotary_factor']!r} is not supported")
+        raise ConversionError(f"partial_rotary_factor={given['partial_rotary_factor']!r} is not supported")
     spellings = {field: name for name, field in _SPELLINGS.items()}
-    required = [field.name for field in fields(made) if field.default is MISSING and field.name not in values]
+    required = [name for name, field in known.items() if field.default is MISSING and name not in values]
     if required:
         names = ", ".join(spellings.get(name, name) for name in required)
-        raise ConversionError(f"config.json: rope_type={kind!r} needs {names}")
+        raise ConversionError(f"rope_type={kind!r} needs {names}")
     return made(**values)

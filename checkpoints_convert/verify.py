@@ -6,37 +6,71 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoints_convert import hf_files
-from checkpoints_convert.convert import open_checkpoint, open_source
+from checkpoints_convert.convert import open_checkpoint, unlike
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.mapping import Role
+from checkpoints_convert.plain_reader import PlainReader, files_beside_weights
+from checkpoints_convert.source import Source, open_source
+from tempo_megatron.config import ParallelConfig
 from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.planning.layout import divisible
+
+Layout = tuple[int, int]
+"""sizes of tensor and of pipeline parallelism"""
 
 
-def differences(hf: Path, checkpoint: Path, role: Role) -> list[str]:
+def differences(hf: Path, checkpoint: Path, role: Role, layout: Layout | None = None) -> list[str]:
     """What differs, a line each, by Hugging Face's name; empty when every tensor is equal bit for bit, after the cast
-    to the checkpoint's dtype, and every side file byte for byte. Raises ConversionError where either is unreadable."""
+    to the checkpoint's dtype, and every side file byte for byte. With a layout, what its ranks load from the checkpoint
+    and export again is compared too. Raises ConversionError where either is unreadable or the layout cannot be."""
     source = open_source(hf, role)
+    if layout:
+        _check(layout, source)
     read = checkpoint_files.Reader(checkpoint, role, contents=True)
     open_checkpoint(checkpoint, role, read)
+    besides = _side_files(hf, checkpoint / checkpoint_files.HUGGING_FACE)
+    if other := list(unlike(read, source.entries)):
+        return other + besides
 
     def held() -> Iterator[tuple[str, Tensor]]:
         for entry in source.entries:
             yield from zip(entry.hf_names, entry.to_hf(read(entry.megatron_name)), strict=True)
 
-    return list(compare(source.read, held())) + _side_files(hf, checkpoint / checkpoint_files.HUGGING_FACE)
+    whole = list(compare(hf, source, held())) + besides
+    return whole + (_differences_under(layout, hf, checkpoint, role) if layout else [])
 
 
-def differences_under(hf: Path, checkpoint: Path, role: Role, tensor: int, pipeline: int) -> list[str]:
-    """The same of what the ranks of a TP x PP layout load from the checkpoint and export again."""
-    open_source(hf, role)
-    checkpoint_files.Reader(checkpoint, role)
+def compare(hf: Path, source: Source, held: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+    """A line for each tensor that is held with another value than the directory has, and for each that is not held."""
+    read = PlainReader(hf)
+    missing = {name for name in read.names if not source.ignores(name)}
+    for name, tensor in held:
+        missing.discard(name)
+        expected = read(name).to(tensor.dtype)
+        tensor = tensor.cpu()
+        if not torch.equal(expected, tensor):
+            other = expected != tensor
+            largest = float((expected.double() - tensor.double()).abs().max())
+            yield f"{name}: {int(other.sum())} of {other.numel()} elements differ, by at most {largest:.3g}"
+    yield from (f"{name}: missing in the checkpoint" for name in sorted(missing))
+
+
+def _check(layout: Layout, source: Source) -> None:
+    """Raises ConversionError for a layout that the model cannot be cut into, before a rank is started."""
+    tensor, pipeline = layout
+    parallel = ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+    if problems := list(divisible(parallel, source.settings)):
+        raise ConversionError("\n".join(line.removeprefix("parallel.") for line in problems))
+
+
+def _differences_under(layout: Layout, hf: Path, checkpoint: Path, role: Role) -> list[str]:
+    tensor, pipeline = layout
     with tempfile.TemporaryDirectory() as directory:
         answer = Path(directory) / "differences.json"
         ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tensor * pipeline}"]
@@ -48,20 +82,9 @@ def differences_under(hf: Path, checkpoint: Path, role: Role, tensor: int, pipel
         return found
 
 
-def compare(read: Callable[[str], Tensor], held: Iterator[tuple[str, Tensor]]) -> Iterator[str]:
-    """A line for each tensor that is held with another value than `read` gives."""
-    for name, tensor in held:
-        expected = read(name).to(tensor.dtype)
-        tensor = tensor.cpu()
-        if not torch.equal(expected, tensor):
-            other = expected != tensor
-            largest = float((expected.double() - tensor.double()).abs().max())
-            yield f"{name}: {int(other.sum())} of {other.numel()} elements differ, by at most {largest:.3g}"
-
-
 def _side_files(hf: Path, copies: Path) -> list[str]:
     return [
-        f"{file.name}: differs or is missing in the checkpoint"
-        for file in hf_files.side_files(hf)
-        if not (copies / file.name).is_file() or (copies / file.name).read_bytes() != file.read_bytes()
+        f"{name}: differs or is missing in the checkpoint"
+        for name, file in sorted(files_beside_weights(hf).items())
+        if not (copies / name).is_file() or (copies / name).read_bytes() != file.read_bytes()
     ]

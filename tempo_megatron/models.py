@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from checkpoints_convert.mapping import OUTPUT_BIAS, Role
 from checkpoints_convert.rows import TensorRows
 from tempo_megatron.config import Config, CriticTraining, TargetRange
@@ -37,8 +36,7 @@ class Models:
     def __init__(self, config: Config, place: Topology, turns: Turns, saved_in: Path | None = None) -> None:
         self._config, self._place, self._turns, self._saved_in = config, place, turns, saved_in
         self._hf_path = saved_in / checkpoint_files.HUGGING_FACE if saved_in else Path(config.model.hf_path)
-        described = hf_files.read_config(self._hf_path)
-        self.settings = family(described).settings(described)
+        self.settings = hf_config.settings(hf_files.read_config(self._hf_path))
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from tempo_megatron.config import (
     Config,
     CriticConfig,
@@ -21,6 +19,7 @@ from tempo_megatron.data import fingerprint
 from tempo_megatron.data.questions import read_questions, set_aside, unreadable
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import answered_rows
+from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import problems as grading_problems
 from tempo_megatron.launch import torchrun
@@ -28,6 +27,7 @@ from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.run_directory import as_saved, differences
 from tempo_megatron.validate_method import problems as method_problems
 from tempo_megatron.validate_model import problems as model_problems
+from tempo_megatron.validate_model import vocabulary_problems
 
 
 def problems(config: Config) -> list[str]:
@@ -148,10 +148,10 @@ def _data(config: Config) -> Iterator[str]:
         return
     directory = Path(as_saved(config).model.hf_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
+        tokenizer = load_tokenizer(directory)
+    except ValueError as error:
         if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
-            yield f"model.hf_path: no tokenizer can be loaded: {str(error).splitlines()[0]}"
+            yield f"model.hf_path: {error}"
         yield from unreadable(config.data)
         return
     if config.data.chat_template and not tokenizer.chat_template:
@@ -163,6 +163,7 @@ def _data(config: Config) -> Iterator[str]:
     except DataError as error:
         yield from str(error).splitlines()
         return
+    yield from vocabulary_problems(config, tokenizer, questions)
     labelled, aside = len(questions.sets["labelled"].prompts), config.calibration.questions
     if aside and aside >= labelled:
         yield f"calibration.questions: {aside} of {labelled} labelled questions leave none to learn from"

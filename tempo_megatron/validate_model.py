@@ -8,18 +8,21 @@ import os
 from collections.abc import Iterator
 from math import isclose
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from checkpoints_convert import decoder, hf_files
+from checkpoints_convert import hf_config, hf_files
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import family
 from checkpoints_convert.mapping import BackboneSettings
 from checkpoints_convert.rope import YarnRope
+from checkpoints_convert.source import open_source
 from tempo_megatron.config import Config, CriticTraining, Fp8, Precision, RolloutPrecision
+from tempo_megatron.data.questions import Questions
+from tempo_megatron.data.vocabulary import end_problems, taught_ids, token_problems
 from tempo_megatron.megatron import checkpoint_files
 from tempo_megatron.planning.layout import divisible, shareable, windows
-from tempo_megatron.run_directory import saved_model
+from tempo_megatron.run_directory import as_saved, saved_model
 
 
 def problems(config: Config) -> Iterator[str]:
@@ -32,19 +35,14 @@ def _model(config: Config) -> Iterator[str]:
     if not config.model.hf_path:
         return
     saved = saved_model(Path(config.run_dir)) if config.run_dir else None
-    directory = saved or Path(config.model.hf_path)
     try:
-        described = hf_files.read_config(directory)
-        settings = family(described).settings(described)
+        settings, context = _described(saved) if saved else _judged(Path(config.model.hf_path))
     except ConversionError as error:
         yield from (f"model.hf_path: {line}" for line in str(error).splitlines())
         return
     if saved:  # the run goes on from its own weights: what it started from may be gone
         yield from _resumed(config, settings)
     else:
-        ignored = ["lm_head."] if settings.tied else []
-        found = hf_files.Reader(directory).check(decoder.policy(settings), ignored)
-        yield from (f"model.hf_path: {problem}" for problem in found)
         yield from _starts(config, settings)
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
@@ -52,13 +50,12 @@ def _model(config: Config) -> Iterator[str]:
                 f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
                 f"{rope.default_attention_factor:.6g}"
             )
-    context = described.get("max_position_embeddings")
     wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
-    if context and wanted > context:
+    if wanted > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
     yield from divisible(config.parallel, settings)
     yield from windows(config.parallel, settings)
-    yield from shareable(_replica(config), settings)
+    yield from shareable(config.generation.tensor_parallel_size, settings)
     yield from _eight_bits(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
@@ -67,6 +64,35 @@ def _model(config: Config) -> Iterator[str]:
             yield "generation.precision: fp8 needs a GPU; this machine has none, use same"
     elif config.generation.precision is RolloutPrecision.fp8 and config.model.precision is Precision.fp32:
         yield "generation.precision: fp8 goes with model.precision bf16; vLLM quantises no fp32 weights"
+
+
+def _judged(directory: Path) -> tuple[BackboneSettings, int]:
+    """The settings of a model directory in which nothing is wrong, and its context in tokens."""
+    source = open_source(directory, "policy")
+    return source.settings, source.context
+
+
+def _described(directory: Path) -> tuple[BackboneSettings, int]:
+    """The same of a directory without weights, such as a checkpoint has."""
+    config = hf_files.read_config(directory)
+    return hf_config.settings(config), hf_config.completed(config)["max_position_embeddings"]
+
+
+def vocabulary_problems(config: Config, tokenizer: Any, questions: Questions) -> Iterator[str]:
+    """Where model and tokenizer do not agree on the tokens of prompts, of taught answers and of the end."""
+    try:
+        vocab_size = hf_config.settings(hf_files.read_config(Path(as_saved(config).model.hf_path))).vocab_size
+    except ConversionError:  # it is said already
+        return
+    ends = list(end_problems(config.data, tokenizer, vocab_size))
+    yield from (f"model.hf_path: {problem}" for problem in ends)
+    for stream, made in questions.sets.items():
+        prompts = {prompt.id: prompt.token_ids for prompt in made.prompts}
+        yield from (f"data.{stream}: {problem}" for problem in token_problems(prompts, tokenizer, vocab_size))
+    if not ends:
+        taught = {prompt.id: taught_ids(prompt, tokenizer) for prompt in questions.sets["warm_start"].prompts}
+        answers = token_problems(taught, tokenizer, vocab_size)
+        yield from (f"data.warm_start: answers of {problem}" for problem in answers)
 
 
 def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
@@ -101,9 +127,8 @@ def _resumed(config: Config, settings: BackboneSettings) -> Iterator[str]:
 
 def _unlike(model: Path, settings: BackboneSettings) -> set[str]:
     """In what a model directory describes another model. Raises ConversionError."""
-    described = hf_files.read_config(model)
-    theirs = family(described).settings(described)
-    return {name for name, value in vars(theirs).items() if value != getattr(settings, name)}
+    described = hf_config.settings(hf_files.read_config(model))
+    return {name for name, value in vars(described).items() if value != getattr(settings, name)}
 
 
 def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
@@ -130,11 +155,6 @@ def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
             yield f"model.fp8: {model.fp8.value} needs multiples of {tile}; the model's {what} is {width}"
 
 
-def _replica(config: Config) -> int:
-    """Ranks of one vLLM replica."""
-    return config.generation.tensor_parallel_size or config.parallel.tensor_model_parallel_size
-
-
 def _layout(config: Config) -> Iterator[str]:
     parallel = config.parallel
     world = int(os.environ.get("WORLD_SIZE", parallel.processes_per_node))
@@ -150,7 +170,7 @@ def _layout(config: Config) -> Iterator[str]:
                 f"{role}.micro_batch_tokens: at least data.max_prompt_tokens + generation.max_response_tokens = "
                 f"{longest}, or 0 for that; got {budget}"
             )
-    replica = _replica(config)
+    replica = config.generation.tensor_parallel_size  # one that is not set is that of parallel, which is judged
     if replica > 0 and world % replica:
         yield f"generation.tensor_parallel_size: {replica} does not divide {world} processes"
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:

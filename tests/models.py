@@ -66,6 +66,8 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "olmo-3": (Olmo3Config, {**OLMO, **OLMO_3}),
 }
 """a row a test model: its config class, and what differs from SHAPE"""
+ABSENT = object()
+"""a value of `described`: the key is left out"""
 
 
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
@@ -73,6 +75,14 @@ def config_of(name: str, **changes: Any) -> PretrainedConfig:
     kind, settings = CONFIGS[name]
     given = {key: value for key, value in {**SHAPE, **settings, **changes}.items() if value is not None}
     return kind(**given)
+
+
+def described(name: str, **changes: Any) -> dict[str, Any]:
+    """config.json of a row of CONFIGS with changes; ABSENT leaves a key out."""
+    kind = CONFIGS[name][0]
+    architecture = kind.__name__.replace("Config", "ForCausalLM")
+    config = config_of(name).to_dict() | {"model_type": kind.model_type, "architectures": [architecture]} | changes
+    return {key: value for key, value in config.items() if value is not ABSENT}
 
 
 def write_model(name: str, directory: Path, *, dtype: torch.dtype = torch.float32, **changes: Any) -> None:

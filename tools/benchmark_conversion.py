@@ -22,8 +22,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from checkpoints_convert.hf_files import Description
 
 _TIMED = """
@@ -41,7 +40,7 @@ def make(directory: Path, config: dict[str, object]) -> int:
     """A model directory of random bf16 tensors; returns its bytes."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
-    entries = decoder.policy(family(config).settings(config))
+    entries = decoder.policy(hf_config.settings(config))
     described = {
         name: Description(shape, torch.bfloat16)
         for entry in entries
@@ -105,6 +104,7 @@ def main() -> None:
     given = parser.parse_args()
     config = {
         "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
         "num_hidden_layers": given.layers,
         "hidden_size": given.hidden,
         "intermediate_size": given.ffn,

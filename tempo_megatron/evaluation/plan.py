@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
-from checkpoints_convert import hf_files
 from checkpoints_convert.errors import ConversionError
+from checkpoints_convert.source import open_source
 from tempo_megatron.config import Config, Precision, load_checked
 from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.vocabulary import end_problems, load_tokenizer, token_problems
 from tempo_megatron.evaluation import store
 from tempo_megatron.evaluation.arguments import Arguments
 from tempo_megatron.evaluation.benchmarks import Benchmark, evaluated_by, named_by_file, read_benchmarks, unreadable
@@ -65,11 +65,12 @@ def make_plan(arguments: Arguments) -> Plan:
             for item in arguments.overrides
             if item.startswith("evaluation.")
         ]
-        found += [*_model(config), *_layout(config)]
+        unreadable: list[str] = []
         try:
             made.append(Plan(config, arguments.out, *_questions(config, arguments)))
         except DataError as error:
-            found += str(error).splitlines()
+            unreadable += str(error).splitlines()
+        found += [*_model(config, made), *_layout(config), *unreadable]
         return found or store.differences(made[0].out, made[0].settings())
 
     load_checked(arguments.recipe, arguments.overrides, check)
@@ -104,28 +105,37 @@ def _tokenizer(config: Config) -> Any:
     if "{question}" not in config.data.prompt_template:
         raise DataError("data.prompt_template: needs {question}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(Path(config.model.hf_path), local_files_only=True)
-    except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
-        raise DataError(f"--model: no tokenizer can be loaded: {str(error).splitlines()[0]}") from None
+        tokenizer = load_tokenizer(Path(config.model.hf_path))
+    except ValueError as error:
+        raise DataError(f"--model: {error}") from None
     if config.data.chat_template and not tokenizer.chat_template:
         raise DataError("data.chat_template: the tokenizer has none")
     return tokenizer
 
 
-def _model(config: Config) -> Iterator[str]:
-    directory = Path(config.model.hf_path)
+def _vocabulary(plan: Plan, vocab_size: int) -> Iterator[str]:
+    """Where model and tokenizer do not agree on the tokens of prompts and of the end."""
+    yield from (f"--model: {problem}" for problem in end_problems(plan.config.data, plan.tokenizer, vocab_size))
+    for benchmark in plan.benchmarks:
+        prompts = {prompt.id: prompt.token_ids for prompt in benchmark.prompts}
+        yield from (f"{benchmark.name}: {line}" for line in token_problems(prompts, plan.tokenizer, vocab_size))
+
+
+def _model(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
+    """What is wrong with the model, and with the plans, if there is one, for this model."""
     try:
-        described = hf_files.read_config(directory)
+        source = open_source(Path(config.model.hf_path), "policy")
     except ConversionError as error:
-        yield f"--model: {error}"
+        yield from (f"--model: {line}" for line in str(error).splitlines())
         return
-    yield from (f"--model: {problem}" for problem in hf_files.Reader(directory).problems)
+    for plan in plans:
+        yield from _vocabulary(plan, source.settings.vocab_size)
     prompt, response = config.data.max_prompt_tokens, config.generation.max_response_tokens
-    context = described.get("max_position_embeddings")
-    if context and prompt + response > context:
-        yield f"--max-response-tokens {response} + data.max_prompt_tokens {prompt}: the model's context is {context}"
-    heads = described.get("num_attention_heads")
-    if heads and heads % _replica(config):
+    if prompt + response > source.context:
+        length = f"--max-response-tokens {response} + data.max_prompt_tokens {prompt}"
+        yield f"{length}: the model's context is {source.context}"
+    heads = source.settings.num_attention_heads
+    if heads % _replica(config):
         yield f"--tensor-parallel: {_replica(config)} does not divide the model's {heads} attention heads"
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from checkpoints_convert.source import problems as model_problems
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
 from tempo_megatron.launch.experiment import CHECKPOINTS, tasks
@@ -129,6 +130,8 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     if saved:  # the run goes on from its own checkpoint, and what it started from may be gone
         starts, described = {}, replace(config.model, hf_path=str(saved.parent / "huggingface"))
         config = replace(config, model=described)
+    elif Path(config.model.hf_path).is_dir() and config.model.hf_path:
+        found += [f"model.hf_path: {problem}" for problem in model_problems(Path(config.model.hf_path), "policy")]
     found += [
         f"{key}: {start} is no directory here" for key, start in starts.items() if start and not Path(start).is_dir()
     ]

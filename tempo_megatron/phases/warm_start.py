@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tempo_megatron.data.types import Prompt
+from tempo_megatron.data.vocabulary import taught_ids
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.trainer import Rows, Score, Trainer
 
@@ -17,8 +18,7 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 
 def example(prompt: Prompt, tokenizer: Any) -> Example:
     """A labelled question with its answer, after which the response ends."""
-    answer = str((prompt.answer or {})["answer"])
-    return prompt.token_ids, (*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id)
+    return prompt.token_ids, taught_ids(prompt, tokenizer)
 
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:

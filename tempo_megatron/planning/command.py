@@ -98,7 +98,8 @@ def _settings(config: Config, model: str | None) -> BackboneSettings:
     try:
         return shapes.of_model(config.model.hf_path)
     except ConversionError as error:
-        raise ConfigError(f"model.hf_path: {error}; --model names a known shape") from error
+        lines = "\n".join(f"model.hf_path: {line}" for line in str(error).splitlines())
+        raise ConfigError(f"{lines}; --model names a known shape") from error
 
 
 def _refuse(recipe: str, reasons: Sequence[str]) -> int:

@@ -33,11 +33,12 @@ def _spread(run: Run) -> Iterator[str]:
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if gpus % size:
         yield f"parallel: {gpus} GPUs cannot be cut into TP x PP x CP = {size}"
-    if gpus % run.layout.replica:
-        yield f"generation.tensor_parallel_size: {run.layout.replica} does not divide {gpus} GPUs"
+    replica = run.config.generation.tensor_parallel_size  # one that is not set is that of parallel, which is judged
+    if replica and gpus % replica:
+        yield f"generation.tensor_parallel_size: {replica} does not divide {gpus} GPUs"
     if run.layout.tensor > run.machine.gpus_per_node:
         yield f"parallel.tensor_model_parallel_size: {run.layout.tensor} is more than the GPUs of a node"
-    yield from shareable(run.layout.replica, run.settings)
+    yield from shareable(replica, run.settings)
 
 
 def _device(run: Run) -> Iterator[str]:

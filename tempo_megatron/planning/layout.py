@@ -67,7 +67,7 @@ class Layout:
 
 
 def divisible(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
-    """What the parallel sizes do not divide."""
+    """What the parallel sizes do not divide, a line a size."""
     parts = {
         "tensor_model_parallel_size": {
             "attention heads": settings.num_attention_heads,
@@ -79,17 +79,18 @@ def divisible(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[
     }
     for key, counts in parts.items():
         size = getattr(parallel, key)
-        for what, count in counts.items():
-            if size > 0 and count % size:
-                yield f"parallel.{key}: {size} does not divide the model's {count} {what}"
+        undivided = [f"{count} {what}" for what, count in counts.items() if size > 0 and count % size]
+        if undivided:
+            yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
 
 
 def shareable(replica: int, settings: BackboneSettings) -> Iterator[str]:
     """What the ranks of one vLLM replica cannot share. It would copy KV heads to more ranks than there are heads, and
     the check of synced weights knows no copies."""
-    for what, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
-        if replica > 0 and count % replica:
-            yield f"generation.tensor_parallel_size: {replica} does not divide the model's {count} {what} heads"
+    heads = (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups))
+    undivided = [f"{count} {what} heads" for what, count in heads if replica > 0 and count % replica]
+    if undivided:
+        yield f"generation.tensor_parallel_size: {replica} does not divide the model's {', '.join(undivided)}"
 
 
 def windows(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:

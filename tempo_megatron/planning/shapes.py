@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert import hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import hf_config
 from checkpoints_convert.mapping import BackboneSettings
+from checkpoints_convert.source import open_source
 
 # No shape names an end-of-sequence token: responses are as long as they are asked to be.
 _COMMON = {
@@ -106,7 +106,7 @@ def config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, A
 
 
 def settings(described: dict[str, Any]) -> BackboneSettings:
-    return family(described).settings(described)
+    return hf_config.settings(described)
 
 
 def of_model(hf_path: str) -> BackboneSettings:
@@ -115,4 +115,4 @@ def of_model(hf_path: str) -> BackboneSettings:
     directory = Path(hf_path)
     if not directory.is_dir() and directory.name in DIRECTORIES:
         return settings(config(DIRECTORIES[directory.name], None, None))
-    return settings(hf_files.read_config(directory))
+    return open_source(directory, "policy").settings

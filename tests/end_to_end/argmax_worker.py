@@ -10,8 +10,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from tempo_megatron.config import Config, OptimizerConfig, Precision
 from tempo_megatron.megatron import checkpoint, model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
@@ -30,7 +29,7 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
     for directory in map(Path, directories):
         saved = (directory / "policy").is_dir()
         described = hf_files.read_config(directory / "huggingface" if saved else directory)
-        settings = family(described).settings(described)
+        settings = hf_config.settings(described)
         module = model.build("policy", settings, config, place)
         if saved:
             checkpoint.load_weights(directory, "policy", module)

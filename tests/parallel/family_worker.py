@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from checkpoints_convert.mapping import Role
 from checkpoints_convert.rows import whole
 from tempo_megatron.config import Config, OptimizerConfig, load
@@ -55,7 +54,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
     """The loss and every gradient of one step that is not taken."""
     described = hf_files.read_config(hf_path)
-    settings = family(described).settings(described)
+    settings = hf_config.settings(described)
     module = model.build(role, settings, config, place)
     weights.load(module, decoder.policy(settings), hf_files.Reader(hf_path), place, critic=role == "critic")
     budget = config.policy.micro_batch_tokens

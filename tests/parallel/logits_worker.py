@@ -13,8 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from tempo_megatron.config import Config, OptimizerConfig, Precision
 from tempo_megatron.megatron import checkpoint, cpu, model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
@@ -72,7 +71,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
     for directory in sorted(Path(models).iterdir()):
         critic = directory.suffix == ".critic"
         described = hf_files.read_config(directory / "huggingface" if critic else directory)
-        settings = family(described).settings(described)
+        settings = hf_config.settings(described)
         module = model.build("critic" if critic else "policy", settings, config, place)
         if critic:
             checkpoint.load_weights(directory, "critic", module)

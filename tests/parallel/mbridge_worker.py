@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
+from checkpoints_convert import decoder, hf_config, hf_files
 from checkpoints_convert.mapping import VOCABULARY_MULTIPLE
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.megatron import cpu, model, topology, weights
@@ -59,7 +58,7 @@ def main(models: str, tensor_size: str) -> None:
 
     for directory in sorted(Path(models).iterdir()):
         described = hf_files.read_config(directory)
-        settings = family(described).settings(described)
+        settings = hf_config.settings(described)
         module = model.build("policy", settings, config, place)
         weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
         ours = {gpt_name(name): parameter for name, parameter in weights.canonical_parameters(module).items()}

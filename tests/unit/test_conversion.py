@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from checkpoints_convert import decoder
+from checkpoints_convert import decoder, hf_config
 from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import FAMILIES, family
+from checkpoints_convert.families import family
 from checkpoints_convert.mapping import Attention, Gated, Vocabulary
 from checkpoints_convert.rope import Rope
-from tests.models import CONFIGS, LLAMA_3_ROPE, config_of
+from tests.models import ABSENT, CONFIGS, LLAMA_3_ROPE, config_of, described
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
@@ -28,9 +28,8 @@ def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(name: str, 
     tensors = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
-    described = config.to_dict() | {"architectures": [type(model).__name__]}
     back = {}
-    for entry in decoder.policy(family(described).settings(described)):
+    for entry in decoder.policy(hf_config.settings(described(name))):
         whole = entry.to_megatron(*(tensors[name] for name in entry.hf_names))
         assert whole.shape == entry.shape
         assert entry.hf_shapes() == [tuple(tensors[name].shape) for name in entry.hf_names]
@@ -44,7 +43,7 @@ def test_llama_3_frequencies_are_those_of_transformers() -> None:
     """Protects long contexts: each of the three bands of Llama 3's scaling is met by some frequency here."""
     config = config_of("llama-3", head_dim=64)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    (rope,) = FAMILIES["Llama"].settings(config.to_dict()).ropes
+    (rope,) = hf_config.settings(described("llama-3", head_dim=64)).ropes
     torch.testing.assert_close(rope.inverse_frequencies(64), expected, rtol=1e-6, atol=0)
     share = rope.inverse_frequencies(64) / Rope(base=rope.base).inverse_frequencies(64)
     assert share[0] == 1 and share[-1] == pytest.approx(1 / 8) and ((share > 0.13) & (share < 0.99)).any()
@@ -57,7 +56,7 @@ def test_yarn_scales_the_full_attention_layers_of_olmo_3_alone(attention_factor:
     plain = {"rope_type": "default", "rope_theta": 500000.0}
     config = config_of("olmo-3", rope_parameters={"full_attention": given, "sliding_attention": plain})
     expected, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"), layer_type="full_attention")
-    layers = FAMILIES["Olmo3"].settings(config.to_dict()).attention
+    layers = hf_config.settings(described("olmo-3", rope_parameters=config.rope_parameters)).attention
     assert [layer.window for layer in layers] == [24, 24, 24, None]
     torch.testing.assert_close(layers[3].rope.inverse_frequencies(32), expected, rtol=1e-6, atol=0)
     assert layers[3].rope.attention_scale == pytest.approx(scale**2)
@@ -68,11 +67,11 @@ def test_yarn_scales_the_full_attention_layers_of_olmo_3_alone(attention_factor:
 
 def test_olmo_3_reads_the_old_spelling_of_its_config_too() -> None:
     """Protects published models: `rope_theta` and `rope_scaling` at the top, no `layer_types`."""
-    config = config_of("olmo-3").to_dict()
-    rope = config.pop("rope_parameters")["full_attention"]
-    config.pop("layer_types")
-    old = config | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
-    assert FAMILIES["Olmo3"].settings(old) == FAMILIES["Olmo3"].settings(config_of("olmo-3").to_dict())
+    rope = described("olmo-3")["rope_parameters"]["full_attention"]
+    old = described(
+        "olmo-3", rope_parameters=ABSENT, layer_types=ABSENT, rope_theta=rope.pop("rope_theta"), rope_scaling=rope
+    )
+    assert hf_config.settings(old) == hf_config.settings(described("olmo-3"))
 
 
 def test_attention_rows_stand_query_group_by_query_group() -> None:
@@ -102,33 +101,33 @@ def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
         ("qwen3", {"mlp_bias": True}, "mlp_bias"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "layer_types: sliding_attention"),
-        ("qwen3", {"rope_parameters": YARN}, "rope_type='yarn'"),
+        ("qwen3", {"rope_parameters": YARN}, "rope_type=.yarn."),
         ("qwen3", {"hidden_act": "gelu"}, "hidden_act"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama-3", {"rope_parameters": LLAMA_3_ROPE | {"short_factor": [1.0]}}, "short_factor"),
         ("llama-3", {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor"),
         ("olmo-2", {"attention_bias": True}, "attention_bias"),
         ("olmo-3", {"rope_parameters": {"full_attention": YARN | {"mscale": 2.0}}}, "mscale"),
-        ("olmo-3", {"rope_parameters": {"sliding_attention": YARN}}, "rope_type='yarn'"),
+        ("olmo-3", {"rope_parameters": {"sliding_attention": YARN}}, "rope_type=.yarn."),
     ],
 )
 def test_an_unsupported_setting_is_named(name: str, change: dict[str, Any], named: str) -> None:
     """Protects users from a model that converts and computes something else."""
-    described = config_of(name).to_dict() | {
-        "architectures": [CONFIGS[name][0].__name__.replace("Config", "ForCausalLM")]
-    }
-    family(described).settings(described)
+    hf_config.settings(described(name))
     with pytest.raises(ConversionError, match=named):
-        family(described).settings(described | change)
+        hf_config.settings(described(name, **change))
 
 
 def test_all_that_is_wrong_with_a_config_is_listed_at_once() -> None:
     """Protects users' time."""
-    config = config_of("olmo-2").to_dict() | {"attention_bias": True, "hidden_act": "gelu"}
-    del config["rms_norm_eps"]
+    config = described("olmo-2", attention_bias=True, hidden_act="gelu", rms_norm_eps="1e-5", num_attention_heads=5)
+    config |= {"vocab_size": None, "rope_scaling": "yarn", "model_type": "llama"}
     with pytest.raises(ConversionError) as caught:
-        FAMILIES["Olmo2"].settings(config)
-    assert all(name in str(caught.value) for name in ("attention_bias", "hidden_act", "rms_norm_eps: missing"))
+        hf_config.settings(config)
+    lines = str(caught.value).splitlines()
+    keys = {"attention_bias", "hidden_act", "rms_norm_eps", "hidden_size", "num_key_value_heads", "vocab_size"}
+    assert {line.split(": ")[1] for line in lines} == keys | {"rope_scaling", "model_type"}
+    assert len(lines) == 8
 
 
 def test_an_unknown_architecture_is_named() -> None:

@@ -97,13 +97,19 @@ def test_a_cast_is_said_in_the_config(model: Callable[..., Path], tmp_path: Path
     assert after == before | {"dtype": "bfloat16"} and before["dtype"] == "float32"
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3-tied", "llama-3", "olmo-2", "olmo-3"])
+CLASSIFIER = {"num_labels": 2, "problem_type": "single_label_classification", "id2label": {"0": "NO", "1": "YES"}}
+
+
+@pytest.mark.parametrize("leftovers", [{}, CLASSIFIER], ids=["none", "classifier"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_a_critic_is_exported_as_plain_transformers_loads_it(
-    name: str, model: Callable[..., Path], tmp_path: Path
+    name: str, leftovers: dict[str, Any], model: Callable[..., Path], tmp_path: Path
 ) -> None:
     """A fresh value head, exported: transformers finds every tensor it wants and no other, and its logits are the
-    backbone's final hidden states times that head; OLMo's one logit is that of the last token."""
+    backbone's final hidden states times that head; OLMo's one logit is that of the last token. What the source's config
+    says of another classifier has no say in it."""
     hf = model(name)
+    (hf / "config.json").write_text(json.dumps(hf_files.read_config(hf) | leftovers))
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint", "--role", "critic", "--seed", "3")
     run("to-hf", "--checkpoint", tmp_path / "checkpoint", "--out", tmp_path / "critic", "--role", "critic")
     olmo = name.startswith("olmo")
@@ -112,6 +118,7 @@ def test_a_critic_is_exported_as_plain_transformers_loads_it(
     assert not any(info.values())
     assert type(critic).__name__.endswith("ForSequenceClassification" if olmo else "ForTokenClassification")
     assert critic.score.out_features == 1 and critic.score.bias is None
+    assert critic.config.num_labels == 1 and critic.config.problem_type is None
     head = checkpoint_files.Reader(tmp_path / "checkpoint", "critic")("output_layer.weight")
     assert head.std() > 0.01 and torch.equal(head, critic.score.weight)
     ids = torch.arange(20)[None] + 5

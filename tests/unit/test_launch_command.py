@@ -75,7 +75,7 @@ def test_nemo_runs_own_files_are_the_runs(recipe: Path, nemo_home: Path) -> None
     home.mkdir()
     dry = launch("slurm", "--dry-run")
     assert f"{run}/nemo_run/experiments/recipe/" in dry.stdout and not run.exists(), dry.stderr
-    assert launch("local", "model.hf_path=.").returncode == 1  # a directory, and no model
+    assert launch("local", "data.labelled=[{task: unheard_of, size: 3}]").returncode == 1  # training refuses it
     assert list(run.glob("nemo_run/experiments/recipe/*/convert/scripts/convert.sh"))
     assert not list(home.glob(".nemo*"))
 

@@ -1,0 +1,57 @@
+"""A model directory as transformers reads it: what `verify` compares with.
+
+Nothing here is shared with the converters' own reader, so that a fault of that one shows as a difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from checkpoints_convert.source_files import APART, WEIGHT_SUFFIXES
+
+
+class PlainReader:
+    """Tensors by name: of model.safetensors where there is one, else of the files that the index names, else of all
+    safetensors files. `names` are all that there are."""
+
+    def __init__(self, directory: Path) -> None:
+        if (directory / SAFE_WEIGHTS_NAME).is_file():
+            self._files = _contents(directory / SAFE_WEIGHTS_NAME)
+        elif (directory / SAFE_WEIGHTS_INDEX_NAME).is_file():
+            index = json.loads((directory / SAFE_WEIGHTS_INDEX_NAME).read_bytes())
+            self._files = {name: directory / file for name, file in index["weight_map"].items()}
+        else:
+            self._files = {}
+            for file in directory.glob("*.safetensors"):
+                self._files |= _contents(file)
+        self.names = frozenset(self._files)
+
+    def __call__(self, name: str) -> Tensor:
+        with safe_open(self._files[name], "pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
+
+
+def _contents(file: Path) -> dict[str, Path]:
+    with safe_open(file, "pt") as opened:
+        return dict.fromkeys(opened.keys(), file)
+
+
+def files_beside_weights(directory: Path) -> dict[str, Path]:
+    """Every file that is neither hidden nor weights, by its path in the directory; folders that are a model, a
+    checkpoint or a run of their own are no part of it."""
+    files: dict[str, Path] = {}
+    for path in directory.iterdir():
+        if path.name[0] == ".":
+            continue
+        if not path.is_dir():
+            files |= {} if path.name.endswith(WEIGHT_SUFFIXES) else {path.name: path}
+        elif path.resolve() not in map(Path.resolve, path.parents) and not {*os.listdir(path)} & {*APART}:
+            files |= {f"{path.name}/{name}": file for name, file in files_beside_weights(path).items()}
+    return files
