@@ -339,7 +339,7 @@ class Run:
         done = self.course.save_interrupted()
         if self.is_first:
             self.say(f"interrupted by {reason}: {done}")
-            interrupted_mark(self.directory).touch()
+            interrupted_mark(self.directory).write_text(f"{reason}\n")
         self._leave()
 
     def _present(self) -> State:
