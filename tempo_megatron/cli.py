@@ -79,8 +79,8 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     from tempo_megatron.supervision import failure, interruption
     from tempo_megatron.validate import problems
 
-    slurm.join_step()
     try:
+        slurm.join_step()
         config = settings.load_checked(recipe, overrides, problems)
     except settings.ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -90,13 +90,13 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     if not torchrun.is_rank():
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
+    # Ranks import all that they need before they meet: none keeps the others waiting afterwards.
+    from tempo_megatron.loop import train
+    from tempo_megatron.occupancy import Occupied
     from tempo_megatron.preflight.command import before_training
 
     if code := before_training(config):
         return code
-    from tempo_megatron.loop import train
-    from tempo_megatron.occupancy import Occupied
-
     try:
         finished = train(config)
     except Occupied as occupied:
