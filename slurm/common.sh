@@ -98,7 +98,7 @@ choose_nodes() {
 
 # Whether every node of the job still starts processes, as far as srun can ask it.
 nodes_answer() {
-    ask srun "${RANKS[@]}" --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true \
+    TRIES=3 ask srun "${RANKS[@]}" --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true \
         >/dev/null 2>&1
 }
 

@@ -35,8 +35,7 @@ requeue_if_it_helps() {
 }
 begin_attempt "$run"
 trap 'requeue_if_it_helps $?' EXIT
-TEMPO_NODES="${nodes[*]}" TEMPO_DEADLINE="$(deadline)"
-export TEMPO_NODES TEMPO_DEADLINE
+export TEMPO_NODES="$(ask scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd' ' -)" TEMPO_DEADLINE="$(deadline)"
 """
 
 

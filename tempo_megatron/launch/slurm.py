@@ -50,8 +50,8 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
 
 def step_nodes(environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names of this step's nodes, by the batch script or by Slurm; empty outside a step. Raises as `join_step`."""
-    if NODES in environment:
-        return environment[NODES].split()
+    if named := environment.get(NODES):
+        return named.split()
     listed = environment.get("SLURM_STEP_NODELIST")
     return _expanded(listed) if listed else []
 

@@ -19,15 +19,17 @@ NOT_OURS |= {"SQUEUE_STATES": "PD", "SQUEUE_FORMAT": "%i", "SLURM_TIME_FORMAT": 
 
 
 class Submission:
-    """A job of tempo_14b.sh whose ranks run lines of shell. Its first run is finished, so that it begins with TEMPO."""
+    """A job of tempo_14b.sh whose ranks run lines of shell, in a directory with a blank in its name. Its first run is
+    finished, so that it begins with TEMPO."""
 
     def __init__(self, cluster: Cluster, directory: Path, ranks: str, *options: str, **environment: object) -> None:
+        runs = directory / "my runs"
         stand_in = directory / "venv" / "bin" / "python"
         stand_in.parent.mkdir(parents=True)
-        stand_in.write_text(f'#!/bin/bash\necho "$@"\n{ranks}\ntouch {directory}/runs/tempo/summary.json\n')
+        stand_in.write_text(f'#!/bin/bash\necho "$@"\n{ranks}\ntouch "{runs}/tempo/summary.json"\n')
         stand_in.chmod(0o755)
-        self.run = directory / "runs" / "tempo"
-        finished = directory / "runs" / "rlvr" / "FINISHED"
+        self.run = runs / "tempo"
+        finished = runs / "rlvr" / "FINISHED"
         finished.parent.mkdir(parents=True)
         finished.touch()
         self.output = directory / "job.log"
@@ -40,7 +42,7 @@ class Submission:
             "loop.iterations=3",
             cwd=ROOT,
             TEMPO_VENV=directory / "venv",
-            TEMPO_OUTPUT=directory / "runs",
+            TEMPO_OUTPUT=runs,
             **environment,
         )
 

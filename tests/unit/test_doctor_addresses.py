@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
+from tempo_megatron.megatron import topology
 from tempo_megatron.preflight import placement, reach
 from tempo_megatron.preflight.facts import Verdict
 from tempo_megatron.preflight.reach import Listener
@@ -94,3 +96,15 @@ def test_ranks_that_are_dealt_out_over_nodes_are_named() -> None:
     of.parallel.tensor_model_parallel_size = 1
     (finding,) = placement.check(dealt, of)
     assert finding.verdict is Verdict.warning
+
+
+def test_a_rank_that_meets_nobody_gives_up_and_names_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the checks are turned off, the process group waits a minute too, not as long as a collective may take."""
+    port = free_port()
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    said = f"rank 1 of 2 did not meet the others at localhost:{port} within 1 s, preflight.presence_seconds"
+    with pytest.raises(RuntimeError, match=said):
+        topology._meet("gloo", timedelta(seconds=1), timedelta(hours=1))

@@ -70,11 +70,18 @@ def test_what_torchrun_said_is_kept() -> None:
     assert environment == before
 
 
-def test_what_another_launcher_left_is_not_this_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_launcher_left_is_not_this_steps() -> None:
     """Every task would be rank 0 of 1, and train on its own."""
     environment = {**STEP, "TEMPO_NODES": "node3 node4", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     slurm.join_step(environment)
     assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+
+
+def test_a_part_of_a_place_makes_no_rank() -> None:
+    """RANK and WORLD_SIZE alone are left of another launcher: the ranks of this machine are started."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert torchrun.is_rank(place)
+    assert not any(torchrun.is_rank({k: v for k, v in place.items() if k != absent}) for absent in place)
 
 
 def test_scontrol_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

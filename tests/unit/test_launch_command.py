@@ -106,8 +106,10 @@ def test_a_job_is_requeued_after_an_interruption_alone(
     early where nothing is saved. Ranks are told their nodes, and nothing of another launcher."""
     from tempo_megatron.launch.nemo import setup
 
-    (tmp_path / "squeue").write_text(f'#!/bin/sh\nfor word; do case $word in *%T*) echo "7 {state} 7" ;; esac; done\n')
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ "$1" = show ] || echo "$@" >> {tmp_path}/asked\n')
+    squeue = f'for word; do case $word in *%T*) echo "7 {state} 7" ;; esac; done'
+    scontrol = f'case $* in *hostnames*) echo node1; echo node2 ;; requeue*) echo "$@" >> {tmp_path}/asked ;; esac'
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
     for program in ("squeue", "scontrol"):
         (tmp_path / program).chmod(0o755)
     run = tmp_path / "a run"
@@ -115,12 +117,12 @@ def test_a_job_is_requeued_after_an_interruption_alone(
         mark = run / "logs" / "7" / f"attempt-{attempt}" / "in_vain"
         mark.parent.mkdir(parents=True)
         mark.touch()
-    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "RANK": "1", "TEMPO_DEADLINE": "1"}
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_NODELIST": "node[1-2]"}
+    variables |= {"RANK": "1", "TEMPO_DEADLINE": "1"}
     environment = {**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    template = "set -e\nset +e\nnodes=(node1 node2)"  # NeMo-Run's, before these lines
     ranks = f'bash -c "echo \\$TEMPO_NODES\\$RANK\\$TEMPO_DEADLINE; exit {code}"\nexit=$?\nset -e\nexit $exit'
     made = subprocess.run(
-        ["bash", "-c", f"{template}\n{setup(run)}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
+        ["bash", "-c", f"{setup(run)}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
     )
     assert made.returncode == code and made.stdout.startswith(b"node1 node2\n")
     asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
