@@ -102,8 +102,9 @@ nodes_answer() {
         >/dev/null 2>&1
 }
 
+# Ends an attempt of the run $1; $2 is the reason.
 requeue() {
-    say "$1: $(requeue_job)"
+    say "$2: $(requeue_job "$1")"
     exit "$INTERRUPTED"
 }
 
@@ -119,7 +120,7 @@ again() {
         fi
         [ "$row" -eq 0 ] || reason+=" (saved nothing new, $row of $MOST_IN_VAIN)"
     fi
-    requeue "$reason"
+    requeue "$run" "$reason"
 }
 
 # Whether Slurm has taken the nodes away: its SIGTERM came to the script, or to ranks alone.
@@ -170,7 +171,7 @@ train() {
         say "$run is finished (remove $run/FINISHED to go on with it)"
         return
     fi
-    [ -z "$told" ] || requeue "interrupted between two runs"
+    [ -z "$told" ] || requeue "$run" "interrupted between two runs"
     if [ "$RESTARTS" -gt "$MAX_RESTARTS" ]; then
         say "started again $RESTARTS times, more than TEMPO_MAX_RESTARTS=$MAX_RESTARTS: no more"
         exit 1

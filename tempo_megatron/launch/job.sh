@@ -46,26 +46,6 @@ deadline() {
     [ -z "$end" ] || date --date "$end" +%s 2>/dev/null || true
 }
 
-# Requeues the job and prints what became of it. One that was cancelled stays so. Where Slurm does not say whether it was,
-# `scontrol` decides: it refuses a job that has ended.
-requeue_job() {
-    local state name
-    read -r state name < <(about_job '%T %i') || true
-    if [ "${state:-unknown}" != unknown ] && [ "$state" != RUNNING ]; then
-        echo "the job is not requeued, as it is $state"
-        return
-    fi
-    [ -n "$name" ] || name=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-    name=${name:-$SLURM_JOB_ID}
-    if ask scontrol show job "$name" | grep -q 'Requeue=0'; then
-        echo "the job cannot be requeued, as it has --no-requeue: submit it again to go on"
-    elif ask scontrol requeue "$name" >/dev/null; then
-        echo "the job is requeued${state:+, which is $state}"
-    else
-        echo "the job could not be requeued: submit it again to go on"
-    fi
-}
-
 # Directory of this attempt's logs in the run $1.
 attempt_of() { echo "$1/logs/$SLURM_JOB_ID/attempt-${SLURM_RESTART_COUNT:-0}"; }
 
@@ -77,14 +57,42 @@ saved_anything() {
     [ -n "$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 -name 'i*-*' -newer "$(attempt_of "$1")/begun" 2>/dev/null)" ]
 }
 
-# Prints how many attempts in a row, up to this one, have saved nothing new in the run $1.
-attempts_in_vain() {
+# Prints how many attempts in a row, up to this one, have the mark $2 in the run $1.
+in_a_row() {
     local restarts=${SLURM_RESTART_COUNT:-0} row=0
-    saved_anything "$1" || touch "$(attempt_of "$1")/in_vain"
-    while [ -e "$1/logs/$SLURM_JOB_ID/attempt-$((restarts - row))/in_vain" ]; do
+    while [ -e "$1/logs/$SLURM_JOB_ID/attempt-$((restarts - row))/$2" ]; do
         row=$((row + 1))
     done
     echo "$row"
+}
+
+# Prints how many attempts in a row, up to this one, have saved nothing new in the run $1.
+attempts_in_vain() {
+    saved_anything "$1" || touch "$(attempt_of "$1")/in_vain"
+    in_a_row "$1" in_vain
+}
+
+# Requeues the job of the run $1 and prints what became of it. One that was cancelled stays so. Where Slurm does not say
+# whether it was, it is requeued a few times in a row.
+requeue_job() {
+    local state name described
+    read -r state name < <(about_job '%T %i') || true
+    [ -n "$name" ] || name=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+    name=${name:-$SLURM_JOB_ID}
+    described=$(ask scontrol show job "$name") || true
+    [ -n "$state" ] || state=$(sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' <<<"$described")
+    [ -n "$state" ] || touch "$(attempt_of "$1")/unknown"
+    if [ "${state:-RUNNING}" != RUNNING ]; then
+        echo "the job is not requeued, as it is $state"
+    elif [ "$(in_a_row "$1" unknown)" -gt "$MOST_IN_VAIN" ]; then
+        echo "Slurm has not said for $((MOST_IN_VAIN + 1)) attempts whether the job is cancelled: submit it again to go on"
+    elif [[ $described = *Requeue=0* ]]; then
+        echo "the job cannot be requeued, as it has --no-requeue: submit it again to go on"
+    elif ask scontrol requeue "$name" >/dev/null; then
+        echo "the job is requeued"
+    else
+        echo "the job could not be requeued: submit it again to go on"
+    fi
 }
 
 # Prints mounts of an image, HERE:THERE a line, for directories by the names that settings have for them. Links in them

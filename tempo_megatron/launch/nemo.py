@@ -31,7 +31,7 @@ requeue_if_it_helps() {
     if [ "$1" != 143 ] && ! grep -qs SIGTERM "$run/interrupted"; then
         [ "$(attempts_in_vain "$run")" -le "$MOST_IN_VAIN" ] || return
     fi
-    requeue_job
+    requeue_job "$run"
 }
 begin_attempt "$run"
 trap 'requeue_if_it_helps $?' EXIT

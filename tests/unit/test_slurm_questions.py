@@ -62,10 +62,10 @@ def test_what_fails_again_and_again_has_an_end(ranks: str, programs: dict[str, s
     assert "nothing was saved in 4 attempts: no more" in said
 
 
-def came_to_nothing(directory: Path, attempts: int) -> None:
-    """So many attempts of a job's first run have failed before."""
+def came_to_nothing(directory: Path, attempts: int, name: str = "in_vain") -> None:
+    """So many attempts of a job's first run have failed before, or ended with another mark."""
     for attempt in range(attempts):
-        mark = directory / "runs" / "rlvr" / "logs" / "7" / f"attempt-{attempt}" / "in_vain"
+        mark = directory / "runs" / "rlvr" / "logs" / "7" / f"attempt-{attempt}" / name
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
@@ -84,6 +84,21 @@ def test_what_is_no_failure_may_be_followed_by_any_number_of_attempts(ranks: str
     came_to_nothing(tmp_path, 3)
     _, said = submit("tempo_14b.sh", tmp_path, f"{ranks}\n{SAVED}", SLURM_RESTART_COUNT="3")
     assert requeues(tmp_path) == 1, said
+
+
+def test_what_stays_unknown_is_not_requeued_for_ever(tmp_path: Path) -> None:
+    """Its owner may have cancelled it, and Slurm would start it again whenever it is told to. `scontrol` is the second
+    to be asked."""
+    saves = 'for word; do [[ $word != run_dir=* ]] || mkdir -p "${word#run_dir=}/checkpoints/iteration-000003"; done'
+    came_to_nothing(tmp_path, 3, "unknown")
+    programs = {"squeue": "exit 1"}
+    _, said = submit("tempo_14b.sh", tmp_path, f"{saves}\n{SAVED}", programs=programs, SLURM_RESTART_COUNT="3")
+    assert requeues(tmp_path) == 0 and "Slurm has not said for 4 attempts whether the job is cancelled" in said
+    programs["scontrol"] = (
+        '[ "$2" != hostnames ] || echo node1; [ "$2" != job ] || echo " JobState=CANCELLED"'
+    )
+    _, said = submit("tempo_14b.sh", tmp_path, SAVED, programs=programs)
+    assert requeues(tmp_path) == 0 and "the job is not requeued, as it is CANCELLED" in said
 
 
 def test_an_element_of_an_array_asks_for_itself(tmp_path: Path) -> None:
