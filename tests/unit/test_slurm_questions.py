@@ -94,9 +94,7 @@ def test_what_stays_unknown_is_not_requeued_for_ever(tmp_path: Path) -> None:
     programs = {"squeue": "exit 1"}
     _, said = submit("tempo_14b.sh", tmp_path, f"{saves}\n{SAVED}", programs=programs, SLURM_RESTART_COUNT="3")
     assert requeues(tmp_path) == 0 and "Slurm has not said for 4 attempts whether the job is cancelled" in said
-    programs["scontrol"] = (
-        '[ "$2" != hostnames ] || echo node1; [ "$2" != job ] || echo " JobState=CANCELLED"'
-    )
+    programs["scontrol"] = '[ "$2" != hostnames ] || echo node1; [ "$2" != job ] || echo " JobState=CANCELLED"'
     _, said = submit("tempo_14b.sh", tmp_path, SAVED, programs=programs)
     assert requeues(tmp_path) == 0 and "the job is not requeued, as it is CANCELLED" in said
 
