@@ -174,6 +174,21 @@ def test_what_slurm_cannot_do_is_refused_before_it(
     assert refusal in capsys.readouterr().err
 
 
+def test_an_image_is_given_what_links_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's snapshot has links to its blobs, and a name may be a link itself: files are where each path leads."""
+    snapshot, blob, name = tmp_path / "snap shots" / "1", tmp_path / "blobs" / "abc", tmp_path / "model"
+    for directory in (snapshot, blob.parent):
+        directory.mkdir(parents=True)
+    blob.touch()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    name.symlink_to(snapshot)
+    place = tmp_path.parent / "blobs" / "abc"  # where the relative link leads from the name
+    expected = [f"{snapshot}:{snapshot}", f"{blob}:{blob}", f"{name}:{name}", f"{blob}:{place}"]
+    assert job.mounts([name]) == expected
+    monkeypatch.chdir(tmp_path)  # the image sees the link itself, too
+    assert job.mounts([name]) == expected[:2]
+
+
 def test_an_image_cannot_be_given_any_path(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A list of mounts has commas and colons of its own."""
     run = recipe.parent / "a,b"
