@@ -45,9 +45,9 @@ trap 'tell_ranks SIGTERM' TERM
 
 # Puts options of srun for the image into the array `container`, with the directories that a run reads and writes.
 container_options() {
-    local given
-    given=$(mounts "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT") || exit 2
-    container=("--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=${given//$'\n'/,}")
+    local directories
+    directories=$(mounts "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT") || exit 2
+    container=("--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=${directories//$'\n'/,}")
 }
 
 # One rank a task on the nodes of the file $1, with logs in the directory $2; the rest is options of srun and `tempo`'s

@@ -23,8 +23,8 @@ def check(nodes: Mapping[int, str], config: Config) -> Iterator[Finding]:
     parallel = config.parallel
     neighbors = parallel.tensor_model_parallel_size * parallel.context_parallel_size
     verdict = Verdict.bad if neighbors > 1 else Verdict.warning
-    found = f"neighboring ranks are on different nodes: {shown}"
-    yield Finding(CHECK, "", verdict, found, "srun --distribution=block, and unset SLURM_DISTRIBUTION")
+    place = f"neighboring ranks are on different nodes: {shown}"
+    yield Finding(CHECK, "", verdict, place, "srun --distribution=block, and unset SLURM_DISTRIBUTION")
 
 
 def _has_others_between(ranks: list[int], nodes: Mapping[int, str]) -> bool:

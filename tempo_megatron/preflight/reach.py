@@ -102,11 +102,11 @@ def findings(addresses: Mapping[str, Address], tried: Mapping[str, Mapping[str, 
         if not said or "" in said.values():
             yield Finding("address", node, Verdict.good, f"{host} is reached by others")
             continue
-        others = ", ".join(f"{other} ({reason})" for other, reason in said.items())
+        others = ", ".join(f"{other} ({why})" for other, why in said.items())
         if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-            found = f"its own name resolves to {host} on it, where others find themselves: not reached from {others}"
+            reason = f"its own name resolves to {host} on it, where others find themselves: not reached from {others}"
             remedy = f"correct its /etc/hosts, or export {_INTERFACE}=the interface of the nodes' network"
         else:
-            found = f"{host} is not reached from {others}"
+            reason = f"{host} is not reached from {others}"
             remedy = f"the network, a firewall, or export {_INTERFACE}=the interface of the nodes' network"
-        yield Finding("address", node, Verdict.bad, f"gloo's address: {found}", remedy)
+        yield Finding("address", node, Verdict.bad, f"gloo's address: {reason}", remedy)

@@ -72,7 +72,7 @@ def test_slurm_takes_every_script_as_it_is(cluster: Cluster) -> None:
 def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     """Slurm's warning goes to the batch shell: all ranks must hear it, and the job be started again, in a directory of
     logs of its own, until the run is finished; a finished run is not started again. No variable of the environment that
-    sbatch was called in changes any of it: neighbouring ranks share a node."""
+    sbatch was called in changes any of it: neighboring ranks share a node."""
     ranks = f'{SAVES}\necho "deadline $TEMPO_DEADLINE, nodes $TEMPO_NODES"\n'
     ranks += 'echo "on $SLURMD_NODENAME, left ${RANK:-}${WORLD_SIZE:-}${LOCAL_RANK:-}${MASTER_ADDR:-}"\n'
     ranks += '[ "$SLURM_RESTART_COUNT" = 1 ] || while :; do sleep 0.1; done'

@@ -37,7 +37,7 @@ def submit(
         program.chmod(0o755)
     job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "tempo", "SLURM_NTASKS": "8"}
     job |= {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "TEMPO_OUTPUT": str(directory / "runs")}
-    done = subprocess.run(
+    job_process = subprocess.run(
         ["bash", ROOT / "slurm" / script, *settings],
         env={**os.environ, **job, **environment, "PATH": f"{directory}:{os.environ['PATH']}"},
         stdout=subprocess.PIPE,
@@ -45,7 +45,7 @@ def submit(
         text=True,
         timeout=120,
     )
-    return done.returncode, done.stdout
+    return job_process.returncode, job_process.stdout
 
 
 def commands(script: str, directory: Path, *settings: str, **environment: str) -> list[str]:
@@ -57,5 +57,5 @@ def commands(script: str, directory: Path, *settings: str, **environment: str) -
 
 def requeues(directory: Path) -> int:
     """How often jobs asked to be started again."""
-    asked = directory / "asked"
-    return asked.read_text().splitlines().count("requeue 7") if asked.exists() else 0
+    requests = directory / "asked"
+    return requests.read_text().splitlines().count("requeue 7") if requests.exists() else 0

@@ -18,13 +18,13 @@ from tests.unit.doctor import config, free_port, report, wrong
 def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """The host name resolves to these; to none without any."""
 
-    def found(host: str, port: int, **_: Any) -> list[Any]:
+    def resolved(host: str, port: int, **_: Any) -> list[Any]:
         if not addresses:
             raise socket.gaierror
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address in addresses]
 
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    monkeypatch.setattr(socket, "getaddrinfo", found)
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_ranks_that_are_dealt_out_over_nodes_are_named() -> None:
     (finding,) = placement.check(dealt, of)
     assert finding.verdict is Verdict.bad and "n0 has ranks 0, 2, 4, 6; n1 has ranks 1, 3, 5, 7" in finding.found
     assert "--distribution=block" in finding.remedy
-    made = report({})
-    made.findings.append(finding)  # type: ignore[attr-defined]
-    assert not made.others_may_do and not made.nodes_to_use(of)
+    of_dealt = report({})
+    of_dealt.findings.append(finding)  # type: ignore[attr-defined]
+    assert not of_dealt.others_may_do and not of_dealt.nodes_to_use(of)
     of.parallel.tensor_model_parallel_size = 1
     (finding,) = placement.check(dealt, of)
     assert finding.verdict is Verdict.warning

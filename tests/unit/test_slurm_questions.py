@@ -25,9 +25,9 @@ def test_ranks_do_not_depend_on_variables_of_a_site_or_a_launcher(tmp_path: Path
     left = {**LEFT_OVER, **OF_A_SITE, "TZ": "UTC", "TEMPO_MASTER_PORT": "29000"}
     code, said = submit("tempo_14b.sh", tmp_path, ranks, programs={"squeue": squeue}, **left)
     assert code == 0, said
-    found = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    environment = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     ours = {"TEMPO_DEADLINE": "2000000000", "MASTER_PORT": "29000", "SLURM_TIME_FORMAT": "standard"}
-    assert {name: found.get(name) for name in LEFT_OVER | OF_A_SITE if name in found} == ours
+    assert {name: environment[name] for name in LEFT_OVER | OF_A_SITE if name in environment} == ours
     called = (tmp_path / "called").read_text().splitlines()
     assert all("--export=ALL --distribution=block" in line for line in called)
 
@@ -57,8 +57,8 @@ def test_what_fails_again_and_again_has_an_end(ranks: str, programs: dict[str, s
     """Three attempts more, unless one saves something: the fourth in a row is the last."""
     for before, expected in ((2, (75, 1)), (3, (code, 1))):
         came_to_nothing(tmp_path, before)
-        found, said = submit("tempo_14b.sh", tmp_path, ranks, programs=programs, SLURM_RESTART_COUNT=str(before))
-        assert (found, requeues(tmp_path)) == expected, said
+        ended, said = submit("tempo_14b.sh", tmp_path, ranks, programs=programs, SLURM_RESTART_COUNT=str(before))
+        assert (ended, requeues(tmp_path)) == expected, said
     assert "nothing was saved in 4 attempts: no more" in said
 
 

@@ -113,14 +113,14 @@ def test_an_image_is_given_paths_with_blanks_and_what_links_lead_to(tmp_path: Pa
     blob.touch()
     (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
     (snapshot / "gone.safetensors").symlink_to("../../blobs/gone")
-    given = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": str(snapshot), "TEMPO_OUTPUT": str(runs)}
-    code, said = submit("tempo_14b.sh", tmp_path, f'printf "%s\n" "$@" > {tmp_path}/words; {FINISHES}', **given)
+    variables = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": str(snapshot), "TEMPO_OUTPUT": str(runs)}
+    code, said = submit("tempo_14b.sh", tmp_path, f'printf "%s\n" "$@" > {tmp_path}/words; {FINISHES}', **variables)
     assert code == 0, said
     words = (tmp_path / "words").read_text().splitlines()
     (mounts,) = [word.partition("=")[2].split(",") for word in words if word.startswith("--container-mounts")]
     assert {f"{path}:{path}" for path in (runs, snapshot, blob)} < set(mounts) and "gone" not in str(mounts)
-    given["TEMPO_OUTPUT"] = str(tmp_path / "a,b")
-    code, said = submit("tempo_14b.sh", tmp_path, FINISHES, **given)
+    variables["TEMPO_OUTPUT"] = str(tmp_path / "a,b")
+    code, said = submit("tempo_14b.sh", tmp_path, FINISHES, **variables)
     assert code == 2 and "cannot be given a path with a comma" in said
 
 
