@@ -24,7 +24,7 @@ _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    user.ensure_name()
+    user.ensure_name_and_home()
     given = _parser().parse_args(arguments)
     try:
         return int(given.run(given))

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 69 these
     nodes cannot train, 70 a rank hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows
     but success and failure)."""
-    user.ensure_name()
+    user.ensure_name_and_home()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import getpass
 import os
+import tempfile
 
 
-def ensure_name() -> None:
-    """Set USER where the user has no name: no variable gives it, and the machine or image has no passwd entry.
+def ensure_name_and_home() -> None:
+    """Set USER and HOME where nothing gives them: no variable, and no passwd entry of this machine or image.
 
-    torch's compiler and vLLM name directories by it, and raise KeyError as they are imported.
+    torch's compiler and vLLM name directories by the user, and raise KeyError as they are imported. What they keep in
+    a home directory would go into one called ~ of the present directory.
     """
+    name = f"uid-{os.getuid()}"
     try:
         getpass.getuser()
     except (KeyError, OSError):  # OSError from Python 3.13 on
-        os.environ["USER"] = f"uid-{os.getuid()}"
+        os.environ["USER"] = name
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = os.path.join(tempfile.gettempdir(), name)
