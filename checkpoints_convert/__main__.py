@@ -15,6 +15,7 @@ import torch
 from checkpoints_convert import convert, hf_files, inspection, verify
 from checkpoints_convert.critics import TARGET_RANGES
 from checkpoints_convert.errors import ConversionError
+from tempo_megatron import user
 from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,6 +26,7 @@ _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    user.ensure_name_and_home()
     given = _parser().parse_args(arguments)
     try:
         return int(given.run(given))

@@ -12,28 +12,20 @@
 #   TEMPO_VENV           virtual environment (.venv)
 #   TEMPO_DOCTOR         if set, `tempo doctor` examines the nodes first; preflight.bad_nodes=leave_out trains on the good ones
 #   TEMPO_MAX_RESTARTS   times that Slurm may start the job again (50)
+#   TEMPO_MASTER_ADDR    address at which ranks meet (the first node's name); TEMPO_MASTER_PORT, its port
 set -u
 cd "$SLURM_SUBMIT_DIR" || exit 2
+source tempo_megatron/launch/job.sh || exit 2
 
 INTERRUPTED=75   # exit code of `tempo train` after a signal: saved, and to be started again
 BAD_NODES=69     # of `tempo train` and `tempo doctor`, whose checks found that nodes cannot train
-MOST_BAD_NODES=3 # times that a job is requeued for them
+CANNOT_TRAIN="these nodes cannot train (sbatch --exclude=NODE leaves one out)"
 RESTARTS=${SLURM_RESTART_COUNT:-0}
 MAX_RESTARTS=${TEMPO_MAX_RESTARTS:-50}
 step=
-told=
+told= # the signal to stop that the script has passed on
 
 say() { echo "$(date +%FT%T) $SLURM_JOB_NAME $SLURM_JOB_ID attempt $RESTARTS: $*"; }
-
-# Seconds since 1970 at which Slurm ends the job: its start and its time limit, however long the set-up takes.
-# Nothing where there is no limit.
-deadline() {
-    local end
-    end=$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)
-    [ -z "$end" ] || date --date "$end" +%s 2>/dev/null
-}
-
-state() { squeue --noheader --job "$SLURM_JOB_ID" --format %T; }
 
 # What every rank finds in its environment.
 [ -n "${TEMPO_CONTAINER:-}" ] || PATH=$(realpath "${TEMPO_VENV:-.venv}")/bin:$PATH
@@ -44,21 +36,18 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false CUDA_D
 
 # srun passes SIGUSR1 on to every rank, whichever signal came. Whoever comes second finds the ranks saving.
 tell_ranks() {
-    told=yes
+    told=${told:-$1}
     say "$1: the ranks save and stop"
     [ -z "$step" ] || kill -USR1 "$step"
 }
 trap 'tell_ranks SIGUSR1' USR1
 trap 'tell_ranks SIGTERM' TERM
 
-# Options of srun for the image, with the directories that a run reads and writes at their own paths.
+# Puts options of srun for the image into the array `container`, with the directories that a run reads and writes.
 container_options() {
-    local mounts="" directory
-    for directory in "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT"; do
-        directory=$(realpath --canonicalize-missing --no-symlinks "$directory") # as settings name it
-        mounts+="${mounts:+,}$directory:$directory"
-    done
-    echo "--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=$mounts"
+    local directories
+    directories=$(mounts "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT") || exit 2
+    container=("--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=${directories//$'\n'/,}")
 }
 
 # One rank a task on the nodes of the file $1, with logs in the directory $2; the rest is options of srun and `tempo`'s
@@ -67,10 +56,10 @@ run_ranks() {
     local nodes=$1 logs=$2 count container=()
     shift 2
     count=$(wc -l <"$nodes")
-    [ -z "${TEMPO_CONTAINER:-}" ] || read -ra container < <(container_options)
+    [ -z "${TEMPO_CONTAINER:-}" ] || container_options
     mkdir -p "$logs"
     : >"$logs/srun.log"
-    TEMPO_NODES=$(paste -sd' ' "$nodes") srun --cpu-bind=none --output="$logs/rank-%3t.log" \
+    TEMPO_NODES=$(paste -sd' ' "$nodes") srun "${RANKS[@]}" --output="$logs/rank-%3t.log" \
         --nodes="$count" --nodelist="$(paste -sd, "$nodes")" --ntasks=$((SLURM_NTASKS * count / SLURM_NNODES)) \
         "${container[@]}" "$@" 2>"$logs/srun.log" &
     step=$!
@@ -83,11 +72,13 @@ run_ranks() {
     wait "$step" # still gives srun's exit code
 }
 
-# The nodes to train on, into the file $1: all, or those that `tempo doctor` finds good.
+# The nodes to train on, into the file $1: all, or those that `tempo doctor` finds good. $2 is the run, $3 the directory
+# of logs.
 choose_nodes() {
-    local nodes=$1 logs=$2 code=0
-    shift 2
-    scontrol show hostnames "$SLURM_JOB_NODELIST" >"$nodes.all"
+    local nodes=$1 run=$2 logs=$3 code=0
+    shift 3
+    ask scontrol show hostnames "$SLURM_JOB_NODELIST" >"$nodes.all" ||
+        again "$run" "$logs" 1 "Slurm does not say which nodes these are"
     if [ -z "${TEMPO_DOCTOR:-}" ]; then
         mv "$nodes.all" "$nodes"
         return
@@ -97,40 +88,53 @@ choose_nodes() {
         python -m tempo_megatron.cli doctor "$@" --json "$logs/doctor.json" --nodes-file "$nodes" || code=$?
     cat "$logs/doctor/rank-000.log"
     if [ -n "$told" ] || [ ! -s "$nodes" ]; then
-        interrupted "$logs/doctor" && requeue "interrupted while nodes were examined"
+        interrupted "$logs/doctor" && again "$run" "$logs/doctor" "$INTERRUPTED" "interrupted while nodes were examined"
         # Of any rank: the first to fail may be a bad node's, where nothing starts.
-        any_exited "$BAD_NODES" "$logs/doctor" && other_nodes "$logs"
+        any_exited "$BAD_NODES" "$logs/doctor" && again "$run" "$logs/doctor" "$BAD_NODES" "$CANNOT_TRAIN"
         say "no verdict on these nodes (exit code $code)"
         exit 1
     fi
 }
 
-# Whether every node of the job still starts processes.
+# Whether every node of the job still starts processes, as far as srun can ask it.
 nodes_answer() {
-    timeout 60 srun --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true >/dev/null 2>&1
+    TRIES=3 ask srun "${RANKS[@]}" --overlap --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 true \
+        >/dev/null 2>&1
 }
 
+# Ends an attempt of the run $1; $2 is the reason.
 requeue() {
-    if [ "$(state)" = RUNNING ]; then
-        say "$1: the job is requeued"
-        scontrol requeue "$SLURM_JOB_ID"
-    else
-        say "$1" # who cancelled the job does not want it back
-    fi
+    say "$2: $(requeue_job "$1")"
     exit "$INTERRUPTED"
 }
 
-# Ends an attempt of the logs $1 whose nodes cannot train: Slurm may give others, a few times.
-other_nodes() {
-    touch "$1/bad_nodes"
-    local times=("$1"/../attempt-*/bad_nodes)
-    [ "${#times[@]}" -gt "$MOST_BAD_NODES" ] || requeue "these nodes cannot train (${#times[@]} of $MOST_BAD_NODES)"
-    say "these nodes cannot train either: no more (sbatch --exclude=NODE leaves one out)"
-    exit "$BAD_NODES"
+# Ends an attempt, of the run $1 and the logs $2, that another one might mend. What fails whenever it is tried does not
+# go on for ever: after a few attempts that saved nothing new the job ends with the exit code $3. $4 is the reason.
+again() {
+    local run=$1 logs=$2 code=$3 reason=$4 row
+    if ! preempted "$run" "$logs"; then
+        row=$(attempts_in_vain "$run")
+        if [ "$row" -gt "$MOST_IN_VAIN" ]; then
+            say "$reason, and nothing was saved in $row attempts: no more"
+            exit "$code"
+        fi
+        [ "$row" -eq 0 ] || reason+=" (saved nothing new, $row of $MOST_IN_VAIN)"
+    fi
+    requeue "$run" "$reason"
+}
+
+# Whether Slurm has taken the nodes away: its SIGTERM came to the script, or to ranks alone.
+preempted() {
+    [ "$told" != SIGTERM ] || return 0
+    case $(first_failure "$2") in
+        *": Terminated" | *" exit code 143") ;;
+        *" exit code $INTERRUPTED") grep -qs SIGTERM "$1/interrupted" ;;
+        *) return 1 ;;
+    esac
 }
 
 # What srun said of the first rank that failed: "srun: error: NODE: tasks 2-3: Terminated".
-first_failure() { grep -m 1 -E '^srun: error: .*: tasks? [0-9]' "$1/srun.log"; }
+first_failure() { grep -s -m 1 -E '^srun: error: .*: tasks? [0-9]' "$1/srun.log"; }
 
 # Whether a rank with logs in $2 ended with the exit code $1. srun ends every task when the first exits, and its own code
 # is then that of a task that it ended.
@@ -167,16 +171,17 @@ train() {
         say "$run is finished (remove $run/FINISHED to go on with it)"
         return
     fi
-    [ -z "$told" ] || requeue "interrupted between two runs"
+    [ -z "$told" ] || requeue "$run" "interrupted between two runs"
     if [ "$RESTARTS" -gt "$MAX_RESTARTS" ]; then
         say "started again $RESTARTS times, more than TEMPO_MAX_RESTARTS=$MAX_RESTARTS: no more"
         exit 1
     fi
-    local logs=$run/logs/$SLURM_JOB_ID/attempt-$RESTARTS
-    mkdir -p "$logs" || exit 1
+    local logs
+    logs=$(attempt_of "$run")
+    begin_attempt "$run" || exit 1
     ln -sfn "$SLURM_JOB_ID/attempt-$RESTARTS" "$run/logs/latest"
     say "$recipe into $run on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks; logs in $logs"
-    choose_nodes "$logs/nodes" "$logs" "$recipe" "run_dir=$run" "$@"
+    choose_nodes "$logs/nodes" "$run" "$logs" "$recipe" "run_dir=$run" "$@"
     # It stays there until the ranks make another: the directory may turn out to be another job's, which has just ended.
     before=$(summary "$run")
     run_ranks "$logs/nodes" "$logs" --kill-on-bad-exit=1 \
@@ -186,16 +191,16 @@ train() {
         return
     fi
     # srun can return 0 after a node failed.
-    [ "$code" -eq 0 ] && requeue "the ranks ended before the run did"
-    any_exited "$INTERRUPTED" "$logs" && requeue "interrupted and saved"
-    interrupted "$logs" && requeue "interrupted, exit code $code"
+    [ "$code" -eq 0 ] && again "$run" "$logs" 1 "the ranks ended before the run did"
+    any_exited "$INTERRUPTED" "$logs" && again "$run" "$logs" "$INTERRUPTED" "interrupted and saved"
+    interrupted "$logs" && again "$run" "$logs" "$INTERRUPTED" "interrupted, exit code $code"
     # Where the first rank fails by itself in the checks, others find it absent.
     if [[ $(first_failure "$logs") = *" exit code $BAD_NODES" ]]; then
         cat "$logs/rank-000.log"
-        other_nodes "$logs"
+        again "$run" "$logs" "$BAD_NODES" "$CANNOT_TRAIN"
     fi
     blame "$logs"
-    nodes_answer || requeue "not every node answers"
+    nodes_answer || again "$run" "$logs" "$code" "not every node answers"
     say "failed with exit code $code"
     exit "$code"
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tempo_megatron import config as settings
+from tempo_megatron import user
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
 from tempo_megatron.preflight import arguments as doctor
@@ -23,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 69 these
     nodes cannot train, 70 a rank hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows
     but success and failure)."""
+    user.ensure_name_and_home()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -96,8 +98,8 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     from tempo_megatron.supervision import failure, interruption
     from tempo_megatron.validate import problems
 
-    slurm.join_step()
     try:
+        slurm.join_step()
         config = settings.load_checked(recipe, overrides, problems)
     except settings.ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
@@ -107,13 +109,13 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     if not torchrun.is_rank():
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
+    # Ranks import all that they need before they meet: none keeps the others waiting afterwards.
+    from tempo_megatron.loop import train
+    from tempo_megatron.occupancy import Occupied
     from tempo_megatron.preflight.command import before_training
 
     if code := before_training(as_saved(config)):
         return code
-    from tempo_megatron.loop import train
-    from tempo_megatron.occupancy import Occupied
-
     try:
         finished = train(config)
     except Occupied as occupied:

@@ -59,7 +59,8 @@ class Run:
         self.directory = Path(config.run_dir)
         self._started = time.monotonic()
         limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "refine"))
-        self.topology = topology.initialize(config.parallel, config.seed, limit)
+        meeting = config.preflight.presence_seconds
+        self.topology = topology.initialize(config.parallel, config.seed, limit, meeting)
         self.turns = Turns(self.topology.device)
         self.phase = self.turns.phase
         self.watchdog = Watchdog.of_this_job(self.turns.place, config.faults, self.directory / "flight")
@@ -354,7 +355,7 @@ class Run:
         done = self.course.save_interrupted()
         if self.is_first:
             self.say(f"interrupted by {reason}: {done}")
-            interrupted_mark(self.directory).touch()
+            interrupted_mark(self.directory).write_text(f"{reason}\n")
         self._leave()
 
     def _present(self) -> State:

@@ -54,7 +54,7 @@ def open_run(config: Config) -> None:
 
 
 def interrupted_mark(directory: Path) -> Path:
-    """A file that says that the run was asked to stop, and saved; gone once it goes on."""
+    """A file that says by what the run was asked to stop, once it has saved; gone once it goes on."""
     return directory / "interrupted"
 
 

@@ -29,7 +29,7 @@ class PreflightConfig:
         "layout, and a start that includes a bad one fails; report: it is only said",
     )
     presence_seconds: float = setting(
-        180.0,
+        60.0,
         "seconds that ranks may come later than most of them (or, where most never do, than the first): imports from a "
         "cold file system and unpacking of images differ that much between healthy nodes. Twice this and "
         "time_limit_seconds must stay under srun's --wait for the doctor, 600 in slurm/common.sh",

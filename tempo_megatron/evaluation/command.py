@@ -35,8 +35,8 @@ _BATCHES_AT_ONCE = 4
 def main(arguments: Sequence[str]) -> int:
     """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written)."""
     given = parse(arguments)
-    slurm.join_step()
     try:
+        slurm.join_step()
         plan = make_plan(given)
     except ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":

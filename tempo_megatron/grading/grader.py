@@ -13,6 +13,7 @@ from typing import Any
 from tempo_megatron.config import ClusterBy, GradingConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
+from tempo_megatron.grading import proxy
 from tempo_megatron.grading.judge import Judge, VerdictError
 from tempo_megatron.grading.pool import Outcome, Pool, Task
 from tempo_megatron.grading.scorers import Scorer, cluster, scorer
@@ -187,6 +188,7 @@ def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
         found += [f"grading.{key}: required: {why} names the judge" for key in absent]
         if not find_spec("openai"):
             found.append(f"{why}: names the judge, and the package openai is not installed")
+        found += proxy.problems(config.judge_url)
     for name, where in sorted(graders.items()):
         try:
             scorer(name)

@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 from tempo_megatron.config import GradingConfig
+from tempo_megatron.grading import proxy
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.progress import Pace, at
 
@@ -36,13 +38,15 @@ class VerdictError(ValueError):
 class Judge:
     """Asks the judge model yes-or-no questions. Its API key is the environment variable OPENAI_API_KEY, if set.
 
-    Raises GradingError for an address or a model that the settings do not name.
+    Raises GradingError for an address or a model that the settings do not name, or a proxy that cannot be used.
     """
 
     def __init__(self, config: GradingConfig) -> None:
         missing = [key for key in ("judge_url", "judge_model") if not getattr(config, key)]
-        if missing:
-            raise GradingError("\n".join(f"grading.{key}: required where a judge model grades" for key in missing))
+        problems = [f"grading.{key}: required where a judge model grades" for key in missing]
+        problems += proxy.problems(config.judge_url)
+        if problems:
+            raise GradingError("\n".join(problems))
         from openai import OpenAI
 
         self._config = config
@@ -65,7 +69,8 @@ class Judge:
         """The verdict on some texts, at temperature 0.
 
         Busy, slow and unreachable judges are asked again, after pauses that double from half a second to eight.
-        Raises GradingError naming the address when the last try fails, VerdictError for a reply without a verdict.
+        Raises GradingError naming the address and a proxy on the way when the last try fails, VerdictError for a reply
+        without a verdict.
         """
         from openai import OpenAIError
 
@@ -77,11 +82,17 @@ class Judge:
                 temperature=0.0,
             )
         except OpenAIError as error:
-            tries = self._config.judge_retries + 1
-            raise GradingError(
-                f"grading.judge_url: the judge at {self._config.judge_url} failed after up to {tries} tries: {error}"
-            ) from error
+            raise GradingError(self._failure(error)) from error
         return parse_verdict((reply.choices[0].message.content if reply.choices else None) or "")
+
+    def _failure(self, error: Exception) -> str:
+        url, tries = self._config.judge_url, self._config.judge_retries + 1
+        reason = f"{error} {error.__cause__ or ''}".rstrip()
+        way = proxy.route(url)
+        if way:
+            host = urlsplit(url).hostname
+            reason += f"; requests go through {way}: add {host} to no_proxy if they should not"
+        return f"grading.judge_url: the judge at {url} failed after up to {tries} tries: {reason}"
 
     @at(Pace.untimed)  # each question has a time limit, and tries, of its own
     def map[Question, Verdict](

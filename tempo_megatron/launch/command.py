@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,9 +16,12 @@ from checkpoints_convert.source import problems as model_problems
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
 from tempo_megatron.launch.experiment import CHECKPOINTS, tasks
+from tempo_megatron.launch.job import mounts, seconds
 from tempo_megatron.validate_method import problems as method_problems
 
 _BAD_INPUT = 2
+_LEAD = 600
+"""seconds before the limit of a training's job at which its ranks are told to save"""
 _HOME = "NEMORUN_HOME"
 """environment variable: NeMo-Run's directory of experiments, their scripts and logs. It reads it as it is imported"""
 
@@ -41,8 +45,9 @@ def main(arguments: Sequence[str], problems_of_files: Callable[[Config], list[st
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"tempo launch: {given.recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
-    os.environ.setdefault(_HOME, str(Path(config.run_dir, "nemo_run").absolute()))
-    from tempo_megatron.launch import nemo  # seconds of imports
+    os.environ[_HOME] = str(_home(config))
+    with warnings.catch_warnings(action="ignore"):  # of packages that it imports
+        from tempo_megatron.launch import nemo  # seconds of imports
 
     title = Path(given.recipe).stem
     if given.executor == "local":
@@ -55,15 +60,27 @@ def main(arguments: Sequence[str], problems_of_files: Callable[[Config], list[st
         partition=given.partition,
         time=given.time,
         container=given.container,
-        mounts=tuple(sorted(set(_directories(config).values()))),
+        lead=_LEAD,
+        mounts=tuple(_mounts(config)) if given.container else (),
     )
-    if given.dry_run:
-        with _leaving_no_directories(Path(os.environ[_HOME], "experiments", title)):
-            print("\n".join(nemo.written(nemo.on_slurm(title, steps, cluster)).values()))
-        return 0
-    for name, job in nemo.submit(nemo.on_slurm(title, steps, cluster)).items():
+    try:
+        with _leaving_no_directories(_home(config) / "experiments" / title):
+            experiment = nemo.on_slurm(title, steps, cluster, Path(config.run_dir))
+            if given.dry_run:
+                print("\n".join(nemo.written(experiment).values()))
+                return 0
+            jobs = nemo.submit(experiment)
+    except nemo.LaunchError as error:
+        print(f"tempo launch: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    for name, job in jobs.items():
         print(f"{name}: job {job}")
     return 0
+
+
+def _home(config: Config) -> Path:
+    """Where NeMo-Run keeps its own files: in the run's directory, unless the environment says it."""
+    return Path(os.environ.get(_HOME) or Path(config.run_dir, "nemo_run")).absolute()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,10 +109,12 @@ def _parser() -> argparse.ArgumentParser:
 def _leaving_no_directories(path: Path) -> Iterator[None]:
     """What of this path is made meanwhile, and is empty in the end, is removed again."""
     absent = [each for each in (path, *path.parents) if not each.exists()]
-    yield
-    for each in absent:
-        with contextlib.suppress(OSError):
-            each.rmdir()
+    try:
+        yield
+    finally:
+        for each in absent:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
@@ -111,6 +130,11 @@ def _directories(config: Config) -> dict[Path, Path]:
     wanted = [Path(config.run_dir), Path(config.model.hf_path), *starts, *(file.parent for file in files)]
     paths = [path.absolute() for path in wanted]
     return {path: next(above for above in (path, *path.parents) if above.is_dir()) for path in paths}
+
+
+def _mounts(config: Config) -> list[str]:
+    """What an image is given: the present directory, and those of the run. Raises ValueError."""
+    return mounts([Path().absolute(), *sorted(set(_directories(config).values()))])
 
 
 def _starts(config: Config) -> dict[str, str]:
@@ -142,11 +166,29 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
             for path, there in _directories(config).items()
             if there == Path("/")
         ]
+        try:
+            _mounts(config)
+        except ValueError as error:
+            found.append(f"--container: {error}")
     if given.nodes < 1:
         found.append(f"--nodes: at least 1, got {given.nodes}")
     if given.executor == "local" and (given.nodes > 1 or given.dry_run):
         found.append("--nodes and --dry-run: with --executor slurm")
+    if given.executor == "slurm":
+        found += _refused_by_slurm(config, given.time)
     gpus = _gpus_per_node(config, given)
     if given.executor == "slurm" and gpus and not found:
         found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
     return found
+
+
+def _refused_by_slurm(config: Config, time: str) -> Iterator[str]:
+    try:
+        if seconds(time) <= _LEAD:
+            yield f"--time: {time} is no longer than the {_LEAD} s before its end at which ranks are told to save"
+    except ValueError as error:
+        yield f"--time: {error}"
+    home = str(_home(config))
+    if len(home.split()) > 1:
+        key = _HOME if _HOME in os.environ else "run_dir"
+        yield f"{key}: NeMo-Run's scripts cannot lie in {home}, which has a blank: set {_HOME} to a path without"

@@ -22,7 +22,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             [sys.executable, "-m", "tempo_megatron.cli", *arguments],
             env={
                 **ENVIRONMENT,
-                **os.environ,
+                **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")},
                 **{name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
             },
         )

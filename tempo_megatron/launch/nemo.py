@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import nemo_run
+from invoke.exceptions import UnexpectedExit
+from nemo_run.config import get_nemorun_home
 
 from tempo_megatron.launch.experiment import Task
+from tempo_megatron.launch.job import JOB, RANKS
 from tempo_megatron.launch.torchrun import ENVIRONMENT
 
-_SETUP = r"""
+_REQUEUE = r"""
 # NeMo-Run would requeue after every failure or after none. This is after "interrupted and saved", where SIGUSR1 or
-# SIGTERM came before the ranks listened for it, and, of the first attempts, where nodes cannot train and Slurm may give
-# others; unless the job was cancelled.
+# SIGTERM came before the ranks listened for it, and where nodes cannot train and Slurm may give others. It has an end,
+# early where nothing was saved, unless Slurm took the nodes away.
 requeue_if_it_helps() {
-    local most=50
-    case $1 in 75 | 138 | 143) ;; 69) most=3 ;; *) return ;; esac
-    [ "${SLURM_RESTART_COUNT:-0}" -lt "$most" ] || return
-    [ "$(squeue --noheader --job "$SLURM_JOB_ID" --format %T)" != RUNNING ] || scontrol requeue "$SLURM_JOB_ID"
+    case $1 in 69 | 75 | 138 | 143) ;; *) return ;; esac
+    [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
+    if [ "$1" != 143 ] && ! grep -qs SIGTERM "$run/interrupted"; then
+        [ "$(attempts_in_vain "$run")" -le "$MOST_IN_VAIN" ] || return
+    fi
+    requeue_job "$run"
 }
+begin_attempt "$run"
 trap 'requeue_if_it_helps $?' EXIT
-export TEMPO_NODES="${nodes[*]}"
-end="$(squeue --noheader --job "$SLURM_JOB_ID" --format %e)"
-[ -z "$end" ] || export TEMPO_DEADLINE="$(date --date "$end" +%s)"
+export TEMPO_NODES="$(ask scontrol show hostnames "$SLURM_JOB_NODELIST" | paste -sd' ' -)" TEMPO_DEADLINE="$(deadline)"
 """
+
+
+def setup(run: Path) -> str:
+    """The lines of bash that a job of a run's experiment begins with."""
+    return f"{JOB.read_text()}\nrun={shlex.quote(str(run.absolute()))}\n{_REQUEUE}"
+
+
+class LaunchError(RuntimeError):
+    """NeMo-Run or sbatch refused a task: nothing is queued, and nothing is left of the experiment."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +65,56 @@ class Cluster:
     """seconds before the limit at which ranks are told to save"""
     container: str | None = None
     """image to run in, by pyxis"""
-    mounts: tuple[Path, ...] = ()
-    """directories that tasks see in the image beside the present one, at the same paths"""
+    mounts: tuple[str, ...] = ()
+    """what tasks see in the image, HERE:THERE each"""
 
 
-def on_slurm(title: str, tasks: Sequence[Task], cluster: Cluster) -> nemo_run.Experiment:
-    """The experiment, each task waiting for the one before; when one fails, Slurm cancels those that wait for it."""
-    return _experiment(title, tasks, [_slurm(task, cluster) for task in tasks], [task.script for task in tasks])
+def on_slurm(title: str, tasks: Sequence[Task], cluster: Cluster, run: Path) -> nemo_run.Experiment:
+    """The experiment of a run, each task waiting for the one before; when one fails, Slurm cancels those that wait for
+    it. Raises LaunchError."""
+    executors = [_slurm(task, cluster, run) for task in tasks]
+    with _refusals():
+        return _experiment(title, tasks, executors, [task.script for task in tasks])
 
 
 def submit(experiment: nemo_run.Experiment) -> dict[str, str]:
-    """Submit every task of an experiment of `on_slurm` at once; returns the number of each one's job."""
-    with experiment:
-        experiment.run(detach=True)
-    return {job.id: job.handle.partition("://")[2].split("/")[1] for job in experiment.jobs}
+    """Submit every task of an experiment of `on_slurm` at once; returns the number of each one's job.
+
+    Raises LaunchError when a task is refused; those that are queued by then are cancelled.
+    """
+    submitted = Path(get_nemorun_home(), ".slurm_jobs")
+    is_first = not submitted.exists()
+    try:
+        with _refusals() as printed, experiment:
+            experiment.run(detach=True)
+    except LaunchError:
+        for number in _numbers(experiment).values():
+            subprocess.run(["scancel", number], check=False)
+        shutil.rmtree(experiment._exp_dir, ignore_errors=True)
+        if is_first:
+            submitted.unlink(missing_ok=True)
+        raise
+    print(printed.getvalue(), end="")
+    return _numbers(experiment)
+
+
+def _numbers(experiment: nemo_run.Experiment) -> dict[str, str]:
+    """The jobs of the tasks that are queued."""
+    return {job.id: job.handle.partition("://")[2].split("/")[1] for job in experiment.jobs if job.handle}
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[io.StringIO]:
+    """Gives what NeMo-Run prints, where a refusal would be lost. What it raises becomes a LaunchError of one line."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield printed
+    except UnexpectedExit as error:
+        said = [line.removeprefix("sbatch: error: ") for line in error.result.stderr.splitlines() if line]
+        raise LaunchError("sbatch refuses the job: " + "; ".join(said)) from error
+    except Exception as error:  # NeMo-Run has no class of its own for what it refuses
+        raise LaunchError(f"NeMo-Run refuses the job: {' '.join(str(error).split())}") from error
 
 
 def written(experiment: nemo_run.Experiment) -> dict[str, str]:
@@ -113,8 +165,7 @@ def _experiment(
     return experiment
 
 
-def _slurm(task: Task, cluster: Cluster) -> nemo_run.SlurmExecutor:
-    mounts = [f"{directory.absolute()}:{directory.absolute()}" for directory in (Path(), *cluster.mounts)]
+def _slurm(task: Task, cluster: Cluster, run: Path) -> nemo_run.SlurmExecutor:
     return nemo_run.SlurmExecutor(
         account=cluster.account,
         partition=cluster.partition,
@@ -127,11 +178,11 @@ def _slurm(task: Task, cluster: Cluster) -> nemo_run.SlurmExecutor:
         mem="0",
         signal=f"USR1@{cluster.lead}" if task.all_nodes else None,
         container_image=cluster.container,
-        container_mounts=mounts if cluster.container else [],
+        container_mounts=list(cluster.mounts),
         # Not as NeMo-Run has it: srun would end ranks that still save, and hide that others have.
-        srun_args=["--cpu-bind=none", "--kill-on-bad-exit=0"],
+        srun_args=[*RANKS, "--kill-on-bad-exit=0"],
         env_vars=dict(ENVIRONMENT),
-        setup_lines=_SETUP,
+        setup_lines=setup(run),
         additional_parameters={"kill_on_invalid_dep": "yes"},
         tunnel=nemo_run.LocalTunnel(job_dir=""),
         packager=nemo_run.Packager(),

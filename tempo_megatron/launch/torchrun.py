@@ -15,11 +15,13 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_
 """variables of every rank, unless they are set already"""
 _CHECKED = "TEMPO_CHECKED"
 """environment variable of ranks that `tempo` starts, which need not grade the labels again that it has graded"""
+_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started as one of a run's ranks."""
-    return "RANK" in environment and "WORLD_SIZE" in environment
+    """Whether this process was started as one of a run's ranks: a launcher names all of its place, what is left of one
+    in a shell may be a part."""
+    return all(name in environment for name in _PLACE)
 
 
 def started_this(environment: Mapping[str, str] = os.environ) -> bool:

@@ -53,10 +53,13 @@ class Topology:
         return self.pipeline_rank == self.pipeline_size - 1
 
 
-def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.0) -> Topology:
+def initialize(
+    parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.0, meeting_seconds: float = 60.0
+) -> Topology:
     """Join the process group that torchrun or srun describes and cut it into Megatron's TP x CP x PP x DP groups.
 
-    A collective that takes longer than `limit_seconds` and a margin is an error.
+    A collective that takes longer than `limit_seconds` and a margin is an error. Raises RuntimeError where ranks do not
+    meet within `meeting_seconds`.
     """
     # The banner says what is missing, once.
     warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
@@ -73,7 +76,7 @@ def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.
         limit = datetime.timedelta(seconds=limit_seconds) + _MARGIN
         if not dist.is_initialized():
             os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that a hanging run's record names
-            dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=limit)
+            _meet("cpu:gloo,cuda:nccl" if on_gpu else "gloo", datetime.timedelta(seconds=meeting_seconds), limit)
         parallel_state.initialize_model_parallel(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
@@ -100,6 +103,21 @@ def initialize(parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.
             last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
             collective_limit=limit,
         )
+
+
+def _meet(backend: str, meeting: datetime.timedelta, limit: datetime.timedelta) -> None:
+    """Make the process group, whose ranks must meet within `meeting`; its collectives then have `limit`."""
+    try:
+        dist.init_process_group(backend, timeout=meeting)
+    except RuntimeError as error:  # torch's and gloo's alike
+        rank, ranks, host, port = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"rank {rank} of {ranks} did not meet the others at {host}:{port} within {meeting.total_seconds():g} s, "
+            f"preflight.presence_seconds: {reason}"
+        ) from error
+    dist.distributed_c10d._set_pg_timeout(limit)
+    dist.distributed_c10d._get_default_store().set_timeout(limit)
 
 
 def shutdown() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +24,8 @@ _BAD_NODES = 69
 
 def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Exit codes: 0 training can start, 2 the settings are wrong for any nodes, 69 it cannot start on these."""
-    slurm.join_step()
     try:
+        slurm.join_step()
         config = settings.load(None, given.settings)
     except settings.ConfigError as error:
         print(f"tempo doctor: {error}", file=sys.stderr)
@@ -96,7 +95,7 @@ def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | No
 def _awaited() -> list[str]:
     try:
         return slurm.step_nodes()
-    except (OSError, subprocess.CalledProcessError):  # in an image, started by hand: ranks have numbers still
+    except settings.ConfigError:  # in an image, started by hand: ranks have numbers still
         return []
 
 

@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 from tempo_megatron.config import Config, PreflightConfig
-from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, room
+from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, placement, reach, room
 from tempo_megatron.preflight.bandwidth import Group, Measured
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict, node_facts
 from tempo_megatron.preflight.gather import gather
 from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
+from tempo_megatron.preflight.reach import Listener
 from tempo_megatron.preflight.report import Report
 
 _SHARE_FOR_FACTS = 1 / 3
@@ -29,11 +30,15 @@ _LEAST_SECONDS = 5
 
 def tasks(config: Config, place: Place) -> Tasks:
     """What this rank does when it is asked."""
+    listener = Listener(place.node)
     return {
         "facts": lambda: asdict(gather()) if place.local_rank == 0 else None,
         "clock": time.time,
         "files": partial(exchange.answer, config.run_dir, place.node),
         "remove files": lambda token, levels: Exchange(config.run_dir, token, levels).remove(place.node),
+        "listen": listener.open,
+        "reach": partial(reach.failures, place.node),
+        "stop listening": listener.close,
         "all-reduce": partial(bandwidth.reduce_in_process, rank=place.rank),
     }
 
@@ -57,6 +62,7 @@ class Conductor:
         nodes = math.ceil(self._meeting.place.world_size / self._config.parallel.processes_per_node)
         self._findings += room.memory(facts, self._config, nodes)
         self._clocks()
+        self._addresses()
         if self._config.run_dir:
             self._files()
         if measure:
@@ -91,6 +97,7 @@ class Conductor:
         answers = self._meeting.ask("facts", came, seconds)
         self._findings += absent(came, self._meeting.place.world_size, self._awaited, self._config.preflight)
         self._findings += silent(answers, came, seconds)
+        self._findings += placement.check(came, self._config)
         self._nodes = came
         self._speakers = {rank: came[rank] for rank, said in answers.given.items() if said is not None}
         return {node: node_facts(answers.given[rank]) for rank, node in self._speakers.items()}
@@ -105,6 +112,25 @@ class Conductor:
             for rank, said in answers.given.items():
                 readings.setdefault(self._speakers[rank], []).append(ClockReading(asked, said, heard))
         self._findings += exchange.clocks(readings, self._config.preflight.clock_skew_seconds)
+
+    def _addresses(self) -> None:
+        """What gloo would connect: without it a node whose name resolves to itself holds up all for minutes."""
+        if len(self._speakers) < 2:
+            return
+        token = secrets.token_hex(8)
+        answers = self._ask_speakers("listen", {"token": token})
+        addresses = {self._speakers[rank]: tuple(address) for rank, address in answers.given.items()}
+        remedy = "see its host name, its network and GLOO_SOCKET_IFNAME"
+        self._findings += [
+            Finding("address", self._speakers[rank], Verdict.bad, error, remedy)
+            for rank, error in answers.failed.items()
+        ]
+        if len(addresses) > 1:
+            tries = reach.neighbors(list(addresses))
+            said = self._ask_speakers("reach", {"addresses": addresses, "tries": tries, "token": token})
+            tried = {self._speakers[rank]: reasons for rank, reasons in said.given.items()}
+            self._findings += reach.findings(addresses, tried)
+        self._ask_speakers("stop listening", {})
 
     def _files(self) -> None:
         here = self._meeting.place.node

@@ -207,6 +207,16 @@ def _wait_for(place: Place, seconds: float) -> None:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise MeetingError(
-                    f"rank 0 cannot be reached at {place.host}:{place.port} within {seconds:g} s: {error}"
+                    f"rank 0 cannot be reached at {place.host}:{place.port} within preflight.presence_seconds, "
+                    f"{seconds:g} s: {error}{_resolved(place.host)} (MASTER_ADDR and MASTER_PORT name another)"
                 ) from error
             time.sleep(0.1)
+
+
+def _resolved(host: str) -> str:
+    """What a name resolves to here, where that is another text."""
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        return ""
+    return "" if address == host else f"; {host} is {address} here"

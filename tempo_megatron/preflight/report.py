@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tempo_megatron.config import BadNodes, Config
-from tempo_megatron.preflight import room
+from tempo_megatron.preflight import placement, room
 from tempo_megatron.preflight.facts import Facts, Finding, Verdict
 
 
@@ -36,7 +36,7 @@ class Report:
     def others_may_do(self) -> bool:
         """Whether nothing is wrong that other nodes would have too."""
         bad = [finding for finding in self.findings if finding.verdict is Verdict.bad]
-        of_the_run = {finding.check for finding in bad if not finding.node} & set(room.CHECKS)
+        of_the_run = {finding.check for finding in bad if not finding.node} & {*room.CHECKS, placement.CHECK}
         if any(finding.check == "presence" for finding in bad):
             of_the_run.discard("memory")  # what is usual is not known of so few
         return not of_the_run

@@ -129,7 +129,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     mark = Path(config.run_dir) / "interrupted"
 
     def saved() -> list[str]:
-        assert mark.exists()
+        assert mark.read_text().strip()
         return [path.name for path in resumable(Path(config.run_dir) / "checkpoints")]
 
     with interrupted_warm_start(at=1) as steps:

@@ -115,6 +115,7 @@ def test_two_good_nodes_measure_their_network(examined: dict[str, Examined]) -> 
     found = {(finding["check"], finding["node"]): finding["found"] for finding in made.report["findings"]}
     assert float(found["all-reduce across", "n0"].split()[0]) > 0
     assert found["all-reduce across", "n1"].endswith("with n0")
+    assert all(found["address", node].endswith("is reached by others") for node in ("n0", "n1"))
     skew, *_, uncertainty = found["clock", "n1"].split()
     assert abs(float(skew)) <= float(uncertainty) + 0.001  # one clock; both are rounded
     assert made.nodes == "n0\nn1\n"

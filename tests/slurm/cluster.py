@@ -96,20 +96,20 @@ class Cluster:
         assert made.returncode == 0, made.stderr
         return int(made.stdout)
 
-    def job(self, number: int) -> dict[str, str]:
-        """What `scontrol show job` says."""
+    def job(self, number: int | str) -> dict[str, str]:
+        """What `scontrol show job` says of a job, or of an element of an array, as 7_1."""
         shown = self.run("scontrol", "--oneliner", "show", "job", number)
         return dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
 
-    def state(self, number: int) -> str:
+    def state(self, number: int | str) -> str:
         return self.job(number)["JobState"]
 
-    def wait(self, number: int, limit: float) -> str:
+    def wait(self, number: int | str, limit: float) -> str:
         """The state in which a job ended. AssertionError after `limit` seconds."""
         wait_for(lambda: self.state(number) in _ENDED, limit, lambda: f"job {number} is {self.state(number)}")
         return self.state(number)
 
-    def restarts(self, number: int) -> int:
+    def restarts(self, number: int | str) -> int:
         return int(self.job(number)["Restarts"])
 
 

@@ -36,7 +36,8 @@ def submit(nemo: Any, python: Path, *overrides: str) -> dict[str, int]:
     """The job of each task; two pipeline stages, a node each."""
     settings = ["tests/slurm/tiny.yaml", "policy.checkpoint=''", "parallel.tensor_model_parallel_size=1", *overrides]
     steps = tasks(RECIPE, settings, str(python))
-    experiment = nemo.on_slurm("tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=1, gpus_per_node=1))
+    (run,) = [value for key, _, value in (setting.partition("=") for setting in settings) if key == "run_dir"]
+    experiment = nemo.on_slurm("tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=1, gpus_per_node=1), Path(run))
     return {name: int(job) for name, job in nemo.submit(experiment).items()}
 
 

@@ -127,7 +127,8 @@ def test_the_table_lists_all_that_is_wrong() -> None:
 def test_a_first_rank_that_is_not_there_is_an_error_in_time() -> None:
     """Not a hang: the address and the reason are said."""
     nobody = Place(rank=1, local_rank=0, world_size=2, host="localhost", port=9, launcher_serves=False, node="n2")
-    with pytest.raises(MeetingError, match=r"rank 0 cannot be reached at localhost:9 within 0\.2 s: .*refused"):
+    said = r"rank 0 cannot be reached at localhost:9 within preflight.presence_seconds, 0\.2 s: .*refused"
+    with pytest.raises(MeetingError, match=f"{said}; localhost is 127.0.0.1 here"):
         connect(nobody, 0.2)
 
 

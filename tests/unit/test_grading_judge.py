@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -132,6 +133,34 @@ def test_a_busy_judge_is_asked_again(serve: Serve) -> None:
     with Grader(decode, settings(server.url)) as grader:
         assert grader.grade([respond("Paris")], ANSWERS) == [1.0]
     assert len(server.requests) == 2
+
+
+def test_a_proxy_that_swallows_the_judges_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes of a cluster inherit `http_proxy` for the world outside, and it knows none of their names."""
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    grade = [respond("Paris")], ANSWERS
+    with Grader(decode, settings("http://judge-node:8000/v1", judge_retries=0)) as grader:
+        with pytest.raises(GradingError, match=r"http_proxy=http://127.0.0.1:9: add judge-node to no_proxy"):
+            grader.grade(*grade)
+        monkeypatch.setenv("no_proxy", "judge-node")
+        with pytest.raises(GradingError) as direct:
+            grader.grade(*grade)
+    assert "proxy" not in str(direct.value)
+
+
+@pytest.mark.parametrize("value", ["socks5://127.0.0.1:9", "ftp://127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_a_problem_at_the_start(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """httpx raises ImportError for SOCKS where a package is missing, when the first response is graded."""
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", value)
+    monkeypatch.setenv("no_proxy", "judge-node")
+    config = settings("http://judge-node:8000/v1")
+    (problem,) = grader_module.problems(config, {"judge": "data.labelled"})
+    assert f"ALL_PROXY={value}" in problem and "\n" not in problem
+    with Grader(decode, config) as grader, pytest.raises(GradingError, match="ALL_PROXY"):
+        grader.grade([respond("Paris")], ANSWERS)
 
 
 def test_a_judge_that_stays_away_is_an_error_naming_its_address(serve: Serve) -> None:

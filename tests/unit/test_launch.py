@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tempo_megatron.config import ConfigError
 from tempo_megatron.launch import slurm, torchrun
 
 STEP = {
@@ -63,10 +64,41 @@ def test_a_batch_script_and_a_single_task_start_alone() -> None:
 
 def test_what_torchrun_said_is_kept() -> None:
     """torchrun inside an srun step: its ranks are not renumbered."""
-    environment = {**STEP, "RANK": "9", "WORLD_SIZE": "16"}
+    environment = {**STEP, "RANK": "9", "WORLD_SIZE": "16", "TORCHELASTIC_RUN_ID": "1"}
     before = dict(environment)
     slurm.join_step(environment)
     assert environment == before
+
+
+def test_what_another_launcher_left_is_not_this_steps() -> None:
+    """Every task would be rank 0 of 1, and train on its own."""
+    environment = {**STEP, "TEMPO_NODES": "node3 node4", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    slurm.join_step(environment)
+    assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
+
+
+def test_a_part_of_a_place_makes_no_rank() -> None:
+    """RANK and WORLD_SIZE alone are left of another launcher: the ranks of this machine are started."""
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert torchrun.is_rank(place)
+    assert not any(torchrun.is_rank({k: v for k, v in place.items() if k != absent}) for absent in place)
+
+
+def test_scontrol_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failure is no answer. Where it stays, or there is no such program, a line says what to give instead."""
+    monkeypatch.setattr(slurm, "_PAUSES", (0.0, 0.0))
+    tries = f"echo x >> {tmp_path}/tries"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\n{tries}\n[ $(wc -l < {tmp_path}/tries) -gt 2 ] && echo node3 || exit 1\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert slurm.step_nodes(STEP) == ["node3"]
+    scontrol.write_text("#!/bin/sh\necho no configuration >&2\nexit 1\n")
+    with pytest.raises(ConfigError, match="no configuration: give the names"):
+        slurm.join_step(dict(STEP))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigError, match="there is no scontrol here"):
+        slurm.join_step(dict(STEP))
 
 
 def test_a_task_in_an_image_needs_no_slurm_programs() -> None:
@@ -77,13 +109,11 @@ def test_a_task_in_an_image_needs_no_slurm_programs() -> None:
     assert slurm.step_nodes(environment) == ["node3", "node4"]
 
 
-def test_a_rendezvous_is_where_the_batch_script_says_not_where_its_user_once_was() -> None:
-    """sbatch exports the environment that it was called in. A step that nobody describes has what it is given."""
-    left = {**STEP, "MASTER_ADDR": "localhost"}
-    named = left | {"TEMPO_NODES": "node3 node4"}
-    slurm.join_step(named)
-    slurm.join_step(left)
-    assert (named["MASTER_ADDR"], left["MASTER_ADDR"]) == ("node3", "localhost")
+def test_a_rendezvous_is_where_it_is_given() -> None:
+    """The batch scripts clear what is left of another job, and hand on TEMPO_MASTER_ADDR."""
+    environment = {**STEP, "TEMPO_NODES": "node3 node4", "MASTER_ADDR": "node3-ib", "MASTER_PORT": "29000"}
+    slurm.join_step(environment)
+    assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node3-ib", "29000")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

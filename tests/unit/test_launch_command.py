@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import load
+from tempo_megatron.launch import job
 from tempo_megatron.launch.experiment import Task, tasks
 
 
@@ -89,10 +91,13 @@ REQUEUED = [
     (70, "RUNNING", 0, False),
     (69, "RUNNING", 2, True),
     (69, "RUNNING", 3, False),
+    (75, "RUNNING", 3, False),
+    (128 + signal.SIGTERM, "RUNNING", 3, True),
     (75, "CANCELLED", 0, False),
-    (75, "RUNNING", 50, False),
+    (128 + signal.SIGTERM, "RUNNING", 50, False),
 ]
-"""exit code of the ranks, what Slurm says of the job, its restarts so far, whether it is requeued"""
+"""exit code of the ranks, what Slurm says of the job, its restarts so far, in which nothing was saved, whether it is
+requeued"""
 
 
 @pytest.mark.parametrize(("code", "state", "restarts", "expected"), REQUEUED)
@@ -100,23 +105,120 @@ def test_a_job_is_requeued_after_an_interruption_alone(
     code: int, state: str, restarts: int, expected: bool, tmp_path: Path, nemo_home: Path
 ) -> None:
     """As the scripts of slurm/ do it: failures, hangs and cancelled jobs stay as they are, and restarts have an end,
-    early where it is the nodes. Ranks are told their nodes."""
-    from tempo_megatron.launch.nemo import _SETUP
+    early where nothing is saved. Ranks are told their nodes, and nothing of another launcher."""
+    from tempo_megatron.launch.nemo import setup
 
-    (tmp_path / "squeue").write_text(f'#!/bin/sh\n[ "$5" = %e ] || echo {state}\n')
-    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    squeue = f'for word; do case $word in *%T*) echo "7 {state} 7" ;; esac; done'
+    scontrol = f'case $* in *hostnames*) echo node1; echo node2 ;; requeue*) echo "$@" >> {tmp_path}/asked ;; esac'
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
     for program in ("squeue", "scontrol"):
         (tmp_path / program).chmod(0o755)
-    job = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
-    environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    template = "nodes=(node1 node2)"  # NeMo-Run's, before these lines
-    ranks = f'bash -c "echo \\$TEMPO_NODES; exit {code}"'
+    run = tmp_path / "a run"
+    for attempt in range(restarts):
+        mark = run / "logs" / "7" / f"attempt-{attempt}" / "in_vain"
+        mark.parent.mkdir(parents=True)
+        mark.touch()
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "SLURM_JOB_NODELIST": "node[1-2]"}
+    variables |= {"RANK": "1", "TEMPO_DEADLINE": "1"}
+    environment = {**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ranks = f'bash -c "echo \\$TEMPO_NODES\\$RANK\\$TEMPO_DEADLINE; exit {code}"\nexit=$?\nset -e\nexit $exit'
     made = subprocess.run(
-        ["bash", "-c", f"{template}\n{_SETUP}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
+        ["bash", "-c", f"{setup(run)}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
     )
     assert made.returncode == code and made.stdout.startswith(b"node1 node2\n")
     asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
     assert asked == ("requeue 7\n" if expected else "")
+
+
+SBATCH = """#!/bin/sh
+[ "${*#*train}" = "$*" ] && echo 12 && exit
+echo "sbatch: error: invalid partition specified: nope" >&2
+echo "sbatch: error: Batch job submission failed: Invalid partition name specified" >&2
+exit 1
+"""
+"""takes the first task and refuses the second"""
+
+
+def test_what_slurm_refuses_is_a_line_and_leaves_nothing(
+    recipe: Path, tmp_path: Path, nemo_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A first task that was queued would convert a model for nobody; a hundred lines of traceback hide the reason."""
+    programs = {"sbatch": SBATCH, "scancel": f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = set(nemo_home.rglob("*"))
+    assert cli.main(["launch", str(recipe), "--executor", "slurm", "--partition", "nope"]) == 2
+    said = capsys.readouterr()
+    reason = "invalid partition specified: nope; Batch job submission failed: Invalid partition name specified"
+    assert (said.out, said.err) == ("", f"tempo launch: sbatch refuses the job: {reason}\n")
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert set(nemo_home.rglob("*")) == before and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        (["--time", "10"], "--time: 10 is no longer than the 600 s"),
+        (["--time", "0:10:00"], "--time: 0:10:00 is no longer than the 600 s"),
+        (["--time", "tomorrow"], "--time: 'tomorrow' is no time limit"),
+        (["run_dir=/tmp/a b"], "run_dir: NeMo-Run's scripts cannot lie in /tmp/a b/nemo_run, which has a blank"),
+    ],
+)
+def test_what_slurm_cannot_do_is_refused_before_it(
+    options: list[str], refusal: str, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job shorter than its own warning would be told to stop as it starts, every time."""
+    monkeypatch.delenv("NEMORUN_HOME", raising=False)
+    assert cli.main(["launch", str(recipe), "--executor", "slurm", "--dry-run", *options]) == 2
+    assert refusal in capsys.readouterr().err
+
+
+def test_an_image_is_given_what_links_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub's snapshot has links to its blobs, and a name may be a link itself: files are where each path leads."""
+    snapshot, blob, name = tmp_path / "snap shots" / "1", tmp_path / "blobs" / "abc", tmp_path / "model"
+    for directory in (snapshot, blob.parent):
+        directory.mkdir(parents=True)
+    blob.touch()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    name.symlink_to(snapshot)
+    place = tmp_path.parent / "blobs" / "abc"  # where the relative link leads from the name
+    expected = [f"{snapshot}:{snapshot}", f"{blob}:{blob}", f"{name}:{name}", f"{blob}:{place}"]
+    assert job.mounts([name]) == expected
+    monkeypatch.chdir(tmp_path)  # the image sees the link itself, too
+    assert job.mounts([name]) == expected[:2]
+
+
+def test_an_image_cannot_be_given_any_path(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of mounts has commas and colons of its own."""
+    run = recipe.parent / "a,b"
+    run.mkdir()
+    assert cli.main(["launch", str(recipe), "--executor", "slurm", "--container", "x", f"run_dir={run}"]) == 2
+    assert "--container: an image cannot be given a path with a comma" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("90", 5400),
+        ("90:30", 5430),
+        ("24:00:00", 86400),
+        ("2-12", 216000),
+        ("2-12:30", 217800),
+        ("1-00:00:01", 86401),
+        ("0", math.inf),
+    ],
+)
+def test_a_time_limit_is_read_as_sbatch_reads_it(limit: str, expected: float) -> None:
+    """One number is minutes, after a dash it is hours."""
+    assert job.seconds(limit) == expected
+
+
+def test_jobs_of_nemo_run_and_of_the_scripts_start_ranks_alike() -> None:
+    """A site's SLURM_DISTRIBUTION would part neighbors, SLURM_EXPORT_ENV their environment."""
+    assert f"RANKS=({' '.join(job.RANKS)})" in job.JOB.read_text()
 
 
 def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) -> None:

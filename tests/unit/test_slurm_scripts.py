@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,12 +10,11 @@ import pytest
 from tempo_megatron import planning
 from tempo_megatron.config import PreflightConfig, load
 from tests.conftest import ROOT
+from tests.unit.slurm_job import FINISHES, commands, requeues, submit
 
 SCRIPTS = {"tempo_14b.sh": "qwen3_14b", "tempo_8b.sh": "qwen3_8b", "tempo_olmo3_7b.sh": "olmo3_7b"}
 
 
-FINISHES = 'for word; do [[ $word != run_dir=* ]] || touch "${word#run_dir=}/summary.json"; done'
-DOCTOR = 'for word; do [ "$last" = --nodes-file ] && echo node1 > "$word"; last=$word; done'
 TABLE = """for word; do [[ $word = --output=* ]] && log=${word#--output=}; done
 echo "n2 is bad" > "${log/'%3t'/000}\""""
 STOPPED = [
@@ -30,44 +27,6 @@ STOPPED = [
     ("node1: task 3: Killed", 137, False, ""),
 ]
 """what srun says, its exit code, whether the job is requeued, whether it is the doctor's"""
-
-
-def submit(script: str, directory: Path, srun: str, *settings: str, **environment: str) -> tuple[int, str]:
-    """A job whose `srun` runs these lines of bash; its exit code and what it said. All of its nodes answer."""
-    nodes_answer = '[ "${*: -1}" != true ] || exit 0'
-    programs = {
-        "srun": f'{nodes_answer}\necho "$@" >> {directory}/called\n{srun}',
-        "squeue": '[ "$5" = %e ] || echo RUNNING',
-        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" >> {directory}/asked',
-    }
-    for name, text in programs.items():
-        program = directory / name
-        program.write_text(f"#!/bin/bash\n{text}\n")
-        program.chmod(0o755)
-    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "tempo", "SLURM_NTASKS": "8"}
-    job |= {"SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "TEMPO_OUTPUT": str(directory / "runs")}
-    done = subprocess.run(
-        ["bash", ROOT / "slurm" / script, *settings],
-        env={**os.environ, **job, **environment, "PATH": f"{directory}:{os.environ['PATH']}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stdout
-
-
-def commands(script: str, directory: Path, *settings: str, **environment: str) -> list[str]:
-    """The lines that the `srun` of a job that succeeds is called with."""
-    code, said = submit(script, directory, f"{DOCTOR}\n{FINISHES}", *settings, **environment)
-    assert code == 0, said
-    return (directory / "called").read_text().splitlines()
-
-
-def requeues(directory: Path) -> int:
-    """How often jobs asked to be started again."""
-    asked = directory / "asked"
-    return asked.read_text().splitlines().count("requeue 7") if asked.exists() else 0
 
 
 def test_a_first_run_that_was_removed_is_not_made_anew(tmp_path: Path) -> None:
@@ -155,13 +114,36 @@ def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> N
 
 
 def test_a_container_sees_what_a_run_reads_and_writes(tmp_path: Path) -> None:
-    """pyxis's options, which plain Slurm refuses, are there with an image alone; paths are the same inside."""
-    scratch = tmp_path / "scratch"
-    scratch.symlink_to(tmp_path / "file-system-7")  # settings name it so, and so must the image
+    """pyxis's options, which plain Slurm refuses, are there with an image alone; paths are the same inside. What a name
+    leads to by a link is there too."""
+    scratch, real = tmp_path / "scratch", tmp_path / "file-system-7"
+    scratch.symlink_to(real)  # settings name it so, and so must the image
     given = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": f"{scratch}/./m", "TEMPO_DATA": "data"}
     first, _ = commands("tempo_14b.sh", tmp_path, **given)
     assert f"--container-image=image.sqsh --container-workdir={ROOT} --container-mounts={ROOT}:{ROOT}," in first
-    assert f",{scratch}/m:{scratch}/m,{ROOT}/data:{ROOT}/data,{tmp_path}/runs:{tmp_path}/runs " in first
+    assert (
+        f",{real}/m:{real}/m,{scratch}/m:{scratch}/m,{ROOT}/data:{ROOT}/data,{tmp_path}/runs:{tmp_path}/runs " in first
+    )
+
+
+def test_an_image_is_given_paths_with_blanks_and_what_links_lead_to(tmp_path: Path) -> None:
+    """A list of mounts that was split at a blank is another list. Files of a hub's snapshot are links out of it."""
+    runs, snapshot = tmp_path / "a b" / "runs", tmp_path / "hub" / "snapshots" / "1"
+    blob = tmp_path / "hub" / "blobs" / "abc"
+    for directory in (snapshot, blob.parent):
+        directory.mkdir(parents=True)
+    blob.touch()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
+    (snapshot / "gone.safetensors").symlink_to("../../blobs/gone")
+    variables = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": str(snapshot), "TEMPO_OUTPUT": str(runs)}
+    code, said = submit("tempo_14b.sh", tmp_path, f'printf "%s\n" "$@" > {tmp_path}/words; {FINISHES}', **variables)
+    assert code == 0, said
+    words = (tmp_path / "words").read_text().splitlines()
+    (mounts,) = [word.partition("=")[2].split(",") for word in words if word.startswith("--container-mounts")]
+    assert {f"{path}:{path}" for path in (runs, snapshot, blob)} < set(mounts) and "gone" not in str(mounts)
+    variables["TEMPO_OUTPUT"] = str(tmp_path / "a,b")
+    code, said = submit("tempo_14b.sh", tmp_path, FINISHES, **variables)
+    assert code == 2 and "cannot be given a path with a comma" in said
 
 
 def test_ranks_are_told_their_nodes(tmp_path: Path) -> None:
