@@ -1,0 +1,126 @@
+r"""An answer's text as a value. Nothing of the text is dropped: what no rule explains makes it `Opaque`.
+
+math-verify's parser would drop a left side, a relation's sign, words and units. So the text is taken apart here, and
+the parser sees formulas alone (`formulas.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from tempo_megatron.grading.marks import OPENING, SIGNS, closed_by, marks_of, split, written
+from tempo_megatron.grading.notation import plain
+from tempo_megatron.grading.numerals import based, numerals, ratio
+from tempo_megatron.grading.quantities import quantity
+from tempo_megatron.grading.relations import related, stated_apart
+from tempo_megatron.grading.values import Combination, Named, Opaque, Readings, Relation, Sequence, Value
+
+LONGEST = 2_000  # characters
+_TRAILING = " .,;:\\"
+_LABEL = re.compile(
+    r"(?:\\text\{)?\(([A-H])\) *\}? *(?=[-\d.(]|\\(?:frac|sqrt|pi|text|\$))|([A-H])\) *(?=[-\d.])"
+    r"|\\text\{\([A-H]\) +(?=\w+\})"
+)
+_CONDITION = re.compile(r" *[,(]? *\\text\{ *(?:for|where)\b")
+_LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
+_HUNDREDS = re.compile(r"[1-9]\d\d(?:,[1-9]\d\d)+")
+_JOINING = {",": "", ";": "", r"\lor": "or", "and": "and", "or": "or", r"\land": "and"}
+_SET_SIGNS = frozenset([r"\cup", r"\cap", r"\setminus"])
+_PLUS_MINUS = {r"\pm": ("+", "-"), r"\mp": ("-", "+")}
+
+
+@lru_cache(maxsize=1024)
+def read(text: str) -> Value:
+    """The value of an answer's text; `Opaque` where it says more, or something else, than a value."""
+    if len(text) > LONGEST:
+        return Opaque("")
+    try:
+        latex = plain(text)
+    except ValueError:
+        return Opaque(text.strip())
+    if _HUNDREDS.fullmatch(latex):
+        return Readings((_answer(latex.replace(",", "")), _answer(latex.replace(",", ", "))), latex)
+    return _answer(numerals(latex).lstrip().rstrip(_TRAILING))
+
+
+def _answer(latex: str) -> Value:
+    label = _LABEL.match(latex)
+    if (label and not latex.startswith(r"\text{(")) or (label and latex[label.end() :]):
+        latex = latex[label.end() :] if not latex.startswith(r"\text{(") or latex[label.end() - 1] == "}" else latex
+    condition = _CONDITION.search(latex)
+    if condition and _LETTER.search(latex[: condition.start()]):
+        latex = latex[: condition.start()]
+    items, joints = split(marks_of(latex), lambda mark: mark in _JOINING)
+    values = [value for item in items if written(item) for value in _signs_apart(item)]
+    if not values:
+        return Opaque(latex)
+    if (
+        all(isinstance(value, Relation) for value in values)
+        and set(joints) <= {"or", r"\lor"} | {"and", r"\land"}
+        and joints
+    ):
+        signs = tuple(r"\cup" if _JOINING[joint] == "or" else r"\cap" for joint in joints)
+        return Combination(tuple(values), signs)
+    return _together(values)
+
+
+def _together(values: list[Value]) -> Value:
+    """Values side by side: repeats are one, and a name before them is the name of all."""
+    values = list({str(value): value for value in values}.values())
+    if len(values) == 1:
+        return values[0]
+    first = values[0]
+    if isinstance(first, Named):
+        names = {value.name if isinstance(value, Named) else "" for value in values}
+        if names <= {first.name, ""} and not any(isinstance(value, Relation) for value in values):
+            bare = tuple(value.value if isinstance(value, Named) else value for value in values)
+            return Named(first.name, Sequence("", "", bare))
+    return Sequence("", "", tuple(values))
+
+
+def _signs_apart(marks: list[str]) -> list[Value]:
+    r"""The item's value, or both of them where it has `\pm`."""
+    if not any(mark in _PLUS_MINUS for mark in marks):
+        return [_item(marks)]
+    return [_item([_PLUS_MINUS[mark][side] if mark in _PLUS_MINUS else mark for mark in marks]) for side in (0, 1)]
+
+
+def _item(marks: list[str]) -> Value:
+    sides, signs = split(marks, lambda mark: mark in SIGNS)
+    return related(sides, [SIGNS[sign] for sign in signs], _value) if signs else _value(marks)
+
+
+def _value(marks: list[str]) -> Value:
+    """The value of marks that have no sign of a relation outside of brackets."""
+    while marks and marks[0] == " ":
+        marks = marks[1:]
+    while marks and marks[-1] in (" ", "."):
+        marks = marks[:-1]
+    name, latex = stated_apart(written(marks))
+    if name:
+        return Named(name, _value(marks_of(latex)))
+    operands, signs = split(marks, lambda mark: mark in _SET_SIGNS)
+    if signs:
+        return Combination(tuple(_value(operand) for operand in operands), tuple(signs))
+    if marks and marks[0] in OPENING and closed_by(marks) == len(marks) - 1:
+        return _bracketed(marks)
+    return based(latex) or ratio(latex) or quantity(marks) or Opaque(latex)
+
+
+def _bracketed(marks: list[str]) -> Value:
+    opening, inside, closing = marks[0], marks[1:-1], marks[-1]
+    if opening not in ("(", "[", r"\{", "{", r"\langle"):
+        return quantity(marks) or Opaque(written(marks))
+    if opening == r"\{" and any(mark in SIGNS or mark in ("|", ":") for mark in inside):
+        return Opaque(written(marks))
+    items, _ = split(inside, lambda mark: mark in _JOINING)
+    values = [value for item in items for value in _signs_apart(item)]
+    if opening == "{":
+        return _together(values)
+    if len(values) == 1 and opening in "([" and not isinstance(values[0], Sequence):
+        return values[0]
+    if any(not str(value) for value in values):
+        return Opaque(written(marks))
+    brackets = {r"\langle": ("(", ")")}.get(opening, (opening, closing))
+    return Sequence(*brackets, tuple(values))
