@@ -3,8 +3,8 @@
 usage: python tools/grade_cases.py FILE [--allow 30] [--list]
 
 FILE has a JSON object a line: `grader`, `answer` (the label), `response`, `correct` (the verdict), `note`. Each
-response is graded as in a run, by the same scorers in worker processes with the default limits. The exit code is 1 where more
-pairs than allowed differ.
+response is graded as in a run, by the same scorers in worker processes with the default limits. The exit code is 1
+where more pairs than allowed differ.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _WORDS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
 _PLACEHOLDER = re.compile(
     r"(?:\\text\{)?(?:\.\.\.|\\ldots|\\dots|(?:your |the )?(?:final )?answer(?: here)?|\u2026)\}?", re.IGNORECASE
 )
-_OPERATOR = re.compile(r"\}?[\s$]*(?:[-+*/]|\\cdot|\\times)[\s$]*")
+_OPERATORS = frozenset(["+", "-", "*", "/", r"\cdot", r"\times"])
 _CALCULATION = re.compile(r"[a-zA-Z] ?(?:[-+*/]|\\cdot|\\times) ?[a-zA-Z][^=]{0,40}=")
 _NEIGHBORHOOD = 40
 _CHANGED_BEFORE = re.compile(
@@ -62,12 +62,13 @@ def closing_boxes(text: str) -> list[str]:
     follower = len(text)
     for start, begin, end in reversed(spans):
         between = text[end:follower]
-        if closing and _OPERATOR.fullmatch(between):
+        operand = len(closing) > 1 and between.strip("} \t\n$") in _OPERATORS
+        if operand:
             closing.pop(0)
         elif closing and not _connects(between):
             break
         content = _with_neighbors(text, start, _trimmed(_BOX_COMMAND.sub("", text[begin:end]).strip()), end)
-        if content not in closing and not (closing and _OPERATOR.fullmatch(between)):
+        if content not in closing and not operand:
             closing.insert(0, content)
         follower = start
     return closing

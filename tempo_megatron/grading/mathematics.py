@@ -53,7 +53,7 @@ def check_label(answer: dict[str, Any]) -> None:
     eaten = _EATEN_BACKSLASH.search(str(label).rstrip())
     if eaten:
         lost = f"has the control character {eaten.group()!r} where a backslash is lost"
-        raise ValueError(f"the answer {text!r} {lost}; in JSON a backslash is written twice")
+        raise ValueError(f"the answer {label!r} {lost}; in JSON a backslash is written twice")
     if len(text) > LONGEST:
         raise ValueError(f"the answer has {len(text)} characters; at most {LONGEST} are read")
     try:

@@ -9,6 +9,7 @@ from tempo_megatron.grading.formulas import is_formula
 from tempo_megatron.grading.marks import written
 from tempo_megatron.grading.units import Words, read_words, same_amount
 from tempo_megatron.grading.values import Quantity
+from tempo_megatron.grading.vocabulary import SCALES
 
 _SYMBOLS = {r"\%": "percent", r"\$": "dollars", r"\degree": "degrees", "%": "percent"}
 _NEGATIVE = (r"\text{minus}", r"\text{negative}", r"\text{ minus }", r"\text{ negative }")
@@ -37,7 +38,8 @@ def quantity(marks: list[str]) -> Quantity | None:
         return None
     if meaning.scale != 1:
         formula = _scaled(formula, meaning.scale)
-    return Quantity(canonical(formula), " ".join(words.split()) if meaning.unit else "")
+    unit = " ".join(word for word in words.split() if word.lower() not in SCALES)
+    return Quantity(canonical(formula), unit if meaning.unit else "")
 
 
 def canonical(formula: str) -> str:

@@ -32,13 +32,16 @@ _PLUS_MINUS = {r"\pm": ("+", "-"), r"\mp": ("-", "+")}
 
 @lru_cache(maxsize=1024)
 def read(text: str) -> Value:
-    """The value of an answer's text; `Opaque` where it says more, or something else, than a value."""
+    """The value of an answer's text; `Opaque` where it says more, or something else, than a value.
+
+    An `Opaque` without a text where it is too long, or its braces do not match.
+    """
     if len(text) > LONGEST:
         return Opaque("")
     try:
         latex = plain(text)
     except ValueError:
-        return Opaque(text.strip())
+        return Opaque("")
     if _HUNDREDS.fullmatch(latex):
         return Readings((_answer(latex.replace(",", "")), _answer(latex.replace(",", ", "))), latex)
     return _answer(numerals(latex).lstrip().rstrip(_TRAILING))
@@ -56,7 +59,8 @@ def _answer(latex: str) -> Value:
     if not values:
         return Opaque(latex)
     if (
-        all(isinstance(value, Relation) for value in values)
+        len(joints) == len(values) - 1
+        and all(isinstance(value, Relation) for value in values)
         and set(joints) <= {"or", r"\lor"} | {"and", r"\land"}
         and joints
     ):

@@ -11,7 +11,7 @@ from tempo_megatron.grading.final_answer import last_line, stated
 from tempo_megatron.grading.reading import read
 from tempo_megatron.grading.values import Combination, Named, Opaque, Sequence, Value
 
-_LONGEST = 500
+LONGEST = 500
 _MOST_WORDS = 25
 _LONGEST_TEXT = 60
 _HEDGES = r"or|and|maybe|perhaps|possibly|probably|not|wrong|but|in base|base|mod"
@@ -47,8 +47,8 @@ def stated_value(text: str) -> Value | None:
         return _of_statement(anchored[-1])
     _, marker, after = text.rpartition("####")
     if marker:
-        return _of_statement(after[:_LONGEST].strip().partition("\n")[0])
-    return _of_line(last_line(text)[-_LONGEST:])
+        return _of_statement(after[:LONGEST].strip().partition("\n")[0])
+    return _of_line(last_line(text)[-LONGEST:])
 
 
 def _of_statement(statement: str) -> Value | None:
