@@ -38,6 +38,7 @@ def _same(gold: Value, response: Value) -> bool:
     for one, other, swapped in ((gold, response, False), (response, gold, True)):
         if isinstance(one, Readings):
             return any(same(other, value) if swapped else same(value, other) for value in one.values)
+    gold, response = _named_apart(gold), _named_apart(response)
     if isinstance(gold, Named) and isinstance(response, Named):
         return _same_named(gold, response)
     for one, other in ((gold, response), (response, gold)):
@@ -83,6 +84,16 @@ def _renamed(value: Value, name: str, new: str, gold: Value) -> bool:
 
 def _equation(named: Named) -> Relation:
     return Relation((named.name, str(named.value)), ("=",))
+
+
+def _named_apart(value: Value) -> Value:
+    """(a, b) = (1, 2) as a = 1, b = 2; any other value as it is."""
+    if not isinstance(value, Named) or not value.name.startswith("(") or not isinstance(value.value, Sequence):
+        return value
+    names = value.name[1:-1].split(",")
+    if len(names) != len(value.value.items) or value.value.opening != "(":
+        return value
+    return Sequence("", "", tuple(map(Named, names, value.value.items)))
 
 
 def _record(value: Sequence) -> dict[str, Value]:

@@ -15,6 +15,7 @@ _STATES = r"\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=])[ *:]*"
 _HEADING = r"^[#*_> \t]{0,10}(?:final )?answers?[ *_]{0,10}$"
 _ANSWER_IS = re.compile(rf"{_HEADING}|\banswers?{_STATES}", re.IGNORECASE | re.MULTILINE)
 _CHOICE_IS = re.compile(rf"{_HEADING}|\b(?:answers?|options?|choices?){_STATES}", re.IGNORECASE | re.MULTILINE)
+_DISPLAY = re.compile(r"^(?:\s|\\\[(?=\s)|\$\$(?=\s))+")
 _DENIES = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
 _WORDS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
 _PLACEHOLDER = re.compile(
@@ -24,13 +25,13 @@ _OPERATORS = frozenset(["+", "-", "*", "/", r"\cdot", r"\times"])
 _CALCULATION = re.compile(r"[a-zA-Z] ?(?:[-+*/]|\\cdot|\\times) ?[a-zA-Z][^=]{0,40}=")
 _NEIGHBORHOOD = 40
 _CHANGED_BEFORE = re.compile(
-    r"(\\(?:ne|neq|ge|geq|geqslant|le|leq|leqslant|not|approx|sim)(?![a-z])|[<>≠≥≤≈]|(?:(?<=[=$(])|^) {0,2}-|\bnot)"
-    r"[\s$]{0,9}(?:\\[(\[])?\s{0,9}$"
+    r"(\\(?:ne|neq|not)(?![a-z])|≠|(?<=[=$(]) {0,2}-|(?<![\w)}$])-(?=$)|\bnot)[\s$]{0,9}(?:\\[(\[])?\s{0,9}$"
 )
 _CHANGED_AFTER = re.compile(
-    r"\}[\s$]{0,9}(?:\\[)\]])?\s{0,9}(?:(\^\S{1,9}|!(?=[^\s!])|[a-z](?![a-zA-Z]))"
-    r"|(?:\\text\{\s{0,9})?((?:hundred|thousand|million|billion|trillion|dozen|percent)\b"
-    r"|(?:is|was) (?:not|wrong|incorrect|false)\b|hours?,? (?:and )?\d{1,2} |f(?:oo|ee)t,? (?:and )?\d{1,2} ))"
+    r"\}(?:(\^\S{1,9}|[a-z](?![a-zA-Z]))|[\s$]{0,9}(?:\\[)\]])?\s{0,9}(?:\\text\{\s{0,9})?"
+    r"((?:hundred|thousand|million|billion|trillion|dozen|percent)\b"
+    r"|(?:is|was) (?:wrong|incorrect|false|not (?:the answer|right|correct|valid))\b"
+    r"|hours?,? (?:and )?\d{1,2} |f(?:oo|ee)t,? (?:and )?\d{1,2} ))"
 )
 _NEW_ANSWER = re.compile(r"\banswers?\b", re.IGNORECASE)
 _HEDGE = re.compile(
@@ -139,7 +140,8 @@ def stated(text: str, choices: bool = False) -> list[str]:
 
 
 def _line_after(text: str, start: int) -> str:
-    return text[start : start + _LONGEST].lstrip().partition("\n")[0].strip()
+    following = _DISPLAY.sub("", text[start : start + _LONGEST])
+    return following.partition("\n")[0].strip()
 
 
 def last_line(text: str) -> str:

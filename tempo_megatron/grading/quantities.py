@@ -12,8 +12,9 @@ from tempo_megatron.grading.values import Quantity
 from tempo_megatron.grading.vocabulary import SCALES
 
 _SYMBOLS = {r"\%": "percent", r"\$": "dollars", r"\degree": "degrees", "%": "percent"}
-_NEGATIVE = (r"\text{minus}", r"\text{negative}", r"\text{ minus }", r"\text{ negative }")
+_SAID_BEFORE = re.compile(r"\\text\{ *(minus|negative|exactly|precisely|simply|equal to) *\} *")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_MOST_EXACT_DIGITS = 5
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d{1,30})\}\{(-?\d{1,30})\}|(-?)(\d{1,30}) */ *(\d{1,30})")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|operatorname)(?![a-z])")
 _DEGREE = re.compile(r"\^ *\{ *(?:\\circ|\\degree|o|\\text\{o\}) *\}|\\degree")
@@ -26,8 +27,9 @@ def quantity(marks: list[str]) -> Quantity | None:
     """The marks as a formula with words; None where a rule explains neither."""
     latex = _UNIT_QUOTIENT.sub(r"\\text{\1/\2\3}", _UNIT_POWER.sub(r"\\text{\1^\2}", written(marks)))
     latex = _DEGREE.sub(r"\\degree ", latex)
-    if latex.startswith(_NEGATIVE):
-        latex = "-" + latex.partition("}")[2].lstrip()
+    said = _SAID_BEFORE.match(latex)
+    if said:
+        latex = ("-" if said.group(1) in ("minus", "negative") else "") + latex[said.end() :]
     formula, words = _words_apart(latex)
     meaning = read_words(words) if words else Words(1, None)
     if meaning is None:
@@ -47,6 +49,8 @@ def canonical(formula: str) -> str:
     formula = re.sub(r"(?<![a-zA-Z]) +| +(?![a-zA-Z])", "", formula).removeprefix("+")
     if _NUMBER.fullmatch(formula):
         number = formula.rstrip("0").rstrip(".") if "." in formula else formula
+        if "." in number and len(formula.lstrip("-0.")) > _MOST_EXACT_DIGITS:
+            return formula  # zeros at the end of a rounded value are digits of it
         return "0" if number in ("-0", "-", "") else number
     match = _FRACTION.fullmatch(formula)
     if not match:

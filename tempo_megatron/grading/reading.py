@@ -27,6 +27,8 @@ _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 _HUNDREDS = re.compile(r"[1-9]\d\d(?:,[1-9]\d\d)+")
 _JOINING = {",": "", ";": "", r"\lor": "or", "and": "and", "or": "or", r"\land": "and"}
 _SET_SIGNS = frozenset([r"\cup", r"\cap", r"\setminus"])
+_NUMBERS = frozenset(rf"\mathbb{{{letter}}}" for letter in "ZNRQ")
+_ALL_REALS = re.compile(r"\\text\{(?:the )?(?:set of )?(?:all )?real(?:s| numbers)\}", re.IGNORECASE)
 _PLUS_MINUS = {r"\pm": ("+", "-"), r"\mp": ("-", "+")}
 
 
@@ -58,6 +60,7 @@ def _answer(latex: str) -> Value:
     values = [value for item in items if written(item) for value in _signs_apart(item)]
     if not values:
         return Opaque(latex)
+    values = [values[0], *(value for value in values[1:] if not _is_condition(value, latex))]
     if (
         len(joints) == len(values) - 1
         and all(isinstance(value, Relation) for value in values)
@@ -67,6 +70,11 @@ def _answer(latex: str) -> Value:
         signs = tuple(r"\cup" if _JOINING[joint] == "or" else r"\cap" for joint in joints)
         return Combination(tuple(values), signs)
     return _together(values)
+
+
+def _is_condition(value: Value, latex: str) -> bool:
+    """Whether it only says which numbers a letter of the answer stands for: k in the whole numbers."""
+    return isinstance(value, Named) and str(value.value) in _NUMBERS and latex.count(value.name) > 1
 
 
 def _together(values: list[Value]) -> Value:
@@ -109,6 +117,8 @@ def _value(marks: list[str]) -> Value:
         return Combination(tuple(_value(operand) for operand in operands), tuple(signs))
     if marks and marks[0] in OPENING and closed_by(marks) == len(marks) - 1:
         return _bracketed(marks)
+    if _ALL_REALS.fullmatch(latex):
+        return Opaque(r"\mathbb{R}")
     return based(latex) or ratio(latex) or quantity(marks) or Opaque(latex)
 
 

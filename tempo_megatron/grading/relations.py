@@ -83,14 +83,14 @@ def _equal(sides: list[list[str]], texts: list[str], read: Callable[[list[str]],
     return last if agree and numbers and same(last, first) else None
 
 
-def _components(left: str, right: Value) -> Sequence | None:
-    """The names of a tuple's parts with their values."""
+def _components(left: str, right: Value) -> Named | None:
+    """The tuple with the names of its parts."""
     if not isinstance(right, Sequence) or right.opening != "(" or not (left.startswith("(") and left.endswith(")")):
         return None
     names = [name.replace(" ", "") for name in left[1:-1].split(",")]
     if len(names) != len(right.items) or len(names) < 2 or not all(map(_is_name, names)):
         return None
-    return Sequence("", "", tuple(Named(name, value) for name, value in zip(names, right.items, strict=True)))
+    return Named(f"({','.join(names)})", right)
 
 
 def _approximate(

@@ -37,7 +37,9 @@ _NO_ANSWER = re.compile(
     r"|lies)\b|n't\b|\?",
     re.IGNORECASE,
 )
-_NOT_FIRST = re.compile(r"(?:so|we|up|to|by|at|of|on|it|he|my|us|an|as|be|do|go|if|me|is|in|a|I)\b", re.IGNORECASE)
+_NOT_FIRST = re.compile(
+    r"(?:so|we|up|to|by|at|of|on|it|he|my|us|an|as|be|do|go|if|me|is|in|a|I)\b(?! *[=<>^(])", re.IGNORECASE
+)
 
 
 def stated_value(text: str) -> Value | None:
@@ -69,7 +71,7 @@ def _without_fillers(statement: str) -> str:
 def _of_line(line: str) -> Value | None:
     """The value that a last line without an anchor ends with: all of it, or what its last sentence comes to."""
     whole = read(_bare(line.strip()))
-    if _is_clear(whole):
+    if _is_clear(whole) and not _NOT_FIRST.match(line):
         return whole
     sentence = _SENTENCE_END.split(_ASIDE.sub("", line).strip())
     last = next((part.strip() for part in reversed(sentence) if re.search(r"\w", part)), "")

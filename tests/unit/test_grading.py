@@ -95,7 +95,7 @@ def test_extract_gives_the_final_answer_in_the_graders_own_form(shared: Grader) 
         respond("<answer> 12 </answer> done", "reasoning_gym:spell_backward"),
         respond(" olleh ", "reasoning_gym:spell_backward"),
     ]
-    assert shared.extract(rollouts) == ["\\frac{1}{2}", "7", "", "", "B", "as is", "12", "olleh"]
+    assert shared.extract(rollouts) == ["\\frac{1}{2}", "x=7", "", "", "B", "as is", "12", "olleh"]
 
 
 def test_clusters_are_of_equivalent_answers_to_one_prompt(shared: Grader) -> None:

@@ -183,8 +183,9 @@ def test_prose_states_its_answer(gold: str, response: str, right: bool) -> None:
         ("5", "I got \\boxed{5} but the truth is \\boxed{}", False),
         ("5", "I got \\boxed{5} at first but then \\boxed{", False),
         ("5", "\\boxed{5} million", False),
-        ("5", "$x \\ge \\boxed{5}$", False),
+        ("5", "$x \\ne \\boxed{5}$", False),
         ("5", "\\boxed{5} is wrong", False),
+        ("5", "so x => \\boxed{5} a prime, which is not a surprise", True),
     ],
 )
 def test_the_last_boxes_are_the_answer(gold: str, response: str, right: bool) -> None:
