@@ -24,12 +24,10 @@ _RENAMED = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge", r"\neq": r"\ne",
     r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\lt": "<", r"\gt": ">", r"\dots": r"\ldots", r"\cdots": r"\ldots",
     r"\vee": r"\lor", r"\wedge": r"\land", r"\varnothing": r"\emptyset", r"\lbrace": r"\{", r"\rbrace": r"\}",
-    r"\ast": "*",
-    r"\backslash": r"\setminus", r"\lbrack": "[", r"\rbrack": "]", r"\R": r"\mathbb{R}", r"\bar": r"\overline",
-    r"\bmod": r"\mod", r"\pmod": r"\mod", r"\imath": "i", r"\dotsc": r"\ldots", r"\dotsb": r"\ldots",
-    r"\lvert": "|", r"\rvert": "|", r"\vert": "|",
-    r"\colon": ":", r"\tbinom": r"\binom", r"\dbinom": r"\binom", r"\pounds": r"\text{£}", r"\euro": r"\text{€}",
-    r"\percent": r"\%",
+    r"\ast": "*", r"\backslash": r"\setminus", r"\lbrack": "[", r"\rbrack": "]", r"\R": r"\mathbb{R}",
+    r"\bar": r"\overline", r"\bmod": r"\mod", r"\pmod": r"\mod", r"\imath": "i", r"\dotsc": r"\ldots",
+    r"\dotsb": r"\ldots", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\colon": ":", r"\tbinom": r"\binom",
+    r"\dbinom": r"\binom", r"\pounds": r"\text{£}", r"\euro": r"\text{€}", r"\percent": r"\%",
 }  # fmt: skip
 _TWO_ARGUMENTS = frozenset([r"\frac", r"\binom"])
 _DEEPEST = 60
@@ -37,6 +35,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")  # noqa: RUF001
 _SPELLED = {"infinity": r"\infty ", "inf": r"\infty ", "lcm": r"\operatorname{lcm}"}
 _NUMBER_FIRST = re.compile(r" *\d[\d.,/]* *[^\W\d_]")
 _NUMBERS_IN_WORDS = re.compile(r"[^\W\d_][^\d]*")
+_UNIT = re.compile(r" +[mgshlL] *| *[mgshlL]/[a-z](?:\^[23])? *")
 _CURRENCIES = frozenset("€£¥₹")
 
 _MARKDOWN = re.compile(r"\*\*|__+|`|</?(?:b|i|em|strong|code)>")
@@ -126,7 +125,7 @@ def _rewritten(nodes: list[Node]) -> list[Node]:
         elif name in NO_MEANING_WITH_ARGUMENT:
             _argument(rest)
         elif name in FONTS:
-            rewritten += _text(name, _argument(rest))
+            rewritten += _text(_argument(rest))
         elif node == r"\sqrt":
             rewritten += [node, *_index(rest), _argument(rest)]
         elif node in _TWO_ARGUMENTS:
@@ -137,8 +136,7 @@ def _rewritten(nodes: list[Node]) -> list[Node]:
 
 
 def _argument(rest: list[Node]) -> list[Node]:
-    """The next argument, taken from the end of `rest`: braces, parentheses, a command with its own,
-    or one character."""
+    """The next argument, taken from the end of `rest`: braces, parentheses, a command with its own, a character."""
     while rest and rest[-1] == " ":
         rest.pop()
     if not rest:
@@ -153,7 +151,7 @@ def _argument(rest: list[Node]) -> list[Node]:
     if node == r"\sqrt":
         return [node, *_index(rest), _argument(rest)]
     if node[1:] in FONTS:
-        return _text(node[1:], _argument(rest))
+        return _text(_argument(rest))
     return _rewritten([node])
 
 
@@ -177,7 +175,7 @@ def _until(rest: list[Node], opening: str, closing: str) -> list[Node]:
     return inside
 
 
-def _text(font: str, content: list[Node]) -> list[Node]:
+def _text(content: list[Node]) -> list[Node]:
     r"""Words in `\text{}`, anything else as it is."""
     words = _written(content).replace("{", "").replace("}", "")
     if words in ("lcm", "cis"):
@@ -185,11 +183,9 @@ def _text(font: str, content: list[Node]) -> list[Node]:
     letters = _WORD.findall(words)
     if _NUMBER_FIRST.match(words):
         return list(_NUMBERS_IN_WORDS.sub(lambda match: rf"\text{{{match.group()}}}", words))
-    if words.strip() in _CURRENCIES:
+    if words.strip() in _CURRENCIES or _UNIT.fullmatch(words):
         return [rf"\text{{{words}}}"]
-    if "\\" in words or (
-        not any(len(word) > 1 for word in letters) and not (font == "text" and words != words.strip())
-    ):
+    if "\\" in words or not any(len(word) > 1 for word in letters):
         return content
     if len(letters) == 1 and letters[0] == words.strip() and words.strip() in FUNCTIONS:
         return [f"\\{words.strip()}", " "]

@@ -18,10 +18,7 @@ from tempo_megatron.grading.values import Combination, Named, Opaque, Readings, 
 
 LONGEST = 2_000  # characters
 _TRAILING = " .,;:\\"
-_LABEL = re.compile(
-    r"(?:\\text\{)?\(([A-H])\) *\}? *(?=[-\d.(]|\\(?:frac|sqrt|pi|text|\$))|([A-H])\) *(?=[-\d.])"
-    r"|\\text\{\([A-H]\) +(?=\w+\})"
-)
+_LABEL = re.compile(r"\([A-H]\)(?: *(?=[\d.]|\\(?:frac|sqrt|pi|text|\$))| +(?=[-(]))|[A-H]\) *(?=[-\d.])")
 _CONDITION = re.compile(r" *[,(]? *\\text\{ *(?:for|where)\b")
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 _HUNDREDS = re.compile(r"[1-9]\d\d(?:,[1-9]\d\d)+")
@@ -50,9 +47,9 @@ def read(text: str) -> Value:
 
 
 def _answer(latex: str) -> Value:
+    """The value of plain LaTeX: one value, or several side by side."""
     label = _LABEL.match(latex)
-    if (label and not latex.startswith(r"\text{(")) or (label and latex[label.end() :]):
-        latex = latex[label.end() :] if not latex.startswith(r"\text{(") or latex[label.end() - 1] == "}" else latex
+    latex = latex[label.end() :] if label else latex
     condition = _CONDITION.search(latex)
     if condition and _LETTER.search(latex[: condition.start()]):
         latex = latex[: condition.start()]
@@ -61,14 +58,14 @@ def _answer(latex: str) -> Value:
     if not values:
         return Opaque(latex)
     values = [values[0], *(value for value in values[1:] if not _is_condition(value, latex))]
+    words = {_JOINING[joint] for joint in joints}
     if (
         len(joints) == len(values) - 1
+        and words in ({"or"}, {"and"})
         and all(isinstance(value, Relation) for value in values)
-        and set(joints) <= {"or", r"\lor"} | {"and", r"\land"}
-        and joints
     ):
-        signs = tuple(r"\cup" if _JOINING[joint] == "or" else r"\cap" for joint in joints)
-        return Combination(tuple(values), signs)
+        sign = r"\cup" if words == {"or"} else r"\cap"
+        return Combination(tuple(values), (sign,) * len(joints))
     return _together(values)
 
 
