@@ -17,6 +17,7 @@ from tempo_megatron.grading.relations import related, stated_apart
 from tempo_megatron.grading.values import Combination, Named, Opaque, Readings, Relation, Sequence, Value
 
 LONGEST = 2_000  # characters
+_GOES_ON = ("...", r"\ldots")
 _TRAILING = " .,;:\\"
 _LABEL = re.compile(r"\([A-H]\)(?: *(?=[\d.]|\\(?:frac|sqrt|pi|text|\$))| +(?=[-(]))|[A-H]\) *(?=[-\d.])")
 _CONDITION = re.compile(r" *[,(]? *\\text\{ *(?:for|where)\b")
@@ -43,7 +44,8 @@ def read(text: str) -> Value:
         return Opaque("")
     if _HUNDREDS.fullmatch(latex):
         return Readings((_answer(latex.replace(",", "")), _answer(latex.replace(",", ", "))), latex)
-    return _answer(numerals(latex).lstrip().rstrip(_TRAILING))
+    latex = numerals(latex).strip()
+    return _answer(latex if latex.endswith(_GOES_ON) else latex.rstrip(_TRAILING))
 
 
 def _answer(latex: str) -> Value:
@@ -104,7 +106,7 @@ def _value(marks: list[str]) -> Value:
     """The value of marks that have no sign of a relation outside of brackets."""
     while marks and marks[0] == " ":
         marks = marks[1:]
-    while marks and marks[-1] in (" ", "."):
+    while marks and (marks[-1] == " " or (marks[-1] == "." and marks[-2:-1] != ["."])):
         marks = marks[:-1]
     name, latex = stated_apart(written(marks))
     if name:

@@ -126,6 +126,6 @@ def _is_name(text: str) -> bool:
     if not call:
         return False
     letter, argument = call.groups()
-    return letter not in argument and (
-        letter in _FUNCTION_LETTERS or bool(_PLAIN_ARGUMENTS.fullmatch(argument.strip()))
+    return letter in _FUNCTION_LETTERS or (
+        letter not in argument and bool(_PLAIN_ARGUMENTS.fullmatch(argument.strip()))
     )

@@ -17,7 +17,8 @@ _LONGEST_TEXT = 60
 _HEDGES = r"or|and|maybe|perhaps|possibly|probably|not|wrong|but|in base|base|mod"
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|[*_`]+(?:\s|$))")
 _CLAUSE = re.compile(
-    rf",? (?:since|because|as|which|so|hence|thus|found)\b.*|, (?!(?:{_HEDGES})\b)[a-z]{{2,}} .*|[;—] .*", re.DOTALL
+    rf",? (?:since|because|as|which|so|hence|thus|found)\b.*|, (?!(?:{_HEDGES})\b)[a-z]{{2,}} .*|[;—] (?![-\d$(]).*",
+    re.DOTALL,
 )
 _ASIDE = re.compile(rf" \((?!(?:{_HEDGES})\b)[A-Za-z]{{2,}} [^()]*\)")
 _CONTRAST = re.compile(r",? \(?not [-$\d].*", re.DOTALL)
