@@ -13,6 +13,9 @@ from tempo_megatron.grading.units import read_words, same_amount
 from tempo_megatron.grading.values import Based, Named, Opaque, Quantity, Readings, Relation, Sequence, Value
 
 _MOST_ITEMS = 100
+_CANNOT_COMPARE = (ValueError, ArithmeticError, TypeError, NotImplementedError, AttributeError)
+"""what SymPy raises for expressions that it cannot evaluate or compare"""
+
 _COMMAND_OR_LETTER = r"\\[a-zA-Z]+|{letter}"
 _CALL = re.compile(r"([a-zA-Z])\(([a-zA-Z])\)")
 _MARKUP = re.compile(r"\\text|[{}$\s]")
@@ -24,30 +27,19 @@ def same(gold: Value, response: Value) -> bool:
         return bool(str(gold))
     try:
         return _same(gold, response)
-    except (
-        ValueError,
-        ArithmeticError,
-        TypeError,
-        NotImplementedError,
-        AttributeError,
-    ):  # SymPy's, for what it cannot compare
+    except _CANNOT_COMPARE:
         return False
 
 
 def _same(gold: Value, response: Value) -> bool:
-    for one, other, swapped in ((gold, response, False), (response, gold, True)):
-        if isinstance(one, Readings):
-            return any(same(other, value) if swapped else same(value, other) for value in one.values)
+    """By the kinds of both. Raises ValueError where kinds have no rule, and SymPy's errors where it cannot compare."""
+    if isinstance(gold, Readings):
+        return any(same(value, response) for value in gold.values)
+    if isinstance(response, Readings):
+        return any(same(gold, value) for value in response.values)
     gold, response = _named_apart(gold), _named_apart(response)
-    if isinstance(gold, Named) and isinstance(response, Named):
-        return _same_named(gold, response)
-    for one, other in ((gold, response), (response, gold)):
-        if isinstance(one, Named):
-            if isinstance(other, Relation):
-                return same_equation(_equation(one), other) if isinstance(one.value, Quantity) else same_set(one, other)
-            if not (isinstance(other, Sequence) and _record(other)):
-                return same(one.value, other) if one is gold else same(other, one.value)
-            return False
+    if isinstance(gold, Named) or isinstance(response, Named):
+        return _same_with_names(gold, response)
     if isinstance(gold, Relation) and isinstance(response, Relation):
         return same_equation(gold, response) or same_set(gold, response)
     if isinstance(gold, Sequence) and isinstance(response, Sequence):
@@ -62,6 +54,19 @@ def _same(gold: Value, response: Value) -> bool:
     if isinstance(gold, Opaque) or isinstance(response, Opaque):
         return _same_words(gold, response) or same_set(gold, response)
     return same_set(gold, response)
+
+
+def _same_with_names(gold: Value, response: Value) -> bool:
+    """At least one of them is `Named`: two names must agree, and one alone may be left out."""
+    if isinstance(gold, Named) and isinstance(response, Named):
+        return _same_named(gold, response)
+    named, other = (gold, response) if isinstance(gold, Named) else (response, gold)
+    assert isinstance(named, Named)
+    if isinstance(other, Relation):
+        return same_equation(_equation(named), other) if isinstance(named.value, Quantity) else same_set(named, other)
+    if isinstance(other, Sequence) and _record(other):
+        return False
+    return same(named.value, other) if named is gold else same(other, named.value)
 
 
 def _same_named(gold: Named, response: Named) -> bool:
