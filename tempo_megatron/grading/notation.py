@@ -35,7 +35,7 @@ _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")  # noqa: RUF001
 _SPELLED = {"infinity": r"\infty ", "inf": r"\infty ", "lcm": r"\operatorname{lcm}"}
 _NUMBER_FIRST = re.compile(r" *\d[\d.,/]* *[^\W\d_]")
 _NUMBERS_IN_WORDS = re.compile(r"[^\W\d_][^\d]*")
-_UNIT = re.compile(r" +[mgshlL] *| *[mgshlL]/[a-z](?:\^[23])? *")
+_UNIT = re.compile(r" +[mgshlL] *| *[mgshlL]/[a-z](?:\^[23])? *| *[ap]\.m\.? *")
 _CURRENCIES = frozenset("€£¥₹")
 
 _MARKDOWN = re.compile(r"\*\*|__+|`|</?(?:b|i|em|strong|code)>")

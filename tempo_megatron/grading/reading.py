@@ -24,6 +24,7 @@ _CONDITION = re.compile(r" *[,(]? *\\text\{ *(?:for|where)\b")
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 _HUNDREDS = re.compile(r"[1-9]\d\d(?:,[1-9]\d\d)+")
 _JOINING = {",": "", ";": "", r"\lor": "or", "and": "and", "or": "or", r"\land": "and"}
+_SUCH_THAT = frozenset([r"\mid", "|", ":"])
 _SET_SIGNS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _NUMBERS = frozenset(rf"\mathbb{{{letter}}}" for letter in "ZNRQ")
 _ALL_REALS = re.compile(r"\\text\{(?:the )?(?:set of )?(?:all )?real(?:s| numbers)\}", re.IGNORECASE)
@@ -125,8 +126,11 @@ def _bracketed(marks: list[str]) -> Value:
     opening, inside, closing = marks[0], marks[1:-1], marks[-1]
     if opening not in ("(", "[", r"\{", "{", r"\langle"):
         return quantity(marks) or Opaque(written(marks))
-    if opening == r"\{" and any(mark in SIGNS or mark in ("|", ":") for mark in inside):
-        return Opaque(written(marks))
+    conditions, builds = split(inside, lambda mark: mark in _SUCH_THAT)
+    if opening == r"\{" and builds:
+        letter = written(conditions[0])
+        known = len(letter) == 1 and letter.isalpha() and len(conditions) == 2 and letter in conditions[1]
+        return _answer(written(conditions[1])) if known else Opaque(written(marks))
     items, _ = split(inside, lambda mark: mark in _JOINING)
     values = [value for item in items for value in _signs_apart(item)]
     if opening == "{":

@@ -9,7 +9,7 @@ from tempo_megatron.grading.comparison import same
 from tempo_megatron.grading.formulas import is_formula
 from tempo_megatron.grading.marks import written
 from tempo_megatron.grading.units import read_words
-from tempo_megatron.grading.values import Combination, Named, Opaque, Quantity, Relation, Sequence, Value
+from tempo_megatron.grading.values import Combination, Named, Opaque, Relation, Sequence, Value
 from tempo_megatron.grading.vocabulary import GREEK
 
 _GREEK = rf"\\(?:{'|'.join(sorted(GREEK | {'ell'}))})(?![a-zA-Z])"
@@ -17,7 +17,8 @@ _LETTER = rf"(?:[a-zA-Z]|{_GREEK})"
 _SUBSCRIPT = r"(?: *_ *\{[^{}]*\})?'*(?:\^\{(?:'|\\prime|\*|-1)\})?"
 _NAME = re.compile(
     rf" *(?:{_LETTER}{_SUBSCRIPT}|\\(?:overline|hat|vec|tilde|mathbf|widehat|overrightarrow) *\{{[^{{}}]*\}}"
-    rf"|(?:\\(?:angle|triangle|measuredangle|overline|m) *)*[A-Z]{{1,4}}|m *\\angle *[A-Z]{{1,3}}) *"
+    rf"|(?:\\(?:angle|triangle|measuredangle|overline|m) *)*[A-Z]{{1,4}}|m *\\angle *[A-Z]{{1,3}}"
+    rf"|(?:\\mathbb\{{[EP]\}}|[EP]) *\[[^\[\]]*\]|{_LETTER}(?: *: *{_LETTER})+|\\frac\{{d[a-z]\}}\{{d[a-z]\}}) *"
 )
 _FUNCTION = re.compile(rf" *({_LETTER}){_SUBSCRIPT} *\( *([^()]*(?:\([^()]*\))?[^()]*) *\) *")
 _FUNCTION_LETTERS = frozenset("fghFGHPQpqrSTVEuvw")
@@ -78,9 +79,7 @@ def _equal(sides: list[list[str]], texts: list[str], read: Callable[[list[str]],
             return named
     if agree and len(sides) > 2 and _SUM_OF_NAMES.fullmatch(texts[0]):
         return last
-    first = read(sides[0])
-    numbers = isinstance(first, Quantity) and not re.search(r"(?<![\\a-zA-Z])[a-df-hj-zA-Z](?![a-zA-Z])", first.latex)
-    return last if agree and numbers and same(last, first) else None
+    return last if agree and same(last, read(sides[0])) else None
 
 
 def _components(left: str, right: Value) -> Named | None:

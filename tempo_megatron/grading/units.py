@@ -12,6 +12,7 @@ _NEUTRAL = frozenset(["unit", "number", "value"])
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[€£¥₹¢$°%]")  # noqa: RUF001
 _POWER = re.compile(r"\^ ?([23])")
 _MARKUP = re.compile(r"\\text|\\(?=[$%])|[{}]")
+_HALF_OF_DAY = re.compile(r"\b([ap])\.m\b\.?")
 _HARMLESS = re.compile(r"[\s./()\[\]'’-]")  # noqa: RUF001
 _POWERS = {"powerpower": 2, "powerpowerpower": 3, "square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _MOST_WORDS = 4
@@ -40,7 +41,7 @@ class Words:
 def read_words(text: str) -> Words | None:
     r"""The words' meaning; None where they say more than a unit: a denial, a hedge, a comparison, a fraction."""
     bare = _POWER.sub(lambda match: f" {'power' * int(match.group(1))} ", _MARKUP.sub("", text))
-    bare = bare.replace("a.m.", "am").replace("p.m.", "pm")
+    bare = _HALF_OF_DAY.sub(r"\1m", bare)
     words = _WORD.findall(bare)
     if _HARMLESS.sub("", _WORD.sub("", bare)) or len(words) > 2 * _MOST_WORDS:
         return None

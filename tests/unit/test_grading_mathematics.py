@@ -23,6 +23,7 @@ CASES = [
     for line in (FIXTURE.parent / "cases.jsonl").read_text().splitlines()
     if (case := json.loads(line))["grader"] == "math"
 ]
+KINDS = [json.loads(line) for line in (FIXTURE.parent / "kinds.jsonl").read_text().splitlines()]
 HONEST = [row for row in ROWS if row.get("differs") != "hostile"]
 
 
@@ -222,9 +223,16 @@ def test_notation_is_read(gold: str, answer: str, right: bool) -> None:
     assert grade(rf"\boxed{{{answer}}}", {"answer": gold}) is right
 
 
+def test_pairs_of_each_kind_are_graded_as_by_hand() -> None:
+    """Relations, qualified values, names, units, sets, prose, boxes and what is beside them: many pairs of each kind."""
+    assert len(KINDS) > 400
+    for case in KINDS:
+        assert grade(case["response"], case) is case["correct"], case
+
+
 def test_extraction_and_grade_agree() -> None:
     """Votes are of values: grading what is extracted says what grading the response says, and forms do not matter."""
-    for case in CASES:
+    for case in CASES + KINDS:
         value = extract(case["response"])
         assert grade(rf"\boxed{{{value}}}", case) is grade(case["response"], case), case
     assert {extract("The answer is 42**"), extract("The answer is 42."), extract("\\boxed{42.0}")} == {"42"}
