@@ -224,7 +224,7 @@ def test_notation_is_read(gold: str, answer: str, right: bool) -> None:
 
 
 def test_pairs_of_each_kind_are_graded_as_by_hand() -> None:
-    """Relations, qualified values, names, units, sets, prose, boxes and what is beside them: many pairs of each kind."""
+    """Relations, qualified values, names, units, sets, prose, boxes and their neighbors: many pairs of each kind."""
     assert len(KINDS) > 400
     for case in KINDS:
         assert grade(case["response"], case) is case["correct"], case
