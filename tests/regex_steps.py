@@ -43,6 +43,15 @@ class StepCounter:
                     patch.setattr(module, name, _CountedPattern(value, self))
 
 
+def steps(pattern: re.Pattern[str], text: str) -> int:
+    """The steps of finding all matches of one pattern."""
+    sys.setrecursionlimit(1_000_000)
+    counter = StepCounter()
+    for _ in _CountedPattern(pattern, counter).finditer(text):
+        pass
+    return counter.steps
+
+
 class _CountedPattern:
     def __init__(self, pattern: re.Pattern[str], counter: StepCounter) -> None:
         self._pattern = pattern

@@ -12,9 +12,31 @@ _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)(?=\s*\{)")
 _TRAILING = " \t\n.,;\\"
 _LONGEST = 500
 _STATES = r"\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=])[ *:]*"
-_ANSWER_IS = re.compile(rf"\banswers?{_STATES}", re.IGNORECASE)
-_CHOICE_IS = re.compile(rf"\b(?:answers?|options?|choices?){_STATES}", re.IGNORECASE)
+_HEADING = r"^[#*_> \t]{0,10}(?:final )?answers?[ *_]{0,10}$"
+_ANSWER_IS = re.compile(rf"{_HEADING}|\banswers?{_STATES}", re.IGNORECASE | re.MULTILINE)
+_DISPLAY = re.compile(r"^(?:\s|\\\[(?=\s)|\$\$(?=\s))+")
+_DENIES = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
 _WORDS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
+_PLACEHOLDER = re.compile(
+    r"(?:\\text\{)?(?:\.\.\.|\\ldots|\\dots|(?:your |the )?(?:final )?answer(?: here)?|\u2026)\}?", re.IGNORECASE
+)
+_OPERATORS = frozenset(["+", "-", "*", "/", r"\cdot", r"\times"])
+_CALCULATION = re.compile(r"[a-zA-Z] ?(?:[-+*/]|\\cdot|\\times) ?[a-zA-Z][^=]{0,40}=")
+_NEIGHBORHOOD = 40
+_CHANGED_BEFORE = re.compile(
+    r"(\\(?:ne|neq|not)(?![a-z])|≠|(?<=[=$(]) {0,2}-|(?<![\w)}$])-(?=$)|\bnot)[\s$]{0,9}(?:\\[(\[])?\s{0,9}$"
+)
+_CHANGED_AFTER = re.compile(
+    r"\}(?:(\^\S{1,9}|[a-z](?![a-zA-Z]))|[\s$]{0,9}(?:\\[)\]])?\s{0,9}(?:\\text\{\s{0,9})?"
+    r"((?:hundred|thousand|million|billion|trillion|dozen|percent)\b"
+    r"|(?:is|was) (?:wrong|incorrect|false|not (?:the answer|right|correct|valid))\b"
+    r"|hours?,? (?:and )?\d{1,2} |f(?:oo|ee)t,? (?:and )?\d{1,2} ))"
+)
+_NEW_ANSWER = re.compile(r"\banswers?\b", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"\b(?:also|alternatively|another|could|either|equivalently|may|maybe|might|or|other|perhaps|possibly)\b",
+    re.IGNORECASE,
+)
 _CONNECTIVES = re.compile(
     r"[a-z]|also|alternatively|and|another|answers?|are|be|could|either|equivalently|is|it|may|maybe|might|or|other"
     r"|perhaps|possibly|solutions?|text|that|the|quad"
@@ -25,20 +47,49 @@ def closing_boxes(text: str) -> list[str]:
     r"""Contents of the boxes that end the response: the last one that is not empty, and those that stand with it.
 
     Two boxes stand together when nothing but connectives ("or", "and", "the other answer is"), single letters (x = ),
-    numbers and punctuation is between them. Contents that repeat are given once. A last box that is never closed
-    reaches to the end of its line.
+    numbers and punctuation is between them. "The answer is" without a hedge, and a calculation (a + b = ), begin a new
+    answer. Contents that repeat are given once. A last box that is never closed reaches to the end of its line. A box
+    that only shows where an answer goes (`\boxed{...}`, `\boxed{answer}`) is none. One empty text where the last box
+    takes the answer back: it is empty or a question mark, and words stand before it.
     """
-    spans = [span for span in _boxes(text) if text[span[1] : span[2]].strip(_TRAILING + "{}")]
+    spans = [span for span in _boxes(text) if not _PLACEHOLDER.fullmatch(text[span[1] : span[2]].strip())]
+    while spans and _is_empty(text[spans[-1][1] : spans[-1][2]]):
+        start = spans.pop()[0]
+        if not spans or re.search(r"\w", text[spans[-1][2] : start]):
+            return [""]
+    spans = [span for span in spans if not _is_empty(text[span[1] : span[2]])]
     closing: list[str] = []
     follower = len(text)
     for start, begin, end in reversed(spans):
-        if closing and not _connects(text[end:follower]):
+        between = text[end:follower]
+        operand = len(closing) > 1 and between.strip("} \t\n$") in _OPERATORS
+        if operand:
+            closing.pop(0)
+        elif closing and not _connects(between):
             break
-        content = _BOX_COMMAND.sub("", text[begin:end]).strip().rstrip(_TRAILING)
-        if content not in closing:
+        content = _with_neighbors(text, start, _trimmed(_BOX_COMMAND.sub("", text[begin:end]).strip()), end)
+        if content not in closing and not operand:
             closing.insert(0, content)
         follower = start
     return closing
+
+
+def _with_neighbors(text: str, start: int, content: str, end: int) -> str:
+    """The content with what changes it from outside: a sign or a denial before the box, a power or words behind it."""
+    before = _CHANGED_BEFORE.search(text[max(0, start - _NEIGHBORHOOD) : start])
+    after = _CHANGED_AFTER.match(text, end, end + _NEIGHBORHOOD)
+    prefix = "" if not before else before.group(1) if before.group(1) != "not" else r"\text{not }"
+    suffix = "" if not after else after.group(1) or rf"\text{{ {after.group(2)}}}"
+    return f"{prefix} {content}{suffix}".strip()
+
+
+def _trimmed(content: str) -> str:
+    """Without punctuation at its end; three dots mean that something goes on."""
+    return content if content.endswith("...") else content.rstrip(_TRAILING)
+
+
+def _is_empty(content: str) -> bool:
+    return not content.strip(_TRAILING + "{}?")
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
@@ -68,18 +119,28 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def _connects(between: str) -> bool:
-    if len(between) > 200:
+    if len(between) > 200 or _CALCULATION.search(between):
+        return False
+    if _NEW_ANSWER.search(between) and not _HEDGE.search(between):
         return False
     return all(_CONNECTIVES.fullmatch(word.lstrip("\\").lower()) for word in _WORDS.findall(between))
 
 
-def stated(text: str, choices: bool = False) -> list[str]:
-    """What follows each "answer is" or "Answer:" (with `choices` also "option is", "choice:"), first to last.
+def stated(text: str) -> list[str]:
+    """What follows each "answer is" or "Answer:", first to last.
 
-    Each up to its line's end, and no longer than 500 characters.
+    Each up to its line's end, and no longer than 500 characters. Where "answer" is a heading it is the next line
+    that is not blank. A denial ("the answer cannot be") states "".
     """
-    ends = (found.end() for found in (_CHOICE_IS if choices else _ANSWER_IS).finditer(text))
-    return [text[end : end + _LONGEST].lstrip().partition("\n")[0].strip() for end in ends]
+    return [
+        "" if _DENIES.search(anchor.group()) else _line_after(text, anchor.end())
+        for anchor in _ANSWER_IS.finditer(text)
+    ]
+
+
+def _line_after(text: str, start: int) -> str:
+    following = _DISPLAY.sub("", text[start : start + _LONGEST])
+    return following.partition("\n")[0].strip()
 
 
 def last_line(text: str) -> str:

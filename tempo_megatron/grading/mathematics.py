@@ -1,120 +1,88 @@
-r"""Mathematics by math-verify, held to one final answer.
+r"""Mathematics: a response's final answer as one value, compared with the label's.
 
-math-verify parses and compares; what it is given is decided here. A response's answer is its last box. Boxes that
-stand with the last one, or plain numbers joined by "or", are several answers: they are right together as the gold's set
-or list, or when each of them is right, and never because one of them is.
+The answer is the last box, with the boxes that stand with it, or what prose states. `reading.py` takes its text apart,
+so that nothing of it is lost; math-verify's parser reads the formulas that are left; `comparison.py` compares.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from functools import lru_cache
-from itertools import accumulate
+from collections.abc import Iterator
 from typing import Any
 
-from math_verify import parse, verify
-
-from tempo_megatron.grading.final_answer import closing_boxes, last_line, stated
+from tempo_megatron.grading.comparison import same
+from tempo_megatron.grading.final_answer import closing_boxes
+from tempo_megatron.grading.formulas import expression
+from tempo_megatron.grading.notation import plain
 from tempo_megatron.grading.plain_labels import plain_label
+from tempo_megatron.grading.reading import LONGEST, read
+from tempo_megatron.grading.statement import stated_value
+from tempo_megatron.grading.values import Combination, Named, Opaque, Quantity, Readings, Sequence, Value
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limits are off; ours are not
-
-_LONGEST = 10_000  # characters of a final answer; SymPy takes minutes over longer ones, and none of them is an answer
-_NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?"
-_VALUE = rf"(?:[a-zA-Z] ?= ?)?{_NUMBER}"
-_ALTERNATIVES = re.compile(rf"(?:either )?{_VALUE}(?:(?:,? (?:or|and) |, |; ){_VALUE})+")
-_ENDS = re.compile(r"[\s.!*]*$")
-_DELIMITED = re.compile(r"\$|\\\(|\\\[|\\boxed")
-_DELIMITERS = re.compile(r"\\boxed|\\[()\[\]]|\\left|\\right|[$\s]")
-_UNICODE = str.maketrans(
-    {"∞": r"\infty ", "²": "^{2}", "³": "^{3}", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"}
-    | {chr(ord("\uff10") + digit): str(digit) for digit in range(10)}  # full-width digits
-)
-_ROOT = re.compile(r"√\s*(\d+|[a-zA-Z])")
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:\\[,:; ]|[ \u00a0\u202f])\d{3})+)(?!\d)")
+_EATEN_BACKSLASH = re.compile(r"[\t\r]|\n(?=eq|e\b|u\b|abla|ot\b|mid|i\b)")
+"""of \\text, \\right, \\ne and the like; `plain_label` finds the other control characters"""
+_DIGITS = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 def grade(text: str, answer: dict[str, Any]) -> bool:
     """Whether the response's final answer equals `answer["answer"]`: LaTeX, with or without dollars, or a number."""
-    gold = str(answer["answer"])
-    parts = _parts(text)
-    if not parts:
-        return _equal(gold, text)
-    if sum(map(len, parts)) > _LONGEST:
-        return False
-    together = _boxed(", ".join(parts))
-    return _equal(gold, together) or (len(parts) > 1 and all(_equal(gold, _boxed(part)) for part in parts))
-
-
-def check_label(answer: dict[str, Any]) -> None:
-    """Raises ValueError that says why no response can be graded right against this label."""
-    if not grade(_boxed(plain_label(answer).strip("$")), answer):
-        raise ValueError(f"the label {answer['answer']!r:.80} is not graded right against itself")
+    value = _final_value(text)
+    return value is not None and same(read(str(answer["answer"])), value)
 
 
 def extract(text: str) -> str:
-    """The final answer's LaTeX, several of them joined by commas; "" for none."""
-    parts = _parts(text)
-    if parts:
-        return ", ".join(parts) if sum(map(len, parts)) <= _LONGEST else ""
-    found = _parsed(text)
-    return str(found[-1]) if found else ""
+    """The final answer's value in one form of LaTeX, from which it is read again; "" for none."""
+    value = _final_value(text)
+    return "" if value is None else str(value)
 
 
 def equivalent(one: str, other: str) -> bool:
     """Whether two extracted answers have the same value."""
-    return _equal(_boxed(one), _boxed(other))
+    return same(read(one), read(other))
 
 
-def _parts(text: str) -> list[str]:
-    """The answers that the response ends with, as it states them outside of prose; math-verify reads the prose."""
+def check_label(answer: dict[str, Any]) -> None:
+    """Raises ValueError that says why no response can be graded right against this label."""
+    text = plain_label(answer)
+    if text.lower() == "nan":
+        raise ValueError("the label is NaN, which is no number")
+    if _EATEN_BACKSLASH.search(str(answer["answer"]).rstrip()):
+        raise ValueError(
+            f"the label {text!r:.80} has a tab or a line end where a backslash is lost: JSON wants \\\\ for \\"
+        )
+    if len(text) > LONGEST:
+        raise ValueError(f"the label has {len(text)} characters; at most {LONGEST} are read")
+    try:
+        plain(text)
+    except ValueError as error:
+        raise ValueError(f"the label {text!r:.80} is broken LaTeX: {error}") from error
+    for formula in _formulas(read(text)):
+        if not _DIGITS.fullmatch(formula):
+            expression(formula)  # raises ValueError
+    if not grade(rf"\boxed{{{text}}}", answer):
+        raise ValueError(f"the label {text!r:.80} states no value")
+
+
+def _final_value(text: str) -> Value | None:
+    _, opening, tagged = text.rpartition("<answer>")
+    if opening:
+        text = tagged.partition("</answer>")[0]
     boxes = closing_boxes(text)
-    if boxes:
-        return boxes
-    anchored = stated(text)
-    found = _ALTERNATIVES.match(anchored[-1]) if anchored else _at_end(last_line(text))
-    return list(dict.fromkeys(re.findall(_NUMBER, found.group()))) if found else []
+    if not boxes:
+        return read(text.strip()) if opening and len(text) < LONGEST else stated_value(text)
+    if sum(map(len, boxes)) > LONGEST:
+        return None
+    value = read(", ".join(boxes))
+    return None if value == Opaque("") else value
 
 
-def _at_end(line: str) -> re.Match[str] | None:
-    matches = [match for match in _ALTERNATIVES.finditer(line) if _ENDS.match(line, match.end())]
-    return matches[-1] if matches else None
-
-
-def _boxed(latex: str) -> str:
-    return f"\\boxed{{{latex}}}"
-
-
-def _equal(gold: str, response: str) -> bool:
-    gold = gold if _DELIMITED.search(gold) else _boxed(gold)
-    if _set_against_tuple(gold, response):
-        return False
-    return bool(verify(_parsed(gold), _parsed(response), timeout_seconds=None))
-
-
-def _set_against_tuple(one: str, other: str) -> bool:
-    """math-verify takes {1, 2} for the pair and the open interval (1, 2), and the other way round."""
-    return {_bracketing(one), _bracketing(other)} == {"set", "tuple"}
-
-
-def _bracketing(latex: str) -> str:
-    """What one pair of brackets around all of it makes of an answer: "set", "tuple", or "" where there is none."""
-    bare = _DELIMITERS.sub("", latex)
-    if bare.startswith("{"):
-        bare = bare[1:].removesuffix("}")
-    if bare.startswith(r"\{"):
-        return "set" if bare.endswith(r"\}") else ""
-    depth = list(accumulate((char in "([") - (char in ")]") for char in bare))
-    return "tuple" if depth and depth[0] == 1 and 0 not in depth[:-1] and depth[-1] == 0 else ""
-
-
-def _written_plainly(text: str) -> str:
-    """Characters and groups of digits that math-verify misreads, in LaTeX that it reads."""
-    text = _ROOT.sub(r"\\sqrt{\1}", text.translate(_UNICODE))
-    return _SPACED_THOUSANDS.sub(lambda match: match.group(1) + re.sub(r"\D", "", match.group(2)), text)
-
-
-@lru_cache(maxsize=256)  # clustering compares each answer with many
-def _parsed(text: str) -> list[Any]:
-    return parse(_written_plainly(text), parsing_timeout=None)
+def _formulas(value: Value) -> Iterator[str]:
+    """The formulas in a value that the parser will be asked to read."""
+    if isinstance(value, Quantity):
+        yield value.latex
+    elif isinstance(value, Named):
+        yield from _formulas(value.value)
+    elif isinstance(value, (Sequence, Combination, Readings)):
+        parts = {Sequence: "items", Combination: "operands", Readings: "values"}[type(value)]
+        for part in getattr(value, parts):
+            yield from _formulas(part)

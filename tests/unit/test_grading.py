@@ -95,7 +95,7 @@ def test_extract_gives_the_final_answer_in_the_graders_own_form(shared: Grader) 
         respond("<answer> 12 </answer> done", "reasoning_gym:spell_backward"),
         respond(" olleh ", "reasoning_gym:spell_backward"),
     ]
-    assert shared.extract(rollouts) == ["\\frac12", "7", "", "", "B", "as is", "12", "olleh"]
+    assert shared.extract(rollouts) == ["\\frac{1}{2}", "x=7", "", "", "B", "as is", "12", "olleh"]
 
 
 def test_clusters_are_of_equivalent_answers_to_one_prompt(shared: Grader) -> None:
@@ -115,9 +115,10 @@ def test_clusters_are_of_equivalent_answers_to_one_prompt(shared: Grader) -> Non
 
 
 def test_a_group_that_runs_past_its_limit_is_clustered_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tower of powers among the votes costs its own group the equivalence, and nobody else."""
+    """A sum without end among the votes costs its own group the equivalence, and nobody else."""
     monkeypatch.setattr(pool, "time", ProcessorTime(1))
-    texts = ["\\boxed{9^{9^{9^{9}}}}", "\\boxed{1}", "\\boxed{1.0}", "\\boxed{1}"]
+    endless = "\\sum_{n=1}^{10^{12}} \\frac{1}{n^{1.5}}"
+    texts = [f"\\boxed{{{answer}}}" for answer in (endless, "\\frac12", "0.5", "\\frac12")]
     rollouts = [respond(text, "math") for text in texts]
     other = [respond(text, "math", prompt="q") for text in texts[1:]]
     with Grader(decode, GradingConfig(workers=1, group_time_limit_seconds=1)) as grader:
