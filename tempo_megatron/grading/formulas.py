@@ -65,7 +65,7 @@ def expression(latex: str) -> Basic | MatrixBase:
         raise ValueError(f"{latex!r} cannot be read as a formula") from error
     if not isinstance(parsed, (Expr, MatrixBase)):
         raise ValueError(f"{latex!r} is not one value")
-    if not parsed.free_symbols and not parsed.has(Float):
+    if not parsed.atoms(Symbol, Float):
         return parsed
     exact = {number: Rational(str(number)) for number in parsed.atoms(Float)}
     constants = {symbol: {"e": E, "i": I}[symbol.name] for symbol in parsed.free_symbols if symbol.name in ("e", "i")}
