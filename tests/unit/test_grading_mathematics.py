@@ -11,8 +11,9 @@ from math_verify import parse, verify
 
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.grading import Grader, pool, scorer
+from tempo_megatron.grading import Grader, pool
 from tempo_megatron.grading.mathematics import check_label, equivalent, extract, grade
+from tempo_megatron.grading.scorers import scorer
 from tests.clock import ProcessorTime
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "grading" / "mathematics.jsonl"
