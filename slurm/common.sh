@@ -43,10 +43,12 @@ tell_ranks() {
 trap 'tell_ranks SIGUSR1' USR1
 trap 'tell_ranks SIGTERM' TERM
 
-# Puts options of srun for the image into the array `container`, with the directories that a run reads and writes.
+# Puts options of srun for the image into the array `container`, with the directories that a run reads and writes. A run
+# that goes on from its own checkpoint needs no model, which may be gone.
 container_options() {
-    local directories
-    directories=$(mounts "$PWD" ${TEMPO_MODEL:+"$TEMPO_MODEL"} "$TEMPO_DATA" "$TEMPO_OUTPUT") || exit 2
+    local directories model=()
+    [ ! -e "${TEMPO_MODEL:-}" ] || model=("$TEMPO_MODEL")
+    directories=$(mounts "$PWD" "${model[@]}" "$TEMPO_DATA" "$TEMPO_OUTPUT") || exit 2
     container=("--container-image=$TEMPO_CONTAINER" "--container-workdir=$PWD" "--container-mounts=${directories//$'\n'/,}")
 }
 

@@ -84,8 +84,10 @@ def test_any_recipe_runs_with_its_settings(tmp_path: Path) -> None:
     assert called.endswith(f"train {given[0]} run_dir={run} {judge}")
     assert (run / "FINISHED").is_file()
     (run / "FINISHED").unlink()
-    _, called = commands("recipe.sh", tmp_path, *given, TEMPO_MODEL="/models/m", TEMPO_CONTAINER="image.sqsh")
-    assert called.endswith(f"run_dir={run} model.hf_path=/models/m {judge}") and ",/models/m:/models/m," in called
+    model = tmp_path / "m"
+    model.mkdir()
+    _, called = commands("recipe.sh", tmp_path, *given, TEMPO_MODEL=str(model), TEMPO_CONTAINER="image.sqsh")
+    assert called.endswith(f"run_dir={run} model.hf_path={model} {judge}") and f",{model}:{model}," in called
     (run / "FINISHED").unlink()
     *_, called = commands("recipe.sh", tmp_path, *given, TEMPO_CONTAINER="image.sqsh")
     assert f"--container-mounts={ROOT}:{ROOT},{ROOT}/data:{ROOT}/data,{run}:{run} " in called
@@ -118,12 +120,16 @@ def test_a_container_sees_what_a_run_reads_and_writes(tmp_path: Path) -> None:
     leads to by a link is there too."""
     scratch, real = tmp_path / "scratch", tmp_path / "file-system-7"
     scratch.symlink_to(real)  # settings name it so, and so must the image
+    (real / "m").mkdir(parents=True)
     given = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": f"{scratch}/./m", "TEMPO_DATA": "data"}
     first, _ = commands("tempo_14b.sh", tmp_path, **given)
     assert f"--container-image=image.sqsh --container-workdir={ROOT} --container-mounts={ROOT}:{ROOT}," in first
     assert (
         f",{real}/m:{real}/m,{scratch}/m:{scratch}/m,{ROOT}/data:{ROOT}/data,{tmp_path}/runs:{tmp_path}/runs " in first
     )
+    given["TEMPO_MODEL"] = f"{scratch}/gone"  # a run that has a checkpoint needs none
+    (tmp_path / "runs" / "tempo" / "FINISHED").unlink()
+    assert all("/gone:" not in command for command in commands("tempo_14b.sh", tmp_path, **given))
 
 
 def test_an_image_is_given_paths_with_blanks_and_what_links_lead_to(tmp_path: Path) -> None:
