@@ -107,13 +107,13 @@ def _to_hf(given: argparse.Namespace) -> int:
 def _verify(given: argparse.Namespace) -> int:
     sizes = (given.tensor_parallel or 1, given.pipeline_parallel or 1)
     layout = sizes if given.tensor_parallel or given.pipeline_parallel else None
-    found = verify.differences(given.hf, given.checkpoint, given.role, layout)
-    for line in found[:_SHOWN]:
+    differing = verify.differences(given.hf, given.checkpoint, given.role, layout)
+    for line in differing[:_SHOWN]:
         print(line)
-    if found[_SHOWN:]:
-        print(f"and {len(found) - _SHOWN} more")
-    print(f"{len(found)} differences" if found else "equal, bit for bit")
-    return 1 if found else 0
+    if differing[_SHOWN:]:
+        print(f"and {len(differing) - _SHOWN} more")
+    print(f"{len(differing)} differences" if differing else "equal, bit for bit")
+    return 1 if differing else 0
 
 
 def _inspect(given: argparse.Namespace) -> int:

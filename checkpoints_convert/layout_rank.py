@@ -30,9 +30,9 @@ def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: 
     source = open_source(hf, role)
     module = model.build(role, source.settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
     checkpoint.load_weights(saved, role, module)
-    found = list(compare(hf, source, whole(weights.export(module, source.entries, place))))
+    differing = list(compare(hf, source, whole(weights.export(module, source.entries, place))))
     if place.rank == 0:
-        answer.write_text(json.dumps(found))
+        answer.write_text(json.dumps(differing))
     topology.shutdown()
 
 

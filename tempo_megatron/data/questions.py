@@ -56,15 +56,15 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer, learnt: Set[str] = 
         sources, labelled = getattr(config, name), name in _LABELLED
         try:
             rows, firewall = read_rows(sources, labelled), None if labelled else answers
-            made = to_prompts(rows, config, tokenizer, firewall, withheld, frozenset() if labelled else learnt)
+            prompt_set = to_prompts(rows, config, tokenizer, firewall, withheld, frozenset() if labelled else learnt)
         except DataError as error:
             problems += [f"data.{name}: {line}" for line in str(error).splitlines()]
             continue
-        if sources and not made.prompts:
-            problems.append(f"data.{name}: no prompt is left ({made.left_out()})")
+        if sources and not prompt_set.prompts:
+            problems.append(f"data.{name}: no prompt is left ({prompt_set.left_out()})")
         if not labelled:
-            withheld |= made.questions
-        sets[name] = made
+            withheld |= prompt_set.questions
+        sets[name] = prompt_set
     problems += _without_text(sets) + _shared_ids(sets)
     if problems:
         raise DataError("\n".join(problems))

@@ -71,21 +71,21 @@ def read_benchmarks(
     named: Mapping[str, Sequence[SourceConfig]], config: Config, tokenizer: Any, given: Given
 ) -> list[Benchmark]:
     """The benchmarks, each read by itself. Raises DataError listing all problems of all of them."""
-    found: list[str] = []
-    made: list[Benchmark] = []
+    wrong: list[str] = []
+    benchmarks: list[Benchmark] = []
     for name, sources in named.items():
         try:
-            made.append(_read(name, sources, config, tokenizer, given))
+            benchmarks.append(_read(name, sources, config, tokenizer, given))
         except DataError as error:
-            found += [re.sub(f"^{_STREAM}", name, line) for line in str(error).splitlines()]
-    for benchmark in made:
-        found += [*problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
+            wrong += [re.sub(f"^{_STREAM}", name, line) for line in str(error).splitlines()]
+    for benchmark in benchmarks:
+        wrong += [*problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
     if not torchrun.is_checked():
         rows = answered_rows(source for sources in named.values() for source in sources)
-        found += labels.problems(rows, config.grading)
-    if found:
-        raise DataError("\n".join(dict.fromkeys(found)))  # what is wrong with a setting is said by each of them
-    return made
+        wrong += labels.problems(rows, config.grading)
+    if wrong:
+        raise DataError("\n".join(dict.fromkeys(wrong)))  # what is wrong with a setting is said by each of them
+    return benchmarks
 
 
 def unreadable(named: Mapping[str, Sequence[SourceConfig]], config: Config) -> list[str]:

@@ -216,14 +216,6 @@ def test_every_method_s_own_settings_fit_one_node(way: Path) -> None:
         assert check(recipe_run(name, str(way)).config, nodes=1) == []
 
 
-def test_responses_that_only_vote_are_generated_and_not_learnt_from() -> None:
-    """TTRL's 64 votes a prompt, of which 32 train."""
-    run = recipe_run("qwen3_8b_math", str(ROOT / "recipes" / "methods" / "ttrl.yaml"))
-    planned = Schedule(run, Load.uniform(8192, 16384))
-    assert (planned.labelled, planned.unlabelled, planned.learnt) == (0, 8 * 64, 8 * 32)
-    assert planned.phases()["generate"] == planned.generating(8 * 64)
-
-
 @pytest.mark.parametrize("nodes", [2, 4, 64])
 def test_recipes_go_on_fitting_when_nodes_are_added(nodes: int) -> None:
     for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math"):

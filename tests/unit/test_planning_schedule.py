@@ -110,3 +110,11 @@ def test_a_frozen_critic_is_planned_without_an_optimizer(capsys: pytest.CaptureF
     assert main(["plan", str(ROOT / "recipes" / f"{EIGHT}.yaml"), "method=frozen_critic"]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| critic | ")]
     assert rows and all(row[4:] == ["0.00", "0.00 |"] and float(row[3]) >= 0 for row in rows)
+
+
+def test_responses_that_only_vote_are_generated_and_not_learnt_from() -> None:
+    """TTRL's 64 votes a prompt, of which 32 train."""
+    run = recipe_run(EIGHT, str(ROOT / "recipes" / "methods" / "ttrl.yaml"))
+    planned = Schedule(run, Load.uniform(8192, 16384))
+    assert (planned.labelled, planned.unlabelled, planned.learnt) == (0, 8 * 64, 8 * 32)
+    assert planned.phases()["generate"] == planned.generating(8 * 64)

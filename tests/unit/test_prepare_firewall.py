@@ -115,9 +115,9 @@ def test_every_source_s_answers_are_replaced() -> None:
 @pytest.mark.parametrize("target", ["(A)", "dearth", "rearth", "(B)", "Yes", ""])
 def test_the_instruction_of_a_big_bench_hard_question_follows_from_its_options(target: str, tmp_path: Path) -> None:
     """From the file to the prompt: options by letters ask for a letter, also where the target is another text."""
-    asked = "Which is a funny edit?\nOptions:\n(A) dearth\n(B) rearth"
+    question = "Which is a funny edit?\nOptions:\n(A) dearth\n(B) rearth"
     task = tmp_path / "ruin_names.json"
-    task.write_text(json.dumps({"examples": [{"input": asked, "target": target}]}))
+    task.write_text(json.dumps({"examples": [{"input": question, "target": target}]}))
     assert tempo_data("prepare", "big-bench-hard", "--from", task, "--out", tmp_path, "--keep-unanswered") == 0
     config = DataConfig(
         unlabelled=[SourceConfig(path=str(tmp_path / "big-bench-hard.jsonl"))], prompt_style=PromptStyle.completion

@@ -50,14 +50,16 @@ def big_bench_hard(row: dict[str, Any], task: str) -> Question:
 
     The target of a choice is a letter in brackets or, in a few rows, the text of an option.
     """
-    asked, target = text(row, "input"), text(row, "target")
-    options = _LISTED.findall(asked.partition("Options:")[2])
+    whole_question, target = text(row, "input"), text(row, "target")
+    options = _LISTED.findall(whole_question.partition("Options:")[2])
     if len(options) < 2:
-        return Question(asked, target, "free", f"BBH/{task}")
+        return Question(whole_question, target, "free", f"BBH/{task}")
     named = _LETTER.fullmatch(target)
     letters = [named[1]] if named else [letter_ for letter_, option in options if option.strip() == target]
     answer = letters[0] if len(letters) == 1 else None
-    return Question(asked, answer, "choice", f"BBH/{task}", unanswered=SEVERAL_OPTIONS if target else NO_ANSWER)
+    return Question(
+        whole_question, answer, "choice", f"BBH/{task}", unanswered=SEVERAL_OPTIONS if target else NO_ANSWER
+    )
 
 
 # The paper does not say which subsets it takes: these are the English ones. sat-en-without-passage asks about texts
@@ -82,19 +84,19 @@ def agieval(row: dict[str, Any], subset: str) -> Question:
         raise SkippedRow(f"subset {subset}, not one of the English ones")
     source = f"AGIEval/{subset}"
     if "query" in row:
-        asked, options, correct = _hub_agieval(row)
+        whole_question, options, correct = _hub_agieval(row)
     else:
-        asked = "\n\n".join(filter(None, (text(row, "passage"), text(row, "question"))))
+        whole_question = "\n\n".join(filter(None, (text(row, "passage"), text(row, "question"))))
         options, correct = entries(row.get("options"), "`options`"), text(row, "label")
     if not options:
-        return Question(asked, text(row, "answer"), "math", source)
+        return Question(whole_question, text(row, "answer"), "math", source)
     if len(options) < 2:
         raise SkippedRow("options that are not listed one by one")
     chosen = _LETTER.fullmatch(correct)
     texts = [re.sub(r"^\s*\([A-Z]\)\s*", "", plain(option, "an option")) for option in options]
     unanswered = SEVERAL_OPTIONS if correct else NO_ANSWER
     return Question(
-        f"{asked}\n\n{lettered(texts)}", chosen[1] if chosen else None, "choice", source, unanswered=unanswered
+        f"{whole_question}\n\n{lettered(texts)}", chosen[1] if chosen else None, "choice", source, unanswered=unanswered
     )
 
 
@@ -105,8 +107,8 @@ def _hub_agieval(row: dict[str, Any]) -> tuple[str, list[str], str]:
     correct = row.get("gold")
     first = correct[0] if isinstance(correct, list) and len(correct) == 1 else correct
     chosen = letter(first) if isinstance(first, int) else "" if first is None else "several"
-    asked = "\n\n".join(filter(None, (passage.strip(), question.strip())))
-    return asked, entries(row.get("choices"), "`choices`"), chosen
+    whole_question = "\n\n".join(filter(None, (passage.strip(), question.strip())))
+    return whole_question, entries(row.get("choices"), "`choices`"), chosen
 
 
 def zebralogic(row: dict[str, Any], part: str) -> Question:
@@ -127,10 +129,10 @@ def zebralogic(row: dict[str, Any], part: str) -> Question:
 
 def gpqa(row: dict[str, Any], part: str) -> Question:
     """GPQA: the right option and three wrong ones, put in an order that does not depend on which is which."""
-    asked, correct = text(row, "Question"), text(row, "Correct Answer")
+    whole_question, correct = text(row, "Question"), text(row, "Correct Answer")
     wrong = [text(row, f"Incorrect Answer {number}") for number in (1, 2, 3)]
-    options = hashed_order(asked, [correct, *wrong])
+    options = hashed_order(whole_question, [correct, *wrong])
     answer = letter(options.index(correct)) if correct else None
     return Question(
-        f"{asked}\n\n{lettered(options)}", answer, "choice", "GPQA-Diamond", str(row.get("Record ID") or "")
+        f"{whole_question}\n\n{lettered(options)}", answer, "choice", "GPQA-Diamond", str(row.get("Record ID") or "")
     )
