@@ -207,7 +207,8 @@ train() {
     exit "$code"
 }
 
-has_checkpoint() { compgen -G "$1/checkpoints/i*/state.json" >/dev/null; }
+# Copies beside the checkpoints (iteration-000003.bak) are none.
+has_checkpoint() { compgen -G "$1/checkpoints/i*-*[0-9]/state.json" >/dev/null; }
 
 # Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both. Settings are for both
 # runs, but those that say how the second learns (method=..., a file of recipes/methods) and what it starts from: with a

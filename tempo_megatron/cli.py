@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tempo_megatron.grading.labels import problems_of_files
         from tempo_megatron.launch.command import main as launch
 
-        return launch(arguments[1:], problems_of_files)
+        return launch(arguments[1:], problems_of_files, as_saved)
     replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
     replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
     replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["plan"]:
         from tempo_megatron.planning.command import main as plan
 
-        return plan(arguments[1:])
+        return plan(arguments[1:], as_saved)
     exported = commands.add_parser("export", help="a run's best or last checkpoint as RUN/hf, as its own end does")
     exported.add_argument("run", type=Path, help="directory of a run that has a checkpoint")
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")

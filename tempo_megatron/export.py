@@ -32,8 +32,11 @@ def chosen(run: Path) -> Chosen:
     complete = saving.complete(checkpoints)
     if not complete:
         raise ConversionError(f"{checkpoints}: no checkpoint of an iteration here; has the run been trained?")
-    state = saving.read_state(complete[-1])
-    choice = state["choice"]
+    try:
+        state = saving.read_state(complete[-1])
+        choice = state["choice"]
+    except (ValueError, KeyError) as error:
+        raise ConversionError(f"{complete[-1]}: state.json is damaged, or of another version: {error!r}") from error
     if choice["best"] is None:
         return Chosen(complete[-1], state["iteration"], "the last one: checkpoint.choose is off")
     reason = choice.get("reason") or "the best when it was chosen, by a version that kept no reason"

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from tempo_megatron import banner, run_data
 from tempo_megatron.algorithms.methods import method
-from tempo_megatron.config import Config, LearnsFrom, Precision
+from tempo_megatron.config import Config, CriticTraining, LearnsFrom, Precision
 from tempo_megatron.course import Course, State
 from tempo_megatron.data import fingerprint
 from tempo_megatron.data.templates import end_token_ids
@@ -125,7 +125,8 @@ class Run:
     def _load_data(self) -> None:
         config, questions = self.config, self.data.questions
         self.labelled, self.unlabelled, self.examples = self.data.labelled, self.data.unlabelled, self.data.examples
-        adapted_to = questions.sets["unlabelled"].prompts if self.policy_learns_unlabelled else []
+        valued = self.policy_learns_unlabelled and config.critic.training is not CriticTraining.none
+        adapted_to = questions.sets["unlabelled"].prompts if valued else []
         self.chooser = Chooser(self.directory / "candidates", adapted_to, config.checkpoint)
         if self.is_first:
             for line in self.data.lines():

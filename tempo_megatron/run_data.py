@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tempo_megatron.config import Config
+from tempo_megatron.config import Config, LearnsFrom
 from tempo_megatron.data import fingerprint
 from tempo_megatron.data.questions import Questions, read_questions, set_aside
 from tempo_megatron.data.streams import Stream
@@ -41,7 +41,12 @@ def load(config: Config, tokenizer: Any) -> RunData:
     sets, seed = questions.sets, config.seed
     measured = set_aside(sets["labelled"], config.calibration.questions, learnt_before)
     labelled, taught = (sets[name].without(measured) for name in ("labelled", "warm_start"))
-    trains = [*labelled.prompts, *(taught.prompts if config.stages.warm_start.steps else ())]
+    from_labels = config.policy.learns_from is not LearnsFrom.unlabelled or config.critic.training.learns
+    from_labels = from_labels or config.stages.critic_start.iterations > 0
+    trains = [
+        *(labelled.prompts if from_labels else ()),
+        *(taught.prompts if config.stages.warm_start.steps else ()),
+    ]
     return RunData(
         questions,
         measured,

@@ -8,14 +8,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from checkpoints_convert.source import problems as model_problems
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
-from tempo_megatron.launch.experiment import CHECKPOINTS, tasks
+from tempo_megatron.launch.experiment import tasks
 from tempo_megatron.launch.job import mounts, seconds
 from tempo_megatron.validate_method import problems as method_problems
 
@@ -26,10 +25,15 @@ _HOME = "NEMORUN_HOME"
 """environment variable: NeMo-Run's directory of experiments, their scripts and logs. It reads it as it is imported"""
 
 
-def main(arguments: Sequence[str], problems_of_files: Callable[[Config], list[str]]) -> int:
+def main(
+    arguments: Sequence[str],
+    problems_of_files: Callable[[Config], list[str]],
+    as_saved: Callable[[Config], Config],
+) -> int:
     """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started).
 
-    `problems_of_files` says what is wrong with a recipe's data files, a line each.
+    `problems_of_files` says what is wrong with a recipe's data files, a line each. `as_saved` gives a config whose
+    model is the one that the run's own checkpoint describes, where it has one.
     """
     given = _parser().parse_intermixed_args(arguments)
     if not find_spec("nemo_run"):
@@ -37,8 +41,11 @@ def main(arguments: Sequence[str], problems_of_files: Callable[[Config], list[st
         return _BAD_INPUT
     try:
         config = load_checked(
-            given.recipe, given.overrides, lambda read: [*_problems(read, given), *problems_of_files(read)]
+            given.recipe,
+            given.overrides,
+            lambda read: [*_problems(read, as_saved(read), given), *problems_of_files(read)],
         )
+        described = as_saved(config)
         python = "python" if given.container else sys.executable
         steps = tasks(given.recipe, given.overrides, python)
     except ConfigError as error:
@@ -61,7 +68,7 @@ def main(arguments: Sequence[str], problems_of_files: Callable[[Config], list[st
         time=given.time,
         container=given.container,
         lead=_LEAD,
-        mounts=tuple(_mounts(config)) if given.container else (),
+        mounts=tuple(_mounts(config, described)) if given.container else (),
     )
     try:
         with _leaving_no_directories(_home(config) / "experiments" / title):
@@ -122,52 +129,48 @@ def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
     return config.parallel.processes_per_node if chosen is None else chosen
 
 
-def _directories(config: Config) -> dict[Path, Path]:
+def _directories(config: Config, described: Config) -> dict[Path, Path]:
     """Where a run reads and writes, each with the directory that an image is given for it: what is not there yet cannot
     be mounted, but what it will be in."""
     files = [Path(source.path) for source in config.data.sources()]
-    starts = [Path(start) for start in _starts(config).values()]
-    wanted = [Path(config.run_dir), Path(config.model.hf_path), *starts, *(file.parent for file in files)]
+    origins = [Path(origin) for origin in _origins(config, described).values()]
+    wanted = [Path(config.run_dir), *origins, *(file.parent for file in files)]
     paths = [path.absolute() for path in wanted]
     return {path: next(above for above in (path, *path.parents) if above.is_dir()) for path in paths}
 
 
-def _mounts(config: Config) -> list[str]:
+def _mounts(config: Config, described: Config) -> list[str]:
     """What an image is given: the present directory, and those of the run. Raises ValueError."""
-    return mounts([Path().absolute(), *sorted(set(_directories(config).values()))])
+    return mounts([Path().absolute(), *sorted(set(_directories(config, described).values()))])
 
 
-def _starts(config: Config) -> dict[str, str]:
-    """The checkpoints that policy and critic start from, by their settings."""
-    starts = {"policy.checkpoint": config.policy.checkpoint}
+def _origins(config: Config, described: Config) -> dict[str, str]:
+    """The directories that a run starts from, by their settings; none once it goes on from its own checkpoint."""
+    if described.model.hf_path != config.model.hf_path:
+        return {}
+    origins = {"model.hf_path": config.model.hf_path, "policy.checkpoint": config.policy.checkpoint}
     if config.critic.training is not CriticTraining.none:
-        starts["critic.checkpoint"] = config.critic.checkpoint
-    return {key: start for key, start in starts.items() if start}
+        origins["critic.checkpoint"] = config.critic.checkpoint
+    return {key: origin for key, origin in origins.items() if origin}
 
 
-def _problems(config: Config, given: argparse.Namespace) -> list[str]:
+def _problems(config: Config, described: Config, given: argparse.Namespace) -> list[str]:
     """What can be seen before a job waits in a queue."""
     required = {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}
     found = [f"{key}: required" for key, value in required.items() if not value]
-    starts = {"model.hf_path": config.model.hf_path, **_starts(config)}
-    saved = next(Path(config.run_dir).glob(CHECKPOINTS), None) if config.run_dir else None
-    if saved:  # the run goes on from its own checkpoint, and what it started from may be gone
-        starts, described = {}, replace(config.model, hf_path=str(saved.parent / "huggingface"))
-        config = replace(config, model=described)
-    elif Path(config.model.hf_path).is_dir() and config.model.hf_path:
+    origins = _origins(config, described)
+    if config.model.hf_path in origins.values() and Path(config.model.hf_path).is_dir():
         found += [f"model.hf_path: {problem}" for problem in model_problems(Path(config.model.hf_path), "policy")]
-    found += [
-        f"{key}: {start} is no directory here" for key, start in starts.items() if start and not Path(start).is_dir()
-    ]
+    found += [f"{key}: {origin} is no directory here" for key, origin in origins.items() if not Path(origin).is_dir()]
     found += method_problems(config)
     if given.container:
         found += [
             f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"
-            for path, there in _directories(config).items()
+            for path, there in _directories(config, described).items()
             if there == Path("/")
         ]
         try:
-            _mounts(config)
+            _mounts(config, described)
         except ValueError as error:
             found.append(f"--container: {error}")
     if given.nodes < 1:
@@ -178,7 +181,7 @@ def _problems(config: Config, given: argparse.Namespace) -> list[str]:
         found += _refused_by_slurm(config, given.time)
     gpus = _gpus_per_node(config, given)
     if given.executor == "slurm" and gpus and not found:
-        found += planning.check(config, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
+        found += planning.check(described, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
     return found
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tempo_megatron.config import load
 
-CHECKPOINTS = "checkpoints/i*/state.json"
-"""in a run's directory: a file of each checkpoint, interim ones too"""
+_CHECKPOINTS = "/checkpoints/i*-*[0-9]/state.json"
+"""in a run's directory: a file of each checkpoint, interim ones too, and of no copy beside them"""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,7 @@ def tasks(recipe: str, overrides: Sequence[str], python: str = sys.executable) -
         settings.append(f"policy.checkpoint={start}")
         convert = ["-m", "checkpoints_convert", "to-megatron", "--hf", config.model.hf_path, "--out", str(start)]
         # A run that has a checkpoint needs no start any more, which may be gone.
-        there = (
-            f"[ -e {_quoted([str(start)])} ] || compgen -G {_quoted([str(run)])}'/checkpoints/i*/state.json' >/dev/null"
-        )
+        there = f"[ -e {_quoted([str(start)])} ] || compgen -G {_quoted([str(run)])}'{_CHECKPOINTS}' >/dev/null"
         found.append(Task("convert", f"{there} || exec {_quoted([python, *convert])}"))
     train = ["-m", "tempo_megatron.cli", "train", recipe, *settings]
     export = ["-m", "tempo_megatron.cli", "export", str(run)]

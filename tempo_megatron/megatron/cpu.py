@@ -115,6 +115,11 @@ def install() -> None:
     hybrid_block.TENorm = RMSNorm
 
 
+def new_stream() -> Any:
+    """A stream beside the default one. On CPUs it is ours, whatever vLLM has put in the place of torch.cuda's names."""
+    return torch.cuda.Stream() if torch.cuda.is_available() else _Stream()
+
+
 def accelerator_names() -> contextlib.AbstractContextManager[Any]:
     """The context that Megatron work runs in: nothing on GPUs."""
     return contextlib.nullcontext() if torch.cuda.is_available() else _AcceleratorNamesMeanCpu()

@@ -22,6 +22,7 @@ from torch import Tensor, UntypedStorage
 
 from tempo_megatron import host_memory
 from tempo_megatron.config import SHARE_OF_HOST, MemoryConfig
+from tempo_megatron.megatron import cpu
 
 _GIB = 2**30
 _ALIGNMENT = 512
@@ -83,7 +84,7 @@ class Offloader:
         self, tensors: Callable[[Kind], Iterable[Tensor]], moves: Collection[Kind], device: torch.device
     ) -> None:
         self._tensors, self._moves, self._device = tensors, moves, device
-        self._stream = torch.cuda.Stream()
+        self._stream = cpu.new_stream()
         self._host = {kind: _HostBuffer(device.type == "cuda") for kind in (Kind.weights, Kind.optimizer)}
         self._resting: dict[Kind, list[_Sized]] = {}
         self._arriving: dict[Kind, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from checkpoints_convert.errors import ConversionError
 from checkpoints_convert.mapping import BackboneSettings
@@ -44,14 +44,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr."""
+def main(arguments: Sequence[str], as_saved: Callable[[Config], Config]) -> int:
+    """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr.
+
+    `as_saved` gives a config whose model is the one that the run's own checkpoint describes, where it has one.
+    """
     given = _parser().parse_intermixed_args(arguments)
     try:
-        config = load_checked(given.recipe, given.overrides, lambda read: _problems(read, given))
+        config = load_checked(given.recipe, given.overrides, lambda read: _problems(as_saved(read), given))
     except ConfigError as error:
         return _refuse(given.recipe, str(error).splitlines())
-    settings = _settings(config, given.model)
+    settings = _settings(as_saved(config), given.model)
     runs = [Run(settings, config, machine) for machine in _machines(given)]
     most = config.generation.max_response_tokens
     mean = given.response_tokens or -(-most // 2)

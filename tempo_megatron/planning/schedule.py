@@ -246,11 +246,12 @@ class Schedule:
     def choosing(self) -> float:
         """Seconds of all choices of the best checkpoint: sampling each candidate, and the critic's passes."""
         config = self.run.config
-        adapts = config.policy.learns_from is not LearnsFrom.labelled  # who does not is chosen by labelled accuracy
-        unlabelled = adapts * config.checkpoint.choose_prompts * config.checkpoint.choose_samples
+        # A critic values what the policy adapts to; without either labelled accuracy alone decides.
+        valued = "critic" in self.run.models and config.policy.learns_from is not LearnsFrom.labelled
+        unlabelled = valued * config.checkpoint.choose_prompts * config.checkpoint.choose_samples
         labelled = config.calibration.questions * config.checkpoint.choose_samples
         seconds = len(self.saves) * self.generating(labelled + unlabelled)
-        if "critic" in self.run.models:
+        if valued:
             passes = sum(self._passing("critic", scored * unlabelled) for scored in self.candidates())
             seconds += passes / rates.SPEED_IN_A_RUN
         return seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert import hf_config
+from checkpoints_convert import hf_config, hf_files
 from checkpoints_convert.mapping import BackboneSettings
 from checkpoints_convert.source import open_source
 
@@ -111,8 +111,12 @@ def settings(described: dict[str, Any]) -> BackboneSettings:
 
 def of_model(hf_path: str) -> BackboneSettings:
     """The shape of a Hugging Face directory, or, where there is none, of the model that is published under its name.
-    Raises ConversionError."""
+
+    What a run's checkpoint says of its model, beside weights in another form, is one too. Raises ConversionError.
+    """
     directory = Path(hf_path)
+    if (directory.parent / "state.json").is_file():
+        return settings(hf_files.read_config(directory))
     if not directory.is_dir() and directory.name in DIRECTORIES:
         return settings(config(DIRECTORIES[directory.name], None, None))
     return open_source(directory, "policy").settings

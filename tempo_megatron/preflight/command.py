@@ -15,6 +15,7 @@ from tempo_megatron.launch import local, slurm, torchrun
 from tempo_megatron.preflight.conduct import Conductor, tasks
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
 from tempo_megatron.preflight.report import Report, as_text
+from tempo_megatron.run_directory import as_saved
 from tempo_megatron.whole_files import write_whole
 
 _BAD_INPUT = 2
@@ -36,7 +37,7 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     if given.nodes_file and place.rank == 0:
         given.nodes_file.unlink(missing_ok=True)
     try:
-        report, code = examine(config, place, measure=True)
+        report, code = examine(as_saved(config), place, measure=True)
     except MeetingError as error:
         print(f"tempo doctor: rank {place.rank} on {place.node}: {error}", file=sys.stderr)
         return _BAD_NODES

@@ -82,3 +82,13 @@ def test_a_failed_export_leaves_the_earlier_one(run: Path, capsys: pytest.Captur
     (line,) = capsys.readouterr().err.splitlines()
     assert "iteration-000001: damaged" in line and "an earlier export stays" in line
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "hf"]
+
+
+def test_a_damaged_state_is_one_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy that was cut short, and a state of another version."""
+    write_state(run, 3, None)
+    for text in ('{"iteration": 3, "cho', '{"iteration": 3}'):
+        (run / "checkpoints" / "iteration-000003" / "state.json").write_text(text)
+        assert cli.main(["export", str(run)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "iteration-000003: state.json is damaged, or of another version" in line

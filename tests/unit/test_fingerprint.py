@@ -79,3 +79,15 @@ def test_a_new_run_and_one_without_files_keep_what_there_is(tmp_path: Path) -> N
     keep_record(config, [])
     record = read_record(config.run_dir)
     assert record is not None and record.files == {}
+
+
+def test_a_file_that_cannot_be_read_is_left_to_who_reads_its_rows(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where rows are read the error has its file in one line; here it must not end the start before that."""
+
+    def unreadable(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("tempo_megatron.data.fingerprint._sha256", unreadable)
+    assert problems(config) == []

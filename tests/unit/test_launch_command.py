@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron import cli
+from tempo_megatron import cli, planning
 from tempo_megatron.config import load
-from tempo_megatron.launch import job
+from tempo_megatron.launch import command, job
 from tempo_megatron.launch.experiment import Task, tasks
+from tempo_megatron.run_directory import as_saved
 
 
 def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +246,7 @@ def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None
 
 
 def test_a_run_that_has_a_checkpoint_is_launched_again_without_what_it_started_from(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, demo_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither the model's directory nor a start run is asked for, and nothing is converted again."""
     saved = recipe.parent / "run" / "checkpoints" / "iteration-000001"
@@ -253,8 +255,27 @@ def test_a_run_that_has_a_checkpoint_is_launched_again_without_what_it_started_f
     assert capsys.readouterr().err.count("is no directory here") == 2
     convert = tasks(str(recipe), [], "false")[0].script
     assert subprocess.run(["bash", "-c", convert]).returncode == 1
-    saved.mkdir(parents=True)
+    copy = saved.with_suffix(".bak")
+    copy.mkdir(parents=True)
+    (copy / "state.json").touch()
+    assert subprocess.run(["bash", "-c", convert]).returncode == 1  # a copy beside the checkpoints is none
+    shutil.copytree(demo_model, saved / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
     (saved / "state.json").touch()
     assert cli.main([*given, "policy.checkpoint=/gone-too"]) == 2  # for --nodes
     assert "is no directory here" not in capsys.readouterr().err
     assert subprocess.run(["bash", "-c", convert]).returncode == 0
+
+
+def test_a_run_that_has_a_checkpoint_is_planned_and_mounted_by_that(recipe: Path, demo_model: Path) -> None:
+    """Its checkpoint describes the model, without weights in a form that could be judged; an image is given nothing of
+    what the run started from."""
+    saved = recipe.parent / "run" / "checkpoints" / "iteration-000001"
+    shutil.copytree(demo_model, saved / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
+    (saved / "state.json").touch()
+    config = load(recipe, ["model.hf_path=/gone/model", "policy.checkpoint=/gone/start"])
+    described = as_saved(config)
+    assert planning.check(described, nodes=1) == [] and planning.checkpoint_gib(described, gpus=2) > 0
+    assert cli.main(["plan", str(recipe), "model.hf_path=/gone/model"]) == 0
+    new = {str(path) for path in command._directories(config, config)}
+    resumed = {str(path) for path in command._directories(config, described)}
+    assert new - resumed == {"/gone/model", "/gone/start"} and resumed < new
