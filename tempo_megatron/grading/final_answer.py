@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 
+from tempo_megatron.grading.statements import answer_anchors
+
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)(?=\s*\{)")
 _TRAILING = " \t\n.,;\\"
 _LONGEST = 500
-_STATES = r"\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=])[ *:]*"
-_HEADING = r"^[#*_> \t]{0,10}(?:final )?answers?[ *_]{0,10}$"
-_ANSWER_IS = re.compile(rf"{_HEADING}|\banswers?{_STATES}", re.IGNORECASE | re.MULTILINE)
 _DISPLAY = re.compile(r"^(?:\s|\\\[(?=\s)|\$\$(?=\s))+")
 _DENIES = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
 _WORDS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
@@ -127,14 +126,13 @@ def _connects(between: str) -> bool:
 
 
 def stated(text: str) -> list[str]:
-    """What follows each "answer is" or "Answer:", first to last.
+    """What follows each "answer is" or "Answer:", in any language that choice and free read, first to last.
 
     Each up to its line's end, and no longer than 500 characters. Where "answer" is a heading it is the next line
     that is not blank. A denial ("the answer cannot be") states "".
     """
     return [
-        "" if _DENIES.search(anchor.group()) else _line_after(text, anchor.end())
-        for anchor in _ANSWER_IS.finditer(text)
+        "" if _DENIES.search(anchor.group()) else _line_after(text, anchor.end()) for anchor in answer_anchors(text)
     ]
 
 
