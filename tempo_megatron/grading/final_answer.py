@@ -108,7 +108,7 @@ def _trimmed(content: str) -> str:
 
 
 def _is_empty(content: str) -> bool:
-    return not content.strip(_TRAILING + "{}?")
+    return r"\{" not in content and not content.strip(_TRAILING + "{}?")
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
