@@ -15,6 +15,7 @@ from tempo_megatron.grading.values import Combination, Named, Opaque, Sequence, 
 LONGEST = 500
 _MOST_WORDS = 25
 _LONGEST_TEXT = 60
+_BEFORE = 20
 _HEDGES = r"or|and|maybe|perhaps|possibly|probably|alternatively|otherwise|also|not|wrong|but|in base|base|mod"
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|[*_`]+(?:\s|$))")
 _CLAUSE = re.compile(
@@ -43,9 +44,12 @@ _VERB = re.compile(
 _NO_ANSWER = re.compile(
     r"\b(?:not|no|never|cannot|none|neither|nor|between|wrong|incorrect|error|problem|question|exercise|confidence|step"
     r"|confident|case|give up|guess|unsure|uncertain|unknown|perhaps|maybe|may be|might|could|if|page|figure|table"
-    r"|attempt|try|lies|another|doubt|exceeds?)\b|n't\b|\?"
-    r"|\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|up to|over|under|above"
-    r"|below) (?=[-$\d.])",
+    r"|attempt|try|lies|another|doubt)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+_BOUND_BEFORE = re.compile(
+    r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|up to|over|under|above|below"
+    r"|exceeds?) +$",
     re.IGNORECASE,
 )
 _NOT_FIRST = re.compile(
@@ -97,7 +101,7 @@ def _of_line(line: str) -> Value | None:
     for start in starts:
         value = read(_bare(last[start:]))
         if not _NOT_FIRST.match(last, start) and _is_clear(value):
-            return value
+            return None if _BOUND_BEFORE.search(last[max(0, start - _BEFORE) : start]) else value
     return None
 
 
