@@ -38,7 +38,7 @@ _DOUBTFUL_SUBJECT = re.compile(
 )
 _BOOLEAN = re.compile(r"(?=.*\b(?:true|false)\b)(?:not|and|or|true|false|[() ])+")
 
-_OPTION = re.compile(r"(?:(?:the )?(?:[Oo]ption|[Cc]hoice) )?(?:\([A-Za-z]\)|[A-Za-z][.:)]*$)")
+_OPTION = re.compile(r"(?:(?:the )?(?:[Oo]ption|[Cc]hoice) )?(?:\([A-Za-z]\)|[A-Za-z]\) |[A-Za-z][.:)]*$)")
 _SEVERAL_OPTIONS = re.compile(r"[A-Z](?:,? (?:or|and|maybe|perhaps|possibly|alternatively)\b|[,/&] ?[A-Z]\b)")
 
 _OPPOSITES = {"yes": "no", "true": "false", "valid": "invalid"}
@@ -71,6 +71,7 @@ _WORDS |= {
     for ones, one in enumerate(_ONES.split()[1:10], 1)
     for joint in "- "
 }
+_SPELLED_SIGN = re.compile(r"(?:minus|negative) (?=\d)")
 _DIGITS = r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
 _SPELLED = "|".join(sorted(_WORDS, key=len, reverse=True))
 _NUMBER = re.compile(rf"({_DIGITS}|{_SPELLED})(?P<counted>(?: [a-z][a-z'-]*){{0,3}})")
@@ -155,7 +156,7 @@ def _number(plain: str) -> str | None:
     left, equals, value = plain.rpartition("=")
     if equals and not _NAME.fullmatch(left.strip()) and not _ARITHMETIC.fullmatch(left.strip()):
         return None
-    number = _NUMBER.fullmatch(value.strip())
+    number = _NUMBER.fullmatch(_SPELLED_SIGN.sub("-", value.strip(), count=1))
     if number and not _CHANGES_VALUE.search(number["counted"]) and not _MEASURE.search(number["counted"]):
         return _WORDS.get(number[1]) or _plain_digits(number[1])
     return "" if _HEDGED_NUMBER.match(plain) else None

@@ -18,7 +18,8 @@ _CANNOT_COMPARE = (ValueError, ArithmeticError, TypeError, NotImplementedError, 
 
 _COMMAND_OR_LETTER = r"\\[a-zA-Z]+|{letter}"
 _CALL = re.compile(r"([a-zA-Z])\(([a-zA-Z])\)")
-_MARKUP = re.compile(r"\\text|[{}$\s]")
+_MARKUP = re.compile(r"\\text|[{}$]|(?<!\d)\s|\s(?!\d)")  # 1 2 is not 12
+_LETTERS_IN_ORDER = re.compile(r"[A-Z]{3,}")
 
 
 def same(gold: Value, response: Value) -> bool:
@@ -162,6 +163,8 @@ def _same_as_one(sequence: Sequence, quantity: Quantity, one_is_gold: bool) -> b
 
 
 def _same_quantity(gold: Quantity, response: Quantity) -> bool:
+    if all(_LETTERS_IN_ORDER.fullmatch(value.latex) for value in (gold, response)):
+        return gold.latex == response.latex  # an order of names, no product
     units = [(words.unit if (words := read_words(value.words)) else None) for value in (gold, response)]
     percents = [unit is not None and unit.label == "percent" for unit in units]
     if percents[0] != percents[1]:

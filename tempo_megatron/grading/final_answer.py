@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 
+from tempo_megatron.grading.statements import answer_anchors
+
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)(?=\s*\{)")
 _TRAILING = " \t\n.,;\\"
 _LONGEST = 500
-_STATES = r"\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|\bbe\b|[:=])[ *:]*"
-_HEADING = r"^[#*_> \t]{0,10}(?:final )?answers?[ *_]{0,10}$"
-_ANSWER_IS = re.compile(rf"{_HEADING}|\banswers?{_STATES}", re.IGNORECASE | re.MULTILINE)
 _DISPLAY = re.compile(r"^(?:\s|\\\[(?=\s)|\$\$(?=\s))+")
 _DENIES = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
 _WORDS = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+")
@@ -24,8 +23,19 @@ _OPERATORS = frozenset(["+", "-", "*", "/", r"\cdot", r"\times"])
 _CALCULATION = re.compile(r"[a-zA-Z] ?(?:[-+*/]|\\cdot|\\times) ?[a-zA-Z][^=]{0,40}=")
 _NEIGHBORHOOD = 40
 _CHANGED_BEFORE = re.compile(
-    r"(\\(?:ne|neq|not)(?![a-z])|≠|(?<=[=$(]) {0,2}-|(?<![\w)}$])-(?=$)|\bnot)[\s$]{0,9}(?:\\[(\[])?\s{0,9}$"
+    r"(\\(?:ne|neq|not|lt|gt)(?![a-z])|≠|(?<=[=$(]) {0,2}-|(?<![\w)}$])-(?=$)|(?<=[\w)}] )[<>]|(?<=\$[a-zA-Z])[<>]"
+    r"|(?:\bnot|n't|\bcannot|\bnever)(?: be| equal)?(?: to)?)[\s$]{0,9}(?:\\[(\[])?\s{0,9}$"
 )
+_OPERAND_BEFORE = re.compile(
+    r"(?<![\w.])\d{1,9}(?:\.\d{1,9})?(?: ?(?:\\cdot|\\times|[+/]) ?)?$"
+    r"|\\(?:sqrt|[dt]?frac|log|ln|sin|cos|tan)(?:\[\w\])? ?(?:\{[^{}]{0,20}\} ?)?(?:\{ ?)?$"
+)
+_OPERAND_AFTER = re.compile(
+    r"\} ?(?:(?:\\cdot|\\times|[+/]|(?<=\})-) ?(?:\d{1,9}|[a-zA-Z](?![a-zA-Z]))(?![^$\n]{0,20}=)"
+    r"|!(?=\s?(?:\$|\\[)\]])))"
+)
+_BLANK_OF_EQUATION = re.compile(r"\} ?=")
+_NOT = r"\text{not }"
 _CHANGED_AFTER = re.compile(
     r"\}(?:(\^\S{1,9}|[a-z](?![a-zA-Z]))|[\s$]{0,9}(?:\\[)\]])?\s{0,9}(?:\\text\{\s{0,9})?"
     r"((?:hundred|thousand|million|billion|trillion|dozen|percent)\b"
@@ -38,8 +48,8 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _CONNECTIVES = re.compile(
-    r"[a-z]|also|alternatively|and|another|answers?|are|be|could|either|equivalently|is|it|may|maybe|might|or|other"
-    r"|perhaps|possibly|solutions?|text|that|the|quad"
+    r"[a-z]|also|alternatively|and|another|answers?|are|be|candidates?|cases?|could|either|equivalently|first|is|it|may"
+    r"|maybe|might|options?|or|other|perhaps|second|possibly|solutions?|text|that|the|quad"
 )
 
 
@@ -75,10 +85,19 @@ def closing_boxes(text: str) -> list[str]:
 
 
 def _with_neighbors(text: str, start: int, content: str, end: int) -> str:
-    """The content with what changes it from outside: a sign or a denial before the box, a power or words behind it."""
-    before = _CHANGED_BEFORE.search(text[max(0, start - _NEIGHBORHOOD) : start])
-    after = _CHANGED_AFTER.match(text, end, end + _NEIGHBORHOOD)
-    prefix = "" if not before else before.group(1) if before.group(1) != "not" else r"\text{not }"
+    r"""The content with what changes it from outside: a sign or a denial before the box, a power or words behind it.
+
+    An operand of a formula (`2\boxed{7}`, `\sqrt{\boxed{7}}`, `\boxed{7}+1`) is denied: the formula is not its value.
+    """
+    left = text[max(0, start - _NEIGHBORHOOD) : start]
+    reach = end, end + _NEIGHBORHOOD
+    is_operand = _OPERAND_BEFORE.search(left) and not _BLANK_OF_EQUATION.match(text, *reach)
+    if is_operand or _OPERAND_AFTER.match(text, *reach):
+        return _NOT + content
+    before = _CHANGED_BEFORE.search(left)
+    after = _CHANGED_AFTER.match(text, *reach)
+    denied = before and before.group(1)[-1].isalpha() and not before.group(1).startswith("\\")
+    prefix = "" if not before else _NOT if denied else before.group(1)
     suffix = "" if not after else after.group(1) or rf"\text{{ {after.group(2)}}}"
     return f"{prefix} {content}{suffix}".strip()
 
@@ -89,7 +108,7 @@ def _trimmed(content: str) -> str:
 
 
 def _is_empty(content: str) -> bool:
-    return not content.strip(_TRAILING + "{}?")
+    return r"\{" not in content and not content.strip(_TRAILING + "{}?")
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:
@@ -127,14 +146,13 @@ def _connects(between: str) -> bool:
 
 
 def stated(text: str) -> list[str]:
-    """What follows each "answer is" or "Answer:", first to last.
+    """What follows each "answer is" or "Answer:", in any language that choice and free read, first to last.
 
     Each up to its line's end, and no longer than 500 characters. Where "answer" is a heading it is the next line
     that is not blank. A denial ("the answer cannot be") states "".
     """
     return [
-        "" if _DENIES.search(anchor.group()) else _line_after(text, anchor.end())
-        for anchor in _ANSWER_IS.finditer(text)
+        "" if _DENIES.search(anchor.group()) else _line_after(text, anchor.end()) for anchor in answer_anchors(text)
     ]
 
 

@@ -180,6 +180,8 @@ def _text(content: list[Node]) -> list[Node]:
     words = _written(content).replace("{", "").replace("}", "")
     if words in ("lcm", "cis"):
         return [rf"\operatorname{{{words}}}"]
+    if words.strip().lower() in _SPELLED:
+        return [_SPELLED[words.strip().lower()].strip(), " "]
     letters = _WORD.findall(words)
     if _NUMBER_FIRST.match(words):
         return list(_NUMBERS_IN_WORDS.sub(lambda match: rf"\text{{{match.group()}}}", words))

@@ -31,6 +31,8 @@ from tempo_megatron.grading.formulas import expression
 from tempo_megatron.grading.values import Relation
 
 _LITERAL = re.compile(r"-?(\d+)(?:\.(\d+))?")
+_DIVISORS = re.compile(r"\\gcd|\{lcm\}")
+_LETTER = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])")
 _FEWEST_DIGITS = 6
 _DIGITS_OF_A_DOUBLE = 17
 _AGREEMENT = Rational(1, 10**120)
@@ -46,6 +48,8 @@ _FLIPPED = {"<": ">", ">": "<", r"\le ": r"\ge ", r"\ge ": r"\le "}
 def evaluated(latex: str) -> Basic | MatrixBase:
     """The formula's value, worked out. Raises ValueError where it cannot be read or has none."""
     formula = expression(latex)
+    if _DIVISORS.search(latex) and _LETTER.search(latex):
+        raise ValueError(f"{latex} depends on what its letters are")  # SymPy says that the gcd of two letters is 1
     if "^" in latex or "!" in latex:
         _check_size(formula)
     value = formula.doit()

@@ -19,8 +19,9 @@ _CONTINUED = re.compile(r"(\d*)\.(\d{3,})(?:\.\.\.|\\ldots)")
 _BARE_DECIMAL = re.compile(r"(?<![\d.])\.(?=\d)")
 _EMPTY_DECIMAL = re.compile(r"(?<=\d)\.(?![\d.])")
 _LEADING_ZEROS = re.compile(r"(?<![\w.])0+(?=\d)")
-_BASED = re.compile(r"([0-9A-F]+)_ *\{(?:\\text\{ *)?(\w+) *\}?\}")
+_BASED = re.compile(r"(?:\((?=[^)]*\)_))?([0-9A-F]+)\)?_ *\{(?:\\text\{ *)?(\w+) *\}?\}")
 _RATIO = re.compile(r"(\d+(?: *: *\d+)+) *(?:\\text\{ *([^{}]*?) *\})?")
+_TO = re.compile(r"(?<=\d) *\\text\{ *to *\} *(?=\d)")
 _LONGEST_PERIOD = 60
 
 
@@ -67,7 +68,7 @@ def based(latex: str) -> Based | None:
 
 def ratio(latex: str) -> Sequence | None:
     """A ratio, or a time of day with its half of the day."""
-    match = _RATIO.fullmatch(latex)
+    match = _RATIO.fullmatch(_TO.sub(":", latex))
     if not match:
         return None
     meaning = read_words(match.group(2) or "")

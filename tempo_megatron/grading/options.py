@@ -62,7 +62,8 @@ _LABELED = r"\([A-Z]\)|[A-Z](?:[):]|\.(?= ))"
 _SEVERAL = re.compile(rf"(?:^[^\w(]*|{_HEDGE}|{_LISTS})(?: |{_HEDGE}|{_LISTS})*+{_NAMED}({_LETTER})")
 _SEVERAL_BESIDE_TEXT = re.compile(
     rf"(?:^[ .:]*{_JOINS}|{_HEDGE})[ ,]*(?:{_HEDGE}[ ,]*)*{_NAMED}({_LETTER})|^[ .:]*({_LETTER})(?=\W*$)"
-    rf"|(?:{_BREAKS}) ?{_NAMED}({_LABELED})|(?:^|[.;,(]) ?({_LETTER})(?= {_BE}\b)"
+    rf"|(?:{_BREAKS}) ?{_NAMED}({_LABELED})"
+    rf"|(?:^|[.;,(]) ?(?:(?i:but|and|yet|though|however),? )?({_LETTER})(?= {_BE}\b)"
 )
 _LETTERS_AS_TEXT = re.compile(r"[.:)]* ?(?:[Bb]oth |[Oo]nly )?[A-Z](?:, ?[A-Z])*,? (?:and|or) [A-Z]\b(?!\))")
 _PREDICATE = re.compile(

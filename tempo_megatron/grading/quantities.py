@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from tempo_megatron.grading.formulas import is_formula
 from tempo_megatron.grading.marks import written
-from tempo_megatron.grading.units import Words, read_words, same_amount
+from tempo_megatron.grading.units import Words, read_words, same_amount, scales_apart
 from tempo_megatron.grading.values import Quantity
 from tempo_megatron.grading.vocabulary import SCALES
 
@@ -18,6 +18,8 @@ _MOST_EXACT_DIGITS = 5
 _FRACTION = re.compile(r"(-?)\\frac\{(-?\d{1,30})\}\{(-?\d{1,30})\}|(-?)(\d{1,30}) */ *(\d{1,30})")
 _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|operatorname)(?![a-z])")
 _DEGREE = re.compile(r"\^ *\{ *(?:\\circ|\\degree|o|\\text\{o\}) *\}|\\degree")
+_TEMPERATURE = re.compile(r"\\degree *(?:\\text\{ *)?([CF])(?: *\})?$")
+_TEMPERATURES = {"C": "celsius", "F": "fahrenheit"}
 _UNIT_POWER = re.compile(r"\\text\{([^{}]*)\} *\^ *\{? *([23]) *\}?")
 _UNIT_QUOTIENT = re.compile(r"\\text\{([^{}]*)\} */ *(?:\\text\{([^{}]*)\}|([a-z])(?![a-z]))")
 _WRITTEN_UNIT = re.compile(r"(?<=\d) *(m|g|s|h|L|l)(?: *\^ *\{ *([23]) *\})?$")
@@ -27,6 +29,7 @@ def quantity(marks: list[str]) -> Quantity | None:
     """The marks as a formula with words; None where a rule explains neither."""
     latex = _UNIT_QUOTIENT.sub(r"\\text{\1/\2\3}", _UNIT_POWER.sub(r"\\text{\1^\2}", written(marks)))
     latex = _DEGREE.sub(r"\\degree ", latex)
+    latex = _TEMPERATURE.sub(lambda match: rf"\text{{{_TEMPERATURES[match.group(1)]}}}", latex)
     said = _SAID_BEFORE.match(latex)
     if said:
         latex = ("-" if said.group(1) in ("minus", "negative") else "") + latex[said.end() :]
@@ -40,7 +43,7 @@ def quantity(marks: list[str]) -> Quantity | None:
         return None
     if meaning.scale != 1:
         formula = _scaled(formula, meaning.scale)
-    unit = " ".join(word for word in words.split() if word.lower() not in SCALES)
+    unit = " ".join(word for word in scales_apart(words).split() if word.lower() not in SCALES)
     return Quantity(canonical(formula), unit if meaning.unit else "")
 
 

@@ -20,6 +20,10 @@ LONGEST = 2_000  # characters
 _GOES_ON = ("...", r"\ldots")
 _TRAILING = " .,;:\\"
 _LABEL = re.compile(r"\([A-H]\)(?: *(?=[\d.]|\\(?:frac|sqrt|pi|text|\$))| +(?=[-(]))|[A-H]\) *(?=[-\d.])")
+_ANNOUNCED = re.compile(
+    r"\\(?:therefore|Rightarrow|implies)(?![a-zA-Z]) *|\\text\{ *(?:final )?(?:answer|ans)(?: *: *\}|\} *:) *",
+    re.IGNORECASE,
+)
 _CONDITION = re.compile(r" *[,(]? *\\text\{ *(?:for|where)\b")
 _LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z](?![a-zA-Z])")
 _HUNDREDS = re.compile(r"[1-9]\d\d(?:,[1-9]\d\d)+")
@@ -28,6 +32,7 @@ _SUCH_THAT = frozenset([r"\mid", "|", ":"])
 _SET_SIGNS = frozenset([r"\cup", r"\cap", r"\setminus"])
 _NUMBERS = frozenset(rf"\mathbb{{{letter}}}" for letter in "ZNRQ")
 _ALL_REALS = re.compile(r"\\text\{(?:the )?(?:set of )?(?:all )?real(?:s| numbers)\}", re.IGNORECASE)
+_MOST_SIGNS = 4
 _PLUS_MINUS = {r"\pm": ("+", "-"), r"\mp": ("-", "+")}
 
 
@@ -51,6 +56,7 @@ def read(text: str) -> Value:
 
 def _answer(latex: str) -> Value:
     """The value of plain LaTeX: one value, or several side by side."""
+    latex = latex[announced.end() :] if (announced := _ANNOUNCED.match(latex)) else latex
     label = _LABEL.match(latex)
     latex = latex[label.end() :] if label else latex
     condition = _CONDITION.search(latex)
@@ -92,9 +98,15 @@ def _together(values: list[Value]) -> Value:
 
 
 def _signs_apart(marks: list[str]) -> list[Value]:
-    r"""The item's value, or both of them where it has `\pm`."""
-    if not any(mark in _PLUS_MINUS for mark in marks):
+    r"""The item's value, or both of them where it has `\pm`. Several `\pm` are independent, but for `\mp`."""
+    signed = [index for index, mark in enumerate(marks) if mark in _PLUS_MINUS]
+    if not signed:
         return [_item(marks)]
+    if 1 < len(signed) <= _MOST_SIGNS and r"\mp" not in marks:
+        first = signed[0]
+        return [
+            value for sign in _PLUS_MINUS[r"\pm"] for value in _signs_apart([*marks[:first], sign, *marks[first + 1 :]])
+        ]
     return [_item([_PLUS_MINUS[mark][side] if mark in _PLUS_MINUS else mark for mark in marks]) for side in (0, 1)]
 
 
@@ -126,6 +138,8 @@ def _bracketed(marks: list[str]) -> Value:
     opening, inside, closing = marks[0], marks[1:-1], marks[-1]
     if opening not in ("(", "[", r"\{", "{", r"\langle"):
         return quantity(marks) or Opaque(written(marks))
+    if opening == r"\{" and not written(inside):
+        return Opaque(r"\emptyset")
     conditions, builds = split(inside, lambda mark: mark in _SUCH_THAT)
     if opening == r"\{" and builds:
         letter = written(conditions[0])

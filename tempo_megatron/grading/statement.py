@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from tempo_megatron.grading.characters import in_ascii
 from tempo_megatron.grading.final_answer import last_line, stated
 from tempo_megatron.grading.reading import read
 from tempo_megatron.grading.values import Combination, Named, Opaque, Sequence, Value
@@ -14,14 +15,22 @@ from tempo_megatron.grading.values import Combination, Named, Opaque, Sequence, 
 LONGEST = 500
 _MOST_WORDS = 25
 _LONGEST_TEXT = 60
-_HEDGES = r"or|and|maybe|perhaps|possibly|probably|not|wrong|but|in base|base|mod"
+_BEFORE = 20
+_HEDGES = r"or|and|maybe|perhaps|possibly|probably|alternatively|otherwise|also|not|wrong|but|in base|base|mod"
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$|[*_`]+(?:\s|$))")
 _CLAUSE = re.compile(
-    rf",? (?:since|because|as|which|so|hence|thus|found)\b.*|, (?!(?:{_HEDGES})\b)[a-z]{{2,}} .*|[;—] (?![-\d$(]).*",
+    rf",? (?:since|because|as|which|so|hence|thus|found)\b.*|, (?!(?:{_HEDGES})\b)[a-z]{{2,}} .*"
+    rf"|, I (?:think|believe)\b.*|[;—] (?!(?:{_HEDGES})\b)(?![-\d$(]).*",
     re.DOTALL,
 )
 _ASIDE = re.compile(rf" \((?!(?:{_HEDGES})\b)[A-Za-z]{{2,}} [^()]*\)")
 _CONTRAST = re.compile(r",? \(?not [-$\d].*", re.DOTALL)
+_NOT_BUT = re.compile(r"not [^,;.]{1,40}?,? but (?:rather )?(?=\S)")
+_ADDS_ANOTHER = re.compile(
+    r"\?|[.!][*_`$]{0,4}\s{1,3}(?:(?:but|and|or|also|maybe|perhaps|possibly|alternatively"
+    r"|it (?:could|may|might) be)\b,? )+[-$\d(]",
+    re.IGNORECASE,
+)
 _LEADING = re.compile(
     r"(?:[*_`#>\s]+|(?:indeed|simply|just|exactly|precisely|therefore|thus|equal to|given by|the number|the value"
     r"|only|clearly|:)\s+)"
@@ -34,8 +43,13 @@ _VERB = re.compile(
 )
 _NO_ANSWER = re.compile(
     r"\b(?:not|no|never|cannot|none|neither|nor|between|wrong|incorrect|error|problem|question|exercise|confidence|step"
-    r"|confident|case|give up|guess|unsure|uncertain|unknown|perhaps|maybe|might|could|if|page|figure|table|attempt|try"
-    r"|lies)\b|n't\b|\?",
+    r"|confident|case|give up|guess|unsure|uncertain|unknown|perhaps|maybe|may be|might|could|if|page|figure|table"
+    r"|attempt|try|lies|another|doubt)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+_BOUND_BEFORE = re.compile(
+    r"\b(?:at (?:least|most)|(?:more|less|fewer|greater|larger|smaller|higher|lower) than|up to|over|under|above|below"
+    r"|exceeds?) +$",
     re.IGNORECASE,
 )
 _NOT_FIRST = re.compile(
@@ -45,7 +59,7 @@ _NOT_FIRST = re.compile(
 
 def stated_value(text: str) -> Value | None:
     """The value that prose gives as its answer; None for none. Nothing behind a clear "answer is" overrides it."""
-    anchored = [statement for statement in stated(text) if statement]
+    anchored = [statement for statement in stated(in_ascii(text)) if statement]
     if anchored:
         return _of_statement(anchored[-1])
     _, marker, after = text.rpartition("####")
@@ -56,8 +70,11 @@ def stated_value(text: str) -> Value | None:
 
 def _of_statement(statement: str) -> Value | None:
     """The value of what follows an anchor, up to the end of its sentence or clause."""
-    sentence = _without_fillers(_ASIDE.sub("", _CONTRAST.sub("", statement)))
+    sentence = _NOT_BUT.sub("", statement, count=1) if _NOT_BUT.match(statement) else statement
+    sentence = _without_fillers(_ASIDE.sub("", _CONTRAST.sub("", sentence)))
     end = _SENTENCE_END.search(sentence)
+    if end and _ADDS_ANOTHER.match(sentence, end.start()):
+        return None
     sentence = _CLAUSE.sub("", sentence[: end.start()] if end else sentence)
     value = read(_bare(_ABOUT.sub(r"\\approx ", sentence)))
     return value if not isinstance(value, Opaque) or 0 < len(value.text) <= _LONGEST_TEXT else None
@@ -84,7 +101,7 @@ def _of_line(line: str) -> Value | None:
     for start in starts:
         value = read(_bare(last[start:]))
         if not _NOT_FIRST.match(last, start) and _is_clear(value):
-            return value
+            return None if _BOUND_BEFORE.search(last[max(0, start - _BEFORE) : start]) else value
     return None
 
 

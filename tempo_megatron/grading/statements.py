@@ -19,7 +19,7 @@ _FOREIGN = (
 _LETTERS_BEFORE = r"(?<![^\W_])"
 _NOT_THE_WRONG = "".join(
     f"(?<!{word} )"
-    for word in ("wrong", "incorrect", "other", "false", "bad", "worst", "tempting", "second best", "second-best")
+    for word in ("wrong", "incorrect", "other", "another", "false", "bad", "worst", "tempting", "second.best")
 )
 _STATES = r"[^.\n:=]{0,60}?(?:\b(?:is|are|be|was)\b|[:=→]|[-=]>)"
 _DASH = r"[*_ ]{0,4}[-\u2013\u2014](?= )"
@@ -49,7 +49,9 @@ _BEFORE = 40
 _HEDGES = re.compile(r"\b(?:might|could|may|possibly|perhaps|maybe)\b", re.IGNORECASE)
 _DENIES = re.compile(r"n't\b|\b(?:not|never|cannot)\b", re.IGNORECASE)
 _UNSURE = re.compile(
-    r"(?:n't|\b(?:not|never|doubt|if|unless|whether|suppose|assume|assuming|why))\b[^.,;:?!\n]*$", re.I
+    r"(?:n't|\b(?:not|never|doubt|if|unless|whether|suppose|assume|assuming|why|maybe|perhaps|possibly))\b"
+    r"[^.,;:?!\n]*$",
+    re.I,
 )
 _LINE_START = re.compile(r"(?:^|\n)[ #*_>`\"'-]*(?:(?:my|the|so|final|correct|最终|正确|最终的) ?)*$", re.IGNORECASE)
 _ITEM = re.compile(r" *(?:[-*•+]|\d{1,3}[.)])? *([^\W\d_][\w'-]*)[,;.]? *")
@@ -77,11 +79,22 @@ def statements(text: str, choices: bool = False) -> list[Statement]:
     return sorted((statement for statement in found if statement.text), key=attrgetter("start"))
 
 
-def _anchored(text: str, anchor: re.Pattern[str]) -> Iterator[Statement]:
+def answer_anchors(text: str) -> list[re.Match[str]]:
+    """Each "answer is", "Answer:" and heading "Answer" that is no condition, guess or wrong answer, first to last."""
+    anchors = [anchor for pattern in (_ANSWER, _HEADING) for anchor in _without_guesses(text, pattern)]
+    return sorted(anchors, key=lambda anchor: anchor.end())
+
+
+def _without_guesses(text: str, anchor: re.Pattern[str]) -> Iterator[re.Match[str]]:
     for match in anchor.finditer(text):
         before = text[max(0, match.start() - _BEFORE) : match.start()]
-        if _UNSURE.search(before) or _HEDGES.search(match.group()):
-            continue
+        if not _UNSURE.search(before) and not _HEDGES.search(match.group()):
+            yield match
+
+
+def _anchored(text: str, anchor: re.Pattern[str]) -> Iterator[Statement]:
+    for match in _without_guesses(text, anchor):
+        before = text[max(0, match.start() - _BEFORE) : match.start()]
         rest = text[match.end() : match.end() + LONGEST]
         begins_line = match.group().endswith("\n") or rest.lstrip(_MARKUP).startswith("\n")
         said = joined_items(rest.strip().partition("\n\n")[0]) if begins_line else rest.partition("\n")[0]

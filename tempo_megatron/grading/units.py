@@ -16,6 +16,10 @@ _HALF_OF_DAY = re.compile(r"\b([ap])\.m\b\.?")
 _HARMLESS = re.compile(r"[\s./()\[\]'’-]")  # noqa: RUF001
 _POWERS = {"powerpower": 2, "powerpowerpower": 3, "square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _MOST_WORDS = 4
+_CHINESE_SCALE = re.compile(r"[万萬亿億]|千(?![米克瓦卡])|百(?!分)")
+_CHINESE_QUALIFIER = re.compile(
+    r"以上|以下|以内|左右|上下|至少|至多|最多|最少|大约|大于|小于|超过|不是|不等|不足|不到|不止|错|或|(?:^|\s)[约多余]"
+)
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,17 @@ class Words:
     unit: Unit | None
 
 
+def scales_apart(words: str) -> str:
+    """The words with a blank behind each Chinese numeral that multiplies: Chinese writes none."""
+    return _CHINESE_SCALE.sub(r"\g<0> ", words)
+
+
 def read_words(text: str) -> Words | None:
     r"""The words' meaning; None where they say more than a unit: a denial, a hedge, a comparison, a fraction."""
     bare = _POWER.sub(lambda match: f" {'power' * int(match.group(1))} ", _MARKUP.sub("", text))
-    bare = _HALF_OF_DAY.sub(r"\1m", bare)
+    bare = scales_apart(_HALF_OF_DAY.sub(r"\1m", bare))
     words = _WORD.findall(bare)
-    if _HARMLESS.sub("", _WORD.sub("", bare)) or len(words) > 2 * _MOST_WORDS:
+    if _HARMLESS.sub("", _WORD.sub("", bare)) or len(words) > 2 * _MOST_WORDS or _CHINESE_QUALIFIER.search(bare):
         return None
     scale = 1
     while words and words[0].lower() in SCALES:

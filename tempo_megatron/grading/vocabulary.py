@@ -57,14 +57,24 @@ QUALIFIERS = _names(
     hundreds thousands millions billions trillions dozens twice double base mod modulo remainder if when
     unless for where to by from with without either both any some other another else too larger smaller
     greater bigger higher lower off guess answer answers before after until since because that this these
-    those it i we you they at"""
+    those it i we you they at doubled tripled quadrupled halved ish fold twofold threefold tenfold hundredfold googol
+    kilo ppm
+    oder mehr weniger nicht kein keine mindestens höchstens etwa ungefähr falsch über unter
+    o más menos falso ou moins pas environ presque faux
+    или более менее не около примерно больше меньше неверно"""
 )
 """words beside a number that deny, hedge, compare or multiply it"""
 
 FILLERS = _names(
     """different distinct possible total of the in all a an full whole positive such ordered remaining per each new"""
 )
-SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+SCALES = {
+    "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
+    "quadrillion": 10**15, "quintillion": 10**18, "lakh": 10**5, "crore": 10**7, "mln": 10**6, "bn": 10**9,
+    "tausend": 10**3, "millionen": 10**6, "milliarden": 10**9, "mil": 10**3, "mille": 10**3, "millones": 10**6,
+    "milioni": 10**6, "milhões": 10**6, "тысяч": 10**3, "тысячи": 10**3, "тыс": 10**3, "миллиона": 10**6,
+    "миллионов": 10**6, "млн": 10**6, "百": 100, "千": 10**3, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8,
+}  # fmt: skip
 _INCH, _POUND = Fraction(254, 10_000), Fraction(45_359_237, 10**8)
 MEASURES: dict[str, dict[str, Fraction | int]] = {
     "length": {"nm": Fraction(1, 10**9), "mm": Fraction(1, 1000), "cm": Fraction(1, 100), "dm": Fraction(1, 10), "m": 1,
