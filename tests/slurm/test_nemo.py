@@ -79,14 +79,12 @@ def test_a_training_that_fails_cancels_what_follows(
 
 def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
     """Exit code 75 says "saved, start me again", and a signal that comes before the ranks listen for it costs no run
-    either: what follows waits. (There is nothing to export then.)"""
+    either: what follows waits."""
     attempts = "case ${SLURM_RESTART_COUNT:-0} in 0) exit 75 ;; 1) kill -USR1 $$ ;; esac"
     python = stand_in(tmp_path, f'[ "$3" != train ] && exit\n{attempts}')
     jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
     states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
-    assert states == {**dict.fromkeys(jobs, "COMPLETED"), "export": "FAILED", "evaluate": "CANCELLED"}, said(
-        cluster, jobs
-    )
+    assert states == dict.fromkeys(jobs, "COMPLETED"), said(cluster, jobs)
     assert cluster.restarts(jobs["train"]) == 2
 
 
