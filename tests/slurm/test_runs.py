@@ -13,6 +13,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from checkpoints_convert.convert import to_hf
 from tests.conftest import ROOT
 from tests.slurm.cluster import LIMIT, Cluster, wait_for
 
@@ -119,8 +120,12 @@ def test_two_nodes_train_to_a_hugging_face_directory(cluster: Cluster, tmp_path:
     rlvr = AutoModelForCausalLM.from_pretrained(training.run.parent / "rlvr" / "hf")
     start = AutoModelForCausalLM.from_pretrained(demo_model)
     assert tokenizer.decode(tokenizer.encode("abc")) == "abc"
-    assert not torch.equal(rlvr.lm_head.weight, start.lm_head.weight)
-    assert not torch.equal(model.lm_head.weight, rlvr.lm_head.weight)
+    # What is exported is the best, which may be the start: what was trained is in the last checkpoint.
+    for run, before in ((training.run.parent / "rlvr", start), (training.run, rlvr)):
+        to_hf(max((run / "checkpoints").glob("iteration-*")), tmp_path / run.name, role="policy")
+        trained = AutoModelForCausalLM.from_pretrained(tmp_path / run.name)
+        assert not torch.equal(trained.lm_head.weight, before.lm_head.weight)
+    assert model.config.vocab_size == start.config.vocab_size
     best = str(training.run.parent / "rlvr" / "checkpoints" / "best")
     config = yaml.safe_load((training.run / "config.yaml").read_text())
     assert (config["policy"]["checkpoint"], config["critic"]["checkpoint"]) == (best, best)
