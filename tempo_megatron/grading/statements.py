@@ -72,11 +72,11 @@ def statements(text: str, choices: bool = False) -> list[Statement]:
     Each reaches to its line's end, and no further than 500 characters. With `choices` also what follows "the correct
     option is" and "I choose". Conditions and guesses ("if the answer is", "the answer might be") state nothing.
     """
-    found = list(_anchored(text, _ANSWER)) + list(_anchored(text, _HEADING))
+    stated = list(_anchored(text, _ANSWER)) + list(_anchored(text, _HEADING))
     if choices:
-        found += _anchored(text, _OPTION)
-    found += [Statement(joined_items(tag[1].strip()), tag.start(), False) for tag in _TAGGED.finditer(text)]
-    return sorted((statement for statement in found if statement.text), key=attrgetter("start"))
+        stated += _anchored(text, _OPTION)
+    stated += [Statement(joined_items(tag[1].strip()), tag.start(), False) for tag in _TAGGED.finditer(text)]
+    return sorted((statement for statement in stated if statement.text), key=attrgetter("start"))
 
 
 def answer_anchors(text: str) -> list[re.Match[str]]:
