@@ -1,1 +1,1 @@
-"""Hugging Face names and shapes <-> Megatron's: the single truth that converters and weight sync read."""
+"""Offline converters between Hugging Face directories and Megatron checkpoints: command line and streaming."""

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert import convert, hf_files, inspection, verify
-from checkpoints_convert.critics import TARGET_RANGES
-from checkpoints_convert.errors import ConversionError
-from tempo_megatron import user
-from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+from checkpoints_convert import convert, inspection, verify
+from tempo_megatron.conversion import hf_files
+from tempo_megatron.conversion.critics import TARGET_RANGES
+from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
+from tempo_megatron.utils import user
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _SHOWN = 20

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints_convert import critics, decoder, hf_config, hf_files
-from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import family
-from checkpoints_convert.hf_files import Description, listed
-from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
-from checkpoints_convert.source import Source, open_source
-from tempo_megatron.megatron import checkpoint_files, manifest
-from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+from tempo_megatron.conversion import critics, decoder, hf_config, hf_files
+from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.families import family
+from tempo_megatron.conversion.hf_files import Description, listed
+from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
+from tempo_megatron.conversion.source import Source, open_source
+from tempo_megatron.megatron.checkpointing import format as checkpoint_format
+from tempo_megatron.megatron.checkpointing import integrity
+from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 
 Descriptions = dict[str, Description]
 type _Step[Result] = tuple[Entry, Callable[[Entry], Result]]
@@ -65,10 +66,10 @@ def to_megatron(
         steps.append((head, lambda entry: fresh))
     with hf_files.written_aside(out) as aside:
         (aside / role).mkdir()
-        checkpoint_files.describe(aside, hf, target_range)
+        checkpoint_format.describe(aside, hf, target_range)
         arriving = ((entry.megatron_name, tensor) for entry, tensor in _in_order(steps, workers, "to Megatron"))
-        checkpoint_files.write_tensors(aside / role, made, arriving)
-        manifest.write(aside, manifest.describe(aside, manifest.files_of(aside)))
+        checkpoint_format.write_tensors(aside / role, made, arriving)
+        integrity.write(aside, integrity.describe(aside, integrity.files_of(aside)))
 
 
 def to_hf(
@@ -84,7 +85,7 @@ def to_hf(
 
     Raises ConversionError listing all that is wrong before anything is written; whatever fails later leaves no `out`.
     """
-    read = checkpoint_files.Reader(checkpoint, role, contents=True)
+    read = checkpoint_format.Reader(checkpoint, role, contents=True)
     config, entries = open_checkpoint(checkpoint, role, read)
     made: Descriptions = {}
     for entry in entries:
@@ -106,7 +107,7 @@ def to_hf(
         hf_files.write_tensors(aside, made, arriving(), shard_bytes)
 
 
-def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_files.Reader) -> tuple[dict[str, Any], list[Entry]]:
+def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_format.Reader) -> tuple[dict[str, Any], list[Entry]]:
     """config.json and the map of what `to_hf` makes of a role. Raises ConversionError listing all that is wrong."""
     config = hf_files.read_config(checkpoint / HUGGING_FACE)
     settings = hf_config.settings(config)
@@ -115,7 +116,7 @@ def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_files.Reader)
     else:
         bias = OUTPUT_BIAS in read.descriptions
         entries = decoder.critic(settings, critics.EXPORTED_HEAD, bias)
-        target_range = checkpoint_files.read_target_range(checkpoint)
+        target_range = checkpoint_format.read_target_range(checkpoint)
         config = critics.exported_config(config, family(config), bias=bias, target_range=target_range)
     problems = [*read.problems, *unlike(read, entries)]
     if problems:
@@ -123,7 +124,7 @@ def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_files.Reader)
     return config, entries
 
 
-def unlike(read: checkpoint_files.Reader, entries: Sequence[Entry]) -> Iterator[str]:
+def unlike(read: checkpoint_format.Reader, entries: Sequence[Entry]) -> Iterator[str]:
     """In what a checkpoint's tensors are not those of the map, a line a cause."""
     missing = {entry.megatron_name for entry in entries} - read.descriptions.keys()
     if missing:

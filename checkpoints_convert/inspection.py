@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from checkpoints_convert import critics, hf_config, hf_files, source
-from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.families import architecture_of
-from checkpoints_convert.hf_files import Description
-from checkpoints_convert.source_files import side_files
-from tempo_megatron.megatron import checkpoint_files
-from tempo_megatron.megatron.checkpoint_files import HUGGING_FACE
+from tempo_megatron.conversion import critics, hf_config, hf_files, source
+from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.families import architecture_of
+from tempo_megatron.conversion.hf_files import Description
+from tempo_megatron.conversion.source_files import side_files
+from tempo_megatron.megatron.checkpointing import format as checkpoint_format
+from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 
 
 def describe(directory: Path) -> Iterator[str]:
@@ -31,7 +31,7 @@ def describe(directory: Path) -> Iterator[str]:
             known = critics.stored_target_range(hf_files.read_config(directory)) or "unknown target range"
             yield f"  value head: {head} ({known})"
         return
-    roles = checkpoint_files.roles(directory)
+    roles = checkpoint_format.roles(directory)
     if not roles:
         raise ConversionError(f"{directory}: neither config.json nor a policy or critic; not a model, not a checkpoint")
     yield f"{directory}: checkpoint"
@@ -39,11 +39,11 @@ def describe(directory: Path) -> Iterator[str]:
         raise ConversionError(f"{directory}: no {HUGGING_FACE}/config.json: written before checkpoints carried it")
     yield from _model(directory / HUGGING_FACE)
     for role in roles:
-        reader = checkpoint_files.Reader(directory, role)
+        reader = checkpoint_format.Reader(directory, role)
         yield from (f"  problem: {problem}" for problem in reader.problems)
         weights = {name: made for name, made in reader.descriptions.items() if not name.startswith("optimizer.")}
         optimizer = "with" if len(weights) < len(reader.descriptions) else "without"
-        suffix = f", target range {checkpoint_files.read_target_range(directory)}" if role == "critic" else ""
+        suffix = f", target range {checkpoint_format.read_target_range(directory)}" if role == "critic" else ""
         yield f"  {role}: {_tensors(weights)}, {optimizer} optimizer{suffix}"
 
 

@@ -11,16 +11,18 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert.mapping import OUTPUT_BIAS, Role
-from checkpoints_convert.rows import whole
-from checkpoints_convert.source import open_source
 from checkpoints_convert.verify import compare
 from tempo_megatron.config import Config, Precision
-from tempo_megatron.megatron import checkpoint, checkpoint_files, model, topology, weights
+from tempo_megatron.conversion.mapping import OUTPUT_BIAS, Role
+from tempo_megatron.conversion.rows import whole
+from tempo_megatron.conversion.source import open_source
+from tempo_megatron.megatron import model, topology, weights
+from tempo_megatron.megatron.checkpointing import dist_checkpoint
+from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 
 
 def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: Path) -> None:
-    read = checkpoint_files.Reader(saved, role)
+    read = checkpoint_format.Reader(saved, role)
     config = Config()
     config.parallel.tensor_model_parallel_size = tensor
     config.parallel.pipeline_model_parallel_size = pipeline
@@ -29,7 +31,7 @@ def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: 
     place = topology.initialize(config.parallel, seed=0)
     source = open_source(hf, role)
     module = model.build(role, source.settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
-    checkpoint.load_weights(saved, role, module)
+    dist_checkpoint.load_weights(saved, role, module)
     differing = list(compare(hf, source, whole(weights.export(module, source.entries, place))))
     if place.rank == 0:
         answer.write_text(json.dumps(differing))

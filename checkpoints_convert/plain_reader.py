@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from checkpoints_convert.source_files import APART, WEIGHT_SUFFIXES
+from tempo_megatron.conversion.source_files import APART, WEIGHT_SUFFIXES
 
 
 class PlainReader:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from checkpoints_convert.convert import open_checkpoint, unlike
-from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.mapping import Role
 from checkpoints_convert.plain_reader import PlainReader, files_beside_weights
-from checkpoints_convert.source import Source, open_source
 from tempo_megatron.config import ParallelConfig
-from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.mapping import Role
+from tempo_megatron.conversion.source import Source, open_source
+from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisible
 
 Layout = tuple[int, int]
@@ -32,9 +32,9 @@ def differences(hf: Path, checkpoint: Path, role: Role, layout: Layout | None = 
     source = open_source(hf, role)
     if layout:
         _check(layout, source)
-    read = checkpoint_files.Reader(checkpoint, role, contents=True)
+    read = checkpoint_format.Reader(checkpoint, role, contents=True)
     open_checkpoint(checkpoint, role, read)
-    besides = _side_files(hf, checkpoint / checkpoint_files.HUGGING_FACE)
+    besides = _side_files(hf, checkpoint / checkpoint_format.HUGGING_FACE)
     if other := list(unlike(read, source.entries)):
         return other + besides
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from tempo_megatron import config as settings
-from tempo_megatron import user
 from tempo_megatron.data.prepare import command as data
 from tempo_megatron.launch import replay, slurm, torchrun
 from tempo_megatron.preflight import arguments as doctor
-from tempo_megatron.run_directory import as_saved, interrupted_mark
+from tempo_megatron.run_dir.layout import as_saved, interrupted_mark
+from tempo_megatron.utils import user
 
 _BAD_INPUT = 2
 
@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["launch"]:
         from tempo_megatron.grading.labels import problems_of_files
         from tempo_megatron.launch.command import main as launch
+        from tempo_megatron.validation.method import problems as problems_of_method
 
-        return launch(arguments[1:], problems_of_files, as_saved)
+        return launch(arguments[1:], lambda config: [*problems_of_method(config), *problems_of_files(config)], as_saved)
     replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
     replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
     replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if arguments[:1] == ["plan"]:
         from tempo_megatron.planning.command import main as plan
+        from tempo_megatron.validation.method import problems as problems_of_method
 
-        return plan(arguments[1:], as_saved)
+        return plan(arguments[1:], problems_of_method, as_saved)
     exported = commands.add_parser("export", help="a run's best or last checkpoint as RUN/hf, as its own end does")
     exported.add_argument("run", type=Path, help="directory of a run that has a checkpoint")
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
@@ -83,8 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(run: Path) -> int:
-    from checkpoints_convert.errors import ConversionError
-    from tempo_megatron.export import export_run
+    from tempo_megatron.conversion.errors import ConversionError
+    from tempo_megatron.training.export import export_run
 
     try:
         print(export_run(run))
@@ -96,7 +98,7 @@ def _export(run: Path) -> int:
 
 def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
     from tempo_megatron.supervision import failure, interruption
-    from tempo_megatron.validate import problems
+    from tempo_megatron.validation.recipe import problems
 
     try:
         slurm.join_step()
@@ -110,9 +112,9 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
         code = torchrun.launch(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     # Ranks import all that they need before they meet: none keeps the others waiting afterwards.
-    from tempo_megatron.loop import train
-    from tempo_megatron.occupancy import Occupied
     from tempo_megatron.preflight.command import before_training
+    from tempo_megatron.run_dir.lock import Occupied
+    from tempo_megatron.training.loop import train
 
     if code := before_training(as_saved(config)):
         return code

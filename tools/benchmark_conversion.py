@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert import decoder, hf_config, hf_files
-from checkpoints_convert.hf_files import Description
+from tempo_megatron.conversion import decoder, hf_config, hf_files
+from tempo_megatron.conversion.hf_files import Description
 
 _TIMED = """
 import sys, time

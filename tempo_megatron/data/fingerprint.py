@@ -17,7 +17,7 @@ from typing import Any
 
 from tempo_megatron.config import Config, DataChanged, DataConfig
 from tempo_megatron.data.identity import key, spoken
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.utils.atomic_files import write_whole
 
 _NAME = "data.json"
 _KEY_LENGTH = len(key(""))

@@ -22,10 +22,10 @@ from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.launch import slurm, torchrun
 from tempo_megatron.megatron import topology
-from tempo_megatron.phases.evaluate import Decode, record
-from tempo_megatron.phases.generate import generate
-from tempo_megatron.phases.grade import verdicts
-from tempo_megatron.ranks import from_first, rank_and_ranks
+from tempo_megatron.training.phases.evaluate import Decode, record
+from tempo_megatron.training.phases.generate import generate
+from tempo_megatron.training.phases.grade import verdicts
+from tempo_megatron.utils.distributed import from_first, rank_and_ranks
 
 _BAD_INPUT = 2
 _BATCHES_AT_ONCE = 4

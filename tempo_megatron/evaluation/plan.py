@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.source import open_source
 from tempo_megatron.config import Config, Precision, load_checked
+from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.vocabulary import end_problems, load_tokenizer, token_problems
 from tempo_megatron.evaluation import store

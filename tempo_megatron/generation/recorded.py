@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tempo_megatron.generation.requests import Completion, Request
-from tempo_megatron.progress import Pace, at
-from tempo_megatron.ranks import barrier, from_first, rank_and_ranks, say
-from tempo_megatron.whole_files import written_whole
+from tempo_megatron.utils.atomic_files import written_whole
+from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks, say
+from tempo_megatron.utils.heartbeat import Pace, at
 
 Figures = dict[str, float]
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.grading import proxy
 from tempo_megatron.grading.errors import GradingError
-from tempo_megatron.progress import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, at
 
 _LONGEST_ANSWER = 4000
 _LONGEST_QUESTION = 16000

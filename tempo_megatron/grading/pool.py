@@ -21,7 +21,7 @@ from typing import Any
 
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.worker import BEGUN, DONE, UNKNOWN
-from tempo_megatron.progress import Pace, at, tick
+from tempo_megatron.utils.heartbeat import Pace, at, tick
 
 _STOPPING_A_JOB = (signal.SIGUSR1, signal.SIGTERM)
 """Slurm sends them to every process of a job: the trainer saves, and grades that it waits for must not be lost"""

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from checkpoints_convert.source import problems as model_problems
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
+from tempo_megatron.conversion.source import problems as model_problems
 from tempo_megatron.launch.experiment import tasks
 from tempo_megatron.launch.job import mounts, seconds
-from tempo_megatron.validate_method import problems as method_problems
 
 _BAD_INPUT = 2
 _LEAD = 600
@@ -27,13 +26,13 @@ _HOME = "NEMORUN_HOME"
 
 def main(
     arguments: Sequence[str],
-    problems_of_files: Callable[[Config], list[str]],
+    problems_of_recipe: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
     """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started).
 
-    `problems_of_files` says what is wrong with a recipe's data files, a line each. `as_saved` gives a config whose
-    model is the one that the run's own checkpoint describes, where it has one.
+    `problems_of_recipe` says what is wrong with a recipe's method and data files, a line each. `as_saved` gives a
+    config whose model is the one that the run's own checkpoint describes, where it has one.
     """
     given = _parser().parse_intermixed_args(arguments)
     if not find_spec("nemo_run"):
@@ -43,7 +42,7 @@ def main(
         config = load_checked(
             given.recipe,
             given.overrides,
-            lambda read: [*_problems(read, as_saved(read), given), *problems_of_files(read)],
+            lambda read: [*_problems(read, as_saved(read), given), *problems_of_recipe(read)],
         )
         described = as_saved(config)
         python = "python" if given.container else sys.executable
@@ -162,7 +161,6 @@ def _problems(config: Config, described: Config, given: argparse.Namespace) -> l
     if config.model.hf_path in origins.values() and Path(config.model.hf_path).is_dir():
         found += [f"model.hf_path: {problem}" for problem in model_problems(Path(config.model.hf_path), "policy")]
     found += [f"{key}: {origin} is no directory here" for key, origin in origins.items() if not Path(origin).is_dir()]
-    found += method_problems(config)
     if given.container:
         found += [
             f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"

@@ -14,7 +14,7 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
-from checkpoints_convert.mapping import BackboneSettings
+from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.megatron.packing import held_by
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints_convert.mapping import BackboneSettings
+from tempo_megatron.conversion.mapping import BackboneSettings
 
 CANONICAL_NAMES = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from checkpoints_convert.critics import fresh_value_head
-from checkpoints_convert.mapping import BackboneSettings, Role
 from tempo_megatron.config import Config, Fp8, ModelConfig, Precision, Recompute
+from tempo_megatron.conversion.critics import fresh_value_head
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.layers import stack_spec
 from tempo_megatron.megatron.topology import Topology

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.progress import Pace, at
-from tempo_megatron.ranks import barrier, rank_and_ranks
+from tempo_megatron.utils.distributed import barrier, rank_and_ranks
+from tempo_megatron.utils.heartbeat import Pace, at
 
 
 class NonFiniteUpdates(RuntimeError):

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, UntypedStorage
 
-from tempo_megatron import host_memory
 from tempo_megatron.config import SHARE_OF_HOST, MemoryConfig
 from tempo_megatron.megatron import cpu
+from tempo_megatron.utils import host_memory
 
 _GIB = 2**30
 _ALIGNMENT = 512

@@ -21,7 +21,7 @@ from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Kind, Offloader
 from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.progress import tick
+from tempo_megatron.utils.heartbeat import tick
 
 Rows = dict[str, Tensor]
 Loss = Callable[[Rows, Batch], tuple[Tensor, Rows]]

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_convert.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Vocabulary
-from checkpoints_convert.rows import TensorRows
+from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Vocabulary
+from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.progress import tick
+from tempo_megatron.utils.heartbeat import tick
 
 BUCKET_BYTES = 256 * 2**20
 """of one collective of `export`, over all TP ranks"""

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import LoggingConfig, WandbMode
-from tempo_megatron.progress import Pace, at
-from tempo_megatron.ranks import say
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.distributed import say
+from tempo_megatron.utils.heartbeat import Pace, at
 
 
 class MetricsLog:

@@ -5,8 +5,8 @@ No process group, no GPU: shapes and settings in, figures out.
 
 from __future__ import annotations
 
-from checkpoints_convert.errors import ConversionError
 from tempo_megatron.config import Config
+from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.planning import host, shapes
 from tempo_megatron.planning.fit import indivisible, problems
 from tempo_megatron.planning.layout import Machine

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from checkpoints_convert.mapping import BackboneSettings, Role
 from tempo_megatron.config import Config, Fp8, Precision, Recompute
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.layout import Layout
 
 _FP32 = 4

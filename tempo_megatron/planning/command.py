@@ -6,16 +6,15 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from checkpoints_convert.errors import ConversionError
-from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Config, ConfigError, load_checked
+from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning import HOST_GIB, report, shapes
 from tempo_megatron.planning.choose import ranked
 from tempo_megatron.planning.fit import indivisible, problems, too_much
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.phases import Run
 from tempo_megatron.planning.schedule import Load
-from tempo_megatron.validate_method import problems as method_problems
 
 _CANNOT = 2
 
@@ -44,14 +43,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str], as_saved: Callable[[Config], Config]) -> int:
+def main(
+    arguments: Sequence[str],
+    problems_of_method: Callable[[Config], list[str]],
+    as_saved: Callable[[Config], Config],
+) -> int:
     """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr.
 
-    `as_saved` gives a config whose model is the one that the run's own checkpoint describes, where it has one.
+    `problems_of_method` says what is wrong with a recipe's method, a line each. `as_saved` gives a config whose model
+    is the one that the run's own checkpoint describes, where it has one.
     """
     given = _parser().parse_intermixed_args(arguments)
     try:
-        config = load_checked(given.recipe, given.overrides, lambda read: _problems(as_saved(read), given))
+        config = load_checked(
+            given.recipe, given.overrides, lambda read: [*problems_of_method(read), *_problems(as_saved(read), given)]
+        )
     except ConfigError as error:
         return _refuse(given.recipe, str(error).splitlines())
     settings = _settings(as_saved(config), given.model)
@@ -73,7 +79,7 @@ def main(arguments: Sequence[str], as_saved: Callable[[Config], Config]) -> int:
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
     """Why there is nothing to plan, a line each."""
-    found = method_problems(config)
+    found: list[str] = []
     for read in (lambda: _settings(config, given.model), lambda: _machines(given)):
         try:
             read()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Config, Precision, RolloutPrecision
+from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.parameters import parameters

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Config, ParallelConfig
+from tempo_megatron.conversion.mapping import BackboneSettings
 
 _USABLE = 0.989
 """GiB that CUDA reports for each GB that a GPU is sold with: 79.1 of an H100's 80"""

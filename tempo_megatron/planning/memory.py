@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from checkpoints_convert.mapping import BackboneSettings, Role
 from tempo_megatron.config import Config, Fp8, Precision
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.activations import Activations
 from tempo_megatron.planning.layout import Layout
 from tempo_megatron.planning.parameters import Parameters, parameters

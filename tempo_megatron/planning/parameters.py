@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from checkpoints_convert import decoder
-from checkpoints_convert.mapping import OUTPUT_LAYER, BackboneSettings, Entry, Role
+from tempo_megatron.conversion import decoder
+from tempo_megatron.conversion.mapping import OUTPUT_LAYER, BackboneSettings, Entry, Role
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")

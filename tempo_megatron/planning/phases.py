@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from checkpoints_convert.mapping import BackboneSettings, Role
 from tempo_megatron.config import Config, CriticTraining
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.generator import Engine
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import GIB, Model, Parts

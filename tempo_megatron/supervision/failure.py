@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tempo_megatron.ranks import rank_and_ranks, say
+from tempo_megatron.utils.distributed import rank_and_ranks, say
 
 EXIT_CODE = 1
 KEY = "tempo/failed"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron.ranks import rank_and_ranks
+from tempo_megatron.utils.distributed import rank_and_ranks
 
 EXIT_CODE = 75
 """of a rank that was interrupted and saved what there was: sysexits' "try again"."""

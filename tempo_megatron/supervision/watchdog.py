@@ -13,12 +13,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tempo_megatron import progress
 from tempo_megatron.config import FaultsConfig
-from tempo_megatron.progress import Pace, Place
-from tempo_megatron.ranks import rank_and_ranks, say
 from tempo_megatron.supervision import collectives, failure
 from tempo_megatron.supervision.hangs import Beat, Hangs, State
+from tempo_megatron.utils import heartbeat
+from tempo_megatron.utils.distributed import rank_and_ranks, say
+from tempo_megatron.utils.heartbeat import Pace, Place
 
 EXIT_CODE = 70
 """of a rank that ends itself because it, or another, hangs: sysexits' "internal error"."""
@@ -132,9 +132,9 @@ class Watchdog:
         return Beat(*count, self._state(place), patience, self._beats)
 
     def _state(self, place: Place) -> State:
-        if progress.pace() is Pace.untimed:
+        if heartbeat.pace() is Pace.untimed:
             return State.untimed
-        if progress.pace() is Pace.own:
+        if heartbeat.pace() is Pace.own:
             return State.alone
         if self._rests and collectives.main_thread_waits():
             return State.waits

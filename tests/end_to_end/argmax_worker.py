@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert import decoder, hf_config, hf_files
 from tempo_megatron.config import Config, OptimizerConfig, Precision
-from tempo_megatron.megatron import checkpoint, model, topology, weights
+from tempo_megatron.conversion import decoder, hf_config, hf_files
+from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
+from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.trainer import Score, Trainer
 
 
@@ -32,7 +33,7 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
         settings = hf_config.settings(described)
         module = model.build("policy", settings, config, place)
         if saved:
-            checkpoint.load_weights(directory, "policy", module)
+            dist_checkpoint.load_weights(directory, "policy", module)
         else:
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)

@@ -10,10 +10,10 @@ import sys
 from typing import Any
 
 from tempo_megatron.config import load
-from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
-from tempo_megatron.run import Run
-from tempo_megatron.validate import problems
+from tempo_megatron.training.loop import train
+from tempo_megatron.training.run import Run
+from tempo_megatron.validation.recipe import problems
 
 
 def share_what_takes_long() -> None:

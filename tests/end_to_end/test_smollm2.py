@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_convert import convert
-from checkpoints_convert.mapping import OUTPUT_BIAS
-from tempo_megatron.megatron.checkpoint_files import Reader
+from tempo_megatron.conversion.mapping import OUTPUT_BIAS
+from tempo_megatron.megatron.checkpointing.format import Reader
 from tests import smollm2
 from tests.end_to_end.test_train import metrics, train
 from tests.parallel.launcher import run_ranks

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from checkpoints_convert.rows import TensorRows
 from tempo_megatron.config import load
+from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation.engine import Completion, Generator, Request
 from tempo_megatron.megatron import weights
-from tempo_megatron.run import Run
+from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import Recorded
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import tempo_megatron.run
-from tempo_megatron.megatron import capture, checkpoint, saving, topology
-from tempo_megatron.megatron.saving import complete, resumable
-from tempo_megatron.run import Run
+import tempo_megatron.training.run
+from tempo_megatron.megatron import topology
+from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, saver
+from tempo_megatron.megatron.checkpointing.saver import complete, resumable
+from tempo_megatron.training.run import Run
 from tests.clock import Clock
 from tests.parallel.turns_worker import RESTS, advance, same, started, state
 from tools.killing.recorded import Parity
@@ -59,7 +60,7 @@ def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
     run.save()
     after_next_save = list(disk.written)
     run.course.saver.wait()
-    checkpoint.load(run.course.saver.directory / "iteration-000001", run.trainers)
+    dist_checkpoint.load(run.course.saver.directory / "iteration-000001", run.trainers)
     return {
         "complete_at_first": before,
         "written_at_first": done_before,
@@ -113,7 +114,7 @@ def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
     """How long a save took to the end of its writing, half a minute after it had let the run go on, and what the
     deadline then leaves room for."""
     disk, clock = SlowDisk(), Clock()
-    saving.time = clock
+    saver.time = clock
     run.save()
     clock.sleep(30)
     disk.goes_on.set()
@@ -125,7 +126,7 @@ def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
 
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    run_module: Any = tempo_megatron.run
+    run_module: Any = tempo_megatron.training.run
     run_module.Grader = Parity
     run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
@@ -135,7 +136,7 @@ def main(path: str, out: str, *overrides: str) -> None:
     found |= interruptions(run)
     found |= seconds_of_a_slow_write(run)
     counted = [0] * dist.get_world_size()
-    dist.all_gather_object(counted, sum(map(checkpoint.copied_bytes, run.trainers.values())))
+    dist.all_gather_object(counted, sum(map(dist_checkpoint.copied_bytes, run.trainers.values())))
     found["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
         torch.save(found, Path(out))

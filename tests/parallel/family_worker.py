@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_convert import decoder, hf_config, hf_files
-from checkpoints_convert.mapping import Role
-from checkpoints_convert.rows import whole
 from tempo_megatron.config import Config, OptimizerConfig, load
+from tempo_megatron.conversion import decoder, hf_config, hf_files
+from tempo_megatron.conversion.mapping import Role
+from tempo_megatron.conversion.rows import whole
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Rows, Trainer
-from tempo_megatron.phases.scoring import VALUES, policy_scores
+from tempo_megatron.training.phases.scoring import VALUES, policy_scores
 
 LENGTHS = (700, 33, 350, 5, 219)
 

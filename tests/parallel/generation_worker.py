@@ -17,15 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from checkpoints_convert import hf_files
-from checkpoints_convert.rows import TensorRows, whole
-from tempo_megatron import progress
 from tempo_megatron.config import load
+from tempo_megatron.conversion import hf_files
+from tempo_megatron.conversion.rows import TensorRows, whole
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
 from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
-from tempo_megatron.run import Run
+from tempo_megatron.training.run import Run
+from tempo_megatron.utils import heartbeat
 from tests.parallel.layout_worker import Recorded
 
 
@@ -91,9 +91,9 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     expected = {name: expected_checksums(name, tensor.to(dtype), 0, 1) for name, tensor in policy.items()}
 
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
-    steps = progress.ticks()
+    steps = heartbeat.ticks()
     together = generator.generate(requests)
-    assert progress.ticks() - steps >= 8  # an engine step a token, by which one that hangs is found
+    assert heartbeat.ticks() - steps >= 8  # an engine step a token, by which one that hangs is found
     generator.check(expected)
     assert random_states() == before
     figures = generator.take_figures()

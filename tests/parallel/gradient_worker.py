@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import AverageOver, Loss, load
-from tempo_megatron.loop import iterate
 from tempo_megatron.megatron.trainer import Trainer
-from tempo_megatron.run import Run
+from tempo_megatron.training.loop import iterate
+from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import Recorded
 
 

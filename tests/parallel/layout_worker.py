@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from checkpoints_convert.rows import whole
 from tempo_megatron.algorithms.experience import STATISTICS
 from tempo_megatron.config import load
+from tempo_megatron.conversion.rows import whole
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Request
-from tempo_megatron.loop import iterate
 from tempo_megatron.megatron import topology, weights
 from tempo_megatron.megatron.trainer import Score
-from tempo_megatron.phases.scoring import to_batch, values
-from tempo_megatron.run import Run
+from tempo_megatron.training.loop import iterate
+from tempo_megatron.training.phases.scoring import to_batch, values
+from tempo_megatron.training.run import Run
 from tools.killing.recorded import Recorded
 
 

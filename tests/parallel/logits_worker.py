@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from checkpoints_convert import decoder, hf_config, hf_files
 from tempo_megatron.config import Config, OptimizerConfig, Precision
-from tempo_megatron.megatron import checkpoint, cpu, model, topology, weights
+from tempo_megatron.conversion import decoder, hf_config, hf_files
+from tempo_megatron.megatron import cpu, model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
+from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.trainer import Rows, Score, Trainer
 
 LENGTHS = (96, 41)
@@ -74,7 +75,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         settings = hf_config.settings(described)
         module = model.build("critic" if critic else "policy", settings, config, place)
         if critic:
-            checkpoint.load_weights(directory, "critic", module)
+            dist_checkpoint.load_weights(directory, "critic", module)
         else:
             weights.load(module, decoder.policy(settings), hf_files.Reader(directory), place, critic=False)
             seen: list[dict[int, list[int]]] = [{}] * place.world_size

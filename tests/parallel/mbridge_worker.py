@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from checkpoints_convert import decoder, hf_config, hf_files
-from checkpoints_convert.mapping import VOCABULARY_MULTIPLE
 from tempo_megatron.config import Config, Precision
+from tempo_megatron.conversion import decoder, hf_config, hf_files
+from tempo_megatron.conversion.mapping import VOCABULARY_MULTIPLE
 from tempo_megatron.megatron import cpu, model, topology, weights
 
 

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import tempo_megatron.run
-from checkpoints_convert import decoder, hf_files
-from checkpoints_convert.families import family
-from tempo_megatron import loop
+import tempo_megatron.training.run
 from tempo_megatron.config import OptimizerConfig, load
-from tempo_megatron.megatron import checkpoint_files, model, topology, weights
+from tempo_megatron.conversion import decoder, hf_files
+from tempo_megatron.conversion.families import family
+from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
+from tempo_megatron.megatron.checkpointing import format as checkpoint_format
+from tempo_megatron.megatron.checkpointing.saver import resumable
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.saving import resumable
 from tempo_megatron.megatron.trainer import Rows, Score, Scorer, Trainer
-from tempo_megatron.phases.scoring import VALUES
-from tempo_megatron.run import Run
+from tempo_megatron.training import loop
+from tempo_megatron.training.phases.scoring import VALUES
+from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tests.parallel.turns_worker import RESTS, advance, device_bytes, started
 from tools.killing.recorded import Parity
@@ -69,7 +70,7 @@ def held(run: Run) -> dict[str, Any]:
         "device": device_bytes(critic, Kind.gradients, Kind.optimizer),
         "host": critic.offloader._host[Kind.optimizer].bytes.nbytes,
         "saved": {
-            name: any(key.startswith("optimizer.") for key in checkpoint_files.Reader(path, "critic").descriptions)
+            name: any(key.startswith("optimizer.") for key in checkpoint_format.Reader(path, "critic").descriptions)
             for name, path in saved.items()
         },
     }
@@ -128,7 +129,7 @@ def spoilt(recipe: Path) -> dict[str, Any]:
 
 def main(hf_path: str, recipe: str, out: str) -> None:
     torch.set_num_threads(1)
-    run_module: Any = tempo_megatron.run
+    run_module: Any = tempo_megatron.training.run
     run_module.Grader = Parity
     found = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
     if torch.distributed.get_rank() == 0:

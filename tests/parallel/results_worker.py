@@ -17,14 +17,15 @@ from typing import Any
 import torch
 import yaml
 
-import tempo_megatron.run
+import tempo_megatron.training.run
 from checkpoints_convert.convert import to_hf
-from tempo_megatron import cli, run_data
+from tempo_megatron import cli
 from tempo_megatron.config import Config, load
-from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
-from tempo_megatron.run import Run
-from tempo_megatron.validate import problems
+from tempo_megatron.training import run_data
+from tempo_megatron.training.loop import train
+from tempo_megatron.training.run import Run
+from tempo_megatron.validation.recipe import problems
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Parity, Recorded
 
@@ -182,7 +183,7 @@ def main(path: str, model: str, out: str) -> None:
     torch.set_num_threads(1)
     recipe = Path(path)
     trials = Trials(recipe, Path(model))
-    module: Any = tempo_megatron.run
+    module: Any = tempo_megatron.training.run
     module.Grader = Parity
     run: Any = Run
     run._build_generator = lambda _: Recorded()

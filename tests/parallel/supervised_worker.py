@@ -23,17 +23,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron import cli, loop, occupancy
+from tempo_megatron import cli
 from tempo_megatron.config import Config, load
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, Weights
-from tempo_megatron.loop import train
 from tempo_megatron.megatron import topology
-from tempo_megatron.megatron.saving import resumable
+from tempo_megatron.megatron.checkpointing.saver import resumable
 from tempo_megatron.megatron.trainer import Score, Trainer
-from tempo_megatron.phases import scoring
-from tempo_megatron.phases.warm_start import Example
-from tempo_megatron.run import Run
-from tempo_megatron.turns import Turns
+from tempo_megatron.run_dir import lock
+from tempo_megatron.training import loop
+from tempo_megatron.training.loop import train
+from tempo_megatron.training.phases import scoring
+from tempo_megatron.training.phases.warm_start import Example
+from tempo_megatron.training.residency import Turns
+from tempo_megatron.training.run import Run
 from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
@@ -189,8 +191,8 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
         return Recorded()
 
     if kind == "second":
-        occupancy.time = UntilTouched(Path(load(recipe, overrides).run_dir) / "running-1")
-        occupancy._PAUSE_SECONDS = 6.0  # longer than a watch: the mark is touched in each
+        lock.time = UntilTouched(Path(load(recipe, overrides).run_dir) / "running-1")
+        lock._PAUSE_SECONDS = 6.0  # longer than a watch: the mark is touched in each
     elif kind == "fail":
         observe, Run.observe = Run.observe, fails
     else:  # in the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from checkpoints_convert.__main__ import main
-from tempo_megatron.megatron import manifest
-from tempo_megatron.megatron.saving import NoUsableCheckpoint, newest
+from tempo_megatron.megatron.checkpointing import integrity
+from tempo_megatron.megatron.checkpointing.saver import NoUsableCheckpoint, newest
 from tests.conftest import write_recipe
 from tests.parallel.launcher import run_ranks
 
@@ -94,10 +94,10 @@ def test_copies_are_as_large_as_what_is_written_of_them(ran: tuple[dict[str, Any
 
 def test_the_manifest_says_everything(checkpoints: Path) -> None:
     """The list that the next test goes through is that of the files there are."""
-    assert sorted(FILES) == manifest.files_of(checkpoints / NEWEST) == sorted(manifest.read(checkpoints / NEWEST))
+    assert sorted(FILES) == integrity.files_of(checkpoints / NEWEST) == sorted(integrity.read(checkpoints / NEWEST))
 
 
-@pytest.mark.parametrize("name", [*FILES, manifest.NAME])
+@pytest.mark.parametrize("name", [*FILES, integrity.NAME])
 def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(name: str, checkpoints: Path) -> None:
     """Whichever file it is in. What is damaged no longer counts among the checkpoints."""
     flip(checkpoints / NEWEST / name, 0.5)
@@ -110,7 +110,7 @@ def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(name: str, ch
 def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(checkpoints: Path) -> None:
     """A file gone and one cut short, a checkpoint without a manifest, and what an interrupted write leaves."""
     shutil.copytree(checkpoints / NEWEST, checkpoints / "iteration-000004")
-    (checkpoints / "iteration-000004" / manifest.NAME).unlink()
+    (checkpoints / "iteration-000004" / integrity.NAME).unlink()
     (checkpoints / NEWEST / "critic" / "__1_0.distcp").unlink()
     short = checkpoints / NEWEST / "policy" / "__0_1.distcp"
     short.write_bytes(short.read_bytes()[:-1])
@@ -170,6 +170,6 @@ def test_the_converter_refuses_damage(checkpoints: Path, tmp_path: Path, capsys:
     assert "__1_1.distcp: damaged" in told and "tokenizer.json: damaged" in told
     assert not (tmp_path / "hf").exists()
     assert main(["to-hf", *given, "--role", "critic"]) == 2
-    (checkpoints / NEWEST / manifest.NAME).unlink()
+    (checkpoints / NEWEST / integrity.NAME).unlink()
     assert main(["to-hf", *given]) == 2
     assert "no manifest.json" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from checkpoints_convert import convert
-from tempo_megatron.megatron import checkpoint_files
+from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tests.models import CONFIGS, SHAPE, write_model
 from tests.parallel.launcher import run_ranks
 from tests.parallel.logits_worker import sequences
@@ -61,7 +61,7 @@ def test_logits_values_and_windows_are_those_of_transformers(
         windows = [WINDOW, WINDOW, WINDOW, 40] if name == "olmo-3" else [40] * SHAPE["num_hidden_layers"]
         assert found[f"{name} seen"] == {layer: list(range(40 - window, 40)) for layer, window in enumerate(windows)}
     for name in CRITICS:
-        head = checkpoint_files.Reader(models / f"{name}.critic", "critic")("output_layer.weight")
+        head = checkpoint_format.Reader(models / f"{name}.critic", "critic")("output_layer.weight")
         backbone = AutoModel.from_pretrained(models / name)
         for row, ids in enumerate(sequences(SHAPE["vocab_size"])):
             with torch.no_grad():

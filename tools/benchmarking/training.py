@@ -12,16 +12,16 @@ from benchmarking.lengths import Lengths
 from benchmarking.raw import RawLoop
 from benchmarking.report import Figures
 from benchmarking.setup import Setup, release, rollouts, trainer
-from checkpoints_convert.mapping import Role
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import Fp8
+from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import Trainer
-from tempo_megatron.phases.calibrate import calibrate
-from tempo_megatron.phases.estimate import Estimate, PolicyRollouts, estimate
-from tempo_megatron.phases.refine import refine
-from tempo_megatron.phases.scoring import Scores, policy_scores, to_batch, values
+from tempo_megatron.training.phases.advantages import Estimate, PolicyRollouts, estimate
+from tempo_megatron.training.phases.e_step import calibrate
+from tempo_megatron.training.phases.m_step import refine
+from tempo_megatron.training.phases.scoring import Scores, policy_scores, to_batch, values
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from benchmarking import clock
 from benchmarking.lengths import Lengths
 from benchmarking.report import Figures
 from benchmarking.setup import randomise
-from checkpoints_convert.mapping import Role
 from tempo_megatron.config import Config
+from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Completion, Request
-from tempo_megatron.loop import iterate
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import Scorer
-from tempo_megatron.models import Models
-from tempo_megatron.run import Run
+from tempo_megatron.training.loop import iterate
+from tempo_megatron.training.models import Models
+from tempo_megatron.training.run import Run
 
 _FIGURES = (
     "generation/exp_log_prob_difference_mean",

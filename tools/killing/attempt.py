@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-import tempo_megatron.loop
-import tempo_megatron.run
+import tempo_megatron.training.loop
+import tempo_megatron.training.run
 from killing.recorded import Parity, Recorded
 from tempo_megatron.config import Config, load
 from tempo_megatron.megatron import cpu
-from tempo_megatron.run import Run
+from tempo_megatron.training.run import Run
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -72,8 +72,8 @@ def _rank(config: Config, rank: int, ranks: int, port: int) -> None:
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in {**place, **where}.items()})
     torch.set_num_threads(1)
-    loop: Any = tempo_megatron.loop
+    loop: Any = tempo_megatron.training.loop
     loop.Run = partial(Run, generator=Recorded())
-    run: Any = tempo_megatron.run
+    run: Any = tempo_megatron.training.run
     run.Grader = Parity
     loop.train(config)

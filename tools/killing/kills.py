@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert.errors import ConversionError
 from killing.attempt import Attempt
+from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.data.seeds import derive_seed
-from tempo_megatron.megatron import manifest
-from tempo_megatron.megatron.saving import complete, order, resumable
+from tempo_megatron.megatron.checkpointing import integrity
+from tempo_megatron.megatron.checkpointing.saver import complete, order, resumable
 
 _LIMIT = 300.0
 """seconds that a run, or the wait for a save, may take"""
@@ -141,7 +141,7 @@ def _damaged(checkpoints: Path) -> list[str]:
     found = []
     for saved in resumable(checkpoints):
         try:
-            found += manifest.problems(saved, manifest.read(saved), contents=True)
+            found += integrity.problems(saved, integrity.read(saved), contents=True)
         except ConversionError as error:
             found.append(str(error))
     return found

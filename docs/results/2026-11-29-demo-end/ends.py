@@ -13,11 +13,11 @@ import traceback
 
 import torch
 
-from tempo_megatron import run as run_module
 from tempo_megatron.config import load
 from tempo_megatron.loop import conclude, iterate, start
 from tempo_megatron.run import Run
 from tempo_megatron.supervision.interruption import listening
+from tempo_megatron.training import run as run_module
 
 
 def trained(recipe: str) -> Run:

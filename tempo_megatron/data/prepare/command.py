@@ -12,7 +12,7 @@ from tempo_megatron.data.prepare.catalogue import SOURCES
 from tempo_megatron.data.prepare.question import NO_ANSWER
 from tempo_megatron.data.prepare.writing import LabelChecks, prepare
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.utils.atomic_files import write_whole
 
 _BAD_INPUT = 2
 

@@ -13,7 +13,7 @@ from tempo_megatron.config import SourceConfig
 from tempo_megatron.data.identity import identity
 from tempo_megatron.data.reading import DataError, read_text
 from tempo_megatron.data.sources import Row, answered_rows, read_rows
-from tempo_megatron.whole_files import write_whole
+from tempo_megatron.utils.atomic_files import write_whole
 
 WORDS = 13
 """the length of run that GPT-3's and later contamination studies count"""

@@ -14,7 +14,7 @@ from tempo_megatron.data.prepare.catalogue import Source
 from tempo_megatron.data.prepare.question import Question, SkippedRow, text_hash
 from tempo_megatron.data.reading import DataError, Place, Problem, listed
 from tempo_megatron.data.sources import Row
-from tempo_megatron.whole_files import written_whole
+from tempo_megatron.utils.atomic_files import written_whole
 
 DUPLICATE = "duplicate"
 CONTRADICTED = "repeated with another answer"

@@ -1,0 +1,1 @@
+"""Checkpoints of Megatron models: written, checked, read, with or without a process group."""

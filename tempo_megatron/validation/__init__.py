@@ -1,0 +1,1 @@
+"""What can be checked before a run starts; one error lists all problems."""

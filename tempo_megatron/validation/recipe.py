@@ -1,0 +1,176 @@
+"""Everything about a run that can be checked before it starts, all problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from tempo_megatron.config import (
+    Config,
+    CriticConfig,
+    CriticTraining,
+    LearningRateSchedule,
+    LearnsFrom,
+    PolicyConfig,
+    WandbMode,
+)
+from tempo_megatron.data import fingerprint
+from tempo_megatron.data.questions import read_questions, set_aside, unreadable
+from tempo_megatron.data.reading import DataError
+from tempo_megatron.data.sources import answered_rows
+from tempo_megatron.data.vocabulary import load_tokenizer
+from tempo_megatron.grading import labels
+from tempo_megatron.grading.grader import problems as grading_problems
+from tempo_megatron.launch import torchrun
+from tempo_megatron.megatron.accelerators import apex_is_another_project
+from tempo_megatron.run_dir.layout import as_saved, differences
+from tempo_megatron.validation.method import problems as method_problems
+from tempo_megatron.validation.model import problems as model_problems
+from tempo_megatron.validation.model import vocabulary_problems
+
+
+def problems(config: Config) -> list[str]:
+    """What is wrong, one line each; empty when the run can start."""
+    return [
+        *_required(config),
+        *method_problems(config),
+        *_optimizers(config),
+        *_numbers(config),
+        *model_problems(config),
+        *_data(config),
+        *_labels(config),
+        *differences(config),
+        *fingerprint.problems(config),
+    ]
+
+
+def _labels(config: Config) -> list[str]:
+    return [] if torchrun.is_checked() else labels.problems(answered_rows(config.data.sources()), config.grading)
+
+
+def _required(config: Config) -> Iterator[str]:
+    for key, value in {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}.items():
+        if not value:
+            yield f"{key}: required"
+    for key, reasons in _needed_streams(config).items():
+        if reasons and not getattr(config.data, key):
+            yield f"data.{key}: required, a list of sources: {', '.join(reasons)}"
+    if config.stages.warm_start.steps and not config.data.warm_start:
+        yield "data.warm_start: required when stages.warm_start.steps is set"
+    replay = config.generation.replay
+    if replay and not list(Path(replay).glob("*.safetensors")):
+        yield f"generation.replay: no rollouts in {replay}; the run needs generation.keep_rollouts=true"
+    if replay and Path(replay).resolve().parent == Path(config.run_dir).resolve():
+        yield "run_dir: a replay needs a directory of its own"
+    if config.logging.wandb is not WandbMode.disabled and not find_spec("wandb"):
+        yield "logging.wandb: the package wandb is not installed"
+    if apex_is_another_project():
+        yield "apex: the package installed under this name is not NVIDIA's: uninstall it (docs/clusters.md builds Apex)"
+
+
+def _needed_streams(config: Config) -> dict[str, list[str]]:
+    """Why a run needs questions of each kind; an empty list where it does not."""
+    learns_from, critic = config.policy.learns_from, config.critic.training
+    labelled = {
+        f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.unlabelled,
+        "critic.training is calibrated": critic is CriticTraining.calibrated,
+        "stages.critic_start has iterations": config.stages.critic_start.iterations > 0
+        and critic is not CriticTraining.none,
+        "calibration.questions are set aside": config.calibration.questions > 0,
+    }
+    unlabelled = {
+        f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.labelled,
+    }
+    return {
+        "labelled": [why for why, is_so in labelled.items() if is_so],
+        "unlabelled": [why for why, is_so in unlabelled.items() if is_so],
+    }
+
+
+def _optimizers(config: Config) -> Iterator[str]:
+    groups = {
+        "policy.optimizer": config.policy.optimizer,
+        "critic.optimizer": config.critic.optimizer,
+        "stages.warm_start.optimizer": config.stages.warm_start.optimizer,
+    }
+    for key, made in groups.items():
+        if made.schedule is not LearningRateSchedule.constant and made.decay_steps <= made.warmup_steps:
+            yield f"{key}.decay_steps: more than warmup_steps ({made.warmup_steps}), got {made.decay_steps}"
+        if made.warmup_share and made.warmup_steps:
+            yield f"{key}.warmup_share: {made.warmup_share:g}, and warmup_steps {made.warmup_steps}: set one of them"
+        elif made.warmup_share and not made.decay_steps:
+            yield f"{key}.warmup_share: a share of decay_steps, which is 0"
+
+
+def _numbers(config: Config) -> Iterator[str]:
+    fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
+    if config.evaluation.k > fewest:
+        yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
+    if config.policy.importance_cap and config.generation.top_p < 1:
+        yield (
+            f"policy.importance_cap: needs generation.top_p 1, got {config.generation.top_p}: the generator's "
+            "log-probs are those of the nucleus, the trainer's of the whole vocabulary"
+        )
+    for key, step, (batch, prompts) in _batches(config):
+        if step.mini_batches > prompts * config.loop.samples_per_prompt:
+            yield f"{key}.mini_batches: {step.mini_batches} is more than the rollouts of {batch}"
+
+
+def _batches(config: Config) -> Iterator[tuple[str, PolicyConfig | CriticConfig, tuple[str, int]]]:
+    """What is cut into mini-batches: the model, its settings, and the prompts that it takes."""
+    yield "policy", config.policy, _policy_prompts(config)
+    if config.critic.training is CriticTraining.returns:
+        yield "critic", config.critic, _policy_prompts(config)
+    elif config.critic.training is CriticTraining.calibrated:
+        yield "critic", config.critic, ("loop.labelled_prompts", config.loop.labelled_prompts)
+    start = config.stages.critic_start
+    if start.iterations and config.critic.training is not CriticTraining.none:
+        yield "critic", config.critic, ("stages.critic_start.prompts", start.prompts)
+
+
+def _policy_prompts(config: Config) -> tuple[str, int]:
+    """The setting that says how many prompts a policy step learns from, and the number."""
+    loop = config.loop
+    return {
+        LearnsFrom.labelled: ("loop.labelled_prompts", loop.labelled_prompts),
+        LearnsFrom.unlabelled: ("loop.unlabelled_prompts", loop.unlabelled_prompts),
+        LearnsFrom.both: (
+            "loop.labelled_prompts and unlabelled_prompts",
+            loop.labelled_prompts + loop.unlabelled_prompts,
+        ),
+    }[config.policy.learns_from]
+
+
+def _data(config: Config) -> Iterator[str]:
+    if "{question}" not in config.data.prompt_template:
+        yield "data.prompt_template: needs {question}"
+        return
+    directory = Path(as_saved(config).model.hf_path)
+    try:
+        tokenizer = load_tokenizer(directory)
+    except ValueError as error:
+        if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
+            yield f"model.hf_path: {error}"
+        yield from unreadable(config.data)
+        return
+    if config.data.chat_template and not tokenizer.chat_template:
+        yield "data.chat_template: the tokenizer has none"
+        return
+    try:
+        learnt = fingerprint.learnt_questions(config.run_dir)
+        questions = read_questions(config.data, tokenizer, learnt)
+    except DataError as error:
+        yield from str(error).splitlines()
+        return
+    yield from vocabulary_problems(config, tokenizer, questions)
+    labelled, aside = len(questions.sets["labelled"].prompts), config.calibration.questions
+    if aside and aside >= labelled:
+        yield f"calibration.questions: {aside} of {labelled} labelled questions leave none to learn from"
+    measured = set_aside(questions.sets["labelled"], aside, learnt)
+    if aside and not measured:
+        yield "calibration.questions: the run has learnt from all labelled questions that are left; add new ones"
+    taught = questions.sets["warm_start"].without(measured)
+    if config.stages.warm_start.steps and not taught.prompts:
+        yield "data.warm_start: all its questions are set aside by calibration.questions"
+    yield from grading_problems(config.grading, questions.graders())

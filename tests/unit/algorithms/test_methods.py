@@ -1,0 +1,222 @@
+"""Every method on one recorded batch, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from tempo_megatron.algorithms.advantages import from_values
+from tempo_megatron.algorithms.experience import Experience, Votes
+from tempo_megatron.algorithms.methods import METHODS, Method, method
+from tempo_megatron.algorithms.methods.grpo import Grpo
+from tempo_megatron.algorithms.methods.tempo import Tempo
+from tempo_megatron.config import Config, CriticTraining, LearnsFrom, Order, PolicyConfig, TargetRange, load
+from tempo_megatron.validation.recipe import problems
+
+EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
+NAN = float("nan")
+S = 3**-0.5  # 1/3 over the sample deviation of 1, 0, 1
+H = 2**-0.5  # 1/2 over the sample deviation of 1, 0
+
+BATCH = Experience(
+    response_mask=torch.tensor(
+        [[0, 0, 1, 1, 0], [0, 0, 0, 1, 1], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]
+    ).bool(),
+    truncated=torch.tensor([False, False, False, False, True]),
+    prompts=torch.tensor([0, 0, 0, 1, 1]),
+    labelled=torch.tensor([False] * 5),
+    correct=torch.tensor([NAN] * 5),
+    values=torch.tensor(
+        [
+            [9.0, 0.25, 0.5, 0.75, 7.0],
+            [9.0, 9.0, 0.1, 0.3, 0.6],
+            [9.0, 0.2, 0.4, 7.0, 7.0],
+            [9.0, 0.5, 0.8, 0.9, 7.0],
+            [9.0, 9.0, 0.4, 0.1, 0.2],
+        ]
+    ),
+    # Prompt 0: rows 0 and 1 agree. Prompt 1: row 4 was cut and has no answer.
+    votes=Votes(
+        count=torch.tensor([2.0, 2, 1, 1, 1]),
+        total=torch.tensor([3.0, 3, 3, 2, 2]),
+        majority=torch.tensor([True, True, False, True, False]),
+    ),
+    statistics={
+        "self_certainty": torch.tensor(
+            [[0, 0, 2, 4, 9], [9, 0, 0, 1, 1], [0, 0, 3, 9, 9], [0, 0, 1, 2, 0], [0, 0, 0, 1, 2]]
+        )
+    },
+)
+VERIFIED = replace(BATCH, labelled=torch.tensor([True] * 5), correct=torch.tensor([1.0, 0, 1, 0, 1]))
+MIXED = replace(
+    BATCH,
+    labelled=torch.tensor([False, False, False, True, True]),
+    correct=torch.tensor([NAN, NAN, NAN, 0.0, 1.0]),
+    wrong=-1.0,
+)
+
+BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
+    "tempo": (BATCH, [0.75, 0.6, 0.4, 0.9, 0.2], [[0.5, 0.25], [0.5, 0.3], [0.2], [0.4, 0.1], [-0.2, 0.1]]),
+    "frozen_critic": (BATCH, [0.75, 0.6, 0.4, 0.9, 0.2], [[0.5, 0.25], [0.5, 0.3], [0.2], [0.4, 0.1], [-0.2, 0.1]]),
+    "tempo_reference_code": (
+        MIXED,
+        [0.75, 0.6, 0.4, -1.0, 1.0],
+        [[0.5, 0.25], [0.5, 0.3], [0.2], [-1.5, -1.8], [0.6, 0.9]],
+    ),
+    # discount 0.9, trace decay 0.5. Row 0: deltas 0.9 * 0.5 - 0.25 = 0.2 and 1 - 0.5; 0.2 + 0.45 * 0.5 = 0.425.
+    "ppo": (VERIFIED, [1, 0, 1, 0, 1], [[0.425, 0.5], [0.035, -0.3], [0.8], [-0.14, -0.8], [0.095, 0.9]]),
+    "grpo": (VERIFIED, [1, 0, 1, 0, 1], [[S, S], [-2 * S, -2 * S], [S], [-H, -H], [H, H]]),
+    "ttrl": (BATCH, [1, 1, 0, 1, 0], [[S, S], [S, S], [-2 * S], [H, H], [-H, -H]]),
+    "empo": (BATCH, [2 / 3, 2 / 3, 1 / 3, 1 / 2, 1 / 2], [[S, S], [S, S], [-2 * S], [0, 0], [0, 0]]),
+    # Means over tokens 3, 1, 3 and 1.5, 1.5.
+    "intuitor.Intuitor": (BATCH, [3, 1, 3, 1.5, 1.5], [[S, S], [-2 * S, -2 * S], [S], [0, 0], [0, 0]]),
+}
+
+
+def ragged(advantages: Tensor, mask: Tensor) -> list[list[float]]:
+    return [row[chosen].tolist() for row, chosen in zip(advantages, mask, strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
+
+
+def test_every_method_has_its_figures_here() -> None:
+    """A method cannot be added without them."""
+    assert METHODS.keys() < BY_HAND.keys()
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_rewards_and_advantages_are_those_worked_out_by_hand(name: str) -> None:
+    """Protects each page: which value, which group, which baseline, which sign."""
+    experience, rewards, advantages = BY_HAND[name]
+    chosen = method(name)
+    found = chosen.rewards(experience)
+    settings = PolicyConfig(discount=0.9, trace_decay=0.5)
+    spread = chosen.advantages(experience, found, settings)
+    assert found.tolist() == pytest.approx(rewards)
+    for mine, expected in zip(ragged(spread, experience.response_mask), advantages, strict=True):
+        assert mine == pytest.approx(expected, abs=1e-5)
+    assert spread[~experience.response_mask].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_method_reads_no_truth_of_unlabelled_rows(name: str) -> None:
+    """The label firewall's last wall: NaN stands where there is no label, and none comes out."""
+    experience = BY_HAND[name][0]
+    chosen = method(name)
+    found = chosen.rewards(experience)
+    assert not found.isnan().any()
+    assert not chosen.advantages(experience, found, PolicyConfig()).isnan().any()
+
+
+class Undeclared(Grpo):
+    """Reads the correctness of rows and does not say so."""
+
+    needs = frozenset()
+
+
+class Greedy(Tempo):
+    """Reads values and does not say so."""
+
+    needs = frozenset()
+
+
+class SelfTaught(Method):
+    """Rewards a response by the critic's value halfway, in a way of its own."""
+
+    settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabelled"}
+    needs = frozenset({"values"})
+
+    def rewards(self, experience: Experience) -> Tensor:
+        return experience.needed_values()[:, 2]
+
+    def advantages(self, experience: Experience, rewards: Tensor, settings: object) -> Tensor:
+        return from_values(rewards, experience.needed_values(), experience.response_mask)
+
+
+class Certain(SelfTaught):
+    """Rewards certainty, and reads the critic's values as a baseline alone."""
+
+    needs = frozenset({"values", "self_certainty"})
+
+    def rewards(self, experience: Experience) -> Tensor:
+        return experience.statistics["self_certainty"].mean(1)
+
+
+@pytest.mark.parametrize(
+    ("made", "overrides", "message"),
+    [
+        (Undeclared, ["policy.learns_from=unlabelled"], "makes rewards or advantages that are not finite"),
+        (Undeclared, ["policy.learns_from=labelled"], ""),
+        (Greedy, [], "fails on a few made-up rows (unlabelled): ValueError: this method reads values"),
+        (SelfTaught, ["critic.training=returns"], "would teach it its own verdict"),
+        (SelfTaught, [], ""),
+        (Certain, ["critic.training=returns"], ""),
+    ],
+)
+def test_a_method_of_a_users_own_is_rehearsed_at_start(
+    made: type[Method], overrides: list[str], message: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it declares: NaN would end a run after its first generation, and a critic that learns its own verdict
+    would look as if it learnt."""
+    monkeypatch.setitem(METHODS, "own", made)
+    found = problems(load(recipe, ["method=own", *overrides]))
+    assert any(message in line for line in found) if message else found == [], found
+
+
+def test_what_a_method_needs_and_was_not_given_is_an_error() -> None:
+    """A method that forgets to declare `needs` says so."""
+    for name, bare in (("tempo", replace(BATCH, values=None)), ("ttrl", replace(BATCH, votes=None))):
+        with pytest.raises(ValueError, match="needs"):
+            method(name).rewards(bare)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("temppo", "no method; known: tempo"),
+        ("no_package.Method", "cannot be imported"),
+        ("math.sqrt", "is no method"),
+    ],
+)
+def test_a_name_that_is_no_method_is_refused(name: str, message: str) -> None:
+    """Misspelt, missing, or something else."""
+    with pytest.raises(ValueError, match=message):
+        method(name)
+
+
+def resolved(tmp_path: Path, *overrides: str, text: str = "{}") -> Config:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load(path, overrides)
+
+
+def test_a_method_brings_its_settings_and_the_recipe_has_the_last_word(tmp_path: Path) -> None:
+    """One key chooses a method; each of its choices is a setting of its own."""
+    made = resolved(tmp_path, "method=tempo_reference_code")
+    assert made.policy.learns_from is LearnsFrom.both and made.policy.whiten
+    assert made.critic.target_range is TargetRange.minus_one_one
+    assert made.loop.order is Order.values_first and made.loop.drop_uniform_prompts
+    made = resolved(tmp_path, "method=tempo_reference_code", text="policy: {whiten: false}")
+    assert not made.policy.whiten and made.policy.learns_from is LearnsFrom.both
+    assert resolved(tmp_path, text="method: grpo").critic.training is CriticTraining.none
+    assert resolved(tmp_path, "method=tempo", text="method: grpo").critic.training is CriticTraining.calibrated
+
+
+def test_settings_that_a_method_brings_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped key in a page is as fatal as one in a recipe."""
+
+    class Wrong(Method):
+        settings = {"policy.whitn": True}  # noqa: RUF012
+
+    monkeypatch.setitem(METHODS, "wrong", Wrong)
+    with pytest.raises(ValueError, match=r"method wrong: policy.whitn: unknown setting; did you mean 'whiten'"):
+        resolved(tmp_path, "method=wrong")

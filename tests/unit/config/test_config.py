@@ -1,0 +1,134 @@
+"""Settings: typed, unknown keys fatal, resolved config readable."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron import config
+from tempo_megatron.config import Config, ConfigError, Fp8, documented_keys, load, to_yaml
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_its_resolved_form_is_equal(recipe: Path, tmp_path: Path) -> None:
+    """Protects recipes from settings that were renamed, and config.yaml of a run from losing one."""
+    config = load(recipe)
+    assert load(write(tmp_path, to_yaml(config))) == config
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    """Protects from a mistyped key that is silently accepted."""
+    with pytest.raises(ConfigError, match=r"policy\.clip_hgih: unknown setting; did you mean 'clip_high'"):
+        load(write(tmp_path, "policy: {clip_hgih: 0.1}"))
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    """Protects users from mending one mistake a run."""
+    with pytest.raises(ConfigError) as raised:
+        load(write(tmp_path, "seed: abc\nloop: 3\ndata: {labelled: [{pth: x}]}"), ["loop.iteration=4"])
+    text = str(raised.value)
+    assert all(part in text for part in ("seed", "loop: expected a group", "data.labelled[0].pth", "loop.iteration"))
+
+
+def test_an_override_replaces_the_recipe(tmp_path: Path) -> None:
+    """`key=value` wins, with the setting's type."""
+    config = load(write(tmp_path, "policy: {optimizer: {learning_rate: 1.0}}"), ["policy.optimizer.learning_rate=2e-5"])
+    assert config.policy.optimizer.learning_rate == 2e-5
+
+
+def test_a_file_of_settings_after_the_recipe_is_laid_over_it(tmp_path: Path) -> None:
+    """FP8 is an overlay for every recipe; what is said after it, or by key, still wins."""
+    recipe, overlay = RECIPES[0], RECIPES[0].parent / "parts" / "fp8.yaml"
+    assert load(recipe, [str(overlay)]).model.fp8 is Fp8.tensorwise
+    assert load(recipe, ["model.fp8=delayed", str(overlay)]).model.fp8 is Fp8.delayed
+    with pytest.raises(ConfigError, match=r"no\.yaml: no such recipe file"):
+        load(recipe, [str(tmp_path / "no.yaml")])
+    with pytest.raises(ConfigError, match="'fp8': an override is key=value, or a YAML file"):
+        load(recipe, ["fp8"])
+
+
+def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
+    """A run of a recipe, its parts and an overlay has many files to search; what names none was on the command line."""
+    part, overlay = tmp_path / "part.yaml", tmp_path / "overlay.yaml"
+    part.write_text("loop: {iteratons: 1}")
+    overlay.write_text("model: {fp9: tensorwise}")
+    recipe = write(tmp_path, "include: [part.yaml]\npolicy: {clip_hgih: 0.1}")
+    with pytest.raises(ConfigError) as raised:
+        load(recipe, [str(overlay), "critic.epoch=2", "seed=[", str(tmp_path / "no.yaml")])
+    starts = [
+        f"{tmp_path}/no.yaml: no such recipe file",
+        f"{part}: loop.iteratons: unknown",
+        f"{recipe}: policy.clip_hgih: unknown",
+        f"{overlay}: model.fp9: unknown",
+        "'seed=[': not a readable override",
+        "critic.epoch: unknown",
+    ]
+    lines = str(raised.value).splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["policy.clip_low=0"], "policy.clip_low: above 0, got 0.0"),
+        (["loop.gate=1"], "loop.gate: at least 0 and below 1, got 1.0"),
+        (["generation.memory_fraction=7"], "generation.memory_fraction: above 0 and at most 1, got 7.0"),
+        (["generation.temperature=nan"], "generation.temperature: above 0, got nan"),
+        (["evaluation.samples=0", "evaluation.k='${.samples}'"], "evaluation.samples: at least 1, got 0"),
+        (["checkpoint.patience=-2", "loop.policy_steps='${checkpoint.patience}'"], "checkpoint.patience: at least 0"),
+        (
+            ["checkpoint.patience=0", "loop.policy_steps='${checkpoint.patience}'"],
+            "loop.policy_steps: at least 1, got 0",
+        ),
+    ],
+)
+def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: str) -> None:
+    """Whichever command reads the recipe, and where it stands for another setting: it would fail hours later."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(None, settings)
+
+
+def test_values_are_judged_by_themselves() -> None:
+    """Whatever was read before: options that are a list in one source may be a group in the next."""
+    sources = "[{task: a, options: {w: [1, 2]}}, {task: b, options: {w: {x: 1}}}]"
+    first, second = load(None, [f"data.labelled={sources}"]).data.labelled
+    assert (first.options, second.options) == ({"w": [1, 2]}, {"w": {"x": 1}})
+    (again,) = load(None, ["data.labelled=[{task: b, options: {w: {x: 1}}}]"]).data.labelled
+    assert again.options == {"w": {"x": 1}}
+
+
+def test_what_a_value_stands_for_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An escaped template, and what the environment says, are no settings."""
+    monkeypatch.setenv("TEMPO_TEST_PLACE", "${seed}")
+    found = load(None, [r"data.prompt_template='{question} \${x}'", "run_dir='${oc.env:TEMPO_TEST_PLACE}'"])
+    assert (found.data.prompt_template, found.run_dir) == ("{question} ${x}", "${seed}")
+
+
+def test_defaults_are_within_their_bounds_and_numbers_have_some() -> None:
+    """A setting without an end would take -1. Seeds may be any number; a source's weight is checked as it is read."""
+    assert load(None) == Config()
+    unbounded = {
+        f"{cls.__name__}.{item.name}"
+        for cls in vars(config).values()
+        if isinstance(cls, type) and is_dataclass(cls)
+        for item in fields(cls)
+        if item.type in ("int", "float") and not str(item.metadata["bounds"])
+    }
+    assert unbounded == {"Config.seed", "SourceConfig.seed", "SourceConfig.weight"}
+
+
+def test_every_setting_says_what_it_means() -> None:
+    """Protects `tempo settings`."""
+    assert all(help_ for _, _, help_ in documented_keys())
+    assert len(list(documented_keys())) > 50

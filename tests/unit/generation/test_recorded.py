@@ -1,0 +1,137 @@
+"""Rollouts that are kept: what was generated once is read again, and a replay has nothing else."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from tempo_megatron.config import load
+from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
+from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.launch.replay import of_run
+from tempo_megatron.run_dir.layout import open_run
+from tempo_megatron.validation.recipe import problems
+
+
+class Engine:
+    """Answers with the request's seed, and counts its calls."""
+
+    should_stop = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def generate(self, requests: list[Request]) -> list[Completion]:
+        self.calls += 1
+        reasons = ("stop", "length")
+        return [
+            Completion((r.seed, 5)[: 1 + r.seed % 2], (-0.1,) * (1 + r.seed % 2), reasons[r.seed % 2]) for r in requests
+        ]
+
+    def take_figures(self) -> dict[str, float]:
+        return {"requests": 2, "replica_requests_least": 1}
+
+    def load_weights(self) -> None: ...
+
+    def sleep(self) -> None: ...
+
+
+REQUESTS = [Request((1, 2), 4, 8, 1.0, 1.0), Request((1, 2), 7, 8, 1.0, 1.0)]
+
+
+def test_a_replay_is_the_run_itself_on_what_it_kept(recipe: Path, tmp_path: Path) -> None:
+    """In a directory of its own: in the run's it would go on where that one ended."""
+    kept = load(recipe, ["generation.keep_rollouts=true", "seed=7", "policy.clip_low=0.2"])
+    open_run(kept)
+    run = Path(kept.run_dir)
+    (run / "rollouts").mkdir()
+    (run / "rollouts" / "one.safetensors").touch()
+    assert any("a replay needs a directory of its own" in line for line in problems(load(*of_run(run, []))))
+    again = load(*of_run(run, [f"run_dir={tmp_path / 'again'}", "policy.clip_low=0.3"]))
+    assert problems(again) == []
+    kept.run_dir, kept.generation.replay, kept.policy.clip_low = again.run_dir, str(run / "rollouts"), 0.3
+    assert again == kept
+
+
+def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> None:
+    """By the same run when it resumes, and without any engine; other requests are generated."""
+    engine = Engine()
+    first = RecordedGenerator(engine, tmp_path)
+    made = first.generate(REQUESTS)
+    assert [done.response_ids for done in made] == [(4,), (7, 5)]
+    again = RecordedGenerator(engine, tmp_path)
+    replayed = RecordedGenerator(None, tmp_path)
+    for generator in (again, replayed):
+        found = generator.generate(REQUESTS)
+        assert [(d.response_ids, d.finish_reason) for d in found] == [(d.response_ids, d.finish_reason) for d in made]
+        assert found[1].log_probs == pytest.approx((-0.1, -0.1), abs=1e-8)
+        assert generator.take_figures() == {"requests": 2, "replica_requests_least": 1}
+        assert generator.take_figures() == {}
+    assert engine.calls == 1
+    again.generate(REQUESTS[:1])
+    assert engine.calls == 2
+
+
+def test_a_replay_says_what_it_lacks(tmp_path: Path) -> None:
+    replayed = RecordedGenerator(None, tmp_path)
+    replayed.iteration = 3
+    with pytest.raises(MissingRollouts, match=r"no rollouts of iteration 3 for these 2 requests.*keep_rollouts"):
+        replayed.generate(REQUESTS)
+
+
+def test_rollouts_go_once_a_checkpoint_is_past_them(tmp_path: Path) -> None:
+    """Those of the stages before iteration 0 too; a file that is being written is no rollout."""
+    generator = RecordedGenerator(Engine(), tmp_path)
+    for iteration in (-2, 1, 2, 3):
+        generator.iteration = iteration
+        generator.generate(REQUESTS)
+    (tmp_path / ".000001-aside.safetensors").write_text("half")
+    generator.prune(2)
+    assert [path.name[:6] for path in tmp_path.glob("[!.]*.safetensors")] == ["000003"]
+
+
+def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    """A node that goes down may leave a name without its bytes."""
+    engine = Engine()
+    generator = RecordedGenerator(engine, tmp_path)
+    made = generator.generate(REQUESTS)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:40])
+    assert RecordedGenerator(engine, tmp_path).generate(REQUESTS) == made
+    assert engine.calls == 2 and len(RecordedGenerator(None, tmp_path).generate(REQUESTS)) == 2
+
+
+def test_what_another_course_of_the_run_made_is_forgotten(tmp_path: Path) -> None:
+    """A run that went back to an older checkpoint and generates iteration 2 anew is no longer the run that made 3."""
+    generator = RecordedGenerator(Engine(), tmp_path)
+    for generator.iteration in (0, -1, 1, 2, 3):
+        generator.generate(REQUESTS)
+    next(tmp_path.glob("000002-*")).unlink()
+    generator.iteration = 2
+    generator.generate(REQUESTS)
+    assert sorted(path.name[:6] for path in tmp_path.glob("*.safetensors")) == [
+        "-00001",
+        "000000",
+        "000001",
+        "000002",
+    ]
+
+
+def test_rollouts_that_cannot_be_removed_are_warned_of_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint that is past them is safe, and so is the run."""
+
+    def busy(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    generator = RecordedGenerator(Engine(), tmp_path)
+    generator.generate(REQUESTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", busy)
+        generator.prune(2)
+    assert list(tmp_path.iterdir()) and "cannot be removed" in capsys.readouterr().err
+    generator.prune(2)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,289 @@
+"""Labels are graded against themselves before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tempo_megatron import cli
+from tempo_megatron.config import GradingConfig, SourceConfig, load
+from tempo_megatron.data.sources import answered_rows
+from tempo_megatron.grading import labels
+from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.launch import torchrun
+from tests.unit.data.test_prepare import in_this_process
+
+MINE = "tests.fixtures.grading.scorers"
+GRID = {"header": ["House", "Name"], "rows": [["1", "Ada"], ["2", "Bo"]]}
+
+
+def file_of(path: Path, *rows: dict[str, Any]) -> SourceConfig:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return SourceConfig(path=str(path))
+
+
+def problems(*sources: SourceConfig) -> list[str]:
+    return labels.problems(answered_rows(sources))
+
+
+@pytest.fixture
+def graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without workers, whose start takes seconds."""
+    monkeypatch.setattr(labels, "_run", in_this_process)
+
+
+@pytest.mark.parametrize(
+    ("grader", "label", "reason"),
+    [
+        ("exact", "", "the label is empty"),
+        ("exact", "  ", "the label is empty"),
+        ("exact", float("nan"), "the label is nan, no number"),
+        ("exact", {"value": 4}, "a label is a text or a number, not {'value': 4}"),
+        ("exact", ["4"], "a label is a text or a number, not ['4']"),
+        ("exact", "\frac{1}{2}", r"holds the control character '\x0c': JSON wants \\ for \ "),
+        ("judge", "", "the label is empty"),
+        ("judge", {"text": "a"}, "a label is a text or a number"),
+        ("math", "", ""),
+        ("math", float("nan"), ""),
+        ("math", {"value": 4}, ""),
+        ("math", "\frac{1}{2}", ""),
+        ("math", r"\frac{1}{", ""),
+        ("choice", "", ""),
+        ("choice", "yes", ""),
+        ("free", "", ""),
+        ("free", {"a": 1}, ""),
+        ("zebra", {"header": ["House", "Name"], "rows": [["1"]]}, ""),
+        ("zebra", {"header": ["House", "Name"], "rows": []}, ""),
+        ("zebra", "Ada", ""),
+        ("reasoning_gym:chain_sum", "4", "a row needs `metadata`"),
+        (f"{MINE}.in_words", "4", "the label is no word"),
+    ],
+)
+def test_a_label_that_no_response_can_get_right_is_named(
+    grader: str, label: Any, reason: str, tmp_path: Path, graded_here: None
+) -> None:
+    """File, row, grader and why, for each grader; the row before it is in order."""
+    source = file_of(
+        tmp_path / "rows.jsonl",
+        {"prompt": "fine", "answer": "4", "grader": "exact"},
+        {"prompt": "a", "answer": label, "grader": grader},
+    )
+    (line,) = problems(source)
+    assert line.startswith(f"{source.path}, line 2: grader {grader}: ") and reason.strip() in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("grader", "label"),
+    [
+        ("exact", "4"),
+        ("exact", 4),
+        ("exact", "two\nlines"),
+        ("judge", "Because it rains."),
+        ("math", "42"),
+        ("math", 42),
+        ("math", r"$\frac{1}{2}$"),
+        ("math", r"\frac{3\sqrt{2}}{4}"),
+        ("choice", "C"),
+        ("choice", "(c)"),
+        ("choice", 2),
+        ("free", "True"),
+        ("free", "( [ ] )"),
+        ("zebra", GRID),
+        (f"{MINE}.in_words", "four"),
+        (f"{MINE}.starts_with", {"anything": [""]}),
+    ],
+)
+def test_a_label_that_can_be_graded_passes(grader: str, label: Any, tmp_path: Path, graded_here: None) -> None:
+    """What a user's own function needs is known to that function alone."""
+    assert problems(file_of(tmp_path / "rows.jsonl", {"prompt": "a", "answer": label, "grader": grader})) == []
+
+
+@pytest.mark.parametrize(
+    ("question", "label", "offered"),
+    [
+        ("Which?\n(A) one\n(B) two\n(C) three", "D", False),
+        ("Which?\n(A) one\n(B) two\n(C) three", 3, False),
+        ("Which? (A)one (B)two", "C", False),
+        ("Which?\nA. one\nB. two", "E", False),
+        ("Which?\na) one\nb) two", "c", False),
+        ("Which?\n(A) one\n(B) two\n(C) three", "C", True),
+        ("Which?\na) one\nb) two", "B", True),
+        ("Which of these is the third letter?", "C", True),
+        ("Say (a) x and (b) y hold. A - a alone, B - b alone, C - both, D - none", "C", True),
+    ],
+)
+def test_a_letter_past_the_options_is_named(
+    question: str, label: Any, offered: bool, tmp_path: Path, graded_here: None
+) -> None:
+    """Where the question lists its options by letters, and not where it lists them in another way or nowhere."""
+    lines = problems(file_of(tmp_path / "rows.jsonl", {"prompt": question, "answer": label, "grader": "choice"}))
+    assert ["the question's options end with" in line for line in lines] == ([] if offered else [True])
+
+
+def test_a_reasoning_gym_row_is_graded_by_its_scorer(tmp_path: Path, graded_here: None) -> None:
+    """Its own answer is right, another is none; a task that a recipe draws from needs no check."""
+    from reasoning_gym import create_dataset
+
+    (entry,) = create_dataset("countdown", seed=1, size=1)
+    row = {"prompt": entry["question"], "metadata": entry["metadata"], "grader": "reasoning_gym:countdown"}
+    assert problems(file_of(tmp_path / "a.jsonl", row | {"answer": entry["answer"]})) == []
+    (line,) = problems(file_of(tmp_path / "b.jsonl", row | {"answer": "many"}))
+    assert "line 1: grader reasoning_gym:countdown: the task's scorer does not accept 'many' itself" in line
+    assert answered_rows([SourceConfig(task="countdown", size=3)]) == []
+
+
+def test_repeats_with_another_answer_are_listed_wherever_they_are(tmp_path: Path, graded_here: None) -> None:
+    """Within a file and between files, by value: 1/2 and 0.5 agree. A reasoning-gym question may have several."""
+    one = file_of(
+        tmp_path / "one.jsonl",
+        {"prompt": "What is  2+2?", "answer": "4", "grader": "math"},
+        {"prompt": "half", "answer": r"\frac{1}{2}", "grader": "math"},
+        {"prompt": "half", "answer": "0.5", "grader": "math"},
+        {"prompt": "letter", "answer": "C", "grader": "choice"},
+        {"prompt": "letter", "answer": 2, "grader": "choice"},
+        {"prompt": "several", "answer": "1", "metadata": {}, "grader": "reasoning_gym:no_such"},
+        {"prompt": "several", "answer": "2", "metadata": {}, "grader": "reasoning_gym:no_such"},
+    )
+    two = file_of(
+        tmp_path / "two.jsonl",
+        {"prompt": "what is 2+2?", "answer": "5", "grader": "math"},
+        {"prompt": "unanswered"},
+        {"prompt": "What is 2+2?", "answer": "4.0", "grader": "math"},
+        {"prompt": "What is 2+2?", "answer": "", "grader": "math"},
+    )
+    empty, contradicted = problems(one, two)
+    assert empty.startswith(f"{two.path}, line 4: grader math: ")
+    assert contradicted == (
+        f"{one.path}, line 1: the question has the answer '4' here and '5' in {two.path}, line 1: keep the right one"
+    )
+
+
+def test_a_label_whose_grading_does_not_end_is_named_in_time(tmp_path: Path) -> None:
+    """In a worker, and only that label: the start goes on after the limit of one response."""
+    rows = [{"prompt": str(n), "answer": "word", "grader": f"{MINE}.in_words"} for n in range(3)]
+    hangs = {"prompt": "hangs", "answer": "word", "grader": f"{MINE}.never_checked"}
+    source = file_of(tmp_path / "rows.jsonl", *rows, hangs)
+    config = GradingConfig(time_limit_seconds=0.5, workers=1)
+    assert labels.problems(answered_rows([source]), config) == [
+        f"{source.path}, line 4: grader {MINE}.never_checked: to grade the label against itself takes over 0.5 s"
+    ]
+
+
+def test_equal_labels_are_graded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seventeen thousand questions share few answers, and a start waits for their grading."""
+    sizes: list[int] = []
+
+    def counted(tasks: Any, config: GradingConfig) -> Any:
+        sizes.append(len(tasks))
+        return in_this_process(tasks, config)
+
+    monkeypatch.setattr(labels, "_run", counted)
+    rows = [{"prompt": f"question {n}", "answer": str(n % 7), "grader": "exact"} for n in range(500)]
+    assert problems(file_of(tmp_path / "rows.jsonl", *rows)) == [] and sizes == [7, 0]
+
+
+def test_ranks_do_not_grade_again_what_the_command_has_graded(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that `tempo train` starts share the cores that it had; ranks of srun have nobody before them."""
+    source = file_of(tmp_path / "rows.jsonl", {"prompt": "abc", "answer": "4"})
+    config = load(recipe, [f"data.held_out=[{{path: {source.path}}}]"])
+    graded: list[int] = []
+    monkeypatch.setattr(labels, "problems", lambda rows, config: graded.append(len(rows)) or [])
+    started: dict[str, str] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr("signal.signal", lambda number, handler: None)
+        patch.setattr("subprocess.Popen", lambda command, env: started.update(env) or Ended())
+        assert torchrun.launch(["train"], 2) == 0
+    for checked in (None, started["TEMPO_CHECKED"]):
+        if checked:
+            monkeypatch.setenv("TEMPO_CHECKED", checked)
+        assert recipe_validation.problems(config) == []
+    assert graded == [1]
+
+
+class Ended:
+    """A process that has ended."""
+
+    pid = 0
+
+    def wait(self, timeout: float) -> int:
+        return 0
+
+
+def test_every_start_lists_bad_labels_with_its_other_problems(
+    recipe: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], graded_here: None
+) -> None:
+    """A run, an evaluation and a check of files: exit code 2, nothing written; of hidden streams too."""
+    bad = file_of(
+        tmp_path / "bad.jsonl",
+        {"prompt": "q1", "answer": "4"},
+        {"prompt": "q2", "answer": ""},
+        {"prompt": "q3", "answer": "\x0crac"},
+        {"prompt": "q1", "answer": "5"},
+        {"answer": "no prompt"},
+    ).path
+    out = tmp_path / "out"
+    for command in (
+        ["train", str(recipe), f"data.held_out=[{{path: {bad}}}]", "evaluation.k=9"],
+        ["train", str(recipe), f"data.labelled=[{{path: {bad}}}]", "evaluation.k=9"],
+        ["eval", "--model", str(demo_model), "--data", bad, "--out", str(out), "--precision", "fp32", "--k", "99"],
+        ["data", "check", "--labelled", bad, "--unlabelled", bad, "--clean", str(out)],
+    ):
+        assert cli.main(command) == 2, command
+        said = capsys.readouterr().err
+        for part in (
+            f"{bad}, line 2: grader exact: the label is empty",
+            f"{bad}, line 3: grader exact: the label '\\x0crac' holds the control character",
+            f"{bad}, line 1: the question has the answer '4' here and '5' in {bad}, line 4",
+            f"{bad}, line 5: a row needs `prompt`",
+        ):
+            assert said.count(part) == 1, (command, part, said)
+        assert ("evaluation.k" in said) == (command[0] == "train")
+        assert not out.exists() and not (tmp_path / "run").exists()
+
+
+def test_prepare_lists_useless_answers_or_drops_them_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], graded_here: None
+) -> None:
+    """Of a public file that the user cannot mend; kept questions without an answer are enough to adapt to."""
+    path = tmp_path / "lsat-ar.jsonl"
+    row = {"passage": None, "question": "Which?", "options": ["(A)one", "(B)two"]}
+    path.write_text("".join(json.dumps(row | {"question": f"q{n}", "label": a}) + "\n" for n, a in enumerate("AEB")))
+    command = ["data", "prepare", "agieval", "--from", str(path), "--out"]
+    assert cli.main([*command, str(tmp_path / "none")]) == 2
+    assert f"{path}, line 2: grader choice: the label is E" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+    for options, answers in (([], ["A", "B"]), (["--keep-unanswered"], ["A", None, "B"])):
+        assert cli.main([*command, str(tmp_path), "--drop-useless", *options]) == 0
+        written = (tmp_path / "agieval.jsonl").read_text().splitlines()
+        assert [json.loads(line)["answer"] for line in written] == answers
+        assert ("1 answer that no response can get right" in capsys.readouterr().out) == (not options)
+
+
+def test_prepare_reports_repeats_with_another_answer_and_keeps_neither(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], graded_here: None
+) -> None:
+    """Nobody can tell which is right. Repeats that agree in value count as duplicates."""
+    path = tmp_path / "rows.jsonl"
+    answers = [("a", "4"), ("b", "1/2"), ("A", "5"), ("b", "0.5"), ("a", "4")]
+    path.write_text("".join(json.dumps({"problem": q, "answer": a}) + "\n" for q, a in answers))
+    command = ["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path)]
+    written = tmp_path / "aime-2024.jsonl"
+    assert cli.main(command) == 0
+    assert [json.loads(line)["answer"] for line in written.read_text().splitlines()] == ["1/2"]
+    said = capsys.readouterr().out
+    assert "5 rows read, 4 dropped (3 duplicate, 1 repeated with another answer), 1 kept" in said
+    assert f"{path}, line 1: the question has the answer '4' here and '5' in {path}, line 3" in said
+    assert cli.main([*command, "--keep-unanswered"]) == 0
+    assert [json.loads(line)["answer"] for line in written.read_text().splitlines()] == [None, "1/2"]
+
+
+def test_every_grader_checks_its_labels() -> None:
+    """A scorer that is added says what its labels must be."""
+    for name in ("exact", "math", "choice", "free", "zebra", "judge", "reasoning_gym:chain_sum", f"{MINE}.raises"):
+        assert callable(scorer(name).check_label)

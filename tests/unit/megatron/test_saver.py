@@ -1,0 +1,126 @@
+"""Which directories are checkpoints of a run, and old ones that cannot be deleted."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from tempo_megatron.config import CheckpointConfig, Config
+from tempo_megatron.megatron.checkpointing import dist_checkpoint, integrity
+from tempo_megatron.megatron.checkpointing.saver import Saver, complete, foreign, kept, newest, resumable
+from tempo_megatron.run_dir.layout import as_saved, saved_checkpoint
+
+FOREIGN = ["iteration-000002-hf", "iteration-000002.bak", "iteration-2", "notes"]
+
+
+def write_checkpoint(directory: Path, name: str) -> Path:
+    made = directory / name
+    (made / "huggingface").mkdir(parents=True)
+    (made / "huggingface" / "config.json").write_text("{}")
+    (made / "state.json").write_text("{}")
+    integrity.write(made, integrity.describe(made, integrity.files_of(made)))
+    return made
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_foreign_names_are_no_checkpoints_and_are_named(group: None, tmp_path: Path) -> None:
+    """A copy by hand, an export, a file: none is resumed from, counted, moved or removed."""
+    for name in ("iteration-000001", "iteration-000002", "interim-critic_start-000003", "reference", "damaged-x"):
+        write_checkpoint(tmp_path, name)
+    for name in FOREIGN:
+        write_checkpoint(tmp_path, name)
+    (tmp_path / "iteration-000009").write_text("no directory")
+    (tmp_path / "best").symlink_to("iteration-000001")
+    named = sorted([*FOREIGN, "iteration-000009"])
+    assert [path.name for path in foreign(tmp_path)] == named
+    assert [path.name for path in complete(tmp_path)] == ["iteration-000001", "iteration-000002"]
+    assert kept(tmp_path, 1, None) == {2}
+    found, lines = newest(tmp_path)
+    assert found == tmp_path / "iteration-000002"
+    assert [line.rpartition("/")[2] for line in lines] == named and all("ignored" in line for line in lines)
+    assert all((tmp_path / name).exists() for name in named)
+
+
+def test_a_half_copied_checkpoint_is_set_aside_and_named(group: None, tmp_path: Path) -> None:
+    """It has a checkpoint's name, and its manifest says what it lacks."""
+    write_checkpoint(tmp_path, "iteration-000001")
+    half = write_checkpoint(tmp_path, "iteration-000002")
+    (half / "huggingface" / "config.json").unlink()
+    found, (line,) = newest(tmp_path)
+    assert found == tmp_path / "iteration-000001" and "huggingface/config.json: missing" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-iteration-000002", "iteration-000001"]
+
+
+def busy(*paths: Path) -> Any:
+    """`os.unlink` as NFS has it for files that another process has open."""
+    real = os.unlink
+
+    def unlink(path: Any, *, dir_fd: int | None = None) -> None:
+        where = Path(f"/proc/self/fd/{dir_fd}").resolve() if dir_fd is not None else Path(path).parent
+        if any(where.name.endswith(one.name) for one in paths):
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path, dir_fd=dir_fd)
+
+    return unlink
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of_and_tried_again(
+    group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new one is safe: the run goes on. What is half deleted has no checkpoint's name, and goes with the next."""
+    old, new, newer = (write_checkpoint(tmp_path, f"iteration-00000{number}") for number in (1, 2, 3))
+    saver = Saver(tmp_path, CheckpointConfig(keep=1), tmp_path, "zero_one", dist.default_pg_timeout)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", busy(old))
+        saver._settle(new, best=None)
+    told = capsys.readouterr().err
+    assert "warning" in told and "iteration-000001 cannot be removed" in told and "busy" in told
+    assert old not in resumable(tmp_path) and newest(tmp_path)[0] == newer
+    saver._settle(newer, best=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["iteration-000003"]
+    assert not capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_name_cannot_be_freed_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is whole, and the next save tries again."""
+    old = write_checkpoint(tmp_path, "iteration-000001")
+
+    def rename(self: Path, target: Path) -> Path:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        dist_checkpoint.remove_old(tmp_path, [old])
+    assert resumable(tmp_path) == [old] and "iteration-000001 cannot be removed" in capsys.readouterr().err
+    dist_checkpoint.remove_old(tmp_path, [old])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_describes_the_model_is_read_of_an_undamaged_checkpoint(tmp_path: Path) -> None:
+    """The newest that is none, and an interim one, which may go any moment, only where there is no other."""
+    config = Config(run_dir=str(tmp_path))
+    assert as_saved(config) is config
+    checkpoints = tmp_path / "checkpoints"
+    interim = write_checkpoint(checkpoints, "interim-iteration-000003")
+    assert saved_checkpoint(tmp_path) == interim
+    older, newer = (write_checkpoint(checkpoints, f"iteration-00000{number}") for number in (1, 2))
+    write_checkpoint(checkpoints, "iteration-000002.bak")
+    assert saved_checkpoint(tmp_path) == newer
+    (newer / "huggingface" / "config.json").write_text("[]")
+    assert saved_checkpoint(tmp_path) == older
+    assert as_saved(config).model.hf_path == str(older / "huggingface")

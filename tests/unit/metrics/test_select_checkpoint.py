@@ -1,0 +1,126 @@
+"""The rule for the best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tempo_megatron.config import CheckpointConfig
+from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.megatron.checkpointing.saver import kept
+from tempo_megatron.metrics.choice import Candidate, choose
+from tempo_megatron.training.phases.select_checkpoint import Chooser
+
+
+def test_labelled_accuracy_comes_first_and_the_critic_decides_among_equals() -> None:
+    """A value however high does not save a policy that got worse at questions whose answers are known."""
+    candidates = [
+        Candidate(0, 0.50, 0.02, 0.30),
+        Candidate(10, 0.60, 0.02, 0.40),
+        Candidate(20, 0.59, 0.02, 0.45),
+        Candidate(30, 0.40, 0.02, 0.90),
+    ]
+    best, reason = choose(candidates)
+    assert best.iteration == 20
+    assert "2 of 4 candidates within a standard error" in reason and "0.6000" in reason
+
+
+def test_without_a_critic_accuracy_decides_and_the_earliest_of_equals_wins() -> None:
+    """TTRL, EMPO and GRPO have no value to compare."""
+    best, reason = choose([Candidate(0, 0.5, 0.1), Candidate(5, 0.6, 0.1), Candidate(9, 0.6, 0.1)])
+    assert best.iteration == 5 and "no critic" in reason
+
+
+def test_equal_values_keep_the_earliest() -> None:
+    """A run that does not move does not count as getting better: the stopping rule relies on it."""
+    assert choose([Candidate(3, 0.5, 0.1, 0.4), Candidate(6, 0.5, 0.1, 0.4)])[0].iteration == 3
+
+
+class FakeCollector:
+    """Answers the questions set aside, a share of them right; `sampled` counts the responses of each stream."""
+
+    def __init__(self) -> None:
+        self.measured = [Prompt(f"l{number}", (1,), "here", "exact", {"answer": "x"}) for number in range(4)]
+        self.generator = SimpleNamespace(sleep=lambda: None)
+        self.right: list[float] = []
+        self.sampled: dict[str, int] = {}
+
+    def sample(
+        self, drawn: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], *_: Any, **__: Any
+    ) -> dict[str, list[Rollout]]:
+        found = {
+            name: [Rollout(prompt, 0, (2,), (0.0,), "stop") for prompt in prompts for _ in range(samples[name])]
+            for name, prompts in drawn.items()
+        }
+        self.sampled = {name: len(rollouts) for name, rollouts in found.items()}
+        return found
+
+    def grade(self, rollouts: list[Rollout]) -> list[float]:
+        return self.right
+
+
+@pytest.mark.parametrize(("adapts", "best"), [(True, 2), (False, 1)])
+def test_the_start_of_tempo_is_chosen_by_labelled_accuracy_alone(
+    adapts: bool, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RLVR has a critic, as TEMPO has: its values count only where the policy adapts to the unlabelled questions. The
+    test questions of the run that starts from here are not even sampled."""
+    valued = iter([0.1, 0.1, 0.9])  # the first candidate, then both: the critic likes the second more
+    monkeypatch.setattr(
+        "tempo_megatron.training.phases.select_checkpoint.values",
+        lambda _, batch: torch.full(batch.tokens.shape, next(valued)),
+    )
+    unlabelled = [Prompt("u", (1,), "here", "exact", None)] if adapts else []
+    chooser = Chooser(tmp_path / "candidates", unlabelled, CheckpointConfig(choose_samples=1))
+    collector: Any = FakeCollector()
+    critic: Any = object()
+    for iteration, right in ((1, [1.0, 1.0, 1.0, 0.0]), (2, [1.0, 1.0, 0.0, 0.0])):
+        collector.right = right
+        chooser.consider(collector, critic, iteration, {1, 2})
+    assert chooser.state["best"] == best
+    assert ("critic value on unlabelled" in chooser.state["reason"]) is adapts
+    assert collector.sampled == {"labelled": 4, "unlabelled": len(unlabelled)}
+    assert (tmp_path / "candidates").exists() is adapts
+
+
+def test_a_value_that_is_not_finite_is_never_the_best() -> None:
+    """Nothing is above or below NaN: the maximum of a list with one depends on where it stands."""
+    nan, inf = float("nan"), float("inf")
+    for order in (1, -1):
+        candidates = [Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.5, 0.1, 0.4), Candidate(9, 0.9, 0.1, inf)][::order]
+        best, reason = choose(candidates)
+        assert best.iteration == 5 and "2 left out, whose value is not finite" in reason
+    best, reason = choose([Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.6, 0.1, nan)])
+    assert best.iteration == 5 and "no value of the critic is finite" in reason
+
+
+@pytest.mark.parametrize(
+    ("newest", "best", "every", "expected"),
+    [
+        (0, None, 0, set()),
+        (1, None, 0, {30}),
+        (2, 0, 0, {0, 20, 30}),
+        (3, 20, 0, {10, 20, 30}),
+        (9, None, 0, {0, 10, 20, 30}),
+        (0, 7, 0, set()),
+        (1, None, 20, {20, 30}),
+        (1, 0, 10, {0, 10, 20, 30}),
+    ],
+)
+def test_the_newest_checkpoints_are_kept_the_best_and_every_so_many(
+    newest: int, best: int, every: int, expected: set[int], tmp_path: Path
+) -> None:
+    """A candidate is compared only while its checkpoint is there; more may be asked for than there are. The start
+    is no multiple. Interim checkpoints do not count: how often a run was interrupted changes nothing."""
+    numbered = (f"iteration-{iteration:06d}" for iteration in (0, 10, 20, 30))
+    for name in (*numbered, "interim-iteration-000030", "interim-iteration-000031", "interim-critic_start-000010"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.json").touch()
+    (tmp_path / "iteration-000040").mkdir()
+    (tmp_path / "best").symlink_to("iteration-000000")
+    assert kept(tmp_path, newest, best, every) == expected

@@ -1,0 +1,227 @@
+"""The evaluation phase: its figures, what it keeps, and grades that all ranks share."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tempo_megatron.config import EvaluationConfig
+from tempo_megatron.data.spread import spread_over_sources
+from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.training.phases.evaluate import Evaluator
+from tempo_megatron.training.phases.grade import clustered, extracted, graded
+from tests.disk import full_after
+from tests.parallel.launcher import run_ranks
+
+PROMPTS = [Prompt(f"p{number}", (number,), "here", "exact") for number in range(4)]
+ANSWERS: dict[str, dict[str, Any]] = {"p0": {"answer": "a"}, "p1": {"answer": "b"}}
+
+
+def decode(ids: Sequence[int]) -> str:
+    return "".join(map(chr, ids))
+
+
+def rollout(prompt: int, text: str, sample: int = 0, finish_reason: str = "stop") -> Rollout:
+    return Rollout(PROMPTS[prompt], sample, tuple(map(ord, text)), (0.0,) * len(text), finish_reason)
+
+
+class FakeGrader:
+    """The grading room's interface over whole texts; counts what it is asked, and fails on `?`."""
+
+    def __init__(self) -> None:
+        self.errors = self.timeouts = 0
+        self.asked: list[str] = []
+
+    def close(self) -> None:
+        self.asked.append("closed")
+
+    def grade(self, rollouts: Sequence[Rollout], answers: dict[str, dict[str, Any]]) -> list[float]:
+        texts = [decode(made.response_ids) for made in rollouts]
+        self.asked += texts
+        self.errors += texts.count("?")
+        self.timeouts += 2 * texts.count("?")
+        known = [answers[made.prompt.id]["answer"] for made in rollouts]
+        return [
+            float(text == answer and not made.truncated)
+            for text, answer, made in zip(texts, known, rollouts, strict=True)
+        ]
+
+    def extract(self, rollouts: Sequence[Rollout]) -> list[str]:
+        return [decode(made.response_ids).strip() for made in rollouts]
+
+    def cluster(self, rollouts: Sequence[Rollout]) -> list[int]:
+        numbers: dict[object, int] = {}
+        texts = self.extract(rollouts)
+        keys = [(made.prompt.id, text or row) for row, (made, text) in enumerate(zip(rollouts, texts, strict=True))]
+        return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+class Scripted:
+    """An engine that answers a prompt's samples with given texts; `!` at the end marks one that was cut."""
+
+    def __init__(self, texts: dict[int, list[str]]) -> None:
+        self.texts = texts
+        self.asked: list[int] = []
+        """the prompt of each request"""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        self.asked += [request.prompt_ids[0] for request in requests]
+        left = {prompt: iter(texts) for prompt, texts in self.texts.items()}
+        texts = [next(left[request.prompt_ids[0]]) for request in requests]
+        return [
+            Completion(tuple(map(ord, text)), (0.0,) * len(text), "length" if text.endswith("!") else "stop")
+            for text in texts
+        ]
+
+
+def evaluator(samples_directory: Path | None = None, **settings: int) -> Evaluator:
+    sets = {"unlabelled": PROMPTS[:2]}
+    config = EvaluationConfig(samples=4, k=2, **settings)  # type: ignore[arg-type]
+    return Evaluator(sets, ANSWERS, FakeGrader(), decode, config, 9, samples_directory)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("at_an_end", "asked"), [(False, [1] * 4), (True, [0] * 3 + [1] * 3)])
+def test_between_the_ends_some_questions_are_asked_and_at_them_all(at_an_end: bool, asked: list[int]) -> None:
+    """With as many samples as there are set for each; 0 leaves it at `samples`."""
+    engine = Scripted({0: ["a"] * 4, 1: ["b"] * 4})
+    evaluator(questions=1, final_samples=3).evaluate(engine, 3, at_an_end)
+    assert engine.asked == asked
+
+
+def mixed(**sizes: int) -> list[Prompt]:
+    """Prompts of several sources, one source after the other."""
+    names = [(source, number) for source, size in sizes.items() for number in range(size)]
+    return [Prompt(f"{source}{number}", (at,), source, "exact") for at, (source, number) in enumerate(names)]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, [1, 1, 0]), (3, [1, 1, 1]), (20, [10, 8, 2]), (50, [25, 20, 5])])
+def test_a_part_has_of_every_source_in_proportion(count: int, expected: list[int]) -> None:
+    """The first ones of a file of three sources would be one source's alone. A smaller part is within a larger one."""
+    prompts = mixed(a=50, b=40, c=10)
+    chosen = spread_over_sources(prompts, "evaluation")
+    assert sorted(prompt.id for prompt in chosen) == sorted(prompt.id for prompt in prompts)
+    counts = Counter(prompt.source for prompt in chosen[:count])
+    assert [counts[source] for source in "abc"] == pytest.approx(expected, abs=1)
+    assert count < 3 or (min(counts.values()) > 0 and len(counts) == 3)
+    assert [prompt.id for prompt in chosen if prompt.source == "a"] != [f"a{number}" for number in range(50)]
+    assert chosen == spread_over_sources(prompts[::-1], "evaluation")
+
+
+@pytest.mark.parametrize("at_an_end", [False, True])
+def test_figures_are_given_for_each_source_of_a_set(at_an_end: bool) -> None:
+    """A mean over a set hides a source that fell; a set of one source has nothing to add."""
+    sets = {"unlabelled": mixed(a=6, b=3), "held_out": [Prompt("z0", (9,), "z", "exact")]}
+    answers = {prompt.id: {"answer": "x" if prompt.source == "a" else "y"} for made in sets.values() for prompt in made}
+    config = EvaluationConfig(samples=2, k=1, questions=3)
+    made = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None)  # type: ignore[arg-type]
+    engine = Scripted({number: ["x", "x"] for number in range(10)})
+    found = made.evaluate(engine, 3, at_an_end)
+    assert found.keys() == {"unlabelled", "unlabelled/a", "unlabelled/b", "held_out"}
+    assert (found["unlabelled/a"]["avg@1"], found["unlabelled/b"]["avg@1"]) == (1.0, 0.0)
+    assert found["unlabelled"]["avg@1"] == pytest.approx(2 / 3)
+    assert len(set(engine.asked)) == (10 if at_an_end else 4)
+
+
+def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> None:
+    """Two questions worked out by hand; a cut response neither is right nor votes, and counts as long as it is."""
+    engine = Scripted({0: ["a", "a", "z", "a!"], 1: ["z", "b", " ", "y y y y y"]})
+    found = evaluator(tmp_path).evaluate(engine, 3, at_an_end=True)["unlabelled"]
+    assert found["avg@2"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert found["pass@2"] == pytest.approx((5 / 6 + 3 / 6) / 2)
+    one = (1 + 2 * 0.5 + 2 * 1 + 0) / 6  # aa; az twice, a tie; a! twice; z!
+    other = (0.5 + 0 + 0 + 1 + 0.5 + 0) / 6  # zb, z_, zy, b_, by, _y
+    assert found["cons@2"] == pytest.approx((one + other) / 2)
+    assert found["length"] == pytest.approx((5 + 12) / 8)
+    assert found["truncated"] == pytest.approx(1 / 8)
+    assert found["distinct_answers"] == pytest.approx((2 / 4 + 3 / 4) / 2)
+    entropies = (math.log(3) - 2 / 3 * math.log(2), math.log(3))
+    assert found["answer_entropy"] == pytest.approx(sum(entropies) / 2)
+    assert found["distinct_4grams"] == pytest.approx(1 / 2)
+    assert {"avg@2_standard_error", "pass@2_standard_error", "cons@2_standard_error"} < found.keys()
+    rows = [json.loads(line) for line in (tmp_path / "iteration-000003.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in rows] == engine.texts[0] + engine.texts[1]
+    assert [row["cluster"] for row in rows] == [0, 0, 1, None, 0, 1, None, 2]
+    assert [row["answer"] for row in rows] == ["a", "a", "z", "", "z", "b", "", "y y y y y"]
+    assert rows[3] == {
+        "set": "unlabelled",
+        "prompt": "p0",
+        "sample": 3,
+        "correct": 0.0,
+        "answer": "",
+        "cluster": None,
+        "tokens": 2,
+        "finish_reason": "length",
+        "response": "a!",
+    }
+
+
+def test_texts_that_cannot_be_kept_leave_no_part_of_them(tmp_path: Path) -> None:
+    """Half of them would look like an evaluation of fewer questions."""
+    with pytest.raises(OSError), full_after(16):
+        evaluator(tmp_path).evaluate(Scripted({0: ["a"] * 4, 1: ["b"] * 4}), 3, at_an_end=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rollouts_of_the_m_step_are_observed_where_answers_are_known() -> None:
+    """avg and drift over rollouts of known questions alone; p2 and p3 have no answers and change nothing."""
+    rows = [rollout(0, "a"), rollout(0, "z"), rollout(1, "b"), rollout(1, "b"), rollout(2, "a"), rollout(3, "a")]
+    found = evaluator().observe(rows, [0.9, 0.8, 0.7, 0.6, 0.0, 1.0])
+    assert found == {
+        "evaluation/unlabelled_rollouts/avg": pytest.approx(3 / 4),
+        "evaluation/unlabelled_rollouts/pass@2": pytest.approx(1.0),
+        "evaluation/unlabelled_rollouts/reward_minus_truth": pytest.approx(0.75 - 0.75),
+        "evaluation/unlabelled_rollouts/reward_auroc": pytest.approx(1 / 3),
+        "evaluation/unlabelled_rollouts/reward_auroc_within_prompts": pytest.approx(1.0),
+    }
+
+
+def test_an_observation_says_only_what_it_can() -> None:
+    """No answers, no rewards, one rollout a prompt, all right: each leaves figures out rather than inventing them."""
+    assert evaluator().observe([rollout(2, "a")], [0.5]) == {}
+    alone = {"evaluation/unlabelled_rollouts/avg": 1.0}
+    assert evaluator().observe([rollout(0, "a"), rollout(1, "b")], None) == alone
+    drift = {"evaluation/unlabelled_rollouts/reward_minus_truth": -0.25}
+    assert evaluator().observe([rollout(0, "a"), rollout(1, "b")], [1.0, 0.5]) == alone | drift
+
+
+ROWS = [rollout(row % 3, text, row) for row, text in enumerate(["a", "z", "?", "a", "b", "a", " ", "b", " "])]
+KNOWN = ANSWERS | {"p2": {"answer": "a"}}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_each_row_is_graded_on_one_rank_and_all_ranks_agree(ranks: int) -> None:
+    """A grader's time-out must not make ranks differ: none grades what another does, and counts are everyone's."""
+    if ranks == 1:
+        check(0, 1)
+    else:
+        assert run_ranks(Path(__file__), ranks).count("agreed") == ranks
+
+
+def check(rank: int, ranks: int) -> None:
+    """What every rank must see."""
+    grader = FakeGrader()
+    assert graded(grader, ROWS, KNOWN) == [1, 0, 0, 1, 1, 1, 0, 1, 0]  # type: ignore[arg-type]
+    assert grader.asked == [decode(row.response_ids) for row in ROWS[rank::ranks]]
+    assert (grader.errors, grader.timeouts) == (1, 2)
+    assert extracted(grader, ROWS) == ["a", "z", "?", "a", "b", "a", "", "b", ""]  # type: ignore[arg-type]
+    numbers = clustered(grader, ROWS)  # type: ignore[arg-type]
+    assert numbers[0] == numbers[3] != numbers[6]
+    assert numbers[4] == numbers[7] != numbers[1]
+    assert len({numbers[2], numbers[5], numbers[8]}) == 3
+
+
+if __name__ == "__main__":
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    check(dist.get_rank(), dist.get_world_size())
+    sys.stdout.write("agreed\n")
+    dist.destroy_process_group()
