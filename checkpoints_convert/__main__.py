@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     to_megatron.add_argument(
         "--target-range",
         choices=TARGET_RANGES,
-        help="what a critic with a value head was trained towards; one that this project exported says so itself",
+        help="what a critic with a value head was trained toward; one that this project exported says so itself",
     )
     to_megatron.add_argument("--seed", type=int, default=0, help="of a fresh value head, where the model has none (0)")
     to_megatron.set_defaults(run=_to_megatron)

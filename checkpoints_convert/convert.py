@@ -145,7 +145,7 @@ def _target_range(source: Source, directory: Path, given: str | None) -> str:
         raise ConversionError(f"{directory}: the critic's config says target range {stored}, --target-range {given}")
     if source.head and not (given or stored):
         ranges = " or ".join(critics.TARGET_RANGES)
-        raise ConversionError(f"{directory}: what was {source.head} trained towards? Give --target-range {ranges}")
+        raise ConversionError(f"{directory}: what was {source.head} trained toward? Give --target-range {ranges}")
     return given or stored or critics.TARGET_RANGES[0]
 
 

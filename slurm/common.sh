@@ -210,7 +210,7 @@ train() {
 # Copies beside the checkpoints (iteration-000003.bak) are none.
 has_checkpoint() { compgen -G "$1/checkpoints/i*-*[0-9]/state.json" >/dev/null; }
 
-# Reinforcement learning on labelled questions trains policy and critic; TEMPO starts from both. Settings are for both
+# Reinforcement learning on labeled questions trains policy and critic; TEMPO starts from both. Settings are for both
 # runs, but those that say how the second learns (method=..., a file of recipes/methods) and what it starts from: with a
 # policy and a critic of its own it has no need of the first, nor once it has a checkpoint, after which the first may have
 # been removed.

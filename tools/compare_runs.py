@@ -8,7 +8,7 @@ run's policy and critic. The same command again resumes what is not finished. DI
 comparison.json and comparison.png.
 
 `--variants methods`: all train the policy on 256 rollouts an iteration. Those that compare a prompt's responses with
-each other take 8 of 32 prompts, the others 2 of 128. TEMPO's critic learns from the recipe's labelled rollouts besides.
+each other take 8 of 32 prompts, the others 2 of 128. TEMPO's critic learns from the recipe's labeled rollouts besides.
 `--variants precisions`: training in bf16 and in FP8, with bf16 rollouts.
 """
 
@@ -33,7 +33,7 @@ from tempo_megatron.metrics.bootstrap import confidence_interval
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 
 K = 8
-GROUPS = ("loop.unlabelled_prompts=32", "loop.samples_per_prompt=8")
+GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
 DIFFERENCE = "generation/exp_log_prob_difference_mean"
 ENDS = 10
 """iterations at either end that the table of log-prob differences averages"""
@@ -46,7 +46,7 @@ VARIANTS: dict[str, Variants] = {
         "frozen_critic": ("method=frozen_critic",),
         "ttrl": ("method=ttrl", *GROUPS),
         "empo": ("method=empo", *GROUPS),
-        "ppo": ("method=ppo", "loop.labelled_prompts=128"),
+        "ppo": ("method=ppo", "loop.labeled_prompts=128"),
     },
     "precisions": {"bf16": ("model.fp8=none",), "fp8": ("model.fp8=tensorwise",)},
 }
@@ -145,7 +145,7 @@ def table(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[st
         "|---|---|---|---|---|",
     ]
     results: dict[str, Any] = {}
-    for of in ("unlabelled", "held_out"):
+    for of in ("unlabeled", "held_out"):
         for name in ("start", *variants):
             runs = [directory / f"{name}-{seed}" for seed in seeds]
             at = "initial" if name == "start" else "final"
@@ -183,7 +183,7 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
 
 
 def draw(path: Path, directory: Path, variants: Variants, seeds: Sequence[int], results: dict[str, Any]) -> None:
-    """Ends with their intervals, learning curves on unlabelled questions, and log-prob differences, a line a seed."""
+    """Ends with their intervals, learning curves on unlabeled questions, and log-prob differences, a line a seed."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -192,23 +192,23 @@ def draw(path: Path, directory: Path, variants: Variants, seeds: Sequence[int], 
     figure, (ends, curves, differences) = pyplot.subplots(1, 3, figsize=(19, 5), layout="constrained")
     names = ["start", *variants]
     for offset, (measure, marker) in enumerate(((f"avg@{K}", "o"), (f"pass@{K}", "s"))):
-        values = [results[f"{name}/unlabelled"][measure] for name in names]
+        values = [results[f"{name}/unlabeled"][measure] for name in names]
         means = [mean for mean, _, _ in values]
         reach = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
         at = [number + 0.2 * offset for number in range(len(names))]
         ends.errorbar(at, means, yerr=reach, fmt=marker, capsize=4, label=measure)
     ends.set_xticks(range(len(names)), names, rotation=20)
-    ends.set_title(f"unlabelled questions, mean of {len(seeds)} seeds, 95% over questions")
+    ends.set_title(f"unlabeled questions, mean of {len(seeds)} seeds, 95% over questions")
     ends.set_ylim(0, 1.02)
     ends.grid(alpha=0.3)
     ends.legend()
-    key = f"evaluation/unlabelled/avg@{K}"
+    key = f"evaluation/unlabeled/avg@{K}"
     for number, name in enumerate(variants):
         for seed in seeds:
             look: dict[str, Any] = {"color": f"C{number}", "alpha": 0.8, "label": name if seed == seeds[0] else None}
             for axes, of in ((curves, key), (differences, DIFFERENCE)):
                 axes.plot(*zip(*curve(directory / f"{name}-{seed}", of), strict=True), marker=".", **look)
-    curves.set_title(f"avg@{K} on unlabelled questions")
+    curves.set_title(f"avg@{K} on unlabeled questions")
     curves.set_xlabel("iteration")
     curves.set_ylim(0, 1.02)
     curves.grid(alpha=0.3)

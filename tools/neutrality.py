@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-UNREPEATABLE = ("time/", "memory/")
+UNREPEATABLE = ("seconds/", "memory/")
 """prefixes of metrics that no two runs share"""
 SHORT = (
     "stages.warm_start.steps=60",
     "stages.critic_start.iterations=4",
     "stages.critic_start.prompts=64",
     "loop.iterations=8",
-    "loop.labelled_prompts=64",
-    "loop.unlabelled_prompts=64",
+    "loop.labeled_prompts=64",
+    "loop.unlabeled_prompts=64",
     "calibration.questions=32",
     "checkpoint.every=4",
-    "checkpoint.choose=true",
-    "checkpoint.choose_prompts=16",
+    "checkpoint.select_best=true",
+    "checkpoint.selection_prompts=16",
     "evaluation.every=4",
     "evaluation.samples=8",
     "evaluation.final_samples=8",
@@ -41,7 +41,7 @@ SHORT = (
 METHODS = {
     "tempo": ("method=tempo",),
     "ppo": ("method=ppo",),
-    "ttrl": ("method=ttrl", "loop.unlabelled_prompts=16", "loop.samples_per_prompt=8"),
+    "ttrl": ("method=ttrl", "loop.unlabeled_prompts=16", "loop.samples_per_prompt=8"),
 }
 
 
@@ -60,16 +60,18 @@ def train(directory: Path, overrides: list[str]) -> None:
 
 
 def metrics_of(run: Path, renamed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl without timings and memory, keys and stages under their new names."""
+    """The lines of a run's metrics.jsonl without timings and memory; `renamed` replaces parts of keys."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
-        {
-            renamed.get(key, key): renamed.get(value, value) if isinstance(value, str) else value
-            for key, value in line.items()
-            if not key.startswith(UNREPEATABLE)
-        }
+        {_renamed(key, renamed): value for key, value in line.items() if not key.startswith(UNREPEATABLE)}
         for line in lines
     ]
+
+
+def _renamed(key: str, renamed: Mapping[str, str]) -> str:
+    for old, new in renamed.items():
+        key = key.replace(old, new)
+    return key
 
 
 def digest_of_metrics(lines: list[dict[str, Any]]) -> str:
@@ -106,7 +108,9 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings besides those of the three runs")
     parser.add_argument("--against", type=Path, help="the other checkout's directory")
-    parser.add_argument("--renamed", nargs="*", default=[], metavar="old=new", help="metrics of the other checkout")
+    parser.add_argument(
+        "--renamed", nargs="*", default=[], metavar="old=new", help="parts of metric names of the other checkout"
+    )
     arguments = parser.parse_args()
     if not arguments.against:
         arguments.directory.mkdir(parents=True, exist_ok=True)

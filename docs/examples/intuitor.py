@@ -14,13 +14,13 @@ from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
 class Intuitor(Grpo):
-    """Unlabelled rollouts train the policy.
+    """Unlabeled rollouts train the policy.
 
     Reward: self-certainty, the mean over the response's tokens of KL(uniform || p_t) (equation 3). Advantage: within
     the group, as in GRPO. Loss: PPO's clip a token, with a small KL penalty.
     """
 
-    settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabelled", "policy.kl_coefficient": 0.005}
+    settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled", "policy.kl_coefficient": 0.005}
     needs = frozenset({"self_certainty"})
 
     def rewards(self, experience: Experience) -> Tensor:

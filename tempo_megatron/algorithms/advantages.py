@@ -1,4 +1,4 @@
-"""From rewards to advantages: by a critic, by generalised estimation, by a group of responses.
+"""From rewards to advantages: by a critic, by generalized estimation, by a group of responses.
 
 Rows are padded sequences; a row's response is one unbroken stretch of its `response_mask`.
 """
@@ -14,7 +14,9 @@ _ROUNDING = 16
 """units in the last place, of the largest magnitude, by which equal numbers may differ after rounding"""
 
 
-def from_values(rewards: Tensor, values: Tensor, response_mask: Tensor, baseline: str = "before_token") -> Tensor:
+def value_baseline_advantages(
+    rewards: Tensor, values: Tensor, response_mask: Tensor, baseline: str = "before_token"
+) -> Tensor:
     """A_t = R - b_t (arXiv 2604.19295), [rows, sequence], 0 outside the response.
 
     rewards [rows]; values [rows, sequence]. The baseline of token t is V(x, y_<t), which has not seen it
@@ -25,26 +27,28 @@ def from_values(rewards: Tensor, values: Tensor, response_mask: Tensor, baseline
     return torch.where(response_mask, rewards[:, None] - baselines, 0.0)
 
 
-def generalised(rewards: Tensor, values: Tensor, response_mask: Tensor, discount: float, trace_decay: float) -> Tensor:
-    """Generalised advantage estimation (arXiv 1506.02438, equation 16) of a reward given after the last token.
+def generalized_advantage_estimation(
+    rewards: Tensor, values: Tensor, response_mask: Tensor, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Generalized advantage estimation (arXiv 1506.02438, equation 16) of a reward given after the last token.
 
-    With s_t = V(x, y_<t): delta_t = r_t + discount * s_(t+1) - s_t, where r_T = R, s_(T+1) = 0 and all other r_t = 0;
-    A_t = delta_t + discount * trace_decay * A_(t+1). rewards [rows]; values and result [rows, sequence].
+    With s_t = V(x, y_<t): delta_t = r_t + gamma * s_(t+1) - s_t, where r_T = R, s_(T+1) = 0 and all other r_t = 0;
+    A_t = delta_t + gamma * gae_lambda * A_(t+1). rewards [rows]; values and result [rows, sequence].
     """
     states = torch.where(response_mask, values_before(values), 0.0)
     at_end = torch.nn.functional.one_hot(last_response_position(response_mask), response_mask.shape[1]).bool()
     arriving = torch.where(at_end & response_mask, rewards[:, None], 0.0)
     following = torch.nn.functional.pad(states[:, 1:], (0, 1))
-    deltas = (arriving + discount * following - states) * response_mask
+    deltas = (arriving + gamma * following - states) * response_mask
     advantages = torch.zeros_like(deltas)
     running = torch.zeros_like(rewards)
     for column in range(deltas.shape[1] - 1, -1, -1):
-        running = deltas[:, column] + discount * trace_decay * running
+        running = deltas[:, column] + gamma * gae_lambda * running
         advantages[:, column] = running
     return torch.where(response_mask, advantages, 0.0)
 
 
-def within_groups(rewards: Tensor, groups: Tensor, response_mask: Tensor, epsilon: float = 1e-6) -> Tensor:
+def group_relative_advantages(rewards: Tensor, groups: Tensor, response_mask: Tensor, epsilon: float = 1e-6) -> Tensor:
     """A = (R - mean) / (deviation + epsilon) over the responses to one prompt (GRPO, arXiv 2402.03300), at every token.
 
     rewards [rows]; groups [rows] int64. The deviation is the sample's (n - 1); a group of one, or of rewards that are

@@ -38,10 +38,10 @@ class Experience:
     """[rows] bool: cut at the token limit"""
     prompts: Tensor
     """[rows] int64: rows of one number answer one prompt"""
-    labelled: Tensor
+    labeled: Tensor
     """[rows] bool"""
     correct: Tensor
-    """[rows] fp32 in {0, 1}; NaN where the row is not labelled"""
+    """[rows] fp32 in {0, 1}; NaN where the row is not labeled"""
     wrong: float = 0.0
     values: Tensor | None = None
     votes: Votes | None = None
@@ -50,7 +50,7 @@ class Experience:
 
     @property
     def verified(self) -> Tensor:
-        """Correctness in the scale of the critic's targets, [rows]; NaN where the row is not labelled."""
+        """Correctness in the scale of the critic's targets, [rows]; NaN where the row is not labeled."""
         return self.wrong + (1 - self.wrong) * self.correct
 
     def needed_values(self) -> Tensor:

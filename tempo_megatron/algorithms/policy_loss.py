@@ -55,13 +55,13 @@ def clipped_surrogate(
     mask: Tensor,
     *,
     ratio: str,
-    clip_low: float,
-    clip_high: float,
+    clip_range_low: float,
+    clip_range_high: float,
     dual_clip: float = 0.0,
     average_over: str = "sequences",
     importance: Tensor | None = None,
 ) -> PolicyLoss:
-    """-sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_low, 1 + clip_high) A_t).
+    """-sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_range_low, 1 + clip_range_high) A_t).
 
     ratio "token" is PPO (arXiv 1707.06347): r_t = p_t / p_t^old. ratio "sequence" is GSPO-token (arXiv 2507.18071): one
     number a row, s = exp(mean_t(log p_t - log p_t^old)), which token t sees as sg(s) p_t / sg(p_t): equal to s in
@@ -79,7 +79,7 @@ def clipped_surrogate(
     else:
         seen = difference.exp()
     unclipped = seen * advantages
-    objective = torch.minimum(unclipped, seen.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    objective = torch.minimum(unclipped, seen.clamp(1 - clip_range_low, 1 + clip_range_high) * advantages)
     removed = objective < unclipped
     if dual_clip:
         floor = dual_clip * advantages

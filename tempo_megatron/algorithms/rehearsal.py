@@ -1,4 +1,4 @@
-"""A method tried on a few made-up rows, labelled or not, before a run starts."""
+"""A method tried on a few made-up rows, labeled or not, before a run starts."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ class Rehearsal:
     finite: bool = True
     """all rewards and advantages are"""
     follows_values: bool = False
-    """whether the critic's values change the reward of a row that is not labelled"""
+    """whether the critic's values change the reward of a row that is not labeled"""
 
 
-def rehearse(method: Method, settings: Settings, *, labelled: bool, unlabelled: bool, wrong: float) -> Rehearsal:
+def rehearse(method: Method, settings: Settings, *, labeled: bool, unlabeled: bool, wrong: float) -> Rehearsal:
     """Let the method judge rows of the kinds that its policy will learn from.
 
-    The rows have what the method `needs`, and NaN for the correctness of those that are not labelled.
+    The rows have what the method `needs`, and NaN for the correctness of those that are not labeled.
     """
-    experience = _experience(method, labelled, unlabelled, wrong)
+    experience = _experience(method, labeled, unlabeled, wrong)
     try:
         rewards = method.rewards(experience)
         advantages = method.advantages(experience, rewards, settings)
         others = method.rewards(_with_other_values(experience)) if "values" in method.needs else rewards
     except Exception as error:  # whatever the code of a user's package raises
         return Rehearsal(failure=f"{type(error).__name__}: {error}")
-    hidden = ~experience.labelled
+    hidden = ~experience.labeled
     return Rehearsal(
         finite=bool(rewards.isfinite().all() and advantages.isfinite().all()),
         follows_values=not torch.equal(rewards[hidden].nan_to_num(), others[hidden].nan_to_num()),
     )
 
 
-def _experience(method: Method, labelled: bool, unlabelled: bool, wrong: float) -> Experience:
+def _experience(method: Method, labeled: bool, unlabeled: bool, wrong: float) -> Experience:
     """Prompts of each kind with a few responses of different lengths, all numbers different."""
-    kinds = [True] * (_PROMPTS * labelled) + [False] * (_PROMPTS * unlabelled)
+    kinds = [True] * (_PROMPTS * labeled) + [False] * (_PROMPTS * unlabeled)
     rows = len(kinds) * _RESPONSES
-    is_labelled = torch.tensor(kinds).repeat_interleave(_RESPONSES)
+    is_labeled = torch.tensor(kinds).repeat_interleave(_RESPONSES)
     number = torch.arange(rows)
     right = (number % 2).float()
     positions = torch.arange(_WIDTH)
@@ -59,8 +59,8 @@ def _experience(method: Method, labelled: bool, unlabelled: bool, wrong: float) 
         response_mask=(positions >= 1) & (positions < ends[:, None]),
         truncated=ends == _WIDTH,
         prompts=number // _RESPONSES,
-        labelled=is_labelled,
-        correct=torch.where(is_labelled, right, torch.nan),
+        labeled=is_labeled,
+        correct=torch.where(is_labeled, right, torch.nan),
         wrong=wrong,
         values=columns if "values" in method.needs else None,
         votes=Votes(torch.where(first, 1.0, size - 1), size, ~first) if "votes" in method.needs else None,

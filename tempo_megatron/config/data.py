@@ -38,7 +38,7 @@ class PromptStyle(StrEnum):
 class SourceConfig:
     """Where prompts come from: a JSONL file (`path`) or a reasoning-gym task (`task`), never both."""
 
-    path: str = setting("", "JSONL file; a row has `prompt` or `messages`, `answer` where labelled; see docs/data.md")
+    path: str = setting("", "JSONL file; a row has `prompt` or `messages`, `answer` where labeled; see docs/data.md")
     task: str = setting("", "name of a reasoning-gym task")
     seed: int = setting(0, "seed of the reasoning-gym task; its question i is drawn from seed + i")
     size: int = setting(
@@ -51,8 +51,8 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    labelled: list[SourceConfig] = setting([], "D_L: questions with answers, which calibrate the critic")
-    unlabelled: list[SourceConfig] = setting([], "D_U: questions to adapt to; their answers reach evaluation only")
+    labeled: list[SourceConfig] = setting([], "D_L: questions with answers, which calibrate the critic")
+    unlabeled: list[SourceConfig] = setting([], "D_U: questions to adapt to; their answers reach evaluation only")
     held_out: list[SourceConfig] = setting([], "questions that are only ever evaluated")
     warm_start: list[SourceConfig] = setting([], "questions with answers for the supervised warm start")
     prompt_style: PromptStyle = setting(
@@ -67,12 +67,12 @@ class DataConfig:
     changed: DataChanged = setting(
         DataChanged.refuse,
         "a run that resumes and finds other contents in its data files: refuse, or accept, which keeps questions whose "
-        "answers it has learnt out of what it is measured by",
+        "answers it has learned out of what it is measured by",
     )
 
     def sources(self) -> list[SourceConfig]:
         """Of all streams."""
-        return [*self.labelled, *self.unlabelled, *self.held_out, *self.warm_start]
+        return [*self.labeled, *self.unlabeled, *self.held_out, *self.warm_start]
 
 
 def missing_files(sources: Iterable[SourceConfig]) -> list[str]:

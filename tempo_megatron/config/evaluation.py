@@ -33,10 +33,10 @@ class EvaluationConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Labelled questions that nothing is trained on: they measure the critic, open the gate, choose a checkpoint."""
+    """Labeled questions that nothing is trained on: they measure the critic, open the gate, choose a checkpoint."""
 
     questions: int = setting(
-        0, "labelled questions set aside, the first ones of a hashed order; 0: none is measured", at_least=0
+        0, "labeled questions set aside, the first ones of a hashed order; 0: none is measured", at_least=0
     )
     samples: int = setting(4, "responses a question at each measurement", at_least=1)
     every: int = setting(1, "iterations between measurements", at_least=1)
@@ -58,14 +58,14 @@ class CheckpointConfig:
         "write while the run goes on, from copies in host memory beside what rests there: of weights and, on the first "
         "of the data-parallel ranks, fp32 weights and Adam's moments",
     )
-    choose: bool = setting(False, "point checkpoints/best at the best one kept, by the rule in docs/algorithms.md")
-    choose_prompts: int = setting(
+    select_best: bool = setting(False, "point checkpoints/best at the best one kept, by the rule in docs/algorithms.md")
+    selection_prompts: int = setting(
         64,
-        "unlabelled prompts whose responses the critic scores for each candidate; none where the policy learns from "
-        "labelled ones alone",
+        "unlabeled prompts whose responses the critic scores for each candidate; none where the policy learns from "
+        "labeled ones alone",
         at_least=1,
     )
-    choose_samples: int = setting(4, "responses a question, labelled and unlabelled, of a candidate", at_least=1)
+    selection_samples: int = setting(4, "responses a question, labeled and unlabeled, of a candidate", at_least=1)
     patience: int = setting(0, "stop once this many candidates have come after the best; 0: never", at_least=0)
 
 

@@ -38,5 +38,5 @@ class FaultsConfig:
 
     def limit_seconds(self, phase: str) -> float:
         """Of one phase; `evaluate` and `choose` generate too."""
-        generates = phase in ("generate", "evaluate", "choose")
+        generates = phase in ("generate", "evaluate", "select_checkpoint")
         return 60 * (self.generate_limit_minutes if generates else self.phase_limit_minutes)

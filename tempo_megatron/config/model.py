@@ -84,8 +84,8 @@ class GenerationConfig:
         above=0,
         at_most=1,
     )
-    max_sequences: int = setting(256, "sequences that one replica decodes together", at_least=1)
-    memory_fraction: float = setting(
+    max_num_seqs: int = setting(256, "sequences that one replica decodes together", at_least=1)
+    gpu_memory_utilization: float = setting(
         0.5, "share of a GPU's memory that vLLM may take; on CPUs see kv_cache_gib", above=0, at_most=1
     )
     kv_cache_gib: float = setting(
@@ -97,7 +97,7 @@ class GenerationConfig:
     )
     enforce_eager: bool = setting(False, "skip CUDA graphs and compilation: starts sooner, generates slower")
     precision: RolloutPrecision = setting(
-        RolloutPrecision.same, "weights that generate: the trainer's, or quantised to fp8 at every sync (GPUs alone)"
+        RolloutPrecision.same, "weights that generate: the trainer's, or quantized to fp8 at every sync (GPUs alone)"
     )
     check_weights: CheckWeights = setting(
         CheckWeights.first, "syncs after which every tensor's checksum is compared with the trainer's"

@@ -25,8 +25,8 @@ class Labels(StrEnum):
 
 
 class LearnsFrom(StrEnum):
-    unlabelled = "unlabelled"
-    labelled = "labelled"
+    unlabeled = "unlabeled"
+    labeled = "labeled"
     both = "both"
 
 
@@ -38,7 +38,7 @@ class CriticTraining(StrEnum):
 
     @property
     def learns(self) -> bool:
-        """Whether iterations teach the critic; a frozen one may have learnt in the critic start."""
+        """Whether iterations teach the critic; a frozen one may have learned in the critic start."""
         return self in (CriticTraining.calibrated, CriticTraining.returns)
 
 
@@ -116,7 +116,7 @@ class OptimizerConfig:
 class CriticConfig:
     training: CriticTraining = setting(
         CriticTraining.calibrated,
-        "what the critic learns: correctness of labelled rollouts, the policy step's returns, nothing any more "
+        "what the critic learns: correctness of labeled rollouts, the policy step's returns, nothing any more "
         "(frozen); none: there is no critic",
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the critic's optimizer")
@@ -139,9 +139,7 @@ class CriticConfig:
 
 @dataclass
 class PolicyConfig:
-    learns_from: LearnsFrom = setting(
-        LearnsFrom.unlabelled, "rollouts that train the policy: unlabelled, labelled, both"
-    )
+    learns_from: LearnsFrom = setting(LearnsFrom.unlabeled, "rollouts that train the policy: unlabeled, labeled, both")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the policy's optimizer")
     checkpoint: str = setting("", "directory of a checkpoint whose policy this one starts from; empty: model.hf_path")
     mini_batches: int = setting(4, "optimizer steps that one epoch over the policy's rollouts is cut into", at_least=1)
@@ -157,8 +155,8 @@ class PolicyConfig:
         "the loss is a mean over sequences of means over their tokens (as published, biased by their lengths), a mean "
         "over tokens, or a mean over sequences of sums over a constant, generation.max_response_tokens (unbiased)",
     )
-    clip_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_low", above=0)
-    clip_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_high", above=0)
+    clip_range_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_range_low", above=0)
+    clip_range_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_range_high", above=0)
     dual_clip: float = setting(
         0.0,
         "bound, as a multiple above 1 of a negative advantage, on what a large ratio makes of it; 0: none",
@@ -178,9 +176,11 @@ class PolicyConfig:
     baseline: Baseline = setting(
         Baseline.before_token, "value that token t's advantage subtracts: V(x, y_<t), unbiased, or V(x, y_<=t), literal"
     )
-    discount: float = setting(1.0, "gamma of generalised advantages, a token", at_least=0, at_most=1)
-    trace_decay: float = setting(1.0, "lambda of generalised advantages", at_least=0, at_most=1)
-    whiten: bool = setting(False, "shift and scale the batch's advantages to mean 0 and variance 1 over tokens")
+    gamma: float = setting(1.0, "gamma of generalized advantages, a token", at_least=0, at_most=1)
+    gae_lambda: float = setting(1.0, "lambda of generalized advantages", at_least=0, at_most=1)
+    whiten_advantages: bool = setting(
+        False, "shift and scale the batch's advantages to mean 0 and variance 1 over tokens"
+    )
     truncated: Truncated = setting(
         Truncated.value, "reward of a response cut at the limit: as of any other, that of a wrong answer, or left out"
     )
@@ -189,25 +189,23 @@ class PolicyConfig:
 @dataclass
 class LoopConfig:
     iterations: int = setting(100, "iterations: E-steps and M-steps as below; 0 ends after the stages", at_least=0)
-    labelled_prompts: int = setting(
-        128, "labelled prompts of an E-step, or of a policy step that learns from them", at_least=1
+    labeled_prompts: int = setting(
+        128, "labeled prompts of an E-step, or of a policy step that learns from them", at_least=1
     )
-    unlabelled_prompts: int = setting(128, "unlabelled prompts of an M-step", at_least=1)
+    unlabeled_prompts: int = setting(128, "unlabeled prompts of an M-step", at_least=1)
     samples_per_prompt: int = setting(8, "responses a prompt", at_least=1)
     votes_per_prompt: int = setting(
         0,
-        "responses that vote on an unlabelled prompt's answer, the first samples_per_prompt train; 0: those alone",
+        "responses that vote on an unlabeled prompt's answer, the first samples_per_prompt train; 0: those alone",
         at_least=0,
     )
-    critic_steps: int = setting(1, "E-steps of an iteration that recalibrates, each on prompts of its own", at_least=1)
-    policy_steps: int = setting(
-        1, "M-steps an iteration, each on rollouts of the policy that the last one made", at_least=1
-    )
-    recalibrate_every: int = setting(1, "iterations from one E-step to the next", at_least=1)
+    e_steps: int = setting(1, "E-steps of an iteration that recalibrates, each on prompts of its own", at_least=1)
+    m_steps: int = setting(1, "M-steps an iteration, each on rollouts of the policy that the last one made", at_least=1)
+    e_step_interval: int = setting(1, "iterations from one E-step to the next", at_least=1)
     order: Order = setting(
         Order.critic_first, "values_first reads the M-step's values before the E-step moves the critic"
     )
-    drop_uniform_prompts: bool = setting(False, "replace labelled prompts whose responses are all right or all wrong")
+    drop_uniform_prompts: bool = setting(False, "replace labeled prompts whose responses are all right or all wrong")
     refill_tries: int = setting(10, "rounds of sampling that look for their replacements", at_least=0)
     gate: float = setting(
         0.0,
@@ -229,11 +227,11 @@ class WarmStartConfig:
 
 @dataclass
 class CriticStartConfig:
-    iterations: int = setting(0, "E-steps on labelled prompts alone before the first M-step", at_least=0)
-    prompts: int = setting(128, "labelled prompts of each", at_least=1)
+    iterations: int = setting(0, "E-steps on labeled prompts alone before the first M-step", at_least=0)
+    prompts: int = setting(128, "labeled prompts of each", at_least=1)
 
 
 @dataclass
 class StagesConfig:
     warm_start: WarmStartConfig = setting(WarmStartConfig(), "supervised warm start of the policy")
-    critic_start: CriticStartConfig = setting(CriticStartConfig(), "labelled-only calibration of the critic")
+    critic_start: CriticStartConfig = setting(CriticStartConfig(), "labeled-only calibration of the critic")

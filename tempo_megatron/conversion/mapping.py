@@ -38,7 +38,7 @@ class BackboneSettings:
     """The shape of a decoder-only transformer with gated MLPs, as read from a Hugging Face config.
 
     `norm_after`: the norm follows attention and MLP, before the residual is added, rather than preceding them.
-    `qk_norm`: queries and keys are normalised not at all, head by head, or over all heads of a token at once.
+    `qk_norm`: queries and keys are normalized not at all, head by head, or over all heads of a token at once.
     """
 
     num_layers: int

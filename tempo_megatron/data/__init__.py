@@ -1,1 +1,1 @@
-"""Prompts in: sources, the labelled and unlabelled streams, the label firewall."""
+"""Prompts in: sources, the labeled and unlabeled streams, the label firewall."""

@@ -1,7 +1,7 @@
 """What a run's data were: the contents of every file that its recipe names, and the questions that it learns from.
 
 A run directory keeps both in `data.json`, so that a run which resumes neither mixes two sets of questions unnoticed nor
-measures itself by questions whose answers it has learnt.
+measures itself by questions whose answers it has learned.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """`files` by the paths that the recipe names; `learnt`: keys of questions that train with their answers."""
+    """`files` by the paths that the recipe names; `learned`: keys of questions that train with their answers."""
 
     files: dict[str, FileRecord]
-    learnt: frozenset[str] = frozenset()
+    learned: frozenset[str] = frozenset()
 
     @property
     def contents(self) -> str:
@@ -52,14 +52,14 @@ def read_record(run_dir: str) -> DataRecord | None:
         return None
     kept = json.loads(path.read_text())
     return DataRecord(
-        {name: FileRecord(**file) for name, file in kept["files"].items()}, frozenset(map(str, kept["learnt"]))
+        {name: FileRecord(**file) for name, file in kept["files"].items()}, frozenset(map(str, kept["learned"]))
     )
 
 
-def learnt_questions(run_dir: str) -> frozenset[str]:
-    """Keys of the questions whose answers the run has learnt from, or may have; empty for a new one."""
+def learned_questions(run_dir: str) -> frozenset[str]:
+    """Keys of the questions whose answers the run has learned from, or may have; empty for a new one."""
     record = read_record(run_dir)
-    return record.learnt if record else frozenset()
+    return record.learned if record else frozenset()
 
 
 def changes(config: Config) -> list[str]:
@@ -87,18 +87,18 @@ def problems(config: Config) -> list[str]:
     return lines
 
 
-def keep_record(config: Config, learnt: Iterable[str]) -> tuple[list[str], str]:
-    """Write the data of a run that begins or goes on into its directory, `learnt` beside what it learnt before.
+def keep_record(config: Config, learned: Iterable[str]) -> tuple[list[str], str]:
+    """Write the data of a run that begins or goes on into its directory, `learned` beside what it learned before.
 
     Returns a line for each file whose new contents are accepted, and the hash of all contents.
     """
     before, accepted = read_record(config.run_dir), changes(config)
-    earlier = before.learnt if before else frozenset()
+    earlier = before.learned if before else frozenset()
     files = {str(path): _describe(path) for path in _paths(config.data)}
-    now = DataRecord(files, earlier | frozenset(learnt))
+    now = DataRecord(files, earlier | frozenset(learned))
     if now != before:
         kept: dict[str, Any] = {"files": {path: asdict(file) for path, file in now.files.items()}}
-        write_whole(Path(config.run_dir, _NAME), json.dumps(kept | {"learnt": sorted(now.learnt)}) + "\n")
+        write_whole(Path(config.run_dir, _NAME), json.dumps(kept | {"learned": sorted(now.learned)}) + "\n")
     return [f"data.changed=accept: {line}" for line in accepted], now.contents
 
 

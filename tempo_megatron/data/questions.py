@@ -13,13 +13,13 @@ from tempo_megatron.data.sources import Answers, PromptSet, read_rows, to_prompt
 from tempo_megatron.data.templates import Tokenizer
 from tempo_megatron.data.types import Prompt
 
-_HIDDEN = ("unlabelled", "held_out")
-_LABELLED = ("labelled", "warm_start")
+_HIDDEN = ("unlabeled", "held_out")
+_LABELED = ("labeled", "warm_start")
 
 
 @dataclass(frozen=True)
 class Questions:
-    """`sets` by stream: labelled, unlabelled, held_out, warm_start. `answers` of the hidden streams, for evaluation."""
+    """`sets` by stream: labeled, unlabeled, held_out, warm_start. `answers` of the hidden streams, for evaluation."""
 
     sets: dict[str, PromptSet]
     answers: Answers
@@ -38,10 +38,10 @@ class Questions:
         return found
 
 
-def read_questions(config: DataConfig, tokenizer: Tokenizer, learnt: Set[str] = frozenset()) -> Questions:
+def read_questions(config: DataConfig, tokenizer: Tokenizer, learned: Set[str] = frozenset()) -> Questions:
     """Read every stream, the evaluated ones first: their questions are withheld from the streams that show answers.
 
-    `learnt`: keys of questions that a run has learnt with their answers, which are left out of the evaluated streams:
+    `learned`: keys of questions that a run has learned with their answers, which are left out of the evaluated streams:
     its data have changed since. Raises DataError listing every problem of every stream, one a line, each with its key
     in front.
     """
@@ -52,17 +52,17 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer, learnt: Set[str] = 
     withheld: set[str] = set()
     sets: dict[str, PromptSet] = {}
     problems: list[str] = []
-    for name in (*_HIDDEN, *_LABELLED):
-        sources, labelled = getattr(config, name), name in _LABELLED
+    for name in (*_HIDDEN, *_LABELED):
+        sources, labeled = getattr(config, name), name in _LABELED
         try:
-            rows, firewall = read_rows(sources, labelled), None if labelled else answers
-            prompt_set = to_prompts(rows, config, tokenizer, firewall, withheld, frozenset() if labelled else learnt)
+            rows, firewall = read_rows(sources, labeled), None if labeled else answers
+            prompt_set = to_prompts(rows, config, tokenizer, firewall, withheld, frozenset() if labeled else learned)
         except DataError as error:
             problems += [f"data.{name}: {line}" for line in str(error).splitlines()]
             continue
         if sources and not prompt_set.prompts:
             problems.append(f"data.{name}: no prompt is left ({prompt_set.left_out()})")
-        if not labelled:
+        if not labeled:
             withheld |= prompt_set.questions
         sets[name] = prompt_set
     problems += _without_text(sets) + _shared_ids(sets)
@@ -74,23 +74,23 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer, learnt: Set[str] = 
 def unreadable(config: DataConfig) -> list[str]:
     """What is wrong with the files of all streams, one line each with its key in front. Needs no tokenizer."""
     problems: list[str] = []
-    for name in (*_HIDDEN, *_LABELLED):
+    for name in (*_HIDDEN, *_LABELED):
         files = [source for source in getattr(config, name) if source.path]
         try:
-            read_rows(files, labelled=name in _LABELLED)
+            read_rows(files, labeled=name in _LABELED)
         except DataError as error:
             problems += [f"data.{name}: {line}" for line in str(error).splitlines()]
     return problems
 
 
-def set_aside(labelled: PromptSet, count: int, learnt: Set[str] = frozenset()) -> list[Prompt]:
-    """Labelled questions that nothing is trained on, nor was (`learnt`, by their keys), to measure by; fewer than
+def set_aside(labeled: PromptSet, count: int, learned: Set[str] = frozenset()) -> list[Prompt]:
+    """Labeled questions that nothing is trained on, nor was (`learned`, by their keys), to measure by; fewer than
     `count` where there are no more.
 
     They are the first of a hashed order, so that they do not follow the order of files; the run's seed is not in it, so
-    that a run that goes on from another's checkpoint does not measure by questions which that one learnt.
+    that a run that goes on from another's checkpoint does not measure by questions which that one learned.
     """
-    unseen = [prompt for prompt in labelled.prompts if prompt.question not in learnt]
+    unseen = [prompt for prompt in labeled.prompts if prompt.question not in learned]
     return sorted(unseen, key=lambda prompt: derive_seed("set aside", prompt.id))[:count]
 
 

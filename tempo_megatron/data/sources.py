@@ -1,6 +1,6 @@
 """Questions from JSONL files and reasoning-gym tasks, with the label firewall.
 
-Answers of streams that are not labelled leave the rows as they are read: they go into an `Answers` that evaluation
+Answers of streams that are not labeled leave the rows as they are read: they go into an `Answers` that evaluation
 alone is given, and nothing that a `Prompt` of such a stream carries depends on them.
 """
 
@@ -64,7 +64,7 @@ class PromptSet:
     overlong: int = 0
     repeated: int = 0
     withheld: int = 0
-    learnt: int = 0
+    learned: int = 0
 
     def without(self, prompts: Sequence[Prompt]) -> PromptSet:
         """The same but for the prompts that ask what these ask, from whichever file."""
@@ -74,11 +74,11 @@ class PromptSet:
 
     def left_out(self) -> str:
         """The counts, in words."""
-        learnt = f", {self.learnt} learnt with their answers before the data changed" if self.learnt else ""
-        return f"left out: {self.overlong} overlong, {self.repeated} repeated, {self.withheld} also evaluated{learnt}"
+        learned = f", {self.learned} learned with their answers before the data changed" if self.learned else ""
+        return f"left out: {self.overlong} overlong, {self.repeated} repeated, {self.withheld} also evaluated{learned}"
 
 
-def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
+def read_rows(sources: Sequence[SourceConfig], labeled: bool) -> list[Row]:
     """The rows of all sources. Raises DataError listing every problem of all of them."""
     rows: list[Row] = []
     problems: list[str] = []
@@ -89,7 +89,7 @@ def read_rows(sources: Sequence[SourceConfig], labelled: bool) -> list[Row]:
         if not 0 < source.weight < inf:
             problems.append(f"{source.path or source.task}: weight is a number above 0, got {source.weight}")
         try:
-            rows += _file_rows(source, labelled) if source.path else _task_rows(source)
+            rows += _file_rows(source, labeled) if source.path else _task_rows(source)
         except DataError as error:
             problems += str(error).splitlines()
     if problems:
@@ -103,7 +103,7 @@ def answered_rows(sources: Iterable[SourceConfig]) -> list[Row]:
     rows: dict[tuple[Place | None, str], Row] = {}
     for source in sources:
         if Path(source.path).is_file():
-            answered = (row for row in _readable_rows(source, [], labelled=False) if row.answer is not None)
+            answered = (row for row in _readable_rows(source, [], labeled=False) if row.answer is not None)
             rows |= {(row.place, row.grader): row for row in answered}
     return list(rows.values())
 
@@ -114,12 +114,12 @@ def to_prompts(
     tokenizer: Tokenizer,
     answers: Answers | None,
     withhold: Set[str] = frozenset(),
-    learnt: Set[str] = frozenset(),
+    learned: Set[str] = frozenset(),
 ) -> PromptSet:
-    """Rows as prompts. With `answers` the stream is not labelled: its answers are moved there.
+    """Rows as prompts. With `answers` the stream is not labeled: its answers are moved there.
 
-    Questions whose keys are in `withhold` are left out: one that is evaluated must not be learnt from with its answer;
-    so are those in `learnt`, which were. Raises DataError listing conversations that the chat template refuses and,
+    Questions whose keys are in `withhold` are left out: one that is evaluated must not be learned from with its answer;
+    so are those in `learned`, which were. Raises DataError listing conversations that the chat template refuses and,
     where `data.overlong` is "error", prompts that are too long.
     """
     made = PromptSet()
@@ -129,8 +129,8 @@ def to_prompts(
         if question in withhold:
             made.withheld += 1
             continue
-        if question in learnt:
-            made.learnt += 1
+        if question in learned:
+            made.learned += 1
             continue
         if question in made.questions:
             made.repeated += 1
@@ -158,25 +158,25 @@ def to_prompts(
     return made
 
 
-def _file_rows(source: SourceConfig, labelled: bool) -> list[Row]:
+def _file_rows(source: SourceConfig, labeled: bool) -> list[Row]:
     if missing := missing_files([source]):
         raise DataError("\n".join(missing))
     problems: list[Problem] = []
-    rows = list(_readable_rows(source, problems, labelled))
+    rows = list(_readable_rows(source, problems, labeled))
     if problems:
         raise DataError("\n".join(listed(problems)))
     return rows
 
 
-def _readable_rows(source: SourceConfig, problems: list[Problem], labelled: bool) -> Iterator[Row]:
+def _readable_rows(source: SourceConfig, problems: list[Problem], labeled: bool) -> Iterator[Row]:
     """The rows that are as they must be; what is wrong with the others is added to `problems`."""
     path = Path(source.path)
     for place, row in json_rows(path, problems):
         grader = row.get("grader") or source.grader or "exact"
         answer = _answer(row, str(grader))
         wrong = list(_wrong_keys(row))
-        if labelled and answer is None:
-            wrong.append("a labelled row needs `answer`")
+        if labeled and answer is None:
+            wrong.append("a labeled row needs `answer`")
         if wrong:
             problems += [(place, reason) for reason in wrong]
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question as the model reads it. `answer` is None unless the prompt comes from a labelled stream."""
+    """A question as the model reads it. `answer` is None unless the prompt comes from a labeled stream."""
 
     id: str
     """unique within the run, and the same in every run over the same data"""

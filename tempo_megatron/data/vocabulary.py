@@ -25,7 +25,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 
 def taught_ids(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Token ids of a labelled question's answer, end of sequence included."""
+    """Token ids of a labeled question's answer, end of sequence included."""
     answer = str((prompt.answer or {})["answer"])
     return (*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id)
 

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="DIR", required=True, help="Hugging Face model directory, such as runs/demo/hf")
     add("--data", metavar="FILE", nargs="+", default=[], help="JSONL files of questions with answers, a benchmark each")
-    add("--recipe", help="recipe whose settings are used and, without --data, whose unlabelled and held-out sets")
+    add("--recipe", help="recipe whose settings are used and, without --data, whose unlabeled and held-out sets")
     add("--out", metavar="DIR", help="directory of samples and results (runs/eval/ and the model's path)")
     add("--samples", metavar="N", type=int, help="responses a question (the benchmark's protocol, else 16)")
     add("--k", metavar="K", type=int, nargs="+", help="pass@k and cons@k to report (the benchmark's protocol, else 8)")

@@ -54,16 +54,16 @@ def named_by_file(paths: Sequence[str]) -> dict[str, list[SourceConfig]]:
 def evaluated_by(config: Config) -> dict[str, list[SourceConfig]]:
     """The sources of each benchmark of a recipe: those of one name in one hidden stream. A name that both streams have
     gets the stream's in front. Raises DataError where there is none."""
-    streams = {"unlabelled": config.data.unlabelled, "held_out": config.data.held_out}
+    streams = {"unlabeled": config.data.unlabeled, "held_out": config.data.held_out}
     names = {stream: {_name_of(source) for source in sources} for stream, sources in streams.items()}
-    shared = names["unlabelled"] & names["held_out"]
+    shared = names["unlabeled"] & names["held_out"]
     found: dict[str, list[SourceConfig]] = {}
     for stream, sources in streams.items():
         for source in sources:
             name = _name_of(source)
             found.setdefault(f"{stream}_{name}" if name in shared else name, []).append(source)
     if not found:
-        raise DataError("--data: required, unless --recipe names unlabelled or held-out questions")
+        raise DataError("--data: required, unless --recipe names unlabeled or held-out questions")
     return found
 
 
@@ -96,7 +96,7 @@ def unreadable(named: Mapping[str, Sequence[SourceConfig]], config: Config) -> l
 
 
 def _only(config: Config, sources: Sequence[SourceConfig]) -> DataConfig:
-    return replace(config.data, labelled=[], unlabelled=[], held_out=list(sources), warm_start=[])
+    return replace(config.data, labeled=[], unlabeled=[], held_out=list(sources), warm_start=[])
 
 
 def _read(name: str, sources: Sequence[SourceConfig], config: Config, tokenizer: Any, given: Given) -> Benchmark:

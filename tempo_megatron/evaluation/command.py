@@ -103,7 +103,7 @@ def _sample(
 
 def _questions_at_once(plan: Plan, samples: int) -> int:
     replicas = rank_and_ranks()[1] // plan.tensor_parallel_size
-    return max(1, _BATCHES_AT_ONCE * plan.config.generation.max_sequences * replicas // samples)
+    return max(1, _BATCHES_AT_ONCE * plan.config.generation.max_num_seqs * replicas // samples)
 
 
 def _generator(plan: Plan) -> Generator:

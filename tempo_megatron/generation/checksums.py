@@ -76,7 +76,7 @@ def _of_vocabulary(sent: TensorRows, rank: int, ranks: int) -> Tensor:
 def compare(model: torch.nn.Module, expected: Mapping[str, Tensor], ranks: int) -> None:
     """Raise RuntimeError naming every Hugging Face tensor that this rank's part of the model holds differently.
 
-    Weights that vLLM has quantised to FP8 have no bits in common with the trainer's and are left out; norms,
+    Weights that vLLM has quantized to FP8 have no bits in common with the trainer's and are left out; norms,
     embeddings, the output layer and biases are compared then too.
     """
     held = dict(_held(model, ranks))
@@ -91,16 +91,16 @@ def compare(model: torch.nn.Module, expected: Mapping[str, Tensor], ranks: int) 
 
 
 def _held(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, Tensor | None]]:
-    """(Hugging Face name, checksum of this rank's part) of all that the model holds; None of what is quantised."""
+    """(Hugging Face name, checksum of this rank's part) of all that the model holds; None of what is quantized."""
     config: Any = model.config  # type: ignore[attr-defined]
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     for path, module in model.named_modules():
         parent, _, name = path.rpartition(".")
         for kind, tensor in _parameters(module):
-            quantised = tensor.dtype.is_floating_point and tensor.element_size() == 1
+            quantized = tensor.dtype.is_floating_point and tensor.element_size() == 1
             parts: Sequence[Tensor] = (tensor,)
-            if quantised:
+            if quantized:
                 parts = [tensor] * len(_FUSED.get(name, (name,)))
             elif name == "qkv_proj":
                 parts = tensor.split([count * channels // ranks for count in heads])
@@ -109,7 +109,7 @@ def _held(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, Tensor | No
             elif name in _VOCABULARY:
                 parts = (tensor[: module.shard_indices.num_org_elements],)
             for part, value in zip(_FUSED.get(name, (name,)), parts, strict=True):
-                yield f"{parent}.{part}.{kind}".lstrip("."), None if quantised else checksum(value)
+                yield f"{parent}.{part}.{kind}".lstrip("."), None if quantized else checksum(value)
 
 
 def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:

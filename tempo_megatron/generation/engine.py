@@ -102,10 +102,10 @@ class Generator:
             hf_overrides={"head_dtype": "float32"} if self._on_gpu else None,
             quantization="fp8" if self.config.precision is RolloutPrecision.fp8 else None,
             max_model_len=max_model_len,
-            max_num_seqs=self.config.max_sequences,
+            max_num_seqs=self.config.max_num_seqs,
             tensor_parallel_size=self.tensor_size,
             distributed_executor_backend="external_launcher",
-            gpu_memory_utilization=self.config.memory_fraction if self._on_gpu else 0.1,
+            gpu_memory_utilization=self.config.gpu_memory_utilization if self._on_gpu else 0.1,
             kv_cache_memory_bytes=None if self._on_gpu else round(self.config.kv_cache_gib * 2**30),
             enforce_eager=self.config.enforce_eager or not self._on_gpu,
             enable_prefix_caching=self._on_gpu,  # the samples of a prompt share its prefill
@@ -148,7 +148,7 @@ class Generator:
 
         engine = self._llm.llm_engine
         core = engine.engine_core.engine_core
-        queue = RequestQueue(len(requests), self.replicas, self.config.max_sequences, self._counter())
+        queue = RequestQueue(len(requests), self.replicas, self.config.max_num_seqs, self._counter())
         done: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
         tracked: dict[int, Any] = {}
@@ -247,7 +247,7 @@ class Generator:
         tensors = self._cast(self.weights(), expected if self._checks else None, copy=not live)
         if live:
             self._llm.apply_model(lambda model: _load(model, tensors))
-        else:  # what vLLM packs or quantises after loading has to go through its reload, layer by layer
+        else:  # what vLLM packs or quantizes after loading has to go through its reload, layer by layer
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole(tensors)})
             self._llm.apply_model(_pack_output_layer_again)
         if self._on_gpu:

@@ -72,7 +72,7 @@ attempts_in_vain() {
     in_a_row "$1" in_vain
 }
 
-# Requeues the job of the run $1 and prints what became of it. One that was cancelled stays so. Where Slurm does not say
+# Requeues the job of the run $1 and prints what became of it. One that was canceled stays so. Where Slurm does not say
 # whether it was, it is requeued a few times in a row.
 requeue_job() {
     local state name described
@@ -85,7 +85,7 @@ requeue_job() {
     if [ "${state:-RUNNING}" != RUNNING ]; then
         echo "the job is not requeued, as it is $state"
     elif [ "$(in_a_row "$1" unknown)" -gt "$MOST_IN_VAIN" ]; then
-        echo "Slurm has not said for $((MOST_IN_VAIN + 1)) attempts whether the job is cancelled: submit it again to go on"
+        echo "Slurm has not said for $((MOST_IN_VAIN + 1)) attempts whether the job is canceled: submit it again to go on"
     elif [[ $described = *Requeue=0* ]]; then
         echo "the job cannot be requeued, as it has --no-requeue: submit it again to go on"
     elif ask scontrol requeue "$name" >/dev/null; then

@@ -80,7 +80,7 @@ def on_slurm(title: str, tasks: Sequence[Task], cluster: Cluster, run: Path) -> 
 def submit(experiment: nemo_run.Experiment) -> dict[str, str]:
     """Submit every task of an experiment of `on_slurm` at once; returns the number of each one's job.
 
-    Raises LaunchError when a task is refused; those that are queued by then are cancelled.
+    Raises LaunchError when a task is refused; those that are queued by then are canceled.
     """
     submitted = Path(get_nemorun_home(), ".slurm_jobs")
     is_first = not submitted.exists()

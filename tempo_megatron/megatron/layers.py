@@ -89,7 +89,7 @@ def _qk_norms(settings: BackboneSettings, norm: Any) -> dict[str, Any]:
 
 
 def _row_then_norm(row: Any, norm: Any) -> Any:
-    """A row-parallel layer whose output is normalised: megatron-core has no slot for a norm before the residual."""
+    """A row-parallel layer whose output is normalized: megatron-core has no slot for a norm before the residual."""
 
     class RowThenNorm(row):
         def __init__(self, input_size: int, output_size: int, *, config: Any, **options: Any) -> None:

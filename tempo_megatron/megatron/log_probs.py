@@ -102,14 +102,14 @@ class _TokenScores(torch.autograd.Function):
             sums[3] = (sums[3] + torch.where(share > 0, below, 0.0) * sums[2]) * share
             sums[2] *= share
             dist.all_reduce(sums, group=topology.tensor_group)
-        target, total, normaliser, spread = sums.unbind()
-        log_normaliser = highest + normaliser.log()
-        found_entropy = normaliser.log() - spread / normaliser
+        target, total, normalizer, spread = sums.unbind()
+        log_normalizer = highest + normalizer.log()
+        found_entropy = normalizer.log() - spread / normalizer
         if kept is not None:
-            ctx.save_for_backward(hidden, weight, tokens, kept, peak - log_normaliser, found_entropy)
+            ctx.save_for_backward(hidden, weight, tokens, kept, peak - log_normalizer, found_entropy)
             ctx.extent = (first, real, vocab_size, temperature)
             ctx.statistics = (entropy, self_certainty)
-        return target - log_normaliser, found_entropy, log_normaliser - total / vocab_size - math.log(vocab_size)
+        return target - log_normalizer, found_entropy, log_normalizer - total / vocab_size - math.log(vocab_size)
 
     @staticmethod
     def backward(ctx: Any, for_log_probs: Tensor, for_entropy: Tensor, for_certainty: Tensor) -> tuple[Any, ...]:  # type: ignore[override]

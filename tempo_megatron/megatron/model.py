@@ -155,7 +155,7 @@ def build(
     """This rank's part of the policy or the critic, its weights not yet loaded.
 
     `settings` comes from the Hugging Face config. The critic is untied, and its value head exists on the last stage
-    only, initialised from the run's seed whatever the layout; `head_bias` gives it a bias.
+    only, initialized from the run's seed whatever the layout; `head_bias` gives it a bias.
     """
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel

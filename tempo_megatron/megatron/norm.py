@@ -1,4 +1,4 @@
-"""Normalisation that megatron-core does not have."""
+"""Normalization that megatron-core does not have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class HeadsNorm(torch.nn.Module):
-    """RMS normalisation over all heads of a token at once, the heads being split over TP (OLMo 2, arXiv 2501.00656).
+    """RMS normalization over all heads of a token at once, the heads being split over TP (OLMo 2, arXiv 2501.00656).
 
     The mean square is summed over TP ranks; its gradient too, since every rank's output depends on all heads. The
     weight, [heads / TP * channels], is split as the heads are.

@@ -42,7 +42,7 @@ class PackingRule:
         """Row indices of each micro-batch of each rank: as few micro-batches as fit, equally many a rank.
 
         The longest sequence first, each to the cheapest micro-batch that has room; then the costliest micro-batch first
-        to the cheapest rank. Every rank runs its micro-batches from the costliest down: neighbours in a pipeline cost
+        to the cheapest rank. Every rank runs its micro-batches from the costliest down: neighbors in a pipeline cost
         about the same. A micro-batch may be empty where there are fewer rows than ranks.
         """
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))

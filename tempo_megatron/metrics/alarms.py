@@ -32,12 +32,12 @@ def raised(metrics: Mapping[str, Any], config: Config) -> tuple[dict[str, float]
                 f"at most generation.log_prob_alarm {limit}"
             )
     if _DEVIATION in metrics:
-        share = metrics[_DEVIATION] / min(config.policy.clip_low, config.policy.clip_high)
+        share = metrics[_DEVIATION] / min(config.policy.clip_range_low, config.policy.clip_range_high)
         noisy = not share <= _NOISE_LIMIT
         figures |= {"policy/noise_to_clip": share, "policy/noise_alarm": float(noisy)}
         if noisy:
             lines.append(
                 f"ratios are noisy before any update: {metrics[_DEVIATION]:.2e} from 1, {share:.2f} of the clip; above "
-                f"{_NOISE_LIMIT} rounding decides what is clipped (model.fp8, policy.clip_low, policy.clip_high)"
+                f"{_NOISE_LIMIT} rounding decides what is clipped (model.fp8, policy.clip_range_low, policy.clip_range_high)"
             )
     return figures, lines

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Candidate:
     """A checkpoint that may be the best. `value` is the mean last value, by one critic for all candidates, of its
-    responses to unlabelled questions; None where no critic takes part, not finite where one of those values is not."""
+    responses to unlabeled questions; None where no critic takes part, not finite where one of those values is not."""
 
     iteration: int
     accuracy: float
-    """share of right answers on labelled questions that were set aside"""
+    """share of right answers on labeled questions that were set aside"""
     standard_error: float
     """of `accuracy`, over questions"""
     value: float | None = None
@@ -23,8 +23,8 @@ class Candidate:
 def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """The best candidate, and why in a sentence.
 
-    Labelled accuracy decides first: whoever is more than one standard error (its own) below the highest is out. Of the
-    rest the one whose unlabelled responses the critic values most is best; the earliest of equals. Candidates whose
+    Labeled accuracy decides first: whoever is more than one standard error (its own) below the highest is out. Of the
+    rest the one whose unlabeled responses the critic values most is best; the earliest of equals. Candidates whose
     value is not finite are out from the start. Without a critic's values, or without any finite value, the highest
     accuracy is best.
     """
@@ -36,12 +36,12 @@ def choose(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
             if any(one.value is None for one in candidates)
             else "no value of the critic is finite"
         )
-        return top, f"highest labelled accuracy, {top.accuracy:.4f}, of {len(candidates)} candidates; {why}"
+        return top, f"highest labeled accuracy, {top.accuracy:.4f}, of {len(candidates)} candidates; {why}"
     near = [one for one in valued if one.accuracy >= top.accuracy - one.standard_error]
     best = max(near, key=lambda one: (one.value, -one.iteration))
     left_out = len(candidates) - len(valued)
     return best, (
-        f"highest critic value on unlabelled questions, {best.value:.4f}, of the {len(near)} of {len(candidates)} "
-        f"candidates within a standard error of the highest labelled accuracy, {top.accuracy:.4f}"
+        f"highest critic value on unlabeled questions, {best.value:.4f}, of the {len(near)} of {len(candidates)} "
+        f"candidates within a standard error of the highest labeled accuracy, {top.accuracy:.4f}"
         + (f"; {left_out} left out, whose value is not finite" if left_out else "")
     )

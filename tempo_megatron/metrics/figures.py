@@ -55,7 +55,7 @@ def by_figure(questions: Sequence[Figures]) -> dict[str, list[float]]:
     return columns
 
 
-def summarise(questions: Sequence[Figures]) -> Figures:
+def summarize(questions: Sequence[Figures]) -> Figures:
     """Mean of each figure over questions; accuracies also with their `_standard_error` over questions."""
     found: Figures = {}
     for name, values in by_figure(questions).items():
@@ -72,5 +72,5 @@ def mean(numbers: Sequence[float]) -> float:
 def standard_error(numbers: Sequence[float]) -> float:
     if len(numbers) < 2:
         return 0.0
-    centre = mean(numbers)
-    return math.sqrt(sum((x - centre) ** 2 for x in numbers) / (len(numbers) - 1) / len(numbers))
+    center = mean(numbers)
+    return math.sqrt(sum((x - center) ** 2 for x in numbers) / (len(numbers) - 1) / len(numbers))

@@ -55,8 +55,8 @@ def plot_run(run_dir: Path) -> list[Path]:
     return [
         _lines(directory / "accuracy.png", tempo, accuracy, "accuracy"),
         _lines(directory / "diversity.png", tempo, diversity, "diversity and truncation of evaluated responses"),
-        _lines(directory / "reward.png", tempo, reward, "reward of unlabelled rollouts against the truth", None),
-        _lines(directory / "critic.png", rows, _CRITIC, "critic on labelled rollouts, before training on them"),
+        _lines(directory / "reward.png", tempo, reward, "reward of unlabeled rollouts against the truth", None),
+        _lines(directory / "critic.png", rows, _CRITIC, "critic on labeled rollouts, before training on them"),
     ]
 
 

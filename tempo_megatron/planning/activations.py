@@ -93,7 +93,7 @@ class Activations:
         entrance, kept = self._entrance
         normed = {"none": 0, "each_head": self.width, "all_heads": 2 * _FP32}[shape.qk_norm] * (queries + keys)
         kept += normed + self.width * (2 * queries + 2 * keys)  # rotated queries and keys, values, the output
-        kept += _FP32 * self.whole * shape.num_attention_heads // tensor  # the softmax's normalisers
+        kept += _FP32 * self.whole * shape.num_attention_heads // tensor  # the softmax's normalizers
         if self.config.model.fp8 is Fp8.delayed:
             kept += queries  # the output once more, in 8 bits
         if len(shape.ropes) > 1:

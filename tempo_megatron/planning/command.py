@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         "--uniform-share",
         type=float,
         default=0.5,
-        help="share of labelled prompts whose responses all score alike, for loop.drop_uniform_prompts (default: 0.5)",
+        help="share of labeled prompts whose responses all score alike, for loop.drop_uniform_prompts (default: 0.5)",
     )
     parser.add_argument("--storage", type=float, default=2.0, help="GB/s of the shared storage (default: 2)")
     return parser

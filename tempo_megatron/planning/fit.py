@@ -57,7 +57,7 @@ def _generator(run: Run) -> Iterator[str]:
     if run.engine.cache < one:
         yield (
             f"generate: {run.engine.cache / GIB:.1f} GiB are left for the KV cache of a GPU, a sequence of {longest} "
-            f"tokens takes {one / GIB:.1f}: raise generation.memory_fraction or generation.tensor_parallel_size"
+            f"tokens takes {one / GIB:.1f}: raise generation.gpu_memory_utilization or generation.tensor_parallel_size"
         )
 
 

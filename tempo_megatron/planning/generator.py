@@ -37,13 +37,13 @@ class Engine:
         """Activations of a step of prefill and what sampling takes, which vLLM measures as it starts."""
         shape, ranks = self.settings, self.layout.replica
         token = 2 * (4 * shape.hidden_size + 3 * shape.ffn_hidden_size // ranks)
-        sampled = self.config.generation.max_sequences * shape.padded_vocab_size * 4 * _SAMPLER_COPIES
+        sampled = self.config.generation.max_num_seqs * shape.padded_vocab_size * 4 * _SAMPLER_COPIES
         return _STEP_TOKENS * token + sampled
 
     @property
     def cache(self) -> int:
         """Bytes of the KV cache; negative where the rest takes more than vLLM may."""
-        budget = self.config.generation.memory_fraction * self.machine.usable_gib * GIB
+        budget = self.config.generation.gpu_memory_utilization * self.machine.usable_gib * GIB
         return int(budget) - self.weights - self.working
 
     def sequence(self, tokens: int) -> int:
@@ -57,7 +57,7 @@ class Engine:
     def together(self, tokens: float) -> int:
         """Sequences that are decoded at once when each holds `tokens` on average."""
         fit = self.cache // max(1, self.sequence(max(1, round(tokens))))
-        return max(0, min(self.config.generation.max_sequences, fit))
+        return max(0, min(self.config.generation.max_num_seqs, fit))
 
     def parts(self) -> Parts:
         return {"weights of the generator": self.weights, "work of the generator": self.working, "KV cache": self.cache}

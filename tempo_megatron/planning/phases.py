@@ -23,9 +23,9 @@ BUCKETS = 896 * 2**20
 WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "generate": {},
     "sync": {"policy": ("weights",)},
-    "calibrate": {"critic": ("weights", "gradients", "optimizer")},
-    "estimate": {"policy": ("weights",), "critic": ("weights",), "reference": ("weights",)},
-    "refine": {"policy": ("weights", "gradients", "optimizer")},
+    "e_step": {"critic": ("weights", "gradients", "optimizer")},
+    "advantages": {"policy": ("weights",), "critic": ("weights",), "reference": ("weights",)},
+    "m_step": {"policy": ("weights", "gradients", "optimizer")},
     "save": {},
 }
 """Kinds of each model's state that a phase works with; the generator works in the first two"""
@@ -75,9 +75,9 @@ class Run:
             "sync": self._sync(),
         }
         if self.critic_learns:
-            found["calibrate"] = self._working(self.models["critic"].learning())
-        found["estimate"] = self._working(self._estimate())
-        found["refine"] = self._working(self.models["policy"].learning())
+            found["e_step"] = self._working(self.models["critic"].learning())
+        found["advantages"] = self._working(self._estimate())
+        found["m_step"] = self._working(self.models["policy"].learning())
         found["save"] = self._working(max(map(self._saved, self.models), key=total))
         for name, parts in found.items():
             staying = self._staying(name)

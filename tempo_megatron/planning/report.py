@@ -12,7 +12,7 @@ from tempo_megatron.planning.phases import Run, total
 from tempo_megatron.planning.schedule import Load, Schedule
 
 _SHOWN_LAYOUTS = 5
-_TRAINING = ("calibrate", "estimate", "refine")
+_TRAINING = ("e_step", "advantages", "m_step")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -79,7 +79,7 @@ def _times(run: Run, load: Load) -> str:
     spent = ", ".join(f"{what} {seconds / 3600:.1f} h" for what, seconds in whole.items())
     assumptions = dict(rates.ASSUMED)
     if run.config.loop.drop_uniform_prompts:
-        assumptions["labelled prompts that a round replaces"] = f"{load.uniform_share:.0%}"
+        assumptions["labeled prompts that a round replaces"] = f"{load.uniform_share:.0%}"
     assumed = ", ".join(f"{what}: {value}" for what, value in assumptions.items())
     return (
         f"Time, with responses of {load.mean:,.0f} tokens on average:\n\n"

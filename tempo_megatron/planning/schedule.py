@@ -22,7 +22,7 @@ class Load:
     """What nobody can read off a recipe.
 
     `lengths`: tokens of responses, as equally likely values; `prompt`: those of a prompt. `questions`: how many are
-    evaluated each time. `storage_gbs`: GB/s that all nodes together write. `uniform_share`: of labelled prompts, those
+    evaluated each time. `storage_gbs`: GB/s that all nodes together write. `uniform_share`: of labeled prompts, those
     whose responses all score alike.
     """
 
@@ -55,35 +55,35 @@ class Schedule:
     load: Load
 
     @property
-    def labelled(self) -> int:
-        """Labelled rollouts that an iteration begins with."""
+    def labeled(self) -> int:
+        """Labeled rollouts that an iteration begins with."""
         loop = self.run.config.loop
-        return loop.critic_steps * self._labelled_batch if self._calibrates else self.labelled_of_a_step
+        return loop.e_steps * self._labeled_batch if self._calibrates else self.labeled_of_a_step
 
     @property
-    def labelled_of_a_step(self) -> int:
-        """Labelled rollouts of each policy step after the first, which are generated for it alone."""
-        wanted = self.run.config.policy.learns_from is not LearnsFrom.unlabelled
-        return wanted * self._labelled_batch
+    def labeled_of_a_step(self) -> int:
+        """Labeled rollouts of each policy step after the first, which are generated for it alone."""
+        wanted = self.run.config.policy.learns_from is not LearnsFrom.unlabeled
+        return wanted * self._labeled_batch
 
     @property
-    def _labelled_batch(self) -> int:
+    def _labeled_batch(self) -> int:
         loop = self.run.config.loop
-        return loop.labelled_prompts * loop.samples_per_prompt
+        return loop.labeled_prompts * loop.samples_per_prompt
 
     @property
-    def unlabelled(self) -> int:
-        """Unlabelled rollouts of a policy step, those that only vote included."""
+    def unlabeled(self) -> int:
+        """Unlabeled rollouts of a policy step, those that only vote included."""
         loop = self.run.config.loop
-        wanted = self.run.config.policy.learns_from is not LearnsFrom.labelled
-        return wanted * loop.unlabelled_prompts * max(loop.samples_per_prompt, loop.votes_per_prompt)
+        wanted = self.run.config.policy.learns_from is not LearnsFrom.labeled
+        return wanted * loop.unlabeled_prompts * max(loop.samples_per_prompt, loop.votes_per_prompt)
 
     @property
-    def learnt(self) -> int:
+    def learned(self) -> int:
         """Rollouts that an M-step learns from."""
         loop, source = self.run.config.loop, self.run.config.policy.learns_from
-        unlabelled = (source is not LearnsFrom.labelled) * loop.unlabelled_prompts * loop.samples_per_prompt
-        return self.labelled_of_a_step + unlabelled
+        unlabeled = (source is not LearnsFrom.labeled) * loop.unlabeled_prompts * loop.samples_per_prompt
+        return self.labeled_of_a_step + unlabeled
 
     @property
     def _calibrates(self) -> bool:
@@ -92,20 +92,20 @@ class Schedule:
     def phases(self) -> dict[str, float]:
         """Seconds of each phase of an iteration that calibrates; `moving` is state between GPUs and host memory."""
         config = self.run.config
-        steps = config.loop.policy_steps
-        further = (steps - 1) * self._collecting(self.labelled_of_a_step, self.unlabelled)
-        found = {"generate": self._collecting(self.labelled, self.unlabelled) + further}
+        steps = config.loop.m_steps
+        further = (steps - 1) * self._collecting(self.labeled_of_a_step, self.unlabeled)
+        found = {"generate": self._collecting(self.labeled, self.unlabeled) + further}
         if self._calibrates:
-            reads = self._passing("critic", self.labelled)
-            found["calibrate"] = reads + self.learning("critic", self.labelled, config.critic)
-        reads = self._passing("policy", self.learnt) * len(self._readers)
+            reads = self._passing("critic", self.labeled)
+            found["e_step"] = reads + self.learning("critic", self.labeled, config.critic)
+        reads = self._passing("policy", self.learned) * len(self._readers)
         if "values" in method(config.method).needs:
-            reads += self._passing("critic", self.learnt)
-        found["estimate"] = steps * reads
+            reads += self._passing("critic", self.learned)
+        found["advantages"] = steps * reads
         if config.critic.training is CriticTraining.returns:
-            found["calibrate"] = steps * self.learning("critic", self.learnt, config.critic)
-        found["refine"] = steps * self.learning("policy", self.learnt, config.policy)
-        for phase in {"calibrate", "estimate", "refine"}.intersection(found):
+            found["e_step"] = steps * self.learning("critic", self.learned, config.critic)
+        found["m_step"] = steps * self.learning("policy", self.learned, config.policy)
+        for phase in {"e_step", "advantages", "m_step"}.intersection(found):
             found[phase] /= rates.SPEED_IN_A_RUN
         found["sync"] = steps * (self._sync_seconds + rates.SWITCH_SECONDS)
         found["moving"] = self._moving
@@ -125,14 +125,14 @@ class Schedule:
         """Each model goes to the host and comes back once an iteration."""
         return 2 * total(host.pinned(self.run)) / rates.HOST_BYTES
 
-    def _collecting(self, labelled: int, unlabelled: int) -> float:
+    def _collecting(self, labeled: int, unlabeled: int) -> float:
         """Seconds of one collection of rollouts: a generate call, and one for each round that replaces prompts."""
-        return self.generating(labelled + unlabelled) + sum(map(self.generating, self.refills(labelled)))
+        return self.generating(labeled + unlabeled) + sum(map(self.generating, self.refills(labeled)))
 
-    def refills(self, labelled: int) -> list[int]:
+    def refills(self, labeled: int) -> list[int]:
         """Rollouts of each round that looks for other prompts in the place of those whose responses all score alike."""
         loop = self.run.config.loop
-        prompts = labelled / loop.samples_per_prompt if loop.drop_uniform_prompts else 0.0
+        prompts = labeled / loop.samples_per_prompt if loop.drop_uniform_prompts else 0.0
         left = [round(prompts * self.load.uniform_share**number) for number in range(1, loop.refill_tries + 1)]
         return [count * loop.samples_per_prompt for count in left if count]
 
@@ -246,13 +246,13 @@ class Schedule:
     def choosing(self) -> float:
         """Seconds of all choices of the best checkpoint: sampling each candidate, and the critic's passes."""
         config = self.run.config
-        # A critic values what the policy adapts to; without either labelled accuracy alone decides.
-        valued = "critic" in self.run.models and config.policy.learns_from is not LearnsFrom.labelled
-        unlabelled = valued * config.checkpoint.choose_prompts * config.checkpoint.choose_samples
-        labelled = config.calibration.questions * config.checkpoint.choose_samples
-        seconds = len(self.saves) * self.generating(labelled + unlabelled)
+        # A critic values what the policy adapts to; without either labeled accuracy alone decides.
+        valued = "critic" in self.run.models and config.policy.learns_from is not LearnsFrom.labeled
+        unlabeled = valued * config.checkpoint.selection_prompts * config.checkpoint.selection_samples
+        labeled = config.calibration.questions * config.checkpoint.selection_samples
+        seconds = len(self.saves) * self.generating(labeled + unlabeled)
         if valued:
-            passes = sum(self._passing("critic", scored * unlabelled) for scored in self.candidates())
+            passes = sum(self._passing("critic", scored * unlabeled) for scored in self.candidates())
             seconds += passes / rates.SPEED_IN_A_RUN
         return seconds
 
@@ -267,7 +267,7 @@ class Schedule:
     def evaluating(self) -> float:
         """Seconds of all evaluations: both ends, and those between them, of fewer questions where that is set."""
         config, questions = self.run.config.evaluation, self.load.questions
-        sets = bool(self.run.config.data.unlabelled) + bool(self.run.config.data.held_out)
+        sets = bool(self.run.config.data.unlabeled) + bool(self.run.config.data.held_out)
         part = min(questions, config.questions * max(1, sets)) if config.questions else questions
         between = max(0, self.run.config.loop.iterations - 1) // config.every if config.every else 0
         ends = 2 * self.generating(questions * (config.final_samples or config.samples))
@@ -281,7 +281,7 @@ class Schedule:
         found = {"iterations": count * self.iteration(), "evaluation": self.evaluating()}
         if measured:
             found["measuring the critic"] = count // config.calibration.every * self.generating(measured)
-        if config.checkpoint.choose:
+        if config.checkpoint.select_best:
             found["choosing the best"] = self.choosing()
         if "critic" in self.run.models and config.stages.critic_start.iterations:
             found["critic start"] = self.starting()

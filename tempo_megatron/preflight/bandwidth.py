@@ -30,9 +30,9 @@ class Measured:
 
 
 def ring(nodes: Sequence[str]) -> list[list[Group]]:
-    """Rounds of pairs that run at the same time; each node meets both its neighbours in a ring of all nodes.
+    """Rounds of pairs that run at the same time; each node meets both its neighbors in a ring of all nodes.
 
-    A bad node spoils both its pairs, a good one beside it has another neighbour.
+    A bad node spoils both its pairs, a good one beside it has another neighbor.
     """
     if len(nodes) < 2:
         return []

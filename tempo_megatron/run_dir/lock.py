@@ -24,7 +24,7 @@ _TOUCH_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
 """in which a run that works touches its mark, though a large object of Python's or a file system may hold it up"""
 _WATCHES = 6
-"""in all of which a mark is touched before its run is in the way. A cancelled job has Slurm's KillWait, 30 s, to save;
+"""in all of which a mark is touched before its run is in the way. A canceled job has Slurm's KillWait, 30 s, to save;
 and a node may have known a mark's time from before its run was killed"""
 _PAUSE_SECONDS = 0.2
 

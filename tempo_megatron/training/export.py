@@ -26,8 +26,10 @@ class Chosen:
 
 
 def chosen(run: Path) -> Chosen:
-    """The best checkpoint of a run that chooses one (`checkpoint.choose`), else the newest, interim ones aside. Raises
-    ConversionError where there is none."""
+    """The best checkpoint of a run that chooses one (`checkpoint.select_best`), else the newest, interim ones aside.
+
+    Raises ConversionError where there is none.
+    """
     checkpoints = run / "checkpoints"
     complete = saver.complete(checkpoints)
     if not complete:
@@ -38,7 +40,7 @@ def chosen(run: Path) -> Chosen:
     except (ValueError, KeyError) as error:
         raise ConversionError(f"{complete[-1]}: state.json is damaged, or of another version: {error!r}") from error
     if choice["best"] is None:
-        return Chosen(complete[-1], state["iteration"], "the last one: checkpoint.choose is off")
+        return Chosen(complete[-1], state["iteration"], "the last one: checkpoint.select_best is off")
     reason = choice.get("reason") or "the best when it was chosen, by a version that kept no reason"
     return Chosen(saver.of_iteration(checkpoints, choice["best"]), choice["best"], reason)
 

@@ -96,7 +96,7 @@ class Course:
         self.pause()
 
     def reached(self, metrics: State) -> None:
-        """Both models have learnt and the generator is in step: what follows only measures, and `metrics` wait for
+        """Both models have learned and the generator is in step: what follows only measures, and `metrics` wait for
         it. A run that is interrupted here concludes the iteration when it resumes."""
         self._note_stretch()
         self._boundary = self._present() | {"unconcluded": metrics}
@@ -104,7 +104,7 @@ class Course:
 
     @contextlib.contextmanager
     def may_be_interrupted(self, generator: RecordedGenerator) -> Iterator[None]:
-        """Generation that ends early, as Interrupted, when the run is asked to stop: nothing has been learnt since the
+        """Generation that ends early, as Interrupted, when the run is asked to stop: nothing has been learned since the
         boundary that would be saved."""
         generator.stop_when(self.interruption.asked)
         try:

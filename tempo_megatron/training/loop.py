@@ -87,17 +87,17 @@ def conclude(run: Run, metrics: Metrics) -> None:
 
 
 def iterate(run: Run) -> Metrics:
-    """E-steps on labelled rollouts, then M-steps, the first of which shares the E-steps' generate call."""
+    """E-steps on labeled rollouts, then M-steps, the first of which shares the E-steps' generate call."""
     loop, critic = run.config.loop, run.config.critic
     refines = run.gate_is_open
-    calibrates = critic.training is CriticTraining.calibrated and (run.iteration - 1) % loop.recalibrate_every == 0
-    e_steps = loop.critic_steps if calibrates else int(refines and run.policy_learns_labelled)
+    calibrates = critic.training is CriticTraining.calibrated and (run.iteration - 1) % loop.e_step_interval == 0
+    e_steps = loop.e_steps if calibrates else int(refines and run.policy_learns_labeled)
     measures = bool(run.collector.measured) and run.iteration % run.config.calibration.every == 0
     with run.may_be_interrupted():
         drawn = run.collector.collect(
             run.iteration,
-            labelled=e_steps * loop.labelled_prompts,
-            unlabelled=loop.unlabelled_prompts if refines and run.policy_learns_unlabelled else 0,
+            labeled=e_steps * loop.labeled_prompts,
+            unlabeled=loop.unlabeled_prompts if refines and run.policy_learns_unlabeled else 0,
             measure=measures,
         )
     metrics = run.count(drawn)
@@ -106,26 +106,26 @@ def iterate(run: Run) -> Metrics:
     rows = policy_rollouts(run, drawn) if refines else None
     early = read_values(run, rows) if rows and loop.order is Order.values_first else None
     if calibrates:
-        size = loop.labelled_prompts * loop.samples_per_prompt
+        size = loop.labeled_prompts * loop.samples_per_prompt
         for step in range(e_steps):
             part = slice(step * size, (step + 1) * size)
-            metrics |= e_step(run, drawn.labelled[part], drawn.correct[part], run.iteration, step)
+            metrics |= e_step(run, drawn.labeled[part], drawn.correct[part], run.iteration, step)
         if measures:
             metrics |= measure_critic(run, drawn, "after")
     if rows:
         metrics |= m_step(run, rows, early)
-        for step in range(1, loop.policy_steps):
+        for step in range(1, loop.m_steps):
             run.sync()
             metrics |= m_step(run, policy_rollouts(run, more_rollouts(run, step)), step=step)
     return metrics | {"policy/gate_open": float(refines)}
 
 
 def e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: int, step: int = 0) -> Metrics:
-    """Calibrate the critic on graded labelled rollouts."""
+    """Calibrate the critic on graded labeled rollouts."""
     if run.config.critic.labels is Labels.shuffled:
         order = sorted(range(len(correct)), key=lambda at: derive_seed(run.config.seed, iteration, "shuffled", at))
         correct = [correct[at] for at in order]
-    with run.phase("calibrate"):
+    with run.phase("e_step"):
         return calibrate(run.models.needed_critic, rollouts, correct, run.config.critic, run.seed(iteration, step))
 
 
@@ -133,7 +133,7 @@ def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: in
     """The method judges the rollouts, the policy learns from its advantages, and PPO's critic from its returns."""
     config, seed = run.config, run.seed(run.iteration, step)
     wrong = config.critic.target_range.wrong
-    with run.phase("estimate"):
+    with run.phase("advantages"):
         found = estimate(
             rows,
             run.method,
@@ -147,45 +147,45 @@ def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: in
             critic_values=early,
         )
     metrics = run.observe(rows, found)
-    if "values" in run.method.needs and run.policy_learns_unlabelled:
-        unlabelled = ~found.experience.labelled
-        judged = [rollout for rollout, mine in zip(rows.rollouts, unlabelled.tolist(), strict=True) if mine]
+    if "values" in run.method.needs and run.policy_learns_unlabeled:
+        unlabeled = ~found.experience.labeled
+        judged = [rollout for rollout, mine in zip(rows.rollouts, unlabeled.tolist(), strict=True) if mine]
         believed = last_value(found.experience.needed_values(), found.experience.response_mask)
-        metrics |= evidence(believed[unlabelled], judged, wrong)
+        metrics |= evidence(believed[unlabeled], judged, wrong)
     if config.critic.training is CriticTraining.returns:
-        with run.phase("calibrate"):
+        with run.phase("e_step"):
             metrics |= learn_returns(run.models.needed_critic, found, config.critic, seed)
-    with run.phase("refine"):
+    with run.phase("m_step"):
         longest = config.generation.max_response_tokens
         return metrics | refine(run.policy, found, run.scores, config.policy, seed, longest=longest)
 
 
 def policy_rollouts(run: Run, drawn: Collected) -> PolicyRollouts:
-    """The rollouts that train the policy: labelled, unlabelled without those sampled for the vote alone, or both."""
+    """The rollouts that train the policy: labeled, unlabeled without those sampled for the vote alone, or both."""
     rollouts, correct, votes = [], [], None
-    if run.config.policy.learns_from is not LearnsFrom.unlabelled:
-        one_step = slice(run.config.loop.labelled_prompts * run.config.loop.samples_per_prompt)
-        rollouts, correct = drawn.labelled[one_step], drawn.correct[one_step]
-    if run.policy_learns_unlabelled:
+    if run.config.policy.learns_from is not LearnsFrom.unlabeled:
+        one_step = slice(run.config.loop.labeled_prompts * run.config.loop.samples_per_prompt)
+        rollouts, correct = drawn.labeled[one_step], drawn.correct[one_step]
+    if run.policy_learns_unlabeled:
         samples = run.config.loop.samples_per_prompt
         a_prompt = max(samples, run.config.loop.votes_per_prompt)
-        trained = [at for at in range(len(drawn.unlabelled)) if at % a_prompt < samples]
+        trained = [at for at in range(len(drawn.unlabeled)) if at % a_prompt < samples]
         if "votes" in run.method.needs:
             with run.phase("vote"):
-                votes = read_votes(run.grader, drawn.unlabelled, trained)
-        rollouts += [drawn.unlabelled[at] for at in trained]
+                votes = read_votes(run.grader, drawn.unlabeled, trained)
+        rollouts += [drawn.unlabeled[at] for at in trained]
         correct += [float("nan")] * len(trained)
     return PolicyRollouts(rollouts, correct, votes)
 
 
 def more_rollouts(run: Run, step: int) -> Collected:
     """Fresh rollouts of the policy that the last M-step made. A run that is to stop does not give them up: a policy
-    that has learnt since the boundary of the iterations cannot be saved as it was there."""
+    that has learned since the boundary of the iterations cannot be saved as it was there."""
     loop = run.config.loop
     return run.collector.collect(
         run.iteration,
-        labelled=loop.labelled_prompts if run.policy_learns_labelled else 0,
-        unlabelled=loop.unlabelled_prompts if run.policy_learns_unlabelled else 0,
+        labeled=loop.labeled_prompts if run.policy_learns_labeled else 0,
+        unlabeled=loop.unlabeled_prompts if run.policy_learns_unlabeled else 0,
         step=step,
     )
 
@@ -198,11 +198,11 @@ def read_values(run: Run, rows: PolicyRollouts) -> Tensor:
 
 
 def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
-    """Accuracy on the labelled questions set aside and, with a critic, its calibration there; the gate reads it."""
+    """Accuracy on the labeled questions set aside and, with a critic, its calibration there; the gate reads it."""
     correct = drawn.measured_correct
     found = {"correct": sum(correct) / len(correct)}
     if run.critic:
-        with run.phase("measure"):
+        with run.phase("critic_metrics"):
             found = measure(run.critic, drawn.measured, correct, run.config.critic.target_range)
         # A figure that rollouts all right or all wrong do not have stays as it was; a critic without a value has none.
         otherwise = run.gate_value if "mean_value" in found else None
@@ -211,15 +211,15 @@ def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
 
 
 def start_critic(run: Run) -> None:
-    """E-steps on labelled prompts alone, counted down to iteration 0: the first M-step needs a critic to follow."""
+    """E-steps on labeled prompts alone, counted down to iteration 0: the first M-step needs a critic to follow."""
     if not run.critic:
         return
     start = run.config.stages.critic_start
     for step in run.stage(CRITIC_START, start.iterations, run.config.checkpoint.every):
         iteration = run.generator.iteration = step - start.iterations
         with run.may_be_interrupted():
-            drawn = run.collector.collect(iteration, labelled=start.prompts)
-        metrics = e_step(run, drawn.labelled, drawn.correct, iteration)
+            drawn = run.collector.collect(iteration, labeled=start.prompts)
+        metrics = e_step(run, drawn.labeled, drawn.correct, iteration)
         run.log("critic_start", run.count(drawn) | metrics, iteration)
     run.models.freeze_at(Position(CRITIC_START, start.iterations))
     run.generator.iteration = 0

@@ -61,7 +61,7 @@ class Models:
         """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path. Of a run that
         resumes, a model of the same form whose weights are still to be loaded.
 
-        The values of a critic that was trained towards another range of targets are rescaled to the run's.
+        The values of a critic that was trained toward another range of targets are rescaled to the run's.
         """
         form = self._saved_in or (Path(start) if start else None)
         bias = form is not None and OUTPUT_BIAS in checkpoint_format.Reader(form, role).descriptions

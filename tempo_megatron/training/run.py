@@ -42,7 +42,7 @@ from tempo_megatron.training.residency import Turns
 from tempo_megatron.utils.distributed import barrier, from_first
 from tempo_megatron.utils.heartbeat import Pace, at
 
-_COUNTS = ("iteration", "lines", "labelled", "unlabelled", "examples")
+_COUNTS = ("iteration", "lines", "labeled", "unlabeled", "examples")
 _OTHERS: State = {"seconds": 0.0, "grading": [0, 0], "optimizer_steps": {}, "gate_value": None, "figures": {}}
 _BEGINNING: State = dict.fromkeys(_COUNTS, 0) | _OTHERS
 """what `Run._present` gives of a run that has done nothing"""
@@ -59,7 +59,7 @@ class Run:
         self.method = method(config.method)
         self.directory = Path(config.run_dir)
         self._started = time.monotonic()
-        limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "refine"))
+        limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "m_step"))
         meeting = config.preflight.presence_seconds
         self.topology = topology.initialize(config.parallel, config.seed, limit, meeting)
         self.turns = Turns(self.topology.device)
@@ -95,7 +95,7 @@ class Run:
         self.generator.figures = self._state["figures"]
         self.generator.iteration = self.iteration
         self.collector = Collector(
-            config, self.generator, self.grader, self.labelled, self.unlabelled, self.data.set_aside, self.phase
+            config, self.generator, self.grader, self.labeled, self.unlabeled, self.data.set_aside, self.phase
         )
         if not self.course.in_stages:
             self.sync()
@@ -108,7 +108,7 @@ class Run:
             try:
                 self._occupancy.take()
                 open_run(self.config)
-                accepted, contents = fingerprint.keep_record(self.config, self.data.learnt)
+                accepted, contents = fingerprint.keep_record(self.config, self.data.learned)
                 for line in accepted:
                     self.say(line)
             except Occupied as occupied:
@@ -125,9 +125,9 @@ class Run:
 
     def _load_data(self) -> None:
         config, questions = self.config, self.data.questions
-        self.labelled, self.unlabelled, self.examples = self.data.labelled, self.data.unlabelled, self.data.examples
-        valued = self.policy_learns_unlabelled and config.critic.training is not CriticTraining.none
-        adapted_to = questions.sets["unlabelled"].prompts if valued else []
+        self.labeled, self.unlabeled, self.examples = self.data.labeled, self.data.unlabeled, self.data.examples
+        valued = self.policy_learns_unlabeled and config.critic.training is not CriticTraining.none
+        adapted_to = questions.sets["unlabeled"].prompts if valued else []
         self.chooser = Chooser(self.directory / "candidates", adapted_to, config.checkpoint)
         if self.is_first:
             for line in self.data.lines():
@@ -175,8 +175,8 @@ class Run:
             for line in lines:
                 self.say(line)
         self.iteration: int = self._state["iteration"]
-        self.labelled.position = self._state["labelled"]
-        self.unlabelled.position = self._state["unlabelled"]
+        self.labeled.position = self._state["labeled"]
+        self.unlabeled.position = self._state["unlabeled"]
         self.examples.position = self._state["examples"]
         self.grader.errors, self.grader.timeouts = self._state["grading"]
         for name, steps in self._state["optimizer_steps"].items():
@@ -198,12 +198,12 @@ class Run:
         return self._saved / HUGGING_FACE if self._saved else Path(self.config.model.hf_path)
 
     @property
-    def policy_learns_labelled(self) -> bool:
-        return self.config.policy.learns_from is not LearnsFrom.unlabelled
+    def policy_learns_labeled(self) -> bool:
+        return self.config.policy.learns_from is not LearnsFrom.unlabeled
 
     @property
-    def policy_learns_unlabelled(self) -> bool:
-        return self.config.policy.learns_from is not LearnsFrom.labelled
+    def policy_learns_unlabeled(self) -> bool:
+        return self.config.policy.learns_from is not LearnsFrom.labeled
 
     @property
     def gate_is_open(self) -> bool:
@@ -242,20 +242,20 @@ class Run:
     def count(self, drawn: Collected) -> dict[str, float]:
         """Figures of the rollouts as they were drawn."""
         found = {
-            "data/labelled_passes": self.labelled.passes,
-            "data/unlabelled_passes": self.unlabelled.passes,
+            "data/labeled_passes": self.labeled.passes,
+            "data/unlabeled_passes": self.unlabeled.passes,
             "grading/errors": float(self.grader.errors),
             "grading/timeouts": float(self.grader.timeouts),
         }
-        if drawn.labelled:
-            truncated = sum(rollout.truncated for rollout in drawn.labelled)
-            found["data/labelled_truncated"] = truncated / len(drawn.labelled)
+        if drawn.labeled:
+            truncated = sum(rollout.truncated for rollout in drawn.labeled)
+            found["data/labeled_truncated"] = truncated / len(drawn.labeled)
             found["data/uniform_prompts_replaced"] = float(drawn.uniform)
         return found
 
     def observe(self, rows: PolicyRollouts, found: Estimate) -> dict[str, float]:
-        """For the log alone: what the unlabelled rollouts were worth, by answers that only evaluation has."""
-        hidden = (~found.experience.labelled).nonzero()[:, 0].tolist()
+        """For the log alone: what the unlabeled rollouts were worth, by answers that only evaluation has."""
+        hidden = (~found.experience.labeled).nonzero()[:, 0].tolist()
         wrong = found.experience.wrong if "values" in self.method.needs else 0.0
         rewards = (found.rewards - wrong) / (1 - wrong)
         with self.phase("observe"):
@@ -264,17 +264,17 @@ class Run:
     def consider(self) -> dict[str, Any]:
         """The present policy as a candidate for the best checkpoint, where one is chosen; the choice and its reason for
         the log. Collective."""
-        if not self.config.checkpoint.choose:
+        if not self.config.checkpoint.select_best:
             return {}
         kept = self.course.saver.kept(self.chooser.state["best"])
-        with self.phase("choose"):
+        with self.phase("select_checkpoint"):
             self.chooser.consider(self.collector, self.critic, self.iteration, kept)
         choice = self.chooser.state
         if self.is_first:
             self.say(f"best checkpoint: iteration {choice['best']}, {choice['reason']}")
             if choice["stopped"]:
                 self.say(f"stopped at iteration {self.iteration}: {choice['stopped']}")
-        return {f"choice/{name}": value for name, value in choice.items()}
+        return {f"selection/{name}": value for name, value in choice.items()}
 
     def record_evaluation(self, iteration: int, at_an_end: bool) -> dict[str, float]:
         """Evaluate; both ends are kept for the summary. Returns the figures as metrics."""
@@ -364,8 +364,8 @@ class Run:
         """What a checkpoint holds of the run, beside its models and its course."""
         return self._state | {
             "iteration": self.iteration,
-            "labelled": self.labelled.position,
-            "unlabelled": self.unlabelled.position,
+            "labeled": self.labeled.position,
+            "unlabeled": self.unlabeled.position,
             "examples": self.examples.position,
             "grading": [self.grader.errors, self.grader.timeouts],
             "optimizer_steps": {name: trainer.steps for name, trainer in self.trainers.items()},

@@ -22,17 +22,17 @@ def _needs(config: Config) -> Iterator[str]:
     unknown = needs.difference(known)
     if unknown:
         yield f"method: {config.method} needs {', '.join(sorted(unknown))}; there are {', '.join(known)}"
-    if "correct" in needs and learns_from is not LearnsFrom.labelled:
+    if "correct" in needs and learns_from is not LearnsFrom.labeled:
         yield (
             f"policy.learns_from: {learns_from}, but method {config.method} needs the verified correctness of every "
-            "row: set labelled"
+            "row: set labeled"
         )
     if "values" in needs and critic is CriticTraining.none:
         yield f"critic.training: method {config.method} needs a critic"
     if "values" not in needs and critic is CriticTraining.returns:
         yield f"critic.training: method {config.method} reads no values, so there are no returns to learn"
-    if "votes" in needs and learns_from is not LearnsFrom.unlabelled:
-        yield f"policy.learns_from: method {config.method} votes on unlabelled questions"
+    if "votes" in needs and learns_from is not LearnsFrom.unlabeled:
+        yield f"policy.learns_from: method {config.method} votes on unlabeled questions"
     loop = config.loop
     if "votes" in needs and max(loop.samples_per_prompt, loop.votes_per_prompt) < 2:
         yield f"loop.votes_per_prompt: at least 2, method {config.method} reads nothing from the vote of one response"
@@ -48,8 +48,8 @@ def _rehearsed(config: Config) -> Iterator[str]:
     rehearsal = rehearse(
         method(config.method),
         config.policy,
-        labelled=learns_from is not LearnsFrom.unlabelled,
-        unlabelled=learns_from is not LearnsFrom.labelled,
+        labeled=learns_from is not LearnsFrom.unlabeled,
+        unlabeled=learns_from is not LearnsFrom.labeled,
         wrong=critic.target_range.wrong,
     )
     if rehearsal.failure:
@@ -57,19 +57,19 @@ def _rehearsed(config: Config) -> Iterator[str]:
     if not rehearsal.finite:
         yield (
             f"method: {config.method} makes rewards or advantages that are not finite, with policy.learns_from="
-            f"{learns_from}; rows that are not labelled have no correctness (a method that reads it needs 'correct')"
+            f"{learns_from}; rows that are not labeled have no correctness (a method that reads it needs 'correct')"
         )
     if not rehearsal.follows_values:
         return
     if critic.training is CriticTraining.returns:
         yield (
-            f"critic.training: returns, but method {config.method} rewards unlabelled rows by the critic's own values: "
+            f"critic.training: returns, but method {config.method} rewards unlabeled rows by the critic's own values: "
             "their returns would teach it its own verdict; set calibrated or frozen"
         )
     if config.loop.order is Order.values_first and not _taught_before_iterations(config):
         yield (
             f"loop.order: with values_first method {config.method} rewards the first iteration's rows by a critic that "
-            "has learnt nothing; needs critic.checkpoint or stages.critic_start"
+            "has learned nothing; needs critic.checkpoint or stages.critic_start"
         )
     if not (critic.checkpoint or critic.optimizer.learning_rate or critic.optimizer.minimum_learning_rate):
         yield (
@@ -79,7 +79,7 @@ def _rehearsed(config: Config) -> Iterator[str]:
 
 
 def _taught_before_iterations(config: Config) -> bool:
-    """Whether the critic has learnt something when the first iteration begins."""
+    """Whether the critic has learned something when the first iteration begins."""
     return bool(config.critic.checkpoint or config.stages.critic_start.iterations)
 
 
@@ -95,16 +95,16 @@ def _schedule(config: Config) -> Iterator[str]:
     if loop.votes_per_prompt and "votes" not in needs:
         yield f"loop.votes_per_prompt: method {config.method} counts no votes"
     if critic is CriticTraining.frozen and not _taught_before_iterations(config):
-        yield "critic.training: a frozen critic needs critic.checkpoint or stages.critic_start to have learnt"
+        yield "critic.training: a frozen critic needs critic.checkpoint or stages.critic_start to have learned"
     if critic is CriticTraining.none and config.critic.target_range is not TargetRange.zero_one:
         yield f"critic.target_range: method {config.method} has no critic; its rewards are 0 and 1"
     if 0 < loop.votes_per_prompt < loop.samples_per_prompt:
         yield f"loop.votes_per_prompt: at least loop.samples_per_prompt ({loop.samples_per_prompt}), or 0"
-    if config.checkpoint.choose and not config.calibration.questions:
-        yield "checkpoint.choose: needs calibration.questions, labelled questions set aside"
-    if config.checkpoint.patience and not config.checkpoint.choose:
-        yield "checkpoint.patience: needs checkpoint.choose"
-    if config.checkpoint.patience >= config.checkpoint.keep > 0 and config.checkpoint.choose:
+    if config.checkpoint.select_best and not config.calibration.questions:
+        yield "checkpoint.select_best: needs calibration.questions, labeled questions set aside"
+    if config.checkpoint.patience and not config.checkpoint.select_best:
+        yield "checkpoint.patience: needs checkpoint.select_best"
+    if config.checkpoint.patience >= config.checkpoint.keep > 0 and config.checkpoint.select_best:
         yield (
             f"checkpoint.keep: {config.checkpoint.keep} newest checkpoints are too few to wait for "
             f"{config.checkpoint.patience} candidates after the best; keep more than checkpoint.patience"

@@ -63,7 +63,7 @@ def _model(config: Config) -> Iterator[str]:
         if config.generation.precision is RolloutPrecision.fp8:
             yield "generation.precision: fp8 needs a GPU; this machine has none, use same"
     elif config.generation.precision is RolloutPrecision.fp8 and config.model.precision is Precision.fp32:
-        yield "generation.precision: fp8 goes with model.precision bf16; vLLM quantises no fp32 weights"
+        yield "generation.precision: fp8 goes with model.precision bf16; vLLM quantizes no fp32 weights"
 
 
 def _judged(directory: Path) -> tuple[BackboneSettings, int]:

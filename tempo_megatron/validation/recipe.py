@@ -72,19 +72,19 @@ def _required(config: Config) -> Iterator[str]:
 def _needed_streams(config: Config) -> dict[str, list[str]]:
     """Why a run needs questions of each kind; an empty list where it does not."""
     learns_from, critic = config.policy.learns_from, config.critic.training
-    labelled = {
-        f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.unlabelled,
+    labeled = {
+        f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.unlabeled,
         "critic.training is calibrated": critic is CriticTraining.calibrated,
         "stages.critic_start has iterations": config.stages.critic_start.iterations > 0
         and critic is not CriticTraining.none,
         "calibration.questions are set aside": config.calibration.questions > 0,
     }
-    unlabelled = {
-        f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.labelled,
+    unlabeled = {
+        f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.labeled,
     }
     return {
-        "labelled": [why for why, is_so in labelled.items() if is_so],
-        "unlabelled": [why for why, is_so in unlabelled.items() if is_so],
+        "labeled": [why for why, is_so in labeled.items() if is_so],
+        "unlabeled": [why for why, is_so in unlabeled.items() if is_so],
     }
 
 
@@ -123,7 +123,7 @@ def _batches(config: Config) -> Iterator[tuple[str, PolicyConfig | CriticConfig,
     if config.critic.training is CriticTraining.returns:
         yield "critic", config.critic, _policy_prompts(config)
     elif config.critic.training is CriticTraining.calibrated:
-        yield "critic", config.critic, ("loop.labelled_prompts", config.loop.labelled_prompts)
+        yield "critic", config.critic, ("loop.labeled_prompts", config.loop.labeled_prompts)
     start = config.stages.critic_start
     if start.iterations and config.critic.training is not CriticTraining.none:
         yield "critic", config.critic, ("stages.critic_start.prompts", start.prompts)
@@ -133,11 +133,11 @@ def _policy_prompts(config: Config) -> tuple[str, int]:
     """The setting that says how many prompts a policy step learns from, and the number."""
     loop = config.loop
     return {
-        LearnsFrom.labelled: ("loop.labelled_prompts", loop.labelled_prompts),
-        LearnsFrom.unlabelled: ("loop.unlabelled_prompts", loop.unlabelled_prompts),
+        LearnsFrom.labeled: ("loop.labeled_prompts", loop.labeled_prompts),
+        LearnsFrom.unlabeled: ("loop.unlabeled_prompts", loop.unlabeled_prompts),
         LearnsFrom.both: (
-            "loop.labelled_prompts and unlabelled_prompts",
-            loop.labelled_prompts + loop.unlabelled_prompts,
+            "loop.labeled_prompts and unlabeled_prompts",
+            loop.labeled_prompts + loop.unlabeled_prompts,
         ),
     }[config.policy.learns_from]
 
@@ -158,18 +158,18 @@ def _data(config: Config) -> Iterator[str]:
         yield "data.chat_template: the tokenizer has none"
         return
     try:
-        learnt = fingerprint.learnt_questions(config.run_dir)
-        questions = read_questions(config.data, tokenizer, learnt)
+        learned = fingerprint.learned_questions(config.run_dir)
+        questions = read_questions(config.data, tokenizer, learned)
     except DataError as error:
         yield from str(error).splitlines()
         return
     yield from vocabulary_problems(config, tokenizer, questions)
-    labelled, aside = len(questions.sets["labelled"].prompts), config.calibration.questions
-    if aside and aside >= labelled:
-        yield f"calibration.questions: {aside} of {labelled} labelled questions leave none to learn from"
-    measured = set_aside(questions.sets["labelled"], aside, learnt)
+    labeled, aside = len(questions.sets["labeled"].prompts), config.calibration.questions
+    if aside and aside >= labeled:
+        yield f"calibration.questions: {aside} of {labeled} labeled questions leave none to learn from"
+    measured = set_aside(questions.sets["labeled"], aside, learned)
     if aside and not measured:
-        yield "calibration.questions: the run has learnt from all labelled questions that are left; add new ones"
+        yield "calibration.questions: the run has learned from all labeled questions that are left; add new ones"
     taught = questions.sets["warm_start"].without(measured)
     if config.stages.warm_start.steps and not taught.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"

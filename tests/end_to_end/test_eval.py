@@ -70,7 +70,7 @@ def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_
     out = tmp_path / "out"
     given = ("--model", known_model, "--data", questions, "--out", out, "--precision", "fp32")
     limits = ("--max-response-tokens", 5, "data.max_prompt_tokens=4")
-    printed = evaluate(*given, *limits, "generation.max_sequences=20")
+    printed = evaluate(*given, *limits, "generation.max_num_seqs=20")
     assert (out / "results.md").read_text().partition("\n\n")[2] in printed
 
     found = results(out)
@@ -89,7 +89,7 @@ def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_
     whole = samples.read_bytes()
     samples.write_bytes(whole[: len(whole) // 2 + 10])
     (out / "results.json").unlink()
-    evaluate(*given, *limits, "generation.max_sequences=9")
+    evaluate(*given, *limits, "generation.max_num_seqs=9")
     assert samples.read_bytes() == whole
     assert results(out) == found
 

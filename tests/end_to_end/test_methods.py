@@ -39,19 +39,19 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "docs" / "examples"))
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
     words = {
-        name: [row.question[-4:] for row in read_rows(getattr(load(recipe).data, name), labelled=False)]
-        for name in ("labelled", "unlabelled", "warm_start")
+        name: [row.question[-4:] for row in read_rows(getattr(load(recipe).data, name), labeled=False)]
+        for name in ("labeled", "unlabeled", "warm_start")
     }
     shared = (
         "parallel.processes_per_node=1",
         "parallel.tensor_model_parallel_size=1",
-        f"data.labelled={questions(tmp_path / 'labelled.jsonl', words['labelled'])}",
-        f"data.warm_start={questions(tmp_path / 'learnt.jsonl', words['warm_start'])}",
+        f"data.labeled={questions(tmp_path / 'labeled.jsonl', words['labeled'])}",
+        f"data.warm_start={questions(tmp_path / 'learned.jsonl', words['warm_start'])}",
         "stages.warm_start.steps=10",
         "loop.iterations=3",
         "calibration.questions=4",
-        "checkpoint.choose=true",
-        "checkpoint.choose_prompts=4",
+        "checkpoint.select_best=true",
+        "checkpoint.selection_prompts=4",
         "checkpoint.patience=2",
         "checkpoint.keep=3",
     )
@@ -61,10 +61,10 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         pair = (tmp_path / name, tmp_path / f"{name}-permuted")
         for shift, run in enumerate(pair):
             (tmp_path / f"hidden-{shift}").mkdir(exist_ok=True)
-            hidden = questions(tmp_path / f"hidden-{shift}" / "unlabelled.jsonl", words["unlabelled"], shift)
+            hidden = questions(tmp_path / f"hidden-{shift}" / "unlabeled.jsonl", words["unlabeled"], shift)
             rollouts = f"generation.replay={pair[0] / 'rollouts'}" if shift else "generation.keep_rollouts=true"
             plans[number % 2].append(
-                [*shared, f"method={name}", f"run_dir={run}", f"data.unlabelled={hidden}", rollouts]
+                [*shared, f"method={name}", f"run_dir={run}", f"data.unlabeled={hidden}", rollouts]
             )
         made[name] = pair
     with ThreadPoolExecutor() as both:  # each on a core
@@ -79,7 +79,7 @@ def chosen(run: Path) -> tuple[Any, ...]:
     return summary["iterations"], summary["stopped"], best
 
 
-def learnt(run: Path, out: Path) -> torch.Tensor:
+def learned(run: Path, out: Path) -> torch.Tensor:
     """A weight of the policy after the last iteration: what a run exports is the best, which may be the start."""
     to_hf(max((run / "checkpoints").glob("iteration-*")), out, role="policy")
     return load_file(out / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
@@ -96,9 +96,9 @@ def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple
         assert same_weights(run, permuted), name
         assert chosen(run) == chosen(permuted), name
         assert training_log(run) == training_log(permuted), name
-        told = [key for key in rows[-1] if key.startswith("evaluation/unlabelled")]
+        told = [key for key in rows[-1] if key.startswith("evaluation/unlabeled")]
         assert told and any(rows[-1][key] != metrics(permuted)[-1].get(key) for key in told), name
-        seen[name] = learnt(run, tmp_path / "last" / name)
+        seen[name] = learned(run, tmp_path / "last" / name)
     assert not any(torch.equal(seen[one], seen[other]) for one in seen for other in seen if one < other), (
         "two methods did the same"
     )

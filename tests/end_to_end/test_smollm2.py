@@ -24,7 +24,7 @@ PROMPTS = (
     "What is the capital of France?",
     "Write one sentence about the sea.",
     "What is 7 + 5?",
-    "Name three colours.",
+    "Name three colors.",
     "Why is the sky blue?",
 )
 NEW = 64
@@ -94,13 +94,13 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
         "model": {"hf_path": str(hf), "precision": "fp32"},
         "parallel": {"processes_per_node": 2, "pipeline_model_parallel_size": 2},
         "data": {
-            "labelled": [{**sums, "seed": 1000, "size": 20}],
-            "unlabelled": [{**sums, "seed": 2000, "size": 3}],
+            "labeled": [{**sums, "seed": 1000, "size": 20}],
+            "unlabeled": [{**sums, "seed": 2000, "size": 3}],
             "chat_template": True,
             "max_prompt_tokens": 100,
         },
-        "generation": {"max_response_tokens": 12, "max_sequences": 8, "kv_cache_gib": 0.2, "check_weights": "always"},
-        "loop": {"iterations": 1, "labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2},
+        "generation": {"max_response_tokens": 12, "max_num_seqs": 8, "kv_cache_gib": 0.2, "check_weights": "always"},
+        "loop": {"iterations": 1, "labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2},
         "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "zero_one", "mini_batches": 1},
         "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},
         "evaluation": {"samples": 1, "k": 1},

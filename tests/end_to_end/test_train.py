@@ -59,12 +59,12 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     """One uninterrupted run is compared with one that replays its rollouts, is killed, and goes on with
     a generator of its own: weights and log are bit-identical, with a reference model, a decaying step size and a
     choice of the best checkpoint to carry on. Weights are checked after every sync."""
-    questions = tmp_path / "unlabelled.jsonl"
-    rows = read_rows(load(recipe).data.unlabelled, labelled=False)
+    questions = tmp_path / "unlabeled.jsonl"
+    rows = read_rows(load(recipe).data.unlabeled, labeled=False)
     easy = [f"{sign} {row.question[-3:]}" for row in rows for sign in "-."]
-    learnt = tmp_path / "learnt.jsonl"
-    words = [row.question[-4:] for row in read_rows(load(recipe).data.warm_start, labelled=True)]
-    learnt.write_text(
+    learned = tmp_path / "learned.jsonl"
+    words = [row.question[-4:] for row in read_rows(load(recipe).data.warm_start, labeled=True)]
+    learned.write_text(
         "\n".join(json.dumps({"prompt": f"{sign} {word}", "answer": sign}) for word in words for sign in "-.")
     )
 
@@ -76,23 +76,23 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     answers = [str((row.answer or {})["answer"]) for row in rows] + [text[0] for text in easy]
     write(answers)
     sources = (
-        f"data.unlabelled=[{{path: {questions}}}]",
-        f"data.warm_start=[{{path: {learnt}}}]",
+        f"data.unlabeled=[{{path: {questions}}}]",
+        f"data.warm_start=[{{path: {learned}}}]",
         "policy.kl_coefficient=0.1",
         "policy.optimizer.schedule=cosine",
         "policy.optimizer.schedule_unit=batch",
         "policy.optimizer.warmup_steps=1",
         "policy.optimizer.decay_steps=5",
         "calibration.questions=4",
-        "checkpoint.choose=true",
+        "checkpoint.select_best=true",
         "checkpoint.keep=3",
     )
     whole = train(recipe, *sources, "generation.keep_rollouts=true")
 
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["iterations"] == 4
-    assert summary["initial"].keys() == summary["final"].keys() == {"unlabelled", "held_out"}
-    assert {"avg@4", "pass@4"} <= summary["final"]["unlabelled"].keys()
+    assert summary["initial"].keys() == summary["final"].keys() == {"unlabeled", "held_out"}
+    assert {"avg@4", "pass@4"} <= summary["final"]["unlabeled"].keys()
     assert (whole / "plots" / "accuracy.png").stat().st_size > 1000
     last = [row for row in metrics(whole) if row["stage"] == "train"][-1]
     assert last["generation/log_prob_difference_mean"] < 1e-5
@@ -100,7 +100,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     eighth = 0.5 * (1 + math.cos(math.pi * 5 / 8))  # of ten optimizer steps, two of them warm-up: two a batch
     assert last["policy/kl_to_reference"] > 0
     assert last["policy/learning_rate"] == pytest.approx(1e-4 * eighth)
-    assert last["choice/best"] == summary["best_iteration"] and last["choice/reason"]
+    assert last["selection/best"] == summary["best_iteration"] and last["selection/reason"]
     assert (whole / "checkpoints" / "best" / "state.json").is_file()
     model = AutoModelForCausalLM.from_pretrained(whole / "hf")
     tokenizer = AutoTokenizer.from_pretrained(whole / "hf")
@@ -118,8 +118,8 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
 
 
 def training_log(run: Path) -> list[dict[str, Any]]:
-    """Everything but what is known of the unlabelled answers, which is evaluation's."""
-    return [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabelled")} for row in metrics(run)]
+    """Everything but what is known of the unlabeled answers, which is evaluation's."""
+    return [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabeled")} for row in metrics(run)]
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:

@@ -25,11 +25,11 @@ def test_the_demo_learns_to_spell_and_its_export_loads(demo_model: Path, tmp_pat
         f"model.hf_path={demo_model}",
         "model.precision=bf16",
         "generation.enforce_eager=true",
-        "generation.memory_fraction=0.3",
+        "generation.gpu_memory_utilization=0.3",
         *SHORT,
     )
     rows = [row for row in metrics(run) if row["stage"] == "train"]
-    accuracy = {row["iteration"]: row["evaluation/unlabelled/avg@8"] for row in rows if row["iteration"] in (0, 3)}
+    accuracy = {row["iteration"]: row["evaluation/unlabeled/avg@8"] for row in rows if row["iteration"] in (0, 3)}
     shown = [row["generation/exp_log_prob_difference_mean"] for row in rows if row["iteration"]]
     deviations = [row["policy/first_ratio_deviation"] for row in rows if row["iteration"]]
     print(f"avg@8 {accuracy}, mean of exp|difference| of log-probs {shown}, first ratios off 1 by {deviations}")

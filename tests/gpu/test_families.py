@@ -51,7 +51,7 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
         *(f"parallel.{setting}" for setting in one_gpu),
         "model.precision=bf16",
         "generation.enforce_eager=true",
-        "generation.memory_fraction=0.2",
+        "generation.gpu_memory_utilization=0.2",
         "loop.iterations=2",
     )
     rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]

@@ -13,7 +13,7 @@ from tests.end_to_end.test_train import train
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
-GPUS = ("model.precision=bf16", "generation.enforce_eager=true", "generation.memory_fraction=0.2")
+GPUS = ("model.precision=bf16", "generation.enforce_eager=true", "generation.gpu_memory_utilization=0.2")
 LAYOUTS = {
     "TP2": ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"),
     "PP2": ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2"),

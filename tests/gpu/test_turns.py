@@ -29,7 +29,9 @@ def test_resting_on_a_gpu_changes_nothing_and_leaves_nothing(
     assert min(found["stayed_bytes"]) > 0
     copies = found["eight_bit_bytes"]
     assert set(copies["generating"]) == {0}
-    assert (max(copies["syncing"]) > 0) == (fp8 != "none")  # the policy's, which has just learnt: the measure sees them
+    assert (max(copies["syncing"]) > 0) == (
+        fp8 != "none"
+    )  # the policy's, which has just learned: the measure sees them
     assert set(found["rested_bytes"]) == set(found["sync_bytes"]) == {0}
     copied, size = found["read_only_bytes"]
     assert copied == size > 0

@@ -54,7 +54,7 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     run.iteration = 1
     found: dict[int, dict[str, list[Tensor]]] = {}
     for size in map(int, sizes.split(",")):
-        run.labelled.position = run.unlabelled.position = 0
+        run.labeled.position = run.unlabeled.position = 0
         for trainer in run.trainers.values():
             trainer.rule = replace(trainer.rule, budget=size)
         for loss, average in ((Loss.gspo, AverageOver.sequences), (Loss.ppo, AverageOver.tokens)):

@@ -70,9 +70,9 @@ def exported(run: Run) -> dict[str, torch.Tensor]:
 
 def state(run: Run) -> dict[str, Any]:
     """Weights, and what policy and critic make of the first four prompts."""
-    position, run.unlabelled.position = run.unlabelled.position, 0
-    prompts: Sequence[Any] = run.unlabelled.take(4)
-    run.unlabelled.position = position
+    position, run.unlabeled.position = run.unlabeled.position, 0
+    prompts: Sequence[Any] = run.unlabeled.take(4)
+    run.unlabeled.position = position
     rollouts = [
         Rollout(prompt, 0, done.response_ids, done.log_probs, done.finish_reason)
         for prompt in prompts

@@ -109,9 +109,9 @@ def frozen(recipe: Path) -> dict[str, Any]:
 
 def spoilt(recipe: Path) -> dict[str, Any]:
     """An E-step, and an M-step that whitens its advantages, each on rollouts of which the critic gave one a NaN."""
-    run, _ = started((recipe, (ALONE, "policy.whiten=true")), "spoilt")
+    run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "spoilt")
     run.iteration = 1
-    drawn = run.collector.collect(1, labelled=4, unlabelled=4)
+    drawn = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
 
     def one_nan(batch: Batch, read: Score) -> Rows:
@@ -120,7 +120,7 @@ def spoilt(recipe: Path) -> dict[str, Any]:
         return rows
 
     critic.score = one_nan  # type: ignore[method-assign]
-    metrics = loop.e_step(run, drawn.labelled, drawn.correct, 1)
+    metrics = loop.e_step(run, drawn.labeled, drawn.correct, 1)
     metrics |= loop.m_step(run, loop.policy_rollouts(run, drawn))
     kept = sorted(path.name for path in (run.directory / "non_finite").iterdir())
     leave_groups()

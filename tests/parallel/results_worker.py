@@ -38,7 +38,7 @@ class Trials:
 
     def __init__(self, recipe: Path, model: Path) -> None:
         self.recipe, self.model, self.place = recipe, model, recipe.parent
-        self.labelled, self.held_out = self.place / "labelled.jsonl", self.place / "held-out.jsonl"
+        self.labeled, self.held_out = self.place / "labeled.jsonl", self.place / "held-out.jsonl"
         self.said: list[str] = []
 
     def config(self, name: str, *overrides: str) -> Config:
@@ -74,7 +74,7 @@ def words(first: str, count: int) -> list[str]:
 
 def choice(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
     """A run whose earliest checkpoint is best, since all policies answer alike; and its export asked for once more."""
-    assert trials.run(trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=2"))
+    assert trials.run(trials.config("run", *from_start, "checkpoint.select_best=true", "loop.iterations=2"))
     chosen = {
         "summary": trials.summary("run"),
         "exports_the_best": trials.exported("run") == trials.weights("run", 0),
@@ -88,8 +88,8 @@ def choice(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
 
 def without_origins(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
     """The same command once what the run started from is gone, and foreign names lie among its checkpoints."""
-    config = trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=3")
-    assert trials.run(trials.config("whole", *from_start, "checkpoint.choose=true", "loop.iterations=3"))
+    config = trials.config("run", *from_start, "checkpoint.select_best=true", "loop.iterations=3")
+    assert trials.run(trials.config("whole", *from_start, "checkpoint.select_best=true", "loop.iterations=3"))
     shutil.rmtree(trials.place / "start")
     shutil.rmtree(trials.model)
     checkpoints = trials.place / "run" / "checkpoints"
@@ -107,22 +107,24 @@ def without_origins(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]
 
 
 def changed_data(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
-    """Rows removed, one changed, new ones, and one that was learnt among the held-out ones."""
-    config = trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=4")
+    """Rows removed, one changed, new ones, and one that was learned among the held-out ones."""
+    config = trials.config("run", *from_start, "checkpoint.select_best=true", "loop.iterations=4")
     tokenizer = load_tokenizer(trials.place / "run")
     before = run_data.load(config, tokenizer)
     aside = {prompt.question for prompt in before.set_aside}
-    rows = [json.loads(line) for line in trials.labelled.read_text().splitlines()]
-    learnt = [row for row in rows if key_of(row) in before.learnt]
+    rows = [json.loads(line) for line in trials.labeled.read_text().splitlines()]
+    learned = [row for row in rows if key_of(row) in before.learned]
     measured = [row for row in rows if key_of(row) in aside]
-    learnt[0]["answer"] = "changed"
-    left = [*measured[:1], *learnt[:-6]]
+    learned[0]["answer"] = "changed"
+    left = [*measured[:1], *learned[:-6]]
     new = [{"prompt": word, "answer": "new"} for word in words("N", 2)]
-    trials.labelled.write_text("".join(json.dumps(row) + "\n" for row in [*left, *new]))
+    trials.labeled.write_text("".join(json.dumps(row) + "\n" for row in [*left, *new]))
     with trials.held_out.open("a") as file:
-        file.write(json.dumps(learnt[-1]) + "\n")
+        file.write(json.dumps(learned[-1]) + "\n")
     refusal = problems(config)
-    accepting = trials.config("run", *from_start, "checkpoint.choose=true", "loop.iterations=4", "data.changed=accept")
+    accepting = trials.config(
+        "run", *from_start, "checkpoint.select_best=true", "loop.iterations=4", "data.changed=accept"
+    )
     accepted = problems(accepting)
     assert trials.run(accepting)
     said = list(trials.said)
@@ -133,10 +135,12 @@ def changed_data(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
         "accepted": accepted,
         "said": said,
         "afterwards": problems(config),
-        "measured_was_learnt": sorted({prompt.question for prompt in after.set_aside} & before.learnt),
+        "measured_was_learned": sorted({prompt.question for prompt in after.set_aside} & before.learned),
         "still_measured": key_of(measured[0]) in {prompt.question for prompt in after.set_aside},
         "measured": len(after.set_aside),
-        "held_out_was_learnt": [p.id for p in after.questions.sets["held_out"].prompts if p.question in before.learnt],
+        "held_out_was_learned": [
+            p.id for p in after.questions.sets["held_out"].prompts if p.question in before.learned
+        ],
         "candidates": trials.summary("run")["best_iteration"],
     }
 
@@ -189,10 +193,10 @@ def main(path: str, model: str, out: str) -> None:
     run._build_generator = lambda _: Recorded()
     run.say = lambda _, text: trials.said.append(text)
     topology.shutdown = lambda: None
-    write_rows(trials.labelled, words("L", ROWS))
+    write_rows(trials.labeled, words("L", ROWS))
     write_rows(trials.held_out, words("H", 4))
     settings = yaml.safe_load(recipe.read_text())
-    settings["data"] |= {"labelled": [{"path": str(trials.labelled)}], "held_out": [{"path": str(trials.held_out)}]}
+    settings["data"] |= {"labeled": [{"path": str(trials.labeled)}], "held_out": [{"path": str(trials.held_out)}]}
     recipe.write_text(yaml.safe_dump(settings))
 
     assert trials.run(trials.config("start", "loop.iterations=1"))

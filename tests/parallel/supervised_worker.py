@@ -40,7 +40,7 @@ from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Recorded
 
-WORK = ("warm_start", "sync", "evaluate", "grade", "estimate", "observe", "calibrate", "refine")
+WORK = ("warm_start", "sync", "evaluate", "grade", "advantages", "observe", "e_step", "m_step")
 """phases in which a rank that does nothing is held to hang; here no engine generates"""
 
 

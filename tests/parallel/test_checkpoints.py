@@ -34,7 +34,7 @@ def ran(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     """What the worker found, and the directory of its checkpoints."""
     directory = tmp_path_factory.mktemp("checkpoints")
     recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
-    small = ("loop.labelled_prompts=2", "loop.unlabelled_prompts=2", "loop.samples_per_prompt=2")
+    small = ("loop.labeled_prompts=2", "loop.unlabeled_prompts=2", "loop.samples_per_prompt=2")
     run_ranks(WORKER, 2, recipe, out, *small)
     found: dict[str, Any] = torch.load(out)
     return found, directory / "run" / "checkpoints"

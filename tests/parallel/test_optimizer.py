@@ -1,4 +1,4 @@
-"""The real optimizer of two data-parallel ranks: what decays, what a frozen critic holds, what is not learnt from."""
+"""The real optimizer of two data-parallel ranks: what decays, what a frozen critic holds, what is not learned from."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ def results(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     settings = yaml.safe_load(recipe.read_text())
     settings["parallel"] = {"processes_per_node": 1, "tensor_model_parallel_size": 1}
     settings["stages"]["warm_start"]["steps"] = 2
-    settings["loop"] |= {"labelled_prompts": 2, "unlabelled_prompts": 2, "samples_per_prompt": 2}
-    settings["checkpoint"] |= {"choose_prompts": 4, "choose_samples": 2}
+    settings["loop"] |= {"labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2}
+    settings["checkpoint"] |= {"selection_prompts": 4, "selection_samples": 2}
     settings["logging"] = {"tensorboard": False}
     recipe.write_text(yaml.safe_dump(settings))
     model, out = shutil.copytree(demo_model, directory / "model"), directory / "results.json"
@@ -70,20 +70,20 @@ def test_foreign_names_among_checkpoints_are_ignored_and_named(results: dict[str
 def test_changed_data_are_refused_with_what_differs(results: dict[str, Any]) -> None:
     """Each file is named with its rows, and what to do is said once."""
     found = results["changed_data"]
-    labelled, held_out, remedy = found["refusal"]
-    assert f"{found['removed']} rows removed, 2 added, 1 changed" in labelled and "labelled.jsonl" in labelled
+    labeled, held_out, remedy = found["refusal"]
+    assert f"{found['removed']} rows removed, 2 added, 1 changed" in labeled and "labeled.jsonl" in labeled
     assert "0 rows removed, 1 added, 0 changed" in held_out and "held-out.jsonl" in held_out
     assert "data.changed=accept" in remedy
 
 
-def test_accepted_data_keep_what_was_learnt_out_of_what_is_measured(results: dict[str, Any]) -> None:
-    """Questions that were set aside stay so, new ones join them, and none does whose answer the run has learnt; nor is
+def test_accepted_data_keep_what_was_learned_out_of_what_is_measured(results: dict[str, Any]) -> None:
+    """Questions that were set aside stay so, new ones join them, and none does whose answer the run has learned; nor is
     such a one evaluated. The run says what it accepts, and keeps the new contents as its own. Candidates of before the
     change, whose questions were others, are compared no more."""
     found = results["changed_data"]
     assert found["accepted"] == found["afterwards"] == []
     assert sum(line.startswith("data.changed=accept: ") for line in found["said"]) == 2
-    assert any("data.held_out: 4 prompts" in line and "1 learnt with" in line for line in found["said"])
-    assert found["measured_was_learnt"] == found["held_out_was_learnt"] == []
+    assert any("data.held_out: 4 prompts" in line and "1 learned with" in line for line in found["said"])
+    assert found["measured_was_learned"] == found["held_out_was_learned"] == []
     assert found["still_measured"] and found["measured"] == 3
     assert found["candidates"] == 4

@@ -19,7 +19,7 @@ SHORT = (*STAGES, "checkpoint.every=4", "logging.tensorboard=false")
 def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: Path) -> None:
     """Interrupted in the warm start, by the deadline in the critic start, while it generates, while it evaluates, and
     while it learns, each time on one rank alone: log and weights are bit for bit those of a run that went through, and
-    what a stage had learnt was not learnt again. Started once more, the finished run adds nothing to its log. The
+    what a stage had learned was not learned again. Started once more, the finished run adds nothing to its log. The
     ranks of the run that went through count work in every phase where a rank that does none is held to hang."""
     whole = tmp_path / "whole"
     run_under_torchrun(WORKER, 2, whole, recipe, *SHORT)
@@ -60,7 +60,7 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Pat
     shown = str(failed.value)
     assert "no end within" not in shown
     _, _, said = shown.partition("tempo: rank ")
-    assert said.startswith("1 on ") and "hangs: in estimate, where no rank has done anything for 15 s" in said
+    assert said.startswith("1 on ") and "hangs: in advantages, where no rank has done anything for 15 s" in said
     first, _, then = said.partition("tempo: rank ")
     assert "in hangs" in first and then.startswith("0 on ") and "ends because rank 1 hangs" in then
     assert "in hangs" in (tmp_path / "run" / "flight" / "rank-1.txt").read_text()

@@ -30,7 +30,7 @@ def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return result
 
 
-def test_resting_changes_nothing_that_is_learnt(found: dict[str, Any]) -> None:
+def test_resting_changes_nothing_that_is_learned(found: dict[str, Any]) -> None:
     """Weights, optimizer states and metrics are those of a run whose models never rest, bit for bit."""
     assert found["same_state"]
     assert found["metrics_differ"] == []

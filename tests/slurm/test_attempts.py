@@ -156,7 +156,7 @@ def test_a_rank_that_fails_ends_the_job_and_is_named(cluster: Cluster, tmp_path:
     assert "rank 2 failed first" in job.output.read_text() and "ValueError: of rank 2" in job.output.read_text()
 
 
-def test_a_cancelled_job_stays_cancelled(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_canceled_job_stays_canceled(cluster: Cluster, tmp_path: Path) -> None:
     """scancel's SIGTERM lets the ranks save; the job is not requeued behind its owner's back."""
     job = Submission(cluster, tmp_path, f"{SAVES}\necho on; while :; do sleep 0.1; done")
     job.wait_for_ranks("on")

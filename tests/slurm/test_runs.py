@@ -21,9 +21,9 @@ TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4")
 FROM_THE_MODEL = ("policy.checkpoint=''", "critic.checkpoint=''")
 CHOICE = (
-    "checkpoint.choose=true",
-    "checkpoint.choose_prompts=2",
-    "checkpoint.choose_samples=2",
+    "checkpoint.select_best=true",
+    "checkpoint.selection_prompts=2",
+    "checkpoint.selection_samples=2",
     "calibration.questions=2",
 )
 UNREPEATABLE = ("seconds/", "memory/")

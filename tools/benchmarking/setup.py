@@ -45,7 +45,7 @@ class Setup:
 
 
 def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: int, questions: int) -> None:
-    """A model directory without weights (`model`) and questions with answers (`labelled.jsonl`, `unlabelled.jsonl`) of
+    """A model directory without weights (`model`) and questions with answers (`labeled.jsonl`, `unlabeled.jsonl`) of
     `prompt_tokens` words each, a word being a token. What lay there before is deleted."""
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "model").mkdir(parents=True)
@@ -56,7 +56,7 @@ def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: i
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[1], pad_token=words[0]).save_pretrained(
         directory / "model"
     )
-    for name in ("labelled", "unlabelled"):
+    for name in ("labeled", "unlabeled"):
         random = torch.Generator().manual_seed(derive_seed("benchmark", name))
         ids = torch.randint(2, len(words), (questions, prompt_tokens), generator=random).tolist()
         rows = [{"prompt": " ".join(words[i] for i in row), "answer": words[row[0]]} for row in ids]
@@ -64,7 +64,7 @@ def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: i
 
 
 @torch.no_grad()
-def randomise(module: torch.nn.Module, place: Topology, std: float = 0.02) -> None:
+def randomize(module: torch.nn.Module, place: Topology, std: float = 0.02) -> None:
     """Random matrices, the same whatever ranks hold copies of them; norms of one, biases of zero. A critic keeps its
     own value head."""
     for name, parameter in canonical_parameters(module).items():
@@ -79,7 +79,7 @@ def randomise(module: torch.nn.Module, place: Topology, std: float = 0.02) -> No
 def build(setup: Setup, role: Role) -> Any:
     """A policy or a critic with random weights."""
     module = model.build(role, setup.settings, setup.config, setup.place)
-    randomise(module, setup.place)
+    randomize(module, setup.place)
     return module
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarking import clock
 from benchmarking.lengths import Lengths
 from benchmarking.report import Figures
-from benchmarking.setup import randomise
+from benchmarking.setup import randomize
 from tempo_megatron.config import Config
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
@@ -59,7 +59,7 @@ class RandomModels(Models):
 
     def build(self, role: Role, start: str) -> Any:
         module = model.build(role, self.settings, self._config, self._place)
-        randomise(module, self._place)
+        randomize(module, self._place)
         return module
 
 
@@ -102,7 +102,7 @@ class BenchmarkRun(Run):
 
 
 def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
-    """From a policy that has just learnt to an engine that could generate, and back: the first time, which takes host
+    """From a policy that has just learned to an engine that could generate, and back: the first time, which takes host
     memory, and medians of later ones. Collective."""
     _to_training(run)
     first = {name: _watched(run, way) for name, way in _WAYS.items()}
@@ -121,7 +121,7 @@ def _to_generation(run: BenchmarkRun) -> None:
 
 
 def _to_training(run: BenchmarkRun) -> None:
-    with run.phase("refine"):
+    with run.phase("m_step"):
         run.policy.offloader.wake(*Kind)
         run.policy.offloader.changed()
 
@@ -201,7 +201,10 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
 def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
     """How far the policy's ratios went from 1, which at learning rate 0 is noise, and as a share of the clip."""
     farthest = max(metrics["policy/ratio_max"] - 1, 1 - metrics["policy/ratio_min"])
-    return {"largest |ratio - 1|": farthest, "largest |ratio - 1| / clip_low": farthest / run.config.policy.clip_low}
+    return {
+        "largest |ratio - 1|": farthest,
+        "largest |ratio - 1| / clip_range_low": farthest / run.config.policy.clip_range_low,
+    }
 
 
 @contextlib.contextmanager

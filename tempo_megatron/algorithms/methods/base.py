@@ -17,10 +17,10 @@ class Settings(Protocol):
     def baseline(self) -> str: ...
 
     @property
-    def discount(self) -> float: ...
+    def gamma(self) -> float: ...
 
     @property
-    def trace_decay(self) -> float: ...
+    def gae_lambda(self) -> float: ...
 
 
 class Method:
@@ -28,7 +28,7 @@ class Method:
 
     `settings` are the recipe settings that come with the method (which loss, which rows the policy learns from, how the
     critic is trained); whatever the recipe itself says wins. `needs` names what must be there in an Experience:
-    `values`, `votes`, `correct` (of every row, so that all must be labelled), and of `statistics` `entropy`,
+    `values`, `votes`, `correct` (of every row, so that all must be labeled), and of `statistics` `entropy`,
     `self_certainty`. A run rehearses its method before it starts and refuses one that reads what it does not name.
     """
 

@@ -11,14 +11,14 @@ from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
 class Empo(Grpo):
-    """Unlabelled rollouts train the policy.
+    """Unlabeled rollouts train the policy.
 
     Reward: the share of the prompt's responses in the row's cluster of equivalent answers; a response without an answer
     is a cluster of its own. Clusters are a rule verifier's or a judge model's (`grading.cluster_by`). Advantage: within
     the group. Loss: PPO's clip a token.
     """
 
-    settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabelled"}
+    settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled"}
     needs = frozenset({"votes"})
 
     def rewards(self, experience: Experience) -> Tensor:

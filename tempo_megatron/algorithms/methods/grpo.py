@@ -6,24 +6,24 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tempo_megatron.algorithms.advantages import within_groups
+from tempo_megatron.algorithms.advantages import group_relative_advantages
 from tempo_megatron.algorithms.experience import Experience
 from tempo_megatron.algorithms.methods.base import Method, Settings
 
 
 class Grpo(Method):
-    """Labelled rollouts train the policy.
+    """Labeled rollouts train the policy.
 
     Reward: verified correctness. Advantage: (R - mean) / deviation within the group. Loss: PPO's clip a token.
     """
 
     settings: ClassVar = {
         "critic.training": "none",
-        "policy.learns_from": "labelled",
+        "policy.learns_from": "labeled",
         "policy.loss": "ppo",
         "policy.average_over": "tokens",
-        "policy.clip_low": 0.2,
-        "policy.clip_high": 0.2,
+        "policy.clip_range_low": 0.2,
+        "policy.clip_range_high": 0.2,
     }
     needs = frozenset({"correct"})
     compares_responses = True
@@ -32,4 +32,4 @@ class Grpo(Method):
         return experience.verified
 
     def advantages(self, experience: Experience, rewards: Tensor, settings: Settings) -> Tensor:
-        return within_groups(rewards, experience.prompts, experience.response_mask)
+        return group_relative_advantages(rewards, experience.prompts, experience.response_mask)

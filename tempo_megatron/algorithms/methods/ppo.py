@@ -1,4 +1,4 @@
-"""PPO with verifiable rewards: the RLVR that initialises policy and critic, and a baseline."""
+"""PPO with verifiable rewards: the RLVR that initializes policy and critic, and a baseline."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tempo_megatron.algorithms.advantages import generalised
+from tempo_megatron.algorithms.advantages import generalized_advantage_estimation
 from tempo_megatron.algorithms.experience import Experience
 from tempo_megatron.algorithms.methods.base import Method, Settings
 
 
 class Ppo(Method):
-    """Labelled rollouts train policy and critic.
+    """Labeled rollouts train policy and critic.
 
     Reward: verified correctness. Advantage: GAE, whitened. Loss: PPO's clip a token; the critic learns the returns
     A_t + V(x, y_<t), and the reward itself after the last token, so that TEMPO can go on with it.
@@ -20,12 +20,12 @@ class Ppo(Method):
 
     settings: ClassVar = {
         "critic.training": "returns",
-        "policy.learns_from": "labelled",
+        "policy.learns_from": "labeled",
         "policy.loss": "ppo",
         "policy.average_over": "tokens",
-        "policy.clip_low": 0.2,
-        "policy.clip_high": 0.2,
-        "policy.whiten": True,
+        "policy.clip_range_low": 0.2,
+        "policy.clip_range_high": 0.2,
+        "policy.whiten_advantages": True,
     }
     needs = frozenset({"values", "correct"})
 
@@ -33,10 +33,10 @@ class Ppo(Method):
         return experience.verified
 
     def advantages(self, experience: Experience, rewards: Tensor, settings: Settings) -> Tensor:
-        return generalised(
+        return generalized_advantage_estimation(
             rewards,
             experience.needed_values(),
             experience.response_mask,
-            discount=settings.discount,
-            trace_decay=settings.trace_decay,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
         )

@@ -11,13 +11,13 @@ from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
 class Ttrl(Grpo):
-    """Unlabelled rollouts train the policy.
+    """Unlabeled rollouts train the policy.
 
     Reward: 1 for the most frequent answer among the prompt's votes (`loop.votes_per_prompt`), 0 for any other and for
     none. Advantage: within the group. Loss: PPO's clip a token, with a small KL penalty.
     """
 
-    settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabelled", "policy.kl_coefficient": 0.001}
+    settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled", "policy.kl_coefficient": 0.001}
     needs = frozenset({"votes"})
 
     def rewards(self, experience: Experience) -> Tensor:

@@ -1,4 +1,4 @@
-"""OLMo 2: norms after the sub-layers, queries and keys normalised over all heads."""
+"""OLMo 2: norms after the sub-layers, queries and keys normalized over all heads."""
 
 from tempo_megatron.conversion.decoder import Family
 

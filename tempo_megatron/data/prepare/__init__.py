@@ -1,1 +1,1 @@
-"""Public sources as normalised JSONL, and how much of the evaluation the labelled ones have already seen."""
+"""Public sources as normalized JSONL, and how much of the evaluation the labeled ones have already seen."""

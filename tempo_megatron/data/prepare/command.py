@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tempo_megatron.data.prepare import contamination
-from tempo_megatron.data.prepare.catalogue import SOURCES
+from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.data.prepare.question import NO_ANSWER
 from tempo_megatron.data.prepare.writing import LabelChecks, prepare
 from tempo_megatron.data.reading import DataError
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="directory to write to (data)")
     made.add_argument("--limit", type=int, metavar="N", help="questions to keep at most, the first ones")
     made.add_argument(
-        "--keep-unanswered", action="store_true", help="keep questions without an answer: enough for data.unlabelled"
+        "--keep-unanswered", action="store_true", help="keep questions without an answer: enough for data.unlabeled"
     )
     made.add_argument(
         "--drop-useless",
@@ -33,12 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="drop answers that no response can get right, which are an error otherwise",
     )
     commands.add_parser("list", help="the sources: hub address, role in the paper, grader")
-    check = commands.add_parser("check", help="labelled questions that are also evaluated")
-    check.add_argument("--labelled", type=Path, nargs="+", required=True, metavar="FILE", help="normalised JSONL")
-    check.add_argument("--unlabelled", type=Path, nargs="+", default=[], metavar="FILE")
+    check = commands.add_parser("check", help="labeled questions that are also evaluated")
+    check.add_argument("--labeled", type=Path, nargs="+", required=True, metavar="FILE", help="normalized JSONL")
+    check.add_argument("--unlabeled", type=Path, nargs="+", default=[], metavar="FILE")
     check.add_argument("--held-out", type=Path, nargs="+", default=[], metavar="FILE")
     check.add_argument("--out", type=Path, metavar="FILE", help="write counts and all pairs as JSON")
-    check.add_argument("--clean", type=Path, metavar="DIR", help="write the labelled files without those questions")
+    check.add_argument("--clean", type=Path, metavar="DIR", help="write the labeled files without those questions")
 
 
 def run(arguments: argparse.Namespace, checks: LabelChecks) -> int:
@@ -84,12 +84,12 @@ def _list() -> None:
 
 
 def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
-    streams = {"unlabelled": arguments.unlabelled, "held_out": arguments.held_out}
+    streams = {"unlabeled": arguments.unlabeled, "held_out": arguments.held_out}
     if not any(streams.values()):
-        raise DataError("nothing to check against: give --unlabelled or --held-out files")
-    read = contamination.read([*arguments.labelled, *arguments.unlabelled, *arguments.held_out], checks.problems)
-    labelled = {path: read[path] for path in arguments.labelled}
-    rows = [row for of_file in labelled.values() for row in of_file]
+        raise DataError("nothing to check against: give --unlabeled or --held-out files")
+    read = contamination.read([*arguments.labeled, *arguments.unlabeled, *arguments.held_out], checks.problems)
+    labeled = {path: read[path] for path in arguments.labeled}
+    rows = [row for of_file in labeled.values() for row in of_file]
     evaluated = {
         stream: [row for path in dict.fromkeys(files) for row in read[path]] for stream, files in streams.items()
     }
@@ -99,6 +99,6 @@ def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     if arguments.out:
         write_whole(arguments.out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     if arguments.clean:
-        kept = contamination.write_clean(labelled, {pair.labelled for pair in found}, arguments.clean)
+        kept = contamination.write_clean(labeled, {pair.labeled for pair in found}, arguments.clean)
         for path, number in kept.items():
             print(f"{path}: {number} rows kept")

@@ -1,4 +1,4 @@
-"""Which labelled questions are also evaluated: the same text, or a run of 13 words in common."""
+"""Which labeled questions are also evaluated: the same text, or a run of 13 words in common."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WORDS = 13
 
 @dataclass(frozen=True)
 class Pair:
-    """A labelled question that an evaluated one repeats."""
+    """A labeled question that an evaluated one repeats."""
 
-    labelled: str
+    labeled: str
     evaluated: str
     stream: str
     source: str
@@ -31,11 +31,11 @@ class Pair:
 
     def as_dict(self) -> dict[str, str]:
         kind = "exact" if self.exact else f"{WORDS}-gram"
-        return {"labelled": self.labelled, self.stream: self.evaluated, "source": self.source, "kind": kind}
+        return {"labeled": self.labeled, self.stream: self.evaluated, "source": self.source, "kind": kind}
 
 
 def read(files: Iterable[Path], problems: Callable[[Sequence[Row]], list[str]]) -> dict[Path, list[Row]]:
-    """The rows of normalised files. `problems` says what is wrong with the labels of rows, a line each.
+    """The rows of normalized files. `problems` says what is wrong with the labels of rows, a line each.
 
     Raises DataError listing every problem of files, rows and labels.
     """
@@ -43,7 +43,7 @@ def read(files: Iterable[Path], problems: Callable[[Sequence[Row]], list[str]]) 
     sources = {path: SourceConfig(path=str(path)) for path in files}
     for path, source in sources.items():
         try:
-            rows[path] = read_rows([source], labelled=False)
+            rows[path] = read_rows([source], labeled=False)
         except DataError as error:
             wrong.append(str(error))
     wrong += problems(answered_rows(sources.values()))
@@ -52,13 +52,13 @@ def read(files: Iterable[Path], problems: Callable[[Sequence[Row]], list[str]]) 
     return rows
 
 
-def pairs(labelled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> list[Pair]:
-    """All pairs of a labelled question and one of each stream that are the same or share a run of words.
+def pairs(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> list[Pair]:
+    """All pairs of a labeled question and one of each stream that are the same or share a run of words.
 
     A question shorter than 13 words is one run, so that it only matches a question of the same text. Time and memory
     grow with the number of words, not of pairs.
     """
-    texts = [identity(row.question) for row in labelled]
+    texts = [identity(row.question) for row in labeled]
     runs = [_runs(text) for text in texts]
     every = {run for of_one in runs for run in of_one}
     others = [(stream, row) for stream, rows in evaluated.items() for row in rows]
@@ -69,20 +69,20 @@ def pairs(labelled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> li
             where[run].append(index)
     return [
         Pair(row.id, others[index][1].id, others[index][0], others[index][1].source, text == other_texts[index])
-        for row, text, of_one in zip(labelled, texts, runs, strict=True)
+        for row, text, of_one in zip(labeled, texts, runs, strict=True)
         for index in sorted({index for run in of_one for index in where.get(run, ())})
     ]
 
 
 def _runs(text: str) -> array[int]:
-    """Hashes (64 bits) of the runs of 13 words in a normalised text, or of the whole where it is shorter."""
+    """Hashes (64 bits) of the runs of 13 words in a normalized text, or of the whole where it is shorter."""
     words = text.split(" ")
     return array("q", [hash(" ".join(words[i : i + WORDS])) for i in range(max(1, len(words) - WORDS + 1))])
 
 
-def report(labelled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], found: Sequence[Pair]) -> dict[str, Any]:
+def report(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], found: Sequence[Pair]) -> dict[str, Any]:
     """Counts and shares, overall and for every evaluated source, and all pairs. A share is of the questions counted."""
-    contaminated = {pair.labelled for pair in found}
+    contaminated = {pair.labeled for pair in found}
     sources = []
     for stream, rows in evaluated.items():
         for source in sorted({row.source for row in rows}):
@@ -101,10 +101,10 @@ def report(labelled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], foun
                 }
             )
     return {
-        "labelled": {
-            "questions": len(labelled),
+        "labeled": {
+            "questions": len(labeled),
             "contaminated": len(contaminated),
-            "share": round(len(contaminated) / len(labelled), 6) if labelled else 0.0,
+            "share": round(len(contaminated) / len(labeled), 6) if labeled else 0.0,
         },
         "evaluated": sources,
         "pairs": [pair.as_dict() for pair in found],
@@ -117,9 +117,9 @@ def table(figures: Mapping[str, Any]) -> str:
     lines = [columns] + [tuple(str(row[name]) for name in columns) for row in figures["evaluated"]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    total = figures["labelled"]
+    total = figures["labeled"]
     contaminated = f"{total['contaminated']} of {total['questions']} ({total['share']:.2%})"
-    return "\n".join([*shown, f"labelled questions that are also evaluated: {contaminated}"])
+    return "\n".join([*shown, f"labeled questions that are also evaluated: {contaminated}"])
 
 
 def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], directory: Path) -> dict[Path, int]:
@@ -129,7 +129,7 @@ def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], dir
     """
     targets = {path: directory / path.name for path in files}
     if len(set(targets.values())) < len(targets) or any(path.resolve() == to.resolve() for path, to in targets.items()):
-        raise DataError(f"--clean {directory}: needs a directory of its own and labelled files of different names")
+        raise DataError(f"--clean {directory}: needs a directory of its own and labeled files of different names")
     directory.mkdir(parents=True, exist_ok=True)
     kept = {}
     for path, rows in files.items():

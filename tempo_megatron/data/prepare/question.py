@@ -59,7 +59,7 @@ class Question:
         return {"answer": self.answer, **entry}
 
     def row(self) -> dict[str, Any]:
-        """The normalised row. Without an id of the source's own, the id is a hash of the text, never of the answer."""
+        """The normalized row. Without an id of the source's own, the id is a hash of the text, never of the answer."""
         asked = {"messages": list(self.messages)} if self.messages else {"prompt": self.prompt}
         row = {
             "id": self.id or text_hash(self.text),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tempo_megatron.data.identity import identity
-from tempo_megatron.data.prepare.catalogue import Source
+from tempo_megatron.data.prepare.catalog import Source
 from tempo_megatron.data.prepare.question import Question, SkippedRow, text_hash
 from tempo_megatron.data.reading import DataError, Place, Problem, listed
 from tempo_megatron.data.sources import Row

@@ -23,7 +23,7 @@ from tempo_megatron.training.phases.scoring import Scores, mini_batches, to_batc
 
 @dataclass(frozen=True)
 class PolicyRollouts:
-    """What one policy step learns from. `correct` is NaN where a rollout is not labelled; `votes` are the rows' own."""
+    """What one policy step learns from. `correct` is NaN where a rollout is not labeled; `votes` are the rows' own."""
 
     rollouts: list[Rollout]
     correct: list[float]
@@ -69,7 +69,7 @@ def estimate(
     `wrong` is the critic's target of a wrong answer; `critic_values` [rows, sequence] are read now unless given.
     """
     batch = to_batch(rows.rollouts)
-    order = list(mini_batches(batch.rows, config.mini_batches, *seed, "refine", 0))
+    order = list(mini_batches(batch.rows, config.mini_batches, *seed, "m_step", 0))
     statistics = sorted(method.needs & set(STATISTICS))
     scored = _in_order(policy, batch, order, scores("entropy", *statistics))
     if "values" in method.needs and critic_values is None:
@@ -79,7 +79,7 @@ def estimate(
         response_mask=batch.response_mask,
         truncated=torch.tensor([rollout.truncated for rollout in rows.rollouts]),
         prompts=_numbers([rollout.prompt.id for rollout in rows.rollouts]),
-        labelled=~torch.tensor(rows.correct).isnan(),
+        labeled=~torch.tensor(rows.correct).isnan(),
         correct=torch.tensor(rows.correct),
         wrong=wrong,
         values=critic_values,
@@ -94,7 +94,7 @@ def estimate(
     advantages = method.advantages(experience, rewards, config)
     columns = {
         "old_log_probs": scored["log_probs"],
-        "advantages": whiten(advantages, learn) if config.whiten and learn.any() else advantages,
+        "advantages": whiten(advantages, learn) if config.whiten_advantages and learn.any() else advantages,
         "learn": learn,
     }
     if reference is not None:

@@ -1,4 +1,4 @@
-"""Rollouts of one step: labelled ones with their grades, unlabelled ones, and those that measure the critic."""
+"""Rollouts of one step: labeled ones with their grades, unlabeled ones, and those that measure the critic."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tempo_megatron.training.phases.grade import graded
 
 @dataclass(frozen=True)
 class Collected:
-    """Rollouts by what they are for; `correct` and `measured_correct` grade `labelled` and `measured`, row by row."""
+    """Rollouts by what they are for; `correct` and `measured_correct` grade `labeled` and `measured`, row by row."""
 
-    labelled: list[Rollout]
+    labeled: list[Rollout]
     correct: list[float]
-    unlabelled: list[Rollout]
+    unlabeled: list[Rollout]
     measured: list[Rollout]
     measured_correct: list[float]
     uniform: int = 0
-    """labelled prompts that were replaced because their responses all scored alike"""
+    """labeled prompts that were replaced because their responses all scored alike"""
 
 
 @dataclass
@@ -35,39 +35,39 @@ class Collector:
     config: Config
     generator: Engine
     grader: Grader
-    labelled: Stream[Prompt]
-    unlabelled: Stream[Prompt]
+    labeled: Stream[Prompt]
+    unlabeled: Stream[Prompt]
     measured: Sequence[Prompt]
-    """labelled prompts set aside for measurement"""
+    """labeled prompts set aside for measurement"""
     phase: Callable[[str], AbstractContextManager[None]]
     """enters a named part of an iteration"""
 
     def collect(
-        self, iteration: int, *, labelled: int = 0, unlabelled: int = 0, measure: bool = False, step: int = 0
+        self, iteration: int, *, labeled: int = 0, unlabeled: int = 0, measure: bool = False, step: int = 0
     ) -> Collected:
         """Rollouts of so many fresh prompts, from one generate call unless uniform prompts are replaced. The generator
         sleeps after it. `step` tells the policy steps of one iteration apart."""
         loop = self.config.loop
         drawn = {
-            "labelled": self.labelled.take(labelled),
-            "unlabelled": self.unlabelled.take(unlabelled),
+            "labeled": self.labeled.take(labeled),
+            "unlabeled": self.unlabeled.take(unlabeled),
             "measured": list(self.measured) if measure else [],
         }
         samples = {
-            "labelled": loop.samples_per_prompt,
-            "unlabelled": max(loop.votes_per_prompt, loop.samples_per_prompt),
+            "labeled": loop.samples_per_prompt,
+            "unlabeled": max(loop.votes_per_prompt, loop.samples_per_prompt),
             "measured": self.config.calibration.samples,
         }
         found = self.sample(drawn, samples, iteration, step)
-        correct = self.grade(found["labelled"])
+        correct = self.grade(found["labeled"])
         replaced = 0
         if loop.drop_uniform_prompts:
-            replaced = self._replace_uniform(found["labelled"], correct, iteration, step)
+            replaced = self._replace_uniform(found["labeled"], correct, iteration, step)
         self.generator.sleep()
         return Collected(
-            found["labelled"],
+            found["labeled"],
             correct,
-            found["unlabelled"],
+            found["unlabeled"],
             found["measured"],
             self.grade(found["measured"]),
             replaced,
@@ -97,7 +97,7 @@ class Collector:
         return {name: [next(rollouts) for _ in range(len(stream) * samples[name])] for name, stream in drawn.items()}
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
-        """Correctness of labelled rollouts."""
+        """Correctness of labeled rollouts."""
         with self.phase("grade"):
             return graded(self.grader, rollouts, {r.prompt.id: r.prompt.answer for r in rollouts if r.prompt.answer})
 
@@ -112,7 +112,7 @@ class Collector:
             if not starts:
                 break
             found += len(starts)
-            fresh = {"refill": self.labelled.take(len(starts))}
+            fresh = {"refill": self.labeled.take(len(starts))}
             again = self.sample(fresh, {"refill": size}, iteration, 1000 * (step + 1) + attempt)["refill"]
             grades = self.grade(again)
             for number, at in enumerate(starts):

@@ -62,7 +62,7 @@ def describe(
 
 
 def evidence(last_values: Tensor, rollouts: Sequence[Rollout], wrong: float) -> dict[str, float]:
-    """The ELBO's terms on unlabelled rollouts, from the values after the last token, [rows]; see docs/algorithms.md.
+    """The ELBO's terms on unlabeled rollouts, from the values after the last token, [rows]; see docs/algorithms.md.
     Values that are not finite take no part; without any that is, there are no terms."""
     believed = ((last_values - wrong) / (1 - wrong)).clamp(0, 1)
     by_prompt: dict[str, list[float]] = {}

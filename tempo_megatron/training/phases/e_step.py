@@ -52,7 +52,7 @@ def _fit(
     batch = replace(batch, columns={"targets": targets, "values": read})
     losses, norms, skipped = [], [], 0
     for epoch in range(config.epochs):
-        for rows in mini_batches(batch.rows, config.mini_batches, *seed, "calibrate", epoch):
+        for rows in mini_batches(batch.rows, config.mini_batches, *seed, "e_step", epoch):
             made = _step(critic, batch.select(rows), config.value_clip)
             if made is None:
                 skipped += 1

@@ -1,4 +1,4 @@
-"""Evaluation: the one phase that sees the answers of unlabelled and held-out questions."""
+"""Evaluation: the one phase that sees the answers of unlabeled and held-out questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
-from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarise
+from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import Verdict, graded, verdicts
@@ -25,7 +25,7 @@ from tempo_megatron.utils.heartbeat import Pace, at, tick
 
 Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)
-_OBSERVED = "evaluation/unlabelled_rollouts"
+_OBSERVED = "evaluation/unlabeled_rollouts"
 
 
 class Evaluator:
@@ -88,7 +88,7 @@ class Evaluator:
             rows[name].append(row)
             if name in mixed:
                 rows.setdefault(f"{name}/{prompt.source}", []).append(row)
-        return {name: summarise(figures) for name, figures in rows.items()}
+        return {name: summarize(figures) for name, figures in rows.items()}
 
     def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Figures:
         """How right the M-step's own rollouts are, of the questions whose answers are known; {} where none is.

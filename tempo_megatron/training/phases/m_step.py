@@ -24,7 +24,7 @@ def refine(
     done: list[Rows] = []
     skipped = 0
     for epoch in range(config.epochs):
-        later = mini_batches(found.batch.rows, config.mini_batches, *seed, "refine", epoch)
+        later = mini_batches(found.batch.rows, config.mini_batches, *seed, "m_step", epoch)
         for rows in later if epoch else found.order:
             part = found.batch.select(rows)
             if part.columns["learn"].any():
@@ -53,12 +53,12 @@ def refine(
 
 def _describe(found: Estimate) -> dict[str, float]:
     mask, learn = found.batch.response_mask, found.batch.columns["learn"]
-    learnt = found.batch.columns["advantages"][learn]
-    learnt = learnt[learnt.isfinite()]
+    learned = found.batch.columns["advantages"][learn]
+    learned = learned[learned.isfinite()]
     return {
         "policy/reward": float(found.rewards[found.rewards.isfinite()].mean()),
         "policy/non_finite_rewards": float((~found.rewards.isfinite()).sum()),
-        "policy/advantage_deviation": float(learnt.std(correction=0)) if len(learnt) else 0.0,
+        "policy/advantage_deviation": float(learned.std(correction=0)) if len(learned) else 0.0,
         "policy/entropy": float(found.entropy[mask].mean()),
         "policy/response_tokens": float(mask.sum(1).float().mean()),
         "policy/truncated": float(found.experience.truncated.float().mean()),
@@ -83,8 +83,8 @@ def _step(
             columns["advantages"],
             mask,
             ratio="sequence" if config.loss is Loss.gspo else "token",
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
+            clip_range_low=config.clip_range_low,
+            clip_range_high=config.clip_range_high,
             dual_clip=config.dual_clip,
             average_over=config.average_over,
             importance=columns.get("importance"),

@@ -25,16 +25,16 @@ from tempo_megatron.utils.heartbeat import Pace, at
 class Chooser:
     """Candidates for the best checkpoint, the choice among them, and when to stop. All ranks see `directory`.
 
-    `unlabelled`: questions that the policy adapts to, whose responses the critic values. Where there are none, labelled
-    accuracy alone decides: a start that a critic chose by its liking for the test questions would favour their answers.
+    `unlabeled`: questions that the policy adapts to, whose responses the critic values. Where there are none, labeled
+    accuracy alone decides: a start that a critic chose by its liking for the test questions would favor their answers.
     `state` is what a checkpoint keeps of it: candidates, the best's iteration and why it is the best, why the run has
     stopped if it has.
     """
 
-    def __init__(self, directory: Path, unlabelled: Sequence[Prompt], config: CheckpointConfig) -> None:
+    def __init__(self, directory: Path, unlabeled: Sequence[Prompt], config: CheckpointConfig) -> None:
         self._directory = directory
-        self._unlabelled = spread_over_sources(unlabelled, "choice")[: config.choose_prompts]
-        self._samples = config.choose_samples
+        self._unlabeled = spread_over_sources(unlabeled, "choice")[: config.selection_prompts]
+        self._samples = config.selection_samples
         self._patience = config.patience
         self.state: dict[str, Any] = {"candidates": [], "best": None, "reason": None, "stopped": None}
 
@@ -62,12 +62,12 @@ class Chooser:
 
     def _add(self, collector: Collector, iteration: int) -> Candidate:
         """Sample the present policy, the same questions and seeds for every candidate, and keep what it says."""
-        drawn = {"labelled": list(collector.measured), "unlabelled": self._unlabelled}
+        drawn = {"labeled": list(collector.measured), "unlabeled": self._unlabeled}
         found = collector.sample(drawn, dict.fromkeys(drawn, self._samples), 0, step=-1)
         collector.generator.sleep()
-        correct = collector.grade(found["labelled"])
-        if self._unlabelled and rank_and_ranks()[0] == 0:
-            self._write(iteration, found["unlabelled"])
+        correct = collector.grade(found["labeled"])
+        if self._unlabeled and rank_and_ranks()[0] == 0:
+            self._write(iteration, found["unlabeled"])
         barrier()
         by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
         shares = [mean(row) for row in by_question]
@@ -77,7 +77,7 @@ class Chooser:
     def _score(self, critic: Scorer | None, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with the values that one and the same critic gives their kept responses: scores of critics of
         different iterations could not be compared."""
-        if critic is None or not self._unlabelled:
+        if critic is None or not self._unlabeled:
             return list(candidates)
         return [replace(one, value=self._value(critic, one.iteration)) for one in candidates]
 
@@ -98,7 +98,7 @@ class Chooser:
 
     @at(Pace.untimed)
     def _read(self, iteration: int) -> list[Rollout]:
-        prompts = {prompt.id: prompt for prompt in self._unlabelled}
+        prompts = {prompt.id: prompt for prompt in self._unlabeled}
         rows = [json.loads(line) for line in self._path(iteration).read_text().splitlines()]
         return [
             Rollout(prompts[row["prompt"]], row["sample"], tuple(row["response_ids"]), (), row["finish_reason"])

@@ -17,7 +17,7 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def example(prompt: Prompt, tokenizer: Any) -> Example:
-    """A labelled question with its answer, after which the response ends."""
+    """A labeled question with its answer, after which the response ends."""
     return prompt.token_ids, taught_ids(prompt, tokenizer)
 
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tempo_megatron.algorithms.advantages import from_values, generalised, whiten, within_groups
+from tempo_megatron.algorithms.advantages import (
+    generalized_advantage_estimation,
+    group_relative_advantages,
+    value_baseline_advantages,
+    whiten,
+)
 from tempo_megatron.algorithms.experience import count_votes, last_value
 from tempo_megatron.algorithms.value_loss import calibration_mask, return_targets, squared_error
 
@@ -24,14 +29,14 @@ def test_the_last_value_is_read_after_the_last_response_token() -> None:
 
 def test_the_default_baseline_has_not_seen_the_token() -> None:
     """A_t = R - V(x, y_<t); the first token's baseline is V(x)."""
-    advantages = from_values(torch.tensor([0.75, 0.6]), VALUES, MASK)
+    advantages = value_baseline_advantages(torch.tensor([0.75, 0.6]), VALUES, MASK)
     expected = torch.tensor([[0, 0, 0.75 - 0.25, 0.75 - 0.5, 0], [0, 0, 0, 0.6 - 0.1, 0.6 - 0.3]])
     torch.testing.assert_close(advantages, expected)
 
 
 def test_the_literal_baseline_is_the_value_after_the_token() -> None:
     """A_t = R - V(x, y_1..t); with the critic's reward the last token's advantage is then always 0."""
-    advantages = from_values(torch.tensor([0.75, 0.6]), VALUES, MASK, "after_token")
+    advantages = value_baseline_advantages(torch.tensor([0.75, 0.6]), VALUES, MASK, "after_token")
     torch.testing.assert_close(advantages, torch.tensor([[0, 0, 0.25, 0, 0], [0, 0, 0, 0.3, 0]]))
 
 
@@ -59,7 +64,7 @@ def exact_gradients(baseline: str) -> tuple[Tensor, Tensor]:
     for a, b in itertools.product(range(2), range(2)):
         values = torch.stack([at_start, after_first[a], correct[a, b]])[None]
         mask = torch.tensor([[False, True, True]])
-        advantages = from_values(last_value(values, mask), values, mask, baseline)
+        advantages = value_baseline_advantages(last_value(values, mask), values, mask, baseline)
         probability = (p_first[a] * p_second[a, b]).detach()
         log_probs = torch.stack([p_first[a].log(), p_second[a, b].log()])
         surrogate = surrogate + probability * (advantages[0, 1:] * log_probs).sum()
@@ -75,15 +80,15 @@ def test_the_default_advantage_is_unbiased_and_the_literal_one_is_not() -> None:
     assert (estimated - true).abs().max() > 0.01
 
 
-def test_generalised_advantages_equal_the_sum_of_discounted_errors() -> None:
-    """A_t = sum_l (discount * decay)^l delta_(t+l), row by row in float64, lengths and offsets differing."""
+def test_generalized_advantages_equal_the_sum_of_discounted_errors() -> None:
+    """A_t = sum_l (gamma * decay)^l delta_(t+l), row by row in float64, lengths and offsets differing."""
     torch.manual_seed(1)
     values, rewards = torch.randn(5, 9, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     mask = torch.zeros(5, 9, dtype=torch.bool)
     spans = [(1, 9), (3, 7), (2, 3), (4, 9), (1, 5)]
     for row, (start, end) in enumerate(spans):
         mask[row, start:end] = True
-    found = generalised(rewards, values, mask, discount=0.9, trace_decay=0.7)
+    found = generalized_advantage_estimation(rewards, values, mask, gamma=0.9, gae_lambda=0.7)
     for row, (start, end) in enumerate(spans):
         states = [float(values[row, t - 1]) for t in range(start, end)]
         following = [*states[1:], 0.0]
@@ -96,11 +101,11 @@ def test_generalised_advantages_equal_the_sum_of_discounted_errors() -> None:
     assert found[~mask].abs().sum() == 0
 
 
-def test_without_discount_generalised_advantages_are_the_reward_minus_the_value() -> None:
+def test_without_discount_generalized_advantages_are_the_reward_minus_the_value() -> None:
     """The limit in which PPO's critic learns what TEMPO's does."""
     rewards = torch.tensor([1.0, 0.0])
-    found = generalised(rewards, VALUES, MASK, discount=1.0, trace_decay=1.0)
-    torch.testing.assert_close(found, from_values(rewards, VALUES, MASK))
+    found = generalized_advantage_estimation(rewards, VALUES, MASK, gamma=1.0, gae_lambda=1.0)
+    torch.testing.assert_close(found, value_baseline_advantages(rewards, VALUES, MASK))
 
 
 def test_advantages_within_a_group_compare_a_prompt_s_responses_alone() -> None:
@@ -109,7 +114,7 @@ def test_advantages_within_a_group_compare_a_prompt_s_responses_alone() -> None:
     groups = torch.tensor([4, 9, 4, 2, 2, 4])
     mask = torch.ones(6, 2).bool()
     mask[5, 1] = False
-    found = within_groups(rewards, groups, mask)
+    found = group_relative_advantages(rewards, groups, mask)
     high, low = (1 / 3) / math.sqrt(1 / 3), (-2 / 3) / math.sqrt(1 / 3)
     assert found[:, 0].tolist() == pytest.approx([high, 0, low, 0, 0, high], rel=1e-5)
     assert found[5, 1] == 0
@@ -121,21 +126,21 @@ def test_rewards_that_are_equal_up_to_rounding_have_advantage_0(size: int) -> No
     that Adam scales to whole steps."""
     groups, mask = torch.zeros(size, dtype=torch.int64), torch.ones(size, 3).bool()
     rewards = torch.ones(size) / size
-    assert within_groups(rewards, groups, mask).abs().max() == 0
+    assert group_relative_advantages(rewards, groups, mask).abs().max() == 0
     rounded = rewards.clone()
     rounded[::2] = rewards[::2].nextafter(torch.tensor(1.0))
-    assert within_groups(rounded, groups, mask).abs().max() == 0
+    assert group_relative_advantages(rounded, groups, mask).abs().max() == 0
     assert whiten(rounded[:, None].expand(size, 3), mask).abs().max() == 0
-    assert within_groups(rewards * torch.linspace(1, 1.01, size), groups, mask).abs().max() > 0.1
+    assert group_relative_advantages(rewards * torch.linspace(1, 1.01, size), groups, mask).abs().max() > 0.1
 
 
 def test_a_value_that_is_not_finite_spoils_its_own_row_alone() -> None:
     """A NaN in another response, or at a position that is no response token, must not take the batch's updates."""
     rewards, groups = torch.tensor([1.0, float("nan"), 0.0, 1.0]), torch.zeros(4, dtype=torch.int64)
     mask = torch.tensor([[False, True, True]] * 4)
-    found = within_groups(rewards, groups, mask)
+    found = group_relative_advantages(rewards, groups, mask)
     assert found[1, 1:].isnan().all() and found[1, 0] == 0
-    torch.testing.assert_close(found[[0, 2, 3]], within_groups(rewards[[0, 2, 3]], groups[:3], mask[:3]))
+    torch.testing.assert_close(found[[0, 2, 3]], group_relative_advantages(rewards[[0, 2, 3]], groups[:3], mask[:3]))
 
     advantages = torch.tensor([[0.0, 1.0, 2.0], [0.0, float("nan"), 4.0], [0.0, 3.0, 4.0]])
     whitened = whiten(advantages, mask[:3])
@@ -145,8 +150,8 @@ def test_a_value_that_is_not_finite_spoils_its_own_row_alone() -> None:
     unread = torch.tensor([[float("nan"), 0.25, 0.5, float("nan")]])
     response = torch.tensor([[False, False, True, False]])
     for advantage in (
-        from_values(torch.tensor([1.0]), unread, response),
-        generalised(torch.tensor([1.0]), unread, response, discount=1.0, trace_decay=1.0),
+        value_baseline_advantages(torch.tensor([1.0]), unread, response),
+        generalized_advantage_estimation(torch.tensor([1.0]), unread, response, gamma=1.0, gae_lambda=1.0),
     ):
         assert advantage.tolist() == [[0.0, 0.0, 0.75, 0.0]]
 

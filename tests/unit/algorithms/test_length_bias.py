@@ -13,7 +13,7 @@ import math
 import pytest
 import torch
 
-from tempo_megatron.algorithms.advantages import from_values
+from tempo_megatron.algorithms.advantages import value_baseline_advantages
 from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.algorithms.policy_loss import clipped_surrogate, loss_count
 
@@ -37,11 +37,11 @@ def slope(responses: list[tuple[str, int, list[float]]], average_over: str, rati
     loss = clipped_surrogate(
         log_probs,
         log_probs.detach(),
-        from_values(last_value(values, mask), values, mask),
+        value_baseline_advantages(last_value(values, mask), values, mask),
         mask,
         ratio=ratio,
-        clip_low=3e-4,
-        clip_high=5e-4,
+        clip_range_low=3e-4,
+        clip_range_high=5e-4,
         average_over=average_over,
     )
     (gradient,) = torch.autograd.grad(-loss.total / loss_count(mask, average_over, LONGEST), logits)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tempo_megatron.algorithms.advantages import from_values
+from tempo_megatron.algorithms.advantages import value_baseline_advantages
 from tempo_megatron.algorithms.experience import Experience, Votes
 from tempo_megatron.algorithms.methods import METHODS, Method, method
 from tempo_megatron.algorithms.methods.grpo import Grpo
@@ -30,7 +30,7 @@ BATCH = Experience(
     ).bool(),
     truncated=torch.tensor([False, False, False, False, True]),
     prompts=torch.tensor([0, 0, 0, 1, 1]),
-    labelled=torch.tensor([False] * 5),
+    labeled=torch.tensor([False] * 5),
     correct=torch.tensor([NAN] * 5),
     values=torch.tensor(
         [
@@ -53,10 +53,10 @@ BATCH = Experience(
         )
     },
 )
-VERIFIED = replace(BATCH, labelled=torch.tensor([True] * 5), correct=torch.tensor([1.0, 0, 1, 0, 1]))
+VERIFIED = replace(BATCH, labeled=torch.tensor([True] * 5), correct=torch.tensor([1.0, 0, 1, 0, 1]))
 MIXED = replace(
     BATCH,
-    labelled=torch.tensor([False, False, False, True, True]),
+    labeled=torch.tensor([False, False, False, True, True]),
     correct=torch.tensor([NAN, NAN, NAN, 0.0, 1.0]),
     wrong=-1.0,
 )
@@ -69,7 +69,7 @@ BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
         [0.75, 0.6, 0.4, -1.0, 1.0],
         [[0.5, 0.25], [0.5, 0.3], [0.2], [-1.5, -1.8], [0.6, 0.9]],
     ),
-    # discount 0.9, trace decay 0.5. Row 0: deltas 0.9 * 0.5 - 0.25 = 0.2 and 1 - 0.5; 0.2 + 0.45 * 0.5 = 0.425.
+    # gamma 0.9, trace decay 0.5. Row 0: deltas 0.9 * 0.5 - 0.25 = 0.2 and 1 - 0.5; 0.2 + 0.45 * 0.5 = 0.425.
     "ppo": (VERIFIED, [1, 0, 1, 0, 1], [[0.425, 0.5], [0.035, -0.3], [0.8], [-0.14, -0.8], [0.095, 0.9]]),
     "grpo": (VERIFIED, [1, 0, 1, 0, 1], [[S, S], [-2 * S, -2 * S], [S], [-H, -H], [H, H]]),
     "ttrl": (BATCH, [1, 1, 0, 1, 0], [[S, S], [S, S], [-2 * S], [H, H], [-H, -H]]),
@@ -99,7 +99,7 @@ def test_rewards_and_advantages_are_those_worked_out_by_hand(name: str) -> None:
     experience, rewards, advantages = BY_HAND[name]
     chosen = method(name)
     found = chosen.rewards(experience)
-    settings = PolicyConfig(discount=0.9, trace_decay=0.5)
+    settings = PolicyConfig(gamma=0.9, gae_lambda=0.5)
     spread = chosen.advantages(experience, found, settings)
     assert found.tolist() == pytest.approx(rewards)
     for mine, expected in zip(ragged(spread, experience.response_mask), advantages, strict=True):
@@ -108,7 +108,7 @@ def test_rewards_and_advantages_are_those_worked_out_by_hand(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_a_method_reads_no_truth_of_unlabelled_rows(name: str) -> None:
+def test_a_method_reads_no_truth_of_unlabeled_rows(name: str) -> None:
     """The label firewall's last wall: NaN stands where there is no label, and none comes out."""
     experience = BY_HAND[name][0]
     chosen = method(name)
@@ -132,14 +132,14 @@ class Greedy(Tempo):
 class SelfTaught(Method):
     """Rewards a response by the critic's value halfway, in a way of its own."""
 
-    settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabelled"}
+    settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabeled"}
     needs = frozenset({"values"})
 
     def rewards(self, experience: Experience) -> Tensor:
         return experience.needed_values()[:, 2]
 
     def advantages(self, experience: Experience, rewards: Tensor, settings: object) -> Tensor:
-        return from_values(rewards, experience.needed_values(), experience.response_mask)
+        return value_baseline_advantages(rewards, experience.needed_values(), experience.response_mask)
 
 
 class Certain(SelfTaught):
@@ -154,9 +154,9 @@ class Certain(SelfTaught):
 @pytest.mark.parametrize(
     ("made", "overrides", "message"),
     [
-        (Undeclared, ["policy.learns_from=unlabelled"], "makes rewards or advantages that are not finite"),
-        (Undeclared, ["policy.learns_from=labelled"], ""),
-        (Greedy, [], "fails on a few made-up rows (unlabelled): ValueError: this method reads values"),
+        (Undeclared, ["policy.learns_from=unlabeled"], "makes rewards or advantages that are not finite"),
+        (Undeclared, ["policy.learns_from=labeled"], ""),
+        (Greedy, [], "fails on a few made-up rows (unlabeled): ValueError: this method reads values"),
         (SelfTaught, ["critic.training=returns"], "would teach it its own verdict"),
         (SelfTaught, [], ""),
         (Certain, ["critic.training=returns"], ""),
@@ -166,7 +166,7 @@ def test_a_method_of_a_users_own_is_rehearsed_at_start(
     made: type[Method], overrides: list[str], message: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it declares: NaN would end a run after its first generation, and a critic that learns its own verdict
-    would look as if it learnt."""
+    would look as if it learned."""
     monkeypatch.setitem(METHODS, "own", made)
     found = problems(load(recipe, ["method=own", *overrides]))
     assert any(message in line for line in found) if message else found == [], found
@@ -202,11 +202,11 @@ def resolved(tmp_path: Path, *overrides: str, text: str = "{}") -> Config:
 def test_a_method_brings_its_settings_and_the_recipe_has_the_last_word(tmp_path: Path) -> None:
     """One key chooses a method; each of its choices is a setting of its own."""
     made = resolved(tmp_path, "method=tempo_reference_code")
-    assert made.policy.learns_from is LearnsFrom.both and made.policy.whiten
+    assert made.policy.learns_from is LearnsFrom.both and made.policy.whiten_advantages
     assert made.critic.target_range is TargetRange.minus_one_one
     assert made.loop.order is Order.values_first and made.loop.drop_uniform_prompts
-    made = resolved(tmp_path, "method=tempo_reference_code", text="policy: {whiten: false}")
-    assert not made.policy.whiten and made.policy.learns_from is LearnsFrom.both
+    made = resolved(tmp_path, "method=tempo_reference_code", text="policy: {whiten_advantages: false}")
+    assert not made.policy.whiten_advantages and made.policy.learns_from is LearnsFrom.both
     assert resolved(tmp_path, text="method: grpo").critic.training is CriticTraining.none
     assert resolved(tmp_path, "method=tempo", text="method: grpo").critic.training is CriticTraining.calibrated
 
@@ -215,8 +215,10 @@ def test_settings_that_a_method_brings_must_exist(tmp_path: Path, monkeypatch: p
     """A mistyped key in a page is as fatal as one in a recipe."""
 
     class Wrong(Method):
-        settings = {"policy.whitn": True}  # noqa: RUF012
+        settings = {"policy.whiten_advantage": True}  # noqa: RUF012
 
     monkeypatch.setitem(METHODS, "wrong", Wrong)
-    with pytest.raises(ValueError, match=r"method wrong: policy.whitn: unknown setting; did you mean 'whiten'"):
+    with pytest.raises(
+        ValueError, match=r"method wrong: policy.whiten_advantage: unknown setting; did you mean 'whiten_advantages'"
+    ):
         resolved(tmp_path, "method=wrong")

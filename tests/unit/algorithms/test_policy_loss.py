@@ -39,8 +39,8 @@ def reference(
     data: dict[str, Tensor],
     *,
     ratio: str,
-    clip_low: float,
-    clip_high: float,
+    clip_range_low: float,
+    clip_range_high: float,
     dual_clip: float = 0.0,
     average_over: str = "sequences",
     importance: Tensor | None = None,
@@ -56,8 +56,8 @@ def reference(
             weight = 1 / len(columns) if average_over == "sequences" else 1.0
             weight *= 1.0 if importance is None else float(importance[row, t])
             objective, slope = r * a, r * a
-            if (a > 0 and r > 1 + clip_high) or (a < 0 and r < 1 - clip_low):
-                objective, slope = (1 + clip_high if a > 0 else 1 - clip_low) * a, 0.0
+            if (a > 0 and r > 1 + clip_range_high) or (a < 0 and r < 1 - clip_range_low):
+                objective, slope = (1 + clip_range_high if a > 0 else 1 - clip_range_low) * a, 0.0
             if dual_clip and a < 0 and objective < dual_clip * a:
                 objective, slope = dual_clip * a, 0.0
             total -= weight * objective
@@ -75,8 +75,8 @@ def test_the_surrogate_equals_its_formula(ratio: str, average_over: str, dual_cl
     for importance in (None, weights):
         options: Row = {
             "ratio": ratio,
-            "clip_low": 0.1,
-            "clip_high": 0.15,
+            "clip_range_low": 0.1,
+            "clip_range_high": 0.15,
             "dual_clip": dual_clip,
             "average_over": average_over,
             "importance": importance,
@@ -103,8 +103,8 @@ def test_the_dual_clip_bounds_what_a_large_ratio_makes_of_a_negative_advantage()
     """Without it the loss of one token grows with its ratio, without end."""
     one = torch.ones(1, 1).bool()
     given = (torch.tensor([[3.0]]), torch.zeros(1, 1), -torch.ones(1, 1), one)
-    free = clipped_surrogate(*given, ratio="token", clip_low=0.2, clip_high=0.2)
-    bounded = clipped_surrogate(*given, ratio="token", clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+    free = clipped_surrogate(*given, ratio="token", clip_range_low=0.2, clip_range_high=0.2)
+    bounded = clipped_surrogate(*given, ratio="token", clip_range_low=0.2, clip_range_high=0.2, dual_clip=3.0)
     assert free.total.item() == pytest.approx(math.exp(3)) and bounded.total.item() == pytest.approx(3.0)
 
 
@@ -113,7 +113,9 @@ def test_unchanged_weights_have_ratios_of_exactly_1(ratio: str) -> None:
     """The first mini-batch of an iteration: nothing is clipped."""
     old = -torch.rand(4, 5)
     mask = torch.ones(4, 5).bool()
-    loss = clipped_surrogate(old.clone(), old, torch.randn(4, 5), mask, ratio=ratio, clip_low=0.1, clip_high=0.1)
+    loss = clipped_surrogate(
+        old.clone(), old, torch.randn(4, 5), mask, ratio=ratio, clip_range_low=0.1, clip_range_high=0.1
+    )
     assert loss.ratio.tolist() == [1.0] * 4 and loss.clipped.sum() == 0
 
 

@@ -167,7 +167,7 @@ def test_a_critic_of_verl_and_one_of_trl_are_read_with_their_bias(
 def test_a_critic_whose_targets_nobody_named_is_refused(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Values towards -1 read as values towards 0 would be wrong in silence."""
+    """Values toward -1 read as values toward 0 would be wrong in silence."""
     hf = model("olmo-3")
     with_trl_head(hf, None)
     given = ("to-megatron", "--hf", hf, "--role", "critic", "--out", tmp_path / "critic")

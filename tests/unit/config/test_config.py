@@ -29,16 +29,16 @@ def test_every_recipe_loads_and_its_resolved_form_is_equal(recipe: Path, tmp_pat
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     """Protects from a mistyped key that is silently accepted."""
-    with pytest.raises(ConfigError, match=r"policy\.clip_hgih: unknown setting; did you mean 'clip_high'"):
-        load(write(tmp_path, "policy: {clip_hgih: 0.1}"))
+    with pytest.raises(ConfigError, match=r"policy\.clip_range_hgih: unknown setting; did you mean 'clip_range_high'"):
+        load(write(tmp_path, "policy: {clip_range_hgih: 0.1}"))
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     """Protects users from mending one mistake a run."""
     with pytest.raises(ConfigError) as raised:
-        load(write(tmp_path, "seed: abc\nloop: 3\ndata: {labelled: [{pth: x}]}"), ["loop.iteration=4"])
+        load(write(tmp_path, "seed: abc\nloop: 3\ndata: {labeled: [{pth: x}]}"), ["loop.iteration=4"])
     text = str(raised.value)
-    assert all(part in text for part in ("seed", "loop: expected a group", "data.labelled[0].pth", "loop.iteration"))
+    assert all(part in text for part in ("seed", "loop: expected a group", "data.labeled[0].pth", "loop.iteration"))
 
 
 def test_an_override_replaces_the_recipe(tmp_path: Path) -> None:
@@ -63,13 +63,13 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
     part, overlay = tmp_path / "part.yaml", tmp_path / "overlay.yaml"
     part.write_text("loop: {iteratons: 1}")
     overlay.write_text("model: {fp9: tensorwise}")
-    recipe = write(tmp_path, "include: [part.yaml]\npolicy: {clip_hgih: 0.1}")
+    recipe = write(tmp_path, "include: [part.yaml]\npolicy: {clip_range_hgih: 0.1}")
     with pytest.raises(ConfigError) as raised:
         load(recipe, [str(overlay), "critic.epoch=2", "seed=[", str(tmp_path / "no.yaml")])
     starts = [
         f"{tmp_path}/no.yaml: no such recipe file",
         f"{part}: loop.iteratons: unknown",
-        f"{recipe}: policy.clip_hgih: unknown",
+        f"{recipe}: policy.clip_range_hgih: unknown",
         f"{overlay}: model.fp9: unknown",
         "'seed=[': not a readable override",
         "critic.epoch: unknown",
@@ -81,15 +81,15 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["policy.clip_low=0"], "policy.clip_low: above 0, got 0.0"),
+        (["policy.clip_range_low=0"], "policy.clip_range_low: above 0, got 0.0"),
         (["loop.gate=1"], "loop.gate: at least 0 and below 1, got 1.0"),
-        (["generation.memory_fraction=7"], "generation.memory_fraction: above 0 and at most 1, got 7.0"),
+        (["generation.gpu_memory_utilization=7"], "generation.gpu_memory_utilization: above 0 and at most 1, got 7.0"),
         (["generation.temperature=nan"], "generation.temperature: above 0, got nan"),
         (["evaluation.samples=0", "evaluation.k='${.samples}'"], "evaluation.samples: at least 1, got 0"),
-        (["checkpoint.patience=-2", "loop.policy_steps='${checkpoint.patience}'"], "checkpoint.patience: at least 0"),
+        (["checkpoint.patience=-2", "loop.m_steps='${checkpoint.patience}'"], "checkpoint.patience: at least 0"),
         (
-            ["checkpoint.patience=0", "loop.policy_steps='${checkpoint.patience}'"],
-            "loop.policy_steps: at least 1, got 0",
+            ["checkpoint.patience=0", "loop.m_steps='${checkpoint.patience}'"],
+            "loop.m_steps: at least 1, got 0",
         ),
     ],
 )
@@ -102,9 +102,9 @@ def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: st
 def test_values_are_judged_by_themselves() -> None:
     """Whatever was read before: options that are a list in one source may be a group in the next."""
     sources = "[{task: a, options: {w: [1, 2]}}, {task: b, options: {w: {x: 1}}}]"
-    first, second = load(None, [f"data.labelled={sources}"]).data.labelled
+    first, second = load(None, [f"data.labeled={sources}"]).data.labeled
     assert (first.options, second.options) == ({"w": [1, 2]}, {"w": {"x": 1}})
-    (again,) = load(None, ["data.labelled=[{task: b, options: {w: {x: 1}}}]"]).data.labelled
+    (again,) = load(None, ["data.labeled=[{task: b, options: {w: {x: 1}}}]"]).data.labeled
     assert again.options == {"w": {"x": 1}}
 
 

@@ -230,9 +230,9 @@ def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path,
     rows.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in (("a~b", "c"), ("d", "e~"))))
     model = [f"model.hf_path={copied_model}"]
     assert problems(load(recipe, model)) == []
-    data = [f"data.labelled=[{{path: {rows}}}]", f"data.warm_start=[{{path: {rows}}}]"]
+    data = [f"data.labeled=[{{path: {rows}}}]", f"data.warm_start=[{{path: {rows}}}]"]
     streams = [line for line in problems(load(recipe, [*model, *data])) if "past the model" in line]
-    assert [line.partition(": ")[0] for line in streams] == ["data.labelled", "data.warm_start", "data.warm_start"]
+    assert [line.partition(": ")[0] for line in streams] == ["data.labeled", "data.warm_start", "data.warm_start"]
     assert all(line.endswith(f"have tokens past the model's {size}: {size} (~)") for line in streams)
     assert "answers of 1 prompts" in streams[2]
     edit(copied_model / "tokenizer_config.json", eos_token="~")

@@ -18,9 +18,9 @@ from tempo_megatron.data.streams import Stream
 
 def test_a_stream_resumes_from_its_position_alone() -> None:
     """Checkpoints hold one number: the same prompts must follow, over the end of a pass too."""
-    whole = Stream(range(10), 0, "labelled")
+    whole = Stream(range(10), 0, "labeled")
     expected = [whole.take(7) for _ in range(5)]
-    resumed = Stream(range(10), 0, "labelled")
+    resumed = Stream(range(10), 0, "labeled")
     resumed.position = 21
     assert [resumed.take(7), resumed.take(7)] == expected[3:]
     assert whole.passes == 3.5
@@ -28,10 +28,10 @@ def test_a_stream_resumes_from_its_position_alone() -> None:
 
 def test_a_pass_takes_every_item_once_in_an_order_of_its_own() -> None:
     """No prompt is seen twice before all have been seen once."""
-    stream = Stream(range(50), 0, "unlabelled")
+    stream = Stream(range(50), 0, "unlabeled")
     first, second = stream.take(50), stream.take(50)
     assert sorted(first) == sorted(second) == list(range(50))
-    assert first != second != Stream(range(50), 1, "unlabelled").take(50)
+    assert first != second != Stream(range(50), 1, "unlabeled").take(50)
 
 
 def test_seeds_differ_by_every_part_and_fit_a_request() -> None:
@@ -57,16 +57,16 @@ class Letters:
         raise AssertionError("no chat template was asked for")
 
 
-def test_evaluated_questions_are_withheld_from_labelled_streams() -> None:
-    """A question that is adapted to or held out must not be learnt with its answer; the answers go elsewhere."""
+def test_evaluated_questions_are_withheld_from_labeled_streams() -> None:
+    """A question that is adapted to or held out must not be learned with its answer; the answers go elsewhere."""
     rows = [Row(text, {"answer": text}, f"id-{text}", "here", "exact") for text in ("a", "b", "b", "c")]
     answers: Answers = {}
     hidden = to_prompts(rows[:2], DataConfig(), Letters(), answers)
     assert [prompt.answer for prompt in hidden.prompts] == [None, None]
     assert answers == {"id-a": {"answer": "a"}, "id-b": {"answer": "b"}}
-    labelled = to_prompts(rows, DataConfig(), Letters(), None, hidden.questions)
-    assert [prompt.id for prompt in labelled.prompts] == ["id-c"]
-    assert labelled.withheld == 3
+    labeled = to_prompts(rows, DataConfig(), Letters(), None, hidden.questions)
+    assert [prompt.id for prompt in labeled.prompts] == ["id-c"]
+    assert labeled.withheld == 3
 
 
 def source(directory: Path, name: str, *rows: dict[str, object]) -> SourceConfig:
@@ -76,23 +76,23 @@ def source(directory: Path, name: str, *rows: dict[str, object]) -> SourceConfig
     return SourceConfig(path=str(path))
 
 
-def test_questions_without_answers_are_learnt_from_and_not_evaluated(tmp_path: Path) -> None:
+def test_questions_without_answers_are_learned_from_and_not_evaluated(tmp_path: Path) -> None:
     """The case that the method is for: nobody has the answers."""
     config = DataConfig(
-        labelled=[source(tmp_path, "known.jsonl", {"prompt": "k", "answer": "1"})],
-        unlabelled=[source(tmp_path, "new.jsonl", {"prompt": "a"}, {"prompt": "b", "answer": "2"})],
+        labeled=[source(tmp_path, "known.jsonl", {"prompt": "k", "answer": "1"})],
+        unlabeled=[source(tmp_path, "new.jsonl", {"prompt": "a"}, {"prompt": "b", "answer": "2"})],
         held_out=[source(tmp_path, "later.jsonl", {"prompt": "c"})],
     )
     questions = read_questions(config, Letters())
-    assert len(questions.sets["unlabelled"].prompts) == 2
-    assert {name: len(prompts) for name, prompts in questions.with_answers().items()} == {"unlabelled": 1}
+    assert len(questions.sets["unlabeled"].prompts) == 2
+    assert {name: len(prompts) for name, prompts in questions.with_answers().items()} == {"unlabeled": 1}
 
 
 def test_a_stream_with_no_prompt_left_and_two_questions_under_one_id_are_errors(tmp_path: Path) -> None:
     """Found at start, together: a run would end in a division by zero, or grade by another question's answer."""
     config = DataConfig(
-        labelled=[source(tmp_path, "known.jsonl", {"prompt": "a", "answer": "1"})],
-        unlabelled=[
+        labeled=[source(tmp_path, "known.jsonl", {"prompt": "a", "answer": "1"})],
+        unlabeled=[
             source(tmp_path, "one/test.jsonl", {"prompt": "a", "id": 1}),
             source(tmp_path, "two/test.jsonl", {"prompt": "b", "id": 1}),
         ],
@@ -100,7 +100,7 @@ def test_a_stream_with_no_prompt_left_and_two_questions_under_one_id_are_errors(
     with pytest.raises(DataError) as raised:
         read_questions(config, Letters())
     assert str(raised.value).splitlines() == [
-        "data.labelled: no prompt is left (left out: 0 overlong, 0 repeated, 1 also evaluated)",
+        "data.labeled: no prompt is left (left out: 0 overlong, 0 repeated, 1 also evaluated)",
         "data: two different questions have the id test.jsonl:1",
     ]
 
@@ -112,36 +112,36 @@ def test_a_template_may_hold_braces_of_its_own() -> None:
     assert "".join(map(chr, made.prompts[0].token_ids)) == "1+1 Answer in \\boxed{}."
 
 
-def test_questions_set_aside_leave_every_stream_that_is_learnt_from(tmp_path: Path) -> None:
+def test_questions_set_aside_leave_every_stream_that_is_learned_from(tmp_path: Path) -> None:
     """They measure the critic, open the gate and choose a checkpoint: a warm start on their answers would flatter all
     three. Which they are depends on neither the run's seed nor the order of rows; weights stay with their questions."""
     rows: list[dict[str, object]] = [{"prompt": text, "answer": "1"} for text in "abcdefgh"]
     known, again = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "known.jsonl", *rows)
     known.weight, again.weight = 2.0, 0.5
-    sets = read_questions(DataConfig(labelled=[known], warm_start=[again]), Letters()).sets
-    aside = set_aside(sets["labelled"], 3)
-    for name, weight in (("labelled", 2.0), ("warm_start", 0.5)):
+    sets = read_questions(DataConfig(labeled=[known], warm_start=[again]), Letters()).sets
+    aside = set_aside(sets["labeled"], 3)
+    for name, weight in (("labeled", 2.0), ("warm_start", 0.5)):
         left = sets[name].without(aside)
         assert len(left.prompts) == 5 and left.weights == [weight] * 5
         assert not {prompt.id for prompt in left.prompts} & {prompt.id for prompt in aside}
     source(tmp_path, "known.jsonl", *reversed(rows))
-    turned = read_questions(DataConfig(labelled=[known]), Letters()).sets["labelled"]
+    turned = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
     assert {prompt.id for prompt in set_aside(turned, 3)} == {prompt.id for prompt in aside}
     elsewhere = source(tmp_path, "copied.jsonl", *rows)
     copied = read_questions(DataConfig(warm_start=[elsewhere]), Letters()).sets["warm_start"]
     assert len(copied.without(aside).prompts) == 5  # though each file gives a question an id of its own
 
 
-def test_what_a_run_has_learnt_measures_nothing_however_its_files_change(tmp_path: Path) -> None:
-    """`learnt` questions are neither set aside nor evaluated, and are counted; fewer are set aside where no more are
+def test_what_a_run_has_learned_measures_nothing_however_its_files_change(tmp_path: Path) -> None:
+    """`learned` questions are neither set aside nor evaluated, and are counted; fewer are set aside where no more are
     left."""
     rows: list[dict[str, object]] = [{"prompt": text, "answer": "1"} for text in "abcdefgh"]
     known, later = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "later.jsonl", *rows[:2], {"prompt": "z"})
-    before = read_questions(DataConfig(labelled=[known]), Letters()).sets["labelled"]
+    before = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
     aside = set_aside(before, 3)
-    learnt = {prompt.question for prompt in before.without(aside).prompts}
-    assert set_aside(before, 3, learnt) == aside and set_aside(before, 8, learnt) == aside
-    learnt |= {key("a"), key("B")}
-    held_out = read_questions(DataConfig(held_out=[later]), Letters(), learnt).sets["held_out"]
+    learned = {prompt.question for prompt in before.without(aside).prompts}
+    assert set_aside(before, 3, learned) == aside and set_aside(before, 8, learned) == aside
+    learned |= {key("a"), key("B")}
+    held_out = read_questions(DataConfig(held_out=[later]), Letters(), learned).sets["held_out"]
     assert [prompt.question for prompt in held_out.prompts] == [key("z")]
-    assert held_out.left_out().endswith("0 also evaluated, 2 learnt with their answers before the data changed")
+    assert held_out.left_out().endswith("0 also evaluated, 2 learned with their answers before the data changed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.config import Config, DataChanged, SourceConfig
-from tempo_megatron.data.fingerprint import changes, keep_record, learnt_questions, problems, read_record
+from tempo_megatron.data.fingerprint import changes, keep_record, learned_questions, problems, read_record
 
 ROWS = [{"prompt": f"question {number}", "answer": str(number)} for number in range(48)]
 
@@ -18,7 +18,7 @@ def config(tmp_path: Path) -> Config:
     """A run that has begun with two files."""
     made = Config(run_dir=str(tmp_path / "run"))
     (tmp_path / "run").mkdir()
-    for name in ("labelled", "held_out"):
+    for name in ("labeled", "held_out"):
         write(tmp_path / f"{name}.jsonl", ROWS)
         setattr(made.data, name, [SourceConfig(path=str(tmp_path / f"{name}.jsonl"))])
     assert keep_record(made, ["a", "b"])[0] == []
@@ -44,27 +44,27 @@ def test_changed_contents_are_refused_with_what_differs(
 ) -> None:
     """Rows that are gone, new, or answer the same question otherwise; and one remedy for all files."""
     assert problems(config) == []
-    write(tmp_path / "labelled.jsonl", rows)
+    write(tmp_path / "labeled.jsonl", rows)
     line, remedy = problems(config)
-    assert line.startswith(f"{tmp_path / 'labelled.jsonl'}: ") and told in line
+    assert line.startswith(f"{tmp_path / 'labeled.jsonl'}: ") and told in line
     assert "data.changed=accept" in remedy and str(config.run_dir) in remedy
     config.data.changed = DataChanged.accept
     assert problems(config) == []
 
 
 def test_accepted_contents_are_the_runs_own_from_then_on(config: Config, tmp_path: Path) -> None:
-    """The run says what it accepted, once; what it learnt before stays learnt; the hash of all contents is another."""
+    """The run says what it accepted, once; what it learned stays learned; the hash of all contents is another."""
     _, before = keep_record(config, ["a", "b"])
-    write(tmp_path / "labelled.jsonl", ROWS[1:])
+    write(tmp_path / "labeled.jsonl", ROWS[1:])
     said, after = keep_record(config, ["c"])
     assert len(said) == 1 and "1 rows removed" in said[0] and before != after
     assert changes(config) == [] and keep_record(config, ["c"]) == ([], after)
-    assert learnt_questions(config.run_dir) == {"a", "b", "c"}
+    assert learned_questions(config.run_dir) == {"a", "b", "c"}
 
 
 def test_bytes_that_are_no_rows_are_told_apart_too(config: Config, tmp_path: Path) -> None:
     """What cannot be read is refused elsewhere; here it only must not be taken for what it was."""
-    path = tmp_path / "labelled.jsonl"
+    path = tmp_path / "labeled.jsonl"
     path.write_bytes(b'\xff\xfe\n[1]\n{"messages": 3}\n{"prompt": null}\n\n')
     assert "48 rows removed, 4 added" in problems(config)[0]
     path.unlink()
@@ -74,8 +74,8 @@ def test_bytes_that_are_no_rows_are_told_apart_too(config: Config, tmp_path: Pat
 def test_a_new_run_and_one_without_files_keep_what_there_is(tmp_path: Path) -> None:
     """Tasks are drawn, not read."""
     config = Config(run_dir=str(tmp_path))
-    assert problems(config) == problems(Config()) == [] and learnt_questions(config.run_dir) == frozenset()
-    config.data.labelled = [SourceConfig(task="spell_backward", size=3)]
+    assert problems(config) == problems(Config()) == [] and learned_questions(config.run_dir) == frozenset()
+    config.data.labeled = [SourceConfig(task="spell_backward", size=3)]
     keep_record(config, [])
     record = read_record(config.run_dir)
     assert record is not None and record.files == {}

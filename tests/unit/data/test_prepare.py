@@ -17,7 +17,7 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import GradingConfig, SourceConfig
-from tempo_megatron.data.prepare import catalogue, command, files
+from tempo_megatron.data.prepare import catalog, command, files
 from tempo_megatron.data.prepare.question import hashed_order
 from tempo_megatron.data.sources import Row, read_rows
 from tempo_megatron.grading import labels
@@ -63,7 +63,7 @@ def prepared(name: str, path: Path, out: Path, *options: object) -> tuple[list[d
     written = out / f"{name}.jsonl"
     assert [file.name for file in out.iterdir()] == [written.name]
     rows = [json.loads(line) for line in written.read_text().splitlines()]
-    read = read_rows([SourceConfig(path=str(written))], labelled="--keep-unanswered" not in options)
+    read = read_rows([SourceConfig(path=str(written))], labeled="--keep-unanswered" not in options)
     assert [row.id for row in read] == [f"{name}.jsonl:{row['id']}" for row in rows]
     assert [(row.source, row.grader) for row in read] == [(row["source"], row["grader"]) for row in rows]
     return rows, read
@@ -102,7 +102,7 @@ CASES: list[tuple[str, str, bool, list[tuple[str, Any]]]] = [
 def test_a_source_in_its_own_schema_becomes_rows_that_a_run_reads(
     name: str, fixture: str, parquet: bool, expected: list[tuple[str, Any]], tmp_path: Path
 ) -> None:
-    """Graders and answers, in the file and after it has been read as a labelled stream."""
+    """Graders and answers, in the file and after it has been read as a labeled stream."""
     path = as_parquet(FIXTURES / fixture, tmp_path) if parquet else FIXTURES / fixture
     rows, read = prepared(name, path, tmp_path / "out")
     graded = [(row["grader"], row["answer"]) for row in rows]
@@ -113,7 +113,7 @@ def test_a_source_in_its_own_schema_becomes_rows_that_a_run_reads(
 
 def test_every_source_has_a_test() -> None:
     """A source that is added comes with a file in its schema."""
-    assert {name for name, *_ in CASES} | {"gpqa-diamond", "reasoning-gym"} == set(catalogue.SOURCES)
+    assert {name for name, *_ in CASES} | {"gpqa-diamond", "reasoning-gym"} == set(catalog.SOURCES)
 
 
 def test_dapo_is_unwrapped_and_its_copies_are_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,8 +288,8 @@ def test_list_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
     """What can be prepared, and from where; `tempo` has the command."""
     assert cli.main(["data", "list"]) == 0
     shown = capsys.readouterr().out
-    assert all(f"{name}: " in shown for name in catalogue.SOURCES)
-    assert "BytedTsinghua-SIA/DAPO-Math-17k; maths, labelled; grader math" in shown
+    assert all(f"{name}: " in shown for name in catalog.SOURCES)
+    assert "BytedTsinghua-SIA/DAPO-Math-17k; maths, labeled; grader math" in shown
 
 
 def test_ids_that_parts_share_stay_apart(tmp_path: Path) -> None:

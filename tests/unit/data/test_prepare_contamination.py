@@ -1,4 +1,4 @@
-"""`tempo data check`: labelled questions that are also evaluated."""
+"""`tempo data check`: labeled questions that are also evaluated."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def write(path: Path, *questions: str) -> Path:
     return path
 
 
-def found(labelled: str, evaluated: str) -> list[bool]:
+def found(labeled: str, evaluated: str) -> list[bool]:
     """Whether each pair of the two questions is exact."""
-    one, other = (Row(text, None, text, "s", "exact") for text in (labelled, evaluated))
+    one, other = (Row(text, None, text, "s", "exact") for text in (labeled, evaluated))
     return [pair.exact for pair in contamination.pairs([one], {"held_out": [other]})]
 
 
@@ -50,31 +50,31 @@ def test_the_report_counts_by_stream_and_source_and_clean_files_lose_those_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From files to JSON, table and cleaned files; a conversation is found by what is said in it."""
-    labelled = write(tmp_path / "known.jsonl", "short one", " ".join(TWENTY), "kept alone", "said in turns")
+    labeled = write(tmp_path / "known.jsonl", "short one", " ".join(TWENTY), "kept alone", "said in turns")
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Said in  turns"}]
     talk = tmp_path / "talk.jsonl"
     talk.write_text(json.dumps({"id": "t", "messages": turns, "source": "talk"}))
     adapted = write(tmp_path / "adapted.jsonl", "Short ONE", "unrelated")
     held_out = write(tmp_path / "later.jsonl", " ".join(["before", *TWENTY[:13]]))
     report, clean = tmp_path / "report.json", tmp_path / "clean"
-    given = ("--labelled", labelled, "--unlabelled", adapted, talk, "--held-out", held_out)
+    given = ("--labeled", labeled, "--unlabeled", adapted, talk, "--held-out", held_out)
     assert tempo_data("check", *given, "--out", report, "--clean", clean) == 0
     figures = json.loads(report.read_text())
-    assert figures["labelled"] == {"questions": 4, "contaminated": 3, "share": 0.75}
+    assert figures["labeled"] == {"questions": 4, "contaminated": 3, "share": 0.75}
     assert figures["evaluated"] == [
-        {"stream": "unlabelled", "source": "adapted", "questions": 2, "exact": 1, "13-gram": 0, "share": 0.5},
-        {"stream": "unlabelled", "source": "talk", "questions": 1, "exact": 1, "13-gram": 0, "share": 1.0},
+        {"stream": "unlabeled", "source": "adapted", "questions": 2, "exact": 1, "13-gram": 0, "share": 0.5},
+        {"stream": "unlabeled", "source": "talk", "questions": 1, "exact": 1, "13-gram": 0, "share": 1.0},
         {"stream": "held_out", "source": "later", "questions": 1, "exact": 0, "13-gram": 1, "share": 1.0},
     ]
     assert figures["pairs"] == [
-        {"labelled": "known.jsonl:0", "unlabelled": "adapted.jsonl:0", "source": "adapted", "kind": "exact"},
-        {"labelled": "known.jsonl:1", "held_out": "later.jsonl:0", "source": "later", "kind": "13-gram"},
-        {"labelled": "known.jsonl:3", "unlabelled": "talk.jsonl:t", "source": "talk", "kind": "exact"},
+        {"labeled": "known.jsonl:0", "unlabeled": "adapted.jsonl:0", "source": "adapted", "kind": "exact"},
+        {"labeled": "known.jsonl:1", "held_out": "later.jsonl:0", "source": "later", "kind": "13-gram"},
+        {"labeled": "known.jsonl:3", "unlabeled": "talk.jsonl:t", "source": "talk", "kind": "exact"},
     ]
     assert "3 of 4 (75.00%)" in capsys.readouterr().out
-    assert (clean / "known.jsonl").read_text() == labelled.read_text().splitlines(keepends=True)[2]
+    assert (clean / "known.jsonl").read_text() == labeled.read_text().splitlines(keepends=True)[2]
     assert tempo_data("check", *given, "--clean", tmp_path) == 2  # would replace what it reads
-    assert len(labelled.read_text().splitlines()) == 4
+    assert len(labeled.read_text().splitlines()) == 4
 
 
 def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
@@ -85,16 +85,16 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
     report.parent.mkdir()
     report.write_text("earlier")
     with full_after(16):
-        assert tempo_data("check", "--labelled", known, "--held-out", known, "--out", report) == 2
+        assert tempo_data("check", "--labeled", known, "--held-out", known, "--out", report) == 2
     assert "too large" in capsys.readouterr().err
     assert [file.read_text() for file in report.parent.iterdir()] == ["earlier"]
 
 
 def test_nothing_to_check_against_and_bad_files_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All unreadable files at once."""
-    labelled = write(tmp_path / "known.jsonl", "a")
-    assert tempo_data("check", "--labelled", labelled) == 2
-    assert tempo_data("check", "--labelled", labelled, "--held-out", tmp_path / "x.jsonl", tmp_path / "y.jsonl") == 2
+    labeled = write(tmp_path / "known.jsonl", "a")
+    assert tempo_data("check", "--labeled", labeled) == 2
+    assert tempo_data("check", "--labeled", labeled, "--held-out", tmp_path / "x.jsonl", tmp_path / "y.jsonl") == 2
     message = capsys.readouterr().err
     assert "nothing to check against" in message and "x.jsonl" in message and "y.jsonl" in message
 
@@ -109,8 +109,8 @@ def test_the_time_grows_with_words_not_with_pairs() -> None:
 
     def lines(count: int) -> int:
         """That run while so many questions are compared with as many and the copy of one."""
-        labelled, evaluated, run = questions("l", count), questions("e", count), 0
-        evaluated.append(Row(labelled[7].question.upper(), None, "copy", "s", "exact"))
+        labeled, evaluated, run = questions("l", count), questions("e", count), 0
+        evaluated.append(Row(labeled[7].question.upper(), None, "copy", "s", "exact"))
 
         def trace(frame: FrameType, event: str, _: object) -> Any:
             nonlocal run
@@ -120,10 +120,10 @@ def test_the_time_grows_with_words_not_with_pairs() -> None:
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            pairs = contamination.pairs(labelled, {"unlabelled": evaluated})
+            pairs = contamination.pairs(labeled, {"unlabeled": evaluated})
         finally:
             sys.settrace(before)
-        assert [(pair.labelled, pair.evaluated, pair.exact) for pair in pairs] == [("l7", "copy", True)]
+        assert [(pair.labeled, pair.evaluated, pair.exact) for pair in pairs] == [("l7", "copy", True)]
         return run
 
     assert lines(1000) < 2.5 * lines(500)

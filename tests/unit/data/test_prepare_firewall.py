@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tempo_megatron.config import DataConfig, PromptStyle, SourceConfig
-from tempo_megatron.data.prepare import catalogue
+from tempo_megatron.data.prepare import catalog
 from tempo_megatron.data.prepare.question import SkippedRow
 from tempo_megatron.data.questions import read_questions
 from tests.unit.data.test_prepare import CASES, FIXTURES, tempo_data
@@ -84,7 +84,7 @@ FILES = [(name, fixture) for name, fixture, *_ in CASES] + [
 ]
 
 
-def visible(source: catalogue.Source, row: Row, part: str) -> tuple[Any, ...]:
+def visible(source: catalog.Source, row: Row, part: str) -> tuple[Any, ...]:
     """All of a question that a model, the order of questions or a seed may follow from; or why there is none."""
     try:
         question = source.question(row, part)
@@ -97,7 +97,7 @@ def visible(source: catalogue.Source, row: Row, part: str) -> tuple[Any, ...]:
 def test_another_answer_leaves_every_question_as_it_was(name: str, fixture: str) -> None:
     """Whatever stands where a source has its answers: prompt, grader (whose instruction the prompt ends with), source,
     id and whether there is a question at all follow from the question alone."""
-    source, compared = catalogue.SOURCES[name], 0
+    source, compared = catalog.SOURCES[name], 0
     for _, part, row in source.rows(FIXTURES / fixture, []):
         before = visible(source, deepcopy(row), part)
         for replace in ANSWERS[name]:
@@ -109,7 +109,7 @@ def test_another_answer_leaves_every_question_as_it_was(name: str, fixture: str)
 
 def test_every_source_s_answers_are_replaced() -> None:
     """A source that is added says where its answers are."""
-    assert set(ANSWERS) == {name for name, _ in FILES} == set(catalogue.SOURCES)
+    assert set(ANSWERS) == {name for name, _ in FILES} == set(catalog.SOURCES)
 
 
 @pytest.mark.parametrize("target", ["(A)", "dearth", "rearth", "(B)", "Yes", ""])
@@ -120,10 +120,10 @@ def test_the_instruction_of_a_big_bench_hard_question_follows_from_its_options(t
     task.write_text(json.dumps({"examples": [{"input": question, "target": target}]}))
     assert tempo_data("prepare", "big-bench-hard", "--from", task, "--out", tmp_path, "--keep-unanswered") == 0
     config = DataConfig(
-        unlabelled=[SourceConfig(path=str(tmp_path / "big-bench-hard.jsonl"))], prompt_style=PromptStyle.completion
+        unlabeled=[SourceConfig(path=str(tmp_path / "big-bench-hard.jsonl"))], prompt_style=PromptStyle.completion
     )
     questions = read_questions(config, Letters())
-    (prompt,) = questions.sets["unlabelled"].prompts
+    (prompt,) = questions.sets["unlabeled"].prompts
     assert prompt.grader == "choice" and "the letter of the option" in shown(prompt.token_ids)
     letters = {"(A)": "A", "dearth": "A", "rearth": "B", "(B)": "B"}
     assert [answer["answer"] for answer in questions.answers.values()] == [
@@ -132,7 +132,7 @@ def test_the_instruction_of_a_big_bench_hard_question_follows_from_its_options(t
 
 
 def test_options_without_letters_are_answered_in_words(tmp_path: Path) -> None:
-    """Navigate's, formal fallacies' and causal judgement's options are words."""
+    """Navigate's, formal fallacies' and causal judgment's options are words."""
     task = tmp_path / "navigate.json"
     example = {"input": "Do you return to the starting point?\nOptions:\n- Yes\n- No", "target": "No"}
     task.write_text(json.dumps({"examples": [example]}))

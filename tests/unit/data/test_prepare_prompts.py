@@ -87,11 +87,11 @@ def test_a_conversation_keeps_its_turns_in_every_style() -> None:
 def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path: Path) -> None:
     """By source and row: no chat template, or one that refuses these roles."""
     row = {"id": "q7", "messages": TALK}
-    config = DataConfig(unlabelled=[source(tmp_path / "talk.jsonl", row)])
-    with pytest.raises(DataError, match=r"data.unlabelled: .*talk.jsonl, line 1: .*the tokenizer has none"):
+    config = DataConfig(unlabeled=[source(tmp_path / "talk.jsonl", row)])
+    with pytest.raises(DataError, match=r"data.unlabeled: .*talk.jsonl, line 1: .*the tokenizer has none"):
         read_questions(config, Letters(chat_template=None))
     refused = {"id": "q8", "messages": [{"role": "user", "content": "refused"}]}
-    config = DataConfig(unlabelled=[source(tmp_path / "talk.jsonl", refused)])
+    config = DataConfig(unlabeled=[source(tmp_path / "talk.jsonl", refused)])
     with pytest.raises(DataError, match=r"talk.jsonl, line 1: .*refuses the messages: roles must alternate"):
         read_questions(config, Letters())
 
@@ -103,7 +103,7 @@ def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path: Path) -> None
 def test_malformed_messages_are_named_with_file_and_line(messages: object, tmp_path: Path) -> None:
     """Nothing, no list, no content, an unknown role, an end on the assistant's turn."""
     with pytest.raises(DataError, match=r"talk.jsonl, line 2: a row needs `prompt`, a text, or `messages`"):
-        read_rows([source(tmp_path / "talk.jsonl", {"prompt": "fine"}, {"messages": messages})], labelled=False)
+        read_rows([source(tmp_path / "talk.jsonl", {"prompt": "fine"}, {"messages": messages})], labeled=False)
 
 
 def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
@@ -123,7 +123,7 @@ def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
 def test_an_evaluated_question_is_withheld_whatever_form_it_has(tmp_path: Path) -> None:
     """As a prompt or as a conversation, in any case and spacing; another punctuation is another question."""
     config = DataConfig(
-        labelled=[
+        labeled=[
             source(
                 tmp_path / "known.jsonl",
                 {"prompt": "What  is\n2+2?", "answer": "4"},
@@ -134,7 +134,7 @@ def test_an_evaluated_question_is_withheld_whatever_form_it_has(tmp_path: Path) 
         ],
         held_out=[source(tmp_path / "later.jsonl", {"messages": TALK}, {"prompt": "What is 3+3?"})],
     )
-    made = read_questions(config, Letters()).sets["labelled"]
+    made = read_questions(config, Letters()).sets["labeled"]
     assert [shown(prompt.token_ids) for prompt in made.prompts] == ["What is 2+2 ?"]
     assert (made.withheld, made.repeated) == (2, 1)
 
@@ -144,8 +144,8 @@ def test_answers_of_conversations_are_split_off_and_leave_no_trace(tmp_path: Pat
 
     def read(*answers: str) -> tuple[object, object]:
         rows = [{"messages": [{"role": "user", "content": f"q{n}"}], "answer": a} for n, a in enumerate(answers)]
-        questions = read_questions(DataConfig(unlabelled=[source(tmp_path / "new.jsonl", *rows)]), Letters())
-        made = questions.sets["unlabelled"]
+        questions = read_questions(DataConfig(unlabeled=[source(tmp_path / "new.jsonl", *rows)]), Letters())
+        made = questions.sets["unlabeled"]
         assert [prompt.answer for prompt in made.prompts] == [None, None]
         return (made.prompts, made.weights), questions.answers
 
@@ -157,8 +157,8 @@ def test_weights_and_sources_stay_with_their_prompts(tmp_path: Path) -> None:
     """Parallel to the prompts that are left, when some are dropped; a row's own source comes before the file's name."""
     first = source(tmp_path / "a.jsonl", {"prompt": "a"}, {"prompt": "A"}, {"prompt": "b" * 20}, weight=0.5)
     second = source(tmp_path / "b.jsonl", {"prompt": "a"}, {"prompt": "c", "source": "AIME-2025"}, weight=2)
-    config = DataConfig(unlabelled=[first, second], max_prompt_tokens=10)
-    made = read_questions(config, Letters()).sets["unlabelled"]
+    config = DataConfig(unlabeled=[first, second], max_prompt_tokens=10)
+    made = read_questions(config, Letters()).sets["unlabeled"]
     assert [shown(prompt.token_ids) for prompt in made.prompts] == ["a", "c"]
     assert made.weights == [0.5, 2]
     assert [prompt.source for prompt in made.prompts] == ["a.jsonl", "AIME-2025"]
@@ -168,12 +168,12 @@ def test_weights_and_sources_stay_with_their_prompts(tmp_path: Path) -> None:
 def test_a_weight_that_takes_nothing_is_refused(weight: float, tmp_path: Path) -> None:
     """A source that is never taken is a source to leave out."""
     with pytest.raises(DataError, match=r"a.jsonl: weight is a number above 0, got"):
-        read_rows([source(tmp_path / "a.jsonl", {"prompt": "a"}, weight=weight)], labelled=False)
+        read_rows([source(tmp_path / "a.jsonl", {"prompt": "a"}, weight=weight)], labeled=False)
 
 
 def test_texts_with_unicode_line_ends_stay_one_row(tmp_path: Path) -> None:
     """Files are written with their characters as they are, and U+2028 ends no row of JSONL."""
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    (row,) = read_rows([SourceConfig(path=str(path))], labelled=False)
+    (row,) = read_rows([SourceConfig(path=str(path))], labeled=False)
     assert row.question == "one\u2028two\x85three"

@@ -20,12 +20,12 @@ from tempo_megatron.data.sources import read_rows
 GOOD = b'{"prompt": "What is 1+1?", "answer": "2"}\n'
 
 
-def problems_of(content: bytes, tmp_path: Path, labelled: bool = True) -> list[str]:
+def problems_of(content: bytes, tmp_path: Path, labeled: bool = True) -> list[str]:
     """What is said of a file, without its path."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError) as raised:
-        read_rows([SourceConfig(path=str(path))], labelled)
+        read_rows([SourceConfig(path=str(path))], labeled)
     lines = str(raised.value).splitlines()
     assert all(line.startswith(str(path)) for line in lines)
     return [line.removeprefix(str(path)) for line in lines]
@@ -69,7 +69,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     """Editors on Windows write one."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(codecs.BOM_UTF8 + GOOD)
-    (row,) = read_rows([SourceConfig(path=str(path))], labelled=True)
+    (row,) = read_rows([SourceConfig(path=str(path))], labeled=True)
     assert row.question == "What is 1+1?" and str(row.place) == f"{path}, line 1"
 
 
@@ -78,7 +78,7 @@ def test_metadata_alone_is_an_answer_to_those_who_read_it(tmp_path: Path) -> Non
     path = tmp_path / "rows.jsonl"
     graders = ("exact", "math", "reasoning_gym:countdown", "mine.function")
     path.write_text("".join(json.dumps({"prompt": g, "grader": g, "metadata": {"level": 1}}) + "\n" for g in graders))
-    rows = read_rows([SourceConfig(path=str(path))], labelled=False)
+    rows = read_rows([SourceConfig(path=str(path))], labeled=False)
     assert [row.answer is not None for row in rows] == [False, False, True, True]
 
 
@@ -87,7 +87,7 @@ def test_all_that_is_wrong_is_listed_and_a_cause_that_many_rows_share_once(tmp_p
     content = b'{"text": "a", "answer": 1}\n' * 12 + b"{broken\n" + GOOD + b'{"prompt": "b"}\n'
     schema, syntax, answer = problems_of(content, tmp_path)
     assert schema.startswith(", lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more: a row needs `prompt`")
-    assert syntax.startswith(", line 13: not JSON") and answer == ", line 15: a labelled row needs `answer`"
+    assert syntax.startswith(", line 13: not JSON") and answer == ", line 15: a labeled row needs `answer`"
     assert listed([(Place("f", 2), "r"), (Place("f", 5), "r"), (Place("g"), "r")]) == ["f, lines 2 and 5: r", "g: r"]
 
 
@@ -103,14 +103,14 @@ def test_every_command_that_reads_data_names_file_and_row(
     good.write_bytes(GOOD)
     kept = tmp_path / "kept"
     kept.mkdir()
-    (kept / "config.yaml").write_text(to_yaml(load(recipe, [f"data.labelled=[{{path: {bad}}}]"])))
+    (kept / "config.yaml").write_text(to_yaml(load(recipe, [f"data.labeled=[{{path: {bad}}}]"])))
     commands = [
         ["replay", str(kept), f"run_dir={tmp_path / 'run'}"],
-        ["train", str(recipe), f"data.unlabelled=[{{path: {bad}}}]"],
-        ["train", str(recipe), f"data.unlabelled=[{{path: {bad}}}]", "model.hf_path=/nowhere"],
+        ["train", str(recipe), f"data.unlabeled=[{{path: {bad}}}]"],
+        ["train", str(recipe), f"data.unlabeled=[{{path: {bad}}}]", "model.hf_path=/nowhere"],
         ["eval", "--model", str(demo_model), "--data", str(bad), "--out", str(out), "--precision", "fp32"],
         ["eval", "--model", str(tmp_path), "--data", str(bad), "--out", str(out), "--precision", "fp32"],
-        ["data", "check", "--labelled", str(good), "--held-out", str(bad), "--clean", str(out)],
+        ["data", "check", "--labeled", str(good), "--held-out", str(bad), "--clean", str(out)],
         ["data", "prepare", "aime-2024", "--from", str(bad), "--out", str(out)],
     ]
     if find_spec("nemo_run"):

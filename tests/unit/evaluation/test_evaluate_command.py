@@ -66,7 +66,7 @@ def arguments(demo_model: Path, tmp_path: Path) -> list[str]:
     """Five questions, one a generate call: four samples are the four batches of one sequence that a call holds."""
     questions = write_questions(tmp_path / "words.jsonl")
     given = f"--model {demo_model} --data {questions} --out {tmp_path / 'out'} --samples 4 --k 2 --precision fp32"
-    return [*given.split(), "--max-response-tokens", "8", "data.max_prompt_tokens=16", "generation.max_sequences=1"]
+    return [*given.split(), "--max-response-tokens", "8", "data.max_prompt_tokens=16", "generation.max_num_seqs=1"]
 
 
 def run(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, last: int = 99) -> SeededEngine:
@@ -141,7 +141,7 @@ def test_a_directory_of_other_settings_is_refused(
     run(arguments, monkeypatch)
     assert cli.main(["eval", *arguments, *change]) == 2
     assert message in capsys.readouterr().err
-    assert run([*arguments, "--k", "3", "generation.max_sequences=7", "--processes", "2"], monkeypatch).calls == []
+    assert run([*arguments, "--k", "3", "generation.max_num_seqs=7", "--processes", "2"], monkeypatch).calls == []
 
 
 def test_another_model_or_another_answer_is_refused(
@@ -245,7 +245,7 @@ def test_a_recipe_brings_its_settings_and_its_evaluated_sets(recipe: Path, demo_
         f"--model {demo_model} --recipe {recipe} --out {tmp_path / 'out'} generation.max_response_tokens=7 --samples 5"
     )
     plan = make_plan(parse(given.split()))
-    assert [benchmark.name for benchmark in plan.benchmarks] == ["unlabelled_spell_backward", "held_out_spell_backward"]
+    assert [benchmark.name for benchmark in plan.benchmarks] == ["unlabeled_spell_backward", "held_out_spell_backward"]
     assert [len(benchmark.prompts) for benchmark in plan.benchmarks] == [12, 8]
     assert {(benchmark.protocol.samples, benchmark.protocol.k) for benchmark in plan.benchmarks} == {(5, (4,))}
     assert plan.config.generation.max_response_tokens == 7

@@ -60,7 +60,7 @@ def test_a_worker_imports_neither_torch_nor_the_trainer(shared: Grader) -> None:
 
 
 def test_scorers_that_raise_or_die_give_zero_and_are_counted() -> None:
-    """One strange response must not end a run of days, nor pass unseen, nor cost its neighbours their grades."""
+    """One strange response must not end a run of days, nor pass unseen, nor cost its neighbors their grades."""
     names = ["starts_with", "raises", "starts_with", "dies", "starts_with", "raises", "starts_with"]
     rollouts = [respond("yes", f"{MINE}.{name}") for name in names]
     with Grader(decode, GradingConfig(workers=1)) as grader:

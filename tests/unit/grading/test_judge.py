@@ -157,7 +157,7 @@ def test_a_proxy_that_cannot_be_used_is_a_problem_at_the_start(value: str, monke
     monkeypatch.setenv("ALL_PROXY", value)
     monkeypatch.setenv("no_proxy", "judge-node")
     config = settings("http://judge-node:8000/v1")
-    (problem,) = grader_module.problems(config, {"judge": "data.labelled"})
+    (problem,) = grader_module.problems(config, {"judge": "data.labeled"})
     assert f"ALL_PROXY={value}" in problem and "\n" not in problem
     with Grader(decode, config) as grader, pytest.raises(GradingError, match="ALL_PROXY"):
         grader.grade([respond("Paris")], ANSWERS)

@@ -14,6 +14,7 @@ from tempo_megatron.data.sources import answered_rows
 from tempo_megatron.grading import labels
 from tempo_megatron.grading.scorers import scorer
 from tempo_megatron.launch import torchrun
+from tempo_megatron.validation import recipe as recipe_validation
 from tests.unit.data.test_prepare import in_this_process
 
 MINE = "tests.fixtures.grading.scorers"
@@ -230,9 +231,9 @@ def test_every_start_lists_bad_labels_with_its_other_problems(
     out = tmp_path / "out"
     for command in (
         ["train", str(recipe), f"data.held_out=[{{path: {bad}}}]", "evaluation.k=9"],
-        ["train", str(recipe), f"data.labelled=[{{path: {bad}}}]", "evaluation.k=9"],
+        ["train", str(recipe), f"data.labeled=[{{path: {bad}}}]", "evaluation.k=9"],
         ["eval", "--model", str(demo_model), "--data", bad, "--out", str(out), "--precision", "fp32", "--k", "99"],
-        ["data", "check", "--labelled", bad, "--unlabelled", bad, "--clean", str(out)],
+        ["data", "check", "--labeled", bad, "--unlabeled", bad, "--clean", str(out)],
     ):
         assert cli.main(command) == 2, command
         said = capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_a_label_of_multiple_choice_is_a_letter_or_an_index() -> None:
         ("Yes", "", False),
     ],
 )
-def test_free_answers_are_compared_when_normalised(gold: str, text: str, right: bool) -> None:
+def test_free_answers_are_compared_when_normalized(gold: str, text: str, right: bool) -> None:
     """BBH's forms: options, decisions, numbers, lists, brackets."""
     assert free.grade(text, {"answer": gold}) is right
 

@@ -79,7 +79,7 @@ def test_nemo_runs_own_files_are_the_runs(recipe: Path, nemo_home: Path) -> None
     home.mkdir()
     dry = launch("slurm", "--dry-run")
     assert f"{run}/nemo_run/experiments/recipe/" in dry.stdout and not run.exists(), dry.stderr
-    assert launch("local", "data.labelled=[{task: unheard_of, size: 3}]").returncode == 1  # training refuses it
+    assert launch("local", "data.labeled=[{task: unheard_of, size: 3}]").returncode == 1  # training refuses it
     assert list(run.glob("nemo_run/experiments/recipe/*/convert/scripts/convert.sh"))
     assert not list(home.glob(".nemo*"))
 
@@ -106,7 +106,7 @@ requeued"""
 def test_a_job_is_requeued_after_an_interruption_alone(
     code: int, state: str, restarts: int, expected: bool, tmp_path: Path, nemo_home: Path
 ) -> None:
-    """As the scripts of slurm/ do it: failures, hangs and cancelled jobs stay as they are, and restarts have an end,
+    """As the scripts of slurm/ do it: failures, hangs and canceled jobs stay as they are, and restarts have an end,
     early where nothing is saved. Ranks are told their nodes, and nothing of another launcher."""
     from tempo_megatron.launch.nemo import setup
 
@@ -146,7 +146,7 @@ def test_what_slurm_refuses_is_a_line_and_leaves_nothing(
     recipe: Path, tmp_path: Path, nemo_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A first task that was queued would convert a model for nobody; a hundred lines of traceback hide the reason."""
-    programs = {"sbatch": SBATCH, "scancel": f'#!/bin/sh\necho "$@" >> {tmp_path}/cancelled\n'}
+    programs = {"sbatch": SBATCH, "scancel": f'#!/bin/sh\necho "$@" >> {tmp_path}/canceled\n'}
     for name, text in programs.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -156,7 +156,7 @@ def test_what_slurm_refuses_is_a_line_and_leaves_nothing(
     said = capsys.readouterr()
     reason = "invalid partition specified: nope; Batch job submission failed: Invalid partition name specified"
     assert (said.out, said.err) == ("", f"tempo launch: sbatch refuses the job: {reason}\n")
-    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert (tmp_path / "canceled").read_text() == "12\n"
     assert set(nemo_home.rglob("*")) == before and not (tmp_path / "run").exists()
 
 
@@ -236,7 +236,7 @@ def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) ->
 
 def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None:
     """A run's export is asked for, which knows whether a best checkpoint was chosen; evaluation reads it."""
-    chosen = ["policy.checkpoint=start", "checkpoint.choose=true", "run_dir=runs/x"]
+    chosen = ["policy.checkpoint=start", "checkpoint.select_best=true", "run_dir=runs/x"]
     train, export, evaluate = tasks(str(recipe), chosen, "python")
     assert (train.name, export.name, evaluate.name) == ("train", "export", "evaluate")
     assert train.all_nodes and not export.all_nodes and not evaluate.all_nodes

@@ -33,7 +33,7 @@ def test_ranks_do_not_depend_on_variables_of_a_site_or_a_launcher(tmp_path: Path
 
 
 def test_a_question_that_failed_is_asked_again(tmp_path: Path) -> None:
-    """An overloaded controller does not answer: the job is not taken for one that was cancelled."""
+    """An overloaded controller does not answer: the job is not taken for one that was canceled."""
     squeue = f"{FAILS_TWICE}for word; do case $word in {STATE} esac; done"
     scontrol = f'[ "$1" = show ] && {{ echo node1; exit; }}\n{FAILS_TWICE}echo "$@" >> {tmp_path}/asked'
     _, said = submit("tempo_14b.sh", tmp_path, SAVED, programs={"squeue": squeue, "scontrol": scontrol})
@@ -87,13 +87,13 @@ def test_what_is_no_failure_may_be_followed_by_any_number_of_attempts(ranks: str
 
 
 def test_what_stays_unknown_is_not_requeued_for_ever(tmp_path: Path) -> None:
-    """Its owner may have cancelled it, and Slurm would start it again whenever it is told to. `scontrol` is the second
+    """Its owner may have canceled it, and Slurm would start it again whenever it is told to. `scontrol` is the second
     to be asked."""
     saves = 'for word; do [[ $word != run_dir=* ]] || mkdir -p "${word#run_dir=}/checkpoints/iteration-000003"; done'
     came_to_nothing(tmp_path, 3, "unknown")
     programs = {"squeue": "exit 1"}
     _, said = submit("tempo_14b.sh", tmp_path, f"{saves}\n{SAVED}", programs=programs, SLURM_RESTART_COUNT="3")
-    assert requeues(tmp_path) == 0 and "Slurm has not said for 4 attempts whether the job is cancelled" in said
+    assert requeues(tmp_path) == 0 and "Slurm has not said for 4 attempts whether the job is canceled" in said
     programs["scontrol"] = '[ "$2" != hostnames ] || echo node1; [ "$2" != job ] || echo " JobState=CANCELLED"'
     _, said = submit("tempo_14b.sh", tmp_path, SAVED, programs=programs)
     assert requeues(tmp_path) == 0 and "the job is not requeued, as it is CANCELLED" in said

@@ -224,6 +224,4 @@ def test_recipes_read_the_directory_of_data(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("TEMPO_DATA", "/elsewhere")
     for recipe in ("qwen3_14b_math", "qwen3_14b_general"):
         data = load(ROOT / "recipes" / f"{recipe}.yaml").data
-        assert all(
-            source.path.startswith("/elsewhere/") for source in [*data.labelled, *data.unlabelled, *data.held_out]
-        )
+        assert all(source.path.startswith("/elsewhere/") for source in [*data.labeled, *data.unlabeled, *data.held_out])

@@ -53,7 +53,7 @@ def test_what_has_no_spread_has_no_width_and_one_question_no_interval() -> None:
 
 
 def test_five_hundred_questions_take_well_under_a_second() -> None:
-    """10,000 resamples, vectorised; the bound leaves room for a busy machine."""
+    """10,000 resamples, vectorized; the bound leaves room for a busy machine."""
     values = np.random.default_rng(1).random(500).tolist()
     begun = time.process_time()
     confidence_interval(values, seed=0)

@@ -1,4 +1,4 @@
-"""Estimates of accuracy and of the critic's judgement against their definitions."""
+"""Estimates of accuracy and of the critic's judgment against their definitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
 from tempo_megatron.metrics.evidence import evidence_terms
-from tempo_megatron.metrics.figures import Samples, question_figures, summarise
+from tempo_megatron.metrics.figures import Samples, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.training.phases.critic_metrics import describe, evidence
 
@@ -34,7 +34,7 @@ def measured(grades: list[int], k: int) -> dict[str, float]:
 
 def test_a_summary_averages_over_questions_not_samples() -> None:
     """Standard errors are over questions: samples of one question are not independent evidence."""
-    found = summarise([measured(grades, k=2) for grades in ([1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0])])
+    found = summarize([measured(grades, k=2) for grades in ([1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0])])
     assert found["avg@2"] == pytest.approx(0.5)
     assert found["pass@2"] == pytest.approx((1 + 0 + 5 / 6) / 3)
     assert found["avg@2_standard_error"] == pytest.approx(0.5 / 3**0.5)
@@ -44,8 +44,8 @@ def test_a_figure_that_a_question_lacks_is_averaged_over_the_others() -> None:
     """A question whose responses are too short for an n-gram says nothing of n-grams."""
     short, long = measured([1, 0], k=1), measured([1, 0], k=1) | {"distinct_3grams": 0.25}
     assert "distinct_3grams" not in short
-    assert summarise([short, long])["distinct_3grams"] == 0.25
-    assert summarise([short, long])["distinct_2grams"] == 0.5
+    assert summarize([short, long])["distinct_3grams"] == 0.25
+    assert summarize([short, long])["distinct_2grams"] == 0.5
 
 
 def test_a_critic_that_only_knows_hard_prompts_has_half_within_prompts() -> None:

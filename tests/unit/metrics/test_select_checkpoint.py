@@ -17,7 +17,7 @@ from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.training.phases.select_checkpoint import Chooser
 
 
-def test_labelled_accuracy_comes_first_and_the_critic_decides_among_equals() -> None:
+def test_labeled_accuracy_comes_first_and_the_critic_decides_among_equals() -> None:
     """A value however high does not save a policy that got worse at questions whose answers are known."""
     candidates = [
         Candidate(0, 0.50, 0.02, 0.30),
@@ -65,26 +65,26 @@ class FakeCollector:
 
 
 @pytest.mark.parametrize(("adapts", "best"), [(True, 2), (False, 1)])
-def test_the_start_of_tempo_is_chosen_by_labelled_accuracy_alone(
+def test_the_start_of_tempo_is_chosen_by_labeled_accuracy_alone(
     adapts: bool, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RLVR has a critic, as TEMPO has: its values count only where the policy adapts to the unlabelled questions. The
+    """RLVR has a critic, as TEMPO has: its values count only where the policy adapts to the unlabeled questions. The
     test questions of the run that starts from here are not even sampled."""
     valued = iter([0.1, 0.1, 0.9])  # the first candidate, then both: the critic likes the second more
     monkeypatch.setattr(
         "tempo_megatron.training.phases.select_checkpoint.values",
         lambda _, batch: torch.full(batch.tokens.shape, next(valued)),
     )
-    unlabelled = [Prompt("u", (1,), "here", "exact", None)] if adapts else []
-    chooser = Chooser(tmp_path / "candidates", unlabelled, CheckpointConfig(choose_samples=1))
+    unlabeled = [Prompt("u", (1,), "here", "exact", None)] if adapts else []
+    chooser = Chooser(tmp_path / "candidates", unlabeled, CheckpointConfig(selection_samples=1))
     collector: Any = FakeCollector()
     critic: Any = object()
     for iteration, right in ((1, [1.0, 1.0, 1.0, 0.0]), (2, [1.0, 1.0, 0.0, 0.0])):
         collector.right = right
         chooser.consider(collector, critic, iteration, {1, 2})
     assert chooser.state["best"] == best
-    assert ("critic value on unlabelled" in chooser.state["reason"]) is adapts
-    assert collector.sampled == {"labelled": 4, "unlabelled": len(unlabelled)}
+    assert ("critic value on unlabeled" in chooser.state["reason"]) is adapts
+    assert collector.sampled == {"labeled": 4, "unlabeled": len(unlabeled)}
     assert (tmp_path / "candidates").exists() is adapts
 
 

@@ -27,24 +27,24 @@ class Counted(Schedule):
 
 
 def counted(*overrides: str, load: Load = LOAD) -> Counted:
-    return Counted(recipe_run(EIGHT, "loop.labelled_prompts=128", "loop.unlabelled_prompts=128", *overrides), load)
+    return Counted(recipe_run(EIGHT, "loop.labeled_prompts=128", "loop.unlabeled_prompts=128", *overrides), load)
 
 
 @pytest.mark.parametrize(
     ("overrides", "prompts"),
     [
         ([], 128 + 128),
-        (["loop.critic_steps=2", "loop.policy_steps=3"], 2 * 128 + 3 * 128),
-        (["policy.learns_from=both", "loop.policy_steps=3"], 3 * (128 + 128)),
-        (["policy.learns_from=both", "loop.policy_steps=3", "loop.critic_steps=2"], (2 + 1) * 128 + 2 * (128 + 128)),
-        (["method=grpo", "loop.policy_steps=2"], 2 * 128),
+        (["loop.e_steps=2", "loop.m_steps=3"], 2 * 128 + 3 * 128),
+        (["policy.learns_from=both", "loop.m_steps=3"], 3 * (128 + 128)),
+        (["policy.learns_from=both", "loop.m_steps=3", "loop.e_steps=2"], (2 + 1) * 128 + 2 * (128 + 128)),
+        (["method=grpo", "loop.m_steps=2"], 2 * 128),
         (["method=frozen_critic"], 128),
         (["loop.drop_uniform_prompts=true", "loop.refill_tries=2"], 128 + 128 + 64 + 32),
         (["loop.drop_uniform_prompts=true"], 128 + 128 + 127),
     ],
 )
 def test_every_rollout_of_an_iteration_is_counted(overrides: list[str], prompts: int) -> None:
-    """Further policy steps generate labelled rollouts of their own where they learn from them, and replaced prompts are
+    """Further policy steps generate labeled rollouts of their own where they learn from them, and replaced prompts are
     generated again, half of them uniform in each round."""
     assert counted(*overrides).phases()["generate"] == 8 * prompts
 
@@ -76,13 +76,18 @@ def test_candidates_are_those_whose_checkpoints_are_kept(keep: int, every: int, 
 
 
 def test_choosing_samples_every_candidate_and_reads_all_that_are_kept() -> None:
-    """At each checkpoint and at the start, labelled questions, and unlabelled ones where a critic will value them; it
+    """At each checkpoint and at the start, labeled questions, and unlabeled ones where a critic will value them; it
     reads old ones again."""
-    asked = ("checkpoint.choose=true", "calibration.questions=10", "checkpoint.choose_prompts=6", "loop.iterations=64")
+    asked = (
+        "checkpoint.select_best=true",
+        "calibration.questions=10",
+        "checkpoint.selection_prompts=6",
+        "loop.iterations=64",
+    )
     alone = counted("method=ttrl", *asked).whole()
     assert alone["choosing the best"] == 5 * 10 * 4
     assert counted(*asked).whole()["choosing the best"] > 5 * (10 + 6) * 4
-    assert "choosing the best" not in counted("checkpoint.choose=false").whole()
+    assert "choosing the best" not in counted("checkpoint.select_best=false").whole()
 
 
 def test_evaluations_between_the_ends_ask_fewer_questions_where_that_is_set() -> None:
@@ -96,15 +101,15 @@ def test_evaluations_between_the_ends_ask_fewer_questions_where_that_is_set() ->
 def test_a_frozen_critic_is_planned_without_an_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither pinned nor saved; one that the critic start teaches has it until then, and its checkpoints have none."""
     usual, frozen = recipe_run(EIGHT), recipe_run(EIGHT, "method=frozen_critic")
-    assert "critic's optimizer" in host.pinned(usual) and "calibrate" in usual.phases()
+    assert "critic's optimizer" in host.pinned(usual) and "e_step" in usual.phases()
     assert "critic's optimizer" not in host.pinned(frozen) and "critic's weights" in host.pinned(frozen)
-    assert "calibrate" not in frozen.phases() and "critic start" not in Schedule(frozen, LOAD).whole()
+    assert "e_step" not in frozen.phases() and "critic start" not in Schedule(frozen, LOAD).whole()
     spared = 12 * parameters(usual.settings, "critic", 1, 1, 0).total
     assert host.checkpoint(usual) - host.checkpoint(frozen) == pytest.approx(spared, rel=1e-3)
     assert total(host.node(frozen)) < total(host.node(usual))
 
     taught = recipe_run(EIGHT, "method=frozen_critic", "stages.critic_start.iterations=2")
-    assert "critic's optimizer" in host.pinned(taught) and "calibrate" in taught.phases()
+    assert "critic's optimizer" in host.pinned(taught) and "e_step" in taught.phases()
     assert host.checkpoint(taught) == host.checkpoint(frozen)
     assert Schedule(taught, LOAD).whole()["critic start"] > 0
 
@@ -113,9 +118,9 @@ def test_a_frozen_critic_is_planned_without_an_optimizer(capsys: pytest.CaptureF
     assert rows and all(row[4:] == ["0.00", "0.00 |"] and float(row[3]) >= 0 for row in rows)
 
 
-def test_responses_that_only_vote_are_generated_and_not_learnt_from() -> None:
+def test_responses_that_only_vote_are_generated_and_not_learned_from() -> None:
     """TTRL's 64 votes a prompt, of which 32 train."""
     run = recipe_run(EIGHT, str(ROOT / "recipes" / "methods" / "ttrl.yaml"))
     planned = Schedule(run, Load.uniform(8192, 16384))
-    assert (planned.labelled, planned.unlabelled, planned.learnt) == (0, 8 * 64, 8 * 32)
+    assert (planned.labeled, planned.unlabeled, planned.learned) == (0, 8 * 64, 8 * 32)
     assert planned.phases()["generate"] == planned.generating(8 * 64)

@@ -128,16 +128,22 @@ def test_a_sync_is_planned_with_buckets_as_large_as_its_own() -> None:
     assert phases.BUCKETS == 3.5 * weights.BUCKET_BYTES
 
 
+RECORDED_AS = {"e_step": "calibrate", "advantages": "estimate", "m_step": "refine"}
+"""phases in results of before they had their present names"""
+
+
 def test_memory_of_each_phase_is_what_was_measured() -> None:
     """An iteration of a 1.7B shape on two GPUs, as the driver counts it, vLLM and all contexts in it."""
-    overrides = "loop.labelled_prompts=16 loop.unlabelled_prompts=16 policy.micro_batch_tokens=8192 "
-    overrides += "critic.micro_batch_tokens=8192 generation.memory_fraction=0.8 generation.max_response_tokens=4096 "
+    overrides = "loop.labeled_prompts=16 loop.unlabeled_prompts=16 policy.micro_batch_tokens=8192 "
+    overrides += (
+        "critic.micro_batch_tokens=8192 generation.gpu_memory_utilization=0.8 generation.max_response_tokens=4096 "
+    )
     config = load(None, [*overrides.split(), "data.max_prompt_tokens=128"])
     run = Run(shapes.settings(shapes.config("qwen3-1.7b", None, None)), config, Machine(1, 2, 80, 256))
     logged = json.loads((RESULTS / "2026-11-25-gpu" / "iteration-1.7b.jsonl").read_text().splitlines()[0])
     planned = run.phases()
-    for phase in ("generate", "sync", "calibrate", "refine"):
-        wanted = logged[f"memory/{phase}/device_peak_gib"]
+    for phase in ("generate", "sync", "e_step", "m_step"):
+        wanted = logged[f"memory/{RECORDED_AS.get(phase, phase)}/device_peak_gib"]
         assert total(planned[phase]) / GIB == pytest.approx(wanted, rel=0.1), phase
     pinned = total(host.pinned(run)) / GIB
     assert pinned + 3.2 == pytest.approx(logged["memory/host_peak_gib"], rel=0.05)
@@ -158,14 +164,14 @@ def test_seconds_of_a_step_are_about_what_was_measured(file: str, gpus: int, cha
     assert seconds == pytest.approx(measured(file, f"policy step, fp8 {fp8}")["seconds"], rel=0.15)
 
 
-_SMALL = "loop.samples_per_prompt=8 generation.memory_fraction=0.8 loop.labelled_prompts="
-_17B = f"{_SMALL}16 loop.unlabelled_prompts=16 policy.micro_batch_tokens=8192 critic.micro_batch_tokens=8192"
+_SMALL = "loop.samples_per_prompt=8 generation.gpu_memory_utilization=0.8 loop.labeled_prompts="
+_17B = f"{_SMALL}16 loop.unlabeled_prompts=16 policy.micro_batch_tokens=8192 critic.micro_batch_tokens=8192"
 _TP2 = "parallel.tensor_model_parallel_size=2 parallel.sequence_parallel=true generation.tensor_parallel_size=1"
 _8B = f"{_TP2} policy.micro_batch_tokens=8448 critic.micro_batch_tokens=8448 {_SMALL}"
 ITERATIONS = [
     ("iteration-1.7b", "qwen3-1.7b", _17B, "uniform:2048:4096"),
     ("grpo-8b", "qwen3-8b", f"{_8B}32 method=grpo", "mean:1060:4096"),
-    ("tempo-8b", "qwen3-8b", f"{_8B}16 loop.unlabelled_prompts=16 memory.offload_weights=false", "mean:1060:4096"),
+    ("tempo-8b", "qwen3-8b", f"{_8B}16 loop.unlabeled_prompts=16 memory.offload_weights=false", "mean:1060:4096"),
 ]
 """results file, shape, settings, lengths"""
 
@@ -180,10 +186,10 @@ def test_seconds_of_whole_iterations_are_about_what_was_measured(
     run = Run(shapes.settings(shapes.config(shape, None, None)), load(None, [*overrides.split(), *sizes]), TWO_H200)
     drawn = tuple(sorted(map(Lengths.parse(lengths).draw, range(512))))
     planned = Schedule(run, Load(drawn, prompt=128)).phases()
-    training = {"calibrate", "estimate", "refine"}.intersection(planned)
+    training = {"e_step", "advantages", "m_step"}.intersection(planned)
     assert sum(planned.values()) == pytest.approx(found["seconds"], rel=0.2)
     assert planned["generate"] == pytest.approx(found["log: seconds/generate"], rel=0.1)
-    wanted = sum(found[f"log: seconds/{phase}"] for phase in training)
+    wanted = sum(found[f"log: seconds/{RECORDED_AS[phase]}"] for phase in training)
     assert sum(planned[phase] for phase in training) == pytest.approx(wanted, rel=1 / 3)
 
 
@@ -223,12 +229,12 @@ def test_recipes_go_on_fitting_when_nodes_are_added(nodes: int) -> None:
 
 
 REFUSED: list[tuple[list[str], Machine, list[str]]] = [
-    (["model.recompute=none"], NODE, ["calibrate: ", "refine: "]),
-    ([], Machine(1, 8, 40.0, 1536.0), ["calibrate: ", "refine: "]),
+    (["model.recompute=none"], NODE, ["e_step: ", "m_step: "]),
+    ([], Machine(1, 8, 40.0, 1536.0), ["e_step: ", "m_step: "]),
     ([], Machine(1, 8, 80.0, 256.0), ["host: a rank takes", "host: a node takes"]),
-    (["generation.memory_fraction=0.2"], NODE, ["generate: "]),
+    (["generation.gpu_memory_utilization=0.2"], NODE, ["generate: "]),
     (["parallel.tensor_model_parallel_size=3"], NODE, ["attention heads", "KV heads", "MLP channels", "8 GPUs"]),
-    (["memory.offload_optimizer=false"], NODE, ["generate: ", "calibrate: ", "refine: "]),
+    (["memory.offload_optimizer=false"], NODE, ["generate: ", "e_step: ", "m_step: "]),
 ]
 
 
@@ -272,8 +278,8 @@ def test_the_command_refuses_with_exit_code_2(capsys: pytest.CaptureFixture[str]
     """And still shows where the memory goes."""
     assert main(["plan", str(ROOT / "recipes" / "qwen3_14b_math.yaml"), "--gpu-memory", "40"]) == 2
     printed = capsys.readouterr()
-    assert "this cannot run" in printed.err and "refine: " in printed.err and "calibrate: " in printed.err
-    assert "| refine |" in printed.out
+    assert "this cannot run" in printed.err and "m_step: " in printed.err and "e_step: " in printed.err
+    assert "| m_step |" in printed.out
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,7 @@ def test_the_command_refuses_with_exit_code_2(capsys: pytest.CaptureFixture[str]
         (["model.hf_path=models/of-my-own"], "--model names a known shape"),
         (["--nodes", "one"], "--nodes: numbers"),
         (["--uniform-share", "2"], "--uniform-share: from 0 to 1, got 2"),
-        (["method=grpo", "policy.learns_from=unlabelled"], "policy.learns_from: unlabelled, but method grpo needs"),
+        (["method=grpo", "policy.learns_from=unlabeled"], "policy.learns_from: unlabeled, but method grpo needs"),
         (["loop.iteratons=3"], "did you mean"),
         (["parallel.tensor_model_parallel_size=0", "model.hf_path=models/of-my-own"], "at least 1, got 0"),
         (["parallel.tensor_model_parallel_size=0", "model.hf_path=models/of-my-own"], "--model names a known shape"),

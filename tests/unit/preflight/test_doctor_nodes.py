@@ -21,7 +21,7 @@ from tests.unit.preflight.doctor import config, free_port, report, wrong
 
 @pytest.mark.parametrize("nodes", range(2, 8))
 def test_pairs_of_a_ring_do_not_overlap(nodes: int) -> None:
-    """Every node meets both its neighbours, one at a time."""
+    """Every node meets both its neighbors, one at a time."""
     names = [f"n{at}" for at in range(nodes)]
     rounds = bandwidth.ring(names)
     for pairs in rounds:
@@ -32,8 +32,8 @@ def test_pairs_of_a_ring_do_not_overlap(nodes: int) -> None:
     assert bandwidth.ring(["n0"]) == []
 
 
-def test_the_bad_node_of_a_ring_is_told_from_its_neighbours() -> None:
-    """n2 spoils both its pairs; n1 and n3 have another neighbour each."""
+def test_the_bad_node_of_a_ring_is_told_from_its_neighbors() -> None:
+    """n2 spoils both its pairs; n1 and n3 have another neighbor each."""
     names = [f"n{at}" for at in range(5)]
     pairs = [pair for pairs in bandwidth.ring(names) for pair in pairs]
     failed = [Measured(pair, 0.0, "rank 2: timeout") if "n2" in pair else Measured(pair, 40.0) for pair in pairs]

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from checkpoints_convert.__main__ import main
 from tempo_megatron.config import Config, ConfigError, CriticTraining, LearnsFrom, load
-from tempo_megatron.data.prepare.catalogue import SOURCES
+from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.validation.recipe import problems
 from tests.models import write_model
@@ -62,7 +62,7 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 shutil.copytree(made, best, dirs_exist_ok=True)
                 integrity.write(best, integrity.describe(best, integrity.files_of(best)))
             data = config.data
-            for source in (*data.labelled, *data.unlabelled, *data.held_out):
+            for source in (*data.labeled, *data.unlabeled, *data.held_out):
                 path = directory / source.path
                 path.parent.mkdir(exist_ok=True)
                 texts = [{"prompt": f"{path.stem} {number}", "answer": "1", "grader": "math"} for number in range(300)]
@@ -87,7 +87,7 @@ def test_every_row_of_the_tables_can_start(
 def test_recipes_name_data_that_can_be_prepared(model: str, domain: str, name: str) -> None:
     """`tempo data prepare NAME` writes data/NAME.jsonl."""
     data = row(model, domain, name).data
-    paths = [Path(source.path) for source in (*data.labelled, *data.unlabelled, *data.held_out)]
+    paths = [Path(source.path) for source in (*data.labeled, *data.unlabeled, *data.held_out)]
     assert paths and all(path.parent == Path("data") and path.stem in SOURCES for path in paths)
 
 
@@ -101,9 +101,9 @@ EVERY_ROW: dict[str, Any] = {
     "generation.temperature": 1.0,
     "generation.top_p": 1.0,
     "loop.samples_per_prompt": 8,
-    "loop.policy_steps": 1,
-    "loop.critic_steps": 1,
-    "loop.recalibrate_every": 1,
+    "loop.m_steps": 1,
+    "loop.e_steps": 1,
+    "loop.e_step_interval": 1,
     "policy.epochs": 1,
     "policy.optimizer.learning_rate": 1e-6,
     "policy.optimizer.schedule": "constant",
@@ -117,34 +117,34 @@ EVERY_ROW: dict[str, Any] = {
 }
 TEMPO: dict[str, Any] = {
     "policy.loss": "gspo",
-    "policy.clip_low": 3e-4,
-    "policy.clip_high": 5e-4,
+    "policy.clip_range_low": 3e-4,
+    "policy.clip_range_high": 5e-4,
     "policy.average_over": "sequences",
-    "policy.learns_from": "unlabelled",
-    "policy.whiten": False,
+    "policy.learns_from": "unlabeled",
+    "policy.whiten_advantages": False,
     "critic.training": "calibrated",
     "critic.target_range": "zero_one",
     "critic.epochs": 1,
     "critic.optimizer.learning_rate": 1e-6,
     "critic.optimizer.warmup_steps": 0,
 }
-VOTES: dict[str, Any] = {"critic.training": "none", "policy.learns_from": "unlabelled"}
+VOTES: dict[str, Any] = {"critic.training": "none", "policy.learns_from": "unlabeled"}
 SETTINGS: dict[str, dict[str, Any]] = {
     # RLVR and where its critic comes from: the older init script, whose 50 warm-up steps are batches.
     "ppo": {
-        "policy.learns_from": "labelled",
+        "policy.learns_from": "labeled",
         "critic.training": "returns",
         "critic.optimizer.learning_rate": 5e-6,
         "critic.optimizer.warmup_steps": 50,
         "critic.optimizer.schedule_unit": "batch",
-        "policy.trace_decay": 1.0,
+        "policy.gae_lambda": 1.0,
     },
     "tempo": TEMPO,
     "frozen_critic": {**TEMPO, "critic.training": "frozen"},
     "tempo_reference_code": {
         **TEMPO,
         "policy.learns_from": "both",
-        "policy.whiten": True,
+        "policy.whiten_advantages": True,
         "critic.target_range": "minus_one_one",
         "loop.order": "values_first",
         "loop.drop_uniform_prompts": True,
@@ -160,8 +160,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "loop.votes_per_prompt": 64,
         "loop.samples_per_prompt": 32,
         "policy.loss": "ppo",
-        "policy.clip_low": 0.2,
-        "policy.clip_high": 0.2,
+        "policy.clip_range_low": 0.2,
+        "policy.clip_range_high": 0.2,
         "policy.average_over": "tokens",
         "policy.kl_coefficient": 0.001,
         "policy.optimizer.learning_rate": 5e-7,
@@ -177,8 +177,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **VOTES,
         "loop.samples_per_prompt": 16,
         "policy.loss": "gspo",
-        "policy.clip_low": 3e-4,
-        "policy.clip_high": 4e-4,
+        "policy.clip_range_low": 3e-4,
+        "policy.clip_range_high": 4e-4,
         "policy.average_over": "sequences",
         "policy.optimizer.learning_rate": 5e-7,
         "evaluation.top_p": 0.95,
@@ -201,25 +201,25 @@ def test_the_settings_are_those_of_the_paper(model: str, domain: str, name: str)
 @pytest.mark.parametrize(("model", "domain", "name"), EVERY)
 def test_whoever_learns_takes_the_paper_s_batch(model: str, domain: str, name: str) -> None:
     """Prompts of a policy step and of a mini-batch. The critic's E-step takes as many; where one mixed batch trains
-    both, its labelled half."""
+    both, its labeled half."""
     config = row(model, domain, name)
     loop, source = config.loop, config.policy.learns_from
-    prompts = {"labelled": loop.labelled_prompts, "unlabelled": loop.unlabelled_prompts}
-    learnt = sum(prompts.values()) if source is LearnsFrom.both else prompts[source]
+    prompts = {"labeled": loop.labeled_prompts, "unlabeled": loop.unlabeled_prompts}
+    learned = sum(prompts.values()) if source is LearnsFrom.both else prompts[source]
     expected = OWN_BATCH.get(name, BATCH[model])
-    assert (learnt, learnt / config.policy.mini_batches) == expected
+    assert (learned, learned / config.policy.mini_batches) == expected
     if config.critic.training in (CriticTraining.calibrated, CriticTraining.returns):
         share = 2 if source is LearnsFrom.both else 1
-        taken = loop.labelled_prompts, loop.labelled_prompts / config.critic.mini_batches
+        taken = loop.labeled_prompts, loop.labeled_prompts / config.critic.mini_batches
         assert taken == (expected[0] / share, expected[1] / share)
 
 
 def test_each_run_starts_from_the_rlvr_run_of_its_model_and_domain() -> None:
-    """Policy and critic from one checkpoint, which RLVR chooses by labelled accuracy (`test_choice.py`)."""
+    """Policy and critic from one checkpoint, which RLVR chooses by labeled accuracy (`test_choice.py`)."""
     for model, domain, name in EVERY:
         config = row(model, domain, name)
         if name == "ppo":
-            assert config.policy.checkpoint == config.critic.checkpoint == "" and config.checkpoint.choose
+            assert config.policy.checkpoint == config.critic.checkpoint == "" and config.checkpoint.select_best
             continue
         rlvr = row(model, domain, "ppo").run_dir
         assert config.policy.checkpoint == config.critic.checkpoint == f"{rlvr}/checkpoints/best"
@@ -228,12 +228,12 @@ def test_each_run_starts_from_the_rlvr_run_of_its_model_and_domain() -> None:
 def test_an_included_file_is_weaker_than_the_one_that_includes_it(tmp_path: Path) -> None:
     """Composition: later includes win over earlier ones, the recipe over both, and paths are relative to the file."""
     (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "a.yaml").write_text("seed: 1\nloop: {iterations: 5, critic_steps: 2}")
+    (tmp_path / "parts" / "a.yaml").write_text("seed: 1\nloop: {iterations: 5, e_steps: 2}")
     (tmp_path / "parts" / "b.yaml").write_text("include: [a.yaml]\nloop: {iterations: 6}")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("include: [parts/b.yaml]\nrun_dir: runs/${method}\nseed: 3")
     config = load(recipe, ["method=grpo"])
-    assert (config.seed, config.loop.iterations, config.loop.critic_steps) == (3, 6, 2)
+    assert (config.seed, config.loop.iterations, config.loop.e_steps) == (3, 6, 2)
     assert config.run_dir == "runs/grpo"
 
 

@@ -55,7 +55,7 @@ def made(
     return Watchdog(place, FaultsConfig(lag_limit_seconds=45), directory, store, end)
 
 
-@pytest.mark.parametrize("phase", ["refine", "start"])
+@pytest.mark.parametrize("phase", ["m_step", "start"])
 def test_a_phase_over_its_limit_ends_the_run_with_its_stacks(
     phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: list[float]
 ) -> None:
@@ -83,7 +83,7 @@ def test_a_rank_that_stays_a_phase_behind_is_named_by_all(
     """Not while the limit has not passed since the others went on; the others end too, and leave it the word."""
     store = Shared()
     late = made(1, lambda: at_place(4, "grade"), tmp_path, store, monkeypatch)
-    first = made(0, lambda: at_place(5, "calibrate"), tmp_path, store, monkeypatch)
+    first = made(0, lambda: at_place(5, "e_step"), tmp_path, store, monkeypatch)
     look_until(46, clock, late, first)
     assert "tempo/hung" not in store
     with pytest.raises(Ended):
@@ -102,7 +102,7 @@ def test_a_rank_that_hangs_among_ranks_that_wait_for_it_is_named(
     """All in one phase. The rank that waits, itself or its GPU, says so, and leaves the word to the other."""
     store, waits = Shared(), [False]
     monkeypatch.setattr(watchdog.collectives, sign, lambda: waits[0])
-    ranks = [made(rank, lambda: at_place(5, "refine"), tmp_path, store, monkeypatch) for rank in (0, 1)]
+    ranks = [made(rank, lambda: at_place(5, "m_step"), tmp_path, store, monkeypatch) for rank in (0, 1)]
     with pytest.raises(Ended):
         while clock[0] < 60:
             clock[0] += 2.0
@@ -113,7 +113,7 @@ def test_a_rank_that_hangs_among_ranks_that_wait_for_it_is_named(
     assert "because rank 1 hangs" in capfd.readouterr().err
     with pytest.raises(Ended):
         ranks[1].look_at_ranks()
-    assert "rank 1" in (shown := capfd.readouterr().err) and "in refine, where no rank has done anything" in shown
+    assert "rank 1" in (shown := capfd.readouterr().err) and "in m_step, where no rank has done anything" in shown
 
 
 def test_ranks_that_go_on_in_step_are_left_alone(
@@ -141,7 +141,7 @@ def test_a_job_that_was_stopped_and_goes_on_is_left_alone(
     store = Shared()
 
     def here() -> Place:
-        return at_place(9, "refine", clock[0])
+        return at_place(9, "m_step", clock[0])
 
     ranks = [made(rank, here, tmp_path, store, monkeypatch) for rank in (0, 1)]
     look_until(20, clock, *ranks)
@@ -169,7 +169,7 @@ def test_a_store_that_does_not_answer_does_not_keep_a_phase_from_its_limit(
 
     monkeypatch.setattr(watchdog, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(watchdog, "rank_and_ranks", lambda: (0, 2))
-    looks = Watchdog(lambda: at_place(7, "refine", 3700.0), FaultsConfig(), tmp_path, Silent(), lambda _: ended.set())
+    looks = Watchdog(lambda: at_place(7, "m_step", 3700.0), FaultsConfig(), tmp_path, Silent(), lambda _: ended.set())
     looks.start()
     assert ended.wait(30)
     looks.stop()
@@ -184,7 +184,7 @@ def test_a_look_that_fails_is_not_the_last(
     def place() -> Place:
         if next(looks) < 3:
             raise OSError(28, "No space left")
-        return at_place(7, "refine", 3700.0)
+        return at_place(7, "m_step", 3700.0)
 
     monkeypatch.setattr(watchdog, "_POLL_SECONDS", 0.01)
     made = Watchdog(place, FaultsConfig(), tmp_path, end=lambda _: ended.set())
@@ -202,8 +202,8 @@ def test_ranks_that_hang_in_one_collective_all_show_their_stacks(
     monkeypatch.setattr(watchdog.time, "sleep", lambda seconds: order.append(f"sleeps {seconds:.0f}"))
     store = Shared()
     store.set("tempo/hung", "1 0: where no rank has done anything for 45 s")
-    first = made(1, lambda: at_place(5, "refine"), tmp_path, store, monkeypatch)
-    other = made(0, lambda: at_place(5, "refine"), tmp_path, store, monkeypatch)
+    first = made(1, lambda: at_place(5, "m_step"), tmp_path, store, monkeypatch)
+    other = made(0, lambda: at_place(5, "m_step"), tmp_path, store, monkeypatch)
     for rank in (first, other):
         monkeypatch.setattr(rank, "_say", lambda text: order.append("speaks"))
         with pytest.raises(Ended):

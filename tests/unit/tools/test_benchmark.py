@@ -84,7 +84,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "tools/benchmark.py", "tiny", "--steps=1", f"--directory={tmp_path}/work"]
-    small = [f"loop.{name}=2" for name in ("labelled_prompts", "unlabelled_prompts", "samples_per_prompt")]
+    small = [f"loop.{name}=2" for name in ("labeled_prompts", "unlabeled_prompts", "samples_per_prompt")]
     subprocess.run(
         [*command, "--sections=all", f"--json={tmp_path}/figures.json", *small],
         check=True,

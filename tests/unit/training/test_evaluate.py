@@ -83,7 +83,7 @@ class Scripted:
 
 
 def evaluator(samples_directory: Path | None = None, **settings: int) -> Evaluator:
-    sets = {"unlabelled": PROMPTS[:2]}
+    sets = {"unlabeled": PROMPTS[:2]}
     config = EvaluationConfig(samples=4, k=2, **settings)  # type: ignore[arg-type]
     return Evaluator(sets, ANSWERS, FakeGrader(), decode, config, 9, samples_directory)  # type: ignore[arg-type]
 
@@ -118,22 +118,22 @@ def test_a_part_has_of_every_source_in_proportion(count: int, expected: list[int
 @pytest.mark.parametrize("at_an_end", [False, True])
 def test_figures_are_given_for_each_source_of_a_set(at_an_end: bool) -> None:
     """A mean over a set hides a source that fell; a set of one source has nothing to add."""
-    sets = {"unlabelled": mixed(a=6, b=3), "held_out": [Prompt("z0", (9,), "z", "exact")]}
+    sets = {"unlabeled": mixed(a=6, b=3), "held_out": [Prompt("z0", (9,), "z", "exact")]}
     answers = {prompt.id: {"answer": "x" if prompt.source == "a" else "y"} for made in sets.values() for prompt in made}
     config = EvaluationConfig(samples=2, k=1, questions=3)
     made = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None)  # type: ignore[arg-type]
     engine = Scripted({number: ["x", "x"] for number in range(10)})
     found = made.evaluate(engine, 3, at_an_end)
-    assert found.keys() == {"unlabelled", "unlabelled/a", "unlabelled/b", "held_out"}
-    assert (found["unlabelled/a"]["avg@1"], found["unlabelled/b"]["avg@1"]) == (1.0, 0.0)
-    assert found["unlabelled"]["avg@1"] == pytest.approx(2 / 3)
+    assert found.keys() == {"unlabeled", "unlabeled/a", "unlabeled/b", "held_out"}
+    assert (found["unlabeled/a"]["avg@1"], found["unlabeled/b"]["avg@1"]) == (1.0, 0.0)
+    assert found["unlabeled"]["avg@1"] == pytest.approx(2 / 3)
     assert len(set(engine.asked)) == (10 if at_an_end else 4)
 
 
 def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> None:
     """Two questions worked out by hand; a cut response neither is right nor votes, and counts as long as it is."""
     engine = Scripted({0: ["a", "a", "z", "a!"], 1: ["z", "b", " ", "y y y y y"]})
-    found = evaluator(tmp_path).evaluate(engine, 3, at_an_end=True)["unlabelled"]
+    found = evaluator(tmp_path).evaluate(engine, 3, at_an_end=True)["unlabeled"]
     assert found["avg@2"] == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert found["pass@2"] == pytest.approx((5 / 6 + 3 / 6) / 2)
     one = (1 + 2 * 0.5 + 2 * 1 + 0) / 6  # aa; az twice, a tie; a! twice; z!
@@ -151,7 +151,7 @@ def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> N
     assert [row["cluster"] for row in rows] == [0, 0, 1, None, 0, 1, None, 2]
     assert [row["answer"] for row in rows] == ["a", "a", "z", "", "z", "b", "", "y y y y y"]
     assert rows[3] == {
-        "set": "unlabelled",
+        "set": "unlabeled",
         "prompt": "p0",
         "sample": 3,
         "correct": 0.0,
@@ -175,20 +175,20 @@ def test_rollouts_of_the_m_step_are_observed_where_answers_are_known() -> None:
     rows = [rollout(0, "a"), rollout(0, "z"), rollout(1, "b"), rollout(1, "b"), rollout(2, "a"), rollout(3, "a")]
     found = evaluator().observe(rows, [0.9, 0.8, 0.7, 0.6, 0.0, 1.0])
     assert found == {
-        "evaluation/unlabelled_rollouts/avg": pytest.approx(3 / 4),
-        "evaluation/unlabelled_rollouts/pass@2": pytest.approx(1.0),
-        "evaluation/unlabelled_rollouts/reward_minus_truth": pytest.approx(0.75 - 0.75),
-        "evaluation/unlabelled_rollouts/reward_auroc": pytest.approx(1 / 3),
-        "evaluation/unlabelled_rollouts/reward_auroc_within_prompts": pytest.approx(1.0),
+        "evaluation/unlabeled_rollouts/avg": pytest.approx(3 / 4),
+        "evaluation/unlabeled_rollouts/pass@2": pytest.approx(1.0),
+        "evaluation/unlabeled_rollouts/reward_minus_truth": pytest.approx(0.75 - 0.75),
+        "evaluation/unlabeled_rollouts/reward_auroc": pytest.approx(1 / 3),
+        "evaluation/unlabeled_rollouts/reward_auroc_within_prompts": pytest.approx(1.0),
     }
 
 
 def test_an_observation_says_only_what_it_can() -> None:
     """No answers, no rewards, one rollout a prompt, all right: each leaves figures out rather than inventing them."""
     assert evaluator().observe([rollout(2, "a")], [0.5]) == {}
-    alone = {"evaluation/unlabelled_rollouts/avg": 1.0}
+    alone = {"evaluation/unlabeled_rollouts/avg": 1.0}
     assert evaluator().observe([rollout(0, "a"), rollout(1, "b")], None) == alone
-    drift = {"evaluation/unlabelled_rollouts/reward_minus_truth": -0.25}
+    drift = {"evaluation/unlabeled_rollouts/reward_minus_truth": -0.25}
     assert evaluator().observe([rollout(0, "a"), rollout(1, "b")], [1.0, 0.5]) == alone | drift
 
 

@@ -32,7 +32,7 @@ class FakeRun(SimpleNamespace):
         self, monkeypatch: pytest.MonkeyPatch, name: str = "tempo", auroc: float = 0.9, **settings: Any
     ) -> None:
         config = Config(method=name)
-        config.loop.labelled_prompts, config.loop.unlabelled_prompts, config.loop.samples_per_prompt = 2, 3, 2
+        config.loop.labeled_prompts, config.loop.unlabeled_prompts, config.loop.samples_per_prompt = 2, 3, 2
         for key, value in settings.items():
             setattr(config.loop, key, value)
         super().__init__(config=config, method=method(name), iteration=1, asked=[], gate_value=None)
@@ -58,20 +58,20 @@ class FakeRun(SimpleNamespace):
         count = len(rows.rollouts)
         self.asked.append(f"estimate {count}{' early' if named['critic_values'] is not None else ''}")
         experience = SimpleNamespace(
-            labelled=~torch.tensor(rows.correct).isnan(),
+            labeled=~torch.tensor(rows.correct).isnan(),
             response_mask=torch.ones(count, 1).bool(),
             needed_values=lambda: torch.zeros(count, 1),
         )
         return SimpleNamespace(rewards=torch.zeros(count), experience=experience)
 
     def collect(
-        self, iteration: int, *, labelled: int = 0, unlabelled: int = 0, measure: bool = False, step: int = 0
+        self, iteration: int, *, labeled: int = 0, unlabeled: int = 0, measure: bool = False, step: int = 0
     ) -> Any:
-        self.asked.append(f"collect {labelled}+{unlabelled}{' measured' if measure else ''}")
+        self.asked.append(f"collect {labeled}+{unlabeled}{' measured' if measure else ''}")
         return Collected(
-            rollouts("l", labelled, 2),
-            [1.0] * 2 * labelled,
-            rollouts("u", unlabelled, 2),
+            rollouts("l", labeled, 2),
+            [1.0] * 2 * labeled,
+            rollouts("u", unlabeled, 2),
             rollouts("m", 1, 2),
             [1.0, 0.0],
         )
@@ -81,12 +81,12 @@ class FakeRun(SimpleNamespace):
         return not self.config.loop.gate or (self.gate_value or 0.0) >= self.config.loop.gate
 
     @property
-    def policy_learns_labelled(self) -> bool:
-        return self.config.policy.learns_from is not LearnsFrom.unlabelled
+    def policy_learns_labeled(self) -> bool:
+        return self.config.policy.learns_from is not LearnsFrom.unlabeled
 
     @property
-    def policy_learns_unlabelled(self) -> bool:
-        return self.config.policy.learns_from is not LearnsFrom.labelled
+    def policy_learns_unlabeled(self) -> bool:
+        return self.config.policy.learns_from is not LearnsFrom.labeled
 
     def seed(self, iteration: int, step: int) -> tuple[int, ...]:
         return (iteration, step)
@@ -111,7 +111,7 @@ class FakeRun(SimpleNamespace):
 
 
 def test_an_iteration_is_an_e_step_then_an_m_step_on_one_generate_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The paper's order: values are read after the critic has learnt."""
+    """The paper's order: values are read after the critic has learned."""
     assert FakeRun(monkeypatch).steps() == ["collect 2+3", "calibrate", "estimate 6", "evidence", "refine"]
 
 
@@ -122,8 +122,8 @@ def test_values_first_reads_them_before_the_critic_moves(monkeypatch: pytest.Mon
 
 
 def test_the_critic_is_recalibrated_every_n_iterations_in_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """E-steps have prompts of their own, and an iteration without one draws no labelled rollouts."""
-    run = FakeRun(monkeypatch, recalibrate_every=3, critic_steps=2)
+    """E-steps have prompts of their own, and an iteration without one draws no labeled rollouts."""
+    run = FakeRun(monkeypatch, e_step_interval=3, e_steps=2)
     assert [run.steps(iteration)[:3] for iteration in (1, 2, 3, 4)] == [
         ["collect 4+3", "calibrate", "calibrate"],
         ["collect 0+3", "estimate 6", "evidence"],
@@ -134,13 +134,13 @@ def test_the_critic_is_recalibrated_every_n_iterations_in_so_many_steps(monkeypa
 
 def test_further_policy_steps_learn_from_the_policy_that_the_last_one_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights go to the generator before it samples again."""
-    taken = FakeRun(monkeypatch, policy_steps=2).steps()
+    taken = FakeRun(monkeypatch, m_steps=2).steps()
     assert taken[-6:] == ["refine", "sync", "collect 0+3", "estimate 6", "evidence", "refine"]
 
 
 def test_rollouts_of_further_policy_steps_are_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is asked to stop then would save a policy that has half learnt as that of the iteration before."""
-    run = FakeRun(monkeypatch, policy_steps=2)
+    """A run that is asked to stop then would save a policy that has half learned as that of the iteration before."""
+    run = FakeRun(monkeypatch, m_steps=2)
 
     @contextlib.contextmanager
     def may_be_interrupted() -> Iterator[None]:
@@ -167,27 +167,27 @@ def test_the_gate_keeps_the_policy_waiting_until_the_critic_can_judge(monkeypatc
     assert run.steps() == waiting
 
 
-def test_ppo_learns_from_labelled_rollouts_alone_and_its_critic_from_their_returns(
+def test_ppo_learns_from_labeled_rollouts_alone_and_its_critic_from_their_returns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No unlabelled question is sampled."""
+    """No unlabeled question is sampled."""
     run = FakeRun(monkeypatch, "ppo")
-    run.config.policy.learns_from, run.config.critic.training = LearnsFrom.labelled, CriticTraining.returns
+    run.config.policy.learns_from, run.config.critic.training = LearnsFrom.labeled, CriticTraining.returns
     assert run.steps() == ["collect 2+0", "estimate 4", "learn_returns", "refine"]
 
 
 def test_a_frozen_critic_is_read_and_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ablation costs no labelled rollouts."""
+    """The ablation costs no labeled rollouts."""
     run = FakeRun(monkeypatch, "frozen_critic")
     run.config.critic.training = CriticTraining.frozen
     assert run.steps() == ["collect 0+3", "estimate 6", "evidence", "refine"]
 
 
-def test_a_policy_step_takes_its_labelled_rollouts_whatever_the_number_of_e_steps(
+def test_a_policy_step_takes_its_labeled_rollouts_whatever_the_number_of_e_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two E-steps on two prompts each, then an M-step on two of them and three unlabelled ones."""
-    run = FakeRun(monkeypatch, "tempo_reference_code", critic_steps=2)
+    """Two E-steps on two prompts each, then an M-step on two of them and three unlabeled ones."""
+    run = FakeRun(monkeypatch, "tempo_reference_code", e_steps=2)
     run.config.policy.learns_from = LearnsFrom.both
     assert run.steps() == ["collect 4+3", "calibrate", "calibrate", "estimate 10", "evidence", "refine"]
 

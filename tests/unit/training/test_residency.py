@@ -15,7 +15,7 @@ from tempo_megatron.utils.heartbeat import tick
 
 ROOT = Path(__file__).parents[3]
 WITHOUT_DEVICE = {"grade", "vote", "observe"}
-MADE_OF_OTHERS = {"choose"}
+MADE_OF_OTHERS = {"select_checkpoint"}
 BUILDS = {"start"}
 
 
@@ -56,7 +56,7 @@ def test_the_generator_has_the_device_to_itself() -> None:
 
 def test_one_model_learns_at_a_time_while_the_generator_sleeps() -> None:
     """The E-step has the critic alone, the M-step the policy alone."""
-    for phase, model in (("calibrate", "critic"), ("refine", "policy")):
+    for phase, model in (("e_step", "critic"), ("m_step", "policy")):
         made, asleep = turns()
         with made.phase(phase):
             assert on_device(made) == {model: set(Kind)}
@@ -81,11 +81,11 @@ def test_every_phase_says_who_works() -> None:
 def test_a_phase_takes_in_the_seconds_of_those_within_it() -> None:
     """What was taken is told once; bytes and seconds of moving are those of all models."""
     made, _ = turns()
-    with made.phase("choose"), made.phase("generate"):
+    with made.phase("select_checkpoint"), made.phase("generate"):
         pass
     first, second = made.taken(), made.taken()
-    assert first["seconds/choose"] >= first["seconds/generate"]
-    assert first["memory/choose/host_peak_gib"] >= first["memory/generate/host_peak_gib"] > 0
+    assert first["seconds/select_checkpoint"] >= first["seconds/generate"]
+    assert first["memory/select_checkpoint/host_peak_gib"] >= first["memory/generate/host_peak_gib"] > 0
     assert (first["seconds/offload"], first["memory/offloaded_gib"]) == (1.5, 3.0)
     assert (second["seconds/offload"], second["memory/offloaded_gib"]) == (0.0, 0.0)
     assert "seconds/generate" not in second
@@ -96,15 +96,15 @@ def test_a_watcher_is_told_the_innermost_phase_and_its_own_ticks() -> None:
     so the first time in a phase is told from later ones."""
     made, _ = turns()
     tick()
-    with made.phase("choose"):
+    with made.phase("select_checkpoint"):
         tick()
         with made.phase("generate"):
             tick()
             tick()
             assert made.place()[:2] == (2, "generate") and made.place().ticks == 2
-        assert made.place()[:2] == (2, "choose") and made.place().ticks == 3
+        assert made.place()[:2] == (2, "select_checkpoint") and made.place().ticks == 3
     assert made.place()[:2] == (2, "") and made.place().ticks == 0
-    with made.phase("choose"), made.phase("measure"):
+    with made.phase("select_checkpoint"), made.phase("critic_metrics"):
         assert made.place().first
-    with made.phase("measure"):
+    with made.phase("critic_metrics"):
         assert not made.place().first

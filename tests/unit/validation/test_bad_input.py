@@ -43,8 +43,8 @@ def data_file(recipe: Path, *rows: object) -> Path:
         ("generation.log_prob_alarm=0.5", "generation.log_prob_alarm: at least 1"),
         ("model.hf_path=/nowhere", "no config.json"),
         ("evaluation.k=5", "evaluation.k"),
-        ("data.labelled=[{path: /nowhere.jsonl}]", "/nowhere.jsonl: no such data file"),
-        ("data.labelled=[{task: no_such_task, size: 3}]", "no_such_task"),
+        ("data.labeled=[{path: /nowhere.jsonl}]", "/nowhere.jsonl: no such data file"),
+        ("data.labeled=[{task: no_such_task, size: 3}]", "no_such_task"),
     ],
 )
 def test_a_wrong_setting_is_named(
@@ -57,7 +57,7 @@ def test_a_wrong_setting_is_named(
 def test_weights_that_correct_the_generator_need_its_whole_distribution(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """vLLM renormalises log-probs over a nucleus, so that their ratio to the trainer's says nothing."""
+    """vLLM renormalizes log-probs over a nucleus, so that their ratio to the trainer's says nothing."""
     message = refused(recipe, capsys, "policy.importance_cap=2", "generation.top_p=0.9")
     assert "policy.importance_cap: needs generation.top_p 1, got 0.9" in message
 
@@ -77,9 +77,9 @@ def test_the_other_apex_is_refused(
 def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A start lists what is wrong with layout, data and numbers together."""
     message = refused(
-        recipe, capsys, "parallel.tensor_model_parallel_size=3", "policy.mini_batches=0", "data.unlabelled=[]"
+        recipe, capsys, "parallel.tensor_model_parallel_size=3", "policy.mini_batches=0", "data.unlabeled=[]"
     )
-    assert all(part in message for part in ("attention heads", "policy.mini_batches", "data.unlabelled: required"))
+    assert all(part in message for part in ("attention heads", "policy.mini_batches", "data.unlabeled: required"))
 
 
 def test_an_unknown_setting_hides_nothing_else(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +93,7 @@ def test_an_unknown_setting_hides_nothing_else(recipe: Path, capsys: pytest.Capt
 
 def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a tokenizer, and without a word of a hub that nobody asked for."""
-    message = refused(recipe, capsys, "model.hf_path=/nowhere", "data.labelled=[{path: /none.jsonl}]")
+    message = refused(recipe, capsys, "model.hf_path=/nowhere", "data.labeled=[{path: /none.jsonl}]")
     assert "/nowhere" in message and "/none.jsonl: no such data file" in message
     assert "huggingface.co" not in message
 
@@ -103,7 +103,7 @@ def test_a_missing_model_hides_no_missing_data(recipe: Path, capsys: pytest.Capt
     [
         ([], "the data file is empty"),
         ([{"prompt": "a", "answer": "b"}, {"answer": "b"}], "line 2: a row needs `prompt`"),
-        ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], "line 2: a labelled row needs `answer`"),
+        ([{"prompt": "a", "answer": "b"}, {"prompt": "c"}], "line 2: a labeled row needs `answer`"),
         (["{broken\n"], "line 1: not JSON"),
         ([{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d", "grader": "maths"}], "line 2: unknown grader"),
         ([{"prompt": "a", "answer": "b", "grader": "judge"}], "data.jsonl, line 1 names the judge"),
@@ -115,7 +115,7 @@ def test_a_bad_row_is_named_with_file_and_line(
 ) -> None:
     """Data files are read before anything starts."""
     path = data_file(recipe, *rows)
-    text = refused(recipe, capsys, f"data.labelled=[{{path: {path}}}]")
+    text = refused(recipe, capsys, f"data.labeled=[{{path: {path}}}]")
     assert str(path) in text and message in text
 
 
@@ -123,9 +123,9 @@ def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pyte
     """Resuming must not mix two experiments; what changes no result may change. It is said what to do."""
     open_run(load(recipe))
     before = (recipe.parent / "run" / "config.yaml").read_text()
-    assert cli.main(["train", str(recipe), "policy.clip_high=0.3", "seed=5"]) == 2
+    assert cli.main(["train", str(recipe), "policy.clip_range_high=0.3", "seed=5"]) == 2
     said = capsys.readouterr().err
-    assert "policy.clip_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
+    assert "policy.clip_range_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
     assert said.count("set these back") == 1 and "name another run_dir" in said
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
     assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
@@ -163,7 +163,7 @@ def test_a_run_resumes_with_less_memory_another_judge_and_a_model_that_was_moved
 def test_overlong_prompts_are_dropped_and_counted_or_an_error(demo_model: Path, recipe: Path) -> None:
     """`data.overlong`."""
     path = data_file(recipe, {"prompt": "abc"}, {"prompt": "abcdefghij"})
-    rows = read_rows([SourceConfig(path=str(path))], labelled=False)
+    rows = read_rows([SourceConfig(path=str(path))], labeled=False)
     config = Config().data
     config.max_prompt_tokens = 5
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
@@ -174,14 +174,14 @@ def test_overlong_prompts_are_dropped_and_counted_or_an_error(demo_model: Path, 
         to_prompts(rows, config, tokenizer, {})
 
 
-def test_answers_of_unlabelled_rows_are_split_off_when_read(demo_model: Path, recipe: Path) -> None:
+def test_answers_of_unlabeled_rows_are_split_off_when_read(demo_model: Path, recipe: Path) -> None:
     """The label firewall: prompts, their ids and order are the same whatever the answers are."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
 
     def read(*answers: str) -> tuple[object, dict]:
         path = data_file(recipe, *({"prompt": p, "answer": a} for p, a in zip("abc", answers, strict=True)))
         kept: dict = {}
-        rows = read_rows([SourceConfig(path=str(path))], labelled=False)
+        rows = read_rows([SourceConfig(path=str(path))], labeled=False)
         return to_prompts(rows, Config().data, tokenizer, kept).prompts, kept
 
     prompts, kept = read("1", "2", "3")

@@ -1,4 +1,4 @@
-"""Step sizes, repeated prompts, weighted streams, and labelled prompts that are replaced."""
+"""Step sizes, repeated prompts, weighted streams, and labeled prompts that are replaced."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def prompt(name: str, answer: str | None = None) -> Prompt:
 
 def test_a_prompt_that_comes_twice_is_sampled_anew() -> None:
     """160 questions in a batch of 256: the second time round must not repeat the first one's responses."""
-    twice = [("unlabelled", prompt("a")), ("unlabelled", prompt("b")), ("unlabelled", prompt("a"))]
+    twice = [("unlabeled", prompt("a")), ("unlabeled", prompt("b")), ("unlabeled", prompt("a"))]
     settings: dict[str, Any] = {"seed": 0, "iteration": 1, "max_tokens": 4, "temperature": 1.0, "top_p": 1.0}
     rollouts = generate(Echo(), twice, samples=2, **settings)
     assert [rollout.sample for rollout in rollouts] == [0, 1, 0, 1, 2, 3]
@@ -124,14 +124,14 @@ def collector(names: Sequence[str], **loop: int) -> tuple[Collector, Echo]:
     for key, value in loop.items():
         setattr(config.loop, key, value)
     engine = Echo()
-    labelled = Stream([prompt(name, "x") for name in names], 0, "labelled")
-    unlabelled = Stream([prompt("u")], 0, "unlabelled")
+    labeled = Stream([prompt(name, "x") for name in names], 0, "labeled")
+    unlabeled = Stream([prompt("u")], 0, "unlabeled")
     made = Collector(
         config,
         engine,  # type: ignore[arg-type]
         ByPrompt(),  # type: ignore[arg-type]
-        labelled,
-        unlabelled,
+        labeled,
+        unlabeled,
         [],
         lambda name: contextlib.nullcontext(),
     )
@@ -141,8 +141,8 @@ def collector(names: Sequence[str], **loop: int) -> tuple[Collector, Echo]:
 def test_prompts_whose_responses_score_alike_are_replaced() -> None:
     """All right or all wrong teaches nothing within a group: others take their place until the batch is mixed."""
     made, _ = collector(["r1", "r2", "w1", "m1", "m2", "m3", "m4", "m5"])
-    found = made.collect(1, labelled=8)
-    kept = [rollout.prompt.id for rollout in found.labelled]
+    found = made.collect(1, labeled=8)
+    kept = [rollout.prompt.id for rollout in found.labeled]
     assert len(kept) == 16 and all(name.startswith("m") for name in kept)
     assert found.uniform >= 3
     assert found.correct == [0.0, 1.0] * 8
@@ -151,8 +151,8 @@ def test_prompts_whose_responses_score_alike_are_replaced() -> None:
 def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
     """`loop.refill_tries` rounds, then what there is: the batch keeps its size, and the run goes on."""
     made, engine = collector(["r1", "w1"], refill_tries=3)
-    found = made.collect(1, labelled=2)
-    assert len(found.labelled) == 4
+    found = made.collect(1, labeled=2)
+    assert len(found.labeled) == 4
     assert len(engine.requests) == 4 * (1 + 3)
     assert len({request.seed for request in engine.requests}) == len(engine.requests)
 
@@ -163,7 +163,7 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
         (["method=nowhere.Method"], "cannot be imported"),
         (["critic.training=none"], "critic.training: method tempo needs a critic"),
         (["method=grpo", "critic.training=returns"], "reads no values, so there are no returns"),
-        (["method=ttrl", "policy.learns_from=both"], "votes on unlabelled questions"),
+        (["method=ttrl", "policy.learns_from=both"], "votes on unlabeled questions"),
         (["method=ttrl", "loop.votes_per_prompt=3"], "loop.votes_per_prompt: at least loop.samples_per_prompt (4)"),
         (["method=grpo", "loop.samples_per_prompt=1"], "compares a prompt's responses"),
         (["loop.gate=0.7"], "loop.gate: needs calibration.questions"),
@@ -171,8 +171,8 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
             ["loop.gate=0.7", "calibration.questions=8", "calibration.samples=1"],
             "calibration.samples: at least 2, loop.gate_on compares a prompt's responses",
         ),
-        (["checkpoint.choose=true"], "checkpoint.choose: needs calibration.questions"),
-        (["checkpoint.patience=2"], "checkpoint.patience: needs checkpoint.choose"),
+        (["checkpoint.select_best=true"], "checkpoint.select_best: needs calibration.questions"),
+        (["checkpoint.patience=2"], "checkpoint.patience: needs checkpoint.select_best"),
         (["policy.optimizer.schedule=linear"], "policy.optimizer.decay_steps: more than warmup_steps"),
         (
             [
@@ -186,18 +186,18 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
         (["policy.dual_clip=0.5"], "policy.dual_clip: above 1"),
         (
             ["method=ppo", "policy.mini_batches=25"],
-            "policy.mini_batches: 25 is more than the rollouts of loop.labelled",
+            "policy.mini_batches: 25 is more than the rollouts of loop.labeled",
         ),
-        (["method=ppo", "data.labelled=[]"], "data.labelled: required"),
+        (["method=ppo", "data.labeled=[]"], "data.labeled: required"),
         (["method=grpo", "loop.votes_per_prompt=8"], "method grpo counts no votes"),
         (["method=frozen_critic", "stages.critic_start.iterations=0"], "a frozen critic needs critic.checkpoint"),
         (["method=ttrl", "critic.target_range=minus_one_one"], "its rewards are 0 and 1"),
-        (["calibration.questions=40"], "calibration.questions: 40 of 40 labelled questions"),
-        (["method=grpo", "policy.learns_from=unlabelled"], "policy.learns_from: unlabelled, but method grpo needs"),
+        (["calibration.questions=40"], "calibration.questions: 40 of 40 labeled questions"),
+        (["method=grpo", "policy.learns_from=unlabeled"], "policy.learns_from: unlabeled, but method grpo needs"),
         (["method=grpo", "policy.learns_from=both"], "policy.learns_from: both, but method grpo needs"),
-        (["method=ppo", "policy.learns_from=unlabelled"], "policy.learns_from: unlabelled, but method ppo needs"),
+        (["method=ppo", "policy.learns_from=unlabeled"], "policy.learns_from: unlabeled, but method ppo needs"),
         (["method=ppo", "policy.learns_from=both"], "policy.learns_from: both, but method ppo needs"),
-        (["critic.training=returns"], "method tempo rewards unlabelled rows by the critic's own values"),
+        (["critic.training=returns"], "method tempo rewards unlabeled rows by the critic's own values"),
         (["method=tempo_reference_code", "critic.training=returns"], "would teach it its own verdict"),
         (["method=frozen_critic", "critic.training=returns"], "would teach it its own verdict"),
         (
@@ -220,9 +220,9 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], messag
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["policy.learns_from=labelled"],
+        ["policy.learns_from=labeled"],
         ["policy.learns_from=both"],
-        ["policy.learns_from=labelled", "critic.training=returns"],
+        ["policy.learns_from=labeled", "critic.training=returns"],
         ["method=ppo", "critic.optimizer.learning_rate=0"],
         ["method=tempo_reference_code"],
         ["method=frozen_critic", "critic.optimizer.learning_rate=1e-3"],
@@ -230,19 +230,19 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], messag
     ],
 )
 def test_settings_that_can_learn_are_not_refused(overrides: list[str], recipe: Path) -> None:
-    """TEMPO on labelled rows is rewarded by their correctness, so that its critic may learn returns; PPO's reward is
+    """TEMPO on labeled rows is rewarded by their correctness, so that its critic may learn returns; PPO's reward is
     right whatever its baseline is."""
     assert problems(load(recipe, overrides)) == []
 
 
 def test_mini_batches_are_held_against_the_rollouts_that_are_cut(recipe: Path) -> None:
     """Those of a model or stage that is not used do not matter."""
-    assert problems(load(recipe, ["method=grpo", "loop.unlabelled_prompts=1", "critic.mini_batches=999"])) == []
-    (found,) = problems(load(recipe, ["method=ppo", "loop.labelled_prompts=1", "policy.mini_batches=5"]))
-    assert found == "policy.mini_batches: 5 is more than the rollouts of loop.labelled_prompts"
+    assert problems(load(recipe, ["method=grpo", "loop.unlabeled_prompts=1", "critic.mini_batches=999"])) == []
+    (found,) = problems(load(recipe, ["method=ppo", "loop.labeled_prompts=1", "policy.mini_batches=5"]))
+    assert found == "policy.mini_batches: 5 is more than the rollouts of loop.labeled_prompts"
 
 
 def test_a_method_asks_only_for_the_data_that_it_uses(recipe: Path) -> None:
-    """TTRL has no labelled questions, PPO no unlabelled ones."""
-    assert problems(load(recipe, ["method=ttrl", "data.labelled=[]"])) == []
-    assert problems(load(recipe, ["method=ppo", "data.unlabelled=[]"])) == []
+    """TTRL has no labeled questions, PPO no unlabeled ones."""
+    assert problems(load(recipe, ["method=ttrl", "data.labeled=[]"])) == []
+    assert problems(load(recipe, ["method=ppo", "data.unlabeled=[]"])) == []
