@@ -19,7 +19,7 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.families import family
 from tempo_megatron.conversion.hf_files import Description, listed
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
-from tempo_megatron.conversion.source import Source, open_source
+from tempo_megatron.conversion.source import HfSource, open_source
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
@@ -85,7 +85,7 @@ def to_hf(
 
     Raises ConversionError listing all that is wrong before anything is written; whatever fails later leaves no `out`.
     """
-    read = checkpoint_format.Reader(checkpoint, role, contents=True)
+    read = checkpoint_format.CheckpointReader(checkpoint, role, contents=True)
     config, entries = open_checkpoint(checkpoint, role, read)
     made: Descriptions = {}
     for entry in entries:
@@ -107,10 +107,12 @@ def to_hf(
         hf_files.write_tensors(aside, made, arriving(), shard_bytes)
 
 
-def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_format.Reader) -> tuple[dict[str, Any], list[Entry]]:
+def open_checkpoint(
+    checkpoint: Path, role: Role, read: checkpoint_format.CheckpointReader
+) -> tuple[dict[str, Any], list[Entry]]:
     """config.json and the map of what `to_hf` makes of a role. Raises ConversionError listing all that is wrong."""
     config = hf_files.read_config(checkpoint / HUGGING_FACE)
-    settings = hf_config.settings(config)
+    settings = hf_config.backbone_settings(config)
     if role == "policy":
         entries = decoder.policy(settings)
     else:
@@ -124,7 +126,7 @@ def open_checkpoint(checkpoint: Path, role: Role, read: checkpoint_format.Reader
     return config, entries
 
 
-def unlike(read: checkpoint_format.Reader, entries: Sequence[Entry]) -> Iterator[str]:
+def unlike(read: checkpoint_format.CheckpointReader, entries: Sequence[Entry]) -> Iterator[str]:
     """In what a checkpoint's tensors are not those of the map, a line a cause."""
     missing = {entry.megatron_name for entry in entries} - read.descriptions.keys()
     if missing:
@@ -139,7 +141,7 @@ def unlike(read: checkpoint_format.Reader, entries: Sequence[Entry]) -> Iterator
         yield f"{read.directory}: {others[0]}{more}"
 
 
-def _target_range(source: Source, directory: Path, given: str | None) -> str:
+def _target_range(source: HfSource, directory: Path, given: str | None) -> str:
     stored = critics.stored_target_range(source.config)
     if given and stored and given != stored:
         raise ConversionError(f"{directory}: the critic's config says target range {stored}, --target-range {given}")

@@ -20,11 +20,11 @@ def describe(directory: Path) -> Iterator[str]:
     """Lines about a directory. Raises ConversionError where it is neither a model nor a checkpoint."""
     if (directory / "config.json").is_file():
         yield f"{directory}: Hugging Face model"
-        read = hf_files.Reader(directory)
+        read = hf_files.HfReader(directory)
         head = critics.find_head(read.descriptions)
         yield from _model(directory)
         said = f"{directory / 'config.json'}: "
-        problems = source.problems(directory, "critic" if head else "policy")
+        problems = source.source_problems(directory, "critic" if head else "policy")
         yield from (f"  problem: {problem}" for problem in problems if not problem.startswith(said))
         yield f"  tensors: {_tensors(read.descriptions)}"
         if head:
@@ -39,7 +39,7 @@ def describe(directory: Path) -> Iterator[str]:
         raise ConversionError(f"{directory}: no {HUGGING_FACE}/config.json: written before checkpoints carried it")
     yield from _model(directory / HUGGING_FACE)
     for role in roles:
-        reader = checkpoint_format.Reader(directory, role)
+        reader = checkpoint_format.CheckpointReader(directory, role)
         yield from (f"  problem: {problem}" for problem in reader.problems)
         weights = {name: made for name, made in reader.descriptions.items() if not name.startswith("optimizer.")}
         optimizer = "with" if len(weights) < len(reader.descriptions) else "without"
@@ -51,7 +51,7 @@ def _model(directory: Path) -> Iterator[str]:
     config = hf_files.read_config(directory)
     yield f"  architecture: {architecture_of(config)}"
     try:
-        shape = hf_config.settings(config)
+        shape = hf_config.backbone_settings(config)
     except ConversionError as error:
         yield from (f"  cannot be converted: {line}" for line in str(error).splitlines())
     else:

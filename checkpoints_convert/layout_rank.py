@@ -22,7 +22,7 @@ from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 
 
 def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: Path) -> None:
-    read = checkpoint_format.Reader(saved, role)
+    read = checkpoint_format.CheckpointReader(saved, role)
     config = Config()
     config.parallel.tensor_model_parallel_size = tensor
     config.parallel.pipeline_model_parallel_size = pipeline

@@ -17,22 +17,22 @@ from checkpoints_convert.plain_reader import PlainReader, files_beside_weights
 from tempo_megatron.config import ParallelConfig
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import Role
-from tempo_megatron.conversion.source import Source, open_source
+from tempo_megatron.conversion.source import HfSource, open_source
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisible
 
-Layout = tuple[int, int]
+RankLayout = tuple[int, int]
 """sizes of tensor and of pipeline parallelism"""
 
 
-def differences(hf: Path, checkpoint: Path, role: Role, layout: Layout | None = None) -> list[str]:
+def differences(hf: Path, checkpoint: Path, role: Role, layout: RankLayout | None = None) -> list[str]:
     """What differs, a line each, by Hugging Face's name; empty when every tensor is equal bit for bit, after the cast
     to the checkpoint's dtype, and every side file byte for byte. With a layout, what its ranks load from the checkpoint
     and export again is compared too. Raises ConversionError where either is unreadable or the layout cannot be."""
     source = open_source(hf, role)
     if layout:
         _check(layout, source)
-    read = checkpoint_format.Reader(checkpoint, role, contents=True)
+    read = checkpoint_format.CheckpointReader(checkpoint, role, contents=True)
     open_checkpoint(checkpoint, role, read)
     besides = _side_files(hf, checkpoint / checkpoint_format.HUGGING_FACE)
     if other := list(unlike(read, source.entries)):
@@ -46,7 +46,7 @@ def differences(hf: Path, checkpoint: Path, role: Role, layout: Layout | None = 
     return whole + (_differences_under(layout, hf, checkpoint, role) if layout else [])
 
 
-def compare(hf: Path, source: Source, held: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+def compare(hf: Path, source: HfSource, held: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
     """A line for each tensor that is held with another value than the directory has, and for each that is not held."""
     read = PlainReader(hf)
     missing = {name for name in read.names if not source.ignores(name)}
@@ -61,7 +61,7 @@ def compare(hf: Path, source: Source, held: Iterable[tuple[str, Tensor]]) -> Ite
     yield from (f"{name}: missing in the checkpoint" for name in sorted(missing))
 
 
-def _check(layout: Layout, source: Source) -> None:
+def _check(layout: RankLayout, source: HfSource) -> None:
     """Raises ConversionError for a layout that the model cannot be cut into, before a rank is started."""
     tensor, pipeline = layout
     parallel = ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
@@ -69,7 +69,7 @@ def _check(layout: Layout, source: Source) -> None:
         raise ConversionError("\n".join(line.removeprefix("parallel.") for line in problems))
 
 
-def _differences_under(layout: Layout, hf: Path, checkpoint: Path, role: Role) -> list[str]:
+def _differences_under(layout: RankLayout, hf: Path, checkpoint: Path, role: Role) -> list[str]:
     tensor, pipeline = layout
     with tempfile.TemporaryDirectory() as directory:
         answer = Path(directory) / "differences.json"

@@ -6,14 +6,14 @@ usage: python recipes/experiment.py RECIPE [key=value | FILE.yaml]...
 import sys
 from pathlib import Path
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.launch.experiment import tasks
 from tempo_megatron.launch.nemo import Cluster, on_slurm, submit
 
 
 def main(recipe: str, *overrides: str) -> None:
     cluster = Cluster(nodes=1, tasks_per_node=8, gpus_per_node=8, time="24:00:00")
-    run = Path(load(recipe, overrides).run_dir)
+    run = Path(load_config(recipe, overrides).run_dir)
     experiment = on_slurm("tempo", tasks(recipe, overrides), cluster, run)
     for name, job in submit(experiment).items():
         print(f"{name}: job {job}")

@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["launch"]:
         from tempo_megatron.grading.labels import problems_of_files
         from tempo_megatron.launch.command import main as launch
-        from tempo_megatron.validation.method import problems as problems_of_method
+        from tempo_megatron.validation.method import method_problems
 
-        return launch(arguments[1:], lambda config: [*problems_of_method(config), *problems_of_files(config)], as_saved)
+        return launch(arguments[1:], lambda config: [*method_problems(config), *problems_of_files(config)], as_saved)
     replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
     replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
     replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if arguments[:1] == ["plan"]:
         from tempo_megatron.planning.command import main as plan
-        from tempo_megatron.validation.method import problems as problems_of_method
+        from tempo_megatron.validation.method import method_problems
 
-        return plan(arguments[1:], problems_of_method, as_saved)
+        return plan(arguments[1:], method_problems, as_saved)
     exported = commands.add_parser("export", help="a run's best or last checkpoint as RUN/hf, as its own end does")
     exported.add_argument("run", type=Path, help="directory of a run that has a checkpoint")
     commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
@@ -98,29 +98,29 @@ def _export(run: Path) -> int:
 
 def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
     from tempo_megatron.supervision import failure, interruption
-    from tempo_megatron.validation.recipe import problems
+    from tempo_megatron.validation.recipe import recipe_problems
 
     try:
         slurm.join_step()
-        config = settings.load_checked(recipe, overrides, problems)
+        config = settings.load_checked(recipe, overrides, recipe_problems)
     except settings.ConfigError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             lines = "\n".join(f"  {line}" for line in str(error).splitlines())
             print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
     if not torchrun.is_rank():
-        code = torchrun.launch(arguments, config.parallel.processes_per_node)
+        code = torchrun.launch_ranks(arguments, config.parallel.processes_per_node)
         return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
     # Ranks import all that they need before they meet: none keeps the others waiting afterwards.
     from tempo_megatron.preflight.command import before_training
-    from tempo_megatron.run_dir.lock import Occupied
+    from tempo_megatron.run_dir.lock import RunDirectoryInUse
     from tempo_megatron.training.loop import train
 
     if code := before_training(as_saved(config)):
         return code
     try:
         finished = train(config)
-    except Occupied as occupied:
+    except RunDirectoryInUse as occupied:
         if os.environ["RANK"] == "0" or not torchrun.started_this():  # srun's ranks have logs of their own
             print(f"tempo: {occupied}", file=sys.stderr)
         _end(_BAD_INPUT)

@@ -40,7 +40,7 @@ def make(directory: Path, config: dict[str, object]) -> int:
     """A model directory of random bf16 tensors; returns its bytes."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
-    entries = decoder.policy(hf_config.settings(config))
+    entries = decoder.policy(hf_config.backbone_settings(config))
     described = {
         name: Description(shape, torch.bfloat16)
         for entry in entries

@@ -14,7 +14,7 @@ from tempo_megatron.config.evaluation import (
 )
 from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
-from tempo_megatron.config.loading import ConfigError, documented_keys, load, load_checked, to_yaml
+from tempo_megatron.config.loading import ConfigError, documented_keys, load_checked, load_config, to_yaml
 from tempo_megatron.config.memory import SHARE_OF_HOST, MemoryConfig
 from tempo_megatron.config.model import (
     CheckWeights,
@@ -39,10 +39,10 @@ from tempo_megatron.config.training import (
     LearningRateSchedule,
     LearnsFrom,
     LoopConfig,
-    Loss,
     OptimizerConfig,
     Order,
     PolicyConfig,
+    PolicyLoss,
     ScheduleUnit,
     StagesConfig,
     TargetRange,
@@ -77,7 +77,6 @@ __all__ = [
     "LearnsFrom",
     "LoggingConfig",
     "LoopConfig",
-    "Loss",
     "MemoryConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -85,6 +84,7 @@ __all__ = [
     "Overlong",
     "ParallelConfig",
     "PolicyConfig",
+    "PolicyLoss",
     "Precision",
     "PreflightConfig",
     "PromptStyle",
@@ -98,8 +98,8 @@ __all__ = [
     "WandbMode",
     "WarmStartConfig",
     "documented_keys",
-    "load",
     "load_checked",
+    "load_config",
     "missing_files",
     "to_yaml",
 ]

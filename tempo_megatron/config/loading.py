@@ -28,7 +28,7 @@ class ConfigError(ValueError):
         self.rest = rest
 
 
-def load(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all bad keys and values, with
     the file that says them; those of `key=value` stand alone.
 
@@ -66,7 +66,7 @@ def load_checked(
     wrong with settings together with what the check finds without them."""
     wrong: list[str] = []
     try:
-        config = load(recipe, overrides)
+        config = load_config(recipe, overrides)
     except ConfigError as error:
         if not error.rest:
             raise

@@ -42,7 +42,7 @@ class CriticTraining(StrEnum):
         return self in (CriticTraining.calibrated, CriticTraining.returns)
 
 
-class Loss(StrEnum):
+class PolicyLoss(StrEnum):
     gspo = "gspo"
     ppo = "ppo"
 
@@ -149,7 +149,7 @@ class PolicyConfig:
         "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be",
         at_least=0,
     )
-    loss: Loss = setting(Loss.gspo, "gspo clips a ratio a sequence, ppo one a token")
+    loss: PolicyLoss = setting(PolicyLoss.gspo, "gspo clips a ratio a sequence, ppo one a token")
     average_over: AverageOver = setting(
         AverageOver.sequences,
         "the loss is a mean over sequences of means over their tokens (as published, biased by their lengths), a mean "

@@ -19,7 +19,7 @@ _REFUSAL = "transformers"
 """the key of what no single setting says"""
 
 
-def settings(config: dict[str, Any]) -> BackboneSettings:
+def backbone_settings(config: dict[str, Any]) -> BackboneSettings:
     """The backbone that a config.json describes. Raises ConversionError listing all that cannot be mapped."""
     return family(config).settings(completed(config))
 

@@ -53,7 +53,7 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in _TOKENIZER_FILES)
 
 
-class Reader:
+class HfReader:
     """Tensors of a model directory by name, each mapped from its safetensors file when asked for.
 
     An index decides which tensors there are and which file each is read from. Of files without an index all is read.

@@ -12,7 +12,7 @@ import torch
 from tempo_megatron.conversion import critics, decoder, hf_config, hf_files
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.families import CRITICS, architecture_of, family
-from tempo_megatron.conversion.hf_files import Reader, listed
+from tempo_megatron.conversion.hf_files import HfReader, listed
 from tempo_megatron.conversion.mapping import BackboneSettings, Entry, Role
 from tempo_megatron.conversion.source_files import INDEX, side_file_problems
 
@@ -22,7 +22,7 @@ _REBUILT = "rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
-class Source:
+class HfSource:
     """A Hugging Face directory in which nothing is wrong, and its map under a role.
 
     `context` is the number of tokens that the model is made for. `head` is what it calls its value head, None without
@@ -32,7 +32,7 @@ class Source:
     config: dict[str, Any]
     settings: BackboneSettings
     context: int
-    read: Reader
+    read: HfReader
     entries: list[Entry]
     head: str | None
     ignored: tuple[str, ...]
@@ -42,11 +42,11 @@ class Source:
         return name.startswith(self.ignored) or name.endswith(_REBUILT)
 
 
-def open_source(directory: Path, role: Role) -> Source:
+def open_source(directory: Path, role: Role) -> HfSource:
     """Raises ConversionError listing all that is wrong with the directory, a line a cause."""
-    config, problems = hf_files.read_config(directory), side_file_problems(directory)
-    read = Reader(directory)
-    problems += read.problems
+    config, source_problems = hf_files.read_config(directory), side_file_problems(directory)
+    read = HfReader(directory)
+    source_problems += read.problems
     try:
         if role == "policy" and architecture_of(config).endswith(CRITICS):
             raise ConversionError(f"{directory}: {architecture_of(config)} is a critic; use --role critic")
@@ -54,23 +54,23 @@ def open_source(directory: Path, role: Role) -> Source:
         settings = family(config).settings(completed)
     except ConversionError as error:
         lines = str(error).replace("config.json: ", f"{directory / 'config.json'}: ").splitlines()
-        raise ConversionError("\n".join([*lines, *problems])) from None
+        raise ConversionError("\n".join([*lines, *source_problems])) from None
     head = critics.find_head(read.descriptions) if role == "critic" else None
     if head:
         entries = decoder.critic(settings, head, f"{head}.bias" in read.descriptions)
     else:
         entries = decoder.policy(settings) if role == "policy" else decoder.backbone(settings)
     ignored = ("lm_head.",) if role == "critic" or settings.tied else ()
-    source = Source(config, settings, completed["max_position_embeddings"], read, entries, head, ignored)
-    problems += _unlike(source)
-    if settings.tied and not problems and not _is_tied(read):
-        problems.append(f"{directory}: {_OUTPUT} differs from the embedding that config.json ties it to")
-    if problems:
-        raise ConversionError("\n".join(problems))
+    source = HfSource(config, settings, completed["max_position_embeddings"], read, entries, head, ignored)
+    source_problems += _unlike(source)
+    if settings.tied and not source_problems and not _is_tied(read):
+        source_problems.append(f"{directory}: {_OUTPUT} differs from the embedding that config.json ties it to")
+    if source_problems:
+        raise ConversionError("\n".join(source_problems))
     return source
 
 
-def problems(directory: Path, role: Role) -> list[str]:
+def source_problems(directory: Path, role: Role) -> list[str]:
     """What is wrong with a model directory, a line a cause; empty where nothing is."""
     try:
         open_source(directory, role)
@@ -79,7 +79,7 @@ def problems(directory: Path, role: Role) -> list[str]:
     return []
 
 
-def _unlike(source: Source) -> Iterator[str]:
+def _unlike(source: HfSource) -> Iterator[str]:
     """In what the tensors are not those of the map: missing, of other shapes or dtypes, or without a place in it."""
     read, entries = source.read, source.entries
     expected = {name: shape for entry in entries for name, shape in zip(entry.hf_names, entry.hf_shapes(), strict=True)}
@@ -105,7 +105,7 @@ def _unlike(source: Source) -> Iterator[str]:
             yield f"{read.directory}: {listed(strangers)} has no place in {place}"
 
 
-def _is_tied(read: Reader) -> bool:
+def _is_tied(read: HfReader) -> bool:
     """Whether an output layer that the files have, beside an embedding that serves as one, has the same values."""
     embedding, output = (read.descriptions.get(name) for name in (_EMBEDDING, _OUTPUT))
     return output is None or (output == embedding and torch.equal(read(_OUTPUT), read(_EMBEDDING)))

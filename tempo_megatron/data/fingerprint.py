@@ -76,7 +76,7 @@ def changes(config: Config) -> list[str]:
     return lines
 
 
-def problems(config: Config) -> list[str]:
+def fingerprint_problems(config: Config) -> list[str]:
     """`changes` of an existing run, and what to do; empty where `data.changed` accepts them."""
     lines = [] if config.data.changed is DataChanged.accept else changes(config)
     if lines:

@@ -45,7 +45,7 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer, learned: Set[str] =
     its data have changed since. Raises DataError listing every problem of every stream, one a line, each with its key
     in front.
     """
-    unusable = templates.problems(config, tokenizer)
+    unusable = templates.template_problems(config, tokenizer)
     if unusable:
         raise DataError("\n".join(unusable))
     answers: Answers = {}

@@ -29,7 +29,7 @@ class DataError(ValueError):
     """A data file or task is not usable; the message lists file, row and reason, one problem a line."""
 
 
-class Place(NamedTuple):
+class RowLocation(NamedTuple):
     """A row of a file, or the file alone where `number` is 0. Numbers count from 1."""
 
     file: str
@@ -41,7 +41,7 @@ class Place(NamedTuple):
         return f"{self.file}, {self.unit} {self.number}" if self.number else self.file
 
 
-Problem = tuple[Place, str]
+Problem = tuple[RowLocation, str]
 """where, and what is wrong there"""
 
 
@@ -56,13 +56,13 @@ def listed(problems: Iterable[Problem]) -> list[str]:
 def _rows(file: str, unit: str, numbers: list[int]) -> str:
     numbers = list(dict.fromkeys(numbers))
     if len(numbers) == 1:
-        return str(Place(file, numbers[0], unit))
+        return str(RowLocation(file, numbers[0], unit))
     shown = [str(number) for number in numbers[:_NUMBERS_SHOWN]]
     last = f"{len(numbers) - _NUMBERS_SHOWN:,} more" if len(numbers) > _NUMBERS_SHOWN else shown.pop()
     return f"{file}, {unit}s {', '.join(shown)} and {last}"
 
 
-def text_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, str]]:
+def text_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[RowLocation, str]]:
     """The lines of a UTF-8 file, each with its end; a byte order mark is left out.
 
     Only a line feed ends a line: texts may hold the further ends of `str.splitlines`. A file that is something else,
@@ -72,17 +72,17 @@ def text_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, str
         with path.open("rb") as file:
             first = file.read(_BLOCK)
             if kind := _other_kind(first):
-                problems.append((Place(str(path)), f"{kind}, not UTF-8 text"))
+                problems.append((RowLocation(str(path)), f"{kind}, not UTF-8 text"))
                 return
             file.seek(len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0)
             for number, line in enumerate(file, 1):
-                place = Place(str(path), number)
+                place = RowLocation(str(path), number)
                 try:
                     yield place, line.decode()
                 except UnicodeDecodeError:
                     problems.append((place, "not UTF-8: save the file as UTF-8"))
     except OSError as error:
-        problems.append((Place(str(path)), f"not readable: {error.strerror or error}"))
+        problems.append((RowLocation(str(path)), f"not readable: {error.strerror or error}"))
 
 
 def _other_kind(first: bytes) -> str:
@@ -100,7 +100,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, dict[str, Any]]]:
+def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[RowLocation, dict[str, Any]]]:
     """The objects of a JSONL file, one a line. Lines that hold anything else are added to `problems`."""
     empty = True
     for place, line in text_lines(path, problems):
@@ -117,7 +117,7 @@ def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[Place, dict
         else:
             yield place, row
     if empty and not problems:
-        problems.append((Place(str(path)), "the data file is empty"))
+        problems.append((RowLocation(str(path)), "the data file is empty"))
 
 
 def no_row(value: Any, may_be_cut: bool = True) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from tempo_megatron.config import DataConfig, Overlong, SourceConfig, missing_files
 from tempo_megatron.data import tasks, templates
 from tempo_megatron.data.identity import key, spoken
-from tempo_megatron.data.reading import DataError, Place, Problem, json_rows, json_type, listed
+from tempo_megatron.data.reading import DataError, Problem, RowLocation, json_rows, json_type, listed
 from tempo_megatron.data.templates import Message, Tokenizer
 from tempo_megatron.data.types import Prompt
 
@@ -46,7 +46,7 @@ class Row:
     weight: float = 1.0
     names_grader: str = ""
     """where the grader is named: a file's line, the file alone where its source says it of all, or the task"""
-    place: Place | None = None
+    place: RowLocation | None = None
     """where the row is; None where it is drawn from a task"""
 
 
@@ -100,7 +100,7 @@ def read_rows(sources: Sequence[SourceConfig], labeled: bool) -> list[Row]:
 def answered_rows(sources: Iterable[SourceConfig]) -> list[Row]:
     """The rows of files that have an answer, each row of a file once. What cannot be read is left out: `read_rows`
     lists it. Tasks are left out: what they draw is right by their own scorers."""
-    rows: dict[tuple[Place | None, str], Row] = {}
+    rows: dict[tuple[RowLocation | None, str], Row] = {}
     for source in sources:
         if Path(source.path).is_file():
             answered = (row for row in _readable_rows(source, [], labeled=False) if row.answer is not None)
@@ -139,12 +139,12 @@ def to_prompts(
         try:
             token_ids = templates.encode(row.question, row.messages, row.grader, config, tokenizer)
         except ValueError as error:
-            problems.append((row.place or Place(row.source), str(error)))
+            problems.append((row.place or RowLocation(row.source), str(error)))
             continue
         if len(token_ids) > config.max_prompt_tokens:
             if config.overlong is Overlong.error:
                 too_long = f"{len(token_ids)} tokens, data.max_prompt_tokens is {config.max_prompt_tokens}"
-                problems.append((row.place or Place(row.source), too_long))
+                problems.append((row.place or RowLocation(row.source), too_long))
             made.overlong += 1
             continue
         if answers is not None and row.answer is not None:

@@ -37,7 +37,7 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
 
 
-def problems(config: DataConfig, tokenizer: Tokenizer) -> list[str]:
+def template_problems(config: DataConfig, tokenizer: Tokenizer) -> list[str]:
     """What keeps the settings' style from being used with this tokenizer, one a line."""
     style, found = config.prompt_style, []
     if style is not PromptStyle.none and (config.chat_template or config.prompt_template != "{question}"):

@@ -14,9 +14,9 @@ from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import Answers, answered_rows
 from tempo_megatron.data.types import Prompt
-from tempo_megatron.evaluation.protocol import Given, Protocol, problems, protocol_of
+from tempo_megatron.evaluation.protocol import Given, Protocol, protocol_of, protocol_problems
 from tempo_megatron.grading import labels
-from tempo_megatron.grading.grader import problems as grading_problems
+from tempo_megatron.grading.grader import grading_problems
 from tempo_megatron.launch import torchrun
 
 _STREAM = "data.held_out"
@@ -79,10 +79,10 @@ def read_benchmarks(
         except DataError as error:
             wrong += [re.sub(f"^{_STREAM}", name, line) for line in str(error).splitlines()]
     for benchmark in benchmarks:
-        wrong += [*problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
+        wrong += [*protocol_problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
     if not torchrun.is_checked():
         rows = answered_rows(source for sources in named.values() for source in sources)
-        wrong += labels.problems(rows, config.grading)
+        wrong += labels.label_problems(rows, config.grading)
     if wrong:
         raise DataError("\n".join(dict.fromkeys(wrong)))  # what is wrong with a setting is said by each of them
     return benchmarks

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
             print(f"tempo eval: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
     if not torchrun.is_rank():
-        return torchrun.launch(["eval", *arguments], plan.config.parallel.processes_per_node)
+        return torchrun.launch_ranks(["eval", *arguments], plan.config.parallel.processes_per_node)
     topology.initialize(ParallelConfig(), plan.config.seed)
     evaluate(plan, _generator(plan))
     topology.shutdown()

@@ -55,7 +55,7 @@ def protocol_of(names: Iterable[str], given: Given, default: EvaluationConfig) -
     return replace(base, **{name: value for name, value in vars(given).items() if value is not None})
 
 
-def problems(benchmark: str, protocol: Protocol) -> Sequence[str]:
+def protocol_problems(benchmark: str, protocol: Protocol) -> Sequence[str]:
     """What no sampling can do, a line each."""
     found = []
     if protocol.samples < 1:

@@ -21,8 +21,8 @@ from tempo_megatron.generation import random_state, row_invariance, shared_memor
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, on_every_rank
-from tempo_megatron.generation.stopping import Question
-from tempo_megatron.utils.heartbeat import Pace, at, tick
+from tempo_megatron.generation.stopping import StopRequested
+from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
 
@@ -141,7 +141,7 @@ class Generator:
             self._requests_of_replicas[replica] += counts["requests"]
         return [mine[number] for number in range(len(requests))]
 
-    @at(Pace.own)
+    @expect_pace(Pace.own)
     def _complete(self, requests: Sequence[Request]) -> tuple[dict[int, Completion], Counter[str]]:
         """What this replica draws from the queue, by the requests' numbers, and figures of it."""
         from vllm.inputs.engine import tokens_input
@@ -154,7 +154,7 @@ class Generator:
         tracked: dict[int, Any] = {}
         share = -(-len(requests) // self.replicas)
         bar = tqdm(total=share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False)
-        question = self.should_stop and Question(self.should_stop, self._of_first_tensor_rank)
+        question = self.should_stop and StopRequested(self.should_stop, self._of_first_tensor_rank)
         while True:
             tick()
             if question and question.answer():

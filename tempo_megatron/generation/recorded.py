@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.utils.atomic_files import written_whole
 from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks, say
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
-Figures = dict[str, float]
+GenerationFigures = dict[str, float]
 
 
 class Engine(Protocol):
@@ -28,7 +28,7 @@ class Engine(Protocol):
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
     def load_weights(self) -> None: ...
     def sleep(self) -> None: ...
-    def take_figures(self) -> Figures: ...
+    def take_figures(self) -> GenerationFigures: ...
 
 
 @runtime_checkable
@@ -53,7 +53,7 @@ class RecordedGenerator:
         self.directory = directory
         self.iteration = 0
         """names the files, so that `prune` knows them"""
-        self.figures: Figures = {}
+        self.figures: GenerationFigures = {}
         """of the calls since `take_figures`, those that were read from disk as when they were generated"""
         self.ended = time.monotonic()
         """when the last call of `generate` did"""
@@ -88,7 +88,7 @@ class RecordedGenerator:
         if self.engine is not None:
             self.engine.sleep()
 
-    def take_figures(self) -> Figures:
+    def take_figures(self) -> GenerationFigures:
         taken, self.figures = self.figures, {}
         return taken
 
@@ -107,7 +107,7 @@ class RecordedGenerator:
                 except OSError as error:
                     say(f"tempo: warning: {path} cannot be removed: {error}")
 
-    @at(Pace.untimed)
+    @expect_pace(Pace.untimed)
     def _forget_from(self, iteration: int) -> None:
         for path, of in self._files():
             if of >= iteration:
@@ -126,12 +126,12 @@ def _fingerprint(requests: Sequence[Request]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _together(one: Figures, other: Mapping[str, float]) -> Figures:
+def _together(one: GenerationFigures, other: Mapping[str, float]) -> GenerationFigures:
     """Sums; of what replicas drew least and most, the least and most of the sums' parts."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(n for n in other if n not in one)]}
 
 
-@at(Pace.untimed)
+@expect_pace(Pace.untimed)
 def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
     """Flat tensors: response_ids int32 and log_probs fp32 [tokens], lengths int32 and stopped bool [responses]."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
         save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
 
 
-@at(Pace.untimed)
+@expect_pace(Pace.untimed)
 def _is_readable(path: Path) -> bool:
     """There and whole: what was cut short is generated again."""
     if not path.is_file():
@@ -157,13 +157,13 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-@at(Pace.untimed)
-def _read(path: Path) -> tuple[list[Completion], Figures]:
+@expect_pace(Pace.untimed)
+def _read(path: Path) -> tuple[list[Completion], GenerationFigures]:
     with safe_open(path, "pt") as file:
         ids, log_probs, lengths, stopped = (
             file.get_tensor(name).tolist() for name in ("response_ids", "log_probs", "lengths", "stopped")
         )
-        figures: Figures = json.loads(file.metadata()["figures"])
+        figures: GenerationFigures = json.loads(file.metadata()["figures"])
     ends = list(accumulate(lengths))
     parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     return [

@@ -14,7 +14,7 @@ Share = Callable[[list[int]], list[int]]
 """gives the first tensor rank's numbers to all of a replica's"""
 
 
-class Question:
+class StopRequested:
     """`should_stop`, asked on the first tensor rank before some of a replica's engine steps.
 
     The engines of a replica run in step, and their clocks differ: each answer comes with the number of steps until the

@@ -15,10 +15,10 @@ from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import proxy
 from tempo_megatron.grading.judge import Judge, VerdictError
-from tempo_megatron.grading.pool import Outcome, Pool, Task
-from tempo_megatron.grading.scorers import Scorer, cluster, scorer
+from tempo_megatron.grading.pool import GradingTask, Outcome, Pool
+from tempo_megatron.grading.scorers import cluster, scorer
 
-__all__ = ["Grader", "Scorer", "problems", "scorer"]
+__all__ = ["Grader", "grading_problems", "scorer"]
 
 _DEFAULTS = GradingConfig()
 _log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class Grader:
                 lambda group: self._judged_clusters(*group), zip(firsts, answers, strict=True)
             )
         limit = self._config.group_time_limit_seconds
-        tasks = [Task(r.prompt.grader, "cluster", (a,), limit) for r, a in zip(firsts, answers, strict=True)]
+        tasks = [GradingTask(r.prompt.grader, "cluster", (a,), limit) for r, a in zip(firsts, answers, strict=True)]
         outcomes = self._counted(firsts, self._pool.run(tasks))
         return [
             cluster(group, _never) if found is None else found for group, found in zip(answers, outcomes, strict=True)
@@ -158,7 +158,7 @@ class Grader:
         """A method of each rollout's scorer, of the response's text and further arguments; None where it failed."""
         limit = self._config.time_limit_seconds
         tasks = [
-            Task(rollout.prompt.grader, method, (self._decode(rollout.response_ids), *more), limit)
+            GradingTask(rollout.prompt.grader, method, (self._decode(rollout.response_ids), *more), limit)
             for rollout, more in zip(rollouts, arguments, strict=True)
         ]
         return self._counted(rollouts, self._pool.run(tasks))
@@ -178,7 +178,7 @@ class Grader:
                 _log.warning("grader %s failed on prompt %s: %s", rollout.prompt.grader, rollout.prompt.id, why)
 
 
-def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
+def grading_problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
     """What is wrong with the settings for these graders, one line each; empty when grading can start. The graders'
     names are given with where each is named."""
     found: list[str] = []
@@ -188,7 +188,7 @@ def problems(config: GradingConfig, graders: Mapping[str, str]) -> list[str]:
         found += [f"grading.{key}: required: {why} names the judge" for key in absent]
         if not find_spec("openai"):
             found.append(f"{why}: names the judge, and the package openai is not installed")
-        found += proxy.problems(config.judge_url)
+        found += proxy.proxy_problems(config.judge_url)
     for name, where in sorted(graders.items()):
         try:
             scorer(name)

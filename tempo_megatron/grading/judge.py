@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.grading import proxy
 from tempo_megatron.grading.errors import GradingError
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 _LONGEST_ANSWER = 4000
 _LONGEST_QUESTION = 16000
@@ -44,7 +44,7 @@ class Judge:
     def __init__(self, config: GradingConfig) -> None:
         missing = [key for key in ("judge_url", "judge_model") if not getattr(config, key)]
         problems = [f"grading.{key}: required where a judge model grades" for key in missing]
-        problems += proxy.problems(config.judge_url)
+        problems += proxy.proxy_problems(config.judge_url)
         if problems:
             raise GradingError("\n".join(problems))
         from openai import OpenAI
@@ -94,7 +94,7 @@ class Judge:
             reason += f"; requests go through {way}: add {host} to no_proxy if they should not"
         return f"grading.judge_url: the judge at {url} failed after up to {tries} tries: {reason}"
 
-    @at(Pace.untimed)  # each question has a time limit, and tries, of its own
+    @expect_pace(Pace.untimed)  # each question has a time limit, and tries, of its own
     def map[Question, Verdict](
         self, function: Callable[[Question], Verdict], questions: Iterable[Question]
     ) -> list[Verdict]:

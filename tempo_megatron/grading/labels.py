@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from tempo_megatron.config import Config, GradingConfig
 from tempo_megatron.data.identity import identity
 from tempo_megatron.data.questions import unreadable
-from tempo_megatron.data.reading import Place, Problem, listed
+from tempo_megatron.data.reading import Problem, RowLocation, listed
 from tempo_megatron.data.sources import Row, answered_rows
 from tempo_megatron.grading.choice import gold_letter
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.grader import worker_pool
-from tempo_megatron.grading.pool import Outcome, Task
+from tempo_megatron.grading.pool import GradingTask, Outcome
 from tempo_megatron.grading.scorers import scorer
 
 _OPTION = re.compile(r"(?<!\S)\(([A-Za-z])\)|^[ \t]*([A-Za-z])[.):]\s", re.MULTILINE)
@@ -23,7 +23,7 @@ _OWN_SCORER = "reasoning_gym:"
 _DEFAULTS = GradingConfig()
 
 
-def problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[str]:
+def label_problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[str]:
     """A line for each label that no response can get right, and for each question whose repeats have other answers.
 
     All `rows` have an answer and a place. Graders that cannot be loaded are left out: `grader.problems` lists them.
@@ -36,17 +36,21 @@ def problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[str
 
 def problems_of_files(config: Config) -> list[str]:
     """What is wrong with a recipe's data files and with their labels, a line each; no tokenizer is needed."""
-    return [*unreadable(config.data), *problems(answered_rows(config.data.sources()), config.grading)]
+    return [*unreadable(config.data), *label_problems(answered_rows(config.data.sources()), config.grading)]
 
 
 def unanswerable(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[Problem]:
     """The labels that no response can get right, or that take longer to grade than a response may."""
     checked = _with_a_grader(rows)
     answers = {(row.grader, _text(row.answer)): row for row in checked}  # thousands of questions share few answers
-    tasks = [Task(row.grader, "check_label", (row.answer,), config.time_limit_seconds) for row in answers.values()]
+    tasks = [
+        GradingTask(row.grader, "check_label", (row.answer,), config.time_limit_seconds) for row in answers.values()
+    ]
     reasons = dict(zip(answers, map(_reason, _run(tasks, config)), strict=True))
     judged = [(row, reasons[row.grader, _text(row.answer)] or _past_options(row)) for row in checked]
-    return [(row.place or Place(row.source), f"grader {row.grader}: {reason}") for row, reason in judged if reason]
+    return [
+        (row.place or RowLocation(row.source), f"grader {row.grader}: {reason}") for row, reason in judged if reason
+    ]
 
 
 def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[list[Row]]:
@@ -60,7 +64,7 @@ def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> li
             repeats.setdefault((identity(row.question), row.grader), {}).setdefault(_value(row), row)
     several = [by_value for by_value in repeats.values() if len(by_value) > 1]
     tasks = [
-        Task(next(iter(by_value.values())).grader, "cluster", (list(by_value),), config.group_time_limit_seconds)
+        GradingTask(next(iter(by_value.values())).grader, "cluster", (list(by_value),), config.group_time_limit_seconds)
         for by_value in several
     ]
     contradicting = []
@@ -79,10 +83,10 @@ def contradiction(rows: Sequence[Row]) -> Problem:
     first, *others = rows
     elsewhere = ", ".join(f"{_label(row)!r:.80} in {row.place or row.source}" for row in others)
     reason = f"the question has the answer {_label(first)!r:.80} here and {elsewhere}: keep the right one"
-    return first.place or Place(first.source), reason
+    return first.place or RowLocation(first.source), reason
 
 
-def _run(tasks: Sequence[Task], config: GradingConfig) -> list[Outcome]:
+def _run(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:
     with contextlib.closing(worker_pool(config)) as pool:
         try:
             return pool.run(tasks)

@@ -21,7 +21,7 @@ from typing import Any
 
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.worker import BEGUN, DONE, UNKNOWN
-from tempo_megatron.utils.heartbeat import Pace, at, tick
+from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 _STOPPING_A_JOB = (signal.SIGUSR1, signal.SIGTERM)
 """Slurm sends them to every process of a job: the trainer saves, and grades that it waits for must not be lost"""
@@ -36,7 +36,7 @@ _ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Task:
+class GradingTask:
     """A method of a grader's scorer, called in a worker."""
 
     grader: str
@@ -78,7 +78,7 @@ class Pool:
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
-    def run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def run(self, tasks: Sequence[GradingTask]) -> list[Outcome]:
         """The outcome of each task, in order.
 
         A worker past its task's limit is killed, one that dies is noticed; both are replaced, and only their own task
@@ -99,7 +99,7 @@ class Pool:
         """End the workers. A later `run` starts new ones."""
         _kill_all(self._workers)
 
-    def _assign(self, queue: deque[int], tasks: Sequence[Task]) -> None:
+    def _assign(self, queue: deque[int], tasks: Sequence[GradingTask]) -> None:
         for worker in [worker for worker in self._workers if worker.task is None and worker.process.poll() is not None]:
             self._discard(worker)  # died while it was idle
         idle = [worker for worker in self._workers if worker.task is None]
@@ -111,11 +111,11 @@ class Pool:
             with contextlib.suppress(OSError):  # it has just died, and `_collect` finds its pipe closed
                 worker.connection.send((task.grader, task.method, task.arguments))
 
-    def _collect(self, queue: deque[int], tasks: Sequence[Task], outcomes: dict[int, Outcome]) -> None:
+    def _collect(self, queue: deque[int], tasks: Sequence[GradingTask], outcomes: dict[int, Outcome]) -> None:
         """Wait for the next message, death or deadline, and take in all that there are."""
         busy = [worker for worker in self._workers if worker.task is not None]
         first_deadline = min(worker.deadline for worker in busy)
-        with at(Pace.untimed):  # deadlines bound it
+        with expect_pace(Pace.untimed):  # deadlines bound it
             ready = wait([worker.connection for worker in busy], max(0.0, first_deadline - time.monotonic()))
         tick()
         now = time.monotonic()
@@ -141,7 +141,7 @@ class Pool:
                 self._discard(worker)
                 outcomes[index] = Outcome(failure=f"over {task.limit_seconds:g} s", timed_out=True)
 
-    def _bury(self, worker: _Worker, task: Task, queue: deque[int], outcomes: dict[int, Outcome]) -> None:
+    def _bury(self, worker: _Worker, task: GradingTask, queue: deque[int], outcomes: dict[int, Outcome]) -> None:
         """A worker is dead. Its task has failed, or is tried again where it had not begun."""
         assert worker.task is not None
         index = worker.task

@@ -17,7 +17,7 @@ def route(url: str) -> str:
     return _setting(address.scheme) or _setting("all")
 
 
-def problems(url: str) -> list[str]:
+def proxy_problems(url: str) -> list[str]:
     """Why no client can be made with the proxies of the environment, a line; empty where one can. httpx looks at all of
     them, whatever `no_proxy` says."""
     settings = [setting for setting in map(_setting, _SCHEMES) if setting]

@@ -19,7 +19,7 @@ _FULL_SCORE = 1.0 - 1e-9
 
 
 @dataclass(frozen=True)
-class Scorer:
+class AnswerScorer:
     """What a grader's name stands for. All take texts or labels and may raise anything."""
 
     grade: Callable[[str, dict[str, Any]], bool] | None
@@ -40,7 +40,7 @@ class Scorer:
 
 
 @cache
-def scorer(name: str) -> Scorer:
+def scorer(name: str) -> AnswerScorer:
     """The scorer of a grader's name; it reads responses without their thinking.
 
     Raises ValueError for a name that is unknown or cannot be imported.
@@ -49,20 +49,20 @@ def scorer(name: str) -> Scorer:
     return replace(named, grade=named.grade and without_thinking(named.grade), extract=without_thinking(named.extract))
 
 
-def _named(name: str) -> Scorer:
+def _named(name: str) -> AnswerScorer:
     """The scorer of a grader's name, of whole responses."""
     if name == "math":
         from tempo_megatron.grading import mathematics  # with SymPy; no other grader waits for it
 
-        return Scorer(mathematics.grade, mathematics.extract, mathematics.check_label, mathematics.equivalent)
+        return AnswerScorer(mathematics.grade, mathematics.extract, mathematics.check_label, mathematics.equivalent)
     if name.startswith("reasoning_gym:"):
         return _reasoning_gym(name.removeprefix("reasoning_gym:"))
     built_in = {
-        "exact": Scorer(_exact, str.strip, check_plain_label),
-        "choice": Scorer(choice.grade, choice.extract, choice.check_label),
-        "free": Scorer(free.grade, free.extract, free.check_label),
-        "zebra": Scorer(zebra.grade, zebra.extract, zebra.check_label),
-        "judge": Scorer(None, final_answer.free_form, check_plain_label, _same_words),
+        "exact": AnswerScorer(_exact, str.strip, check_plain_label),
+        "choice": AnswerScorer(choice.grade, choice.extract, choice.check_label),
+        "free": AnswerScorer(free.grade, free.extract, free.check_label),
+        "zebra": AnswerScorer(zebra.grade, zebra.extract, zebra.check_label),
+        "judge": AnswerScorer(None, final_answer.free_form, check_plain_label, _same_words),
     }
     if name in built_in:
         return built_in[name]
@@ -88,7 +88,7 @@ def _exact(text: str, answer: dict[str, Any]) -> bool:
     return text.strip() == str(answer["answer"]).strip()
 
 
-def _reasoning_gym(task: str) -> Scorer:
+def _reasoning_gym(task: str) -> AnswerScorer:
     import reasoning_gym
 
     score = reasoning_gym.get_score_answer_fn(task)
@@ -102,10 +102,10 @@ def _reasoning_gym(task: str) -> Scorer:
         if answer["answer"] is not None and not grade(answer["answer"], answer):  # some tasks score without an answer
             raise ValueError(f"the task's scorer does not accept {answer['answer']!r} itself")
 
-    return Scorer(grade, final_answer.free_form, check_label, _same_words)
+    return AnswerScorer(grade, final_answer.free_form, check_label, _same_words)
 
 
-def _imported(name: str) -> Scorer:
+def _imported(name: str) -> AnswerScorer:
     """A user's function of (response, answer). Its attribute `check_label`, where it has one, checks labels."""
     module, _, function = name.rpartition(".")
     try:
@@ -115,7 +115,9 @@ def _imported(name: str) -> Scorer:
     if not callable(grade):
         raise ValueError(f"grader {name!r} is not a function")
     check_label = getattr(grade, "check_label", _accept)
-    return Scorer(lambda text, answer: bool(grade(text, answer)), final_answer.free_form, check_label, _same_words)
+    return AnswerScorer(
+        lambda text, answer: bool(grade(text, answer)), final_answer.free_form, check_label, _same_words
+    )
 
 
 def _accept(answer: dict[str, Any]) -> None:

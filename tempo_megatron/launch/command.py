@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
-from tempo_megatron.conversion.source import problems as model_problems
+from tempo_megatron.conversion.source import source_problems
 from tempo_megatron.launch.experiment import tasks
 from tempo_megatron.launch.job import mounts, seconds
 
@@ -26,12 +26,12 @@ _HOME = "NEMORUN_HOME"
 
 def main(
     arguments: Sequence[str],
-    problems_of_recipe: Callable[[Config], list[str]],
+    recipe_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
     """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started).
 
-    `problems_of_recipe` says what is wrong with a recipe's method and data files, a line each. `as_saved` gives a
+    `recipe_problems` says what is wrong with a recipe's method and data files, a line each. `as_saved` gives a
     config whose model is the one that the run's own checkpoint describes, where it has one.
     """
     given = _parser().parse_intermixed_args(arguments)
@@ -42,7 +42,7 @@ def main(
         config = load_checked(
             given.recipe,
             given.overrides,
-            lambda read: [*_problems(read, as_saved(read), given), *problems_of_recipe(read)],
+            lambda read: [*_problems(read, as_saved(read), given), *recipe_problems(read)],
         )
         described = as_saved(config)
         python = "python" if given.container else sys.executable
@@ -159,7 +159,7 @@ def _problems(config: Config, described: Config, given: argparse.Namespace) -> l
     found = [f"{key}: required" for key, value in required.items() if not value]
     origins = _origins(config, described)
     if config.model.hf_path in origins.values() and Path(config.model.hf_path).is_dir():
-        found += [f"model.hf_path: {problem}" for problem in model_problems(Path(config.model.hf_path), "policy")]
+        found += [f"model.hf_path: {problem}" for problem in source_problems(Path(config.model.hf_path), "policy")]
     found += [f"{key}: {origin} is no directory here" for key, origin in origins.items() if not Path(origin).is_dir()]
     if given.container:
         found += [
@@ -179,7 +179,7 @@ def _problems(config: Config, described: Config, given: argparse.Namespace) -> l
         found += _refused_by_slurm(config, given.time)
     gpus = _gpus_per_node(config, given)
     if given.executor == "slurm" and gpus and not found:
-        found += planning.check(described, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
+        found += planning.check_plan(described, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tempo_megatron.launch.torchrun import ENVIRONMENT
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
+def launch_locally(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` with these arguments as `processes` ranks, which must end by themselves; the highest exit code."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))

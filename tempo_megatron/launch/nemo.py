@@ -17,7 +17,7 @@ import nemo_run
 from invoke.exceptions import UnexpectedExit
 from nemo_run.config import get_nemorun_home
 
-from tempo_megatron.launch.experiment import Task
+from tempo_megatron.launch.experiment import LaunchTask
 from tempo_megatron.launch.job import JOB, RANKS
 from tempo_megatron.launch.torchrun import ENVIRONMENT
 
@@ -69,7 +69,7 @@ class Cluster:
     """what tasks see in the image, HERE:THERE each"""
 
 
-def on_slurm(title: str, tasks: Sequence[Task], cluster: Cluster, run: Path) -> nemo_run.Experiment:
+def on_slurm(title: str, tasks: Sequence[LaunchTask], cluster: Cluster, run: Path) -> nemo_run.Experiment:
     """The experiment of a run, each task waiting for the one before; when one fails, Slurm cancels those that wait for
     it. Raises LaunchError."""
     executors = [_slurm(task, cluster, run) for task in tasks]
@@ -130,7 +130,7 @@ def written(experiment: nemo_run.Experiment) -> dict[str, str]:
     return texts
 
 
-def run_here(title: str, tasks: Sequence[Task]) -> bool:
+def run_here(title: str, tasks: Sequence[LaunchTask]) -> bool:
     """Run the tasks one after the other on this machine; whether all succeeded. The first failure is the last to start.
 
     NeMo-Run's LocalExecutor goes on after a failure, hence the marks that tasks leave for their successors.
@@ -153,7 +153,7 @@ def _after(mark: Path | None, script: str) -> str:
 
 
 def _experiment(
-    title: str, tasks: Sequence[Task], executors: Sequence[nemo_run.Executor], scripts: Sequence[str]
+    title: str, tasks: Sequence[LaunchTask], executors: Sequence[nemo_run.Executor], scripts: Sequence[str]
 ) -> nemo_run.Experiment:
     experiment = nemo_run.Experiment(title, skip_status_at_exit=True)
     with experiment:
@@ -165,7 +165,7 @@ def _experiment(
     return experiment
 
 
-def _slurm(task: Task, cluster: Cluster, run: Path) -> nemo_run.SlurmExecutor:
+def _slurm(task: LaunchTask, cluster: Cluster, run: Path) -> nemo_run.SlurmExecutor:
     return nemo_run.SlurmExecutor(
         account=cluster.account,
         partition=cluster.partition,

@@ -34,7 +34,7 @@ def is_checked(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get(_CHECKED) == "1"
 
 
-def launch(arguments: Sequence[str], processes: int) -> int:
+def launch_ranks(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
 
     SIGTERM and SIGUSR1 go to the ranks, which save and end; torchrun itself, which would end them, does not hear of it.

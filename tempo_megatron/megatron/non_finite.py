@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.utils.distributed import barrier, rank_and_ranks
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
 class NonFiniteUpdates(RuntimeError):
@@ -53,7 +53,7 @@ class NonFiniteGuard:
             )
         return False
 
-    @at(Pace.untimed)
+    @expect_pace(Pace.untimed)
     def _save(self, model: str, batch: Batch, rows: Mapping[str, Tensor]) -> Path:
         """Beside those that are there already."""
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,8 @@ from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
 
-Rows = dict[str, Tensor]
-Loss = Callable[[Rows, Batch], tuple[Tensor, Rows]]
+RowTensors = dict[str, Tensor]
+LossFunction = Callable[[RowTensors, Batch], tuple[Tensor, RowTensors]]
 """(a micro-batch's scores, its rows) -> (its share of the global loss [], tensors [rows, ...] to report)"""
 
 _LONGEST_STEPS = 4
@@ -37,11 +37,11 @@ class Score:
     [tokens, ...]; `weight` is the output layer's, whose product the policy leaves to its reader (`model.policy_head`).
     With `about_next` a token's entry is about the token that follows it."""
 
-    read: Callable[[Tensor, Tensor, Tensor], Rows]
+    read: Callable[[Tensor, Tensor, Tensor], RowTensors]
     about_next: bool
 
 
-class Scorer:
+class ScoringModel:
     """One Megatron model spread over the topology, which reads and does not learn.
 
     It may `rest` while others work on its device. `score` and `step` wake what they need; whoever else touches `module`
@@ -93,19 +93,19 @@ class Scorer:
     def _gather_weights(self) -> None:
         """Make the weights whole for whoever reads them other than by a forward pass."""
 
-    def score(self, batch: Batch, score: Score) -> Rows:
+    def score(self, batch: Batch, score: Score) -> RowTensors:
         """Columns of every row, [rows, sequence, ...] fp32 on the host, on every rank; 0 where a row has no token. No
         gradient."""
         self.offloader.wake(Kind.weights)
 
-        def keep(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
+        def keep(scores: RowTensors, rows: Batch) -> tuple[Tensor, RowTensors]:
             wide = {name: _widened(column, batch.width) for name, column in scores.items()}
             return torch.zeros((), device=self.topology.device), wide
 
         with torch.no_grad():
             return self._run(batch, score, keep, forward_only=True)
 
-    def _run(self, batch: Batch, score: Score, loss: Loss, forward_only: bool) -> Rows:
+    def _run(self, batch: Batch, score: Score, loss: LossFunction, forward_only: bool) -> RowTensors:
         place = self.topology
         dealt = self.rule.deal(batch.lengths.tolist(), place.data_size)[place.data_rank]
         micro_batches = (
@@ -118,7 +118,7 @@ class Scorer:
             tick()
             micro = next(remaining)
 
-            def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, Rows]]:
+            def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, RowTensors]]:
                 columns = score.read(output.squeeze(0), micro.next_tokens, self._output_weight())
                 columns = dict(sorted(columns.items()))  # ranks exchange one after the other, each from its own mapping
                 scores = {n: micro.to_rows(self._over_context(c), score.about_next) for n, c in columns.items()}
@@ -161,10 +161,10 @@ class Scorer:
             column, tensor_parallel_output_grad=False, group=self.topology.context_group
         )
 
-    def _gather(self, done: Sequence[tuple[Tensor, Rows]], rows: int) -> Rows:
+    def _gather(self, done: Sequence[tuple[Tensor, RowTensors]], rows: int) -> RowTensors:
         """Tensors of all rows in the batch's order, on every rank of every stage: fp32."""
         place = self.topology
-        found: Rows = {}
+        found: RowTensors = {}
         if place.is_last_stage:
             indices = torch.cat([of for of, _ in done]).to(place.device)
             for name in sorted(done[0][1]):
@@ -230,7 +230,7 @@ def _widened(column: Tensor, width: int) -> Tensor:
     return wide
 
 
-class Trainer(Scorer):
+class Trainer(ScoringModel):
     """A policy or critic that learns: DistributedDataParallel and DistributedOptimizer around it. `steps` counts its
     optimizer's steps, which the learning rate follows. Once it is frozen it only reads."""
 
@@ -301,7 +301,7 @@ class Trainer(Scorer):
         self.module.config.no_sync_func = None
         self.model, self.optimizer = self.module, None
 
-    def step(self, batch: Batch, score: Score, loss: Loss) -> tuple[Rows, float] | None:
+    def step(self, batch: Batch, score: Score, loss: LossFunction) -> tuple[RowTensors, float] | None:
         """One optimizer step on the whole batch; returns what the loss reports, for every row, and the gradient norm
         before clipping.
 

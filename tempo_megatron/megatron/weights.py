@@ -38,7 +38,7 @@ def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 
 @torch.no_grad()
-def load(
+def load_weights(
     model: torch.nn.Module, entries: Sequence[Entry], read: Callable[[str], Tensor], topology: Topology, *, critic: bool
 ) -> None:
     """Fill this rank's parameters from Hugging Face tensors given by name.

@@ -38,6 +38,7 @@ def raised(metrics: Mapping[str, Any], config: Config) -> tuple[dict[str, float]
         if noisy:
             lines.append(
                 f"ratios are noisy before any update: {metrics[_DEVIATION]:.2e} from 1, {share:.2f} of the clip; above "
-                f"{_NOISE_LIMIT} rounding decides what is clipped (model.fp8, policy.clip_range_low, policy.clip_range_high)"
+                f"{_NOISE_LIMIT} rounding decides what is clipped "
+                "(model.fp8, policy.clip_range_low, policy.clip_range_high)"
             )
     return figures, lines

@@ -12,7 +12,7 @@ from typing import Any
 from tempo_megatron.config import LoggingConfig, WandbMode
 from tempo_megatron.utils.atomic_files import write_whole
 from tempo_megatron.utils.distributed import say
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
 class MetricsLog:
@@ -40,7 +40,7 @@ class MetricsLog:
                 mode=config.wandb.value,  # type: ignore[arg-type]
             )
 
-    @at(Pace.untimed)
+    @expect_pace(Pace.untimed)
     def write(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl; numbers also to the other writers, at the line's number as step.
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from tempo_megatron.config import Config
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.planning import host, shapes
-from tempo_megatron.planning.fit import indivisible, problems
+from tempo_megatron.planning.fit import indivisible, plan_problems
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.memory import GIB
-from tempo_megatron.planning.phases import Run
+from tempo_megatron.planning.phases import PlannedRun
 
 HOST_GIB = 1536.0
 """host memory of a node where nothing else is said"""
 
 
-def check(
+def check_plan(
     config: Config,
     *,
     nodes: int,
@@ -33,13 +33,13 @@ def check(
         settings = shapes.of_model(config.model.hf_path)
     except ConversionError as error:
         return [f"model.hf_path: {line}" for line in str(error).splitlines()]
-    return problems(Run(settings, config, Machine(nodes, gpus_per_node, gpu_memory_gb, host_memory_gib)))
+    return plan_problems(PlannedRun(settings, config, Machine(nodes, gpus_per_node, gpu_memory_gb, host_memory_gib)))
 
 
 def checkpoint_gib(config: Config, *, gpus: int) -> float:
     """GiB of a checkpoint of this run; 0 where its model is not known, or cannot be spread over so many GPUs."""
     try:
-        run = Run(shapes.of_model(config.model.hf_path), config, Machine(1, gpus, 80.0, HOST_GIB))
+        run = PlannedRun(shapes.of_model(config.model.hf_path), config, Machine(1, gpus, 80.0, HOST_GIB))
     except ConversionError:
         return 0.0
     return 0.0 if indivisible(run) else host.checkpoint(run) / GIB

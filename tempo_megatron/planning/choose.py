@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tempo_megatron.config import Recompute
-from tempo_megatron.planning.fit import problems
+from tempo_megatron.planning.fit import plan_problems
 from tempo_megatron.planning.memory import GIB
-from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.phases import PlannedRun, total
 from tempo_megatron.planning.schedule import Load, Schedule
 
 ALIKE = 0.08
@@ -21,7 +21,7 @@ _TENSOR, _PIPELINE, _CONTEXT = (1, 2, 4, 8), (1, 2, 4), (1, 2)
 class Choice:
     """A layout with its recomputation, the seconds of an iteration, and the GiB of its highest phase."""
 
-    run: Run
+    run: PlannedRun
     seconds: float
     peak_gib: float
 
@@ -29,10 +29,10 @@ class Choice:
         return f"{self.run.layout}, recompute {self.run.config.model.recompute}"
 
 
-def ranked(run: Run, load: Load) -> list[Choice]:
+def ranked(run: PlannedRun, load: Load) -> list[Choice]:
     """All layouts of the run's model on its machine that fit. First those about as fast as the fastest, the simplest
     before the others: what pipeline and context parallelism cost has not been measured at size."""
-    fitting = [made for made in _layouts(run) if not problems(made)]
+    fitting = [made for made in _layouts(run) if not plan_problems(made)]
     choices = [Choice(made, Schedule(made, load).iteration(), _peak(made)) for made in fitting]
     fastest = min((choice.seconds for choice in choices), default=0.0)
 
@@ -44,7 +44,7 @@ def ranked(run: Run, load: Load) -> list[Choice]:
     return sorted(choices, key=order)
 
 
-def _layouts(run: Run) -> Iterator[Run]:
+def _layouts(run: PlannedRun) -> Iterator[PlannedRun]:
     """The least recomputation first, smaller sizes first."""
     for recompute in Recompute:
         for pipeline in _PIPELINE:
@@ -60,8 +60,8 @@ def _layouts(run: Run) -> Iterator[Run]:
                         context_parallel_size=context,
                         sequence_parallel=tensor > 1,
                     )
-                    yield Run(run.settings, config, run.machine)
+                    yield PlannedRun(run.settings, config, run.machine)
 
 
-def _peak(run: Run) -> float:
+def _peak(run: PlannedRun) -> float:
     return max(map(total, run.phases().values())) / GIB

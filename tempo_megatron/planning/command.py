@@ -11,9 +11,9 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning import HOST_GIB, report, shapes
 from tempo_megatron.planning.choose import ranked
-from tempo_megatron.planning.fit import indivisible, problems, too_much
+from tempo_megatron.planning.fit import indivisible, plan_problems, too_much
 from tempo_megatron.planning.layout import Machine
-from tempo_megatron.planning.phases import Run
+from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.schedule import Load
 
 _CANNOT = 2
@@ -45,29 +45,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(
     arguments: Sequence[str],
-    problems_of_method: Callable[[Config], list[str]],
+    method_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
     """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr.
 
-    `problems_of_method` says what is wrong with a recipe's method, a line each. `as_saved` gives a config whose model
+    `method_problems` says what is wrong with a recipe's method, a line each. `as_saved` gives a config whose model
     is the one that the run's own checkpoint describes, where it has one.
     """
     given = _parser().parse_intermixed_args(arguments)
     try:
         config = load_checked(
-            given.recipe, given.overrides, lambda read: [*problems_of_method(read), *_problems(as_saved(read), given)]
+            given.recipe, given.overrides, lambda read: [*method_problems(read), *_problems(as_saved(read), given)]
         )
     except ConfigError as error:
         return _refuse(given.recipe, str(error).splitlines())
     settings = _settings(as_saved(config), given.model)
-    runs = [Run(settings, config, machine) for machine in _machines(given)]
+    runs = [PlannedRun(settings, config, machine) for machine in _machines(given)]
     most = config.generation.max_response_tokens
     mean = given.response_tokens or -(-most // 2)
     beside = {"questions": given.questions, "storage_gbs": given.storage, "uniform_share": given.uniform_share}
     work = Load.uniform(mean, most, **beside)
     if len(runs) > 1:
-        print(report.growth([(run, problems(run), ranked(run, work)) for run in runs], work))
+        print(report.growth([(run, plan_problems(run), ranked(run, work)) for run in runs], work))
         return 0
     (run,) = runs
     wrong = indivisible(run)
@@ -103,7 +103,7 @@ def _machines(given: argparse.Namespace) -> list[Machine]:
 
 def _settings(config: Config, model: str | None) -> BackboneSettings:
     if model:
-        return shapes.settings(shapes.config(model, None, None))
+        return shapes.backbone_shape(shapes.config(model, None, None))
     try:
         return shapes.of_model(config.model.hf_path)
     except ConversionError as error:

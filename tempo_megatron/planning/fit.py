@@ -7,28 +7,28 @@ from collections.abc import Iterator
 from tempo_megatron.planning import host
 from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.planning.memory import GIB, Parts
-from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.phases import PlannedRun, total
 
 HEADROOM = 0.05
 """of a GPU's memory that a plan leaves free: what the estimate may be wrong by, and fragmentation"""
 
 
-def problems(run: Run) -> list[str]:
+def plan_problems(run: PlannedRun) -> list[str]:
     """Why the run cannot start or would run out of memory, one line a reason; empty when it fits."""
     return indivisible(run) or too_much(run)
 
 
-def indivisible(run: Run) -> list[str]:
+def indivisible(run: PlannedRun) -> list[str]:
     """Why the model cannot be spread over these GPUs; memory and time mean nothing then."""
     return [*divisible(run.config.parallel, run.settings), *windows(run.config.parallel, run.settings), *_spread(run)]
 
 
-def too_much(run: Run) -> list[str]:
+def too_much(run: PlannedRun) -> list[str]:
     """What takes more memory than there is."""
     return [*_device(run), *_generator(run), *_host(run)]
 
 
-def _spread(run: Run) -> Iterator[str]:
+def _spread(run: PlannedRun) -> Iterator[str]:
     parallel, gpus = run.config.parallel, run.machine.gpus
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if gpus % size:
@@ -41,7 +41,7 @@ def _spread(run: Run) -> Iterator[str]:
     yield from shareable(replica, run.settings)
 
 
-def _device(run: Run) -> Iterator[str]:
+def _device(run: PlannedRun) -> Iterator[str]:
     limit = run.machine.usable_gib * (1 - HEADROOM)
     for phase, parts in run.phases().items():
         if total(parts) > limit * GIB:
@@ -51,7 +51,7 @@ def _device(run: Run) -> Iterator[str]:
             )
 
 
-def _generator(run: Run) -> Iterator[str]:
+def _generator(run: PlannedRun) -> Iterator[str]:
     longest = run.config.data.max_prompt_tokens + run.config.generation.max_response_tokens
     one = run.engine.sequence(longest)
     if run.engine.cache < one:
@@ -61,7 +61,7 @@ def _generator(run: Run) -> Iterator[str]:
         )
 
 
-def _host(run: Run) -> Iterator[str]:
+def _host(run: PlannedRun) -> Iterator[str]:
     taken = host.budgeted(run)
     if total(taken) > host.budget(run):
         yield (

@@ -17,7 +17,7 @@ _SAMPLER_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineMemory:
     """A replica's part on one GPU."""
 
     settings: BackboneSettings

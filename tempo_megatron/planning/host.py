@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from tempo_megatron.planning.memory import GIB, Parts
-from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.phases import PlannedRun, total
 
 _PROCESS = int(3.2 * GIB)
 """resident set of a rank without what rests in it: measured"""
 
 
-def pinned(run: Run) -> Parts:
+def pinned(run: PlannedRun) -> Parts:
     """Bytes that rest in a rank's pinned memory, by model and kind."""
     return {
         f"{name}'s {kind}": size
@@ -19,18 +19,18 @@ def pinned(run: Run) -> Parts:
     }
 
 
-def budgeted(run: Run) -> Parts:
+def budgeted(run: PlannedRun) -> Parts:
     """Bytes that count against a rank's budget: what rests, and its part of an asynchronous save's copies."""
     copies = _copies(run) // run.machine.gpus_per_node
     return pinned(run) | ({"an asynchronous save's copies": copies} if copies else {})
 
 
-def budget(run: Run) -> float:
+def budget(run: PlannedRun) -> float:
     """Bytes of host memory that a rank may take for those."""
     return run.config.memory.budget_gib(run.machine.host_gib, run.machine.gpus_per_node) * GIB
 
 
-def node(run: Run) -> Parts:
+def node(run: PlannedRun) -> Parts:
     """Bytes of a node's memory, on the node that takes most."""
     ranks = run.machine.gpus_per_node
     parts = {
@@ -41,17 +41,17 @@ def node(run: Run) -> Parts:
     return parts | {"an asynchronous save's copies": _copies(run)}
 
 
-def _saving(run: Run) -> int:
+def _saving(run: PlannedRun) -> int:
     """One model is saved after the other."""
     return max(_gathered(run).values())
 
 
-def _copies(run: Run) -> int:
+def _copies(run: PlannedRun) -> int:
     """What an asynchronous save holds of all models until it is written, beside the one that is being gathered."""
     return sum(_gathered(run).values()) if run.config.checkpoint.asynchronous else 0
 
 
-def _gathered(run: Run) -> Parts:
+def _gathered(run: PlannedRun) -> Parts:
     """Bytes of a node for each model that is saved: its weights, and the optimizer's state gathered over its
     data-parallel ranks by the first of them."""
     gathering = min(run.machine.gpus_per_node, run.layout.tensor * run.layout.pipeline)
@@ -62,7 +62,7 @@ def _gathered(run: Run) -> Parts:
     }
 
 
-def checkpoint(run: Run) -> int:
+def checkpoint(run: PlannedRun) -> int:
     """Bytes of a checkpoint: weights of policy and critic, and the optimizer state of what iterations teach."""
     layout, learns = run.layout, {"policy": True, "critic": run.config.critic.training.learns}
     size = 0

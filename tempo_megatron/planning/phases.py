@@ -7,7 +7,7 @@ from functools import cached_property
 
 from tempo_megatron.config import Config, CriticTraining
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
-from tempo_megatron.planning.generator import Engine
+from tempo_megatron.planning.generator import EngineMemory
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import GIB, Model, Parts
 
@@ -32,7 +32,7 @@ WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A recipe on a machine."""
 
     settings: BackboneSettings
@@ -44,8 +44,8 @@ class Run:
         return Layout.of(self.config, self.machine.gpus)
 
     @cached_property
-    def engine(self) -> Engine:
-        return Engine(self.settings, self.config, self.layout, self.machine)
+    def engine(self) -> EngineMemory:
+        return EngineMemory(self.settings, self.config, self.layout, self.machine)
 
     @cached_property
     def models(self) -> dict[str, Model]:

@@ -8,7 +8,7 @@ from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.choose import ALIKE, Choice
 from tempo_megatron.planning.fit import HEADROOM, listed
 from tempo_megatron.planning.memory import GIB
-from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.phases import PlannedRun, total
 from tempo_megatron.planning.schedule import Load, Schedule
 
 _SHOWN_LAYOUTS = 5
@@ -20,7 +20,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def plan(run: Run, load: Load, choices: Sequence[Choice]) -> str:
+def plan(run: PlannedRun, load: Load, choices: Sequence[Choice]) -> str:
     """Everything about one run on one number of nodes."""
     machine = run.machine
     parts = [
@@ -35,7 +35,7 @@ def plan(run: Run, load: Load, choices: Sequence[Choice]) -> str:
     return "\n\n".join(parts)
 
 
-def _parameters(run: Run) -> str:
+def _parameters(run: PlannedRun) -> str:
     """State on the pipeline stage that holds most, by kind of parameter."""
     rows: list[list[object]] = []
     for name in ("policy", "critic"):
@@ -52,7 +52,7 @@ def _parameters(run: Run) -> str:
     return "State of each model on a GPU, parameter by parameter kind:\n\n" + table(heads, rows)
 
 
-def _device(run: Run) -> str:
+def _device(run: PlannedRun) -> str:
     limit = run.machine.usable_gib
     rows = [[phase, f"{total(parts) / GIB:.1f}", listed(parts)] for phase, parts in run.phases().items()]
     text = table(["phase", "GiB", "of it"], rows)
@@ -60,7 +60,7 @@ def _device(run: Run) -> str:
     return f"{title}\n\n{text}"
 
 
-def _host(run: Run) -> str:
+def _host(run: PlannedRun) -> str:
     rows = [
         ["pinned, a rank", f"{total(host.pinned(run)) / GIB:.1f}", listed(host.pinned(run))],
         ["a node", f"{total(host.node(run)) / GIB:.0f}", listed(host.node(run))],
@@ -69,7 +69,7 @@ def _host(run: Run) -> str:
     return "Host memory and storage:\n\n" + table(["what", "GiB", "of it"], rows)
 
 
-def _times(run: Run, load: Load) -> str:
+def _times(run: PlannedRun, load: Load) -> str:
     schedule = Schedule(run, load)
     rows = [[phase, f"{seconds:,.0f}"] for phase, seconds in schedule.phases().items()]
     rows.append(["an iteration", f"{schedule.iteration():,.0f}"])
@@ -89,7 +89,7 @@ def _times(run: Run, load: Load) -> str:
     )
 
 
-def _layouts(run: Run, choices: Sequence[Choice]) -> str:
+def _layouts(run: PlannedRun, choices: Sequence[Choice]) -> str:
     if not choices:
         return "No layout of this model fits these GPUs."
     own = [choice for choice in choices[_SHOWN_LAYOUTS:] if _is_own(choice, run)]
@@ -101,7 +101,7 @@ def _layouts(run: Run, choices: Sequence[Choice]) -> str:
     return f"To choose, of {len(choices)} that fit:\n\n" + table(heads, rows)
 
 
-def _is_own(choice: Choice, run: Run) -> bool:
+def _is_own(choice: Choice, run: PlannedRun) -> bool:
     return choice.run.layout == run.layout and choice.run.config.model.recompute is run.config.model.recompute
 
 
@@ -114,7 +114,7 @@ def _reason(choice: Choice, choices: Sequence[Choice]) -> str:
     return reason
 
 
-def growth(planned: Sequence[tuple[Run, Sequence[str], Sequence[Choice]]], load: Load) -> str:
+def growth(planned: Sequence[tuple[PlannedRun, Sequence[str], Sequence[Choice]]], load: Load) -> str:
     """A row for each number of nodes: the recipe's own layout, and the one to choose. `planned`: runs, why they do not
     fit, and the layouts that do."""
     rows: list[list[object]] = []
@@ -126,7 +126,7 @@ def growth(planned: Sequence[tuple[Run, Sequence[str], Sequence[Choice]]], load:
     return table([*heads, "days", "GPU-hours", "first choice"], rows)
 
 
-def _figures(run: Run, load: Load) -> list[object]:
+def _figures(run: PlannedRun, load: Load) -> list[object]:
     schedule = Schedule(run, load)
     phases, days = schedule.phases(), sum(schedule.whole().values()) / 86400
     training = sum(phases.get(name, 0.0) for name in _TRAINING)

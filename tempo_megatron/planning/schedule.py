@@ -11,7 +11,7 @@ from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import CriticConfig, CriticTraining, Fp8, LearnsFrom, PolicyConfig, Recompute
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
-from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.phases import PlannedRun, total
 from tempo_megatron.planning.work import Work
 
 _QUANTILES = 16
@@ -51,7 +51,7 @@ class Load:
 class Schedule:
     """Times of a run under a load, from the rates of `rates.py`."""
 
-    run: Run
+    run: PlannedRun
     load: Load
 
     @property

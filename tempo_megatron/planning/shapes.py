@@ -105,8 +105,8 @@ def config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, A
     return made
 
 
-def settings(described: dict[str, Any]) -> BackboneSettings:
-    return hf_config.settings(described)
+def backbone_shape(described: dict[str, Any]) -> BackboneSettings:
+    return hf_config.backbone_settings(described)
 
 
 def of_model(hf_path: str) -> BackboneSettings:
@@ -116,7 +116,7 @@ def of_model(hf_path: str) -> BackboneSettings:
     """
     directory = Path(hf_path)
     if (directory.parent / "state.json").is_file():
-        return settings(hf_files.read_config(directory))
+        return backbone_shape(hf_files.read_config(directory))
     if not directory.is_dir() and directory.name in DIRECTORIES:
-        return settings(config(DIRECTORIES[directory.name], None, None))
+        return backbone_shape(config(DIRECTORIES[directory.name], None, None))
     return open_source(directory, "policy").settings

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tempo_megatron.preflight.facts import Finding, Verdict
+from tempo_megatron.preflight.facts import Finding, NodeVerdict
 
 _FEWEST_TO_COMPARE = 3
 """of two nodes, nobody knows which is the slow one"""
@@ -80,12 +80,12 @@ def _finding(check: str, node: str, made: Measured, least: float, reason: str) -
     beside = f" with {others}" if others and node else ""
     if not made.gb_per_second:
         remedy = "see NCCL_DEBUG=INFO; look at NVLink, the network and NCCL_SOCKET_IFNAME"
-        return Finding(check, node, Verdict.bad, f"failed{beside}: {made.reason}", remedy)
+        return Finding(check, node, NodeVerdict.bad, f"failed{beside}: {made.reason}", remedy)
     found = f"{made.gb_per_second:.3g} GB/s{beside}"
     if made.gb_per_second < least:
         remedy = "NCCL_DEBUG=INFO says which links are used; look for one that is down or NCCL_* that forbids it"
-        return Finding(check, node, Verdict.bad, f"{found}, {reason}", remedy)
-    return Finding(check, node, Verdict.good, found)
+        return Finding(check, node, NodeVerdict.bad, f"{found}, {reason}", remedy)
+    return Finding(check, node, NodeVerdict.good, found)
 
 
 def reduce_in_process(name: str, groups: Sequence[Sequence[int]], seconds: float, rank: int) -> float:

@@ -13,7 +13,7 @@ from tempo_megatron import config as settings
 from tempo_megatron.config import Config
 from tempo_megatron.launch import local, slurm, torchrun
 from tempo_megatron.preflight.conduct import Conductor, tasks
-from tempo_megatron.preflight.meeting import Meeting, MeetingError, Place
+from tempo_megatron.preflight.meeting import Meeting, MeetingError, RankLocation
 from tempo_megatron.preflight.report import Report, as_text
 from tempo_megatron.run_dir.layout import as_saved
 from tempo_megatron.utils.atomic_files import write_whole
@@ -27,13 +27,13 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Exit codes: 0 training can start, 2 the settings are wrong for any nodes, 69 it cannot start on these."""
     try:
         slurm.join_step()
-        config = settings.load(None, given.settings)
+        config = settings.load_config(None, given.settings)
     except settings.ConfigError as error:
         print(f"tempo doctor: {error}", file=sys.stderr)
         return _BAD_INPUT
     if not torchrun.is_rank():
-        return local.launch(arguments, config.parallel.processes_per_node)
-    place = Place.here()
+        return local.launch_locally(arguments, config.parallel.processes_per_node)
+    place = RankLocation.here()
     if given.nodes_file and place.rank == 0:
         given.nodes_file.unlink(missing_ok=True)
     try:
@@ -61,7 +61,7 @@ def before_training(config: Config) -> int:
     A bad node cannot be left out of a step that has started, so that it ends the run unless `preflight.bad_nodes` is
     report. What is not good is printed by the first rank. A single process on a CPU has nothing to check.
     """
-    place = Place.here()
+    place = RankLocation.here()
     if not config.preflight.enabled or (place.world_size == 1 and config.model.precision is settings.Precision.fp32):
         return 0
     try:
@@ -74,7 +74,7 @@ def before_training(config: Config) -> int:
     return code
 
 
-def examine(config: Config, place: Place, *, measure: bool) -> tuple[Report | None, int]:
+def examine(config: Config, place: RankLocation, *, measure: bool) -> tuple[Report | None, int]:
     """The report, on the first rank, and on all ranks the exit code. Collective; raises MeetingError.
 
     With `measure`, nodes that are left out do not stand in the way; without it, training starts on all or not at all.

@@ -14,9 +14,9 @@ from tempo_megatron.config import Config, PreflightConfig
 from tempo_megatron.preflight import bandwidth, device_checks, exchange, node_checks, placement, reach, room
 from tempo_megatron.preflight.bandwidth import Group, Measured
 from tempo_megatron.preflight.exchange import ClockReading, Exchange
-from tempo_megatron.preflight.facts import Facts, Finding, Verdict, node_facts
+from tempo_megatron.preflight.facts import Facts, Finding, NodeVerdict, node_facts
 from tempo_megatron.preflight.gather import gather
-from tempo_megatron.preflight.meeting import Answers, Meeting, Place, Tasks
+from tempo_megatron.preflight.meeting import Meeting, RankLocation, RankReplies, Tasks
 from tempo_megatron.preflight.reach import Listener
 from tempo_megatron.preflight.report import Report
 
@@ -28,7 +28,7 @@ _LEAST_SECONDS = 5
 """below these a measurement is not begun"""
 
 
-def tasks(config: Config, place: Place) -> Tasks:
+def tasks(config: Config, place: RankLocation) -> Tasks:
     """What this rank does when it is asked."""
     listener = Listener(place.node)
     return {
@@ -57,7 +57,10 @@ class Conductor:
     def examine(self, *, measure: bool) -> Report:
         """Every check; bandwidth, which takes most of the time, only where `measure` asks for it."""
         facts = self._introductions(self._left() * (_SHARE_FOR_FACTS if measure else 1))
-        self._findings += [*device_checks.check(facts, self._config), *node_checks.check(facts, self._config)]
+        self._findings += [
+            *device_checks.check_devices(facts, self._config),
+            *node_checks.check_node(facts, self._config),
+        ]
         # The nodes that the run asks for: one that does not come would not make it another run.
         nodes = math.ceil(self._meeting.place.world_size / self._config.parallel.processes_per_node)
         self._findings += room.memory(facts, self._config, nodes)
@@ -97,7 +100,7 @@ class Conductor:
         answers = self._meeting.ask("facts", came, seconds)
         self._findings += absent(came, self._meeting.place.world_size, self._awaited, self._config.preflight)
         self._findings += silent(answers, came, seconds)
-        self._findings += placement.check(came, self._config)
+        self._findings += placement.check_placement(came, self._config)
         self._nodes = came
         self._speakers = {rank: came[rank] for rank, said in answers.given.items() if said is not None}
         return {node: node_facts(answers.given[rank]) for rank, node in self._speakers.items()}
@@ -122,7 +125,7 @@ class Conductor:
         addresses = {self._speakers[rank]: tuple(address) for rank, address in answers.given.items()}
         remedy = "see its host name, its network and GLOO_SOCKET_IFNAME"
         self._findings += [
-            Finding("address", self._speakers[rank], Verdict.bad, error, remedy)
+            Finding("address", self._speakers[rank], NodeVerdict.bad, error, remedy)
             for rank, error in answers.failed.items()
         ]
         if len(addresses) > 1:
@@ -139,7 +142,7 @@ class Conductor:
             exchanged.show(here)
         except OSError as error:
             remedy = "make it writable, or choose another run_dir"
-            self._findings.append(Finding("shared directory", here, Verdict.bad, f"run_dir: {error}", remedy))
+            self._findings.append(Finding("shared directory", here, NodeVerdict.bad, f"run_dir: {error}", remedy))
             return
         task = {"token": exchanged.token, "levels": exchanged.levels}
         answers = self._ask_speakers("files", {"first": here, **task})
@@ -150,7 +153,7 @@ class Conductor:
         self._ask_speakers("remove files", task)
         self._findings.append(room.disk(exchanged.directory, self._config, self._meeting.place.world_size))
 
-    def _ask_speakers(self, name: str, arguments: Mapping[str, Any]) -> Answers:
+    def _ask_speakers(self, name: str, arguments: Mapping[str, Any]) -> RankReplies:
         return self._meeting.ask(name, self._speakers, max(1.0, min(_EXCHANGE_SECONDS, self._left())), arguments)
 
     def _bandwidth(self, share: float) -> None:
@@ -175,7 +178,7 @@ class Conductor:
             self._findings += [bandwidth.together(made) for made in self._measure([tuple(good)], ranks, 0)]
 
     def _good(self, ranks: Mapping[str, Sequence[int]]) -> list[str]:
-        bad = {finding.node for finding in self._findings if finding.verdict is Verdict.bad}
+        bad = {finding.node for finding in self._findings if finding.verdict is NodeVerdict.bad}
         return [node for node in ranks if node not in bad]
 
     def _measure(self, groups: Sequence[Group], ranks: Mapping[str, Sequence[int]], to_come: int) -> list[Measured]:
@@ -185,7 +188,7 @@ class Conductor:
         seconds = (self._left() - 2) / (1 + to_come)
         if seconds < _LEAST_SECONDS:
             found = f"not measured: {self._left():.0f} s of preflight.time_limit_seconds are left"
-            self._findings.append(Finding("all-reduce", "", Verdict.warning, found, "raise the limit"))
+            self._findings.append(Finding("all-reduce", "", NodeVerdict.warning, found, "raise the limit"))
             return []
         members = {group: [rank for node in group for rank in ranks[node]] for group in groups}
         everyone = [rank for group in members.values() for rank in group]
@@ -202,7 +205,7 @@ def absent(came: Mapping[int, str], ranks: int, awaited: Sequence[str], limits: 
     # A step's node may hold no rank of this run, and is not missed while all ranks are there.
     never = [node for node in awaited if missing and node not in came.values()]
     found = [
-        Finding("presence", node, Verdict.bad, f"never came {limit}", "see its slurmd, `sinfo -R`, and its log")
+        Finding("presence", node, NodeVerdict.bad, f"never came {limit}", "see its slurmd, `sinfo -R`, and its log")
         for node in never
     ]
     if missing and not never:
@@ -210,14 +213,16 @@ def absent(came: Mapping[int, str], ranks: int, awaited: Sequence[str], limits: 
         near = {came[rank + step] for rank in missing for step in (-1, 1) if rank + step in came}
         listed = ", ".join(map(str, missing))
         hint = f"; ranks beside them are on {', '.join(sorted(near))}" if near else ""
-        found.append(Finding("presence", "", Verdict.bad, f"ranks {listed} never came {limit}{hint}", "see their logs"))
+        found.append(
+            Finding("presence", "", NodeVerdict.bad, f"ranks {listed} never came {limit}{hint}", "see their logs")
+        )
     return found
 
 
-def silent(answers: Answers, came: Mapping[int, str], seconds: float) -> Iterator[Finding]:
+def silent(answers: RankReplies, came: Mapping[int, str], seconds: float) -> Iterator[Finding]:
     """Findings about ranks that came and did not describe their nodes."""
     for rank in answers.absent:
         said = f"rank {rank} came and did not describe the node within {seconds:.0f} s"
-        yield Finding("presence", came[rank], Verdict.bad, said, "a stuck driver or file system: reboot it")
+        yield Finding("presence", came[rank], NodeVerdict.bad, said, "a stuck driver or file system: reboot it")
     for rank, error in answers.failed.items():
-        yield Finding("presence", came[rank], Verdict.bad, f"rank {rank}: {error}", "see its log")
+        yield Finding("presence", came[rank], NodeVerdict.bad, f"rank {rank}: {error}", "see its log")

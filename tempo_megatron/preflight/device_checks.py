@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tempo_megatron.config import Config, Precision
-from tempo_megatron.preflight.facts import Facts, Finding, Gpu, Verdict, usual
+from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeVerdict, usual
 
 
-def check(facts: Facts, config: Config) -> list[Finding]:
+def check_devices(facts: Facts, config: Config) -> list[Finding]:
     """All checks of this module."""
     return [
         *gpus(facts, config),
@@ -36,7 +36,7 @@ def gpus(facts: Facts, config: Config) -> Iterator[Finding]:
             yield Finding(
                 "gpus",
                 node,
-                Verdict.bad,
+                NodeVerdict.bad,
                 f"{of.usable_gpus} GPUs that torch can use, parallel.processes_per_node is {wanted}; {seen}",
                 "ask Slurm for them (--gpus-per-node), look at CUDA_VISIBLE_DEVICES and at `dmesg | grep -i xid`, or "
                 "lower parallel.processes_per_node",
@@ -45,12 +45,12 @@ def gpus(facts: Facts, config: Config) -> Iterator[Finding]:
             yield Finding(
                 "gpus",
                 node,
-                Verdict.warning,
+                NodeVerdict.warning,
                 f"{kinds[node] or 'unknown GPUs'}, other nodes have {common}",
                 "the slowest GPU sets the pace: choose nodes of one kind (--constraint)",
             )
         else:
-            yield Finding("gpus", node, Verdict.good, f"{of.usable_gpus} x {common or 'unknown'}")
+            yield Finding("gpus", node, NodeVerdict.good, f"{of.usable_gpus} x {common or 'unknown'}")
 
 
 def device_memory(facts: Facts, config: Config) -> Iterator[Finding]:
@@ -66,12 +66,14 @@ def device_memory(facts: Facts, config: Config) -> Iterator[Finding]:
             yield Finding(
                 "device memory",
                 node,
-                Verdict.bad,
+                NodeVerdict.bad,
                 f"taken before the run starts: {'; '.join(taken)}; preflight.device_memory_used_gib is {limit:g}",
                 "end what another job left there (`nvidia-smi`, `fuser -v /dev/nvidia*`)",
             )
         elif of.gpus:
-            yield Finding("device memory", node, Verdict.good, f"{max(gpu.used_gib for gpu in of.gpus):.1f} GiB taken")
+            yield Finding(
+                "device memory", node, NodeVerdict.good, f"{max(gpu.used_gib for gpu in of.gpus):.1f} GiB taken"
+            )
 
 
 def device_health(facts: Facts, config: Config) -> Iterator[Finding]:
@@ -83,7 +85,7 @@ def device_health(facts: Facts, config: Config) -> Iterator[Finding]:
             yield Finding(
                 "device health",
                 node,
-                Verdict.warning,
+                NodeVerdict.warning,
                 f"not known: {of.gpu_problem}",
                 "in a container, NVIDIA_DRIVER_CAPABILITIES must include utility",
             )
@@ -91,18 +93,22 @@ def device_health(facts: Facts, config: Config) -> Iterator[Finding]:
         slowed = [f"GPU {index} {', '.join(gpu.slowed_by)}" for index, gpu in enumerate(of.gpus) if gpu.slowed_by]
         if broken:
             yield Finding(
-                "device health", node, Verdict.bad, "; ".join(broken), "drain the node; the GPU needs a reset or a swap"
+                "device health",
+                node,
+                NodeVerdict.bad,
+                "; ".join(broken),
+                "drain the node; the GPU needs a reset or a swap",
             )
         if slowed:
             yield Finding(
                 "device health",
                 node,
-                Verdict.bad,
+                NodeVerdict.bad,
                 f"clocks are held down: {'; '.join(slowed)}",
                 "look at cooling and power; every other rank would wait for this one",
             )
         if of.gpus and not broken and not slowed:
-            yield Finding("device health", node, Verdict.good, "clocks free, no uncorrected errors")
+            yield Finding("device health", node, NodeVerdict.good, "clocks free, no uncorrected errors")
 
 
 def driver(facts: Facts, config: Config) -> Iterator[Finding]:
@@ -115,7 +121,7 @@ def driver(facts: Facts, config: Config) -> Iterator[Finding]:
             yield Finding(
                 "driver",
                 node,
-                Verdict.bad,
+                NodeVerdict.bad,
                 f"torch {of.versions.get('torch')} is built without CUDA; the driver {of.driver} is there",
                 "install the extra `cuda`",
             )
@@ -123,13 +129,13 @@ def driver(facts: Facts, config: Config) -> Iterator[Finding]:
             yield Finding(
                 "driver",
                 node,
-                Verdict.bad,
+                NodeVerdict.bad,
                 f"driver {of.driver} knows CUDA {of.driver_cuda}, torch was built for {wheels}",
                 f"a driver for CUDA {wheels.split('.')[0]}, or a container that brings its compatibility libraries",
             )
         else:
             yield Finding(
-                "driver", node, Verdict.good, f"{of.driver}, CUDA {of.driver_cuda}; torch was built for {wheels}"
+                "driver", node, NodeVerdict.good, f"{of.driver}, CUDA {of.driver_cuda}; torch was built for {wheels}"
             )
 
 

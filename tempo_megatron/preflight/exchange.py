@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.preflight.facts import Finding, Verdict
+from tempo_megatron.preflight.facts import Finding, NodeVerdict
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def clocks(readings: Mapping[str, Sequence[ClockReading]], limit: float) -> Iter
             yield Finding(
                 "clock",
                 node,
-                Verdict.bad,
+                NodeVerdict.bad,
                 f"{abs(best.least_skew):.1f} s {way} the first node's, preflight.clock_skew_seconds is {limit:g}",
                 "start its time service (chronyd, ntpd)",
             )
         else:
             skew = best.said - (best.asked + best.heard) / 2
-            yield Finding("clock", node, Verdict.good, f"{skew:+.3f} s, give or take {best.uncertainty:.3f}")
+            yield Finding("clock", node, NodeVerdict.good, f"{skew:+.3f} s, give or take {best.uncertainty:.3f}")
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,14 @@ def files(
     """A finding a node, from what it answered, or the error that it had, and whether its file is seen by the first."""
     remedy = "mount the same file system at the same path on all nodes (container: mount it there too), writable"
     for node, error in failed.items():
-        yield Finding("shared directory", node, Verdict.bad, f"run_dir: {error}", remedy)
+        yield Finding("shared directory", node, NodeVerdict.bad, f"run_dir: {error}", remedy)
     for node, said in answers.items():
         where = said["directory"]
         if not said["seen"]:
             found = f"{where} is not the first node's: a file that it wrote there is not seen"
-            yield Finding("shared directory", node, Verdict.bad, found, remedy)
+            yield Finding("shared directory", node, NodeVerdict.bad, found, remedy)
         elif node not in seen_back:
             found = f"a file written to {where} is not seen by the first node"
-            yield Finding("shared directory", node, Verdict.bad, found, remedy)
+            yield Finding("shared directory", node, NodeVerdict.bad, found, remedy)
         else:
-            yield Finding("shared directory", node, Verdict.good, f"{where} is the same")
+            yield Finding("shared directory", node, NodeVerdict.good, f"{where} is the same")

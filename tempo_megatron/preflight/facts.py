@@ -64,7 +64,7 @@ Facts = Mapping[str, NodeFacts]
 """node: its facts"""
 
 
-class Verdict(StrEnum):
+class NodeVerdict(StrEnum):
     good = "good"
     warning = "warning"
     """training can start, slower or at a risk"""
@@ -77,7 +77,7 @@ class Finding:
 
     check: str
     node: str
-    verdict: Verdict
+    verdict: NodeVerdict
     found: str
     remedy: str = ""
 

@@ -34,7 +34,7 @@ class MeetingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class RankLocation:
     """What a launcher told this rank."""
 
     rank: int
@@ -48,8 +48,8 @@ class Place:
     node: str
 
     @staticmethod
-    def here(environment: Mapping[str, str] = os.environ) -> Place:
-        return Place(
+    def here(environment: Mapping[str, str] = os.environ) -> RankLocation:
+        return RankLocation(
             rank=int(environment["RANK"]),
             local_rank=int(environment["LOCAL_RANK"]),
             world_size=int(environment["WORLD_SIZE"]),
@@ -61,7 +61,7 @@ class Place:
 
 
 @dataclass
-class Answers:
+class RankReplies:
     """What ranks said to a task, by rank."""
 
     given: dict[int, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Meeting:
     Ranks may come that much later than most; then the first one has `seconds` for what it asks.
     """
 
-    def __init__(self, place: Place, tasks: Tasks, to_come: float, seconds: float) -> None:
+    def __init__(self, place: RankLocation, tasks: Tasks, to_come: float, seconds: float) -> None:
         self.place, self._tasks, self._to_come, self._numbers = place, tasks, to_come, count()
         self._store = PrefixStore("preflight", connect(place, to_come))
         # The first rank decides when the time is over: others wait a little longer for its word.
@@ -102,13 +102,15 @@ class Meeting:
                 since, most_came = time.monotonic(), True
             time.sleep(_POLL_SECONDS)
 
-    def ask(self, name: str, ranks: Collection[int], seconds: float, arguments: Mapping[str, Any] = _NONE) -> Answers:
+    def ask(
+        self, name: str, ranks: Collection[int], seconds: float, arguments: Mapping[str, Any] = _NONE
+    ) -> RankReplies:
         """On the first rank: have `ranks` do a task, and wait at most `seconds` for what they say."""
         deadline = time.monotonic() + seconds
         number = self._publish(name, ranks, arguments)
         if self.place.rank in ranks:
             self._do(number, name, arguments)
-        answers = Answers()
+        answers = RankReplies()
         for rank in sorted(ranks):
             key = f"answer/{number}/{rank}"
             while not (there := self._store.check([key])) and time.monotonic() < deadline:
@@ -173,7 +175,7 @@ class Meeting:
 
 
 @cache
-def connect(place: Place, seconds: float) -> TCPStore:
+def connect(place: RankLocation, seconds: float) -> TCPStore:
     """The store at the rendezvous' address, this rank serving it where it is the first and no launcher does.
 
     Kept for the life of the process: the process group that training makes at the same port shares the server, and a
@@ -197,7 +199,7 @@ def connect(place: Place, seconds: float) -> TCPStore:
         raise MeetingError(f"cannot {what} the rendezvous at {place.host}:{place.port}: {reason}") from error
 
 
-def _wait_for(place: Place, seconds: float) -> None:
+def _wait_for(place: RankLocation, seconds: float) -> None:
     """Until the port is served; the store's own tries say nothing of the reason and much else."""
     deadline = time.monotonic() + seconds
     while True:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tempo_megatron.config import Config
-from tempo_megatron.preflight.facts import Finding, Verdict
+from tempo_megatron.preflight.facts import Finding, NodeVerdict
 
 CHECK = "placement"
 
 
-def check(nodes: Mapping[int, str], config: Config) -> Iterator[Finding]:
+def check_placement(nodes: Mapping[int, str], config: Config) -> Iterator[Finding]:
     """The finding about ranks by their nodes. Ranks of one tensor- or context-parallel group are neighbors, and talk
     in every layer: those that are dealt out over nodes do so over the network."""
     ranks: dict[str, list[int]] = {}
@@ -22,7 +22,7 @@ def check(nodes: Mapping[int, str], config: Config) -> Iterator[Finding]:
     shown = "; ".join(f"{node} has ranks {', '.join(map(str, here[:4]))}" for node, here in list(split.items())[:3])
     parallel = config.parallel
     neighbors = parallel.tensor_model_parallel_size * parallel.context_parallel_size
-    verdict = Verdict.bad if neighbors > 1 else Verdict.warning
+    verdict = NodeVerdict.bad if neighbors > 1 else NodeVerdict.warning
     place = f"neighboring ranks are on different nodes: {shown}"
     yield Finding(CHECK, "", verdict, place, "srun --distribution=block, and unset SLURM_DISTRIBUTION")
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import psutil
 
-from tempo_megatron.preflight.facts import Finding, Verdict
+from tempo_megatron.preflight.facts import Finding, NodeVerdict
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _CONNECT_SECONDS = 3.0
@@ -100,7 +100,7 @@ def findings(addresses: Mapping[str, Address], tried: Mapping[str, Mapping[str, 
     for node, (host, _) in addresses.items():
         said = {other: reasons[node] for other, reasons in tried.items() if node in reasons}
         if not said or "" in said.values():
-            yield Finding("address", node, Verdict.good, f"{host} is reached by others")
+            yield Finding("address", node, NodeVerdict.good, f"{host} is reached by others")
             continue
         others = ", ".join(f"{other} ({why})" for other, why in said.items())
         if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
@@ -109,4 +109,4 @@ def findings(addresses: Mapping[str, Address], tried: Mapping[str, Mapping[str, 
         else:
             reason = f"{host} is not reached from {others}"
             remedy = f"the network, a firewall, or export {_INTERFACE}=the interface of the nodes' network"
-        yield Finding("address", node, Verdict.bad, f"gloo's address: {reason}", remedy)
+        yield Finding("address", node, NodeVerdict.bad, f"gloo's address: {reason}", remedy)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tempo_megatron.config import BadNodes, Config
 from tempo_megatron.preflight import placement, room
-from tempo_megatron.preflight.facts import Facts, Finding, Verdict
+from tempo_megatron.preflight.facts import Facts, Finding, NodeVerdict
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Report:
 
     @property
     def bad_nodes(self) -> list[str]:
-        bad = {finding.node for finding in self.findings if finding.verdict is Verdict.bad}
+        bad = {finding.node for finding in self.findings if finding.verdict is NodeVerdict.bad}
         return [node for node in self.ranks if node in bad]
 
     @property
     def is_good(self) -> bool:
-        return all(finding.verdict is not Verdict.bad for finding in self.findings)
+        return all(finding.verdict is not NodeVerdict.bad for finding in self.findings)
 
     @property
     def others_may_do(self) -> bool:
         """Whether nothing is wrong that other nodes would have too."""
-        bad = [finding for finding in self.findings if finding.verdict is Verdict.bad]
+        bad = [finding for finding in self.findings if finding.verdict is NodeVerdict.bad]
         of_the_run = {finding.check for finding in bad if not finding.node} & {*room.CHECKS, placement.CHECK}
         if any(finding.check == "presence" for finding in bad):
             of_the_run.discard("memory")  # what is usual is not known of so few
@@ -44,14 +44,14 @@ class Report:
     @property
     def is_spotless(self) -> bool:
         """Not even a warning."""
-        return all(finding.verdict is Verdict.good for finding in self.findings)
+        return all(finding.verdict is NodeVerdict.good for finding in self.findings)
 
     def nodes_to_use(self, config: Config) -> list[str]:
         """The nodes that training can start on, as `preflight.bad_nodes` has it; empty when it cannot start."""
         everything = list(self.ranks)
         if self.is_good or config.preflight.bad_nodes is BadNodes.report:
             return everything
-        of_the_run = any(finding.verdict is Verdict.bad and not finding.node for finding in self.findings)
+        of_the_run = any(finding.verdict is NodeVerdict.bad and not finding.node for finding in self.findings)
         if config.preflight.bad_nodes is BadNodes.fail or of_the_run:
             return []
         return enough_for_layout([node for node in everything if node not in self.bad_nodes], self.ranks, config)
@@ -59,7 +59,7 @@ class Report:
     def table(self, config: Config) -> str:
         """Every finding that is not good, a row each, then what is good in one line a check."""
         use = self.nodes_to_use(config)
-        wrong = [finding for finding in self.findings if finding.verdict is not Verdict.good]
+        wrong = [finding for finding in self.findings if finding.verdict is not NodeVerdict.good]
         rows = [("node", "verdict", "check", "found")]
         rows += [(finding.node or "all", finding.verdict.value, finding.check, finding.found) for finding in wrong]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -72,7 +72,7 @@ class Report:
 
     def _good(self) -> Iterator[str]:
         for check in dict.fromkeys(finding.check for finding in self.findings):
-            good = [made for made in self.findings if made.check == check and made.verdict is Verdict.good]
+            good = [made for made in self.findings if made.check == check and made.verdict is NodeVerdict.good]
             if good:
                 found = list(dict.fromkeys(made.found for made in good))
                 shown = found[0] if len(found) == 1 else f"{found[0]} ... {found[-1]}"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tempo_megatron import planning
 from tempo_megatron.config import Config
-from tempo_megatron.preflight.facts import Facts, Finding, Verdict
+from tempo_megatron.preflight.facts import Facts, Finding, NodeVerdict
 
 _GIB = 2**30
 _BESIDE_KEPT = 2
@@ -44,14 +44,16 @@ def memory(facts: Facts, config: Config, nodes: int) -> Iterator[Finding]:
         return
     for reason in reasons:
         remedy = "`tempo plan` lists layouts that fit; more nodes, model.recompute, memory.*"
-        yield Finding("memory", "", Verdict.bad, f"by `tempo plan`, {reason}", remedy)
+        yield Finding("memory", "", NodeVerdict.bad, f"by `tempo plan`, {reason}", remedy)
     if reasons:
         return
-    yield Finding("memory", "", Verdict.good, f"by `tempo plan` the run fits {usual.gpu_gb} GB GPUs of {nodes} nodes")
+    yield Finding(
+        "memory", "", NodeVerdict.good, f"by `tempo plan` the run fits {usual.gpu_gb} GB GPUs of {nodes} nodes"
+    )
     for node, machine in machines.items():
         for reason in _reasons(config, nodes, machine) or ():
             found = f"by `tempo plan`, {reason}; other nodes have {usual.gpu_gb} GB GPUs, {usual.host_gib:.0f} GiB"
-            yield Finding("memory", node, Verdict.bad, found, "see its DIMMs and GPUs; ask Slurm for all (--mem=0)")
+            yield Finding("memory", node, NodeVerdict.bad, found, "see its DIMMs and GPUs; ask Slurm for all (--mem=0)")
 
 
 def memory_of_rest(facts: Facts, config: Config, nodes: int) -> Iterator[Finding]:
@@ -61,7 +63,7 @@ def memory_of_rest(facts: Facts, config: Config, nodes: int) -> Iterator[Finding
         least = _Machine(*map(min, zip(*machines.values(), strict=True)))
         for reason in _reasons(config, nodes, least) or ():
             found = f"without the bad nodes (left: {nodes}), by `tempo plan`, {reason}"
-            yield Finding("memory of the rest", "", Verdict.bad, found, "ask Slurm for a node to spare (--nodes)")
+            yield Finding("memory of the rest", "", NodeVerdict.bad, found, "ask Slurm for a node to spare (--nodes)")
 
 
 def _machines(facts: Facts) -> Mapping[str, _Machine]:
@@ -80,7 +82,7 @@ def _reasons(config: Config, nodes: int, machine: _Machine) -> list[str] | None:
     if not planning.checkpoint_gib(config, gpus=nodes * ranks):
         return None
     gpu, host = machine
-    return planning.check(config, nodes=nodes, gpus_per_node=ranks, gpu_memory_gb=gpu, host_memory_gib=host)
+    return planning.check_plan(config, nodes=nodes, gpus_per_node=ranks, gpu_memory_gb=gpu, host_memory_gib=host)
 
 
 def disk(directory: Path, config: Config, ranks: int) -> Finding:
@@ -98,11 +100,11 @@ def disk(directory: Path, config: Config, ranks: int) -> Finding:
         return Finding(
             "free disk",
             "",
-            Verdict.bad,
+            NodeVerdict.bad,
             f"{found}; {wanted}, and preflight.free_disk_gib is {config.preflight.free_disk_gib:g}",
             "free some, choose another run_dir, or keep fewer (checkpoint.keep, checkpoint.keep_every)",
         )
-    return Finding("free disk", "", Verdict.good, f"{found}, {to_come:,.1f} of them for checkpoints")
+    return Finding("free disk", "", NodeVerdict.good, f"{found}, {to_come:,.1f} of them for checkpoints")
 
 
 def _taken(directory: Path) -> int:

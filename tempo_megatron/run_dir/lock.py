@@ -29,7 +29,7 @@ and a node may have known a mark's time from before its run was killed"""
 _PAUSE_SECONDS = 0.2
 
 
-class Occupied(RuntimeError):
+class RunDirectoryInUse(RuntimeError):
     """Another run works in the directory; the message says who, since when, and what to do."""
 
 
@@ -81,7 +81,7 @@ class _Mark:
     """nanoseconds of the file system's clock"""
 
 
-class Occupancy:
+class RunLock:
     """This run's mark in `directory`, and its look at another's, which begins when this is made: what a run does before
     `take` is not lost to waiting. For one rank of the run."""
 
@@ -102,7 +102,7 @@ class Occupancy:
             if not self._is_at_work() and self._claim():
                 break
         else:
-            raise Occupied(
+            raise RunDirectoryInUse(
                 f"run_dir {self._directory}: another run works there: {self._seen.occupant or 'of unknown name'}; it "
                 f"has touched {_path(self._directory, self._seen.number)} all the {_WATCHES * _WATCH_SECONDS:.0f} s "
                 "that this one watched. Two would destroy each other's checkpoints: let that one end or stop it, then "

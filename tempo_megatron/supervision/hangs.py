@@ -10,7 +10,7 @@ SILENCE_SECONDS = 300.0
 """A beat is missed while something holds the interpreter: pages of a file that is mapped, on a slow file system."""
 
 
-class State(StrEnum):
+class RankState(StrEnum):
     works = "works"
     alone = "alone"
     """works on what no other rank's work can hold up"""
@@ -30,7 +30,7 @@ class Beat:
     """phases so far"""
     ticks: int
     """of the present phase"""
-    state: State
+    state: RankState
     patience: float
     """seconds that the ticks of this phase may rest"""
     number: int
@@ -42,7 +42,7 @@ class Beat:
     @classmethod
     def parse(cls, text: str) -> Beat:
         entered, ticks, state, patience, number = text.split()
-        return cls(int(entered), int(ticks), State(state), float(patience), int(number))
+        return cls(int(entered), int(ticks), RankState(state), float(patience), int(number))
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Hangs:
 
     def _note(self, beats: Sequence[Beat], now: float) -> None:
         rest = [
-            (was.entered, was.ticks) == (present.entered, present.ticks) and present.state is not State.untimed
+            (was.entered, was.ticks) == (present.entered, present.ticks) and present.state is not RankState.untimed
             for was, present in zip(self._beats or beats, beats, strict=True)
         ]
         same = [was.number == present.number for was, present in zip(self._beats or beats, beats, strict=True)]
@@ -106,14 +106,14 @@ class Hangs:
         return _hang(late, beats, f"a phase behind the others for {longest:.0f} s")
 
     def _alone(self, beats: Sequence[Beat], now: float) -> Hang | None:
-        stuck = [rank for rank in self._still(beats, now) if beats[rank].state is State.alone]
+        stuck = [rank for rank in self._still(beats, now) if beats[rank].state is RankState.alone]
         return _hang(stuck, beats, "where it waits for nobody and has done nothing for {patience:.0f} s")
 
     def _together(self, beats: Sequence[Beat], now: float) -> Hang | None:
-        one_phase = all(beat.entered == self._foremost and beat.state is not State.between for beat in beats)
+        one_phase = all(beat.entered == self._foremost and beat.state is not RankState.between for beat in beats)
         if not one_phase or len(self._still(beats, now)) < len(beats):
             return None
-        busy = [rank for rank, beat in enumerate(beats) if beat.state is not State.waits]
+        busy = [rank for rank, beat in enumerate(beats) if beat.state is not RankState.waits]
         return _hang(busy or range(len(beats)), beats, "where no rank has done anything for {patience:.0f} s")
 
     def _still(self, beats: Sequence[Beat], now: float) -> list[int]:

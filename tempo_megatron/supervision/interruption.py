@@ -48,7 +48,7 @@ def _note(number: int, _: Any) -> None:
     _heard.append(signal.Signals(number).name)
 
 
-class Interruption:
+class InterruptionRequest:
     """Knows the signals that were heard while `listening`, and the deadline.
 
     A rank that hears anything tells the others through the process group's store. `asked` may differ between ranks for
@@ -66,7 +66,7 @@ class Interruption:
         self.allow(0.0, 0.0)
 
     @classmethod
-    def of_this_job(cls) -> Interruption:
+    def of_this_job(cls) -> InterruptionRequest:
         """With the deadline of the environment and the default process group's store."""
         store = dist.distributed_c10d._get_default_store() if rank_and_ranks()[1] > 1 else None
         given = os.environ.get(DEADLINE)

@@ -15,10 +15,10 @@ import torch.distributed as dist
 
 from tempo_megatron.config import FaultsConfig
 from tempo_megatron.supervision import collectives, failure
-from tempo_megatron.supervision.hangs import Beat, Hangs, State
+from tempo_megatron.supervision.hangs import Beat, Hangs, RankState
 from tempo_megatron.utils import heartbeat
 from tempo_megatron.utils.distributed import rank_and_ranks, say
-from tempo_megatron.utils.heartbeat import Pace, Place
+from tempo_megatron.utils.heartbeat import Pace, PhaseProgress
 
 EXIT_CODE = 70
 """of a rank that ends itself because it, or another, hangs: sysexits' "internal error"."""
@@ -43,7 +43,7 @@ class Watchdog:
 
     def __init__(
         self,
-        place: Callable[[], Place],
+        place: Callable[[], PhaseProgress],
         limits: FaultsConfig,
         directory: Path,
         store: Any = None,
@@ -67,7 +67,7 @@ class Watchdog:
         self._threads = [threading.Thread(target=self._repeat, args=[look], daemon=True) for look in looks]
 
     @classmethod
-    def of_this_job(cls, place: Callable[[], Place], limits: FaultsConfig, directory: Path) -> Watchdog:
+    def of_this_job(cls, place: Callable[[], PhaseProgress], limits: FaultsConfig, directory: Path) -> Watchdog:
         # Of its own: the main thread may hold the other while it waits.
         shared: Any = dist.distributed_c10d._get_default_store() if rank_and_ranks()[1] > 1 else None
         store = shared and shared.clone()
@@ -123,7 +123,7 @@ class Watchdog:
             ranks, why = self._store.get(failure.HUNG_KEY).decode().split(": ", 1)
             self._end_of_hang(ranks.split(), f"in {_name(place)}, {why}")
 
-    def _beat(self, place: Place) -> Beat:
+    def _beat(self, place: PhaseProgress) -> Beat:
         limits, count = self._limits, (place.entered, place.ticks)
         self._rests = self._rests + 1 if self._last == count else 0
         self._last = count
@@ -131,17 +131,17 @@ class Watchdog:
         self._beats += 1
         return Beat(*count, self._state(place), patience, self._beats)
 
-    def _state(self, place: Place) -> State:
+    def _state(self, place: PhaseProgress) -> RankState:
         if heartbeat.pace() is Pace.untimed:
-            return State.untimed
+            return RankState.untimed
         if heartbeat.pace() is Pace.own:
-            return State.alone
+            return RankState.alone
         if self._rests and collectives.main_thread_waits():
-            return State.waits
+            return RankState.waits
         if not place.phase:
-            return State.between
+            return RankState.between
         waits = self._rests >= _LOOKS_BEFORE_RECORD and collectives.under_way()
-        return State.waits if waits else State.works
+        return RankState.waits if waits else RankState.works
 
     def _look_for_hangs(self) -> None:
         # When this process was stopped and goes on, others may not have beaten yet.
@@ -213,7 +213,7 @@ class _WatchedTime:
         return sum(seconds for at, seconds in self._missed if at > self._looked_at - last)
 
 
-def _name(place: Place) -> str:
+def _name(place: PhaseProgress) -> str:
     return place.phase or "what follows a phase"
 
 

@@ -14,15 +14,15 @@ from tempo_megatron.generation.engine import GenerationStopped
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, saver
 from tempo_megatron.megatron.checkpointing.saver import ITERATION, REFERENCE, WARM_START, Position
-from tempo_megatron.supervision.interruption import Interrupted, Interruption
+from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest
 from tempo_megatron.training.models import Models
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 State = dict[str, Any]
 """what a checkpoint holds beside models: all that JSON can write"""
 
 
-class Course:
+class Lifecycle:
     """Resumes a run from its newest complete checkpoint, and saves it where it may be left.
 
     `present` gives the run's own part of the state that is saved, `phase` enters a phase. `resumed_from`: the
@@ -34,7 +34,7 @@ class Course:
         self,
         saver: saver.Saver,
         models: Models,
-        interruption: Interruption,
+        interruption: InterruptionRequest,
         present: Callable[[], State],
         phase: Callable[[str], AbstractContextManager[None]],
     ) -> None:
@@ -61,7 +61,7 @@ class Course:
         else:
             self._models.load_reference(self.saver.directory / REFERENCE)
         self._models.freeze_at(position)
-        dist_checkpoint.load(found, self._models.saved)
+        dist_checkpoint.load_checkpoint(found, self._models.saved)
         self._stage = None if position.stage == ITERATION else position
         self.resumed_from, self._saved, self.unconcluded = found, position, state["unconcluded"]
         self.saver.seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
@@ -146,7 +146,7 @@ class Course:
 
     def _save(self, state: State, *, interim: bool) -> None:
         self._saved = _position(state)
-        with self._phase("save"), at(Pace.untimed):
+        with self._phase("save"), expect_pace(Pace.untimed):
             self.saver.save(self._saved, self._models.saved, state, state["choice"]["best"], interim=interim)
 
     def _present(self) -> State:

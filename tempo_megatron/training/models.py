@@ -21,10 +21,10 @@ from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, ITERATION,
 from tempo_megatron.megatron.learning_rate import by_optimizer_steps
 from tempo_megatron.megatron.offload import Kind, check_host_memory
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.megatron.trainer import Scorer, Trainer
+from tempo_megatron.megatron.trainer import ScoringModel, Trainer
 from tempo_megatron.training.phases.scoring import policy_scores
-from tempo_megatron.training.residency import Turns
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.training.residency import DeviceResidency
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
 class Models:
@@ -35,25 +35,25 @@ class Models:
     `settings` and `entries` describe the policy to converters, `scores` reads its output.
     """
 
-    def __init__(self, config: Config, place: Topology, turns: Turns, saved_in: Path | None = None) -> None:
+    def __init__(self, config: Config, place: Topology, turns: DeviceResidency, saved_in: Path | None = None) -> None:
         self._config, self._place, self._turns, self._saved_in = config, place, turns, saved_in
         self._hf_path = saved_in / checkpoint_format.HUGGING_FACE if saved_in else Path(config.model.hf_path)
-        self.settings = hf_config.settings(hf_files.read_config(self._hf_path))
+        self.settings = hf_config.backbone_settings(hf_files.read_config(self._hf_path))
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(
             policy, by_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
         )
-        self.critic: Scorer | None = None
+        self.critic: ScoringModel | None = None
         self.trainers = {"policy": self.policy}
         self._introduce("policy", self.policy)
         if config.critic.training is not CriticTraining.none:
             self.critic = self._build_critic()
             self._introduce("critic", self.critic)
-        self.reference: Scorer | None = None
+        self.reference: ScoringModel | None = None
         if config.policy.kl_coefficient:
             reference = self.build("policy", config.policy.checkpoint)
-            self.reference = Scorer(reference, config, place, config.policy.micro_batch_tokens)
+            self.reference = ScoringModel(reference, config, place, config.policy.micro_batch_tokens)
             self._introduce("reference", self.reference)
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
@@ -64,7 +64,7 @@ class Models:
         The values of a critic that was trained toward another range of targets are rescaled to the run's.
         """
         form = self._saved_in or (Path(start) if start else None)
-        bias = form is not None and OUTPUT_BIAS in checkpoint_format.Reader(form, role).descriptions
+        bias = form is not None and OUTPUT_BIAS in checkpoint_format.CheckpointReader(form, role).descriptions
         module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
         if self._saved_in:
             with torch.no_grad():  # what a checkpoint did not fill must not pass for weights
@@ -78,21 +78,21 @@ class Models:
                 if trained != wanted:
                     module.output_layer.rescale(*TargetRange(trained).to(wanted))
         else:
-            read = hf_files.Reader(self._hf_path)
-            weights.load(module, self.entries, read, self._place, critic=role == "critic")
+            read = hf_files.HfReader(self._hf_path)
+            weights.load_weights(module, self.entries, read, self._place, critic=role == "critic")
         return module
 
-    def _build_critic(self) -> Scorer:
+    def _build_critic(self) -> ScoringModel:
         """The critic, with an optimizer if there is anything that it will learn."""
         config, critic = self._config, self.build("critic", self._config.critic.checkpoint)
         if not (config.critic.training.learns or config.stages.critic_start.iterations):
-            return Scorer(critic, config, self._place, config.critic.micro_batch_tokens)
+            return ScoringModel(critic, config, self._place, config.critic.micro_batch_tokens)
         optimizer = by_optimizer_steps(config.critic)
         trainer = Trainer(critic, optimizer, config, self._place, config.critic.micro_batch_tokens)
         self.trainers["critic"] = trainer
         return trainer
 
-    def _introduce(self, name: str, made: Scorer) -> None:
+    def _introduce(self, name: str, made: ScoringModel) -> None:
         """Let a model take its turns; it rests at once, so that the next finds room."""
         made.name = name
         self._turns.models[name] = made
@@ -103,7 +103,7 @@ class Models:
         made.rest()
 
     @property
-    def saved(self) -> dict[str, Scorer]:
+    def saved(self) -> dict[str, ScoringModel]:
         """The models that a checkpoint holds, by name."""
         return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
 
@@ -147,7 +147,7 @@ class Models:
     def keep_reference(self, directory: Path) -> None:
         """Save the reference, if there is one, for the run to resume with: what it was made from may change or go."""
         if self.reference:
-            with self._turns.phase("save"), at(Pace.untimed), self.reference.awake():
+            with self._turns.phase("save"), expect_pace(Pace.untimed), self.reference.awake():
                 dist_checkpoint.save_weights(directory, "policy", self.reference.module)
 
     def load_reference(self, directory: Path) -> None:

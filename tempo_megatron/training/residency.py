@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.megatron.trainer import ScoringModel
 from tempo_megatron.utils import host_memory
-from tempo_megatron.utils.heartbeat import Place, ticks
+from tempo_megatron.utils.heartbeat import PhaseProgress, ticks
 
 _GIB = 2**30
 _GENERATOR = "generator"
@@ -50,14 +50,14 @@ class _Stretch:
 
 
 @dataclass
-class Turns:
+class DeviceResidency:
     """Puts to rest who does not work, and notes what each phase takes: seconds, device memory, host memory.
 
     `models` by name; `generator` once there is one.
     """
 
     device: torch.device
-    models: dict[str, Scorer] = field(default_factory=dict)
+    models: dict[str, ScoringModel] = field(default_factory=dict)
     generator: Any = None
 
     def __post_init__(self) -> None:
@@ -90,10 +90,10 @@ class Turns:
             self._between = _Stretch("", False)
             self._active.pop()
 
-    def place(self) -> Place:
+    def place(self) -> PhaseProgress:
         """Where this rank is. Any thread may ask."""
         (now,) = self._active[-1:] or [self._between]  # once: the main thread goes on
-        return Place(self._entered, now.phase, time.monotonic() - now.begun, now.first, ticks() - now.ticks)
+        return PhaseProgress(self._entered, now.phase, time.monotonic() - now.begun, now.first, ticks() - now.ticks)
 
     def taken(self) -> dict[str, float]:
         """Timings and memory since this was last asked. No run repeats them exactly.

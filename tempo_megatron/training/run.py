@@ -27,20 +27,20 @@ from tempo_megatron.metrics.alarms import raised
 from tempo_megatron.metrics.plots import draw_apart
 from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.run_dir.layout import interrupted_mark, open_run, saved_checkpoint, write_summary
-from tempo_megatron.run_dir.lock import Occupancy, Occupied
-from tempo_megatron.supervision.interruption import Interruption
+from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
+from tempo_megatron.supervision.interruption import InterruptionRequest
 from tempo_megatron.supervision.watchdog import Watchdog
 from tempo_megatron.training import banner, run_data
 from tempo_megatron.training.export import export_run, summary
-from tempo_megatron.training.lifecycle import Course, State
+from tempo_megatron.training.lifecycle import Lifecycle, State
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.advantages import Estimate, PolicyRollouts
 from tempo_megatron.training.phases.collect import Collected, Collector
 from tempo_megatron.training.phases.evaluate import Evaluator
 from tempo_megatron.training.phases.select_checkpoint import Chooser
-from tempo_megatron.training.residency import Turns
+from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.utils.distributed import barrier, from_first
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 _COUNTS = ("iteration", "lines", "labeled", "unlabeled", "examples")
 _OTHERS: State = {"seconds": 0.0, "grading": [0, 0], "optimizer_steps": {}, "gate_value": None, "figures": {}}
@@ -62,24 +62,24 @@ class Run:
         limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "m_step"))
         meeting = config.preflight.presence_seconds
         self.topology = topology.initialize(config.parallel, config.seed, limit, meeting)
-        self.turns = Turns(self.topology.device)
+        self.turns = DeviceResidency(self.topology.device)
         self.phase = self.turns.phase
         self.watchdog = Watchdog.of_this_job(self.turns.place, config.faults, self.directory / "flight")
         self.is_first = self.topology.rank == 0
         if watched:
             self.watchdog.start()
-        with self.phase("start"), at(Pace.untimed):
+        with self.phase("start"), expect_pace(Pace.untimed):
             self._prepare(generator)
 
     def _prepare(self, generator: Any) -> None:
         config = self.config
-        self._occupancy = Occupancy(self.directory) if self.is_first else None
+        self._occupancy = RunLock(self.directory) if self.is_first else None
         if self.is_first:
             self.say(banner.text(config, self.topology))
         # Another node may see the directory a little later: one rank looks for all.
         self._saved = from_first(saved_checkpoint(self.directory) if self.is_first else None)
         self.tokenizer = AutoTokenizer.from_pretrained(self.hf_path)
-        self.data = run_data.load(config, self.tokenizer)
+        self.data = run_data.load_run_data(config, self.tokenizer)
         self._load_data()
         self.models = self._build_models()
         self.policy, self.critic, self.reference = self.models.policy, self.models.critic, self.models.reference
@@ -88,7 +88,7 @@ class Run:
         checkpoints, target_range = self.directory / "checkpoints", config.critic.target_range
         model, limit = Path(config.model.hf_path), self.topology.collective_limit
         run_saver = saver.Saver(checkpoints, config.checkpoint, model, target_range, limit)
-        self.course = Course(run_saver, self.models, Interruption.of_this_job(), self._present, self.phase)
+        self.course = Lifecycle(run_saver, self.models, InterruptionRequest.of_this_job(), self._present, self.phase)
         self._resume()
         self.log_file = MetricsLog(self.directory, config.logging, self._state["lines"]) if self.is_first else None
         self.generator = self.turns.generator = self._recorded(generator)
@@ -111,11 +111,11 @@ class Run:
                 accepted, contents = fingerprint.keep_record(self.config, self.data.learned)
                 for line in accepted:
                     self.say(line)
-            except Occupied as occupied:
+            except RunDirectoryInUse as occupied:
                 refusal = str(occupied)
         refusal, self._data_contents = from_first((refusal, contents))
         if refusal:
-            raise Occupied(refusal)
+            raise RunDirectoryInUse(refusal)
 
     def _leave(self) -> None:
         """The directory is free for another run, and all is written. Collective."""
@@ -259,7 +259,9 @@ class Run:
         wrong = found.experience.wrong if "values" in self.method.needs else 0.0
         rewards = (found.rewards - wrong) / (1 - wrong)
         with self.phase("observe"):
-            return self.evaluator.observe([rows.rollouts[at] for at in hidden], [float(rewards[at]) for at in hidden])
+            return self.evaluator.observe(
+                [rows.rollouts[row] for row in hidden], [float(rewards[row]) for row in hidden]
+            )
 
     def consider(self) -> dict[str, Any]:
         """The present policy as a candidate for the best checkpoint, where one is chosen; the choice and its reason for
@@ -386,7 +388,7 @@ class Run:
         self.grader.close()
         self.course.saver.wait()
         if self.config.export:
-            with self.phase("export"), at(Pace.untimed):
+            with self.phase("export"), expect_pace(Pace.untimed):
                 if self.is_first:
                     export_run(self.directory)
                 barrier()  # a rank that writes alone would seem to hang

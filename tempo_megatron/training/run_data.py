@@ -33,7 +33,7 @@ class RunData:
             yield f"data.{name}: {len(prompts.prompts)} prompts{known} ({prompts.left_out()})"
 
 
-def load(config: Config, tokenizer: Any) -> RunData:
+def load_run_data(config: Config, tokenizer: Any) -> RunData:
     """The data that the recipe names. What the run directory says that it has learned stays out of what it is measured
     by, whatever the files are now. Raises DataError."""
     learned_before = fingerprint.learned_questions(config.run_dir)

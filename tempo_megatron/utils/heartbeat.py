@@ -19,7 +19,7 @@ class Pace(StrEnum):
     """nothing: a step of unknown length is under way, in which nothing can count (a file system, an engine's start)"""
 
 
-class Place(NamedTuple):
+class PhaseProgress(NamedTuple):
     """Where a run is."""
 
     entered: int
@@ -54,7 +54,7 @@ def pace() -> Pace:
 
 
 @contextlib.contextmanager
-def at(changed: Pace) -> Iterator[None]:
+def expect_pace(changed: Pace) -> Iterator[None]:
     """What the main thread does within goes at this pace. Also a decorator."""
     global _pace
     before, _pace = _pace, changed

@@ -10,7 +10,7 @@ from tempo_megatron.algorithms.rehearsal import rehearse
 from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Order, TargetRange
 
 
-def problems(config: Config) -> list[str]:
+def method_problems(config: Config) -> list[str]:
     """What is wrong, one line each; empty when the method can learn by this schedule. Reads no file."""
     return [*([*_needs(config)] or _rehearsed(config)), *_schedule(config)]
 

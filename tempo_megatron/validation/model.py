@@ -25,7 +25,7 @@ from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.run_dir.layout import as_saved, saved_model
 
 
-def problems(config: Config) -> Iterator[str]:
+def model_problems(config: Config) -> Iterator[str]:
     """What is wrong, one line each; nothing when the run can have its model."""
     yield from _model(config)
     yield from _layout(config)
@@ -75,13 +75,13 @@ def _judged(directory: Path) -> tuple[BackboneSettings, int]:
 def _described(directory: Path) -> tuple[BackboneSettings, int]:
     """The same of a directory without weights, such as a checkpoint has."""
     config = hf_files.read_config(directory)
-    return hf_config.settings(config), hf_config.completed(config)["max_position_embeddings"]
+    return hf_config.backbone_settings(config), hf_config.completed(config)["max_position_embeddings"]
 
 
 def vocabulary_problems(config: Config, tokenizer: Any, questions: Questions) -> Iterator[str]:
     """Where model and tokenizer do not agree on the tokens of prompts, of taught answers and of the end."""
     try:
-        vocab_size = hf_config.settings(hf_files.read_config(Path(as_saved(config).model.hf_path))).vocab_size
+        vocab_size = hf_config.backbone_settings(hf_files.read_config(Path(as_saved(config).model.hf_path))).vocab_size
     except ConversionError:  # it is said already
         return
     ends = list(end_problems(config.data, tokenizer, vocab_size))
@@ -102,7 +102,7 @@ def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
             continue
         key, directory = f"{role}.checkpoint", Path(start)
         try:
-            yield from (f"{key}: {problem}" for problem in checkpoint_format.Reader(directory, role).problems)
+            yield from (f"{key}: {problem}" for problem in checkpoint_format.CheckpointReader(directory, role).problems)
             other = _unlike(directory / checkpoint_format.HUGGING_FACE, settings)
             checkpoint_format.read_target_range(directory)
         except ConversionError as error:
@@ -127,7 +127,7 @@ def _resumed(config: Config, settings: BackboneSettings) -> Iterator[str]:
 
 def _unlike(model: Path, settings: BackboneSettings) -> set[str]:
     """In what a model directory describes another model. Raises ConversionError."""
-    described = hf_config.settings(hf_files.read_config(model))
+    described = hf_config.backbone_settings(hf_files.read_config(model))
     return {name for name, value in vars(described).items() if value != getattr(settings, name)}
 
 

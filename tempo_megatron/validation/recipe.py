@@ -21,16 +21,15 @@ from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import answered_rows
 from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.grading import labels
-from tempo_megatron.grading.grader import problems as grading_problems
+from tempo_megatron.grading.grader import grading_problems
 from tempo_megatron.launch import torchrun
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.run_dir.layout import as_saved, differences
-from tempo_megatron.validation.method import problems as method_problems
-from tempo_megatron.validation.model import problems as model_problems
-from tempo_megatron.validation.model import vocabulary_problems
+from tempo_megatron.validation.method import method_problems
+from tempo_megatron.validation.model import model_problems, vocabulary_problems
 
 
-def problems(config: Config) -> list[str]:
+def recipe_problems(config: Config) -> list[str]:
     """What is wrong, one line each; empty when the run can start."""
     return [
         *_required(config),
@@ -41,12 +40,12 @@ def problems(config: Config) -> list[str]:
         *_data(config),
         *_labels(config),
         *differences(config),
-        *fingerprint.problems(config),
+        *fingerprint.fingerprint_problems(config),
     ]
 
 
 def _labels(config: Config) -> list[str]:
-    return [] if torchrun.is_checked() else labels.problems(answered_rows(config.data.sources()), config.grading)
+    return [] if torchrun.is_checked() else labels.label_problems(answered_rows(config.data.sources()), config.grading)
 
 
 def _required(config: Config) -> Iterator[str]:

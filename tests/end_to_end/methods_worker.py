@@ -9,11 +9,11 @@ import json
 import sys
 from typing import Any
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.megatron import topology
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 
 
 def share_what_takes_long() -> None:
@@ -39,8 +39,8 @@ def share_what_takes_long() -> None:
 def main(recipe: str, plan: str) -> None:
     share_what_takes_long()
     for overrides in json.loads(plan):
-        config = load(recipe, overrides)
-        assert problems(config) == []
+        config = load_config(recipe, overrides)
+        assert recipe_problems(config) == []
         train(config)
 
 

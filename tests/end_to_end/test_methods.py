@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from checkpoints_convert.convert import to_hf
 from tempo_megatron.algorithms.methods import METHODS
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.data.sources import read_rows
 from tests.conftest import ROOT
 from tests.end_to_end.test_train import metrics, same_weights, training_log
@@ -39,7 +39,7 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "docs" / "examples"))
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
     words = {
-        name: [row.question[-4:] for row in read_rows(getattr(load(recipe).data, name), labeled=False)]
+        name: [row.question[-4:] for row in read_rows(getattr(load_config(recipe).data, name), labeled=False)]
         for name in ("labeled", "unlabeled", "warm_start")
     }
     shared = (

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoints_convert import convert
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS
-from tempo_megatron.megatron.checkpointing.format import Reader
+from tempo_megatron.megatron.checkpointing.format import CheckpointReader
 from tests import smollm2
 from tests.end_to_end.test_train import metrics, train
 from tests.parallel.launcher import run_ranks
@@ -111,7 +111,7 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
     (row,) = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"] == 1]
     assert row["generation/log_prob_difference_mean"] < 1e-4
     assert json.loads((run / "summary.json").read_text())["iterations"] == 1
-    critic = Reader(run / "checkpoints" / "iteration-000001", "critic")
+    critic = CheckpointReader(run / "checkpoints" / "iteration-000001", "critic")
     assert critic(OUTPUT_BIAS).item() == pytest.approx(0.5, abs=0.01)
     moved, before = load_file(run / "hf" / "model.safetensors"), load_file(hf / "model.safetensors")
     assert moved.keys() == before.keys()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.data.sources import read_rows
 
 LIMIT = 400
@@ -37,7 +37,7 @@ def train(recipe: Path, *overrides: str) -> Path:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return Path(load(recipe, overrides).run_dir)
+    return Path(load_config(recipe, overrides).run_dir)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -60,10 +60,10 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     a generator of its own: weights and log are bit-identical, with a reference model, a decaying step size and a
     choice of the best checkpoint to carry on. Weights are checked after every sync."""
     questions = tmp_path / "unlabeled.jsonl"
-    rows = read_rows(load(recipe).data.unlabeled, labeled=False)
+    rows = read_rows(load_config(recipe).data.unlabeled, labeled=False)
     easy = [f"{sign} {row.question[-3:]}" for row in rows for sign in "-."]
     learned = tmp_path / "learned.jsonl"
-    words = [row.question[-4:] for row in read_rows(load(recipe).data.warm_start, labeled=True)]
+    words = [row.question[-4:] for row in read_rows(load_config(recipe).data.warm_start, labeled=True)]
     learned.write_text(
         "\n".join(json.dumps({"prompt": f"{sign} {word}", "answer": sign}) for word in words for sign in "-.")
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation.engine import Completion, Generator, Request
 from tempo_megatron.megatron import weights
@@ -29,7 +29,7 @@ def free_gib() -> float:
 
 
 def main(recipe: str, *overrides: str) -> None:
-    config = load(recipe, overrides)
+    config = load_config(recipe, overrides)
     run = Run(config, generator=Recorded())
     weights.BUCKET_BYTES = 2**13  # where ranks are several, the vocabulary comes in rows
     scale = 1.0

@@ -60,7 +60,7 @@ def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
     run.save()
     after_next_save = list(disk.written)
     run.course.saver.wait()
-    dist_checkpoint.load(run.course.saver.directory / "iteration-000001", run.trainers)
+    dist_checkpoint.load_checkpoint(run.course.saver.directory / "iteration-000001", run.trainers)
     return {
         "complete_at_first": before,
         "written_at_first": done_before,

@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import Config, OptimizerConfig, load
+from tempo_megatron.config import Config, OptimizerConfig, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.conversion.rows import whole
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.megatron.trainer import Rows, Trainer
+from tempo_megatron.megatron.trainer import RowTensors, Trainer
 from tempo_megatron.training.phases.scoring import VALUES, policy_scores
 
 LENGTHS = (700, 33, 350, 5, 219)
@@ -54,16 +54,16 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
     """The loss and every gradient of one step that is not taken."""
     described = hf_files.read_config(hf_path)
-    settings = hf_config.settings(described)
+    settings = hf_config.backbone_settings(described)
     module = model.build(role, settings, config, place)
-    weights.load(module, decoder.policy(settings), hf_files.Reader(hf_path), place, critic=role == "critic")
+    weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=role == "critic")
     budget = config.policy.micro_batch_tokens
     trainer = Trainer(module, OptimizerConfig(), config, place, budget)
     batch = rollouts(settings.vocab_size)
     count = int(batch.response_mask.sum())
     score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place)("entropy")
 
-    def loss(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
+    def loss(scores: RowTensors, rows: Batch) -> tuple[Tensor, RowTensors]:
         if role == "critic":
             each = (scores["values"] - rows.columns["advantages"]).square()
         else:
@@ -82,7 +82,7 @@ def main(models: str, out: str, cases: str) -> None:
     roles: tuple[Role, ...] = ("policy", "critic")
     found: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, (family_name, overrides) in json.loads(cases).items():
-        config = load(None, overrides)
+        config = load_config(None, overrides)
         place = topology.initialize(config.parallel, seed=0)
         found[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
         leave_groups()

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.rows import TensorRows, whole
 from tempo_megatron.generation.checksums import expected_checksums
@@ -64,7 +64,7 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     dtype = getattr(torch, kind)
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
-    config = load(recipe, [*layout, *overrides])
+    config = load_config(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
     weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
     assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())

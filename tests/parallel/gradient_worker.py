@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import AverageOver, Loss, load
+from tempo_megatron.config import AverageOver, PolicyLoss, load_config
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.run import Run
@@ -47,7 +47,7 @@ def recorded(trainer: Trainer, into: list[Tensor]) -> None:
 def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     generator: Any = Recorded()
-    run = Run(load(recipe, overrides), generator=generator)
+    run = Run(load_config(recipe, overrides), generator=generator)
     gradients: dict[str, list[Tensor]] = {name: [] for name in run.trainers}
     for name, trainer in run.trainers.items():
         recorded(trainer, gradients[name])
@@ -57,7 +57,7 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
         run.labeled.position = run.unlabeled.position = 0
         for trainer in run.trainers.values():
             trainer.rule = replace(trainer.rule, budget=size)
-        for loss, average in ((Loss.gspo, AverageOver.sequences), (Loss.ppo, AverageOver.tokens)):
+        for loss, average in ((PolicyLoss.gspo, AverageOver.sequences), (PolicyLoss.ppo, AverageOver.tokens)):
             run.config.policy.loss, run.config.policy.average_over = loss, average
             iterate(run)
         found[size] = {name: list(steps) for name, steps in gradients.items()}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from tempo_megatron.algorithms.experience import STATISTICS
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion.rows import whole
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Request
@@ -32,7 +32,9 @@ def main(recipe: str, runs: str, out: str) -> None:
     weights.BUCKET_BYTES = 2**13  # several buckets, and the vocabulary in rows
     results: dict[str, Any] = {}
     for name, asked in json.loads(Path(runs).read_text()).items():
-        run = Run(load(recipe, [f"run_dir={Path(recipe).parent / name}", *asked["overrides"]]), generator=Recorded())
+        run = Run(
+            load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *asked["overrides"]]), generator=Recorded()
+        )
         results[name] = computed(run, asked["iterations"])
         run.grader.close()
         leave_groups()

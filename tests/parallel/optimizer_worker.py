@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tempo_megatron.training.run
-from tempo_megatron.config import OptimizerConfig, load
+from tempo_megatron.config import OptimizerConfig, load_config
 from tempo_megatron.conversion import decoder, hf_files
 from tempo_megatron.conversion.families import family
 from tempo_megatron.megatron import model, topology, weights
@@ -21,7 +21,7 @@ from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing.saver import resumable
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import Rows, Score, Scorer, Trainer
+from tempo_megatron.megatron.trainer import RowTensors, Score, ScoringModel, Trainer
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.scoring import VALUES
 from tempo_megatron.training.run import Run
@@ -36,18 +36,18 @@ FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, RESTS)
 def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
     """Of each of a critic's parameters its dimensions, and the least and largest share that a step leaves whose
     gradients are 0, at a step size of 0.1 and a weight decay of 1."""
-    config = load(None, ["model.precision=fp32"])
+    config = load_config(None, ["model.precision=fp32"])
     place = topology.initialize(config.parallel, seed=0)
     described = hf_files.read_config(hf_path)
     settings = family(described).settings(described)
     module = model.build("critic", settings, config, place, head_bias=True)
-    weights.load(module, decoder.policy(settings), hf_files.Reader(hf_path), place, critic=True)
+    weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=True)
     with torch.no_grad():
         module.output_layer.bias.fill_(1.0)
     trainer = Trainer(module, OptimizerConfig(learning_rate=0.1, weight_decay=1.0), config, place, 64)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
-    def nothing(scores: Rows, rows: Batch) -> tuple[Tensor, Rows]:
+    def nothing(scores: RowTensors, rows: Batch) -> tuple[Tensor, RowTensors]:
         return 0 * scores["values"].sum(), {}
 
     assert trainer.step(from_sequences([[1, 2]] * 2, [[3, 4]] * 2), VALUES, nothing)
@@ -70,7 +70,9 @@ def held(run: Run) -> dict[str, Any]:
         "device": device_bytes(critic, Kind.gradients, Kind.optimizer),
         "host": critic.offloader._host[Kind.optimizer].bytes.nbytes,
         "saved": {
-            name: any(key.startswith("optimizer.") for key in checkpoint_format.Reader(path, "critic").descriptions)
+            name: any(
+                key.startswith("optimizer.") for key in checkpoint_format.CheckpointReader(path, "critic").descriptions
+            )
             for name, path in saved.items()
         },
     }
@@ -102,7 +104,7 @@ def frozen(recipe: Path) -> dict[str, Any]:
     run, _ = started((recipe, never), "never")
     list(advance(run, 1))
     run.save()
-    found["never"] = held(run) | {"scorer": type(run.critic) is Scorer}
+    found["never"] = held(run) | {"scorer": type(run.critic) is ScoringModel}
     leave_groups()
     return found
 
@@ -114,7 +116,7 @@ def spoilt(recipe: Path) -> dict[str, Any]:
     drawn = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
 
-    def one_nan(batch: Batch, read: Score) -> Rows:
+    def one_nan(batch: Batch, read: Score) -> RowTensors:
         rows = score(batch, read)
         rows["values"][1, int(batch.lengths[1]) - 1] = float("nan")
         return rows

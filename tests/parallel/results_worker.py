@@ -20,12 +20,12 @@ import yaml
 import tempo_megatron.training.run
 from checkpoints_convert.convert import to_hf
 from tempo_megatron import cli
-from tempo_megatron.config import Config, load
+from tempo_megatron.config import Config, load_config
 from tempo_megatron.megatron import topology
 from tempo_megatron.training import run_data
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Parity, Recorded
 
@@ -42,7 +42,7 @@ class Trials:
         self.said: list[str] = []
 
     def config(self, name: str, *overrides: str) -> Config:
-        return load(self.recipe, [f"run_dir={self.place / name}", f"model.hf_path={self.model}", *overrides])
+        return load_config(self.recipe, [f"run_dir={self.place / name}", f"model.hf_path={self.model}", *overrides])
 
     def run(self, config: Config) -> bool:
         self.said.clear()
@@ -96,7 +96,7 @@ def without_origins(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]
     foreign = [checkpoints / f"iteration-000002{end}" for end in (".bak", "-hf")]
     for path in foreign:
         shutil.copytree(checkpoints / "iteration-000002", path)
-    lines = problems(config)
+    lines = recipe_problems(config)
     assert trials.run(config)
     return {
         "problems": lines,
@@ -110,7 +110,7 @@ def changed_data(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
     """Rows removed, one changed, new ones, and one that was learned among the held-out ones."""
     config = trials.config("run", *from_start, "checkpoint.select_best=true", "loop.iterations=4")
     tokenizer = load_tokenizer(trials.place / "run")
-    before = run_data.load(config, tokenizer)
+    before = run_data.load_run_data(config, tokenizer)
     aside = {prompt.question for prompt in before.set_aside}
     rows = [json.loads(line) for line in trials.labeled.read_text().splitlines()]
     learned = [row for row in rows if key_of(row) in before.learned]
@@ -121,20 +121,20 @@ def changed_data(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
     trials.labeled.write_text("".join(json.dumps(row) + "\n" for row in [*left, *new]))
     with trials.held_out.open("a") as file:
         file.write(json.dumps(learned[-1]) + "\n")
-    refusal = problems(config)
+    refusal = recipe_problems(config)
     accepting = trials.config(
         "run", *from_start, "checkpoint.select_best=true", "loop.iterations=4", "data.changed=accept"
     )
-    accepted = problems(accepting)
+    accepted = recipe_problems(accepting)
     assert trials.run(accepting)
     said = list(trials.said)
-    after = run_data.load(config, tokenizer)
+    after = run_data.load_run_data(config, tokenizer)
     return {
         "removed": len(rows) - len(left),
         "refusal": refusal,
         "accepted": accepted,
         "said": said,
-        "afterwards": problems(config),
+        "afterwards": recipe_problems(config),
         "measured_was_learned": sorted({prompt.question for prompt in after.set_aside} & before.learned),
         "still_measured": key_of(measured[0]) in {prompt.question for prompt in after.set_aside},
         "measured": len(after.set_aside),

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from tempo_megatron import cli
-from tempo_megatron.config import Config, load
+from tempo_megatron.config import Config, load_config
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, Weights
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing.saver import resumable
@@ -34,7 +34,7 @@ from tempo_megatron.training import loop
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.phases import scoring
 from tempo_megatron.training.phases.warm_start import Example
-from tempo_megatron.training.residency import Turns
+from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
@@ -112,22 +112,22 @@ def counting(worked: Counter[str]) -> Iterator[None]:
     """The most that this rank tells its watchdog to have done in each phase."""
 
     @contextlib.contextmanager
-    def phase(self: Turns, name: str) -> Iterator[None]:
+    def phase(self: DeviceResidency, name: str) -> Iterator[None]:
         with made(self, name):
             yield
             worked[name] = max(worked[name], self.place().ticks)
 
-    made, Turns.phase = Turns.phase, phase
+    made, DeviceResidency.phase = DeviceResidency.phase, phase
     yield
-    Turns.phase = made
+    DeviceResidency.phase = made
 
 
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     worked: Counter[str] = Counter()
     with counting(worked):
-        assert run(load(recipe, [*overrides, f"run_dir={whole}"]))
+        assert run(load_config(recipe, [*overrides, f"run_dir={whole}"]))
     assert all(worked[phase] for phase in WORK), worked
-    config = load(recipe, overrides)
+    config = load_config(recipe, overrides)
     mark = Path(config.run_dir) / "interrupted"
 
     def saved() -> list[str]:
@@ -191,7 +191,7 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
         return Recorded()
 
     if kind == "second":
-        lock.time = UntilTouched(Path(load(recipe, overrides).run_dir) / "running-1")
+        lock.time = UntilTouched(Path(load_config(recipe, overrides).run_dir) / "running-1")
         lock._PAUSE_SECONDS = 6.0  # longer than a watch: the mark is touched in each
     elif kind == "fail":
         observe, Run.observe = Run.observe, fails

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("gradient_worker.py")
@@ -27,7 +27,7 @@ Gradients = dict[int, dict[str, list[torch.Tensor]]]
 def gradients(recipe: Path, ranks: int, *sizes: int) -> Gradients:
     """By token budget and model, those of every step."""
     out = recipe.with_suffix(".pt")
-    shutil.rmtree(load(recipe).run_dir, ignore_errors=True)
+    shutil.rmtree(load_config(recipe).run_dir, ignore_errors=True)
     run_ranks(WORKER, ranks, recipe, out, ",".join(map(str, sizes)), *EVERY_TERM)
     found: Gradients = torch.load(out)
     return found

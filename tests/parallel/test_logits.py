@@ -61,7 +61,7 @@ def test_logits_values_and_windows_are_those_of_transformers(
         windows = [WINDOW, WINDOW, WINDOW, 40] if name == "olmo-3" else [40] * SHAPE["num_hidden_layers"]
         assert found[f"{name} seen"] == {layer: list(range(40 - window, 40)) for layer, window in enumerate(windows)}
     for name in CRITICS:
-        head = checkpoint_format.Reader(models / f"{name}.critic", "critic")("output_layer.weight")
+        head = checkpoint_format.CheckpointReader(models / f"{name}.critic", "critic")("output_layer.weight")
         backbone = AutoModel.from_pretrained(models / name)
         for row, ids in enumerate(sequences(SHAPE["vocab_size"])):
             with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron.run_dir.lock import Occupancy
+from tempo_megatron.run_dir.lock import RunLock
 from tests.end_to_end.test_train import exported, metrics, same_weights
 from tests.parallel.launcher import run_under_torchrun
 
@@ -30,7 +30,7 @@ def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: P
 def test_a_second_run_in_a_directory_is_refused(recipe: Path, tmp_path: Path) -> None:
     """All its ranks end with 2, and nothing in the directory was touched: not even what a save under way writes."""
     run = tmp_path / "run"
-    first, save = Occupancy(run), run / "checkpoints" / ".writing-iteration-000004"
+    first, save = RunLock(run), run / "checkpoints" / ".writing-iteration-000004"
     first.take()
     save.mkdir(parents=True)
     with pytest.raises(AssertionError) as refused:

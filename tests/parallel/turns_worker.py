@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import tempo_megatron.training.run
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.megatron import offload, topology
 from tempo_megatron.megatron.offload import HostMemoryError, Kind
-from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.megatron.trainer import ScoringModel
 from tempo_megatron.training.loop import iterate, warm_start
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
@@ -31,7 +31,7 @@ STAYS = [f"memory.offload_{kind}=false" for kind in Kind]
 ITERATIONS = 2
 
 
-def device_bytes(model: Scorer, *kinds: Kind) -> int:
+def device_bytes(model: ScoringModel, *kinds: Kind) -> int:
     """What storages of these kinds take, whatever the offloader says of them."""
     storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
@@ -53,7 +53,7 @@ class Watching(Recorded):
     """Notes what the models take of the device whenever vLLM would take its own."""
 
     def __init__(self) -> None:
-        self.models: dict[str, Scorer] = {}
+        self.models: dict[str, ScoringModel] = {}
         self.while_generating: list[int] = []
         self.while_syncing: list[int] = []
         self.eight_bit_bytes: dict[str, list[int]] = {"generating": [], "syncing": []}
@@ -74,7 +74,7 @@ class Watching(Recorded):
 def started(recipe: tuple[Path, Sequence[str]], name: str, *more: str) -> tuple[Run, Watching]:
     generator: Any = Watching()
     path, overrides = recipe
-    run = Run(load(path, [*overrides, f"run_dir={path.parent / name}", *more]), generator=generator)
+    run = Run(load_config(path, [*overrides, f"run_dir={path.parent / name}", *more]), generator=generator)
     generator.models = run.turns.models
     return run, generator
 
@@ -109,7 +109,7 @@ def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
     return all(everywhere)
 
 
-def bytes_of_reading(policy: Scorer) -> tuple[int, int]:
+def bytes_of_reading(policy: ScoringModel) -> tuple[int, int]:
     """What a model at rest copies to be read and to rest again, and what its weights take."""
     before = policy.offloader.bytes
     with policy.awake(Kind.weights):

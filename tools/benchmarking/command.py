@@ -125,7 +125,7 @@ def _measure(given: argparse.Namespace) -> None:
     shape = {"name": given.shape, "layers": described["num_hidden_layers"], "vocabulary": described["vocab_size"]}
     layout = {"TP": place.tensor_size, "PP": place.pipeline_size, "CP": place.context_size, "DP": place.data_size}
     report = Report(given.json, given.commit, shape | layout)
-    settings = shapes.settings(described)
+    settings = shapes.backbone_shape(described)
     if set(sections).intersection(_TRAINING):
         for recipe in recipes:
             changed = copy.deepcopy(config)
@@ -158,7 +158,7 @@ def _longest(given: argparse.Namespace, some: Sequence[str], sections: Sequence[
 def _config(given: argparse.Namespace, fp8: str, longest: int) -> Any:
     import torch
 
-    from tempo_megatron.config import load
+    from tempo_megatron.config import load_config
 
     directory: Path = given.directory
     settings = {
@@ -178,7 +178,7 @@ def _config(given: argparse.Namespace, fp8: str, longest: int) -> Any:
         "policy.optimizer.learning_rate": given.learning_rate,
         "critic.optimizer.learning_rate": given.learning_rate,
     }
-    return load(None, [*(f"{key}={value}" for key, value in settings.items()), *given.overrides])
+    return load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *given.overrides])
 
 
 def _measure_training(setup: Any, given: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
@@ -187,7 +187,7 @@ def _measure_training(setup: Any, given: argparse.Namespace, sections: Sequence[
     config = setup.config
     for model in (config.policy, config.critic):
         model.mini_batches, model.micro_batch_tokens = 1, model.micro_batch_tokens or given.sequence
-    load = training.Load(
+    load_config = training.Load(
         given.sequence,
         given.sequences,
         Lengths.parse(given.packed_lengths),
@@ -198,7 +198,7 @@ def _measure_training(setup: Any, given: argparse.Namespace, sections: Sequence[
     )
     found = {}
     label = f"fp8 {config.model.fp8}"
-    for name, figures in training.measure(setup, load, sections):
+    for name, figures in training.measure(setup, load_config, sections):
         found[name] = figures
         report.add(f"{name}, {label}", figures)
     shares = training.ratios(found)
@@ -224,11 +224,11 @@ def _measure_generation(setup: Any, given: argparse.Namespace, sections: Sequenc
         with run.weights_awake() if run else contextlib.nullcontext():
             report.add("sync", generation.measure_sync(generator, given.steps))
     if "rollout" in sections:
-        load = generation.Rollouts(
+        load_config = generation.Rollouts(
             given.rollout_prompts, 8, given.prompt_tokens, Lengths.parse(given.rollout_lengths), given.steps
         )
         with run.phase("generate") if run else contextlib.nullcontext():
-            report.add("rollout", generation.measure_rollout(setup, generator, load))
+            report.add("rollout", generation.measure_rollout(setup, generator, load_config))
     if "tail" in sections:
         live_counts = list(map(int, given.tail_live.split(",")))
         with run.phase("generate") if run else contextlib.nullcontext():

@@ -19,7 +19,7 @@ from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.megatron.trainer import ScoringModel
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.run import Run
@@ -226,7 +226,7 @@ def _watching_work(run: BenchmarkRun, watch: clock.Stopwatch) -> Iterator[None]:
         yield
 
 
-def _moving(trained: Scorer) -> Callable[[], float]:
+def _moving(trained: ScoringModel) -> Callable[[], float]:
     return lambda: trained.offloader.seconds
 
 

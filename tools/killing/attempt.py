@@ -17,7 +17,7 @@ import torch
 import tempo_megatron.training.loop
 import tempo_megatron.training.run
 from killing.recorded import Parity, Recorded
-from tempo_megatron.config import Config, load
+from tempo_megatron.config import Config, load_config
 from tempo_megatron.megatron import cpu
 from tempo_megatron.training.run import Run
 
@@ -29,7 +29,7 @@ class Attempt:
 
     def __init__(self, recipe: Path, overrides: list[str], ranks: int, log: Path) -> None:
         cpu.install()  # imports megatron-core
-        config = load(recipe, overrides)
+        config = load_config(recipe, overrides)
         self._log = log
         self._process = _FORK.Process(target=_lead, args=(config, ranks, log))
         self._process.start()

@@ -141,7 +141,7 @@ def _damaged(checkpoints: Path) -> list[str]:
     found = []
     for saved in resumable(checkpoints):
         try:
-            found += integrity.problems(saved, integrity.read(saved), contents=True)
+            found += integrity.manifest_problems(saved, integrity.read(saved), contents=True)
         except ConversionError as error:
             found.append(str(error))
     return found

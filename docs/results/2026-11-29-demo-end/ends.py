@@ -13,7 +13,7 @@ import traceback
 
 import torch
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.loop import conclude, iterate, start
 from tempo_megatron.run import Run
 from tempo_megatron.supervision.interruption import listening
@@ -21,7 +21,7 @@ from tempo_megatron.training import run as run_module
 
 
 def trained(recipe: str) -> Run:
-    config = load(recipe)
+    config = load_config(recipe)
     with listening():
         run = Run(config, watched=True)
         start(run)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.data.prepare import files, general, mathematics, offline
-from tempo_megatron.data.prepare.files import Hub, Rows
-from tempo_megatron.data.prepare.question import Question
+from tempo_megatron.data.prepare.files import Hub, SourceRows
+from tempo_megatron.data.prepare.question import PreparedQuestion
 from tempo_megatron.data.reading import Problem
 
 _BBH_TASKS = (
@@ -44,21 +44,21 @@ _BBH_TASKS = (
 
 
 @dataclass(frozen=True)
-class Source:
+class CatalogSource:
     """One source. `question` makes a question of a row and the name of the part that the row is from."""
 
     description: str
     role: str
     """what the paper does with it, "-" where it does not name it"""
     grader: str
-    question: Callable[[dict[str, Any], str], Question]
+    question: Callable[[dict[str, Any], str], PreparedQuestion]
     hub: Hub | None = None
     pattern: str = "*"
     """of the files that are read where --from is a directory"""
     unanswered: str = ""
     """what to do where a copy has no answers"""
 
-    def rows(self, path: Path | None, problems: list[Problem]) -> Rows:
+    def rows(self, path: Path | None, problems: list[Problem]) -> SourceRows:
         """Those of the path, or of the hub without one. What cannot be read is added to `problems`."""
         if path is None:
             assert self.hub
@@ -67,70 +67,70 @@ class Source:
 
 
 SOURCES = {
-    "dapo-math-17k": Source(
+    "dapo-math-17k": CatalogSource(
         "competition problems with integer answers; each is in the hub's file about a hundred times",
         "maths, labeled",
         "math",
         mathematics.dapo,
         Hub("BytedTsinghua-SIA/DAPO-Math-17k", "train"),
     ),
-    "aime-2024": Source(
+    "aime-2024": CatalogSource(
         "30 problems of the American Invitational Mathematics Examination",
         "maths, unlabeled",
         "math",
         mathematics.competition("AIME-2024"),
         Hub("HuggingFaceH4/aime_2024", "train"),
     ),
-    "aime-2025": Source(
+    "aime-2025": CatalogSource(
         "30 problems, I and II",
         "maths, unlabeled",
         "math",
         mathematics.competition("AIME-2025"),
         Hub("opencompass/AIME2025", "test", ("AIME2025-I", "AIME2025-II")),
     ),
-    "beyond-aime": Source(
+    "beyond-aime": CatalogSource(
         "100 problems of AIME's form, harder",
         "maths, unlabeled",
         "math",
         mathematics.competition("BeyondAIME"),
         Hub("ByteDance-Seed/BeyondAIME", "test"),
     ),
-    "aime-2026": Source(
+    "aime-2026": CatalogSource(
         "30 problems, I and II",
         "maths, held out",
         "math",
         mathematics.competition("AIME-2026"),
         Hub("MathArena/aime_2026", "train"),
     ),
-    "olymmath": Source(
+    "olymmath": CatalogSource(
         "200 olympiad problems in English, half of them hard",
         "maths, held out",
         "math",
         mathematics.olymmath,
         Hub("RUC-AIBOX/OlymMATH", "test", ("en-easy", "en-hard")),
     ),
-    "dolci-rl-zero-general": Source(
+    "dolci-rl-zero-general": CatalogSource(
         "12.8K general requests with reference answers",
         "general, labeled",
         "judge",
         general.dolci,
         Hub("allenai/Dolci-RL-Zero-General-7B", "train"),
     ),
-    "big-bench-hard": Source(
+    "big-bench-hard": CatalogSource(
         "27 tasks of reasoning and language",
         "general, unlabeled",
         "free, choice",
         general.big_bench_hard,
         Hub("lukaemon/bbh", "test", _BBH_TASKS),
     ),
-    "agieval": Source(
+    "agieval": CatalogSource(
         "admission and qualification exams, the English subsets",
         "general, unlabeled",
         "choice, math",
         general.agieval,
         Hub("hails/agieval-{part}", "test", general.AGIEVAL_SUBSETS),
     ),
-    "zebralogic": Source(
+    "zebralogic": CatalogSource(
         "1000 logic grid puzzles",
         "general, unlabeled",
         "zebra",
@@ -139,7 +139,7 @@ SOURCES = {
         unanswered="allenai/ZebraLogicBench has its solutions blanked; they are in WildEval/ZebraLogic and, for those "
         "who were given access, in allenai/ZebraLogicBench-private",
     ),
-    "gpqa-diamond": Source(
+    "gpqa-diamond": CatalogSource(
         "198 graduate questions in the sciences; gated",
         "general, held out",
         "choice",
@@ -147,14 +147,14 @@ SOURCES = {
         Hub("Idavidrein/gpqa", "train", ("gpqa_diamond",)),
         pattern="*diamond*",
     ),
-    "bigbench": Source(
+    "bigbench": CatalogSource(
         "JSON tasks of BIG-bench (task.json, or a directory of them), from its repository or package",
         "-",
         "free, choice",
         offline.bigbench,
         pattern="task.json",
     ),
-    "reasoning-gym": Source(
+    "reasoning-gym": CatalogSource(
         "a mix of reasoning-gym tasks, drawn here from a YAML list of {task, size, seed, options}",
         "-",
         "reasoning_gym:TASK",

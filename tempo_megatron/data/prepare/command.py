@@ -87,7 +87,7 @@ def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     streams = {"unlabeled": arguments.unlabeled, "held_out": arguments.held_out}
     if not any(streams.values()):
         raise DataError("nothing to check against: give --unlabeled or --held-out files")
-    read = contamination.read([*arguments.labeled, *arguments.unlabeled, *arguments.held_out], checks.problems)
+    read = contamination.read([*arguments.labeled, *arguments.unlabeled, *arguments.held_out], checks.label_problems)
     labeled = {path: read[path] for path in arguments.labeled}
     rows = [row for of_file in labeled.values() for row in of_file]
     evaluated = {

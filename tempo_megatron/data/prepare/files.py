@@ -14,8 +14,8 @@ from pyarrow.lib import ArrowException
 
 from tempo_megatron.data.reading import (
     DataError,
-    Place,
     Problem,
+    RowLocation,
     json_rows,
     json_type,
     no_row,
@@ -23,7 +23,7 @@ from tempo_megatron.data.reading import (
     text_lines,
 )
 
-Rows = Iterator[tuple[Place, str, dict[str, Any]]]
+SourceRows = Iterator[tuple[RowLocation, str, dict[str, Any]]]
 """where the row is, its part (a subset's or task's name, "" where there is one part only), and the row"""
 
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
@@ -40,7 +40,7 @@ class Hub:
     def __str__(self) -> str:
         return self.repository
 
-    def read(self) -> Rows:
+    def read(self) -> SourceRows:
         """Raises DataError where a part cannot be had, saying what to do instead."""
         import datasets
 
@@ -56,10 +56,10 @@ class Hub:
                     "accepted) and give --from PATH"
                 ) from error
             for number, row in enumerate(rows, 1):
-                yield Place(" ".join(filter(None, (repository, config))), number, "row"), part, row
+                yield RowLocation(" ".join(filter(None, (repository, config))), number, "row"), part, row
 
 
-def read(path: Path, pattern: str, problems: list[Problem]) -> Rows:
+def read(path: Path, pattern: str, problems: list[Problem]) -> SourceRows:
     """The rows of a file, or of a directory's files that match. What cannot be read is added to `problems`.
 
     Raises DataError where there is no file to read.
@@ -73,10 +73,10 @@ def read(path: Path, pattern: str, problems: list[Problem]) -> Rows:
         try:
             yield from _file(file, problems)
         except (OSError, ValueError, RecursionError, csv.Error, ArrowException) as error:
-            problems.append((Place(str(file)), f"not readable: {' '.join(str(error).split())}"))
+            problems.append((RowLocation(str(file)), f"not readable: {' '.join(str(error).split())}"))
 
 
-def _file(path: Path, problems: list[Problem]) -> Rows:
+def _file(path: Path, problems: list[Problem]) -> SourceRows:
     part = path.stem
     if path.suffix == ".jsonl":
         yield from ((place, part, row) for place, row in json_rows(path, problems))
@@ -90,7 +90,7 @@ def _file(path: Path, problems: list[Problem]) -> Rows:
     else:
         raise ValueError(f"known are {', '.join(_SUFFIXES)}")
     for number, row in enumerate(rows, 1):
-        place = Place(str(path), number, "row")
+        place = RowLocation(str(path), number, "row")
         if reason := _wrong(row):
             problems.append((place, reason))
         else:

@@ -8,7 +8,7 @@ from typing import Any
 from tempo_megatron.data.prepare.question import (
     NO_ANSWER,
     SEVERAL_OPTIONS,
-    Question,
+    PreparedQuestion,
     SkippedRow,
     entries,
     field,
@@ -25,7 +25,7 @@ _LISTED = re.compile(r"^\(([A-Z])\)[ \t]*(.*)$", re.MULTILINE)
 _BLANK = "___"
 
 
-def dolci(row: dict[str, Any], part: str) -> Question:
+def dolci(row: dict[str, Any], part: str) -> PreparedQuestion:
     """Dolci-RL-Zero: `prompt` as "user: ..." (or `messages`), `ground_truth` and its verifier's name in lists."""
     verifier = _first(row.get("dataset"), "dataset") or "general-quality_ref"
     if verifier not in _DOLCI_GRADERS:
@@ -37,7 +37,9 @@ def dolci(row: dict[str, Any], part: str) -> Question:
         raise SkippedRow("a conversation that does not end with the user's turn")
     prompt = messages[0]["content"] if messages else re.sub(r"^user:\s*", "", text(row, "prompt"), flags=re.IGNORECASE)
     several = messages if len(messages) > 1 else ()
-    return Question("" if several else prompt.strip(), answer, _DOLCI_GRADERS[verifier], "Dolci-General", id_, several)
+    return PreparedQuestion(
+        "" if several else prompt.strip(), answer, _DOLCI_GRADERS[verifier], "Dolci-General", id_, several
+    )
 
 
 def _first(value: Any, name: str) -> str:
@@ -45,7 +47,7 @@ def _first(value: Any, name: str) -> str:
     return plain(next(iter(value), None) if isinstance(value, list) else value, f"`{name}`")
 
 
-def big_bench_hard(row: dict[str, Any], task: str) -> Question:
+def big_bench_hard(row: dict[str, Any], task: str) -> PreparedQuestion:
     """BIG-Bench Hard: a choice where the question lists options by letters, else free text.
 
     The target of a choice is a letter in brackets or, in a few rows, the text of an option.
@@ -53,11 +55,11 @@ def big_bench_hard(row: dict[str, Any], task: str) -> Question:
     whole_question, target = text(row, "input"), text(row, "target")
     options = _LISTED.findall(whole_question.partition("Options:")[2])
     if len(options) < 2:
-        return Question(whole_question, target, "free", f"BBH/{task}")
+        return PreparedQuestion(whole_question, target, "free", f"BBH/{task}")
     named = _LETTER.fullmatch(target)
     letters = [named[1]] if named else [letter_ for letter_, option in options if option.strip() == target]
     answer = letters[0] if len(letters) == 1 else None
-    return Question(
+    return PreparedQuestion(
         whole_question, answer, "choice", f"BBH/{task}", unanswered=SEVERAL_OPTIONS if target else NO_ANSWER
     )
 
@@ -77,7 +79,7 @@ AGIEVAL_SUBSETS = (
 )
 
 
-def agieval(row: dict[str, Any], subset: str) -> Question:
+def agieval(row: dict[str, Any], subset: str) -> PreparedQuestion:
     """AGIEval, in its own JSONL and in the hub's copy, which has made one text of passage, question and options."""
     subset = subset.replace("_", "-")
     if subset not in AGIEVAL_SUBSETS:
@@ -89,13 +91,13 @@ def agieval(row: dict[str, Any], subset: str) -> Question:
         whole_question = "\n\n".join(filter(None, (text(row, "passage"), text(row, "question"))))
         options, correct = entries(row.get("options"), "`options`"), text(row, "label")
     if not options:
-        return Question(whole_question, text(row, "answer"), "math", source)
+        return PreparedQuestion(whole_question, text(row, "answer"), "math", source)
     if len(options) < 2:
         raise SkippedRow("options that are not listed one by one")
     chosen = _LETTER.fullmatch(correct)
     texts = [re.sub(r"^\s*\([A-Z]\)\s*", "", plain(option, "an option")) for option in options]
     unanswered = SEVERAL_OPTIONS if correct else NO_ANSWER
-    return Question(
+    return PreparedQuestion(
         f"{whole_question}\n\n{lettered(texts)}", chosen[1] if chosen else None, "choice", source, unanswered=unanswered
     )
 
@@ -111,7 +113,7 @@ def _hub_agieval(row: dict[str, Any]) -> tuple[str, list[str], str]:
     return whole_question, entries(row.get("choices"), "`choices`"), chosen
 
 
-def zebralogic(row: dict[str, Any], part: str) -> Question:
+def zebralogic(row: dict[str, Any], part: str) -> PreparedQuestion:
     """ZebraLogic in grid mode. The columns are named in the prompt: a grid in other columns could not be compared.
 
     Of the solution only the names of its columns, which say nothing of its cells, are in the prompt.
@@ -124,15 +126,15 @@ def zebralogic(row: dict[str, Any], part: str) -> Question:
     columns = f"Grid to fill in, one row for each house, with the columns: {' | '.join(header)}"
     blank = any(cell in (_BLANK, "", None) for line in rows for cell in line)
     answer = None if blank else {"header": header, "rows": rows}
-    return Question(f"{text(row, 'puzzle')}\n\n{columns}", answer, "zebra", "ZebraLogic", text(row, "id"))
+    return PreparedQuestion(f"{text(row, 'puzzle')}\n\n{columns}", answer, "zebra", "ZebraLogic", text(row, "id"))
 
 
-def gpqa(row: dict[str, Any], part: str) -> Question:
+def gpqa(row: dict[str, Any], part: str) -> PreparedQuestion:
     """GPQA: the right option and three wrong ones, put in an order that does not depend on which is which."""
     whole_question, correct = text(row, "Question"), text(row, "Correct Answer")
     wrong = [text(row, f"Incorrect Answer {number}") for number in (1, 2, 3)]
     options = hashed_order(whole_question, [correct, *wrong])
     answer = letter(options.index(correct)) if correct else None
-    return Question(
+    return PreparedQuestion(
         f"{whole_question}\n\n{lettered(options)}", answer, "choice", "GPQA-Diamond", str(row.get("Record ID") or "")
     )

@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 from tempo_megatron.config import SourceConfig
 from tempo_megatron.data import tasks
-from tempo_megatron.data.prepare.files import Rows
+from tempo_megatron.data.prepare.files import SourceRows
 from tempo_megatron.data.prepare.question import (
     SEVERAL_OPTIONS,
-    Question,
+    PreparedQuestion,
     SchemaError,
     SkippedRow,
     field,
@@ -23,13 +23,13 @@ from tempo_megatron.data.prepare.question import (
     lettered,
     plain,
 )
-from tempo_megatron.data.reading import Place
+from tempo_megatron.data.reading import RowLocation
 
 _SCORES = ("", "exact_str_match", "multiple_choice_grade")
 _MIX_KEYS = {"task", "seed", "size", "options"}
 
 
-def bigbench(row: dict[str, Any], task: str) -> Question:
+def bigbench(row: dict[str, Any], task: str) -> PreparedQuestion:
     """An example of a BIG-bench task: `target`, or `target_scores` with the score of each option."""
     preferred = row.get("preferred_score", "")
     if preferred not in _SCORES:
@@ -39,7 +39,9 @@ def bigbench(row: dict[str, Any], task: str) -> Question:
         targets = field(row, "target")
         listed = targets if isinstance(targets, list) else [targets]
         right = {plain(target, "`target`") for target in listed}
-        return Question(asked, right.pop() if len(right) == 1 else None, "free", source, unanswered="several answers")
+        return PreparedQuestion(
+            asked, right.pop() if len(right) == 1 else None, "free", source, unanswered="several answers"
+        )
     scores = {str(option).strip(): score for option, score in row["target_scores"].items()}
     best = [option for option, score in scores.items() if score == max(scores.values())]
     if len(scores) < 2:
@@ -49,10 +51,10 @@ def bigbench(row: dict[str, Any], task: str) -> Question:
     # Tasks list the right option first as often as not: their own order would give it away.
     options = hashed_order(asked, list(scores))
     answer = letter(options.index(best[0])) if len(best) == 1 else None
-    return Question(f"{asked}\n\n{lettered(options)}", answer, "choice", source, unanswered=SEVERAL_OPTIONS)
+    return PreparedQuestion(f"{asked}\n\n{lettered(options)}", answer, "choice", source, unanswered=SEVERAL_OPTIONS)
 
 
-def read_mix(path: Path) -> Rows:
+def read_mix(path: Path) -> SourceRows:
     """Entries of the tasks that a YAML list names with the keys of a recipe's source: task, size, seed, options.
 
     Raises SchemaError where the file is no such list, or reasoning-gym refuses a task.
@@ -75,10 +77,10 @@ def read_mix(path: Path) -> Rows:
         except ValueError as error:
             raise SchemaError(f"{path}: {error}") from error
         for number, entry in enumerate(entries, 1):
-            yield Place(f"{path}, task {item['task']}", number, "row"), item["task"], entry
+            yield RowLocation(f"{path}, task {item['task']}", number, "row"), item["task"], entry
 
 
-def reasoning_gym(row: dict[str, Any], task: str) -> Question:
+def reasoning_gym(row: dict[str, Any], task: str) -> PreparedQuestion:
     """An entry of a task, skipped where its scorer cannot read it back from JSON."""
     from reasoning_gym import get_score_answer_fn
 
@@ -92,4 +94,4 @@ def reasoning_gym(row: dict[str, Any], task: str) -> Question:
     if not same:
         raise SkippedRow("its scorer needs more than JSON can hold")
     grader = f"reasoning_gym:{task}"
-    return Question(row["question"], row["answer"], grader, task, metadata=written["metadata"])
+    return PreparedQuestion(row["question"], row["answer"], grader, task, metadata=written["metadata"])

@@ -26,7 +26,7 @@ class SchemaError(DataError):
 
 
 @dataclass(frozen=True)
-class Question:
+class PreparedQuestion:
     """One question: `prompt`, or `messages` that end with the user's turn. `answer` is None where the copy has none."""
 
     prompt: str

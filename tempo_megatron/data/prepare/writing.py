@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tempo_megatron.data.identity import identity
-from tempo_megatron.data.prepare.catalog import Source
-from tempo_megatron.data.prepare.question import Question, SkippedRow, text_hash
-from tempo_megatron.data.reading import DataError, Place, Problem, listed
+from tempo_megatron.data.prepare.catalog import CatalogSource
+from tempo_megatron.data.prepare.question import PreparedQuestion, SkippedRow, text_hash
+from tempo_megatron.data.reading import DataError, Problem, RowLocation, listed
 from tempo_megatron.data.sources import Row
 from tempo_megatron.utils.atomic_files import written_whole
 
@@ -24,7 +24,7 @@ USELESS = "answer that no response can get right"
 class LabelChecks(Protocol):
     """What `grading.labels` knows of labels."""
 
-    def problems(self, rows: Sequence[Row]) -> list[str]: ...
+    def label_problems(self, rows: Sequence[Row]) -> list[str]: ...
 
     def unanswerable(self, rows: Sequence[Row]) -> list[Problem]: ...
 
@@ -51,8 +51,8 @@ class Count:
 class _Copies:
     """The first row of a question, and the first place of each answer that its rows have."""
 
-    question: Question
-    answers: dict[str, tuple[Place, Question]] = field(default_factory=dict)
+    question: PreparedQuestion
+    answers: dict[str, tuple[RowLocation, PreparedQuestion]] = field(default_factory=dict)
 
     def rows(self) -> list[Row]:
         """One for each answer, as the graders' checks take them."""
@@ -61,7 +61,7 @@ class _Copies:
             for place, question in self.answers.values()
         ]
 
-    def answered(self, useless: Set[Place], contradicted: Set[str]) -> Question:
+    def answered(self, useless: Set[RowLocation], contradicted: Set[str]) -> PreparedQuestion:
         """The question with its answer, or with none and the reason."""
         if not self.answers:
             return self.question
@@ -72,7 +72,7 @@ class _Copies:
 
 
 def prepare(
-    source: Source,
+    source: CatalogSource,
     path: Path | None,
     out: Path,
     *,
@@ -109,7 +109,7 @@ def prepare(
 
 
 def _copies(
-    source: Source,
+    source: CatalogSource,
     path: Path | None,
     limit: int | None,
     keep_unanswered: bool,
@@ -133,8 +133,8 @@ def _copies(
 
 
 def _questions(
-    source: Source, path: Path | None, count: Count, problems: list[Problem]
-) -> Iterator[tuple[Place, Question]]:
+    source: CatalogSource, path: Path | None, count: Count, problems: list[Problem]
+) -> Iterator[tuple[RowLocation, PreparedQuestion]]:
     for place, part, row in source.rows(path, problems):
         count.read += 1
         try:
@@ -149,7 +149,7 @@ def _questions(
             yield place, question
 
 
-def _written(questions: Sequence[Question], keep_unanswered: bool, count: Count) -> Iterator[dict[str, Any]]:
+def _written(questions: Sequence[PreparedQuestion], keep_unanswered: bool, count: Count) -> Iterator[dict[str, Any]]:
     ids: set[str] = set()
     for question in questions:
         if not (question.has_answer or keep_unanswered):

@@ -22,7 +22,7 @@ from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.megatron.trainer import ScoringModel
 from tempo_megatron.utils.distributed import say
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def begin(checkpoint: Path, roles: Iterable[str]) -> None:
     on_first(make)
 
 
-def captured(checkpoint: Path, models: Mapping[str, Scorer], *, copied: bool) -> Iterator[tuple[str, Captured]]:
+def captured(checkpoint: Path, models: Mapping[str, ScoringModel], *, copied: bool) -> Iterator[tuple[str, Captured]]:
     """What this rank writes of each model, after `begin`: weights, and the optimizer of a model that has one. A model
     rests again once the next is asked for, and what was captured is lost with it unless it was `copied` into host
     memory. Collective."""
@@ -58,7 +58,7 @@ def captured(checkpoint: Path, models: Mapping[str, Scorer], *, copied: bool) ->
             yield role, part
 
 
-def copied_bytes(model: Scorer) -> int:
+def copied_bytes(model: ScoringModel) -> int:
     """Bytes of host memory that this rank's copies of a model take in `captured`: the first of the data-parallel ranks
     has the weights, and of an optimizer fp32 weights and both of Adam's moments, the others nothing."""
     if model.topology.data_rank or model.topology.context_rank:
@@ -157,7 +157,7 @@ def _warn_of(path: Path, error: OSError) -> None:
     say(f"tempo: warning: {path} cannot be removed ({error}); it is tried again next time")
 
 
-def problems(checkpoint: Path, role: str | None = None) -> list[str]:
+def checkpoint_problems(checkpoint: Path, role: str | None = None) -> list[str]:
     """What is missing or damaged of a checkpoint, or of one role's files, a line each. Collective: every rank reads a
     share of the files, and all are told the same."""
     listed: list[Any] = [None, None]
@@ -171,11 +171,11 @@ def problems(checkpoint: Path, role: str | None = None) -> list[str]:
     if unreadable:
         return [unreadable]
     share = dict(list(files.items())[dist.get_rank() :: dist.get_world_size()])
-    found = _on_all(lambda: integrity.problems(checkpoint, share, contents=True), None)
+    found = _on_all(lambda: integrity.manifest_problems(checkpoint, share, contents=True), None)
     return sorted(line for lines in found for line in lines)
 
 
-def load(checkpoint: Path, models: Mapping[str, Scorer]) -> None:
+def load_checkpoint(checkpoint: Path, models: Mapping[str, ScoringModel]) -> None:
     """Weights of every model, and optimizer states of those that have one, under the present layout, from a checkpoint
     without `problems`. Collective."""
     for role, model in models.items():
@@ -191,7 +191,7 @@ def load_weights(checkpoint: Path, role: str, module: Any) -> None:
 
     Transformer Engine's extra states are left as they are: a converted checkpoint has none.
     """
-    damaged = problems(checkpoint, role)
+    damaged = checkpoint_problems(checkpoint, role)
     if damaged:
         raise ConversionError("\n".join(damaged))
     with cpu.accelerator_names():
@@ -211,7 +211,7 @@ def save_weights(checkpoint: Path, role: str, module: Any) -> None:
         write(checkpoint, [(role, _capture(state, checkpoint, role, copied=False))])
 
 
-def _state(model: Scorer, *, is_loading: bool) -> dict[str, Any]:
+def _state(model: ScoringModel, *, is_loading: bool) -> dict[str, Any]:
     """What a checkpoint has of a model, as megatron-core shards it."""
     weights = model.module.sharded_state_dict(metadata=_sharding())
     if model.optimizer is None:

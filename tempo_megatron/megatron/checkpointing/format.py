@@ -68,7 +68,7 @@ def describes_itself(checkpoint: Path) -> bool:
             for name, written in listed.items()
             if name.startswith(_BESIDE) or name.endswith(f"/{safe_pickle.METADATA}")
         }
-        return not integrity.problems(checkpoint, files, contents=True)
+        return not integrity.manifest_problems(checkpoint, files, contents=True)
     except (ConversionError, OSError):
         return False
 
@@ -84,7 +84,7 @@ class _Files(FileSystemReader):
         return self._metadata
 
 
-class Reader:
+class CheckpointReader:
     """Tensors of one role of a checkpoint, whole, whatever layout wrote them, each read when asked for.
 
     `problems` lists files of the role, and of what stands beside it, that are missing or not as they were written: by
@@ -99,7 +99,7 @@ class Reader:
             raise ConversionError(f"{checkpoint}: no {role} in this checkpoint (models: {has})")
         files = files_of(checkpoint, role, *_BESIDE)
         metadata = f"{role}/{safe_pickle.METADATA}"
-        damaged = integrity.problems(checkpoint, {metadata: files[metadata]}, contents=True)
+        damaged = integrity.manifest_problems(checkpoint, {metadata: files[metadata]}, contents=True)
         if damaged:
             raise ConversionError("\n".join(damaged))
         self._metadata = safe_pickle.read_metadata(self.directory)
@@ -108,7 +108,7 @@ class Reader:
             for name, item in self._metadata.state_dict_metadata.items()
             if isinstance(item, TensorStorageMetadata)
         }
-        self.problems = integrity.problems(checkpoint, files, contents=contents)
+        self.problems = integrity.manifest_problems(checkpoint, files, contents=contents)
 
     def __call__(self, name: str) -> Tensor:
         """Safe to call from several threads. Raises ConversionError for a tensor that cannot be read."""

@@ -69,7 +69,7 @@ def read(checkpoint: Path) -> Files:
     return files
 
 
-def problems(checkpoint: Path, files: Mapping[str, Written], *, contents: bool) -> list[str]:
+def manifest_problems(checkpoint: Path, files: Mapping[str, Written], *, contents: bool) -> list[str]:
     """A line for each of these files that is missing or not as it was written. Sizes alone are compared unless
     `contents` are read too."""
     found = {name: _size_problem(checkpoint / name, written) for name, written in files.items()}

@@ -20,7 +20,7 @@ from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.megatron.trainer import ScoringModel
 from tempo_megatron.utils.distributed import from_first
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Saver:
     def save(
         self,
         position: Position,
-        models: Mapping[str, Scorer],
+        models: Mapping[str, ScoringModel],
         state: dict[str, Any],
         best: int | None,
         *,
@@ -197,7 +197,7 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
     damaged: dict[Path, list[str]] = {}
     found = None
     for candidate in reversed(from_first(resumable(directory))):
-        problems = dist_checkpoint.problems(candidate)
+        problems = dist_checkpoint.checkpoint_problems(candidate)
         if not problems:
             found = candidate
             break

@@ -18,10 +18,10 @@ from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
 from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.training.phases.generate import generate
-from tempo_megatron.training.phases.grade import Verdict, graded, verdicts
+from tempo_megatron.training.phases.grade import GradedAnswer, graded, verdicts
 from tempo_megatron.utils.atomic_files import written_whole
 from tempo_megatron.utils.distributed import divided
-from tempo_megatron.utils.heartbeat import Pace, at, tick
+from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)
@@ -112,7 +112,7 @@ class Evaluator:
             found["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
         return {f"{_OBSERVED}/{name}": value for name, value in found.items() if value is not None}
 
-    def _measure(self, rollouts: Sequence[Rollout], judged: Sequence[Verdict]) -> Figures:
+    def _measure(self, rollouts: Sequence[Rollout], judged: Sequence[GradedAnswer]) -> Figures:
         tick()
         samples = Samples(
             correct=[verdict.correct for verdict in judged],
@@ -124,9 +124,9 @@ class Evaluator:
         k = self._config.k
         return question_figures(samples, average_at=k, k=[k], ngrams=_NGRAMS)
 
-    @at(Pace.untimed)
+    @expect_pace(Pace.untimed)
     def _keep(
-        self, names: Sequence[str], rollouts: Sequence[Rollout], judged: Sequence[Verdict], iteration: int
+        self, names: Sequence[str], rollouts: Sequence[Rollout], judged: Sequence[GradedAnswer], iteration: int
     ) -> None:
         if self._samples_directory is None:
             return
@@ -146,7 +146,7 @@ def _part(prompts: list[Prompt], count: int) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.id in chosen]
 
 
-def record(rollout: Rollout, verdict: Verdict, decode: Decode) -> dict[str, Any]:
+def record(rollout: Rollout, verdict: GradedAnswer, decode: Decode) -> dict[str, Any]:
     """What is kept of a sampled response."""
     return {
         "prompt": rollout.prompt.id,

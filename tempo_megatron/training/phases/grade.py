@@ -12,7 +12,7 @@ from tempo_megatron.utils.distributed import divided, rank_and_ranks
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GradedAnswer:
     """What is known of a response: `cluster` is equal for equivalent answers to one prompt, None without an answer."""
 
     correct: float
@@ -40,7 +40,7 @@ def clustered(grader: Grader, rollouts: Sequence[Rollout]) -> list[int]:
     return _counted(grader, owners, lambda mine: grader.cluster([rollouts[row] for row in mine]))
 
 
-def verdicts(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[Verdict]:
+def verdicts(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[GradedAnswer]:
     """All three of each rollout. A truncated one has no answer, as it has no grade but 0. Collective.
 
     A prompt's clusters are numbered from 0 as they appear, so that they do not depend on what else is graded.
@@ -51,10 +51,10 @@ def verdicts(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> l
     columns = zip(rollouts, graded(grader, rollouts, answers), texts, clustered(grader, rollouts), strict=True)
     for rollout, correct, text, cluster in columns:
         if rollout.truncated or not text:
-            made.append(Verdict(correct, "", None))
+            made.append(GradedAnswer(correct, "", None))
         else:
             numbers = found.setdefault(rollout.prompt.id, {})
-            made.append(Verdict(correct, text, numbers.setdefault(cluster, len(numbers))))
+            made.append(GradedAnswer(correct, text, numbers.setdefault(cluster, len(numbers))))
     return made
 
 

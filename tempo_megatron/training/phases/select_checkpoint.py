@@ -12,14 +12,14 @@ from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.megatron.trainer import Scorer
+from tempo_megatron.megatron.trainer import ScoringModel
 from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.metrics.figures import mean, standard_error
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.utils.atomic_files import written_whole
 from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks
-from tempo_megatron.utils.heartbeat import Pace, at
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
 class Chooser:
@@ -38,7 +38,7 @@ class Chooser:
         self._patience = config.patience
         self.state: dict[str, Any] = {"candidates": [], "best": None, "reason": None, "stopped": None}
 
-    def consider(self, collector: Collector, critic: Scorer | None, iteration: int, kept: Container[int]) -> None:
+    def consider(self, collector: Collector, critic: ScoringModel | None, iteration: int, kept: Container[int]) -> None:
         """Add the present policy, choose among it and the candidates whose checkpoints are `kept`, and decide whether
         to stop. Collective."""
         others = [row for row in self.state["candidates"] if row["iteration"] != iteration]
@@ -69,26 +69,26 @@ class Chooser:
         if self._unlabeled and rank_and_ranks()[0] == 0:
             self._write(iteration, found["unlabeled"])
         barrier()
-        by_question = [correct[at : at + self._samples] for at in range(0, len(correct), self._samples)]
+        by_question = [correct[start : start + self._samples] for start in range(0, len(correct), self._samples)]
         shares = [mean(row) for row in by_question]
         # Every question has as many responses. A sum of whole numbers does not round: equal accuracies are equal.
         return Candidate(iteration, mean(correct), standard_error(shares))
 
-    def _score(self, critic: Scorer | None, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _score(self, critic: ScoringModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with the values that one and the same critic gives their kept responses: scores of critics of
         different iterations could not be compared."""
         if critic is None or not self._unlabeled:
             return list(candidates)
         return [replace(one, value=self._value(critic, one.iteration)) for one in candidates]
 
-    def _value(self, critic: Scorer, iteration: int) -> float:
+    def _value(self, critic: ScoringModel, iteration: int) -> float:
         batch = to_batch(self._read(iteration))
         return float(last_value(values(critic, batch), batch.response_mask).mean())
 
     def _path(self, iteration: int) -> Path:
         return self._directory / f"iteration-{iteration:06d}.jsonl"
 
-    @at(Pace.untimed)
+    @expect_pace(Pace.untimed)
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         self._directory.mkdir(exist_ok=True)
         with written_whole(self._path(iteration)) as aside, aside.open("w") as file:
@@ -96,7 +96,7 @@ class Chooser:
                 row = {"prompt": rollout.prompt.id, "sample": rollout.sample, "finish_reason": rollout.finish_reason}
                 file.write(json.dumps(row | {"response_ids": rollout.response_ids}) + "\n")
 
-    @at(Pace.untimed)
+    @expect_pace(Pace.untimed)
     def _read(self, iteration: int) -> list[Rollout]:
         prompts = {prompt.id: prompt for prompt in self._unlabeled}
         rows = [json.loads(line) for line in self._path(iteration).read_text().splitlines()]

@@ -16,8 +16,8 @@ from tempo_megatron.algorithms.experience import Experience, Votes
 from tempo_megatron.algorithms.methods import METHODS, Method, method
 from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.algorithms.methods.tempo import Tempo
-from tempo_megatron.config import Config, CriticTraining, LearnsFrom, Order, PolicyConfig, TargetRange, load
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.config import Config, CriticTraining, LearnsFrom, Order, PolicyConfig, TargetRange, load_config
+from tempo_megatron.validation.recipe import recipe_problems
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 NAN = float("nan")
@@ -168,7 +168,7 @@ def test_a_method_of_a_users_own_is_rehearsed_at_start(
     """Whatever it declares: NaN would end a run after its first generation, and a critic that learns its own verdict
     would look as if it learned."""
     monkeypatch.setitem(METHODS, "own", made)
-    found = problems(load(recipe, ["method=own", *overrides]))
+    found = recipe_problems(load_config(recipe, ["method=own", *overrides]))
     assert any(message in line for line in found) if message else found == [], found
 
 
@@ -196,7 +196,7 @@ def test_a_name_that_is_no_method_is_refused(name: str, message: str) -> None:
 def resolved(tmp_path: Path, *overrides: str, text: str = "{}") -> Config:
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    return load(path, overrides)
+    return load_config(path, overrides)
 
 
 def test_a_method_brings_its_settings_and_the_recipe_has_the_last_word(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from checkpoints_convert.__main__ import main
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 from tests.models import CONFIGS, config_of, save, write_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -119,7 +119,7 @@ def test_a_critic_is_exported_as_plain_transformers_loads_it(
     assert type(critic).__name__.endswith("ForSequenceClassification" if olmo else "ForTokenClassification")
     assert critic.score.out_features == 1 and critic.score.bias is None
     assert critic.config.num_labels == 1 and critic.config.problem_type is None
-    head = checkpoint_format.Reader(tmp_path / "checkpoint", "critic")("output_layer.weight")
+    head = checkpoint_format.CheckpointReader(tmp_path / "checkpoint", "critic")("output_layer.weight")
     assert head.std() > 0.01 and torch.equal(head, critic.score.weight)
     ids = torch.arange(20)[None] + 5
     backbone = AutoModelForCausalLM.from_pretrained(hf)
@@ -189,12 +189,12 @@ def test_a_recipe_must_fit_the_checkpoints_it_starts_from(
     start = [f"critic.checkpoint={tmp_path / 'critic'}", f"policy.checkpoint={tmp_path / 'policy'}"]
     overrides = [*start, "stages.warm_start.steps=0"]
     for target_range in ("zero_one", "minus_one_one"):
-        assert problems(load(recipe, [*overrides, f"critic.target_range={target_range}"])) == []
-    found = problems(load(recipe, [*start, f"policy.checkpoint={tmp_path / 'critic'}"]))
+        assert recipe_problems(load_config(recipe, [*overrides, f"critic.target_range={target_range}"])) == []
+    found = recipe_problems(load_config(recipe, [*start, f"policy.checkpoint={tmp_path / 'critic'}"]))
     assert any("no policy in this checkpoint (models: critic)" in line for line in found)
     assert any("critic.checkpoint: a warm start would replace it" in line for line in found)
     run("to-megatron", "--hf", model("llama"), "--out", tmp_path / "other")
-    found = problems(load(recipe, [f"policy.checkpoint={tmp_path / 'other'}"]))
+    found = recipe_problems(load_config(recipe, [f"policy.checkpoint={tmp_path / 'other'}"]))
     assert any("is another model than model.hf_path" in line and "qk_norm" in line for line in found)
 
 
@@ -202,11 +202,11 @@ def test_a_yarn_factor_that_the_generator_does_not_read_is_refused(model: Callab
     """vLLM would generate from another model than the one that trains, in silence."""
     hf = model("olmo-3")
     overrides = [f"model.hf_path={hf}"]
-    assert problems(load(recipe, overrides)) == []
+    assert recipe_problems(load_config(recipe, overrides)) == []
     config = hf_files.read_config(hf)
     config["rope_parameters"]["full_attention"]["attention_factor"] = 1.1
     (hf / "config.json").write_text(json.dumps(config))
-    (problem,) = problems(load(recipe, overrides))
+    (problem,) = recipe_problems(load_config(recipe, overrides))
     assert "attention_factor=1.1: vLLM does not read it and generates with 1.20794" in problem
 
 

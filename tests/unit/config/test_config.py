@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron import config
-from tempo_megatron.config import Config, ConfigError, Fp8, documented_keys, load, to_yaml
+from tempo_megatron.config import Config, ConfigError, Fp8, documented_keys, load_config, to_yaml
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
@@ -23,39 +23,41 @@ def write(directory: Path, text: str) -> Path:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_its_resolved_form_is_equal(recipe: Path, tmp_path: Path) -> None:
     """Protects recipes from settings that were renamed, and config.yaml of a run from losing one."""
-    config = load(recipe)
-    assert load(write(tmp_path, to_yaml(config))) == config
+    config = load_config(recipe)
+    assert load_config(write(tmp_path, to_yaml(config))) == config
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     """Protects from a mistyped key that is silently accepted."""
     with pytest.raises(ConfigError, match=r"policy\.clip_range_hgih: unknown setting; did you mean 'clip_range_high'"):
-        load(write(tmp_path, "policy: {clip_range_hgih: 0.1}"))
+        load_config(write(tmp_path, "policy: {clip_range_hgih: 0.1}"))
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     """Protects users from mending one mistake a run."""
     with pytest.raises(ConfigError) as raised:
-        load(write(tmp_path, "seed: abc\nloop: 3\ndata: {labeled: [{pth: x}]}"), ["loop.iteration=4"])
+        load_config(write(tmp_path, "seed: abc\nloop: 3\ndata: {labeled: [{pth: x}]}"), ["loop.iteration=4"])
     text = str(raised.value)
     assert all(part in text for part in ("seed", "loop: expected a group", "data.labeled[0].pth", "loop.iteration"))
 
 
 def test_an_override_replaces_the_recipe(tmp_path: Path) -> None:
     """`key=value` wins, with the setting's type."""
-    config = load(write(tmp_path, "policy: {optimizer: {learning_rate: 1.0}}"), ["policy.optimizer.learning_rate=2e-5"])
+    config = load_config(
+        write(tmp_path, "policy: {optimizer: {learning_rate: 1.0}}"), ["policy.optimizer.learning_rate=2e-5"]
+    )
     assert config.policy.optimizer.learning_rate == 2e-5
 
 
 def test_a_file_of_settings_after_the_recipe_is_laid_over_it(tmp_path: Path) -> None:
     """FP8 is an overlay for every recipe; what is said after it, or by key, still wins."""
     recipe, overlay = RECIPES[0], RECIPES[0].parent / "parts" / "fp8.yaml"
-    assert load(recipe, [str(overlay)]).model.fp8 is Fp8.tensorwise
-    assert load(recipe, ["model.fp8=delayed", str(overlay)]).model.fp8 is Fp8.delayed
+    assert load_config(recipe, [str(overlay)]).model.fp8 is Fp8.tensorwise
+    assert load_config(recipe, ["model.fp8=delayed", str(overlay)]).model.fp8 is Fp8.delayed
     with pytest.raises(ConfigError, match=r"no\.yaml: no such recipe file"):
-        load(recipe, [str(tmp_path / "no.yaml")])
+        load_config(recipe, [str(tmp_path / "no.yaml")])
     with pytest.raises(ConfigError, match="'fp8': an override is key=value, or a YAML file"):
-        load(recipe, ["fp8"])
+        load_config(recipe, ["fp8"])
 
 
 def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
     overlay.write_text("model: {fp9: tensorwise}")
     recipe = write(tmp_path, "include: [part.yaml]\npolicy: {clip_range_hgih: 0.1}")
     with pytest.raises(ConfigError) as raised:
-        load(recipe, [str(overlay), "critic.epoch=2", "seed=[", str(tmp_path / "no.yaml")])
+        load_config(recipe, [str(overlay), "critic.epoch=2", "seed=[", str(tmp_path / "no.yaml")])
     starts = [
         f"{tmp_path}/no.yaml: no such recipe file",
         f"{part}: loop.iteratons: unknown",
@@ -96,28 +98,28 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
 def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: str) -> None:
     """Whichever command reads the recipe, and where it stands for another setting: it would fail hours later."""
     with pytest.raises(ConfigError, match=re.escape(message)):
-        load(None, settings)
+        load_config(None, settings)
 
 
 def test_values_are_judged_by_themselves() -> None:
     """Whatever was read before: options that are a list in one source may be a group in the next."""
     sources = "[{task: a, options: {w: [1, 2]}}, {task: b, options: {w: {x: 1}}}]"
-    first, second = load(None, [f"data.labeled={sources}"]).data.labeled
+    first, second = load_config(None, [f"data.labeled={sources}"]).data.labeled
     assert (first.options, second.options) == ({"w": [1, 2]}, {"w": {"x": 1}})
-    (again,) = load(None, ["data.labeled=[{task: b, options: {w: {x: 1}}}]"]).data.labeled
+    (again,) = load_config(None, ["data.labeled=[{task: b, options: {w: {x: 1}}}]"]).data.labeled
     assert again.options == {"w": {"x": 1}}
 
 
 def test_what_a_value_stands_for_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """An escaped template, and what the environment says, are no settings."""
     monkeypatch.setenv("TEMPO_TEST_PLACE", "${seed}")
-    found = load(None, [r"data.prompt_template='{question} \${x}'", "run_dir='${oc.env:TEMPO_TEST_PLACE}'"])
+    found = load_config(None, [r"data.prompt_template='{question} \${x}'", "run_dir='${oc.env:TEMPO_TEST_PLACE}'"])
     assert (found.data.prompt_template, found.run_dir) == ("{question} ${x}", "${seed}")
 
 
 def test_defaults_are_within_their_bounds_and_numbers_have_some() -> None:
     """A setting without an end would take -1. Seeds may be any number; a source's weight is checked as it is read."""
-    assert load(None) == Config()
+    assert load_config(None) == Config()
     unbounded = {
         f"{cls.__name__}.{item.name}"
         for cls in vars(config).values()

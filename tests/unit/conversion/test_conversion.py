@@ -29,7 +29,7 @@ def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(name: str, 
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
     back = {}
-    for entry in decoder.policy(hf_config.settings(described(name))):
+    for entry in decoder.policy(hf_config.backbone_settings(described(name))):
         whole = entry.to_megatron(*(tensors[name] for name in entry.hf_names))
         assert whole.shape == entry.shape
         assert entry.hf_shapes() == [tuple(tensors[name].shape) for name in entry.hf_names]
@@ -43,7 +43,7 @@ def test_llama_3_frequencies_are_those_of_transformers() -> None:
     """Protects long contexts: each of the three bands of Llama 3's scaling is met by some frequency here."""
     config = config_of("llama-3", head_dim=64)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    (rope,) = hf_config.settings(described("llama-3", head_dim=64)).ropes
+    (rope,) = hf_config.backbone_settings(described("llama-3", head_dim=64)).ropes
     torch.testing.assert_close(rope.inverse_frequencies(64), expected, rtol=1e-6, atol=0)
     share = rope.inverse_frequencies(64) / Rope(base=rope.base).inverse_frequencies(64)
     assert share[0] == 1 and share[-1] == pytest.approx(1 / 8) and ((share > 0.13) & (share < 0.99)).any()
@@ -56,7 +56,7 @@ def test_yarn_scales_the_full_attention_layers_of_olmo_3_alone(attention_factor:
     plain = {"rope_type": "default", "rope_theta": 500000.0}
     config = config_of("olmo-3", rope_parameters={"full_attention": given, "sliding_attention": plain})
     expected, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"), layer_type="full_attention")
-    layers = hf_config.settings(described("olmo-3", rope_parameters=config.rope_parameters)).attention
+    layers = hf_config.backbone_settings(described("olmo-3", rope_parameters=config.rope_parameters)).attention
     assert [layer.window for layer in layers] == [24, 24, 24, None]
     torch.testing.assert_close(layers[3].rope.inverse_frequencies(32), expected, rtol=1e-6, atol=0)
     assert layers[3].rope.attention_scale == pytest.approx(scale**2)
@@ -71,7 +71,7 @@ def test_olmo_3_reads_the_old_spelling_of_its_config_too() -> None:
     old = described(
         "olmo-3", rope_parameters=ABSENT, layer_types=ABSENT, rope_theta=rope.pop("rope_theta"), rope_scaling=rope
     )
-    assert hf_config.settings(old) == hf_config.settings(described("olmo-3"))
+    assert hf_config.backbone_settings(old) == hf_config.backbone_settings(described("olmo-3"))
 
 
 def test_attention_rows_stand_query_group_by_query_group() -> None:
@@ -113,9 +113,9 @@ def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
 )
 def test_an_unsupported_setting_is_named(name: str, change: dict[str, Any], named: str) -> None:
     """Protects users from a model that converts and computes something else."""
-    hf_config.settings(described(name))
+    hf_config.backbone_settings(described(name))
     with pytest.raises(ConversionError, match=named):
-        hf_config.settings(described(name, **change))
+        hf_config.backbone_settings(described(name, **change))
 
 
 def test_all_that_is_wrong_with_a_config_is_listed_at_once() -> None:
@@ -123,7 +123,7 @@ def test_all_that_is_wrong_with_a_config_is_listed_at_once() -> None:
     config = described("olmo-2", attention_bias=True, hidden_act="gelu", rms_norm_eps="1e-5", num_attention_heads=5)
     config |= {"vocab_size": None, "rope_scaling": "yarn", "model_type": "llama"}
     with pytest.raises(ConversionError) as caught:
-        hf_config.settings(config)
+        hf_config.backbone_settings(config)
     lines = str(caught.value).splitlines()
     keys = {"attention_bias", "hidden_act", "rms_norm_eps", "hidden_size", "num_key_value_heads", "vocab_size"}
     assert {line.split(": ")[1] for line in lines} == keys | {"rope_scaling", "model_type"}

@@ -22,7 +22,7 @@ YARN_SCALING = {key: value for key, value in YARN_ROPE.items() if key not in ("r
 def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
     """Every tensor, every layer's window, frequencies and softmax scale are those of the model that transformers makes
     of the config."""
-    settings = hf_config.settings(config)
+    settings = hf_config.backbone_settings(config)
     expected = getattr(transformers, f"{config['architectures'][0].removesuffix('ForCausalLM')}Config")(**config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(expected)
@@ -145,7 +145,7 @@ def test_every_form_of_rope_settings_has_the_precedence_that_transformers_gives_
 def test_a_value_that_no_model_can_have_is_one_line(name: str, change: dict[str, Any], key: str) -> None:
     """Protects users from tracebacks: types, nulls, divisibility and lengths of lists are judged at start."""
     with pytest.raises(ConversionError) as caught:
-        hf_config.settings(described(name, **change))
+        hf_config.backbone_settings(described(name, **change))
     (line,) = str(caught.value).splitlines()
     assert line.startswith(f"config.json: {key}")
 
@@ -165,7 +165,7 @@ def test_what_follows_from_a_wrong_value_is_no_problem_of_its_own(
 ) -> None:
     """One cause is one line: sizes that are derived from others are not judged where these are wrong."""
     with pytest.raises(ConversionError) as caught:
-        hf_config.settings(described(name, **change))
+        hf_config.backbone_settings(described(name, **change))
     assert {line.split(": ")[1] for line in str(caught.value).splitlines()} == keys
 
 
@@ -173,7 +173,7 @@ def test_a_refusal_of_ropes_hides_nothing_else() -> None:
     """Protects users' time where transformers' class raises before the other settings are judged."""
     config = described("olmo-3", rope_parameters=OLMO_3["rope_parameters"] | {"full_attention": {"rope_type": "yarn"}})
     with pytest.raises(ConversionError) as caught:
-        hf_config.settings(config | {"attention_bias": True})
+        hf_config.backbone_settings(config | {"attention_bias": True})
     assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == ["rope_parameters", "attention_bias"]
 
 
@@ -181,5 +181,5 @@ def test_a_config_is_not_changed_by_being_read() -> None:
     """Protects the config.json that is exported: transformers' class writes into what it is given."""
     config = described("olmo-3", rope_scaling={"rope_type": "yarn", "factor": 3.0})
     before = repr(config)
-    hf_config.settings(config)
+    hf_config.backbone_settings(config)
     assert repr(config) == before

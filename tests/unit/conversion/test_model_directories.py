@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from checkpoints_convert import verify
 from checkpoints_convert.__main__ import main
 from tempo_megatron import cli, planning
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_files, source
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 from tests.models import write_model
 
 INDEX = "model.safetensors.index.json"
@@ -71,21 +71,21 @@ def test_an_index_decides_what_is_read(sharded: Path, tmp_path: Path) -> None:
 def test_tensors_that_could_be_read_from_two_files_are_refused(hf: Path) -> None:
     """Nobody could say which values count; each cause is one line, not one a tensor."""
     shutil.copy(hf / "model.safetensors", hf / "model-00001-of-00002.safetensors")
-    (line,) = source.problems(hf, "policy")
+    (line,) = source.source_problems(hf, "policy")
     assert "model.safetensors: model.embed_tokens.weight" in line and "model-00001-of-00002.safetensors too" in line
     names = load_file(hf / "model.safetensors")
     (hf / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
-    (line,) = source.problems(hf, "policy")
+    (line,) = source.source_problems(hf, "policy")
     assert line.endswith(f"model.safetensors stands beside what {INDEX} names; remove one of them")
     (hf / "model.safetensors").unlink()
-    assert source.problems(hf, "policy") == []
+    assert source.source_problems(hf, "policy") == []
 
 
 @pytest.mark.parametrize("text", ['{"weight_map": null}', '{"weight_map": {"a": 3}}', "[]", "{}", "{", POINTER])
 def test_an_index_that_assigns_nothing_is_one_line(text: str, sharded: Path) -> None:
     """It was a traceback; nor does each tensor make a line of its own."""
     (sharded / INDEX).write_text(text)
-    (line,) = source.problems(sharded, "policy")
+    (line,) = source.source_problems(sharded, "policy")
     assert line.startswith(f"{sharded / INDEX}: ")
 
 
@@ -95,7 +95,7 @@ def test_verify_does_not_share_a_fault_of_the_converters_reader(
     """A reader that gives zeros, and one that overlooks side files, made checkpoints that `verify` called equal."""
     (hf / "LICENSE").write_text("of this model")
     with monkeypatch.context() as patch:
-        patch.setattr(hf_files.Reader, "__call__", lambda self, name: torch.zeros(self.descriptions[name].shape))
+        patch.setattr(hf_files.HfReader, "__call__", lambda self, name: torch.zeros(self.descriptions[name].shape))
         patch.setattr(hf_files, "side_files", lambda directory: [directory / "config.json"])
         assert run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint") == 0
         differences = verify.differences(hf, tmp_path / "checkpoint", "policy")
@@ -159,7 +159,7 @@ def test_an_output_layer_that_repeats_the_embedding_it_is_tied_to_is_no_problem(
     tensors = load_file(hf / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, hf / "model.safetensors", {"format": "pt"})
-    assert source.problems(hf, "policy") == []
+    assert source.source_problems(hf, "policy") == []
 
 
 def test_side_files_travel_in_their_folders_and_without_permissions(hf: Path, tmp_path: Path) -> None:
@@ -198,11 +198,11 @@ def test_side_files_travel_in_their_folders_and_without_permissions(hf: Path, tm
 def test_a_file_that_is_not_there_is_refused_by_name(name: str, hf: Path) -> None:
     """Links of a hub cache whose blobs are gone, and clones without git-LFS."""
     (hf / name).write_text(POINTER)
-    (line,) = source.problems(hf, "policy")
+    (line,) = source.source_problems(hf, "policy")
     assert line.startswith(f"{hf / name}: a git-LFS pointer")
     (hf / name).unlink()
     (hf / name).symlink_to("../blobs/gone")
-    (line,) = source.problems(hf, "policy")
+    (line,) = source.source_problems(hf, "policy")
     assert line == f"{hf / name}: a link to ../blobs/gone, where nothing is"
 
 
@@ -212,7 +212,7 @@ def test_settings_that_no_model_can_have_are_listed_with_what_is_wrong_with_file
     """One list of all, with the file that has it; `inspect` shows each of them too."""
     edit(hf / "config.json", num_attention_heads=5, vocab_size=101.0)
     (hf / "merges.txt").write_text(POINTER)
-    lines = source.problems(hf, "policy")
+    lines = source.source_problems(hf, "policy")
     assert [line.removeprefix(f"{hf}/").split(":")[0] for line in lines] == ["config.json", "config.json", "merges.txt"]
     assert run("inspect", hf) == 0
     said = capsys.readouterr().out
@@ -229,14 +229,14 @@ def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path,
     rows = recipe.parent / "rows.jsonl"
     rows.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in (("a~b", "c"), ("d", "e~"))))
     model = [f"model.hf_path={copied_model}"]
-    assert problems(load(recipe, model)) == []
+    assert recipe_problems(load_config(recipe, model)) == []
     data = [f"data.labeled=[{{path: {rows}}}]", f"data.warm_start=[{{path: {rows}}}]"]
-    streams = [line for line in problems(load(recipe, [*model, *data])) if "past the model" in line]
+    streams = [line for line in recipe_problems(load_config(recipe, [*model, *data])) if "past the model" in line]
     assert [line.partition(": ")[0] for line in streams] == ["data.labeled", "data.warm_start", "data.warm_start"]
     assert all(line.endswith(f"have tokens past the model's {size}: {size} (~)") for line in streams)
     assert "answers of 1 prompts" in streams[2]
     edit(copied_model / "tokenizer_config.json", eos_token="~")
-    (line,) = problems(load(recipe, model))[:1]
+    (line,) = recipe_problems(load_config(recipe, model))[:1]
     assert line == f"model.hf_path: what ends a response is past the model's {size} tokens: {size} (~)"
 
 
@@ -261,8 +261,8 @@ def test_a_layout_that_cannot_be_is_one_line(
     _, line = capsys.readouterr().err.splitlines()
     sizes = "4 attention heads, 2 KV heads, 128 padded vocabulary entries"
     assert line.endswith(f"tensor_model_parallel_size: 3 does not divide the model's {sizes}")
-    config = load(recipe, ["parallel.tensor_model_parallel_size=3", f"model.hf_path={hf}"])
-    for lines in (planning.check(config, nodes=1, gpus_per_node=4), problems(config)):
+    config = load_config(recipe, ["parallel.tensor_model_parallel_size=3", f"model.hf_path={hf}"])
+    for lines in (planning.check_plan(config, nodes=1, gpus_per_node=4), recipe_problems(config)):
         assert sum(line.startswith("parallel.tensor_model_parallel_size: 3 does") for line in lines) == 1
         assert not [line for line in lines if line.startswith("generation.tensor_parallel_size")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.config import Config, DataChanged, SourceConfig
-from tempo_megatron.data.fingerprint import changes, keep_record, learned_questions, problems, read_record
+from tempo_megatron.data.fingerprint import changes, fingerprint_problems, keep_record, learned_questions, read_record
 
 ROWS = [{"prompt": f"question {number}", "answer": str(number)} for number in range(48)]
 
@@ -43,13 +43,13 @@ def test_changed_contents_are_refused_with_what_differs(
     rows: list[dict[str, str]], told: str, config: Config, tmp_path: Path
 ) -> None:
     """Rows that are gone, new, or answer the same question otherwise; and one remedy for all files."""
-    assert problems(config) == []
+    assert fingerprint_problems(config) == []
     write(tmp_path / "labeled.jsonl", rows)
-    line, remedy = problems(config)
+    line, remedy = fingerprint_problems(config)
     assert line.startswith(f"{tmp_path / 'labeled.jsonl'}: ") and told in line
     assert "data.changed=accept" in remedy and str(config.run_dir) in remedy
     config.data.changed = DataChanged.accept
-    assert problems(config) == []
+    assert fingerprint_problems(config) == []
 
 
 def test_accepted_contents_are_the_runs_own_from_then_on(config: Config, tmp_path: Path) -> None:
@@ -66,15 +66,18 @@ def test_bytes_that_are_no_rows_are_told_apart_too(config: Config, tmp_path: Pat
     """What cannot be read is refused elsewhere; here it only must not be taken for what it was."""
     path = tmp_path / "labeled.jsonl"
     path.write_bytes(b'\xff\xfe\n[1]\n{"messages": 3}\n{"prompt": null}\n\n')
-    assert "48 rows removed, 4 added" in problems(config)[0]
+    assert "48 rows removed, 4 added" in fingerprint_problems(config)[0]
     path.unlink()
-    assert problems(config) == []
+    assert fingerprint_problems(config) == []
 
 
 def test_a_new_run_and_one_without_files_keep_what_there_is(tmp_path: Path) -> None:
     """Tasks are drawn, not read."""
     config = Config(run_dir=str(tmp_path))
-    assert problems(config) == problems(Config()) == [] and learned_questions(config.run_dir) == frozenset()
+    assert (
+        fingerprint_problems(config) == fingerprint_problems(Config()) == []
+        and learned_questions(config.run_dir) == frozenset()
+    )
     config.data.labeled = [SourceConfig(task="spell_backward", size=3)]
     keep_record(config, [])
     record = read_record(config.run_dir)
@@ -90,4 +93,4 @@ def test_a_file_that_cannot_be_read_is_left_to_who_reads_its_rows(
         raise OSError(5, "Input/output error", str(path))
 
     monkeypatch.setattr("tempo_megatron.data.fingerprint._sha256", unreadable)
-    assert problems(config) == []
+    assert fingerprint_problems(config) == []

@@ -21,7 +21,7 @@ from tempo_megatron.data.prepare import catalog, command, files
 from tempo_megatron.data.prepare.question import hashed_order
 from tempo_megatron.data.sources import Row, read_rows
 from tempo_megatron.grading import labels
-from tempo_megatron.grading.pool import Outcome, Task
+from tempo_megatron.grading.pool import GradingTask, Outcome
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "data"
 
@@ -38,7 +38,7 @@ def labels_are_graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels, "_run", in_this_process)
 
 
-def in_this_process(tasks: Sequence[Task], config: GradingConfig) -> list[Outcome]:
+def in_this_process(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:
     """The outcomes of calling the scorers directly."""
     outcomes = []
     for task in tasks:

@@ -84,7 +84,7 @@ FILES = [(name, fixture) for name, fixture, *_ in CASES] + [
 ]
 
 
-def visible(source: catalog.Source, row: Row, part: str) -> tuple[Any, ...]:
+def visible(source: catalog.CatalogSource, row: Row, part: str) -> tuple[Any, ...]:
     """All of a question that a model, the order of questions or a seed may follow from; or why there is none."""
     try:
         question = source.question(row, part)

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 
 from tempo_megatron import cli
-from tempo_megatron.config import SourceConfig, load, to_yaml
-from tempo_megatron.data.reading import DataError, Place, listed
+from tempo_megatron.config import SourceConfig, load_config, to_yaml
+from tempo_megatron.data.reading import DataError, RowLocation, listed
 from tempo_megatron.data.sources import read_rows
 
 GOOD = b'{"prompt": "What is 1+1?", "answer": "2"}\n'
@@ -88,7 +88,10 @@ def test_all_that_is_wrong_is_listed_and_a_cause_that_many_rows_share_once(tmp_p
     schema, syntax, answer = problems_of(content, tmp_path)
     assert schema.startswith(", lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more: a row needs `prompt`")
     assert syntax.startswith(", line 13: not JSON") and answer == ", line 15: a labeled row needs `answer`"
-    assert listed([(Place("f", 2), "r"), (Place("f", 5), "r"), (Place("g"), "r")]) == ["f, lines 2 and 5: r", "g: r"]
+    assert listed([(RowLocation("f", 2), "r"), (RowLocation("f", 5), "r"), (RowLocation("g"), "r")]) == [
+        "f, lines 2 and 5: r",
+        "g: r",
+    ]
 
 
 LATIN = GOOD + b'{"prompt": "caf\xe9", "answer": "1"}\n'
@@ -103,7 +106,7 @@ def test_every_command_that_reads_data_names_file_and_row(
     good.write_bytes(GOOD)
     kept = tmp_path / "kept"
     kept.mkdir()
-    (kept / "config.yaml").write_text(to_yaml(load(recipe, [f"data.labeled=[{{path: {bad}}}]"])))
+    (kept / "config.yaml").write_text(to_yaml(load_config(recipe, [f"data.labeled=[{{path: {bad}}}]"])))
     commands = [
         ["replay", str(kept), f"run_dir={tmp_path / 'run'}"],
         ["train", str(recipe), f"data.unlabeled=[{{path: {bad}}}]"],

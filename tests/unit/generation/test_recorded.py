@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.launch.replay import of_run
 from tempo_megatron.run_dir.layout import open_run
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 
 
 class Engine:
@@ -43,14 +43,16 @@ REQUESTS = [Request((1, 2), 4, 8, 1.0, 1.0), Request((1, 2), 7, 8, 1.0, 1.0)]
 
 def test_a_replay_is_the_run_itself_on_what_it_kept(recipe: Path, tmp_path: Path) -> None:
     """In a directory of its own: in the run's it would go on where that one ended."""
-    kept = load(recipe, ["generation.keep_rollouts=true", "seed=7", "policy.clip_range_low=0.2"])
+    kept = load_config(recipe, ["generation.keep_rollouts=true", "seed=7", "policy.clip_range_low=0.2"])
     open_run(kept)
     run = Path(kept.run_dir)
     (run / "rollouts").mkdir()
     (run / "rollouts" / "one.safetensors").touch()
-    assert any("a replay needs a directory of its own" in line for line in problems(load(*of_run(run, []))))
-    again = load(*of_run(run, [f"run_dir={tmp_path / 'again'}", "policy.clip_range_low=0.3"]))
-    assert problems(again) == []
+    assert any(
+        "a replay needs a directory of its own" in line for line in recipe_problems(load_config(*of_run(run, [])))
+    )
+    again = load_config(*of_run(run, [f"run_dir={tmp_path / 'again'}", "policy.clip_range_low=0.3"]))
+    assert recipe_problems(again) == []
     kept.run_dir, kept.generation.replay, kept.policy.clip_range_low = again.run_dir, str(run / "rollouts"), 0.3
     assert again == kept
 

@@ -9,7 +9,7 @@ import pytest
 from tempo_megatron.config import ClusterBy, GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.grading import Grader, pool
-from tempo_megatron.grading.grader import problems, scorer
+from tempo_megatron.grading.grader import grading_problems, scorer
 from tests.clock import ProcessorTime
 
 MINE = "tests.fixtures.grading.scorers"
@@ -137,6 +137,6 @@ def test_unknown_graders_are_found_at_the_start() -> None:
 def test_settings_that_cannot_work_are_listed_at_once() -> None:
     """Each names its key; a judge without an address is one of them."""
     config = GradingConfig(cluster_by=ClusterBy.judge)
-    found = "\n".join(problems(config, {"exact": "data.jsonl, line 1", "maths": "data.jsonl, line 7"}))
+    found = "\n".join(grading_problems(config, {"exact": "data.jsonl, line 1", "maths": "data.jsonl, line 7"}))
     assert all(key in found for key in ("grading.judge_url", "grading.judge_model", "line 7: unknown"))
-    assert problems(GradingConfig(), {"exact": "", "free": ""}) == []
+    assert grading_problems(GradingConfig(), {"exact": "", "free": ""}) == []

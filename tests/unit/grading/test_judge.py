@@ -157,7 +157,7 @@ def test_a_proxy_that_cannot_be_used_is_a_problem_at_the_start(value: str, monke
     monkeypatch.setenv("ALL_PROXY", value)
     monkeypatch.setenv("no_proxy", "judge-node")
     config = settings("http://judge-node:8000/v1")
-    (problem,) = grader_module.problems(config, {"judge": "data.labeled"})
+    (problem,) = grader_module.grading_problems(config, {"judge": "data.labeled"})
     assert f"ALL_PROXY={value}" in problem and "\n" not in problem
     with Grader(decode, config) as grader, pytest.raises(GradingError, match="ALL_PROXY"):
         grader.grade([respond("Paris")], ANSWERS)
@@ -182,9 +182,9 @@ def test_a_judge_without_its_package_is_told_of_at_the_start(monkeypatch: pytest
     """The first judged response comes after minutes of loading and generating; who asks no judge needs no package."""
     monkeypatch.setattr(grader_module, "find_spec", lambda package: None)
     config, where = settings("http://127.0.0.1:9/v1"), "data.jsonl, line 2"
-    (found,) = grader_module.problems(config, {"judge": where})
+    (found,) = grader_module.grading_problems(config, {"judge": where})
     assert found == f"{where}: names the judge, and the package openai is not installed"
-    assert grader_module.problems(config, {"exact": where}) == []
+    assert grader_module.grading_problems(config, {"exact": where}) == []
 
 
 def test_a_reply_without_a_verdict_is_wrong_and_counted(serve: Serve) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tempo_megatron import cli
-from tempo_megatron.config import GradingConfig, SourceConfig, load
+from tempo_megatron.config import GradingConfig, SourceConfig, load_config
 from tempo_megatron.data.sources import answered_rows
 from tempo_megatron.grading import labels
 from tempo_megatron.grading.scorers import scorer
@@ -27,7 +27,7 @@ def file_of(path: Path, *rows: dict[str, Any]) -> SourceConfig:
 
 
 def problems(*sources: SourceConfig) -> list[str]:
-    return labels.problems(answered_rows(sources))
+    return labels.label_problems(answered_rows(sources))
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_label_whose_grading_does_not_end_is_named_in_time(tmp_path: Path) -> 
     hangs = {"prompt": "hangs", "answer": "word", "grader": f"{MINE}.never_checked"}
     source = file_of(tmp_path / "rows.jsonl", *rows, hangs)
     config = GradingConfig(time_limit_seconds=0.5, workers=1)
-    assert labels.problems(answered_rows([source]), config) == [
+    assert labels.label_problems(answered_rows([source]), config) == [
         f"{source.path}, line 4: grader {MINE}.never_checked: to grade the label against itself takes over 0.5 s"
     ]
 
@@ -192,18 +192,18 @@ def test_ranks_do_not_grade_again_what_the_command_has_graded(
 ) -> None:
     """Ranks that `tempo train` starts share the cores that it had; ranks of srun have nobody before them."""
     source = file_of(tmp_path / "rows.jsonl", {"prompt": "abc", "answer": "4"})
-    config = load(recipe, [f"data.held_out=[{{path: {source.path}}}]"])
+    config = load_config(recipe, [f"data.held_out=[{{path: {source.path}}}]"])
     graded: list[int] = []
-    monkeypatch.setattr(labels, "problems", lambda rows, config: graded.append(len(rows)) or [])
+    monkeypatch.setattr(labels, "label_problems", lambda rows, config: graded.append(len(rows)) or [])
     started: dict[str, str] = {}
     with monkeypatch.context() as patch:
         patch.setattr("signal.signal", lambda number, handler: None)
         patch.setattr("subprocess.Popen", lambda command, env: started.update(env) or Ended())
-        assert torchrun.launch(["train"], 2) == 0
+        assert torchrun.launch_ranks(["train"], 2) == 0
     for checked in (None, started["TEMPO_CHECKED"]):
         if checked:
             monkeypatch.setenv("TEMPO_CHECKED", checked)
-        assert recipe_validation.problems(config) == []
+        assert recipe_validation.recipe_problems(config) == []
     assert graded == [1]
 
 

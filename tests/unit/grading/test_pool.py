@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tempo_megatron.grading.errors import GradingError
-from tempo_megatron.grading.pool import Pool, Task
+from tempo_megatron.grading.pool import GradingTask, Pool
 
 MINE = "tests.fixtures.grading.scorers"
 GIB = 2**30
@@ -27,8 +27,8 @@ def pool() -> Iterator[Pool]:
     made.close()
 
 
-def task(name: str, text: str = "yes", limit: float = 60.0) -> Task:
-    return Task(f"{MINE}.{name}", "grade", (text, {"answer": "y"}), limit)
+def task(name: str, text: str = "yes", limit: float = 60.0) -> GradingTask:
+    return GradingTask(f"{MINE}.{name}", "grade", (text, {"answer": "y"}), limit)
 
 
 def workers(pool: Pool) -> list[int]:
@@ -135,11 +135,11 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_grader_that_workers_cannot_load_is_an_error_and_no_grade(pool: Pool) -> None:
     """Grading everything 0 for want of a module would look like a bad policy."""
     with pytest.raises(GradingError, match="no_such_package"):
-        pool.run([Task("no_such_package.scorer", "grade", ("", {}), 1.0)])
+        pool.run([GradingTask("no_such_package.scorer", "grade", ("", {}), 1.0)])
     assert workers(pool) == []
 
 
 def test_a_worker_without_the_memory_to_start_is_an_error_and_no_grade() -> None:
     """A memory limit below what the interpreter needs is a setting's mistake, not a wrong answer."""
     with pytest.raises(GradingError, match="load the grader 'math'"):
-        Pool(1, 1).run([Task("math", "extract", ("1",), 60.0)])
+        Pool(1, 1).run([GradingTask("math", "extract", ("1",), 60.0)])

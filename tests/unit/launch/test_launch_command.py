@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron import cli, planning
-from tempo_megatron.config import load
+from tempo_megatron.config import load_config
 from tempo_megatron.launch import command, job
-from tempo_megatron.launch.experiment import Task, tasks
+from tempo_megatron.launch.experiment import LaunchTask, tasks
 from tempo_megatron.run_dir.layout import as_saved
 
 
@@ -58,7 +58,7 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
         assert said.count(f"#SBATCH {line}") == 4
     assert said.count("#SBATCH --signal=USR1@600") == 1
-    model = load(recipe).model.hf_path
+    model = load_config(recipe).model.hf_path
     assert f"{model}:{model}" in said and f"{recipe.parent}:{recipe.parent}" in said
     assert "--container-image image.sqsh" in said and "exec python -m tempo_megatron.cli train" in said
     assert set(nemo_home.rglob("*.sh")) == before and not (nemo_home / "experiments" / recipe.stem).exists()
@@ -227,10 +227,13 @@ def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) ->
     """NeMo-Run's local executor goes on; an export of a run that failed would look like a success."""
     from tempo_megatron.launch.nemo import run_here
 
-    steps = [Task("train", f"touch {tmp_path}/trained; exit 3"), Task("export", f"touch {tmp_path}/exported")]
+    steps = [
+        LaunchTask("train", f"touch {tmp_path}/trained; exit 3"),
+        LaunchTask("export", f"touch {tmp_path}/exported"),
+    ]
     assert not run_here("failing", steps)
     assert (tmp_path / "trained").exists() and not (tmp_path / "exported").exists()
-    assert run_here("succeeding", [Task("train", "true"), steps[1]])
+    assert run_here("succeeding", [LaunchTask("train", "true"), steps[1]])
     assert (tmp_path / "exported").exists()
 
 
@@ -272,9 +275,9 @@ def test_a_run_that_has_a_checkpoint_is_planned_and_mounted_by_that(recipe: Path
     saved = recipe.parent / "run" / "checkpoints" / "iteration-000001"
     shutil.copytree(demo_model, saved / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
     (saved / "state.json").touch()
-    config = load(recipe, ["model.hf_path=/gone/model", "policy.checkpoint=/gone/start"])
+    config = load_config(recipe, ["model.hf_path=/gone/model", "policy.checkpoint=/gone/start"])
     described = as_saved(config)
-    assert planning.check(described, nodes=1) == [] and planning.checkpoint_gib(described, gpus=2) > 0
+    assert planning.check_plan(described, nodes=1) == [] and planning.checkpoint_gib(described, gpus=2) > 0
     assert cli.main(["plan", str(recipe), "model.hf_path=/gone/model"]) == 0
     new = {str(path) for path in command._directories(config, config)}
     resumed = {str(path) for path in command._directories(config, described)}

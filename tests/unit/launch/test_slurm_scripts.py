@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron import planning
-from tempo_megatron.config import PreflightConfig, load
+from tempo_megatron.config import PreflightConfig, load_config
 from tests.conftest import ROOT
 from tests.unit.launch.slurm_job import FINISHES, commands, requeues, submit
 
@@ -110,9 +110,9 @@ def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> N
         if found
     }
     for name in (f"{recipes}_math_rlvr", f"{recipes}_math"):
-        config = load(ROOT / "recipes" / f"{name}.yaml")
+        config = load_config(ROOT / "recipes" / f"{name}.yaml")
         assert asked["ntasks-per-node"] == asked["gpus-per-node"] == str(config.parallel.processes_per_node)
-        assert planning.check(config, nodes=int(asked["nodes"]), gpus_per_node=int(asked["gpus-per-node"])) == []
+        assert planning.check_plan(config, nodes=int(asked["nodes"]), gpus_per_node=int(asked["gpus-per-node"])) == []
 
 
 def test_a_container_sees_what_a_run_reads_and_writes(tmp_path: Path) -> None:
@@ -223,5 +223,5 @@ def test_recipes_read_the_directory_of_data(monkeypatch: pytest.MonkeyPatch) -> 
     """TEMPO_DATA of the scripts reaches every source."""
     monkeypatch.setenv("TEMPO_DATA", "/elsewhere")
     for recipe in ("qwen3_14b_math", "qwen3_14b_general"):
-        data = load(ROOT / "recipes" / f"{recipe}.yaml").data
+        data = load_config(ROOT / "recipes" / f"{recipe}.yaml").data
         assert all(source.path.startswith("/elsewhere/") for source in [*data.labeled, *data.unlabeled, *data.held_out])

@@ -11,16 +11,16 @@ import pytest
 from benchmarking.lengths import Lengths
 
 from tempo_megatron.cli import main
-from tempo_megatron.config import Config, load
+from tempo_megatron.config import Config, load_config
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.megatron import log_probs, weights
-from tempo_megatron.planning import activations, check, host, phases, shapes
+from tempo_megatron.planning import activations, check_plan, host, phases, shapes
 from tempo_megatron.planning.choose import ranked
-from tempo_megatron.planning.fit import problems
+from tempo_megatron.planning.fit import plan_problems
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import GIB, Model
 from tempo_megatron.planning.parameters import parameters
-from tempo_megatron.planning.phases import Run, total
+from tempo_megatron.planning.phases import PlannedRun, total
 from tempo_megatron.planning.schedule import Load, Schedule
 from tempo_megatron.training import residency
 
@@ -34,14 +34,14 @@ TWO_H200 = Machine(1, 2, 141.0, 256.0)
 def benchmark_model(role: Role, vocabulary: int, gpus: int = 1, **changed: object) -> Model:
     """The model of `tools/benchmark.py llama3-8b --layers 8`: one sequence of 8,192 a micro-batch, four of them."""
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in changed.items()]
-    config = load(None, ["generation.max_response_tokens=8192", *overrides])
-    settings = shapes.settings(shapes.config("llama3-8b", 8, vocabulary))
+    config = load_config(None, ["generation.max_response_tokens=8192", *overrides])
+    settings = shapes.backbone_shape(shapes.config("llama3-8b", 8, vocabulary))
     return Model(settings, role, config, Layout.of(config, gpus), 8192, 4)
 
 
-def recipe_run(name: str, *overrides: str, machine: Machine = NODE) -> Run:
-    config = load(ROOT / "recipes" / f"{name}.yaml", overrides)
-    return Run(shapes.of_model(config.model.hf_path), config, machine)
+def recipe_run(name: str, *overrides: str, machine: Machine = NODE) -> PlannedRun:
+    config = load_config(ROOT / "recipes" / f"{name}.yaml", overrides)
+    return PlannedRun(shapes.of_model(config.model.hf_path), config, machine)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def recipe_run(name: str, *overrides: str, machine: Machine = NODE) -> Run:
 )
 def test_parameters_are_as_many_as_published(shape: str, billion: float) -> None:
     """And those of all ranks together are those of one, but for norms and value head, which TP copies."""
-    settings = shapes.settings(shapes.config(shape, None, None))
+    settings = shapes.backbone_shape(shapes.config(shape, None, None))
     whole = parameters(settings, "policy", 1, 1, 0)
     assert whole.total == pytest.approx(billion * 1e9, rel=1e-3)
     spread: Counter[str] = Counter()
@@ -62,7 +62,7 @@ def test_parameters_are_as_many_as_published(shape: str, billion: float) -> None
 
 def test_a_tied_embedding_is_on_both_ends_of_a_pipeline_and_a_critics_on_the_first() -> None:
     """megatron-core copies it to the last stage; a critic has no use for it there."""
-    settings = shapes.settings(shapes.config("qwen3-1.7b", None, None))
+    settings = shapes.backbone_shape(shapes.config("qwen3-1.7b", None, None))
     held = [parameters(settings, "policy", 1, 2, stage).by_kind["embedding"] for stage in range(2)]
     assert held[0] == held[1] == settings.padded_vocab_size * settings.hidden_size
     assert parameters(settings, "critic", 1, 2, 1).by_kind["embedding"] == 0
@@ -138,8 +138,8 @@ def test_memory_of_each_phase_is_what_was_measured() -> None:
     overrides += (
         "critic.micro_batch_tokens=8192 generation.gpu_memory_utilization=0.8 generation.max_response_tokens=4096 "
     )
-    config = load(None, [*overrides.split(), "data.max_prompt_tokens=128"])
-    run = Run(shapes.settings(shapes.config("qwen3-1.7b", None, None)), config, Machine(1, 2, 80, 256))
+    config = load_config(None, [*overrides.split(), "data.max_prompt_tokens=128"])
+    run = PlannedRun(shapes.backbone_shape(shapes.config("qwen3-1.7b", None, None)), config, Machine(1, 2, 80, 256))
     logged = json.loads((RESULTS / "2026-11-25-gpu" / "iteration-1.7b.jsonl").read_text().splitlines()[0])
     planned = run.phases()
     for phase in ("generate", "sync", "e_step", "m_step"):
@@ -158,7 +158,7 @@ def test_seconds_of_a_step_are_about_what_was_measured(file: str, gpus: int, cha
     out: with one short sequence a micro-batch the host was the limit."""
     model = benchmark_model("policy", 32768, gpus, **changed)
     model.config.policy.mini_batches = 1
-    run = Run(model.settings, model.config, Machine(1, gpus, 80.0, 256.0))
+    run = PlannedRun(model.settings, model.config, Machine(1, gpus, 80.0, 256.0))
     seconds = Schedule(run, Load((8064,), prompt=128)).learning("policy", 4, model.config.policy)
     fp8 = changed.get("model__fp8", "none")
     assert seconds == pytest.approx(measured(file, f"policy step, fp8 {fp8}")["seconds"], rel=0.15)
@@ -183,7 +183,11 @@ def test_seconds_of_whole_iterations_are_about_what_was_measured(
     """In bf16 on two H200s: the whole within a fifth, generating within a tenth, training in all within a third."""
     found = json.loads((RESULTS / "2026-11-26-gpu" / f"{file}.json").read_text())["sections"]["iteration"]
     sizes = ("data.max_prompt_tokens=128", "generation.max_response_tokens=4096")
-    run = Run(shapes.settings(shapes.config(shape, None, None)), load(None, [*overrides.split(), *sizes]), TWO_H200)
+    run = PlannedRun(
+        shapes.backbone_shape(shapes.config(shape, None, None)),
+        load_config(None, [*overrides.split(), *sizes]),
+        TWO_H200,
+    )
     drawn = tuple(sorted(map(Lengths.parse(lengths).draw, range(512))))
     planned = Schedule(run, Load(drawn, prompt=128)).phases()
     training = {"e_step", "advantages", "m_step"}.intersection(planned)
@@ -212,20 +216,20 @@ def test_phases_have_the_same_workers_as_the_runs_own() -> None:
 def test_every_recipe_fits_one_node(recipe: Path, overlay: str) -> None:
     """Eight GPUs of 80 GB, which is what the Slurm scripts ask for unless told otherwise."""
     overlays = [str(ROOT / "recipes" / "parts" / "fp8.yaml")] if overlay == "fp8" else []
-    assert check(load(recipe, overlays), nodes=1) == []
+    assert check_plan(load_config(recipe, overlays), nodes=1) == []
 
 
 @pytest.mark.parametrize("way", sorted((ROOT / "recipes" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_method_s_own_settings_fit_one_node(way: Path) -> None:
     """TTRL holds a third model, the first policy."""
     for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math"):
-        assert check(recipe_run(name, str(way)).config, nodes=1) == []
+        assert check_plan(recipe_run(name, str(way)).config, nodes=1) == []
 
 
 @pytest.mark.parametrize("nodes", [2, 4, 64])
 def test_recipes_go_on_fitting_when_nodes_are_added(nodes: int) -> None:
     for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math"):
-        assert check(recipe_run(name).config, nodes=nodes) == []
+        assert check_plan(recipe_run(name).config, nodes=nodes) == []
 
 
 REFUSED: list[tuple[list[str], Machine, list[str]]] = [
@@ -242,7 +246,7 @@ REFUSED: list[tuple[list[str], Machine, list[str]]] = [
 def test_what_is_too_much_is_refused_with_every_reason(
     overrides: list[str], machine: Machine, reasons: list[str]
 ) -> None:
-    found = problems(recipe_run("qwen3_14b_math", *overrides, machine=machine))
+    found = plan_problems(recipe_run("qwen3_14b_math", *overrides, machine=machine))
     for reason in reasons:
         assert any(reason in line for line in found), (reason, found)
 
@@ -262,8 +266,8 @@ def test_an_asynchronous_saves_copies_are_counted(tensor: int, pipeline: int, no
     assert total(host.budgeted(made)) - total(host.budgeted(usual)) == copies // 8
 
     made.config.memory.host_gib = usual.config.memory.host_gib = total(host.budgeted(usual)) / GIB + 1
-    assert not any("host: a rank" in line for line in problems(usual))
-    assert any("host: a rank" in line and "asynchronous" in line for line in problems(made))
+    assert not any("host: a rank" in line for line in plan_problems(usual))
+    assert any("host: a rank" in line and "asynchronous" in line for line in plan_problems(made))
 
 
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +318,7 @@ def test_chosen_layouts_fit_and_more_nodes_are_faster() -> None:
     seconds = []
     for nodes in (1, 2, 4):
         choices = ranked(recipe_run("qwen3_14b_math", machine=Machine(nodes, 8, 80.0, 1536.0)), load_)
-        assert choices and all(not problems(choice.run) for choice in choices)
+        assert choices and all(not plan_problems(choice.run) for choice in choices)
         seconds.append(min(choice.seconds for choice in choices))
     assert seconds == sorted(seconds, reverse=True)
     assert ranked(recipe_run("qwen3_14b_math", machine=Machine(1, 8, 24.0, 1536.0)), load_) == []
@@ -348,6 +352,6 @@ def test_a_config_needs_no_model_directory() -> None:
     config.model.hf_path = "somewhere/Qwen3-14B-Base"
     config.parallel.tensor_model_parallel_size = 8
     config.parallel.sequence_parallel = True
-    assert check(config, nodes=1) == []
+    assert check_plan(config, nodes=1) == []
     config.model.hf_path = "somewhere/unheard-of"
-    assert "config.json" in check(config, nodes=1)[0]
+    assert "config.json" in check_plan(config, nodes=1)[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tempo_megatron.config import Config
-from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, Verdict
+from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, NodeVerdict
 from tempo_megatron.preflight.report import Report
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
@@ -33,7 +33,7 @@ def config() -> Config:
 
 
 def wrong(findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
-    return [(made.node, made.check, made.verdict.value) for made in findings if made.verdict is not Verdict.good]
+    return [(made.node, made.check, made.verdict.value) for made in findings if made.verdict is not NodeVerdict.good]
 
 
 def three(changes: Mapping[str, object]) -> Facts:
@@ -54,6 +54,6 @@ def free_port() -> int:
 
 
 def report(bad: dict[str, str], nodes: int = 4) -> Report:
-    findings = [Finding("gpus", node, Verdict.bad, why, "swap it") for node, why in bad.items()]
-    good = Finding("driver", "n0", Verdict.good, "580.82")
+    findings = [Finding("gpus", node, NodeVerdict.bad, why, "swap it") for node, why in bad.items()]
+    good = Finding("driver", "n0", NodeVerdict.good, "580.82")
     return Report({f"n{at}": 8 for at in range(nodes)}, [*findings, good], {}, 3.0)

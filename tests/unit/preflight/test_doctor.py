@@ -16,7 +16,7 @@ from tests.unit.preflight.doctor import GOOD, H100, config, gpus, three, wrong
 
 
 def found(facts: Facts, of: Config) -> list[Finding]:
-    return [*device_checks.check(facts, of), *node_checks.check(facts, of)]
+    return [*device_checks.check_devices(facts, of), *node_checks.check_node(facts, of)]
 
 
 def test_good_nodes_are_good_in_every_check() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tempo_megatron.megatron import topology
 from tempo_megatron.preflight import placement, reach
-from tempo_megatron.preflight.facts import Verdict
+from tempo_megatron.preflight.facts import NodeVerdict
 from tempo_megatron.preflight.reach import Listener
 from tests.unit.preflight.doctor import config, free_port, report, wrong
 
@@ -75,7 +75,7 @@ def test_a_host_that_resolves_to_itself_is_named() -> None:
     tried = {"n1": {"n2": refused, "n3": ""}, "n2": {"n1": refused, "n3": refused}, "n3": {"n1": "", "n2": refused}}
     findings = list(reach.findings(addresses, tried))
     assert wrong(findings) == [("n2", "address", "bad")]
-    (bad,) = [finding for finding in findings if finding.verdict is Verdict.bad]
+    (bad,) = [finding for finding in findings if finding.verdict is NodeVerdict.bad]
     assert "resolves to 127.0.1.1 on it" in bad.found and "n1 (Connection refused)" in bad.found
     assert "GLOO_SOCKET_IFNAME" in bad.remedy
 
@@ -85,17 +85,17 @@ def test_ranks_that_are_dealt_out_over_nodes_are_named() -> None:
     blocks = {rank: f"n{rank // 8}" for rank in range(16)}
     dealt = {rank: f"n{rank % 2}" for rank in range(16)}
     of = config()
-    assert not list(placement.check(blocks, of))
-    assert not list(placement.check({rank: node for rank, node in blocks.items() if rank not in (3, 8)}, of))
-    (finding,) = placement.check(dealt, of)
-    assert finding.verdict is Verdict.bad and "n0 has ranks 0, 2, 4, 6; n1 has ranks 1, 3, 5, 7" in finding.found
+    assert not list(placement.check_placement(blocks, of))
+    assert not list(placement.check_placement({rank: node for rank, node in blocks.items() if rank not in (3, 8)}, of))
+    (finding,) = placement.check_placement(dealt, of)
+    assert finding.verdict is NodeVerdict.bad and "n0 has ranks 0, 2, 4, 6; n1 has ranks 1, 3, 5, 7" in finding.found
     assert "--distribution=block" in finding.remedy
     of_dealt = report({})
     of_dealt.findings.append(finding)  # type: ignore[attr-defined]
     assert not of_dealt.others_may_do and not of_dealt.nodes_to_use(of)
     of.parallel.tensor_model_parallel_size = 1
-    (finding,) = placement.check(dealt, of)
-    assert finding.verdict is Verdict.warning
+    (finding,) = placement.check_placement(dealt, of)
+    assert finding.verdict is NodeVerdict.warning
 
 
 def test_a_rank_that_meets_nobody_gives_up_and_names_the_address(monkeypatch: pytest.MonkeyPatch) -> None:

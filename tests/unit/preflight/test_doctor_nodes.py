@@ -12,8 +12,8 @@ from tempo_megatron.preflight import bandwidth, meeting
 from tempo_megatron.preflight.bandwidth import Measured
 from tempo_megatron.preflight.command import before_training
 from tempo_megatron.preflight.conduct import absent, silent
-from tempo_megatron.preflight.facts import Verdict
-from tempo_megatron.preflight.meeting import Answers, Meeting, MeetingError, Place, connect
+from tempo_megatron.preflight.facts import NodeVerdict
+from tempo_megatron.preflight.meeting import Meeting, MeetingError, RankLocation, RankReplies, connect
 from tempo_megatron.validation import recipe
 from tests.clock import Clock
 from tests.unit.preflight.doctor import config, free_port, report, wrong
@@ -50,7 +50,7 @@ def test_a_node_that_is_slower_than_the_others_is_bad() -> None:
     assert wrong(bandwidth.across(pairs, 0.0, 0.7)) == [("n2", "all-reduce across", "bad")]
     assert wrong(bandwidth.across(pairs, 0.0, 0.6)) == []
     alone = [Measured((name,), 270.0 if name == "n1" else 400.0) for name in names[:3]]
-    (slow,) = [made for made in bandwidth.within(alone, 0.0, 0.7) if made.verdict is Verdict.bad]
+    (slow,) = [made for made in bandwidth.within(alone, 0.0, 0.7) if made.verdict is NodeVerdict.bad]
     assert slow.node == "n1" and "the nodes' median is 400" in slow.found
     assert wrong(bandwidth.within(alone[:2], 0.0, 0.7)) == []
     failed = [Measured(("n0",), 0.0, "no answer"), *alone[1:]]
@@ -73,7 +73,7 @@ def test_who_never_came_is_named() -> None:
     (numbered,) = absent(came, 6, [], limits)
     assert numbered.found.startswith("ranks 2, 3 never came") and "ranks beside them are on n1, n3" in numbered.found
     assert absent({0: "n1", 1: "n2"}, 2, ["n1", "n2", "n3"], limits) == []  # n3 has no rank of this run
-    (stuck,) = silent(Answers(given={0: {}, 1: None, 4: {}}, absent=[5]), came, 20)
+    (stuck,) = silent(RankReplies(given={0: {}, 1: None, 4: {}}, absent=[5]), came, 20)
     assert stuck.node == "n3" and "rank 5 came and did not describe the node within 20 s" in stuck.found
 
 
@@ -84,7 +84,7 @@ def test_ranks_may_come_late_as_long_as_it_is_not_long_after_most(monkeypatch: p
     others: dict[int, Meeting] = {}
 
     def meet(rank: int) -> Meeting:
-        return Meeting(Place(rank, 0, 3, "localhost", port, False, f"n{rank}"), {}, to_come, seconds=60)
+        return Meeting(RankLocation(rank, 0, 3, "localhost", port, False, f"n{rank}"), {}, to_come, seconds=60)
 
     class Arrivals(Clock):
         """Ranks come when it is their time."""
@@ -127,7 +127,9 @@ def test_the_table_lists_all_that_is_wrong() -> None:
 
 def test_a_first_rank_that_is_not_there_is_an_error_in_time() -> None:
     """Not a hang: the address and the reason are said."""
-    nobody = Place(rank=1, local_rank=0, world_size=2, host="localhost", port=9, launcher_serves=False, node="n2")
+    nobody = RankLocation(
+        rank=1, local_rank=0, world_size=2, host="localhost", port=9, launcher_serves=False, node="n2"
+    )
     said = r"rank 0 cannot be reached at localhost:9 within preflight.presence_seconds, 0\.2 s: .*refused"
     with pytest.raises(MeetingError, match=f"{said}; localhost is 127.0.0.1 here"):
         connect(nobody, 0.2)
@@ -153,7 +155,7 @@ def test_nodes_that_cannot_train_have_an_exit_code_of_their_own(
     place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(recipe, "problems", lambda config: [])
+    monkeypatch.setattr(recipe, "recipe_problems", lambda config: [])
     (tmp_path / "recipe.yaml").touch()
     for command in ("train", "doctor"):
         given = [command, str(tmp_path / "recipe.yaml"), "preflight.presence_seconds=1"]

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tempo_megatron import planning
-from tempo_megatron.config import BadNodes, Precision, load
+from tempo_megatron.config import BadNodes, Precision, load_config
 from tempo_megatron.preflight import room
 from tempo_megatron.preflight.command import examine
-from tempo_megatron.preflight.facts import Facts, Verdict
-from tempo_megatron.preflight.meeting import Answers, Place
+from tempo_megatron.preflight.facts import Facts, NodeVerdict
+from tempo_megatron.preflight.meeting import RankLocation, RankReplies
 from tempo_megatron.preflight.report import Report
 from tests.conftest import ROOT
 from tests.unit.preflight.doctor import GOOD, config, free_port, gpus, report, wrong
@@ -31,12 +31,12 @@ def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypat
     of.run_dir, of.model.hf_path, of.checkpoint.keep = str(tmp_path), "models/Qwen3-14B-Base", 2
     size = planning.checkpoint_gib(of, gpus=16)
     assert 350 < size < 400
-    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is NodeVerdict.good
     free = 1200.0
     short = room.disk(tmp_path, of, 16)
-    assert short.verdict is Verdict.bad and f"4 checkpoints take {4 * size:,.1f}, 0.0 of them there" in short.found
+    assert short.verdict is NodeVerdict.bad and f"4 checkpoints take {4 * size:,.1f}, 0.0 of them there" in short.found
     of.loop.iterations = 1  # of which two are made
-    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is NodeVerdict.good
     of.loop.iterations, of.checkpoint.keep_every = 100, 20
     assert f"9 checkpoints take {9 * size:,.1f}" in room.disk(tmp_path, of, 16).found  # five stay for good
     of.checkpoint.keep_every = 0
@@ -44,11 +44,11 @@ def test_the_disk_has_room_for_the_checkpoints_to_come(tmp_path: Path, monkeypat
     weights.parent.mkdir(parents=True)
     with weights.open("wb") as file:
         file.truncate(int(size * 2**30))  # a hole
-    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is NodeVerdict.good
     of.preflight.free_disk_gib = 100.0
-    assert room.disk(tmp_path, of, 16).verdict is Verdict.bad
+    assert room.disk(tmp_path, of, 16).verdict is NodeVerdict.bad
     of.model.hf_path, free = "models/not-known", 100.5
-    assert room.disk(tmp_path, of, 16).verdict is Verdict.good
+    assert room.disk(tmp_path, of, 16).verdict is NodeVerdict.good
 
 
 def test_checkpoints_that_vanish_as_they_are_counted_are_no_error(
@@ -75,16 +75,16 @@ def test_no_other_nodes_are_asked_for_what_none_has(tmp_path: Path) -> None:
     """A disk that is full is full on any nodes: the exit code is that of a recipe that is wrong."""
     of = config()
     of.model.precision, of.run_dir, of.preflight.free_disk_gib = Precision.fp32, str(tmp_path), 1e9
-    _, code = examine(of, Place(0, 0, 1, "localhost", free_port(), False, "n0"), measure=False)
+    _, code = examine(of, RankLocation(0, 0, 1, "localhost", free_port(), False, "n0"), measure=False)
     assert code == 2
 
 
 def test_a_recipe_that_cannot_fit_is_wrong_on_any_nodes() -> None:
     """`tempo plan`'s figures for the GPUs that are there, before models are built: no other nodes are asked for.
     What is not known, the model or the GPUs, is not judged."""
-    of = load(ROOT / "recipes" / "qwen3_14b_math.yaml")
+    of = load_config(ROOT / "recipes" / "qwen3_14b_math.yaml")
     facts = dict.fromkeys(("n1", "n2"), replace(GOOD, gpus=gpus(total_gib=39.6)))
-    assert [made.verdict for made in room.memory({"n1": GOOD}, of, 1)] == [Verdict.good]
+    assert [made.verdict for made in room.memory({"n1": GOOD}, of, 1)] == [NodeVerdict.good]
     small = list(room.memory(facts, of, 2))
     assert wrong(small) == [("", "memory", "bad")] * len(small) and "of a GPU's 39.6" in small[0].found
     assert not Report({}, small, {}, 1.0).others_may_do
@@ -99,7 +99,7 @@ class Attendance:
     is asked of them goes well."""
 
     def __init__(self, facts: Facts, nodes: int) -> None:
-        self.place = Place(0, 0, 8 * nodes, "localhost", 9, False, "n1")
+        self.place = RankLocation(0, 0, 8 * nodes, "localhost", 9, False, "n1")
         self._facts = facts
         self._came = {8 * int(node[1:]) - 8 + rank: node for node in facts for rank in range(8)}
 
@@ -109,13 +109,13 @@ class Attendance:
     def came(self) -> dict[int, str]:
         return self._came
 
-    def ask(self, name: str, ranks: Collection[int], seconds: float, arguments: object = None) -> Answers:
+    def ask(self, name: str, ranks: Collection[int], seconds: float, arguments: object = None) -> RankReplies:
         def said(rank: int) -> Any:
             facts = None if rank % 8 else asdict(self._facts[self._came[rank]])
             addresses = {"listen": ["127.0.0.1", 1], "reach": {}, "stop listening": None}
             return {"facts": facts, "clock": time.time(), "all-reduce": 100.0, **addresses}[name]
 
-        return Answers(given={rank: said(rank) for rank in ranks})
+        return RankReplies(given={rank: said(rank) for rank in ranks})
 
     def end(self, ranks: Collection[int], outcome: Any, seconds: float) -> None:
         pass
@@ -126,7 +126,7 @@ def examined(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Examines a run of 14B on so many nodes, of which those come whose facts are given; its report and exit code."""
 
     def examined(facts: Facts, nodes: int, *, bad_nodes: BadNodes, measure: bool) -> tuple[Report, int]:
-        of = load(ROOT / "recipes" / "qwen3_14b_math.yaml", [f"preflight.bad_nodes={bad_nodes.value}"])
+        of = load_config(ROOT / "recipes" / "qwen3_14b_math.yaml", [f"preflight.bad_nodes={bad_nodes.value}"])
         of.run_dir = ""
         meeting = Attendance(facts, nodes)
         monkeypatch.setattr("tempo_megatron.preflight.command.Meeting", lambda *_: meeting)

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from checkpoints_convert.__main__ import main
-from tempo_megatron.config import Config, ConfigError, CriticTraining, LearnsFrom, load
+from tempo_megatron.config import Config, ConfigError, CriticTraining, LearnsFrom, load_config
 from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.megatron.checkpointing import integrity
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 from tests.models import write_model
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -34,7 +34,7 @@ def row(model: str, domain: str, name: str) -> Config:
         way = str(RECIPES / "methods" / f"{OWN[name]}{size}.yaml")
     else:
         way = f"method={name}"
-    return load(RECIPES / f"{model}_{domain}{'_rlvr' if name == 'ppo' else ''}.yaml", [way])
+    return load_config(RECIPES / f"{model}_{domain}{'_rlvr' if name == 'ppo' else ''}.yaml", [way])
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_every_row_of_the_tables_can_start(
     monkeypatch.chdir(place)
     monkeypatch.setenv("TEMPO_CHECKED", "1")  # the invented labels: workers that grade them take a second to start
     config = row(model, domain, name)
-    assert problems(config) == ["model.precision: bf16 needs a GPU; this machine has none, use fp32"]
+    assert recipe_problems(config) == ["model.precision: bf16 needs a GPU; this machine has none, use fp32"]
     assert config.run_dir == f"runs/{model}_{domain}_{'rlvr' if name == 'ppo' else OWN.get(name, name)}"
 
 
@@ -232,7 +232,7 @@ def test_an_included_file_is_weaker_than_the_one_that_includes_it(tmp_path: Path
     (tmp_path / "parts" / "b.yaml").write_text("include: [a.yaml]\nloop: {iterations: 6}")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("include: [parts/b.yaml]\nrun_dir: runs/${method}\nseed: 3")
-    config = load(recipe, ["method=grpo"])
+    config = load_config(recipe, ["method=grpo"])
     assert (config.seed, config.loop.iterations, config.loop.e_steps) == (3, 6, 2)
     assert config.run_dir == "runs/grpo"
 
@@ -252,4 +252,4 @@ def test_a_wrong_include_is_named(text: str, message: str, tmp_path: Path) -> No
     (tmp_path / "bad.yaml").write_text("loop: {iteratons: 3}")
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load(tmp_path / "recipe.yaml")
+        load_config(tmp_path / "recipe.yaml")

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 
 from tempo_megatron.run_dir import lock
-from tempo_megatron.run_dir.lock import Occupancy, Occupant, Occupied
+from tempo_megatron.run_dir.lock import Occupant, RunDirectoryInUse, RunLock
 from tests.clock import Clock, UntilTouched
 
 TAKES = "import sys, time; from pathlib import Path; from tempo_megatron.run_dir.lock import Occupancy; "
@@ -33,18 +33,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time for the runs of this process, which touch nothing by themselves: one that gives way would end pytest."""
     made = Clock()
     monkeypatch.setattr(lock, "time", made)
-    monkeypatch.setattr(Occupancy, "_touch", lambda occupancy, number: None)
+    monkeypatch.setattr(RunLock, "_touch", lambda occupancy, number: None)
     return made
 
 
-def elsewhere(directory: Path) -> Occupancy:
+def elsewhere(directory: Path) -> RunLock:
     """Of a run on another machine, in a Slurm job."""
-    made = Occupancy(directory)
+    made = RunLock(directory)
     made._me = replace(Occupant.this_process(), host="node7", machine="another", job="123, restart 2")
     return made
 
 
-def takes_at_once(made: Occupancy, clock: Clock) -> bool:
+def takes_at_once(made: RunLock, clock: Clock) -> bool:
     """Whether it watches nothing first."""
     before = clock.now
     made.take()
@@ -68,19 +68,19 @@ def test_a_second_run_is_refused_and_told_who_works_there(clock: Clock, tmp_path
     first.take()
     clock.works(run / "running-1")
     told = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
-    with pytest.raises(Occupied, match=told):
-        Occupancy(run).take()
+    with pytest.raises(RunDirectoryInUse, match=told):
+        RunLock(run).take()
     first.leave()
     assert not list(run.iterdir())
-    assert takes_at_once(Occupancy(run), clock)
+    assert takes_at_once(RunLock(run), clock)
 
 
 def test_of_two_that_begin_together_the_one_that_is_ready_first_goes_on(clock: Clock, tmp_path: Path) -> None:
     """There was no mark when the second began."""
-    second, first = Occupancy(tmp_path), elsewhere(tmp_path)
+    second, first = RunLock(tmp_path), elsewhere(tmp_path)
     first.take()
     clock.works(tmp_path / "running-1")
-    with pytest.raises(Occupied):
+    with pytest.raises(RunDirectoryInUse):
         second.take()
 
 
@@ -89,7 +89,7 @@ def test_a_run_that_is_just_ending_is_waited_for(clock: Clock, tmp_path: Path, s
     """It saves after a signal, say, when it is started again."""
     elsewhere(tmp_path).take()
     clock.works(tmp_path / "running-1", until=seconds)
-    Occupancy(tmp_path).take()
+    RunLock(tmp_path).take()
     assert seconds < clock.now < seconds + 11
 
 
@@ -100,11 +100,11 @@ def test_a_live_process_of_this_machine_is_in_the_way_and_a_killed_one_is_not(
     monkeypatch.setattr(lock, "time", UntilTouched(tmp_path / "running-1"))
     monkeypatch.setattr(lock, "_PAUSE_SECONDS", 6.0)  # longer than a watch: the mark is touched in each
     monkeypatch.setattr(lock, "_WATCHES", 2)
-    with pytest.raises(Occupied, match=f"process {process.pid} on"):
-        Occupancy(tmp_path).take()
+    with pytest.raises(RunDirectoryInUse, match=f"process {process.pid} on"):
+        RunLock(tmp_path).take()
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert takes_at_once(Occupancy(tmp_path), clock)
+    assert takes_at_once(RunLock(tmp_path), clock)
 
 
 @pytest.mark.parametrize("skew", [-7200, 0, 7200])
@@ -112,7 +112,7 @@ def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(clock: Clock
     """Whatever the clocks of nodes and file system say, at once where the start took as long as the watch."""
     elsewhere(tmp_path).take()
     os.utime(tmp_path / "running-1", (time.time() + skew, time.time() + skew))
-    resumed = Occupancy(tmp_path)
+    resumed = RunLock(tmp_path)
     clock.sleep(6)
     assert takes_at_once(resumed, clock)
 
@@ -120,7 +120,7 @@ def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(clock: Clock
 def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(clock: Clock, tmp_path: Path) -> None:
     """A node may have known the time of the mark from before the last touch of a run that was killed."""
     elsewhere(tmp_path).take()
-    resumed = Occupancy(tmp_path)
+    resumed = RunLock(tmp_path)
     os.utime(tmp_path / "running-1", (1, 1))
     resumed.take()
     assert clock.now > 5
@@ -129,7 +129,7 @@ def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(clock: Cloc
 def test_a_copy_of_a_run_that_works_is_free(clock: Clock, tmp_path: Path, process: subprocess.Popen[str]) -> None:
     """Its mark names a live process of this machine, but nobody touches it."""
     copy = shutil.copytree(tmp_path, tmp_path / "copy")
-    Occupancy(copy).take()
+    RunLock(copy).take()
 
 
 @pytest.mark.parametrize("text", ["", '{"host": "node7"}'])
@@ -138,8 +138,8 @@ def test_a_mark_that_cannot_be_read_is_one_of_a_run_if_it_is_touched(clock: Cloc
     mark = tmp_path / "running-4"
     mark.write_text(text)
     clock.works(mark)
-    second = Occupancy(tmp_path)
-    with pytest.raises(Occupied, match=r"of unknown name; it has touched .*running-4"):
+    second = RunLock(tmp_path)
+    with pytest.raises(RunDirectoryInUse, match=r"of unknown name; it has touched .*running-4"):
         second.take()
     clock.touched.clear()
     second.take()
@@ -148,8 +148,8 @@ def test_a_mark_that_cannot_be_read_is_one_of_a_run_if_it_is_touched(clock: Cloc
 
 def test_a_run_that_failed_may_begin_again_in_its_process(clock: Clock, tmp_path: Path) -> None:
     """Its mark is its own."""
-    Occupancy(tmp_path).take()
-    assert takes_at_once(Occupancy(tmp_path), clock)
+    RunLock(tmp_path).take()
+    assert takes_at_once(RunLock(tmp_path), clock)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["empty", "killed run's"])
@@ -160,9 +160,9 @@ def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(t
         run.mkdir()
         if left:
             assert elsewhere(run)._claim()
-        several, together = [Occupancy(run) for _ in range(3)], threading.Barrier(3)
+        several, together = [RunLock(run) for _ in range(3)], threading.Barrier(3)
 
-        def claim(one: Occupancy, together: threading.Barrier = together) -> bool:
+        def claim(one: RunLock, together: threading.Barrier = together) -> bool:
             together.wait()
             return one._claim()
 
@@ -173,7 +173,7 @@ def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(t
 
 def test_one_that_looked_before_others_came_and_went_does_not_follow_them(tmp_path: Path) -> None:
     """Its number is free again, or was left behind."""
-    late, first = Occupancy(tmp_path), elsewhere(tmp_path)
+    late, first = RunLock(tmp_path), elsewhere(tmp_path)
     assert first._claim()
     second = elsewhere(tmp_path)
     assert second._claim()
@@ -189,7 +189,7 @@ def test_a_run_that_has_left_is_not_taken_over(tmp_path: Path, monkeypatch: pyte
     def slowly(directory: Path) -> object:
         monkeypatch.setattr(lock, "_newest", newest)
         one.leave()
-        assert Occupancy(tmp_path)._claim()
+        assert RunLock(tmp_path)._claim()
         return newest(directory)
 
     def gives_way(other: Occupant) -> None:
@@ -209,7 +209,7 @@ def test_a_mark_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkey
 
     monkeypatch.setattr(lock, "json", SimpleNamespace(dumps=full, load=json.load))
     with pytest.raises(OSError, match="No space"):
-        Occupancy(tmp_path).take()
+        RunLock(tmp_path).take()
     assert not list(tmp_path.iterdir())
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tempo_megatron.supervision.hangs import SILENCE_SECONDS, Beat, Hang, Hangs, State
+from tempo_megatron.supervision.hangs import SILENCE_SECONDS, Beat, Hang, Hangs, RankState
 
-WORKS = Beat(entered=5, ticks=7, state=State.works, patience=45.0, number=0)
-WAITS = replace(WORKS, state=State.waits)
-UNTIMED = replace(WORKS, state=State.untimed)
-ALONE = replace(WORKS, state=State.alone)
+WORKS = Beat(entered=5, ticks=7, state=RankState.works, patience=45.0, number=0)
+WAITS = replace(WORKS, state=RankState.waits)
+UNTIMED = replace(WORKS, state=RankState.untimed)
+ALONE = replace(WORKS, state=RankState.alone)
 
 
 def after(beats: Sequence[Beat], seconds: int, moving: Sequence[int] = (), gone: Sequence[int] = ()) -> Hang | None:
@@ -75,7 +75,7 @@ def test_a_rank_that_works_alone_is_found_while_others_move() -> None:
 def test_between_phases_nobody_counts() -> None:
     """What lies between two phases (a log is written, a model moves to host memory) has no limit but a phase's; who
     waits there for a rank that hangs in the phase is told from it."""
-    between = replace(WORKS, state=State.between)
+    between = replace(WORKS, state=RankState.between)
     assert after([between, WAITS], 3600) is None
     assert after([WORKS, WAITS], 46) is not None
 
@@ -97,7 +97,7 @@ def test_a_rank_that_is_behind_hangs_unless_it_moves() -> None:
     assert found and found.ranks == [1] and "a phase behind the others for 45 s" in found.why
     assert after([ahead, WORKS], 3600, moving=[1]) is None
     assert after([ahead, UNTIMED], 3600) is None
-    assert after([ahead, replace(WORKS, state=State.between)], 46) is not None
+    assert after([ahead, replace(WORKS, state=RankState.between)], 46) is not None
 
 
 def test_a_beat_arrives_as_it_was_sent() -> None:

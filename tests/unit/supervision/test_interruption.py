@@ -12,9 +12,9 @@ import pytest
 
 from tempo_megatron.config import Config
 from tempo_megatron.supervision import interruption
-from tempo_megatron.supervision.interruption import Interrupted, Interruption, listening
+from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest, listening
 from tempo_megatron.training import lifecycle, loop
-from tempo_megatron.training.lifecycle import Course
+from tempo_megatron.training.lifecycle import Lifecycle
 from tests.clock import Clock
 
 
@@ -46,12 +46,12 @@ def test_a_signal_to_one_rank_reaches_the_others_and_ends_nothing() -> None:
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGUSR1, signal.SIGTERM):
         store = Store()
-        before_it, other = Interruption(store), Interruption(store)
+        before_it, other = InterruptionRequest(store), InterruptionRequest(store)
         with listening():
             assert not before_it.asked()
             os.kill(os.getpid(), number)
-            assert before_it.asked() and Interruption().asked()
-        assert not Interruption().asked()
+            assert before_it.asked() and InterruptionRequest().asked()
+        assert not InterruptionRequest().asked()
         assert other.asked() and store["tempo/interrupted"].decode() == number.name
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -68,7 +68,7 @@ def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytes
             self.save_interrupted = said.append
 
     def start(run: Building) -> None:
-        raise Interrupted(Interruption().agreed())
+        raise Interrupted(InterruptionRequest().agreed())
 
     monkeypatch.setattr(loop, "Run", Building)
     monkeypatch.setattr(loop, "start", start)
@@ -77,7 +77,7 @@ def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytes
 
 def test_the_deadline_leaves_room_for_a_save(clock: Clock) -> None:
     """Twice the last save and a minute, and the longest stretch in which a run cannot be saved."""
-    soon = Interruption(deadline=2000)
+    soon = InterruptionRequest(deadline=2000)
     assert not soon.asked()
     soon.allow(save_seconds=30, stretch_seconds=70)
     assert soon.lead_seconds == 190 and not soon.asked()
@@ -91,14 +91,14 @@ def test_the_deadline_leaves_room_for_a_save(clock: Clock) -> None:
 
 def test_before_a_save_was_measured_the_deadline_leaves_as_much_as_slurms_warning(clock: Clock) -> None:
     """A stage's first save may come just then, and a minute is too little for a large model; a short job keeps half."""
-    assert Interruption(deadline=5000).lead_seconds == 600
-    assert Interruption(deadline=200).lead_seconds == 100
-    assert Interruption(deadline=10).lead_seconds == 60
+    assert InterruptionRequest(deadline=5000).lead_seconds == 600
+    assert InterruptionRequest(deadline=200).lead_seconds == 100
+    assert InterruptionRequest(deadline=10).lead_seconds == 60
 
 
 def test_a_stretch_longer_than_the_job_leaves_it_half(clock: Clock) -> None:
     """One that a stall made long: a lead of more than the job would have it requeued for ever without progress."""
-    job = Interruption(deadline=4 * 3600)
+    job = InterruptionRequest(deadline=4 * 3600)
     job.allow(save_seconds=60, stretch_seconds=6 * 3600)
     assert job.lead_seconds == 7200 and not job.asked()
 
@@ -108,8 +108,8 @@ def test_grading_counts_as_a_stretch_that_cannot_be_interrupted_and_generation_d
     saver: Any = SimpleNamespace(seconds=0.0)
     generator: Any = SimpleNamespace(ended=0.0, stop_when=lambda asked: None)
     models: Any = None
-    job = Interruption(deadline=1e6)
-    made = Course(saver, models, job, lambda: {"iteration": 1}, contextlib.nullcontext)
+    job = InterruptionRequest(deadline=1e6)
+    made = Lifecycle(saver, models, job, lambda: {"iteration": 1}, contextlib.nullcontext)
     made.begin()
     with made.may_be_interrupted(generator):
         clock.sleep(1000)

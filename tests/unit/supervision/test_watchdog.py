@@ -12,7 +12,7 @@ import pytest
 from tempo_megatron.config import FaultsConfig
 from tempo_megatron.supervision import watchdog
 from tempo_megatron.supervision.watchdog import Watchdog
-from tempo_megatron.utils.heartbeat import Pace, Place, at
+from tempo_megatron.utils.heartbeat import Pace, PhaseProgress, expect_pace
 from tests.unit.supervision.test_interruption import Store
 
 
@@ -41,12 +41,12 @@ def nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watchdog.collectives, "under_way", lambda: False)
 
 
-def at_place(entered: int, phase: str, seconds: float = 50.0, ticks: int = 0) -> Place:
-    return Place(entered, phase, seconds, False, ticks)
+def at_place(entered: int, phase: str, seconds: float = 50.0, ticks: int = 0) -> PhaseProgress:
+    return PhaseProgress(entered, phase, seconds, False, ticks)
 
 
 def made(
-    rank: int, place: Callable[[], Place], directory: Path, store: Shared, monkeypatch: pytest.MonkeyPatch
+    rank: int, place: Callable[[], PhaseProgress], directory: Path, store: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> Watchdog:
     def end(code: int) -> None:
         raise Ended(code)
@@ -122,13 +122,13 @@ def test_ranks_that_go_on_in_step_are_left_alone(
     """An hour's generation is no hang as long as one rank moves on, nor a write as long as it says that it cannot."""
     store = Shared()
 
-    def moving() -> Place:
+    def moving() -> PhaseProgress:
         return at_place(9, "generate", 3000.0, ticks=int(min(clock[0], 1000)))
 
     ranks = [made(0, lambda: at_place(9, "generate", 3000.0), tmp_path, store, monkeypatch)]
     ranks += [made(1, moving, tmp_path, store, monkeypatch)]
     look_until(1000, clock, *ranks)
-    with at(Pace.untimed):
+    with expect_pace(Pace.untimed):
         look_until(2000, clock, *ranks)
     assert "tempo/hung" not in store
 
@@ -140,7 +140,7 @@ def test_a_job_that_was_stopped_and_goes_on_is_left_alone(
     taken longer than its limit."""
     store = Shared()
 
-    def here() -> Place:
+    def here() -> PhaseProgress:
         return at_place(9, "m_step", clock[0])
 
     ranks = [made(rank, here, tmp_path, store, monkeypatch) for rank in (0, 1)]
@@ -181,7 +181,7 @@ def test_a_look_that_fails_is_not_the_last(
     """Whatever fails in it, what hangs afterwards is found; it is said once."""
     ended, looks = threading.Event(), itertools.count()
 
-    def place() -> Place:
+    def place() -> PhaseProgress:
         if next(looks) < 3:
             raise OSError(28, "No space left")
         return at_place(7, "m_step", 3700.0)

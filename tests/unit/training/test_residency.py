@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.training.residency import _WORKERS, Turns
+from tempo_megatron.training.residency import _WORKERS, DeviceResidency
 from tempo_megatron.utils.heartbeat import tick
 
 ROOT = Path(__file__).parents[3]
@@ -32,14 +32,14 @@ class FakeModel:
         return bool(freed)
 
 
-def turns() -> tuple[Turns, list[str]]:
+def turns() -> tuple[DeviceResidency, list[str]]:
     asleep: list[str] = []
     models: Any = {name: FakeModel() for name in ("policy", "critic", "reference")}
-    made = Turns(torch.device("cpu"), models, SimpleNamespace(sleep=lambda: asleep.append("asleep")))
+    made = DeviceResidency(torch.device("cpu"), models, SimpleNamespace(sleep=lambda: asleep.append("asleep")))
     return made, asleep
 
 
-def on_device(made: Turns) -> dict[str, set[Kind]]:
+def on_device(made: DeviceResidency) -> dict[str, set[Kind]]:
     models: Any = made.models
     return {name: model.on_device for name, model in models.items() if model.on_device}
 

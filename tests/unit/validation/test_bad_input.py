@@ -10,11 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from tempo_megatron import cli
-from tempo_megatron.config import Config, Overlong, SourceConfig, load
+from tempo_megatron.config import Config, Overlong, SourceConfig, load_config
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import read_rows, to_prompts
 from tempo_megatron.run_dir.layout import open_run
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 
 
 def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
@@ -71,7 +71,7 @@ def test_the_other_apex_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
     assert "apex: the package installed under this name is not NVIDIA's" in refused(recipe, capsys)
     (tmp_path / "apex" / "multi_tensor_apply").mkdir()
-    assert "apex:" not in "\n".join(problems(load(recipe)))
+    assert "apex:" not in "\n".join(recipe_problems(load_config(recipe)))
 
 
 def test_all_problems_are_listed_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,25 +121,28 @@ def test_a_bad_row_is_named_with_file_and_line(
 
 def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Resuming must not mix two experiments; what changes no result may change. It is said what to do."""
-    open_run(load(recipe))
+    open_run(load_config(recipe))
     before = (recipe.parent / "run" / "config.yaml").read_text()
     assert cli.main(["train", str(recipe), "policy.clip_range_high=0.3", "seed=5"]) == 2
     said = capsys.readouterr().err
     assert "policy.clip_range_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
     assert said.count("set these back") == 1 and "name another run_dir" in said
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
-    assert problems(load(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
+    assert recipe_problems(load_config(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
 
 
 def test_a_run_resumes_under_a_version_that_has_more_settings(recipe: Path) -> None:
     """What was no setting yet had its default, which a run that goes on must keep."""
-    open_run(load(recipe))
+    open_run(load_config(recipe))
     path = recipe.parent / "run" / "config.yaml"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if "importance_cap" not in line))
     assert len(path.read_text().splitlines()) == len(lines) - 1
-    assert problems(load(recipe)) == []
-    assert "policy.importance_cap was 0.0, is 2.0" in problems(load(recipe, ["policy.importance_cap=2.0"]))[0]
+    assert recipe_problems(load_config(recipe)) == []
+    assert (
+        "policy.importance_cap was 0.0, is 2.0"
+        in recipe_problems(load_config(recipe, ["policy.importance_cap=2.0"]))[0]
+    )
 
 
 def test_a_run_resumes_with_less_memory_another_judge_and_a_model_that_was_moved(
@@ -147,16 +150,20 @@ def test_a_run_resumes_with_less_memory_another_judge_and_a_model_that_was_moved
 ) -> None:
     """On fewer nodes a run may have to recompute more, and a judge's job lands where it lands. The model's directory is
     compared by its path until there is a checkpoint, which holds the weights; then by the model that it describes."""
-    open_run(load(recipe))
-    assert problems(load(recipe, ["model.recompute=full", "grading.judge_url=http://other:8000/v1"])) == []
+    open_run(load_config(recipe))
+    assert (
+        recipe_problems(load_config(recipe, ["model.recompute=full", "grading.judge_url=http://other:8000/v1"])) == []
+    )
     moved = f"model.hf_path={shutil.copytree(demo_model, tmp_path / 'moved')}"
-    assert [line for line in problems(load(recipe, [moved])) if f"model.hf_path was {demo_model}, is" in line]
+    assert [
+        line for line in recipe_problems(load_config(recipe, [moved])) if f"model.hf_path was {demo_model}, is" in line
+    ]
 
     beside = shutil.copytree(demo_model, tmp_path / "run" / "checkpoints" / "iteration-000002" / "huggingface")
-    assert problems(load(recipe, [moved])) == []
+    assert recipe_problems(load_config(recipe, [moved])) == []
     described = json.loads((beside / "config.json").read_text())
     (beside / "config.json").write_text(json.dumps(described | {"rope_theta": 5e5, "rope_parameters": None}))
-    (line,) = problems(load(recipe, [moved]))
+    (line,) = recipe_problems(load_config(recipe, [moved]))
     assert "moved is another model than that of run_dir" in line and "attention differ" in line
 
 

@@ -17,7 +17,7 @@ from tempo_megatron.config import (
     OptimizerConfig,
     PolicyConfig,
     ScheduleUnit,
-    load,
+    load_config,
 )
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
@@ -25,7 +25,7 @@ from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.megatron.learning_rate import by_optimizer_steps, learning_rate
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.generate import generate
-from tempo_megatron.validation.recipe import problems
+from tempo_megatron.validation.recipe import recipe_problems
 
 
 def test_the_step_size_warms_up_and_decays_to_its_minimum() -> None:
@@ -211,7 +211,7 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
 def test_settings_that_do_not_go_together_are_named(overrides: list[str], message: str, recipe: Path) -> None:
     """At start, not after hours."""
     try:
-        found = problems(load(recipe, overrides))
+        found = recipe_problems(load_config(recipe, overrides))
     except ValueError as error:
         found = [str(error)]
     assert any(message in line for line in found), found
@@ -232,17 +232,20 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], messag
 def test_settings_that_can_learn_are_not_refused(overrides: list[str], recipe: Path) -> None:
     """TEMPO on labeled rows is rewarded by their correctness, so that its critic may learn returns; PPO's reward is
     right whatever its baseline is."""
-    assert problems(load(recipe, overrides)) == []
+    assert recipe_problems(load_config(recipe, overrides)) == []
 
 
 def test_mini_batches_are_held_against_the_rollouts_that_are_cut(recipe: Path) -> None:
     """Those of a model or stage that is not used do not matter."""
-    assert problems(load(recipe, ["method=grpo", "loop.unlabeled_prompts=1", "critic.mini_batches=999"])) == []
-    (found,) = problems(load(recipe, ["method=ppo", "loop.labeled_prompts=1", "policy.mini_batches=5"]))
+    assert (
+        recipe_problems(load_config(recipe, ["method=grpo", "loop.unlabeled_prompts=1", "critic.mini_batches=999"]))
+        == []
+    )
+    (found,) = recipe_problems(load_config(recipe, ["method=ppo", "loop.labeled_prompts=1", "policy.mini_batches=5"]))
     assert found == "policy.mini_batches: 5 is more than the rollouts of loop.labeled_prompts"
 
 
 def test_a_method_asks_only_for_the_data_that_it_uses(recipe: Path) -> None:
     """TTRL has no labeled questions, PPO no unlabeled ones."""
-    assert problems(load(recipe, ["method=ttrl", "data.labeled=[]"])) == []
-    assert problems(load(recipe, ["method=ppo", "data.unlabeled=[]"])) == []
+    assert recipe_problems(load_config(recipe, ["method=ttrl", "data.labeled=[]"])) == []
+    assert recipe_problems(load_config(recipe, ["method=ppo", "data.unlabeled=[]"])) == []
