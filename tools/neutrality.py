@@ -60,18 +60,12 @@ def train(directory: Path, overrides: list[str]) -> None:
 
 
 def metrics_of(run: Path, renamed: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl without timings and memory; `renamed` replaces parts of keys."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {_renamed(key, renamed): value for key, value in line.items() if not key.startswith(UNREPEATABLE)}
-        for line in lines
-    ]
-
-
-def _renamed(key: str, renamed: Mapping[str, str]) -> str:
+    """The lines of a run's metrics.jsonl without timings and memory. `renamed` replaces words in keys and in text."""
+    text = (run / "metrics.jsonl").read_text()
     for old, new in renamed.items():
-        key = key.replace(old, new)
-    return key
+        text = text.replace(old, new)
+    lines = [json.loads(line) for line in text.splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith(UNREPEATABLE)} for line in lines]
 
 
 def digest_of_metrics(lines: list[dict[str, Any]]) -> str:
@@ -109,7 +103,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings besides those of the three runs")
     parser.add_argument("--against", type=Path, help="the other checkout's directory")
     parser.add_argument(
-        "--renamed", nargs="*", default=[], metavar="old=new", help="parts of metric names of the other checkout"
+        "--renamed", nargs="*", default=[], metavar="old=new", help="words in metrics of the other checkout"
     )
     arguments = parser.parse_args()
     if not arguments.against:
