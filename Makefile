@@ -32,8 +32,8 @@ lint: setup
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
-	$(RUN) python tools/check_names.py tempo_megatron checkpoints_convert tools tests recipes docs
-	$(RUN) python tools/check_sizes.py tempo_megatron checkpoints_convert tools tests recipes
+	$(RUN) python tools/check_names.py tempo_megatron checkpoints_convert tools tests
+	$(RUN) python tools/check_sizes.py tempo_megatron checkpoints_convert tools tests
 
 test: setup
 	@echo "== tests"
@@ -42,4 +42,4 @@ test: setup
 docs: $(filter .tools/%,$(UV))
 	@echo "== building the documentation into site/"
 	@# An environment of its own, a few megabytes: the site is built from source text and needs neither torch nor vLLM.
-	$(UV) run --frozen --isolated --only-group docs mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(UV) run --frozen --isolated --only-group docs mkdocs build --strict
