@@ -8,7 +8,7 @@ RUN := $(UV) run --frozen --no-sync
 NVIDIA := $(CURDIR)/.venv/lib/python3.12/site-packages/nvidia
 HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint docs
 .DEFAULT_GOAL := setup
 
 .tools/bin/uv:
@@ -27,12 +27,19 @@ demo: setup
 	$(RUN) tempo train recipes/demo.yaml
 
 lint: setup
-	@echo "== ruff, mypy, import contracts"
+	@echo "== ruff, mypy, import contracts, names, sizes"
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+	$(RUN) python tools/check_names.py tempo_megatron checkpoints_convert tools tests
+	$(RUN) python tools/check_sizes.py tempo_megatron checkpoints_convert tools tests
 
 test: setup
 	@echo "== tests"
 	OMP_NUM_THREADS=1 $(RUN) pytest
+
+docs: $(filter .tools/%,$(UV))
+	@echo "== building the documentation into site/"
+	@# An environment of its own, a few megabytes: the site is built from source text and needs neither torch nor vLLM.
+	NO_MKDOCS_2_WARNING=1 $(UV) run --frozen --isolated --only-group docs mkdocs build --strict

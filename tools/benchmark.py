@@ -1,4 +1,4 @@
-"""Speed and memory of every part of a run, beside the raw engines it stands on: a table, and JSON with --json.
+"""Measures speed and memory of every part of a run against raw Megatron and raw vLLM: a table, and JSON with --json.
 
 usage: python tools/benchmark.py SHAPE [--gpus N] [--layers N] [--sections train,packed,...] [key=value ...]
 

@@ -1,1 +1,1 @@
-"""What tools/benchmark.py measures, and how."""
+"""The sections of tools/benchmark.py: what each measures, and how."""

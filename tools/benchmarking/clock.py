@@ -1,4 +1,4 @@
-"""Time and memory of what runs on all ranks at once."""
+"""Measures time and memory of work that runs on all ranks at once."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ import torch
 import torch.distributed as dist
 
 _PEAKS = {"H100": 989e12, "H200": 989e12}
-"""dense FLOP/s of the bf16 tensor cores (SXM), NVIDIA's data sheets; those of FP8 are twice as many"""
+"""Dense FLOP/s of the bf16 tensor cores (SXM) in NVIDIA's data sheets; FP8 has twice as many."""
 
 
 def now() -> float:
-    """Seconds, once all that this rank has asked of its device is done."""
+    """Seconds on a monotonic clock, after this rank's device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def slowest(seconds: float) -> float:
-    """The longest time of any rank. Collective."""
+    """The largest value of any rank. Collective."""
     if dist.get_world_size() == 1:
         return seconds
-    every = [0.0] * dist.get_world_size()
-    dist.all_gather_object(every, seconds)
-    return max(every)
+    seconds_by_rank = [0.0] * dist.get_world_size()
+    dist.all_gather_object(seconds_by_rank, seconds)
+    return max(seconds_by_rank)
 
 
 def timed(work: Callable[[], Any]) -> float:
-    """Seconds from when the last rank is ready to when the last one is done. Collective."""
+    """Seconds from when the last rank is ready until the last one has finished. Collective."""
     dist.barrier()
-    begun = now()
+    start = now()
     work()
-    return slowest(now() - begun)
+    return slowest(now() - start)
 
 
 def repeated(work: Callable[[], Any], steps: int, warm_up: int = 2) -> list[float]:
-    """Seconds of each of `steps` runs of `work`, after `warm_up` that are not counted. Collective."""
+    """Seconds of each of `steps` runs of `work`, after `warm_up` untimed runs. Collective."""
     for _ in range(warm_up):
         work()
     return [timed(work) for _ in range(steps)]
@@ -58,14 +58,14 @@ def reset_peak() -> None:
 
 
 def peak_gib() -> float | None:
-    """The most that torch's tensors took on any rank since `reset_peak`; None on CPUs. Collective."""
+    """Peak GiB of torch's tensors on any rank since `reset_peak`; None on CPUs. Collective."""
     if not torch.cuda.is_available():
         return None
     return round(slowest(torch.cuda.max_memory_allocated() / 2**30), 2)
 
 
 def grown_gib(work: Callable[[], Any]) -> float | None:
-    """The most that torch's tensors took beyond what was there before, on any rank; None on CPUs. Collective."""
+    """Peak GiB that `work` adds to torch's tensors, on any rank; None on CPUs. Collective."""
     reset_peak()
     before = torch.cuda.memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
     work()
@@ -74,7 +74,7 @@ def grown_gib(work: Callable[[], Any]) -> float | None:
 
 
 def device_peak(fp8: bool) -> float | None:
-    """FLOP/s that the device is sold with, where it is known."""
+    """FLOP/s of the device's data sheet; None for a device without an entry."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
@@ -83,25 +83,27 @@ def device_peak(fp8: bool) -> float | None:
 
 @dataclass
 class Stopwatch:
-    """Seconds spent in methods of objects, by name. `idle` is read before and after each call: what it grew by is time
-    that the method spent on something else."""
+    """Adds up the seconds spent in methods of objects, by name.
+
+    `idle` returns seconds that the method spends on something else; its growth during a call is subtracted.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def watching(
-        self, watched: object, method: str, name: str, idle: Callable[[], float] = lambda: 0.0
+        self, owner: object, method: str, name: str, idle: Callable[[], float] = lambda: 0.0
     ) -> Iterator[None]:
-        called = getattr(watched, method)
+        original = getattr(owner, method)
 
-        def call(*given: Any, **named: Any) -> Any:
-            begun, idled = now(), idle()
-            result = called(*given, **named)
-            self.seconds[name] = self.seconds.get(name, 0.0) + now() - begun - (idle() - idled)
+        def timed_call(*args: Any, **kwargs: Any) -> Any:
+            start, idle_at_start = now(), idle()
+            result = original(*args, **kwargs)
+            self.seconds[name] = self.seconds.get(name, 0.0) + now() - start - (idle() - idle_at_start)
             return result
 
-        setattr(watched, method, call)
+        setattr(owner, method, timed_call)
         try:
             yield
         finally:
-            delattr(watched, method)  # the class's own is seen again
+            delattr(owner, method)  # the class's method is visible again

@@ -1,4 +1,4 @@
-"""The command: what is asked for, the ranks that do it, the sections one after the other."""
+"""The command line of the benchmark: reads options, starts the ranks, and measures one section after the other."""
 
 from __future__ import annotations
 
@@ -60,14 +60,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Sections: " + ", ".join(SECTIONS) + ". Sizes are smaller without a GPU.",
     )
     parser.add_argument("shape", choices=shapes.SHAPES)
-    parser.add_argument("--sections", default=",".join(_TRAINING), help="with commas, or `all`")
-    parser.add_argument("--gpus", type=int, default=1, help="ranks to start; none are where torchrun has started them")
+    parser.add_argument("--sections", default=",".join(_TRAINING), help="separated by commas, or `all`")
+    parser.add_argument("--gpus", type=int, default=1, help="ranks to start; ignored under torchrun")
     parser.add_argument("--layers", type=int, help="instead of the shape's")
     parser.add_argument("--vocabulary", type=int, help="instead of the shape's")
     for short, name in (("tp", "tensor"), ("pp", "pipeline"), ("cp", "context")):
         parser.add_argument(f"--{short}", type=int, default=1, help=f"{name} parallel size")
-    parser.add_argument("--fp8", default="none", help="recipes, with commas; rollout and later sections take the last")
-    parser.add_argument("--method", default="tempo", help="of the iteration")
+    parser.add_argument(
+        "--fp8", default="none", help="FP8 recipes, separated by commas; rollout and later sections use the last"
+    )
+    parser.add_argument("--method", default="tempo", help="method of the iteration")
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--steps", type=int, default=3, help="timed repetitions of each measurement")
     parser.add_argument("--sequence", type=int, help="tokens of a sequence of equal length")
@@ -82,161 +84,169 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tail-live", help="numbers of live sequences in the section tail, with commas")
     parser.add_argument("--tail-context", type=int, help="tokens that each of them has before it")
     parser.add_argument("--tail-steps", type=int, help="steps that are timed, three times as many are made")
-    parser.add_argument("--directory", type=Path, default=Path("/tmp/tempo-benchmark"), help="is emptied first")
-    parser.add_argument("--json", type=Path, help="file for the figures, the command and the versions")
-    parser.add_argument("--commit", help="for the record, where git does not know it")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("/tmp/tempo-benchmark"), help="working directory; it is emptied first"
+    )
+    parser.add_argument("--json", type=Path, help="file for figures, command and versions")
+    parser.add_argument("--commit", help="commit to record if git does not know it")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run, as `tempo train` takes")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or what the ranks ended with."""
+    """Returns 0, or the exit code of the ranks."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    given = _parser().parse_intermixed_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     if not torchrun.is_rank():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.gpus}"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}"]
         return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.ENVIRONMENT, **os.environ})
-    _measure(given)
+    _measure(options)
     return 0
 
 
-def _measure(given: argparse.Namespace) -> None:
+def _measure(options: argparse.Namespace) -> None:
     import torch
     import torch.distributed as dist
 
     from benchmarking.report import Report
     from benchmarking.setup import Setup, write_directory
-    from tempo_megatron.megatron import topology
+    from tempo_megatron.megatron.topology import initialize, shutdown
 
     for name, value in (_ON_GPUS if torch.cuda.is_available() else _ON_CPUS).items():
-        if getattr(given, name) is None:
-            setattr(given, name, value)
-    sections = SECTIONS if given.sections == "all" else given.sections.split(",")
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    sections = SECTIONS if options.sections == "all" else options.sections.split(",")
     unknown = set(sections).difference(SECTIONS)
     if unknown:
-        raise SystemExit(f"--sections: {', '.join(sorted(unknown))}: unknown; there are {', '.join(SECTIONS)}")
-    described = shapes.config(given.shape, given.layers, given.vocabulary)
-    recipes = given.fp8.split(",")
-    config = _config(given, recipes[0], _longest(given, _TRAINING, sections))
-    place = topology.initialize(config.parallel, config.seed)
-    if place.rank == 0:
-        write_directory(given.directory, described, given.prompt_tokens, questions=4096)
+        raise SystemExit(f"--sections: unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SECTIONS)}")
+    hf_config = shapes.config(options.shape, options.layers, options.vocabulary)
+    recipes = options.fp8.split(",")
+    config = _config(options, recipes[0], _longest(options, _TRAINING, sections))
+    topology = initialize(config.parallel, config.seed)
+    if topology.rank == 0:
+        write_directory(options.directory, hf_config, options.prompt_tokens, questions=4096)
     dist.barrier()
-    shape = {"name": given.shape, "layers": described["num_hidden_layers"], "vocabulary": described["vocab_size"]}
-    layout = {"TP": place.tensor_size, "PP": place.pipeline_size, "CP": place.context_size, "DP": place.data_size}
-    report = Report(given.json, given.commit, shape | layout)
-    settings = shapes.backbone_shape(described)
+    shape = {"name": options.shape, "layers": hf_config["num_hidden_layers"], "vocabulary": hf_config["vocab_size"]}
+    layout = {
+        "TP": topology.tensor_size,
+        "PP": topology.pipeline_size,
+        "CP": topology.context_size,
+        "DP": topology.data_size,
+    }
+    report = Report(options.json, options.commit, shape | layout)
+    settings = shapes.backbone_shape(hf_config)
     if set(sections).intersection(_TRAINING):
         for recipe in recipes:
-            changed = copy.deepcopy(config)
-            changed.model.fp8 = type(config.model.fp8)(recipe)
-            _measure_training(Setup(settings, changed, place), given, sections, report)
-    later = [name for name in sections if name not in _TRAINING]
-    if later:
-        config = _config(given, recipes[-1], _longest(given, later, sections))
-        _measure_generation(Setup(settings, config, place), given, later, report)
+            recipe_config = copy.deepcopy(config)
+            recipe_config.model.fp8 = type(config.model.fp8)(recipe)
+            _measure_training(Setup(settings, recipe_config, topology), options, sections, report)
+    engine_sections = [name for name in sections if name not in _TRAINING]
+    if engine_sections:
+        config = _config(options, recipes[-1], _longest(options, engine_sections, sections))
+        _measure_generation(Setup(settings, config, topology), options, engine_sections, report)
     dist.barrier()
-    topology.shutdown()
+    shutdown()
 
 
-def _longest(given: argparse.Namespace, some: Sequence[str], sections: Sequence[str]) -> int:
-    """Tokens of the longest response of the sections, of `some`, that are asked for."""
+def _longest(options: argparse.Namespace, group: Sequence[str], sections: Sequence[str]) -> int:
+    """Tokens of the longest response in those of the requested `sections` that belong to `group`."""
     from benchmarking import tail
 
-    most = {
-        "train": given.sequence,
-        "scores": given.sequence,
-        "kernels": given.sequence,
-        "packed": Lengths.parse(given.packed_lengths).most,
-        "rollout": Lengths.parse(given.rollout_lengths).most,
-        "iteration": Lengths.parse(given.iteration_lengths).most,
-        "tail": given.tail_context + tail.response_tokens(given.tail_steps),
+    longest = {
+        "train": options.sequence,
+        "scores": options.sequence,
+        "kernels": options.sequence,
+        "packed": Lengths.parse(options.packed_lengths).maximum,
+        "rollout": Lengths.parse(options.rollout_lengths).maximum,
+        "iteration": Lengths.parse(options.iteration_lengths).maximum,
+        "tail": options.tail_context + tail.response_tokens(options.tail_steps),
     }
-    return max([most[name] for name in sections if name in some and name in most], default=given.prompt_tokens)
+    return max([longest[name] for name in sections if name in group and name in longest], default=options.prompt_tokens)
 
 
-def _config(given: argparse.Namespace, fp8: str, longest: int) -> Any:
+def _config(options: argparse.Namespace, fp8: str, longest: int) -> Any:
     import torch
 
     from tempo_megatron.config import load_config
 
-    directory: Path = given.directory
+    directory: Path = options.directory
     settings = {
         "run_dir": directory / "run",
-        "method": given.method,
+        "method": options.method,
         "model.hf_path": directory / "model",
         "model.precision": "bf16" if torch.cuda.is_available() else "fp32",
         "model.fp8": fp8,
-        "parallel.tensor_model_parallel_size": given.tp,
-        "parallel.pipeline_model_parallel_size": given.pp,
-        "parallel.context_parallel_size": given.cp,
-        "parallel.sequence_parallel": str(given.tp > 1).lower(),
+        "parallel.tensor_model_parallel_size": options.tp,
+        "parallel.pipeline_model_parallel_size": options.pp,
+        "parallel.context_parallel_size": options.cp,
+        "parallel.sequence_parallel": str(options.tp > 1).lower(),
         "data.labeled": f"[{{path: {directory / 'labeled.jsonl'}}}]",
         "data.unlabeled": f"[{{path: {directory / 'unlabeled.jsonl'}}}]",
-        "data.max_prompt_tokens": given.prompt_tokens,
+        "data.max_prompt_tokens": options.prompt_tokens,
         "generation.max_response_tokens": longest,
-        "policy.optimizer.learning_rate": given.learning_rate,
-        "critic.optimizer.learning_rate": given.learning_rate,
+        "policy.optimizer.learning_rate": options.learning_rate,
+        "critic.optimizer.learning_rate": options.learning_rate,
     }
-    return load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *given.overrides])
+    return load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *options.overrides])
 
 
-def _measure_training(setup: Any, given: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
+def _measure_training(setup: Any, options: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
     from benchmarking import training
 
     config = setup.config
     for model in (config.policy, config.critic):
-        model.mini_batches, model.micro_batch_tokens = 1, model.micro_batch_tokens or given.sequence
-    load_config = training.Load(
-        given.sequence,
-        given.sequences,
-        Lengths.parse(given.packed_lengths),
-        given.packed_tokens,
-        given.packed_budget,
-        given.prompt_tokens,
-        given.steps,
+        model.mini_batches, model.micro_batch_tokens = 1, model.micro_batch_tokens or options.sequence
+    workload = training.TrainingWorkload(
+        options.sequence,
+        options.sequences,
+        Lengths.parse(options.packed_lengths),
+        options.packed_tokens,
+        options.packed_budget,
+        options.prompt_tokens,
+        options.steps,
     )
-    found = {}
+    figures_by_name = {}
     label = f"fp8 {config.model.fp8}"
-    for name, figures in training.measure(setup, load_config, sections):
-        found[name] = figures
+    for name, figures in training.measure(setup, workload, sections):
+        figures_by_name[name] = figures
         report.add(f"{name}, {label}", figures)
-    shares = training.ratios(found)
+    shares = training.ratios(figures_by_name)
     if shares:
         report.add(f"shares of raw Megatron, {label}", shares)
 
 
-def _measure_generation(setup: Any, given: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
+def _measure_generation(setup: Any, options: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
     from megatron.core import parallel_state
 
-    from benchmarking import generation, tail, whole
+    from benchmarking import generation, tail
+    from benchmarking import run as full_run
 
-    lengths = Lengths.parse(given.iteration_lengths)
+    lengths = Lengths.parse(options.iteration_lengths)
     run = None
     if set(sections).intersection(_RUN):
-        parallel_state.destroy_model_parallel()  # a Run makes its own
-        run = whole.BenchmarkRun(setup.config, lengths)
-        generator = run.engine.within
+        parallel_state.destroy_model_parallel()  # a Run creates its own groups
+        run = full_run.BenchmarkRun(setup.config, lengths)
+        generator = run.engine.generator
         run.sync()
     else:
         generator = generation.start(setup)
     if "sync" in sections:
         with run.weights_awake() if run else contextlib.nullcontext():
-            report.add("sync", generation.measure_sync(generator, given.steps))
+            report.add("sync", generation.measure_sync(generator, options.steps))
     if "rollout" in sections:
-        load_config = generation.Rollouts(
-            given.rollout_prompts, 8, given.prompt_tokens, Lengths.parse(given.rollout_lengths), given.steps
+        workload = generation.RolloutWorkload(
+            options.rollout_prompts, 8, options.prompt_tokens, Lengths.parse(options.rollout_lengths), options.steps
         )
         with run.phase("generate") if run else contextlib.nullcontext():
-            report.add("rollout", generation.measure_rollout(setup, generator, load_config))
+            report.add("rollout", generation.measure_rollout(setup, generator, workload))
     if "tail" in sections:
-        live_counts = list(map(int, given.tail_live.split(",")))
+        live_counts = list(map(int, options.tail_live.split(",")))
         with run.phase("generate") if run else contextlib.nullcontext():
-            figures = tail.measure_tail(setup, generator, live_counts, given.tail_context, given.tail_steps)
+            figures = tail.measure_tail(setup, generator, live_counts, options.tail_context, options.tail_steps)
         report.add("tail", figures)
     if run and "switch" in sections:
-        report.add("switch", whole.measure_switch(run, given.steps))
+        report.add("switch", full_run.measure_switch(run, options.steps))
     if run and "iteration" in sections:
-        report.add("iteration", whole.measure_iteration(run, given.steps))
+        report.add("iteration", full_run.measure_iteration(run, options.steps))
     if run:
         run.grader.close()

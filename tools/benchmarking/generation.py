@@ -1,4 +1,4 @@
-"""Sections rollout and sync: the generator beside the vLLM that it drives, and weights on their way into it."""
+"""Sections rollout and sync: the generator against plain vLLM, and the transfer of weights into it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tempo_megatron.megatron import weights
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """What is generated, `rounds` times each way: `samples` responses to each of `prompts` prompts in all."""
+class RolloutWorkload:
+    """`samples` responses to each of `prompts` prompts, generated `rounds` times in each way."""
 
     prompts: int
     samples: int
@@ -40,53 +40,61 @@ def start(setup: Setup) -> Generator:
     return Generator(
         Path(config.model.hf_path),
         config.generation,
-        tensor_parallel_size=config.generation.tensor_parallel_size or setup.place.tensor_size,
+        tensor_parallel_size=config.generation.tensor_parallel_size or setup.topology.tensor_size,
         max_model_len=config.data.max_prompt_tokens + config.generation.max_response_tokens,
         dtype=next(module.parameters()).dtype,
         eos_token_ids=[],
         seed=config.seed,
-        weights=lambda: weights.export(module, entries, setup.place),
+        weights=lambda: weights.export(module, entries, setup.topology),
     )
 
 
-def measure_rollout(setup: Setup, generator: Any, load: Rollouts) -> Figures:
-    """Tokens/s/GPU of `Generator.generate`, and of `LLM.generate` on the same engine with the same requests, dealt to
-    the replicas beforehand; with and without a seed for each request, which vLLM then samples one by one. Ways
-    take turns at being first, and the prefix cache is empty before each. Steps are those of the first rank's engine.
-    Collective."""
-    requests = _requests(load, setup.settings.vocab_size)
+def measure_rollout(setup: Setup, generator: Any, workload: RolloutWorkload) -> Figures:
+    """Tokens/s/GPU of `Generator.generate`, and of `LLM.generate` on the same engine with the same requests.
+
+    `LLM.generate` gets its share of the requests beforehand. It runs with and without a seed for each request; vLLM
+    samples seeded requests one by one. Each way is first in some round, and starts with an empty prefix cache. Steps
+    are those of the first rank's engine. Collective.
+    """
+    requests = _requests(workload, setup.settings.vocab_size)
     tokens = sum(request.max_tokens for request in requests)
-    mine = requests[generator.replica :: generator.replicas]
+    replica_requests = requests[generator.replica :: generator.replicas]
     generator.generate(requests[: 2 * generator.replicas])
     ways = {
         "ours": lambda: generator.generate(requests),
-        "raw vLLM": lambda: _raw(generator, mine, seeded=True),
-        "raw vLLM, unseeded": lambda: _raw(generator, mine, seeded=False),
+        "raw vLLM": lambda: _raw(generator, replica_requests, seeded=True),
+        "raw vLLM, unseeded": lambda: _raw(generator, replica_requests, seeded=False),
     }
     names = list(ways)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     steps: dict[str, list[list[float]]] = {name: [] for name in ways}
     generator.take_figures()
-    drawn = []
-    for number in range(load.rounds):
+    requests_per_replica = []
+    for number in range(workload.rounds):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             generator._llm.reset_prefix_cache()
-            with _watched_steps(generator._llm.llm_engine) as found:
+            with _watched_steps(generator._llm.llm_engine) as step_seconds:
                 seconds[name].append(clock.timed(ways[name]))
-            steps[name].append(found)
+            steps[name].append(step_seconds)
             if figures := generator.take_figures():
-                drawn.append([int(figures[f"replica_requests_{which}"]) for which in ("least", "most")])
-    speed = {name: tokens / clock.median(found) / setup.place.world_size for name, found in seconds.items()}
+                requests_per_replica.append([int(figures[f"replica_requests_{which}"]) for which in ("least", "most")])
+    speed = {name: tokens / clock.median(rounds) / setup.topology.world_size for name, rounds in seconds.items()}
     return {
         "requests": len(requests),
         "tokens": tokens,
         "tokens/s/GPU": speed,
-        "seconds of each": {name: [round(value, 3) for value in found] for name, found in seconds.items()},
-        "requests that a replica drew, least and most, of each": drawn,
-        "engine steps of each": {name: [len(found) for found in rounds] for name, rounds in steps.items()},
-        "seconds in them": {name: [round(sum(found), 3) for found in rounds] for name, rounds in steps.items()},
-        "seconds of the middle step": {name: _middle(rounds) for name, rounds in steps.items()},
-        "seconds of the longest step": {name: [max(found) for found in rounds] for name, rounds in steps.items()},
+        "seconds of each": {name: [round(value, 3) for value in rounds] for name, rounds in seconds.items()},
+        "requests that a replica drew, least and most, of each": requests_per_replica,
+        "engine steps of each": {
+            name: [len(step_seconds) for step_seconds in rounds] for name, rounds in steps.items()
+        },
+        "seconds in them": {
+            name: [round(sum(step_seconds), 3) for step_seconds in rounds] for name, rounds in steps.items()
+        },
+        "seconds of the middle step": {name: _medians(rounds) for name, rounds in steps.items()},
+        "seconds of the longest step": {
+            name: [max(step_seconds) for step_seconds in rounds] for name, rounds in steps.items()
+        },
         "ours / raw": speed["ours"] / speed["raw vLLM"],
         "ours / raw unseeded": speed["ours"] / speed["raw vLLM, unseeded"],
     }
@@ -94,36 +102,36 @@ def measure_rollout(setup: Setup, generator: Any, load: Rollouts) -> Figures:
 
 @contextlib.contextmanager
 def _watched_steps(engine: Any) -> Iterator[list[float]]:
-    """Seconds of each step of this rank's engine, as the host sees them: nothing waits for the device."""
-    found: list[float] = []
+    """Yields the seconds of each step of this rank's engine, measured on the host without waiting for the device."""
+    step_seconds: list[float] = []
     step = engine.step
 
-    def watched() -> Any:
-        begun = time.perf_counter()
+    def timed_step() -> Any:
+        start = time.perf_counter()
         try:
             return step()
         finally:
-            found.append(time.perf_counter() - begun)
+            step_seconds.append(time.perf_counter() - start)
 
-    engine.step = watched
+    engine.step = timed_step
     try:
-        yield found
+        yield step_seconds
     finally:
-        del engine.step  # the class's own is seen again
+        del engine.step  # the class's method is visible again
 
 
-def _middle(rounds: list[list[float]]) -> list[float]:
-    return [clock.median(found) for found in rounds]
+def _medians(rounds: list[list[float]]) -> list[float]:
+    return [clock.median(step_seconds) for step_seconds in rounds]
 
 
-def _requests(load: Rollouts, vocabulary: int) -> list[Request]:
+def _requests(workload: RolloutWorkload, vocabulary: int) -> list[Request]:
     random = torch.Generator().manual_seed(derive_seed("benchmark", "prompts"))
-    ids = torch.randint(2, vocabulary, (load.prompts, load.prompt_tokens), generator=random).tolist()
-    made = []
-    for number in range(load.prompts * load.samples):
+    ids = torch.randint(2, vocabulary, (workload.prompts, workload.prompt_tokens), generator=random).tolist()
+    requests = []
+    for number in range(workload.prompts * workload.samples):
         seed = derive_seed("benchmark", "request", number)
-        made.append(Request(tuple(ids[number // load.samples]), seed, load.lengths.draw(seed), 1.0, 1.0))
-    return made
+        requests.append(Request(tuple(ids[number // workload.samples]), seed, workload.lengths.draw(seed), 1.0, 1.0))
+    return requests
 
 
 def _raw(generator: Any, requests: Sequence[Request], seeded: bool) -> None:
@@ -149,8 +157,10 @@ def _raw(generator: Any, requests: Sequence[Request], seeded: bool) -> None:
 
 
 def measure_sync(generator: Any, steps: int) -> Figures:
-    """Seconds of a whole sync, the first (with its check, where the config asks for one) and later ones; of gathering
-    the tensors alone; of loading them alone, once gathered; and of a sync into an engine that slept. Collective."""
+    """Seconds of a sync: the first one with its check, later ones, gathering alone, loading alone, waking included.
+
+    The check of the first sync depends on the config. Collective.
+    """
     source = generator.weights
     generator.sleep()
     first = clock.timed(generator.load_weights)
@@ -176,13 +186,13 @@ def measure_sync(generator: Any, steps: int) -> Figures:
 
 
 def _load_alone(generator: Any, steps: int) -> tuple[int, list[float]]:
-    """Bytes of all weights, and seconds of loading them from memory of this device."""
+    """Bytes of all weights, and seconds of each loading of them from this device's memory."""
     source = generator.weights
-    held = [(name, tensor.clone()) for name, tensor in whole(source())]
-    generator.weights = lambda: iter(held)
+    gathered = [(name, tensor.clone()) for name, tensor in whole(source())]
+    generator.weights = lambda: iter(gathered)
     seconds = clock.repeated(generator.load_weights, steps, warm_up=0)
     generator.weights = source
-    return sum(tensor.nbytes for _, tensor in held), seconds
+    return sum(tensor.nbytes for _, tensor in gathered), seconds
 
 
 def _exhaust(tensors: Any) -> None:

@@ -1,4 +1,4 @@
-"""Section kernels: what the device does during a step, and which communication has nothing beside it."""
+"""Section kernels: what the device runs during a step, and which communication overlaps with no computation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _KINDS = (
     ("copies", ("memcpy", "memset", "copy_")),
 )
 _LONGEST = 12
-"""names that are listed with their time"""
+"""The number of kernel names that are listed with their time."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel or copy; on CPUs, an operator that calls no other. Times in microseconds."""
+    """One kernel or copy; on CPUs, an operator that calls no other one. Times are in microseconds."""
 
     name: str
     begin: float
@@ -39,23 +39,22 @@ class Kernel:
 
 
 def measure(work: Callable[[], Any]) -> Figures:
-    """Milliseconds of `work`, which is run twice before, rank by rank. Collective."""
+    """Milliseconds of `work` on each rank, after two untimed runs. Collective."""
     for _ in range(2):
         work()
     dist.barrier()
     clock.now()
-    mine = profiled(work)
-    every: list[list[Kernel]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(every, mine)
-    transfers = transferring([[k for k in kernels if k.kind == _COMMUNICATION] for kernels in every])
+    rank_kernels: list[list[Kernel]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(rank_kernels, profile_kernels(work))
+    transfers = transfer_time([[k for k in kernels if k.kind == _COMMUNICATION] for kernels in rank_kernels])
     return {
-        f"rank {rank}": described(kernels) | {"ms communicating, less waiting for other ranks": transfers / 1e3}
-        for rank, kernels in enumerate(every)
+        f"rank {rank}": kernel_summary(kernels) | {"ms communicating, less waiting for other ranks": transfers / 1e3}
+        for rank, kernels in enumerate(rank_kernels)
     }
 
 
-def profiled(work: Callable[[], Any]) -> list[Kernel]:
-    """What this rank's device runs during `work`, by its begin."""
+def profile_kernels(work: Callable[[], Any]) -> list[Kernel]:
+    """The kernels that this rank's device runs during `work`, in the order in which they begin."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -63,17 +62,19 @@ def profiled(work: Callable[[], Any]) -> list[Kernel]:
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         work()
         clock.now()
-    wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    found = [event for event in profiler.events() or () if event.device_type == wanted and not event.cpu_children]
-    return sorted((Kernel(e.name, e.time_range.start, e.time_range.end) for e in found), key=lambda k: k.begin)
+    device_type = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    events = [event for event in profiler.events() or () if event.device_type == device_type and not event.cpu_children]
+    return sorted((Kernel(e.name, e.time_range.start, e.time_range.end) for e in events), key=lambda k: k.begin)
 
 
-def described(kernels: Sequence[Kernel]) -> Figures:
-    """Milliseconds of one rank: from the first kernel's begin to the last one's end; with none running (the host is
-    late, or waits); communicating; communicating with nothing else running; and of each kind and name of kernel."""
-    busy = union((k.begin, k.end) for k in kernels)
-    communication = union((k.begin, k.end) for k in kernels if k.kind == _COMMUNICATION)
-    computation = union((k.begin, k.end) for k in kernels if k.kind != _COMMUNICATION)
+def kernel_summary(kernels: Sequence[Kernel]) -> Figures:
+    """Milliseconds of one rank, in all and by kind and name of kernel.
+
+    The span is from the first kernel's begin to the last one's end. While no kernel runs, the host is late or waits.
+    """
+    busy = merge_intervals((k.begin, k.end) for k in kernels)
+    communication = merge_intervals((k.begin, k.end) for k in kernels if k.kind == _COMMUNICATION)
+    computation = merge_intervals((k.begin, k.end) for k in kernels if k.kind != _COMMUNICATION)
     kinds, names = Counter[str](), Counter[str]()
     for kernel in kernels:
         kinds[kernel.kind] += kernel.end - kernel.begin
@@ -82,16 +83,16 @@ def described(kernels: Sequence[Kernel]) -> Figures:
     return {
         "kernels": len(kernels),
         "ms": span / 1e3,
-        "ms with none running": (span - length(busy)) / 1e3,
-        "ms communicating": length(communication) / 1e3,
-        "ms communicating, nothing beside it": (length(busy) - length(computation)) / 1e3,
+        "ms with none running": (span - total_length(busy)) / 1e3,
+        "ms communicating": total_length(communication) / 1e3,
+        "ms communicating, nothing beside it": (total_length(busy) - total_length(computation)) / 1e3,
         "ms by kind": {kind: time / 1e3 for kind, time in kinds.most_common()},
         "ms by name": {name: time / 1e3 for name, time in names.most_common(_LONGEST)},
     }
 
 
-def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The same points in intervals that do not touch, in order."""
+def merge_intervals(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The union of the intervals, as intervals that do not touch, in order."""
     merged: list[tuple[float, float]] = []
     for begin, end in sorted(intervals):
         if merged and begin <= merged[-1][1]:
@@ -101,23 +102,25 @@ def union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
     return merged
 
 
-def length(intervals: Iterable[tuple[float, float]]) -> float:
+def total_length(intervals: Iterable[tuple[float, float]]) -> float:
     return sum(end - begin for begin, end in intervals)
 
 
-def transferring(ranks: Sequence[Sequence[Kernel]]) -> float:
-    """Microseconds of collectives once every rank has come: a kernel also waits for the others', so that of the n-th
-    one of a name the shortest on any rank counts. Names that ranks do not have equally often count as they are on the
-    first rank."""
+def transfer_time(ranks: Sequence[Sequence[Kernel]]) -> float:
+    """Microseconds that collectives need once every rank has arrived.
+
+    A collective's kernel also waits for the other ranks. Of the n-th kernel of a name, the shortest on any rank
+    therefore counts. If ranks run a name unequally often, the first rank's times count.
+    """
     times: list[dict[str, list[float]]] = []
     for kernels in ranks:
-        mine: dict[str, list[float]] = {}
+        times_by_name: dict[str, list[float]] = {}
         for kernel in kernels:
-            mine.setdefault(kernel.name, []).append(kernel.end - kernel.begin)
-        times.append(mine)
+            times_by_name.setdefault(kernel.name, []).append(kernel.end - kernel.begin)
+        times.append(times_by_name)
     total = 0.0
     for name, first in times[0].items():
-        same = [mine.get(name, []) for mine in times]
-        equal = all(len(found) == len(first) for found in same)
-        total += sum(map(min, zip(*same, strict=True))) if equal else sum(first)
+        by_rank = [times_by_name.get(name, []) for times_by_name in times]
+        equal = all(len(rank_times) == len(first) for rank_times in by_rank)
+        total += sum(map(min, zip(*by_rank, strict=True))) if equal else sum(first)
     return total

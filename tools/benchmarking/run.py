@@ -1,4 +1,4 @@
-"""Sections switch and iteration: a real Run, with random weights, on questions without meaning."""
+"""Sections switch and iteration: a real Run with random weights, on questions of random words."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ _FIGURES = (
 )
 
 
-class DrawnLengths:
-    """A generator whose responses have lengths drawn by their seeds, and count as complete: they are graded."""
+class SeededLengths:
+    """A generator whose responses have the lengths that their seeds say. They count as complete, so they are graded."""
 
     def __init__(self, generator: Any, lengths: Lengths) -> None:
-        self.within, self._lengths = generator, lengths
+        self.generator, self._lengths = generator, lengths
         self.tokens = 0
-        """of prompts and responses so far"""
+        """The number of prompt and response tokens so far."""
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.within, name)
+        return getattr(self.generator, name)
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        drawn = [replace(request, max_tokens=self._lengths.draw(request.seed)) for request in requests]
-        made = self.within.generate(drawn)
-        read = sum(len(request.prompt_ids) for request in requests)
-        self.tokens += read + sum(len(done.response_ids) for done in made)
-        return [replace(done, finish_reason="stop") for done in made]
+        limited = [replace(request, max_tokens=self._lengths.draw(request.seed)) for request in requests]
+        completions = self.generator.generate(limited)
+        prompt_tokens = sum(len(request.prompt_ids) for request in requests)
+        self.tokens += prompt_tokens + sum(len(completion.response_ids) for completion in completions)
+        return [replace(completion, finish_reason="stop") for completion in completions]
 
 
 class RandomModels(Models):
@@ -64,8 +64,10 @@ class RandomModels(Models):
 
 
 class BenchmarkRun(Run):
-    """A run whose models start from random weights, and whose generator draws its lengths. Every other sample is right
-    once it has been graded: gradients of nothing would cost less power than true ones."""
+    """A run with random weights and seeded response lengths.
+
+    Every other sample counts as right after it has been graded. Gradients of zero would use less power than real ones.
+    """
 
     def __init__(self, config: Config, lengths: Lengths) -> None:
         self.lengths = lengths
@@ -85,39 +87,41 @@ class BenchmarkRun(Run):
         return RandomModels(self.config, self.topology, self.turns)
 
     def _build_generator(self) -> Any:
-        made = super()._build_generator()
-        made.eos_token_ids = []
-        return DrawnLengths(made, self.lengths)
+        generator = super()._build_generator()
+        generator.eos_token_ids = []
+        return SeededLengths(generator, self.lengths)
 
     @property
     def engine(self) -> Any:
-        """What draws the lengths, inside what keeps the rollouts."""
+        """The generator with seeded lengths, inside the one that records rollouts."""
         return self.generator.engine
 
     @contextlib.contextmanager
     def weights_awake(self) -> Iterator[None]:
-        """The policy's weights on the device, and nothing else of the models."""
+        """Keeps the policy's weights on the device, and nothing else of the models."""
         with self.phase("sync"), self.policy.awake(Kind.weights):
             yield
 
 
 def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
-    """From a policy that has just learned to an engine that could generate, and back: the first time, which takes host
-    memory, and medians of later ones. Collective."""
+    """Seconds from a policy that has just learned to an engine that can generate, and back.
+
+    The first time allocates host memory; later ones are given as medians. Collective.
+    """
     _to_training(run)
-    first = {name: _watched(run, way) for name, way in _WAYS.items()}
-    later = [{name: _watched(run, way) for name, way in _WAYS.items()} for _ in range(steps)]
-    found: Figures = {}
-    for name in _WAYS:
-        parts = {part: clock.median([one[name][part] for one in later]) for part in later[0][name]}
-        found[name] = {"seconds, the first time": first[name]["seconds"], **parts}
-    return found
+    first = {name: _timed_switch(run, switch) for name, switch in _SWITCHES.items()}
+    later = [{name: _timed_switch(run, switch) for name, switch in _SWITCHES.items()} for _ in range(steps)]
+    figures: Figures = {}
+    for name in _SWITCHES:
+        parts = {part: clock.median([switches[name][part] for switches in later]) for part in later[0][name]}
+        figures[name] = {"seconds, the first time": first[name]["seconds"], **parts}
+    return figures
 
 
 def _to_generation(run: BenchmarkRun) -> None:
     run.sync()
     with run.phase("generate"):
-        run.engine.within._wake("kv_cache")
+        run.engine.generator._wake("kv_cache")
 
 
 def _to_training(run: BenchmarkRun) -> None:
@@ -126,15 +130,15 @@ def _to_training(run: BenchmarkRun) -> None:
         run.policy.offloader.changed()
 
 
-_WAYS: dict[str, Callable[[BenchmarkRun], None]] = {
+_SWITCHES: dict[str, Callable[[BenchmarkRun], None]] = {
     "training to generating": _to_generation,
     "generating to training": _to_training,
 }
 
 
-def _watched(run: BenchmarkRun, way: Callable[[BenchmarkRun], None]) -> dict[str, float]:
-    """Seconds in all and of the parts, and what was moved between device and host."""
-    engine, mover, watch = run.engine.within, run.policy.offloader, clock.Stopwatch()
+def _timed_switch(run: BenchmarkRun, switch: Callable[[BenchmarkRun], None]) -> dict[str, float]:
+    """Seconds in all and of each part, and the GB moved between device and host."""
+    engine, mover, watch = run.engine.generator, run.policy.offloader, clock.Stopwatch()
     before = mover.bytes
 
     def waking() -> float:
@@ -146,26 +150,26 @@ def _watched(run: BenchmarkRun, way: Callable[[BenchmarkRun], None]) -> dict[str
         stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
         stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
         stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
-        seconds = clock.timed(lambda: way(run))
+        seconds = clock.timed(lambda: switch(run))
     parts = {f"seconds, {name}": clock.slowest(value) for name, value in sorted(watch.seconds.items())}
     return {"seconds": seconds, **parts, "GB moved a rank": (mover.bytes - before) / 1e9}
 
 
 def measure_iteration(run: BenchmarkRun, iterations: int) -> Figures:
-    """Whole iterations, each with the sync that ends it; the first is not counted. Collective.
+    """Seconds of iterations, each with the sync that ends it, after an untimed one. Collective.
 
-    Training is what passes and steps of policy and critic take, generating what the engine takes: neither counts
-    moving or waking. All else, whoever does it, is the rest.
+    Training is the time of passes and steps of policy and critic; generating is the time of the engine. Neither
+    includes moving state or waking. Everything else is the rest.
     """
     run.sync()
     _iteration(run, 1)
-    found = [_iteration(run, number) for number in range(2, iterations + 2)]
-    middle: Figures = {}
-    for name in found[0]:
-        values = [one.get(name) for one in found]
+    timed_iterations = [_iteration(run, number) for number in range(2, iterations + 2)]
+    medians: Figures = {}
+    for name in timed_iterations[0]:
+        values = [figures.get(name) for figures in timed_iterations]
         known = [value for value in values if value is not None]
-        middle[name] = clock.median(known) if known else None
-    return middle | {"seconds of each": [round(one["seconds"], 2) for one in found]}
+        medians[name] = clock.median(known) if known else None
+    return medians | {"seconds of each": [round(figures["seconds"], 2) for figures in timed_iterations]}
 
 
 def _iteration(run: BenchmarkRun, number: int) -> Figures:
@@ -199,7 +203,7 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
 
 
 def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
-    """How far the policy's ratios went from 1, which at learning rate 0 is noise, and as a share of the clip."""
+    """The largest distance of the policy's ratios from 1, and its share of the clip range; noise at learning rate 0."""
     farthest = max(metrics["policy/ratio_max"] - 1, 1 - metrics["policy/ratio_min"])
     return {
         "largest |ratio - 1|": farthest,
@@ -209,29 +213,29 @@ def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
 
 @contextlib.contextmanager
 def _watching_work(run: BenchmarkRun, watch: clock.Stopwatch) -> Iterator[None]:
-    engine, taken = run.engine.within, watch.seconds
+    engine, seconds = run.engine.generator, watch.seconds
 
     def waking() -> float:
-        return taken.get("generator wakes", 0.0)
+        return seconds.get("generator wakes", 0.0)
 
     with contextlib.ExitStack() as stack:
         for name, trained in run.trainers.items():
-            moving = _moving(trained)
+            moving = _moving_seconds(trained)
             stack.enter_context(watch.watching(trained, "step", f"{name} steps", moving))
             stack.enter_context(watch.watching(trained, "score", f"{name} reads", moving))
         stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
         stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
         stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
-        stack.enter_context(watch.watching(engine, "generate", "generate", lambda: waking() + taken.get("sync", 0.0)))
+        stack.enter_context(watch.watching(engine, "generate", "generate", lambda: waking() + seconds.get("sync", 0.0)))
         yield
 
 
-def _moving(trained: ScoringModel) -> Callable[[], float]:
+def _moving_seconds(trained: ScoringModel) -> Callable[[], float]:
     return lambda: trained.offloader.seconds
 
 
 def _logged(run: BenchmarkRun) -> Figures:
-    """Seconds and memory of each phase as the run's own log has them; its first rank's."""
+    """Seconds and memory of each phase in the run's log, from its first rank; empty on other ranks."""
     if not run.is_first:
         return {}
     line = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
