@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from tests.warm import start
+
 ROOT = Path(__file__).parents[1]
+BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu")
+"""directories whose tests take longest, in the order in which they start"""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name a directory for the warm server of this test run; workers of pytest-xdist inherit the name."""
+    if not hasattr(config, "workerinput"):
+        directory = Path(tempfile.mkdtemp(prefix="tempo-warm-"))
+        start.announce(directory)
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the busiest directories first, and keep together what shares fixtures: a module, the Slurm cluster, a GPU.
+
+    A group runs on one worker of pytest-xdist (`--dist loadgroup`).
+    """
+    items.sort(key=_turn)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections pass over the 100,000s of objects that imports have made."""
+    gc.collect()
+    gc.freeze()
+
+
+def _turn(item: pytest.Item) -> int:
+    module = item.nodeid.partition("::")[0]
+    return next((turn for turn, place in enumerate(BUSIEST) if module.startswith(place)), len(BUSIEST))
+
+
+def _group(item: pytest.Item) -> str:
+    module = item.nodeid.partition("::")[0]
+    if torch.cuda.is_available() and not module.startswith("tests/unit"):
+        return "device"
+    return "slurm" if module.startswith("tests/slurm") else module
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.parallel.launcher import run_ranks
+
 LIMIT = 280
 CHANCES = {"a": 0.5, "b": 0.25, "c": 0.25}
 """of the first token; `a` and `b` are followed by the end, `c` by itself until it is cut"""
@@ -46,8 +48,8 @@ def known_model(demo_model: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def evaluate(*arguments: object) -> str:
-    """What it printed."""
+def evaluate_by_command(*arguments: object) -> str:
+    """What `tempo eval`, started as a user does, prints."""
     command = [sys.executable, "-m", "tempo_megatron.cli", "eval", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True)
@@ -70,7 +72,7 @@ def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_
     out = tmp_path / "out"
     given = ("--model", known_model, "--data", questions, "--out", out, "--precision", "fp32")
     limits = ("--max-response-tokens", 5, "data.max_prompt_tokens=4")
-    printed = evaluate(*given, *limits, "generation.max_num_seqs=20")
+    printed = evaluate_by_command(*given, *limits, "generation.max_num_seqs=20")
     assert (out / "results.md").read_text().partition("\n\n")[2] in printed
 
     found = results(out)
@@ -89,7 +91,7 @@ def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_
     whole = samples.read_bytes()
     samples.write_bytes(whole[: len(whole) // 2 + 10])
     (out / "results.json").unlink()
-    evaluate(*given, *limits, "generation.max_num_seqs=9")
+    run_ranks("-m", 1, "tempo_megatron.cli", "eval", *given, *limits, "generation.max_num_seqs=9")
     assert samples.read_bytes() == whole
     assert results(out) == found
 

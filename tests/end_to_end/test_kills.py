@@ -6,8 +6,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
+
+from tests.warm.start import warm_python
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 480
@@ -18,7 +19,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(demo_model: Path, tmp_path
     metrics, exported weights and kept checkpoints are those of the uninterrupted run."""
     out = tmp_path / "kills"
     options = ["--kills", "3", "--iterations", "4", "--model", demo_model]
-    command = [sys.executable, ROOT / "tools" / "kill_test.py", out, *options]
+    command = [*warm_python(), ROOT / "tools" / "kill_test.py", out, *options]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         command,

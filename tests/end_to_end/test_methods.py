@@ -54,6 +54,7 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "checkpoint.selection_prompts=4",
         "checkpoint.patience=2",
         "checkpoint.keep=3",
+        "grading.workers=1",
     )
     plans: list[list[list[str]]] = [[], []]
     made = {}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import write_recipe
-from tests.end_to_end.test_train import metrics, train
+from tests.end_to_end.test_train import metrics, train_by_command
 from tests.models import CONFIGS, write_model
 from tests.parallel.launcher import run_ranks
 from tests.parallel.test_logits import WORKER, by_transformers
@@ -46,7 +46,7 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
     for file in demo_model.glob("tokenizer*"):
         shutil.copy(file, hf_path)
     one_gpu = ("processes_per_node=1", "tensor_model_parallel_size=1")
-    run = train(
+    run = train_by_command(
         write_recipe(tmp_path, hf_path),
         *(f"parallel.{setting}" for setting in one_gpu),
         "model.precision=bf16",

@@ -9,7 +9,7 @@ import pytest
 
 from tempo_megatron.run_dir.lock import RunLock
 from tests.end_to_end.test_train import exported, metrics, same_weights
-from tests.parallel.launcher import run_under_torchrun
+from tests.parallel.launcher import run_ranks, run_under_torchrun
 
 WORKER = Path(__file__).with_name("supervised_worker.py")
 STAGES = ("stages.warm_start.steps=2", "stages.critic_start.iterations=2", "policy.kl_coefficient=0.1")
@@ -22,7 +22,7 @@ def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: P
     what a stage had learned was not learned again. Started once more, the finished run adds nothing to its log. The
     ranks of the run that went through count work in every phase where a rank that does none is held to hang."""
     whole = tmp_path / "whole"
-    run_under_torchrun(WORKER, 2, whole, recipe, *SHORT)
+    run_ranks(WORKER, 2, whole, recipe, *SHORT)
     assert metrics(tmp_path / "run") == metrics(whole)
     assert len(exported(whole)) > 10 and same_weights(tmp_path / "run", whole)
 
@@ -34,10 +34,10 @@ def test_a_second_run_in_a_directory_is_refused(recipe: Path, tmp_path: Path) ->
     first.take()
     save.mkdir(parents=True)
     with pytest.raises(AssertionError) as refused:
-        run_under_torchrun(WORKER, 2, "second", recipe, *SHORT)
+        run_ranks(WORKER, 2, "second", recipe, *SHORT)
     first.leave()
     assert f"another run works there: process {os.getpid()} on" in str(refused.value)
-    assert "(exitcode: 2)" in str(refused.value)
+    assert "exit codes by rank: [2, 2]" in str(refused.value)
     assert list(run.rglob("*")) == [save.parent, save]
 
 
@@ -56,7 +56,7 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Pat
     """Rank 1 sleeps in the middle of a micro-batch whose other half rank 0 has, and waits with. Both are in the same
     phase: only that nobody moves tells. Rank 1's stack comes first and shows where."""
     with pytest.raises(AssertionError) as failed:
-        run_under_torchrun(WORKER, 2, "hang", recipe, *SHORT)
+        run_ranks(WORKER, 2, "hang", recipe, *SHORT)
     shown = str(failed.value)
     assert "no end within" not in shown
     _, _, said = shown.partition("tempo: rank ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from tempo_megatron.launch.experiment import tasks
 from tests.conftest import ROOT
 from tests.slurm.cluster import LIMIT, Cluster
+from tests.warm.start import warm_shell
 
 RECIPE = str(ROOT / "recipes" / "qwen3_14b_math.yaml")
 
@@ -54,7 +54,7 @@ def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp
     run = tmp_path / "run"
     python = stand_in(
         tmp_path,
-        f'[ "$3" = train ] || exec {sys.executable} "$@"\nshift 2\nexec {sys.executable} -m tests.slurm.trainer "$@"',
+        f'[ "$3" = train ] || {warm_shell()} "$@"\nshift 2\n{warm_shell()} -m tests.slurm.trainer "$@"',
     )
     settings = ("critic.checkpoint=''", "loop.iterations=1", "parallel.processes_per_node=1", "evaluation.samples=2")
     jobs = submit(nemo, python, f"run_dir={run}", f"model.hf_path={demo_model}", *settings)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from checkpoints_convert.convert import to_hf
 from tests.conftest import ROOT
 from tests.slurm.cluster import LIMIT, Cluster, wait_for
+from tests.warm.start import warm_shell
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4")
@@ -85,11 +86,11 @@ class Training:
 
 @pytest.fixture(scope="module")
 def quick_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In the place of the virtual environment: its Python trains with recorded responses."""
+    """Stands in the place of the virtual environment: its Python trains with recorded responses and starts at once."""
     python = tmp_path_factory.mktemp("venv") / "bin" / "python"
     python.parent.mkdir()
     # The scripts call `python -m tempo_megatron.cli ...`.
-    python.write_text(f'#!/bin/bash\nshift 2\nexec {sys.executable} -m tests.slurm.trainer "$@"\n')
+    python.write_text(f'#!/bin/bash\nshift 2\n{warm_shell()} -m tests.slurm.trainer "$@"\n')
     python.chmod(0o755)
     return python.parents[1]
 
