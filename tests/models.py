@@ -73,8 +73,8 @@ ABSENT = object()
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
     """The named row's config, with changes."""
     kind, settings = CONFIGS[name]
-    given = {key: value for key, value in {**SHAPE, **settings, **changes}.items() if value is not None}
-    return kind(**given)
+    shape = {key: value for key, value in {**SHAPE, **settings, **changes}.items() if value is not None}
+    return kind(**shape)
 
 
 def described(name: str, **changes: Any) -> dict[str, Any]:

@@ -44,15 +44,15 @@ def launch_ranks(arguments: Sequence[str], processes: int) -> int:
     environment = {**ENVIRONMENT, **os.environ, _CHECKED: "1"}
     ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env=environment)
     signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
-    asked: list[int] = []
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda got, _: asked.append(got))
+        signal.signal(number, lambda got, _: received.append(got))
     while True:
         try:
             return ranks.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            if asked and interrupt_ranks(ranks.pid, asked[0]):
-                asked.clear()
+            if received and interrupt_ranks(ranks.pid, received[0]):
+                received.clear()
 
 
 def interrupt_ranks(launcher: int, number: int) -> bool:

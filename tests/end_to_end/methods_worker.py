@@ -22,8 +22,8 @@ def share_what_takes_long() -> None:
     places: list[topology.Topology] = []
     engines: list[Any] = []
 
-    def one_place(*given: Any) -> topology.Topology:
-        places[:] = places or [initialize(*given)]
+    def one_place(*arguments: Any) -> topology.Topology:
+        places[:] = places or [initialize(*arguments)]
         return places[0]
 
     def one_engine(run: Run) -> Any:

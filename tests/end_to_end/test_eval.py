@@ -70,30 +70,30 @@ def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_
     texts = [f"{letter}z" for letter in "abcdefghijkl"]
     questions.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in texts))
     out = tmp_path / "out"
-    given = ("--model", known_model, "--data", questions, "--out", out, "--precision", "fp32")
+    arguments = ("--model", known_model, "--data", questions, "--out", out, "--precision", "fp32")
     limits = ("--max-response-tokens", 5, "data.max_prompt_tokens=4")
-    printed = evaluate_by_command(*given, *limits, "generation.max_num_seqs=20")
+    printed = evaluate_by_command(*arguments, *limits, "generation.max_num_seqs=20")
     assert (out / "results.md").read_text().partition("\n\n")[2] in printed
 
-    found = results(out)
+    figures = results(out)
     samples = out / "samples" / "aime_2024.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(rows) == 12 * 16 and len({row["prompt"] for row in rows}) == 12
     assert all(row["tokens"] == (5 if row["response"] == "ccccc" else 2) for row in rows)
-    close(found["avg@16"], 0.5, math.sqrt(0.25 / 192))
-    close(found["pass@8"], 1 - 0.5**8, 0.02)
-    close(found["cons@8"], plurality(8), 0.06)
-    close(found["truncated"], 0.25, math.sqrt(0.1875 / 192))
-    close(found["length"], 0.75 * 2 + 0.25 * 5, 3 * math.sqrt(0.1875 / 192))
-    assert found["distinct_answers"]["value"] == pytest.approx(2 / 16, abs=0.01)
-    assert 0.4 < found["answer_entropy"]["value"] < math.log(2)
+    close(figures["avg@16"], 0.5, math.sqrt(0.25 / 192))
+    close(figures["pass@8"], 1 - 0.5**8, 0.02)
+    close(figures["cons@8"], plurality(8), 0.06)
+    close(figures["truncated"], 0.25, math.sqrt(0.1875 / 192))
+    close(figures["length"], 0.75 * 2 + 0.25 * 5, 3 * math.sqrt(0.1875 / 192))
+    assert figures["distinct_answers"]["value"] == pytest.approx(2 / 16, abs=0.01)
+    assert 0.4 < figures["answer_entropy"]["value"] < math.log(2)
 
     whole = samples.read_bytes()
     samples.write_bytes(whole[: len(whole) // 2 + 10])
     (out / "results.json").unlink()
-    run_ranks("-m", 1, "tempo_megatron.cli", "eval", *given, *limits, "generation.max_num_seqs=9")
+    run_ranks("-m", 1, "tempo_megatron.cli", "eval", *arguments, *limits, "generation.max_num_seqs=9")
     assert samples.read_bytes() == whole
-    assert results(out) == found
+    assert results(out) == figures
 
 
 def close(figure: dict[str, Any], expected: float, error: float) -> None:
@@ -113,5 +113,5 @@ def plurality(k: int) -> float:
 
 
 def results(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "results.json").read_text())["benchmarks"]["aime_2024"]["figures"]
-    return found
+    figures: dict[str, Any] = json.loads((out / "results.json").read_text())["benchmarks"]["aime_2024"]["figures"]
+    return figures

@@ -35,8 +35,8 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(demo_model: Path, tmp_path
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 0, said[-6000:]
-    found = json.loads((out / "kills.json").read_text())
-    assert [kill["number"] for kill in found["kills"]] == [1, 2, 3] and found["differences"] == []
-    assert found["kills"][2]["aimed_at_a_save"] and not any(kill["problems"] for kill in found["kills"])
+    report = json.loads((out / "kills.json").read_text())
+    assert [kill["number"] for kill in report["kills"]] == [1, 2, 3] and report["differences"] == []
+    assert report["kills"][2]["aimed_at_a_save"] and not any(kill["problems"] for kill in report["kills"])
     rows = [json.loads(line) for line in (out / "whole" / "metrics.jsonl").read_text().splitlines()]
     assert [row["iteration"] for row in rows if row["stage"] == "train"] == list(range(5))

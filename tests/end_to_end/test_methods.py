@@ -25,10 +25,10 @@ NAMES = (*METHODS, "intuitor.Intuitor")
 
 def questions(path: Path, words: list[str], shift: int = 0) -> str:
     """A file of questions that are easy to learn, the answers moved on by `shift`."""
-    asked = [f"{sign} {word}" for word in words for sign in "-."]
-    answers = [text[0] for text in asked]
+    prompts = [f"{sign} {word}" for word in words for sign in "-."]
+    answers = [text[0] for text in prompts]
     answers = answers[shift:] + answers[:shift]
-    rows = [{"prompt": text, "answer": answer} for text, answer in zip(asked, answers, strict=True)]
+    rows = [{"prompt": text, "answer": answer} for text, answer in zip(prompts, answers, strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return f"[{{path: {path}}}]"
 
@@ -57,7 +57,7 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "grading.workers=1",
     )
     plans: list[list[list[str]]] = [[], []]
-    made = {}
+    runs_of_methods = {}
     for number, name in enumerate(NAMES):
         pair = (tmp_path / name, tmp_path / f"{name}-permuted")
         for shift, run in enumerate(pair):
@@ -67,10 +67,10 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
             plans[number % 2].append(
                 [*shared, f"method={name}", f"run_dir={run}", f"data.unlabeled={hidden}", rollouts]
             )
-        made[name] = pair
+        runs_of_methods[name] = pair
     with ThreadPoolExecutor() as both:  # each on a core
         list(both.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
-    return made
+    return runs_of_methods
 
 
 def chosen(run: Path) -> tuple[Any, ...]:

@@ -61,11 +61,11 @@ def test_greedy_tokens_of_transformers_are_megatrons_before_and_after_the_round_
 ) -> None:
     """One teacher-forced pass: at every position of the 64 new tokens of five prompts, the argmax is transformers'."""
     torch.save([ids.tolist() for _, ids in greedy], tmp_path / "sequences.pt")
-    given = (tmp_path / "sequences.pt", tmp_path / "next.pt", pipeline_size, *directories)
-    run_ranks(WORKER, pipeline_size, *given)
-    found = torch.load(tmp_path / "next.pt")
-    assert len(found) == 3
-    for predicted in found.values():
+    arguments = (tmp_path / "sequences.pt", tmp_path / "next.pt", pipeline_size, *directories)
+    run_ranks(WORKER, pipeline_size, *arguments)
+    predictions = torch.load(tmp_path / "next.pt")
+    assert len(predictions) == 3
+    for predicted in predictions.values():
         for row, (prompt, ids) in enumerate(greedy):
             assert len(ids) == prompt + NEW
             assert torch.equal(predicted[row, prompt - 1 : len(ids) - 1], ids[prompt:])
@@ -75,9 +75,9 @@ def test_the_round_trip_is_exact(directories: list[Path]) -> None:
     """Every tensor and every file."""
     hf, _, back = directories
     expected = load_file(hf / "model.safetensors")
-    found = {name: tensor for file in back.glob("*.safetensors") for name, tensor in load_file(file).items()}
-    assert len(list(back.glob("*.safetensors"))) > 1 and found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors = {name: tensor for file in back.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert len(list(back.glob("*.safetensors"))) > 1 and tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (back / file).read_bytes() == (hf / file).read_bytes()
 

@@ -88,8 +88,8 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     )
 
     def write(answers: list[str]) -> None:
-        asked = [row.question for row in rows] + easy
-        lines = [json.dumps({"prompt": text, "answer": answer}) for text, answer in zip(asked, answers, strict=True)]
+        prompts = [row.question for row in rows] + easy
+        lines = [json.dumps({"prompt": text, "answer": answer}) for text, answer in zip(prompts, answers, strict=True)]
         questions.write_text("\n".join(lines))
 
     answers = [str((row.answer or {})["answer"]) for row in rows] + [text[0] for text in easy]

@@ -27,10 +27,10 @@ def test_logits_are_near_those_of_transformers(
     for name in CONFIGS:
         write_model(name, tmp_path / "models" / name)
     run_ranks(WORKER, 1, tmp_path / "models", tmp_path / "out.pt", 1, 1, precision)
-    found, shares = torch.load(tmp_path / "out.pt"), {}
+    outputs, shares = torch.load(tmp_path / "out.pt"), {}
     for name in CONFIGS:
         expected = by_transformers(tmp_path / "models" / name, upcast=precision == "bf16")
-        errors = [(found[name][row, : len(truth)] - truth).abs().max() for row, truth in enumerate(expected)]
+        errors = [(outputs[name][row, : len(truth)] - truth).abs().max() for row, truth in enumerate(expected)]
         shares[name] = float(max(errors) / max(truth.abs().max() for truth in expected))
     print(f"{precision}: " + ", ".join(f"{name} {share:.2e}" for name, share in shares.items()))
     assert max(shares.values()) < bound

@@ -76,7 +76,7 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     writer: Any = capture.FileSystemWriter
     write_data = writer.write_data
 
-    def full(*given: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on the disk of rank 1")
 
     if dist.get_rank() == 1:
@@ -130,16 +130,16 @@ def main(path: str, out: str, *overrides: str) -> None:
     run_module.Grader = Parity
     run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
-    found = written_while_the_run_goes_on(run, disk)
+    report = written_while_the_run_goes_on(run, disk)
     disk.repair()
-    found |= failure_of_one_rank(run)
-    found |= interruptions(run)
-    found |= seconds_of_a_slow_write(run)
+    report |= failure_of_one_rank(run)
+    report |= interruptions(run)
+    report |= seconds_of_a_slow_write(run)
     counted = [0] * dist.get_world_size()
     dist.all_gather_object(counted, sum(map(dist_checkpoint.copied_bytes, run.trainers.values())))
-    found["copied_bytes"] = sum(counted)
+    report["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(report, Path(out))
     topology.shutdown()
 
 

@@ -80,14 +80,14 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 def main(models: str, out: str, cases: str) -> None:
     torch.set_num_threads(1)
     roles: tuple[Role, ...] = ("policy", "critic")
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    gradients_of_cases: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, (family_name, overrides) in json.loads(cases).items():
         config = load_config(None, overrides)
         place = topology.initialize(config.parallel, seed=0)
-        found[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
+        gradients_of_cases[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
         leave_groups()
     if dist.get_rank() == 0:
-        torch.save(found, out)
+        torch.save(gradients_of_cases, out)
     dist.barrier()
 
 

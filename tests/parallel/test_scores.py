@@ -32,7 +32,7 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     inputs = {"hidden": hidden, "output_layer": output_layer, "tokens": tokens, "upstream": upstream}
     torch.save(inputs | {"vocab_size": vocab_size, "chunk": 36}, tmp_path / "inputs.pt")
     run_ranks(WORKER, 2, tmp_path / "out.pt")
-    found = torch.load(tmp_path / "out.pt")
+    computed = torch.load(tmp_path / "out.pt")
 
     leaves = [hidden.double().requires_grad_(), output_layer.double().requires_grad_()]
     logits = leaves[0] @ leaves[1].t()
@@ -45,8 +45,8 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     }
     close = {"rtol": 1e-5, "atol": 3e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 5e-2}
     for name, column in expected.items():
-        torch.testing.assert_close(found["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(computed["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
         gradients = torch.autograd.grad((column * upstream).sum(), leaves, retain_graph=True)
         for of, gradient in zip(("hidden", "weight"), gradients, strict=True):
             # Without the column that makes a token impossible: 1e15 times nothing.
-            torch.testing.assert_close(found["gradients"][name][of].double()[:, :5], gradient[:, :5], **close)
+            torch.testing.assert_close(computed["gradients"][name][of].double()[:, :5], gradient[:, :5], **close)

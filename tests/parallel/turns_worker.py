@@ -88,16 +88,16 @@ def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
 
 def state(run: Run) -> dict[str, list[Tensor]]:
     """Every weight and every tensor of an optimizer, as this rank has them."""
-    found = {}
+    tensors = {}
     for name, trainer in run.trainers.items():
         with trainer.awake():
             kinds = (Kind.weights, Kind.optimizer)
-            found[name] = [
+            tensors[name] = [
                 tensor.detach().clone()
                 for kind in kinds
                 for tensor in offload.tensors(kind, trainer.model, trainer.optimizer)
             ]
-    return found
+    return tensors
 
 
 def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
@@ -138,8 +138,10 @@ def main(path: str, out: str, *overrides: str) -> None:
 
     run, again = started(recipe, "rests", RESTS)
     metrics += list(advance(run, 1))
-    found = {
-        "metrics_differ": [mine for mine, theirs in zip(metrics, stayed["metrics"], strict=True) if mine != theirs],
+    comparison = {
+        "metrics_differ": [
+            rested for rested, steady in zip(metrics, stayed["metrics"], strict=True) if rested != steady
+        ],
         "same_state": same(state(run), stayed["state"]),
         "stayed_bytes": stayed["bytes"],
         "rested_bytes": watched.while_generating + again.while_generating,
@@ -152,11 +154,11 @@ def main(path: str, out: str, *overrides: str) -> None:
 
     try:
         started(recipe, "refused", RESTS, "memory.host_gib=0.000001")
-        found["refusal"] = ""
+        comparison["refusal"] = ""
     except HostMemoryError as error:
-        found["refusal"] = str(error)
+        comparison["refusal"] = str(error)
     if dist.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(comparison, Path(out))
     topology.shutdown()
 
 

@@ -77,15 +77,15 @@ class Cluster:
 
     def run(self, *command: object) -> str:
         """A client command's output; subprocess.CalledProcessError shows what it said when it failed."""
-        made = subprocess.run(
+        completed = subprocess.run(
             [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=LIMIT
         )
-        assert made.returncode == 0, f"{command}: {made.stdout}{made.stderr}"
-        return made.stdout.strip()
+        assert completed.returncode == 0, f"{command}: {completed.stdout}{completed.stderr}"
+        return completed.stdout.strip()
 
     def sbatch(self, *arguments: object, cwd: Path, **environment: object) -> int:
         """Submit from a directory; returns the job's number."""
-        made = subprocess.run(
+        completed = subprocess.run(
             ["sbatch", "--parsable", *map(str, arguments)],
             cwd=cwd,
             env=self.environment | {name: str(value) for name, value in environment.items()},
@@ -93,8 +93,8 @@ class Cluster:
             text=True,
             timeout=LIMIT,
         )
-        assert made.returncode == 0, made.stderr
-        return int(made.stdout)
+        assert completed.returncode == 0, completed.stderr
+        return int(completed.stdout)
 
     def job(self, number: int | str) -> dict[str, str]:
         """What `scontrol show job` says of a job, or of an element of an array, as 7_1."""
@@ -147,19 +147,19 @@ def running(directory: Path) -> Iterator[Cluster]:
             wait_for(lambda: not cluster.run("squeue", "--noheader"), LIMIT, lambda: cluster.run("squeue"))
 
 
-def wait_for(is_so: Callable[[], bool], limit: float, found: Callable[[], str]) -> None:
+def wait_for(is_so: Callable[[], bool], limit: float, describe: Callable[[], str]) -> None:
     """AssertionError with what was found instead after `limit` seconds."""
     deadline = time.monotonic() + limit
     while not is_so():
-        assert time.monotonic() < deadline, f"not within {limit} s: {found()}"
+        assert time.monotonic() < deadline, f"not within {limit} s: {describe()}"
         time.sleep(0.2)
 
 
 def _idle(cluster: Cluster) -> int:
-    asked = subprocess.run(
+    idle_nodes = subprocess.run(
         ["sinfo", "--noheader", "--states=idle", "--format=%D"], env=cluster.environment, capture_output=True, text=True
     )
-    return int(asked.stdout or 0)
+    return int(idle_nodes.stdout or 0)
 
 
 @contextmanager
@@ -200,5 +200,5 @@ def _write_files(directory: Path) -> None:
 
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
-        made = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in made]
+        servers = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]

@@ -39,5 +39,5 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason:
         pytest.skip(f"a Slurm cluster {reason}")
     directory: Path = tmp_path_factory.mktemp("slurm")
-    with running(directory) as made:
-        yield made
+    with running(directory) as started:
+        yield started

@@ -43,10 +43,10 @@ def submit(nemo: Any, python: Path, *overrides: str) -> dict[str, int]:
 
 def stand_in(directory: Path, text: str) -> Path:
     """A program in the place of Python."""
-    made = directory / "python"
-    made.write_text(f"#!/bin/bash\n{text}\n")
-    made.chmod(0o755)
-    return made
+    program = directory / "python"
+    program.write_text(f"#!/bin/bash\n{text}\n")
+    program.chmod(0o755)
+    return program
 
 
 def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:

@@ -65,8 +65,8 @@ class Training:
 
     def iteration(self) -> int:
         """Of the newest complete checkpoint; -1 without one."""
-        found = self.run.glob("checkpoints/iteration-*/state.json")
-        return max((int(path.parent.name.removeprefix("iteration-")) for path in found), default=-1)
+        saved_states = self.run.glob("checkpoints/iteration-*/state.json")
+        return max((int(path.parent.name.removeprefix("iteration-")) for path in saved_states), default=-1)
 
     def wait_for_progress(self, job: int, attempt: int) -> None:
         """Until this attempt of a job, which one before may still be ending for, has written a checkpoint."""
