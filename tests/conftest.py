@@ -20,7 +20,7 @@ from tests.warm import start
 
 ROOT = Path(__file__).parents[1]
 BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu")
-"""directories whose tests take longest, in the order in which they start"""
+"""The tests of these directories take longest. They start in this order."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Garbage collections pass over the 100,000s of objects that imports have made."""
+    """Let garbage collections skip the hundreds of thousands of objects that imports have made."""
     gc.collect()
     gc.freeze()
 
@@ -61,7 +61,7 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory as the demo starts from."""
+    """The model directory that the demo starts from."""
     directory = tmp_path_factory.mktemp("model") / "hf"
     subprocess.run([sys.executable, ROOT / "tools" / "make_demo_model.py", directory], check=True)
     return directory
@@ -69,7 +69,8 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nemo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where NeMo-Run keeps its own files; skipped where it is not installed. To be had before it is imported."""
+    """The directory where NeMo-Run keeps its own files. Use it before NeMo-Run is imported; skips where that is not
+    installed."""
     if not find_spec("nemo_run"):
         pytest.skip("the extra `launch` is not installed")
     with pytest.MonkeyPatch.context() as patch:

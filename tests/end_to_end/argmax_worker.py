@@ -1,4 +1,4 @@
-"""A rank of test_smollm2: the most probable next token at every position of a batch, by several models.
+"""A rank of test_smollm2: computes the most probable next token at every position of a batch by several models.
 
 usage: argmax_worker.py SEQUENCES OUT PP DIRECTORY ..., each a Hugging Face directory or a checkpoint of a policy
 """

@@ -19,12 +19,12 @@ from tests.parallel.launcher import run_ranks
 
 LIMIT = 280
 CHANCES = {"a": 0.5, "b": 0.25, "c": 0.25}
-"""of the first token; `a` and `b` are followed by the end, `c` by itself until it is cut"""
+"""These are the probabilities of the first token. The end follows `a` and `b`; `c` follows `c` until the limit."""
 
 
 @pytest.fixture
 def known_model(demo_model: Path, tmp_path: Path) -> Path:
-    """The demo's model with its layers silenced: the next token depends on the last one alone, by CHANCES."""
+    """The demo's model with silenced layers: the next token depends on the last one alone, by CHANCES."""
     directory = tmp_path / "hf"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(demo_model), AutoTokenizer.from_pretrained(demo_model)
     size = model.config.hidden_size
@@ -49,7 +49,7 @@ def known_model(demo_model: Path, tmp_path: Path) -> Path:
 
 
 def evaluate_by_command(*arguments: object) -> str:
-    """What `tempo eval`, started as a user does, prints."""
+    """What `tempo eval` prints when it is started as a user starts it."""
     command = [sys.executable, "-m", "tempo_megatron.cli", "eval", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True)
@@ -63,9 +63,10 @@ def evaluate_by_command(*arguments: object) -> str:
 
 
 def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_model: Path, tmp_path: Path) -> None:
-    """Sixteen samples of each of twelve questions by AIME's protocol: every figure within five standard errors of what
-    the model's probabilities say. Then the samples lose their second half, in the middle of a line, as by a kill: the
-    same command draws what is missing, from calls of other sizes, to the same bytes and the same results."""
+    """AIME's protocol draws sixteen samples of each of twelve questions. Every figure lies within five standard errors
+    of what the model's probabilities give. The test then cuts the file of samples in the middle of a line, as a kill
+    does. The evaluation draws the missing samples again, in calls of other sizes: file and results are the same
+    bytes."""
     questions = tmp_path / "aime_2024.jsonl"
     texts = [f"{letter}z" for letter in "abcdefghijkl"]
     questions.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in texts))
@@ -102,7 +103,7 @@ def close(figure: dict[str, Any], expected: float, error: float) -> None:
 
 
 def plurality(k: int) -> float:
-    """Chance that `a` wins the vote of k responses, `c` having none and ties being shared."""
+    """The probability that `a` wins a vote of k responses. `c` is no answer, and a tie is shared."""
     total = 0.0
     for a in range(k + 1):
         for b in range(k + 1 - a):

@@ -15,8 +15,8 @@ LIMIT = 480
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(demo_model: Path, tmp_path: Path) -> None:
-    """SIGKILL at three hashed moments, one of them while a checkpoint is written: no checkpoint is lost or half-read,
-    metrics, exported weights and kept checkpoints are those of the uninterrupted run."""
+    """SIGKILL comes at three hashed moments, one of them while a checkpoint is written. No checkpoint is lost or
+    half-read. Metrics, exported weights and kept checkpoints are those of the uninterrupted run."""
     out = tmp_path / "kills"
     options = ["--kills", "3", "--iterations", "4", "--model", demo_model]
     command = [*warm_python(), ROOT / "tools" / "kill_test.py", out, *options]

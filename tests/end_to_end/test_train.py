@@ -75,9 +75,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @pytest.mark.timeout(3 * LIMIT)
 def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
-    """One uninterrupted run is compared with one that replays its rollouts, is killed, and goes on with
-    a generator of its own: weights and log are bit-identical, with a reference model, a decaying step size and a
-    choice of the best checkpoint to carry on. Weights are checked after every sync."""
+    """One run goes through. Another replays its rollouts, is killed, and goes on with a generator of its own. Weights
+    and log agree bit for bit; a reference model, a decaying step size and the choice of the best checkpoint are
+    carried on. Weights are checked after every sync."""
     questions = tmp_path / "unlabeled.jsonl"
     rows = read_rows(load_config(recipe).data.unlabeled, labeled=False)
     easy = [f"{sign} {row.question[-3:]}" for row in rows for sign in "-."]
@@ -138,7 +138,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
 
 
 def training_log(run: Path) -> list[dict[str, Any]]:
-    """Everything but what is known of the unlabeled answers, which is evaluation's."""
+    """The metrics without those about unlabeled answers, which only evaluation knows."""
     return [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabeled")} for row in metrics(run)]
 
 

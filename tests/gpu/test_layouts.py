@@ -26,9 +26,9 @@ FP8 = {
     **{f"tensorwise {name}": (2, (*LAYOUTS[name][1], "model.fp8=tensorwise")) for name in ("TP2 with SP", "CP2")},
 }
 BOUNDS = {"TP2": 3e-2, "TP2 with SP": 3e-2, "CP2": 2e-2}
-"""each rank rounds its part of a sum to bf16 before the parts are added; ranks of a ring, its part of an attention"""
+"""A TP rank rounds its part of a sum to bf16 before the parts are added, and a CP rank its part of an attention."""
 FP8_BOUNDS = {"delayed packed": 0.6}
-"""this is its first pass, before it has seen a largest value"""
+"""Delayed scaling has seen no largest value before its first pass."""
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_every_layout_has_the_losses_and_gradients_of_sequences_by_themselves(
 
 @pytest.mark.parametrize("name", FP8)
 def test_fp8_is_near_bf16(name: str, gradients: Gradients) -> None:
-    """Losses within 5% and gradients within 30% of bf16's length: what the three bits of E4M3's mantissa and the two of
-    E5M2's leave. And not at no distance: it was FP8."""
+    """Losses lie within 5% of bf16's and gradients within 30% of its length: E4M3's mantissa has three bits and E5M2's
+    has two. The distance is not 0, which shows that FP8 was used."""
     shares = distances(gradients[name], gradients["qwen3 alone"])
     shown(f"FP8 {name}", shares)
     for role in ("policy", "critic"):

@@ -34,7 +34,7 @@ def random_states() -> list[object]:
 
 
 def difference(run: Run, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
-    """Mean distance of the generator's log-probs of its own responses from the trainer's."""
+    """The mean absolute difference between the generator's and the trainer's log-probs of the generator's responses."""
     prompts, responses = (
         [request.prompt_ids for request in requests],
         [c.response_ids for c in completions],
@@ -46,7 +46,7 @@ def difference(run: Run, requests: Sequence[Request], completions: Sequence[Comp
 
 
 def stops_while_steps_are_slow(generator: Generator, requests: Sequence[Request]) -> None:
-    """Asked to stop a second after it began, generation of nine slow steps does not go on to its end."""
+    """Check that generation of nine slow steps hears a request to stop, made after a second, before its end."""
     engine: Any = generator._llm.llm_engine
     engine_step, begun = engine.step, time.monotonic()
 

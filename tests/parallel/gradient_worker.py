@@ -1,4 +1,4 @@
-"""A rank of test_gradients: gradients of policy and critic on the same rollouts, however they are cut up.
+"""A rank of test_gradients: gradients of policy and critic on the same rollouts, with micro-batches of several sizes.
 
 usage: gradient_worker.py RECIPE OUT MICRO_BATCH_TOKENS,... [key=value ...]
 """
@@ -35,7 +35,7 @@ def whole_gradient(trainer: Trainer) -> Tensor:
 
 
 def recorded(trainer: Trainer, into: list[Tensor]) -> None:
-    """Keep each step's gradient, and leave the weights as they are."""
+    """Keep each step's gradient and leave the weights unchanged."""
 
     def step() -> tuple[bool, float, int]:
         into.append(whole_gradient(trainer))

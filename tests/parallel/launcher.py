@@ -23,13 +23,14 @@ from tests.warm.start import warm_python
 
 ROOT = Path(__file__).parents[2]
 _SHOWN = 30_000
-"""characters of the output in an error: stacks of all threads of a rank, and what torchrun says after them"""
+"""An error shows this many characters of output: stacks of all threads of a rank, and torchrun's report after them."""
 _GRACE_SECONDS = 30.0
-"""what the other ranks have for their last words once one has failed"""
+"""Once a rank has failed, the others have this long to print their last words."""
 
 
 def kill_tree(root: int) -> None:
-    """A process and all that it started: torchrun's ranks are in sessions of their own."""
+    """Kill a process and all its descendants. torchrun's ranks have sessions of their own, so that one signal does not
+    reach them."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(root)
         for process in [*parent.children(recursive=True), parent]:
@@ -38,10 +39,10 @@ def kill_tree(root: int) -> None:
 
 
 def run_ranks(script: Path | str, ranks: int, *arguments: object, timeout: float = 300) -> str:
-    """What the script printed; "-m" stands for the module that follows. A failure or a hang ends all ranks and is an
+    """What the script printed; "-m" stands for the module that follows. A failure or a hang ends all ranks and raises
     AssertionError with the output.
 
-    With GPUs the ranks are torchrun's: CUDA does not survive a fork of the process that asked for it.
+    With GPUs torchrun starts the ranks: CUDA does not survive a fork.
     """
     if torch.cuda.is_available():
         return run_under_torchrun(script, ranks, *arguments, timeout=timeout)
@@ -79,8 +80,8 @@ def start_ranks(ranks: int, log: int, *command: object) -> list[subprocess.Popen
 
 
 def _ended(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> bool:
-    """Whether all ranks end within `timeout` seconds. Once a rank has failed the others get SIGTERM, as from torchrun,
-    and have a while for their last words."""
+    """Whether all ranks end within `timeout` seconds. Once a rank has failed, the others get SIGTERM, as from torchrun,
+    and a while to end."""
     deadline = time.monotonic() + timeout
     while running := [process for process in processes if process.poll() is None]:
         if time.monotonic() >= deadline:
@@ -96,7 +97,8 @@ def _ended(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> bool
 
 
 def run_under_torchrun(script: Path | str, ranks: int, *arguments: object, timeout: float = 300) -> str:
-    """As `run_ranks`, by the launcher that users have: its signals, its exit codes and its words are in the output."""
+    """The same by the launcher that users have. Its signals reach the ranks, and the output has its messages and exit
+    codes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", script]
     process = subprocess.Popen(
         [str(part) for part in [*command, *arguments]],

@@ -38,8 +38,8 @@ def test_weight_decay_leaves_norms_and_biases_alone(report: dict[str, Any]) -> N
 
 
 def test_a_frozen_critic_holds_no_optimizer(report: dict[str, Any]) -> None:
-    """Neither in memory nor in checkpoints, once the critic start is over, after a resume in it or behind it, and from
-    the beginning where it never learns."""
+    """Neither memory nor checkpoints hold one once the critic start is over, after a resume in that stage or behind it,
+    and from the beginning where the critic never learns."""
     frozen = report["frozen"]
     for name in ("frozen", "resumed in the stage", "resumed", "never"):
         critic = frozen[name]
@@ -50,12 +50,12 @@ def test_a_frozen_critic_holds_no_optimizer(report: dict[str, Any]) -> None:
 
 
 def test_a_frozen_critic_judges_as_before_when_it_resumes(report: dict[str, Any]) -> None:
-    """Its weights are all that it is."""
+    """A checkpoint holds all of it: its weights."""
     assert report["frozen"]["differ"] == set()
 
 
 def test_a_nan_among_the_critics_values_is_left_out_kept_and_counted(report: dict[str, Any]) -> None:
-    """Figures are the other rollouts', the other mini-batches learn, of whitened advantages too."""
+    """Figures cover the other rollouts, and the other mini-batches are learned from, with whitened advantages too."""
     metrics = report["spoilt"]["metrics"]
     assert metrics["critic/non_finite_values"] == metrics["critic/skipped_updates"] == 1.0
     assert metrics["policy/non_finite_rewards"] == metrics["policy/skipped_updates"] == 1.0

@@ -17,11 +17,13 @@ WORKER = Path(__file__).with_name("scores_worker.py")
 def test_scores_and_their_gradients_equal_the_dense_formulas(
     vocab_size: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Two ranks, chunks of three tokens and a last one of four, a temperature, an impossible token, and a padded
-    vocabulary that ends on the second rank, or on the first one, so that the second has none. float64 on one process is
-    the reference. A sum over ranks counted twice, or not at all, would show. Scores of a bf16 model are as exact as in
-    fp32, with logits of up to 60, which bf16 would round to whole quarters: generator and trainer would part by as
-    much."""
+    """Two ranks compute in chunks of three tokens and a last one of four, with a temperature, an impossible token and a
+    padded vocabulary. Its padding begins on the second rank, or on the first, so that the second holds padding
+    alone. The reference is float64 on one process, which shows a sum over ranks that is counted twice or not at all.
+
+    Scores of a bf16 model are as exact as in fp32. bf16 would round logits of up to 60 to quarters, and generator and
+    trainer would differ by as much.
+    """
     torch.manual_seed(0)
     hidden, output_layer = 3 * torch.randn(10, 6), 3 * torch.randn(24, 6)
     tokens, upstream = torch.randint(0, vocab_size, (10,)), torch.randn(10)

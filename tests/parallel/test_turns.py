@@ -1,4 +1,4 @@
-"""Models that rest between phases: nothing of them stays on the device, and nothing that they learn changes."""
+"""Models that leave the device between phases: nothing of them stays there, and nothing that they learn changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def comparison(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of two data-parallel ranks: policy, critic and reference, two iterations, a checkpoint and a resume between."""
+    """The report of two data-parallel ranks with policy, critic and reference: two iterations, with a checkpoint and a
+    resume between them."""
     directory = tmp_path_factory.mktemp("turns")
     recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
     run_ranks(WORKER, 2, recipe, out, *(f"{key}={value}" for key, value in SETTINGS.items()))
@@ -37,8 +38,8 @@ def test_resting_changes_nothing_that_is_learned(comparison: dict[str, Any]) -> 
 
 
 def test_models_leave_the_device_to_the_generator(comparison: dict[str, Any]) -> None:
-    """Whenever it generates, no storage of any model has a byte; whenever weights are synced, the policy's weights
-    alone are there. Without offloading they all are: the measure sees them."""
+    """While the generator works, no storage of any model has a byte on the device. While weights are synced, only the
+    policy's weights are there. Without offloading all of them are there, which shows that the measurement sees them."""
     assert min(comparison["stayed_bytes"]) > 0
     assert len(comparison["rested_bytes"]) == len(comparison["stayed_bytes"]) == 2
     assert comparison["rested_bytes"] == [0, 0]
@@ -46,18 +47,18 @@ def test_models_leave_the_device_to_the_generator(comparison: dict[str, Any]) ->
 
 
 def test_saving_leaves_models_at_rest(comparison: dict[str, Any]) -> None:
-    """A checkpoint wakes one model after the other, not all at once."""
+    """A checkpoint loads one model after the other onto the device, not all at once."""
     every = ["gradients", "optimizer", "weights"]
     assert comparison["resting_after_save"] == {"policy": every, "critic": every, "reference": every}
 
 
 def test_weights_that_were_only_read_are_not_copied_back(comparison: dict[str, Any]) -> None:
-    """One way, host to device: the host's copy is still equal."""
+    """Weights are copied to the device only: the copy on the host is still equal."""
     copied, size = comparison["read_only_bytes"]
     assert copied == size > 0
 
 
 def test_too_little_host_memory_is_one_error_that_names_need_and_setting(comparison: dict[str, Any]) -> None:
-    """Before anything is copied."""
+    """The error comes before anything is copied."""
     for part in ("policy's weights", "policy's optimizer", "memory.host_gib"):
         assert part in comparison["refusal"]

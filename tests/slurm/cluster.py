@@ -1,4 +1,5 @@
-"""A real Slurm of two nodes on this machine, under one directory: daemons on loopback addresses, a host name a node."""
+"""A real Slurm of two nodes on this machine, under one directory: daemons listen on loopback addresses, and each node
+has a host name."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ NODES = {"node1": "127.0.0.11", "node2": "127.0.0.12"}
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 LIMIT = 400
-"""seconds for what takes Slurm and its jobs less on a machine that has nothing else to do"""
+"""Slurm and its jobs need fewer seconds than this on a machine that does nothing else."""
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 _CONFIGURATION = """
@@ -76,7 +77,7 @@ class Cluster:
         self.environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(directory / "slurm.conf")}
 
     def run(self, *command: object) -> str:
-        """A client command's output; subprocess.CalledProcessError shows what it said when it failed."""
+        """The output of a client command. Raises AssertionError with what the command said where it fails."""
         completed = subprocess.run(
             [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=LIMIT
         )
@@ -148,7 +149,7 @@ def running(directory: Path) -> Iterator[Cluster]:
 
 
 def wait_for(is_so: Callable[[], bool], limit: float, describe: Callable[[], str]) -> None:
-    """AssertionError with what was found instead after `limit` seconds."""
+    """Wait until `is_so` returns True. Raises AssertionError with `describe()` after `limit` seconds."""
     deadline = time.monotonic() + limit
     while not is_so():
         assert time.monotonic() < deadline, f"not within {limit} s: {describe()}"

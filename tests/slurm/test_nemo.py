@@ -50,7 +50,8 @@ def stand_in(directory: Path, text: str) -> Path:
 
 
 def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
-    """Convert, train on two nodes with recorded responses, export, evaluate with vLLM: each uses what the last made."""
+    """Convert, train on two nodes with recorded responses, export, evaluate with vLLM: each task uses the result of the
+    one before."""
     run = tmp_path / "run"
     python = stand_in(
         tmp_path,
@@ -78,8 +79,8 @@ def test_a_training_that_fails_cancels_what_follows(
 
 
 def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
-    """Exit code 75 says "saved, start me again", and a signal that comes before the ranks listen for it costs no run
-    either: what follows waits."""
+    """Exit code 75 means "saved, start me again". A signal that comes before the ranks listen for it costs no run
+    either. The tasks that follow wait."""
     attempts = "case ${SLURM_RESTART_COUNT:-0} in 0) exit 75 ;; 1) kill -USR1 $$ ;; esac"
     python = stand_in(tmp_path, f'[ "$3" != train ] && exit\n{attempts}')
     jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
@@ -89,6 +90,6 @@ def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_pa
 
 
 def said(cluster: Cluster, jobs: dict[str, int]) -> str:
-    """Everything that the tasks' jobs and ranks wrote."""
+    """All that the tasks' jobs and ranks wrote."""
     directories = [Path(cluster.job(job)["StdOut"]).parent for job in jobs.values()]
     return "\n".join(f"{path}\n{path.read_text()}" for folder in directories for path in folder.glob("*.out"))
