@@ -12,7 +12,7 @@ import pytest
 from tests.slurm.cluster import Cluster, missing, running
 
 BUDGET_SECONDS = 360.0
-"""All tests of this directory share these seconds. Set-up that they share (cluster, model, environment) is not counted."""
+"""All tests of this directory share these seconds. Set-up that they share (cluster, model, environment) is extra."""
 
 
 @pytest.fixture(scope="package")
