@@ -8,7 +8,7 @@ RUN := $(UV) run --frozen --no-sync
 NVIDIA := $(CURDIR)/.venv/lib/python3.12/site-packages/nvidia
 HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 
-.PHONY: setup demo test lint docs
+.PHONY: setup demo test test-unit lint docs
 .DEFAULT_GOAL := setup
 
 .tools/bin/uv:
@@ -35,9 +35,16 @@ lint: setup
 	$(RUN) python tools/check_names.py tempo_megatron checkpoints_convert tools tests
 	$(RUN) python tools/check_sizes.py tempo_megatron checkpoints_convert tools tests
 
+# Two workers, and more where there are more cores: many tests wait for ranks or for Slurm. A group of tests/conftest.py stays on one.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(RUN) pytest
+	$(PYTEST)
+
+test-unit: setup
+	@echo "== unit tests"
+	$(PYTEST) tests/unit
 
 docs: $(filter .tools/%,$(UV))
 	@echo "== building the documentation into site/"

@@ -20,7 +20,7 @@ from tests.parallel.layout_worker import Recorded
 
 
 def first_log_probs(completions: Sequence[Completion]) -> Tensor:
-    return torch.tensor([done.log_probs[0] for done in completions])
+    return torch.tensor([completion.log_probs[0] for completion in completions])
 
 
 def free_gib() -> float:
@@ -52,7 +52,7 @@ def main(recipe: str, *overrides: str) -> None:
     )
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 16, 1.0, 1.0) for n in range(64)]
     before = generator.generate(requests)
-    assert generator.take_figures()["tokens"] == sum(len(done.response_ids) for done in before)
+    assert generator.take_figures()["tokens"] == sum(len(completion.response_ids) for completion in before)
     awake = free_gib()
     generator.sleep()
     asleep = free_gib()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import ROOT
-from tests.end_to_end.test_train import metrics, train
+from tests.end_to_end.test_train import metrics, train_by_command
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -19,7 +19,7 @@ SHORT = ("stages.critic_start.iterations=3", "loop.iterations=3", "evaluation.ev
 def test_the_demo_learns_to_spell_and_its_export_loads(demo_model: Path, tmp_path: Path) -> None:
     """The warm start, whole, teaches the policy to spell some words backward, which the generator, fed by sync, shows;
     then every part of an iteration is seen to work, and first ratios to be exactly 1."""
-    run = train(
+    run = train_by_command(
         ROOT / "recipes" / "demo.yaml",
         f"run_dir={tmp_path / 'run'}",
         f"model.hf_path={demo_model}",

@@ -1,4 +1,4 @@
-"""A rank of test_checkpoints: a run that goes on while its checkpoints are written slowly, or fail to be written.
+"""A rank of test_checkpoints: a run goes on while its checkpoints are written slowly or cannot be written.
 
 usage: checkpoint_worker.py RECIPE OUT [key=value ...]
 """
@@ -25,7 +25,7 @@ from tools.killing.recorded import Parity
 
 
 class SlowDisk:
-    """Writes wait until they may go on."""
+    """Stands in for the writer of checkpoints: a write waits until `goes_on` is set."""
 
     def __init__(self) -> None:
         self.goes_on = threading.Event()
@@ -48,7 +48,7 @@ def iterations(run: Run) -> list[str]:
 
 
 def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
-    """Save, learn and rest on, and only then let the write go on; then load what was written."""
+    """Save, train on, and only then let the write go on; then load what was written."""
     list(advance(run, 1))
     at_save = state(run)
     run.save()
@@ -72,11 +72,11 @@ def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
 
 
 def failure_of_one_rank(run: Run) -> dict[str, Any]:
-    """The disk of rank 1 is full: what the ranks are told, and what is left."""
+    """What the ranks hear when the disk of rank 1 is full, and which checkpoints are left."""
     writer: Any = capture.FileSystemWriter
     write_data = writer.write_data
 
-    def full(*given: Any) -> None:
+    def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on the disk of rank 1")
 
     if dist.get_rank() == 1:
@@ -98,7 +98,7 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
 
 
 def interruptions(run: Run) -> dict[str, Any]:
-    """What is there after a run was interrupted at iterations 4 and 5 and has then saved 5 as it would have anyway."""
+    """The checkpoints after interruptions at iterations 4 and 5, and after the regular save of iteration 5."""
     there, said = [], []
     for run.iteration in (4, 5):
         run.course.begin()
@@ -111,8 +111,8 @@ def interruptions(run: Run) -> dict[str, Any]:
 
 
 def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
-    """How long a save took to the end of its writing, half a minute after it had let the run go on, and what the
-    deadline then leaves room for."""
+    """The seconds of a save whose writing ends half a minute after the run went on, and the lead that the deadline then
+    keeps."""
     disk, clock = SlowDisk(), Clock()
     saver.time = clock
     run.save()
@@ -130,16 +130,16 @@ def main(path: str, out: str, *overrides: str) -> None:
     run_module.Grader = Parity
     run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
-    found = written_while_the_run_goes_on(run, disk)
+    report = written_while_the_run_goes_on(run, disk)
     disk.repair()
-    found |= failure_of_one_rank(run)
-    found |= interruptions(run)
-    found |= seconds_of_a_slow_write(run)
+    report |= failure_of_one_rank(run)
+    report |= interruptions(run)
+    report |= seconds_of_a_slow_write(run)
     counted = [0] * dist.get_world_size()
     dist.all_gather_object(counted, sum(map(dist_checkpoint.copied_bytes, run.trainers.values())))
-    found["copied_bytes"] = sum(counted)
+    report["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(report, Path(out))
     topology.shutdown()
 
 

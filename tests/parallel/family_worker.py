@@ -39,7 +39,7 @@ def rollouts(vocab_size: int) -> Batch:
 
 
 def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
-    """The whole gradient of the last step by Hugging Face name, from the shards that the optimizer would have read."""
+    """The whole gradient of the last step by Hugging Face name, from the shards that the optimizer reads."""
     for buffer in trainer.model.buffers:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
@@ -52,7 +52,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 
 
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
-    """The loss and every gradient of one step that is not taken."""
+    """The loss and every gradient of one step; the optimizer does not apply it."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
     module = model.build(role, settings, config, place)
@@ -80,20 +80,20 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 def main(models: str, out: str, cases: str) -> None:
     torch.set_num_threads(1)
     roles: tuple[Role, ...] = ("policy", "critic")
-    found: dict[str, dict[str, dict[str, Tensor]]] = {}
+    gradients_of_cases: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, (family_name, overrides) in json.loads(cases).items():
         config = load_config(None, overrides)
         place = topology.initialize(config.parallel, seed=0)
-        found[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
+        gradients_of_cases[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
         leave_groups()
     if dist.get_rank() == 0:
-        torch.save(found, out)
+        torch.save(gradients_of_cases, out)
     dist.barrier()
 
 
 def leave_groups() -> None:
-    """For the next layout in the same process group. Delayed scaling would go on with histories of models that are
-    gone."""
+    """Make room for the next layout in the same process group. Delayed scaling would go on with histories of deleted
+    models."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

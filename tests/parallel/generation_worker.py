@@ -34,28 +34,31 @@ def random_states() -> list[object]:
 
 
 def difference(run: Run, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
-    """Mean distance of the generator's log-probs of its own responses from the trainer's."""
-    prompts, responses = [request.prompt_ids for request in requests], [done.response_ids for done in completions]
+    """The mean absolute difference between the generator's and the trainer's log-probs of the generator's responses."""
+    prompts, responses = (
+        [request.prompt_ids for request in requests],
+        [c.response_ids for c in completions],
+    )
     batch = from_sequences(prompts, responses)
     trainer = run.policy.score(batch, run.scores())["log_probs"][batch.response_mask]
-    generator = torch.tensor([value for done in completions for value in done.log_probs])
+    generator = torch.tensor([value for completion in completions for value in completion.log_probs])
     return float((trainer - generator).abs().mean())
 
 
 def stops_while_steps_are_slow(generator: Generator, requests: Sequence[Request]) -> None:
-    """Asked to stop a second after it began, generation of nine slow steps does not go on to its end."""
+    """Check that generation of nine slow steps hears a request to stop, made after a second, before its end."""
     engine: Any = generator._llm.llm_engine
-    made, begun = engine.step, time.monotonic()
+    engine_step, begun = engine.step, time.monotonic()
 
     def slow() -> object:
         time.sleep(0.8)
-        return made()
+        return engine_step()
 
     engine.step, generator.should_stop = slow, lambda: time.monotonic() > begun + 1
     try:
         generator.generate(requests)
     except GenerationStopped:
-        engine.step, generator.should_stop = made, None
+        engine.step, generator.should_stop = engine_step, None
     else:
         raise AssertionError("it did not hear the request before its end")
 
@@ -97,11 +100,13 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     generator.check(expected)
     assert random_states() == before
     figures = generator.take_figures()
-    assert figures["requests"] == 9 and figures["tokens"] == sum(len(done.response_ids) for done in together)
+    assert figures["requests"] == 9 and figures["tokens"] == sum(
+        len(completion.response_ids) for completion in together
+    )
     assert figures["preemptions"] == 0 and generator.take_figures() == {}
     assert generator.generate(requests[::-1])[::-1] == together
     assert generator.generate(requests[4:5]) == together[4:5]
-    assert len({done.response_ids for done in together}) > 1
+    assert len({completion.response_ids for completion in together}) > 1
     if dtype is torch.float32:
         assert difference(run, requests, together) < 1e-5
 

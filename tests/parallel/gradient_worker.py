@@ -1,4 +1,4 @@
-"""A rank of test_gradients: gradients of policy and critic on the same rollouts, however they are cut up.
+"""A rank of test_gradients: gradients of policy and critic on the same rollouts, with micro-batches of several sizes.
 
 usage: gradient_worker.py RECIPE OUT MICRO_BATCH_TOKENS,... [key=value ...]
 """
@@ -35,7 +35,7 @@ def whole_gradient(trainer: Trainer) -> Tensor:
 
 
 def recorded(trainer: Trainer, into: list[Tensor]) -> None:
-    """Keep each step's gradient, and leave the weights as they are."""
+    """Keep each step's gradient and leave the weights unchanged."""
 
     def step() -> tuple[bool, float, int]:
         into.append(whole_gradient(trainer))
@@ -52,7 +52,7 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     for name, trainer in run.trainers.items():
         recorded(trainer, gradients[name])
     run.iteration = 1
-    found: dict[int, dict[str, list[Tensor]]] = {}
+    gradients_by_size: dict[int, dict[str, list[Tensor]]] = {}
     for size in map(int, sizes.split(",")):
         run.labeled.position = run.unlabeled.position = 0
         for trainer in run.trainers.values():
@@ -60,11 +60,11 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
         for loss, average in ((PolicyLoss.gspo, AverageOver.sequences), (PolicyLoss.ppo, AverageOver.tokens)):
             run.config.policy.loss, run.config.policy.average_over = loss, average
             iterate(run)
-        found[size] = {name: list(steps) for name, steps in gradients.items()}
+        gradients_by_size[size] = {name: list(steps) for name, steps in gradients.items()}
         for steps in gradients.values():
             steps.clear()
     if run.is_first:
-        torch.save(found, Path(out))
+        torch.save(gradients_by_size, Path(out))
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         dist.all_gather(parts, logits, group=place.tensor_group)
         return {"output": torch.cat(parts, -1)}
 
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for directory in sorted(Path(models).iterdir()):
         critic = directory.suffix == ".critic"
         described = hf_files.read_config(directory / "huggingface" if critic else directory)
@@ -81,17 +81,17 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
             seen: list[dict[int, list[int]]] = [{}] * place.world_size
             with cpu.accelerator_names():
                 local = dtype == "fp32" and place.device.type == "cpu"
-                mine = seen_from_last_token(module, 40) if local else {}
-            dist.all_gather_object(seen, mine)
-            found[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
+                seen_here = seen_from_last_token(module, 40) if local else {}
+            dist.all_gather_object(seen, seen_here)
+            outputs[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
         read = (lambda values, _, __: {"output": values}) if critic else whole
-        found[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
+        outputs[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
             ..., : settings.vocab_size
         ]
     if place.rank == 0:
-        torch.save(found, out)
+        torch.save(outputs, out)
 
 
 if __name__ == "__main__":

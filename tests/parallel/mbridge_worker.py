@@ -62,7 +62,7 @@ def main(models: str, tensor_size: str) -> None:
         module = model.build("policy", settings, config, place)
         weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
         ours = {gpt_name(name): parameter for name, parameter in weights.canonical_parameters(module).items()}
-        theirs = Empty(ours)
+        loaded = Empty(ours)
         with cpu.accelerator_names(), torch.no_grad():
             bridge = AutoBridge.from_config(
                 AutoConfig.from_pretrained(directory),
@@ -70,10 +70,10 @@ def main(models: str, tensor_size: str) -> None:
                 make_vocab_size_divisible_by=VOCABULARY_MULTIPLE,
             )
             bridge.vocab_size, bridge.padded_vocab_size = settings.vocab_size, settings.padded_vocab_size
-            bridge.load_weights([theirs], str(directory))
-        found = dict(theirs.named_parameters())
-        different = [name for name, tensor in ours.items() if not torch.equal(found[name], tensor)]
-        assert found.keys() == ours.keys() and not different, (directory.name, different)
+            bridge.load_weights([loaded], str(directory))
+        loaded_parameters = dict(loaded.named_parameters())
+        different = [name for name, tensor in ours.items() if not torch.equal(loaded_parameters[name], tensor)]
+        assert loaded_parameters.keys() == ours.keys() and not different, (directory.name, different)
         print(f"{directory.name}: {len(ours)} tensors equal")
 
 

@@ -83,20 +83,20 @@ def frozen(recipe: Path) -> dict[str, Any]:
     starts from its checkpoint and never learns."""
     run, _ = started((recipe, FROZEN), "frozen")
     loop.start_critic(run)
-    found = {"frozen": held(run)}
+    critics = {"frozen": held(run)}
     leave_groups()
 
     run, _ = started((recipe, FROZEN), "frozen")
-    found["resumed in the stage"] = held(run)
+    critics["resumed in the stage"] = held(run)
     loop.start_critic(run)
     run.save()
     (first,) = advance(run, 1)
     leave_groups()
 
     run, _ = started((recipe, FROZEN), "frozen")
-    found["resumed"] = held(run)
+    critics["resumed"] = held(run)
     (again,) = advance(run, 1)
-    found["differ"] = {name for name in first if first[name] != again[name]}
+    critics["differ"] = {name for name in first if first[name] != again[name]}
     start = run.course.saver.directory / "iteration-000000"
     leave_groups()
 
@@ -104,16 +104,16 @@ def frozen(recipe: Path) -> dict[str, Any]:
     run, _ = started((recipe, never), "never")
     list(advance(run, 1))
     run.save()
-    found["never"] = held(run) | {"scorer": type(run.critic) is ScoringModel}
+    critics["never"] = held(run) | {"scorer": type(run.critic) is ScoringModel}
     leave_groups()
-    return found
+    return critics
 
 
 def spoilt(recipe: Path) -> dict[str, Any]:
     """An E-step, and an M-step that whitens its advantages, each on rollouts of which the critic gave one a NaN."""
     run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "spoilt")
     run.iteration = 1
-    drawn = run.collector.collect(1, labeled=4, unlabeled=4)
+    collected = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
 
     def one_nan(batch: Batch, read: Score) -> RowTensors:
@@ -122,8 +122,8 @@ def spoilt(recipe: Path) -> dict[str, Any]:
         return rows
 
     critic.score = one_nan  # type: ignore[method-assign]
-    metrics = loop.e_step(run, drawn.labeled, drawn.correct, 1)
-    metrics |= loop.m_step(run, loop.policy_rollouts(run, drawn))
+    metrics = loop.e_step(run, collected.labeled, collected.correct, 1)
+    metrics |= loop.m_step(run, loop.policy_rollouts(run, collected))
     kept = sorted(path.name for path in (run.directory / "non_finite").iterdir())
     leave_groups()
     return {"metrics": metrics, "kept": kept}
@@ -133,9 +133,9 @@ def main(hf_path: str, recipe: str, out: str) -> None:
     torch.set_num_threads(1)
     run_module: Any = tempo_megatron.training.run
     run_module.Grader = Parity
-    found = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
+    report = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
     if torch.distributed.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(report, Path(out))
     topology.shutdown()
 
 

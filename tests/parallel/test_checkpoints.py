@@ -36,8 +36,8 @@ def ran(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
     recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
     small = ("loop.labeled_prompts=2", "loop.unlabeled_prompts=2", "loop.samples_per_prompt=2")
     run_ranks(WORKER, 2, recipe, out, *small)
-    found: dict[str, Any] = torch.load(out)
-    return found, directory / "run" / "checkpoints"
+    report: dict[str, Any] = torch.load(out)
+    return report, directory / "run" / "checkpoints"
 
 
 @pytest.fixture
@@ -50,46 +50,46 @@ def checkpoints(ran: tuple[dict[str, Any], Path], tmp_path: Path) -> Iterator[Pa
     dist.destroy_process_group()
 
 
-def flip(path: Path, at: float) -> None:
+def flip(path: Path, share: float) -> None:
     """One bit of the byte at that share of a file."""
     content = bytearray(path.read_bytes())
-    content[int(at * (len(content) - 1))] ^= 1
+    content[int(share * (len(content) - 1))] ^= 1
     path.write_bytes(content)
 
 
 def test_a_slow_write_saves_its_own_step(ran: tuple[dict[str, Any], Path]) -> None:
     """Weights and optimizer states of policy and critic, while both learn on and go to the host and back: loaded, they
     are what they were when the save was asked for, bit for bit. The next save waits for the write before it."""
-    found, _ = ran
-    assert found["complete_at_first"] == [] and found["written_at_first"] == []
+    report, _ = ran
+    assert report["complete_at_first"] == [] and report["written_at_first"] == []
     first = [f".writing-iteration-000001/{role}" for role in ("policy", "critic")]
-    assert found["written_when_the_next_was_saved"] == first
-    assert found["complete"] == ["iteration-000001", "iteration-000002"]
-    assert found["moved_on"] and found["same_state"]
+    assert report["written_when_the_next_was_saved"] == first
+    assert report["complete"] == ["iteration-000001", "iteration-000002"]
+    assert report["moved_on"] and report["same_state"]
 
 
 def test_a_failed_write_is_told_to_every_rank_and_leaves_no_checkpoint(ran: tuple[dict[str, Any], Path]) -> None:
     """A full disk of one rank, in the thread: all ranks get its error with the traceback, nothing takes the
     checkpoint's name, and the next save works."""
-    found, _ = ran
-    for told in found["told"]:
+    report, _ = ran
+    for told in report["told"]:
         assert "No space left on the disk of rank 1" in told and "in full" in told
-    assert found["complete_after_failure"] == ["iteration-000001", BEFORE]
-    assert found["complete_at_last"] == ["iteration-000001", BEFORE, NEWEST]
+    assert report["complete_after_failure"] == ["iteration-000001", BEFORE]
+    assert report["complete_at_last"] == ["iteration-000001", BEFORE, NEWEST]
 
 
 def test_the_deadline_leaves_room_for_the_writing(ran: tuple[dict[str, Any], Path]) -> None:
     """A write in the background holds the run up for the copies alone, and an interrupted run waits for its end."""
-    found, _ = ran
-    assert found["save_seconds"] == 30
-    assert found["lead"] >= 2 * 30 + 60
+    report, _ = ran
+    assert report["save_seconds"] == 30
+    assert report["lead"] >= 2 * 30 + 60
 
 
 def test_copies_are_as_large_as_what_is_written_of_them(ran: tuple[dict[str, Any], Path]) -> None:
     """Their bytes, which the budget of host memory counts, are those of all ranks' files but for headers."""
-    found, directory = ran
+    checkpoint, directory = ran
     written = sum(path.stat().st_size for path in (directory / NEWEST).rglob("*.distcp"))
-    assert found["copied_bytes"] == pytest.approx(written, rel=0.05)
+    assert checkpoint["copied_bytes"] == pytest.approx(written, rel=0.05)
 
 
 def test_the_manifest_says_everything(checkpoints: Path) -> None:
@@ -101,8 +101,8 @@ def test_the_manifest_says_everything(checkpoints: Path) -> None:
 def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(name: str, checkpoints: Path) -> None:
     """Whichever file it is in. What is damaged no longer counts among the checkpoints."""
     flip(checkpoints / NEWEST / name, 0.5)
-    found, (line,) = newest(checkpoints)
-    assert found == checkpoints / BEFORE
+    checkpoint, (line,) = newest(checkpoints)
+    assert checkpoint == checkpoints / BEFORE
     assert str(checkpoints / NEWEST / name) in line and "damaged" in line
     assert sorted(path.name for path in checkpoints.iterdir()) == [f"damaged-{NEWEST}", BEFORE]
 
@@ -115,8 +115,8 @@ def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(checkpoint
     short = checkpoints / NEWEST / "policy" / "__0_1.distcp"
     short.write_bytes(short.read_bytes()[:-1])
     (checkpoints / ".writing-iteration-000005" / "policy").mkdir(parents=True)
-    found, lines = newest(checkpoints)
-    assert found == checkpoints / BEFORE
+    report, lines = newest(checkpoints)
+    assert report == checkpoints / BEFORE
     assert all(
         part in line
         for part, line in zip(("no manifest.json", "missing", "cut short", "interrupted"), lines, strict=True)
@@ -129,13 +129,13 @@ def test_an_interim_checkpoint_is_gone_on_from_until_another_takes_its_place(
 ) -> None:
     """It is newer than what was saved before it and older than what was saved at the same place or a later one; the
     next save removes it, and it takes nobody's place among those that are kept."""
-    found, _ = ran
-    assert found["there_when_interrupted"] == [
+    report, _ = ran
+    assert report["there_when_interrupted"] == [
         ["iteration-000001", BEFORE, NEWEST, "interim-iteration-000004"],
         ["iteration-000001", BEFORE, NEWEST, "interim-iteration-000005"],
         [BEFORE, NEWEST, "iteration-000005"],
     ]
-    assert [line.split()[0] for line in found["said_when_interrupted"]] == [
+    assert [line.split()[0] for line in report["said_when_interrupted"]] == [
         "iteration-000004",
         *["iteration-000005"] * 2,
     ]
@@ -164,12 +164,12 @@ def test_the_converter_refuses_damage(checkpoints: Path, tmp_path: Path, capsys:
     """A flipped bit among the optimizer's state or the weights, and one of what stands beside them, in one error."""
     flip(checkpoints / NEWEST / "policy" / "__1_1.distcp", 0.5)
     flip(checkpoints / NEWEST / "huggingface" / "tokenizer.json", 0.5)
-    given = ["--checkpoint", str(checkpoints / NEWEST), "--out", str(tmp_path / "hf")]
-    assert main(["to-hf", *given]) == 2
+    arguments = ["--checkpoint", str(checkpoints / NEWEST), "--out", str(tmp_path / "hf")]
+    assert main(["to-hf", *arguments]) == 2
     told = capsys.readouterr().err
     assert "__1_1.distcp: damaged" in told and "tokenizer.json: damaged" in told
     assert not (tmp_path / "hf").exists()
-    assert main(["to-hf", *given, "--role", "critic"]) == 2
+    assert main(["to-hf", *arguments, "--role", "critic"]) == 2
     (checkpoints / NEWEST / integrity.NAME).unlink()
-    assert main(["to-hf", *given]) == 2
+    assert main(["to-hf", *arguments]) == 2
     assert "no manifest.json" in capsys.readouterr().err

@@ -31,7 +31,7 @@ LAYOUTS = {
 }
 """name -> ranks, settings"""
 
-Found = dict[str, dict[str, dict[str, Tensor]]]
+Gradients = dict[str, dict[str, dict[str, Tensor]]]
 """case -> role -> name in Hugging Face, or `loss` [rows] -> tensor"""
 
 
@@ -39,43 +39,45 @@ def write_models(directory: Path, **shape: int) -> None:
     heads = shape["num_attention_heads"]
     for name in FAMILIES:
         groups = heads if name == "olmo-3" else heads // 2
-        given = {"num_key_value_heads": groups, "vocab_size": 1000, "max_position_embeddings": 2048, **shape}
-        write_model(name, directory / name, dtype=torch.bfloat16, **given)
+        sizes = {"num_key_value_heads": groups, "vocab_size": 1000, "max_position_embeddings": 2048, **shape}
+        write_model(name, directory / name, dtype=torch.bfloat16, **sizes)
 
 
-def compute(models: Path, ranks: int, cases: dict[str, tuple[str, tuple[str, ...]]], precision: str) -> Found:
+def compute(models: Path, ranks: int, cases: dict[str, tuple[str, tuple[str, ...]]], precision: str) -> Gradients:
     """Each case: a family and settings."""
-    given = {case: (family, (f"model.precision={precision}", *settings)) for case, (family, settings) in cases.items()}
-    run_ranks(WORKER, ranks, models, models / f"{ranks}.pt", json.dumps(given))
-    found: Found = torch.load(models / f"{ranks}.pt")
-    return found
+    in_precision = {
+        case: (family, (f"model.precision={precision}", *settings)) for case, (family, settings) in cases.items()
+    }
+    run_ranks(WORKER, ranks, models, models / f"{ranks}.pt", json.dumps(in_precision))
+    gradients: Gradients = torch.load(models / f"{ranks}.pt")
+    return gradients
 
 
 def every_layout(ranks: int) -> dict[str, tuple[str, tuple[str, ...]]]:
     return {
         f"{family} {name}": (family, settings)
         for family in FAMILIES
-        for name, (wanted, settings) in LAYOUTS.items()
-        if wanted == ranks
+        for name, (ranks_of_layout, settings) in LAYOUTS.items()
+        if ranks_of_layout == ranks
     }
 
 
-def distances(found: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> dict[str, float]:
+def distances(actual: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> dict[str, float]:
     """Of losses, of all gradients together and of the worst tensor's: length of the difference over length."""
     shares = {}
-    for role, theirs in expected.items():
-        names = [name for name in theirs if name != "loss"]
-        errors = {name: found[role][name] - theirs[name] for name in names}
-        assert all(theirs[name].norm() > 0 for name in names)
-        shares[f"{role} loss"] = float((found[role]["loss"] - theirs["loss"]).norm() / theirs["loss"].norm())
-        whole = torch.cat([theirs[name].flatten() for name in names])
+    for role, reference in expected.items():
+        names = [name for name in reference if name != "loss"]
+        errors = {name: actual[role][name] - reference[name] for name in names}
+        assert all(reference[name].norm() > 0 for name in names)
+        shares[f"{role} loss"] = float((actual[role]["loss"] - reference["loss"]).norm() / reference["loss"].norm())
+        whole = torch.cat([reference[name].flatten() for name in names])
         shares[f"{role} gradient"] = float(torch.cat([e.flatten() for e in errors.values()]).norm() / whole.norm())
-        shares[f"{role} worst"] = max(float(error.norm() / theirs[name].norm()) for name, error in errors.items())
+        shares[f"{role} worst"] = max(float(error.norm() / reference[name].norm()) for name, error in errors.items())
     return shares
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def gradients(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
     models = tmp_path_factory.mktemp("models")
     write_models(models, hidden_size=128, intermediate_size=256, num_attention_heads=4, head_dim=32)
     return compute(models, 1, every_layout(1), "fp32") | compute(models, 2, every_layout(2), "fp32")
@@ -84,9 +86,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "alone"])
 def test_every_layout_has_the_losses_and_gradients_of_sequences_by_themselves(
-    name: str, family: str, found: Found
+    name: str, family: str, gradients: Gradients
 ) -> None:
     """fp32, lengths from 5 to 700 tokens in one micro-batch: losses, the whole gradient and each tensor's own within
     rounding. OLMo 3 has windows, norms after sub-layers, and norms over all heads, of which TP ranks hold parts."""
-    shares = distances(found[f"{family} {name}"], found[f"{family} alone"])
+    shares = distances(gradients[f"{family} {name}"], gradients[f"{family} alone"])
     assert max(shares.values()) < 2e-5, shares

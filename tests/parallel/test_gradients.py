@@ -29,8 +29,8 @@ def gradients(recipe: Path, ranks: int, *sizes: int) -> Gradients:
     out = recipe.with_suffix(".pt")
     shutil.rmtree(load_config(recipe).run_dir, ignore_errors=True)
     run_ranks(WORKER, ranks, recipe, out, ",".join(map(str, sizes)), *EVERY_TERM)
-    found: Gradients = torch.load(out)
-    return found
+    gradients_by_size: Gradients = torch.load(out)
+    return gradients_by_size
 
 
 def test_micro_batches_and_data_parallel_ranks_change_no_gradient(recipe: Path) -> None:
@@ -39,9 +39,9 @@ def test_micro_batches_and_data_parallel_ranks_change_no_gradient(recipe: Path) 
     means of means would show."""
     alone = gradients(recipe, 1, 1, 100)
     expected = alone[1]
-    for found in (alone[100], gradients(recipe, 2, 40)[40]):
+    for actual in (alone[100], gradients(recipe, 2, 40)[40]):
         for name, steps in expected.items():
-            assert len(steps) == len(found[name]) == 4
-            for mine, theirs in zip(found[name], steps, strict=True):
-                assert theirs.norm() > 0
-                assert (mine - theirs).norm() / theirs.norm() < 1e-5, name
+            assert len(steps) == len(actual[name]) == 4
+            for gradient, reference in zip(actual[name], steps, strict=True):
+                assert reference.norm() > 0
+                assert (gradient - reference).norm() / reference.norm() < 1e-5, name

@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name("optimizer_worker.py")
 
 
 @pytest.fixture(scope="module")
-def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     directory = tmp_path_factory.mktemp("optimizer")
     biased, out = directory / "biased", directory / "found.pt"
     write_model("llama-biases", biased)
@@ -27,38 +27,38 @@ def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return result
 
 
-def test_weight_decay_leaves_norms_and_biases_alone(found: dict[str, Any]) -> None:
+def test_weight_decay_leaves_norms_and_biases_alone(report: dict[str, Any]) -> None:
     """A step without a gradient takes lr x decay, a tenth, off every matrix, the value head's too, and off nothing
     else."""
-    assert {dimensions for dimensions, _, _ in found["decayed"].values()} == {1, 2}
-    for name, (dimensions, least, most) in found["decayed"].items():
+    assert {dimensions for dimensions, _, _ in report["decayed"].values()} == {1, 2}
+    for name, (dimensions, least, most) in report["decayed"].items():
         wanted = 1.0 if dimensions == 1 else 0.9
         assert (least, most) == (pytest.approx(wanted), pytest.approx(wanted)), name
-    assert {"output_layer.weight", "output_layer.bias", "decoder.final_norm.weight"} <= found["decayed"].keys()
+    assert {"output_layer.weight", "output_layer.bias", "decoder.final_norm.weight"} <= report["decayed"].keys()
 
 
-def test_a_frozen_critic_holds_no_optimizer(found: dict[str, Any]) -> None:
-    """Neither in memory nor in checkpoints, once the critic start is over, after a resume in it or behind it, and from
-    the beginning where it never learns."""
-    frozen = found["frozen"]
+def test_a_frozen_critic_holds_no_optimizer(report: dict[str, Any]) -> None:
+    """Neither memory nor checkpoints hold one once the critic start is over, after a resume in that stage or behind it,
+    and from the beginning where the critic never learns."""
+    frozen = report["frozen"]
     for name in ("frozen", "resumed in the stage", "resumed", "never"):
-        made = frozen[name]
-        assert (made["learns"], made["optimizer"], made["device"], made["host"]) == (False, False, 0, 0), name
+        critic = frozen[name]
+        assert (critic["learns"], critic["optimizer"], critic["device"], critic["host"]) == (False, False, 0, 0), name
     assert frozen["frozen"]["saved"] == {"interim-critic_start-000001": True}
     assert frozen["resumed"]["saved"] == {"iteration-000000": False}
     assert frozen["never"]["saved"] == {"iteration-000001": False} and frozen["never"]["scorer"]
 
 
-def test_a_frozen_critic_judges_as_before_when_it_resumes(found: dict[str, Any]) -> None:
-    """Its weights are all that it is."""
-    assert found["frozen"]["differ"] == set()
+def test_a_frozen_critic_judges_as_before_when_it_resumes(report: dict[str, Any]) -> None:
+    """A checkpoint holds all of it: its weights."""
+    assert report["frozen"]["differ"] == set()
 
 
-def test_a_nan_among_the_critics_values_is_left_out_kept_and_counted(found: dict[str, Any]) -> None:
-    """Figures are the other rollouts', the other mini-batches learn, of whitened advantages too."""
-    metrics = found["spoilt"]["metrics"]
+def test_a_nan_among_the_critics_values_is_left_out_kept_and_counted(report: dict[str, Any]) -> None:
+    """Figures cover the other rollouts, and the other mini-batches are learned from, with whitened advantages too."""
+    metrics = report["spoilt"]["metrics"]
     assert metrics["critic/non_finite_values"] == metrics["critic/skipped_updates"] == 1.0
     assert metrics["policy/non_finite_rewards"] == metrics["policy/skipped_updates"] == 1.0
     assert all(map(math.isfinite, metrics.values()))
     assert metrics["critic/gradient_norm"] > 0 and metrics["policy/gradient_norm"] > 0
-    assert found["spoilt"]["kept"] == ["critic-1.safetensors", "policy-1.safetensors"]
+    assert report["spoilt"]["kept"] == ["critic-1.safetensors", "policy-1.safetensors"]

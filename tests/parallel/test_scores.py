@@ -17,11 +17,13 @@ WORKER = Path(__file__).with_name("scores_worker.py")
 def test_scores_and_their_gradients_equal_the_dense_formulas(
     vocab_size: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Two ranks, chunks of three tokens and a last one of four, a temperature, an impossible token, and a padded
-    vocabulary that ends on the second rank, or on the first one, so that the second has none. float64 on one process is
-    the reference. A sum over ranks counted twice, or not at all, would show. Scores of a bf16 model are as exact as in
-    fp32, with logits of up to 60, which bf16 would round to whole quarters: generator and trainer would part by as
-    much."""
+    """Two ranks compute in chunks of three tokens and a last one of four, with a temperature, an impossible token and a
+    padded vocabulary. Its padding begins on the second rank, or on the first, so that the second holds padding
+    alone. The reference is float64 on one process, which shows a sum over ranks that is counted twice or not at all.
+
+    Scores of a bf16 model are as exact as in fp32. bf16 would round logits of up to 60 to quarters, and generator and
+    trainer would differ by as much.
+    """
     torch.manual_seed(0)
     hidden, output_layer = 3 * torch.randn(10, 6), 3 * torch.randn(24, 6)
     tokens, upstream = torch.randint(0, vocab_size, (10,)), torch.randn(10)
@@ -32,7 +34,7 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     inputs = {"hidden": hidden, "output_layer": output_layer, "tokens": tokens, "upstream": upstream}
     torch.save(inputs | {"vocab_size": vocab_size, "chunk": 36}, tmp_path / "inputs.pt")
     run_ranks(WORKER, 2, tmp_path / "out.pt")
-    found = torch.load(tmp_path / "out.pt")
+    computed = torch.load(tmp_path / "out.pt")
 
     leaves = [hidden.double().requires_grad_(), output_layer.double().requires_grad_()]
     logits = leaves[0] @ leaves[1].t()
@@ -45,8 +47,8 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     }
     close = {"rtol": 1e-5, "atol": 3e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 5e-2}
     for name, column in expected.items():
-        torch.testing.assert_close(found["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(computed["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
         gradients = torch.autograd.grad((column * upstream).sum(), leaves, retain_graph=True)
         for of, gradient in zip(("hidden", "weight"), gradients, strict=True):
             # Without the column that makes a token impossible: 1e15 times nothing.
-            torch.testing.assert_close(found["gradients"][name][of].double()[:, :5], gradient[:, :5], **close)
+            torch.testing.assert_close(computed["gradients"][name][of].double()[:, :5], gradient[:, :5], **close)

@@ -1,4 +1,4 @@
-"""Models that rest between phases: nothing of them stays on the device, and nothing that they learn changes."""
+"""Models that leave the device between phases: nothing of them stays there, and nothing that they learn changes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of two data-parallel ranks: policy, critic and reference, two iterations, a checkpoint and a resume between."""
+def comparison(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of two data-parallel ranks with policy, critic and reference: two iterations, with a checkpoint and a
+    resume between them."""
     directory = tmp_path_factory.mktemp("turns")
     recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
     run_ranks(WORKER, 2, recipe, out, *(f"{key}={value}" for key, value in SETTINGS.items()))
@@ -30,34 +31,34 @@ def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return result
 
 
-def test_resting_changes_nothing_that_is_learned(found: dict[str, Any]) -> None:
+def test_resting_changes_nothing_that_is_learned(comparison: dict[str, Any]) -> None:
     """Weights, optimizer states and metrics are those of a run whose models never rest, bit for bit."""
-    assert found["same_state"]
-    assert found["metrics_differ"] == []
+    assert comparison["same_state"]
+    assert comparison["metrics_differ"] == []
 
 
-def test_models_leave_the_device_to_the_generator(found: dict[str, Any]) -> None:
-    """Whenever it generates, no storage of any model has a byte; whenever weights are synced, the policy's weights
-    alone are there. Without offloading they all are: the measure sees them."""
-    assert min(found["stayed_bytes"]) > 0
-    assert len(found["rested_bytes"]) == len(found["stayed_bytes"]) == 2
-    assert found["rested_bytes"] == [0, 0]
-    assert found["sync_bytes"] == [0, 0]
+def test_models_leave_the_device_to_the_generator(comparison: dict[str, Any]) -> None:
+    """While the generator works, no storage of any model has a byte on the device. While weights are synced, only the
+    policy's weights are there. Without offloading all of them are there, which shows that the measurement sees them."""
+    assert min(comparison["stayed_bytes"]) > 0
+    assert len(comparison["rested_bytes"]) == len(comparison["stayed_bytes"]) == 2
+    assert comparison["rested_bytes"] == [0, 0]
+    assert comparison["sync_bytes"] == [0, 0]
 
 
-def test_saving_leaves_models_at_rest(found: dict[str, Any]) -> None:
-    """A checkpoint wakes one model after the other, not all at once."""
+def test_saving_leaves_models_at_rest(comparison: dict[str, Any]) -> None:
+    """A checkpoint loads one model after the other onto the device, not all at once."""
     every = ["gradients", "optimizer", "weights"]
-    assert found["resting_after_save"] == {"policy": every, "critic": every, "reference": every}
+    assert comparison["resting_after_save"] == {"policy": every, "critic": every, "reference": every}
 
 
-def test_weights_that_were_only_read_are_not_copied_back(found: dict[str, Any]) -> None:
-    """One way, host to device: the host's copy is still equal."""
-    copied, size = found["read_only_bytes"]
+def test_weights_that_were_only_read_are_not_copied_back(comparison: dict[str, Any]) -> None:
+    """Weights are copied to the device only: the copy on the host is still equal."""
+    copied, size = comparison["read_only_bytes"]
     assert copied == size > 0
 
 
-def test_too_little_host_memory_is_one_error_that_names_need_and_setting(found: dict[str, Any]) -> None:
-    """Before anything is copied."""
+def test_too_little_host_memory_is_one_error_that_names_need_and_setting(comparison: dict[str, Any]) -> None:
+    """The error comes before anything is copied."""
     for part in ("policy's weights", "policy's optimizer", "memory.host_gib"):
-        assert part in found["refusal"]
+        assert part in comparison["refusal"]

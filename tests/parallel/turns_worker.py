@@ -1,4 +1,4 @@
-"""A rank of test_turns: one run whose models rest between phases, beside one whose models stay.
+"""A rank of test_turns: a run that offloads its models between phases, and a run that keeps them on the device.
 
 usage: turns_worker.py RECIPE OUT [key=value ...]
 """
@@ -32,7 +32,7 @@ ITERATIONS = 2
 
 
 def device_bytes(model: ScoringModel, *kinds: Kind) -> int:
-    """What storages of these kinds take, whatever the offloader says of them."""
+    """The bytes that storages of these kinds take on the device, counted without the offloader's own account."""
     storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for kind in kinds or tuple(Kind)
@@ -42,7 +42,7 @@ def device_bytes(model: ScoringModel, *kinds: Kind) -> int:
 
 
 def eight_bit_bytes() -> int:
-    """What matrices of 8 bits take of the GPU, whoever keeps them: Transformer Engine's copies of weights in FP8."""
+    """The bytes of the GPU that 8-bit matrices take, whoever holds them: Transformer Engine's copies of FP8 weights."""
     gc.collect()
     alive = [held for held in gc.get_objects() if isinstance(held, Tensor) and held.is_cuda and held.dim() == 2]
     storages = {held.untyped_storage()._cdata: held.nbytes for held in alive if held.dtype is torch.uint8}
@@ -50,7 +50,7 @@ def eight_bit_bytes() -> int:
 
 
 class Watching(Recorded):
-    """Notes what the models take of the device whenever vLLM would take its own."""
+    """A generator that notes what the models take of the device whenever vLLM would take its own memory."""
 
     def __init__(self) -> None:
         self.models: dict[str, ScoringModel] = {}
@@ -87,21 +87,21 @@ def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
 
 
 def state(run: Run) -> dict[str, list[Tensor]]:
-    """Every weight and every tensor of an optimizer, as this rank has them."""
-    found = {}
+    """Every weight and every tensor of an optimizer that this rank holds."""
+    tensors = {}
     for name, trainer in run.trainers.items():
         with trainer.awake():
             kinds = (Kind.weights, Kind.optimizer)
-            found[name] = [
+            tensors[name] = [
                 tensor.detach().clone()
                 for kind in kinds
                 for tensor in offload.tensors(kind, trainer.model, trainer.optimizer)
             ]
-    return found
+    return tensors
 
 
 def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
-    """On every rank."""
+    """Whether two states are equal on every rank."""
     assert one.keys() == other.keys() and all(len(one[name]) == len(other[name]) > 0 for name in one)
     here = all(torch.equal(*pair) for name in one for pair in zip(one[name], other[name], strict=True))
     everywhere = [False] * dist.get_world_size()
@@ -110,7 +110,7 @@ def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
 
 
 def bytes_of_reading(policy: ScoringModel) -> tuple[int, int]:
-    """What a model at rest copies to be read and to rest again, and what its weights take."""
+    """The bytes that an offloaded model copies to be read once, and the size of its weights."""
     before = policy.offloader.bytes
     with policy.awake(Kind.weights):
         size = device_bytes(policy, Kind.weights)
@@ -138,8 +138,10 @@ def main(path: str, out: str, *overrides: str) -> None:
 
     run, again = started(recipe, "rests", RESTS)
     metrics += list(advance(run, 1))
-    found = {
-        "metrics_differ": [mine for mine, theirs in zip(metrics, stayed["metrics"], strict=True) if mine != theirs],
+    comparison = {
+        "metrics_differ": [
+            rested for rested, steady in zip(metrics, stayed["metrics"], strict=True) if rested != steady
+        ],
         "same_state": same(state(run), stayed["state"]),
         "stayed_bytes": stayed["bytes"],
         "rested_bytes": watched.while_generating + again.while_generating,
@@ -152,11 +154,11 @@ def main(path: str, out: str, *overrides: str) -> None:
 
     try:
         started(recipe, "refused", RESTS, "memory.host_gib=0.000001")
-        found["refusal"] = ""
+        comparison["refusal"] = ""
     except HostMemoryError as error:
-        found["refusal"] = str(error)
+        comparison["refusal"] = str(error)
     if dist.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(comparison, Path(out))
     topology.shutdown()
 
 
