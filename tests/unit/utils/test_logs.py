@@ -41,7 +41,7 @@ def test_lines_stand_above_a_progress_bar(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_full_disk_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = Path("/dev/full").open("w")
+    full = Path("/dev/full").open("w")  # noqa: SIM115  # closing it fails, too
     with monkeypatch.context() as patched:
         patched.setattr(sys, "stderr", full)
         logger.error("text")
