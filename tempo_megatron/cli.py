@@ -1,143 +1,335 @@
-"""The `tempo` command."""
+"""The `tempo` command. Each subcommand is one call into a room of the package.
+
+Rooms are imported inside the subcommands: `tempo --help` waits for none of them.
+"""
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Literal
 
-from tempo_megatron import config as settings
-from tempo_megatron.data.prepare import command as data
-from tempo_megatron.launch import replay, slurm, torchrun
-from tempo_megatron.preflight import arguments as doctor
-from tempo_megatron.run_dir.layout import as_saved, interrupted_mark
+import typer
+
 from tempo_megatron.utils import user
+from tempo_megatron.utils.command_line import SeveralValuesCommand, run_app
 
-_BAD_INPUT = 2
+_TRAIN, _PREPARE, _RESULTS = "Train", "Look and prepare", "Results"
+_SLURM = "Slurm"
+_HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    help="Test-time training of reasoning models by the TEMPO algorithm. A recipe is a YAML file; `tempo settings` "
+    "lists its keys. `tempo COMMAND --help` explains a command.",
+    add_completion=False,
+    context_settings=_HELP_OPTIONS,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+)
+data_app = typer.Typer(help="Prepare question sources, and check them for contamination.", no_args_is_help=True)
+app.add_typer(data_app, name="data", rich_help_panel=_PREPARE)
+
+Recipe = Annotated[str, typer.Argument(help="YAML file of settings; `tempo settings` lists them.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that replace the recipe's, or YAML files of settings.", metavar="key=value"),
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input, or another run works in the directory (nothing was written), 69 these
-    nodes cannot train, 70 a rank hung, 75 asked to stop, and saved (torchrun's ranks then end with 0, since it knows
-    but success and failure)."""
+    """Runs `tempo` and returns its exit code.
+
+    Exit codes: 0 success, 1 failure, 2 bad input or a run directory that another run uses (nothing was written), 69
+    these nodes cannot train, 70 a rank hung, 75 the run was asked to stop and has saved. Ranks of torchrun exit with 0
+    instead of 75, since torchrun knows only success and failure.
+    """
     user.ensure_name_and_home()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser("tempo", description=settings.__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train by a recipe, or resume the run that it started")
-    train.add_argument("recipe", help="YAML file; `tempo settings` lists its keys")
-    train.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that replace the recipe's, or YAML files of them"
+    return run_app(app, "tempo", arguments)
+
+
+@app.command(rich_help_panel=_TRAIN)
+def train(context: typer.Context, recipe: Recipe, overrides: Overrides = None) -> int:
+    """Train by a recipe, or resume the run that it started."""
+    from tempo_megatron.training.command import train_recipe
+
+    return train_recipe(recipe, overrides or [], context.obj)
+
+
+@app.command(rich_help_panel=_TRAIN)
+def replay(
+    run: Annotated[Path, typer.Argument(help="Directory of a run with generation.keep_rollouts=true.", metavar="RUN")],
+    overrides: Annotated[
+        list[str], typer.Argument(help="run_dir=..., and the settings that shall differ.", metavar="key=value")
+    ],
+) -> int:
+    """Train again on the rollouts that a run has kept, without a generator."""
+    from tempo_megatron.training.command import replay_run
+
+    return replay_run(run, overrides)
+
+
+@app.command(rich_help_panel=_TRAIN)
+def launch(
+    recipe: Recipe,
+    executor: Annotated[Literal["local", "slurm"], typer.Option(help="Run on this machine, or as jobs of a cluster.")],
+    overrides: Overrides = None,
+    nodes: Annotated[
+        int, typer.Option(help="Nodes that train. Other tasks take one.", metavar="N", rich_help_panel=_SLURM)
+    ] = 1,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs of a node.",
+            metavar="N",
+            rich_help_panel=_SLURM,
+            show_default="parallel.processes_per_node of the recipe",
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        float,
+        typer.Option(
+            help="GB that a GPU is sold with. A recipe that cannot fit is refused.",
+            metavar="GB",
+            rich_help_panel=_SLURM,
+        ),
+    ] = 80.0,
+    account: Annotated[str | None, typer.Option(help="Account that is charged.", rich_help_panel=_SLURM)] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition of the jobs.", rich_help_panel=_SLURM)] = None,
+    time: Annotated[
+        str, typer.Option(help="Time limit of each job, as Slurm writes it.", rich_help_panel=_SLURM)
+    ] = "24:00:00",
+    container: Annotated[
+        str | None,
+        typer.Option(
+            help="Image to run in, by pyxis.", metavar="IMAGE", rich_help_panel=_SLURM, show_default="this Python"
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the sbatch scripts; submit nothing.", rich_help_panel=_SLURM)
+    ] = False,
+) -> int:
+    """Run a recipe as a NeMo-Run experiment: convert, train, export, evaluate, one after the other."""
+    from tempo_megatron.grading.labels import problems_of_files
+    from tempo_megatron.launch.command import LaunchOptions, launch_recipe
+    from tempo_megatron.run_dir.layout import as_saved
+    from tempo_megatron.validation.method import method_problems
+
+    options = LaunchOptions(executor, nodes, gpus_per_node, gpu_memory, account, partition, time, container, dry_run)
+    return launch_recipe(
+        recipe,
+        overrides or [],
+        options,
+        recipe_problems=lambda config: [*method_problems(config), *problems_of_files(config)],
+        as_saved=as_saved,
     )
-    commands.add_parser("eval", help="evaluate a model on benchmarks; `tempo eval --help`", add_help=False)
-    if arguments[:1] == ["eval"]:
-        from tempo_megatron.evaluation.command import main as evaluate
-
-        return evaluate(arguments[1:])
-    commands.add_parser("launch", help="a recipe as NeMo-Run jobs; `tempo launch --help`", add_help=False)
-    if arguments[:1] == ["launch"]:
-        from tempo_megatron.grading.labels import problems_of_files
-        from tempo_megatron.launch.command import main as launch
-        from tempo_megatron.validation.method import method_problems
-
-        return launch(arguments[1:], lambda config: [*method_problems(config), *problems_of_files(config)], as_saved)
-    replayed = commands.add_parser("replay", help="train again on a run's kept rollouts, without a generator")
-    replayed.add_argument("run", help="directory of a run with generation.keep_rollouts=true")
-    replayed.add_argument("overrides", nargs="+", metavar="key=value", help="run_dir=..., and what else shall differ")
-    commands.add_parser(
-        "plan", help="memory, time and layouts of a recipe on a cluster; `tempo plan --help`", add_help=False
-    )
-    if arguments[:1] == ["plan"]:
-        from tempo_megatron.planning.command import main as plan
-        from tempo_megatron.validation.method import method_problems
-
-        return plan(arguments[1:], method_problems, as_saved)
-    exported = commands.add_parser("export", help="a run's best or last checkpoint as RUN/hf, as its own end does")
-    exported.add_argument("run", type=Path, help="directory of a run that has a checkpoint")
-    commands.add_parser("settings", help="every setting of a recipe, with default and meaning")
-    data.add_arguments(commands.add_parser("data", help="prepare question sources, and check them for contamination"))
-    doctor.add_arguments(
-        commands.add_parser("doctor", help="whether these nodes can train by a recipe; docs/doctor.md")
-    )
-    given = parser.parse_args(arguments)
-    if given.command == "doctor":
-        from tempo_megatron.preflight.command import run as examine
-
-        return examine(given, arguments)
-    if given.command == "data":
-        from tempo_megatron.grading import labels
-
-        return data.run(given, labels)
-    if given.command == "settings":
-        for key, default, help_ in settings.documented_keys():
-            print(f"{key} = {default.value if isinstance(default, StrEnum) else default!r}\n    {help_}")
-        return 0
-    if given.command == "export":
-        return _export(given.run)
-    if given.command == "replay":
-        recipe, overrides = replay.of_run(Path(given.run), given.overrides)
-        return _train(recipe, overrides, ["train", recipe, *overrides])
-    return _train(given.recipe, given.overrides, arguments)
 
 
-def _export(run: Path) -> int:
-    from tempo_megatron.conversion.errors import ConversionError
-    from tempo_megatron.training.export import export_run
+@app.command(rich_help_panel=_PREPARE)
+def settings() -> int:
+    """List every setting of a recipe, with its default and its meaning."""
+    from tempo_megatron.config.listing import print_settings
 
-    try:
-        print(export_run(run))
-    except (ConversionError, OSError) as error:
-        print(f"tempo export: {run}: failed, an earlier export stays: {error}", file=sys.stderr)
-        return _BAD_INPUT
+    print_settings()
     return 0
 
 
-def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> int:
-    from tempo_megatron.supervision import failure, interruption
-    from tempo_megatron.validation.recipe import recipe_problems
+@app.command(rich_help_panel=_PREPARE)
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    nodes: Annotated[
+        str, typer.Option(help="Nodes. Several numbers with commas give a table with a row for each.")
+    ] = "1",
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs of a node.", metavar="N")] = 8,
+    gpu_memory: Annotated[float, typer.Option(help="GB that a GPU is sold with.", metavar="GB")] = 80.0,
+    host_memory: Annotated[float, typer.Option(help="GiB of host memory of a node.", metavar="GIB")] = 1536.0,
+    model: Annotated[
+        str | None, typer.Option(help="Shape of a published model.", metavar="NAME", show_default="model.hf_path")
+    ] = None,
+    response_tokens: Annotated[
+        int | None, typer.Option(help="Mean length of a response.", metavar="N", show_default="half of the longest")
+    ] = None,
+    questions: Annotated[int, typer.Option(help="Questions of an evaluation.", metavar="N")] = 300,
+    uniform_share: Annotated[
+        float,
+        typer.Option(
+            help="Share of labeled prompts whose responses all score alike, for loop.drop_uniform_prompts.",
+            metavar="SHARE",
+        ),
+    ] = 0.5,
+    storage: Annotated[float, typer.Option(help="GB/s of the shared storage.", metavar="GB/S")] = 2.0,
+) -> int:
+    """Print memory of each phase, time and possible layouts of a recipe on a cluster. Exit code 2: it cannot fit."""
+    from tempo_megatron.planning.command import PlanOptions, plan_recipe
+    from tempo_megatron.run_dir.layout import as_saved
+    from tempo_megatron.validation.method import method_problems
 
-    try:
-        slurm.join_step()
-        config = settings.load_checked(recipe, overrides, recipe_problems)
-    except settings.ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            lines = "\n".join(f"  {line}" for line in str(error).splitlines())
-            print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
-        return _BAD_INPUT
-    if not torchrun.is_rank():
-        code = torchrun.launch_ranks(arguments, config.parallel.processes_per_node)
-        return interruption.EXIT_CODE if code == 0 and interrupted_mark(Path(config.run_dir)).exists() else code
-    # Ranks import all that they need before they meet: none keeps the others waiting afterwards.
-    from tempo_megatron.preflight.command import before_training
-    from tempo_megatron.run_dir.lock import RunDirectoryInUse
-    from tempo_megatron.training.loop import train
-
-    if code := before_training(as_saved(config)):
-        return code
-    try:
-        finished = train(config)
-    except RunDirectoryInUse as occupied:
-        if os.environ["RANK"] == "0" or not torchrun.started_this():  # srun's ranks have logs of their own
-            print(f"tempo: {occupied}", file=sys.stderr)
-        _end(_BAD_INPUT)
-    except BaseException as error:  # torch.distributed.checkpoint's are no Exceptions
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        failure.end_of_failed_rank(error, Path(config.run_dir))
-    if not finished:
-        _end(0 if torchrun.started_this() else interruption.EXIT_CODE)
-    return 0
+    options = PlanOptions(
+        nodes, gpus_per_node, gpu_memory, host_memory, model, response_tokens, questions, uniform_share, storage
+    )
+    return plan_recipe(recipe, overrides or [], options, method_problems=method_problems, as_saved=as_saved)
 
 
-def _end(code: int) -> NoReturn:
-    """What still runs (an engine, a watcher) would abort the process as the interpreter takes it down."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+@app.command(rich_help_panel=_PREPARE)
+def doctor(
+    context: typer.Context,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(help="A recipe, further YAML files, and settings.", metavar="RECIPE.yaml|key=value"),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Write all findings and facts to this file.", metavar="FILE")
+    ] = None,
+    nodes_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the nodes that training can start on to this file, a line each. If it cannot start, no such "
+            "file is left.",
+            metavar="FILE",
+        ),
+    ] = None,
+) -> int:
+    """Check whether these nodes can train by a recipe; see docs/doctor.md."""
+    from tempo_megatron.preflight.command import doctor as examine_nodes
+
+    return examine_nodes(settings or [], json, nodes_file, context.obj)
+
+
+@app.command("eval", cls=SeveralValuesCommand, rich_help_panel=_RESULTS)
+def evaluate(
+    context: typer.Context,
+    model: Annotated[Path, typer.Option(help="Hugging Face model directory, such as runs/demo/hf.", metavar="DIR")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Any setting that `tempo settings` lists: data.chat_template=true.", metavar="key=value"),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="JSONL files of questions with answers; each is a benchmark.", metavar="FILE..."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Recipe whose settings apply and, without --data, whose unlabeled and held-out sets."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of samples and results.", metavar="DIR", show_default="runs/eval/ and the model's path"
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Responses to a question.", metavar="N", show_default="the benchmark's protocol, else 16"),
+    ] = None,
+    k: Annotated[
+        list[int] | None,
+        typer.Option(help="k of pass@k and cons@k.", metavar="K...", show_default="the benchmark's protocol, else 8"),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Sampling temperature.", metavar="T", show_default="1.0")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling mass.", metavar="P", show_default="1.0")] = None,
+    max_response_tokens: Annotated[
+        int | None,
+        typer.Option(help="A response that reaches so many tokens is truncated and counts as wrong.", metavar="N"),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Ranks to start here: one per GPU, or per CPU core.", metavar="N", show_default="1"),
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="Ranks of one vLLM replica.", metavar="T", show_default="1, or the recipe's")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option(help="Precision of the model; CPUs need fp32.")
+    ] = None,
+) -> int:
+    """Evaluate a Hugging Face model on benchmarks. The same command again resumes."""
+    from tempo_megatron.evaluation.command import evaluate_model
+    from tempo_megatron.evaluation.protocol import ProtocolOverrides
+    from tempo_megatron.evaluation.request import EvaluationRequest, option_overrides
+
+    request = EvaluationRequest(
+        model=model,
+        data=tuple(data or ()),
+        recipe=recipe,
+        out=out,
+        protocol=ProtocolOverrides(samples, tuple(k) if k else None, temperature, top_p),
+        overrides=(
+            *(overrides or ()),
+            *option_overrides(precision, processes, tensor_parallel, max_response_tokens),
+        ),
+    )
+    return evaluate_model(request, context.obj)
+
+
+@app.command(rich_help_panel=_RESULTS)
+def export(
+    run: Annotated[Path, typer.Argument(help="Directory of a run that has a checkpoint.", metavar="RUN")],
+) -> int:
+    """Write a run's best or last checkpoint as RUN/hf, as the end of the run does."""
+    from tempo_megatron.training.command import export_checkpoint
+
+    return export_checkpoint(run)
+
+
+@data_app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="Name of a source; `tempo data list` prints them.", metavar="NAME")],
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="File or directory in the source's own schema.", metavar="PATH", show_default="the hub"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory to write to.", metavar="DIR")] = Path("data"),
+    limit: Annotated[
+        int | None, typer.Option(help="Keep at most so many questions, the first ones.", metavar="N")
+    ] = None,
+    keep_unanswered: Annotated[
+        bool,
+        typer.Option("--keep-unanswered", help="Keep questions without an answer; data.unlabeled needs none."),
+    ] = False,
+    drop_useless: Annotated[
+        bool,
+        typer.Option(
+            "--drop-useless", help="Drop answers that no response can get right; without this they are an error."
+        ),
+    ] = False,
+) -> int:
+    """Write a source as DIR/NAME.jsonl, from its files or from the hub."""
+    from tempo_megatron.data.prepare.command import prepare_source
+    from tempo_megatron.grading import labels
+
+    return prepare_source(
+        name, path, out, limit=limit, keep_unanswered=keep_unanswered, drop_useless=drop_useless, checks=labels
+    )
+
+
+@data_app.command("list")
+def list_() -> int:
+    """List the sources: hub address, role in the paper, grader."""
+    from tempo_megatron.data.prepare.command import print_sources
+
+    return print_sources()
+
+
+@data_app.command(cls=SeveralValuesCommand)
+def check(
+    labeled: Annotated[list[Path], typer.Option(help="Labeled questions, normalized JSONL.", metavar="FILE...")],
+    unlabeled: Annotated[list[Path] | None, typer.Option(help="Unlabeled questions.", metavar="FILE...")] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="Held-out questions.", metavar="FILE...")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write counts and all pairs as JSON.", metavar="FILE")] = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="Write the labeled files without those questions.", metavar="DIR")
+    ] = None,
+) -> int:
+    """Find labeled questions that are also evaluated."""
+    from tempo_megatron.data.prepare.command import check_contamination
+    from tempo_megatron.grading import labels
+
+    return check_contamination(labeled, unlabeled or [], held_out or [], out=out, clean=clean, checks=labels)
 
 
 if __name__ == "__main__":

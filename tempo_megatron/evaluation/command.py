@@ -1,10 +1,8 @@
-"""`tempo eval` from its arguments to its results."""
+"""`tempo eval` from its request to its results."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +10,10 @@ import torch
 
 from tempo_megatron.config import ConfigError, ParallelConfig, Precision
 from tempo_megatron.data.templates import end_token_ids
-from tempo_megatron.evaluation.arguments import parse
 from tempo_megatron.evaluation.benchmarks import Benchmark
 from tempo_megatron.evaluation.plan import Plan, make_plan
 from tempo_megatron.evaluation.report import write_results
+from tempo_megatron.evaluation.request import EvaluationRequest
 from tempo_megatron.evaluation.store import Record, SampleFile, open_directory
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.recorded import Engine
@@ -26,25 +24,28 @@ from tempo_megatron.training.phases.evaluate import Decode, record
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import verdicts
 from tempo_megatron.utils.distributed import from_first, rank_and_ranks
+from tempo_megatron.utils.logs import get_logger
+from tempo_megatron.utils.terminal import print_markdown, refuse
 
-_BAD_INPUT = 2
-_BATCHES_AT_ONCE = 4
-"""requests of a generate call, in batches of the engine, which runs dry at its end; an interruption costs one call"""
+logger = get_logger(__name__)
+
+_BATCHES_PER_CALL = 4
+"""One generate call has the requests of so many engine batches. The engine idles at a call's end, and an interruption
+loses one call."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 done, 1 failed, 2 bad input (nothing was started or written)."""
-    given = parse(arguments)
+def evaluate_model(request: EvaluationRequest, arguments: Sequence[str]) -> int:
+    """Evaluates a model and returns the exit code: 0 success, 1 failure, 2 bad input (nothing was written).
+
+    A process that is no rank starts the ranks, with `arguments` as their command line.
+    """
     try:
         slurm.join_step()
-        plan = make_plan(given)
+        plan = make_plan(request)
     except ConfigError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            lines = "\n".join(f"  {line}" for line in str(error).splitlines())
-            print(f"tempo eval: this cannot run:\n{lines}", file=sys.stderr)
-        return _BAD_INPUT
+        return refuse("tempo eval: this cannot run", error)
     if not torchrun.is_rank():
-        return torchrun.launch_ranks(["eval", *arguments], plan.config.parallel.processes_per_node)
+        return torchrun.launch_ranks(arguments, plan.config.parallel.processes_per_node)
     topology.initialize(ParallelConfig(), plan.config.seed)
     evaluate(plan, _generator(plan))
     topology.shutdown()
@@ -52,35 +53,41 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def evaluate(plan: Plan, engine: Engine) -> None:
-    """Sample what the directory does not hold yet, then write the results. Collective; the first rank writes."""
+    """Samples the questions that the directory has no samples of, then writes the results. Collective; the first rank
+    writes."""
 
     def decode(ids: Sequence[int]) -> str:
         text: str = plan.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    first = rank_and_ranks()[0] == 0
-    if first:
+    is_first = rank_and_ranks()[0] == 0
+    if is_first:
         open_directory(plan.out, plan.settings())
     with contextlib.closing(Grader(decode, plan.config.grading)) as grader:
-        samples = {made.name: _sample(made, plan, engine, grader, decode, first) for made in plan.benchmarks}
-    if first:
+        samples = {
+            benchmark.name: _sample(benchmark, plan, engine, grader, decode, is_first) for benchmark in plan.benchmarks
+        }
+    if is_first:
         if grader.errors or grader.timeouts:
-            _say(f"graders failed on {grader.errors} responses and timed out on {grader.timeouts}: they count as wrong")
-        _say(f"\n{write_results(plan, samples)}\n{plan.out / 'results.json'}")
+            logger.warning(
+                f"graders failed on {grader.errors} responses and timed out on {grader.timeouts}: they count as wrong"
+            )
+        print_markdown(f"\n{write_results(plan, samples)}\n{plan.out / 'results.json'}")
 
 
 def _sample(
-    benchmark: Benchmark, plan: Plan, engine: Engine, grader: Grader, decode: Decode, first: bool
+    benchmark: Benchmark, plan: Plan, engine: Engine, grader: Grader, decode: Decode, is_first: bool
 ) -> dict[str, list[Record]]:
-    """The samples of each question, by prompt id; those of other ranks than the first are not kept."""
+    """Returns the samples of each question by prompt id. Ranks other than the first do not keep those that they
+    sample."""
     protocol = benchmark.protocol
     file = SampleFile(plan.out, benchmark.name, protocol.samples)
-    samples = file.resume() if first else {}
-    done = from_first(set(samples))
-    missing = [prompt for prompt in benchmark.prompts if prompt.id not in done]
-    at_once = _questions_at_once(plan, protocol.samples)
-    for start in range(0, len(missing), at_once):
-        prompts = missing[start : start + at_once]
+    samples = file.resume() if is_first else {}
+    sampled_ids = from_first(set(samples))
+    missing = [prompt for prompt in benchmark.prompts if prompt.id not in sampled_ids]
+    questions_per_call = _questions_per_call(plan, protocol.samples)
+    for start in range(0, len(missing), questions_per_call):
+        prompts = missing[start : start + questions_per_call]
         rollouts = generate(
             engine,
             [(f"eval/{benchmark.name}", prompt) for prompt in prompts],
@@ -91,19 +98,19 @@ def _sample(
             temperature=protocol.temperature,
             top_p=protocol.top_p,
         )
-        judged = verdicts(grader, rollouts, benchmark.answers)
-        if first:
-            records = [record(rollout, verdict, decode) for rollout, verdict in zip(rollouts, judged, strict=True)]
+        graded = verdicts(grader, rollouts, benchmark.answers)
+        if is_first:
+            records = [record(rollout, verdict, decode) for rollout, verdict in zip(rollouts, graded, strict=True)]
             file.append(records)
-            for made in records:
-                samples.setdefault(made["prompt"], []).append(made)
-            _say(f"{benchmark.name}: {len(samples)} of {len(benchmark.prompts)} questions")
+            for sample in records:
+                samples.setdefault(sample["prompt"], []).append(sample)
+            logger.info(f"{benchmark.name}: {len(samples)} of {len(benchmark.prompts)} questions")
     return samples
 
 
-def _questions_at_once(plan: Plan, samples: int) -> int:
+def _questions_per_call(plan: Plan, samples: int) -> int:
     replicas = rank_and_ranks()[1] // plan.tensor_parallel_size
-    return max(1, _BATCHES_AT_ONCE * plan.config.generation.max_num_seqs * replicas // samples)
+    return max(1, _BATCHES_PER_CALL * plan.config.generation.max_num_seqs * replicas // samples)
 
 
 def _generator(plan: Plan) -> Generator:
@@ -117,7 +124,3 @@ def _generator(plan: Plan) -> Generator:
         eos_token_ids=end_token_ids(plan.config.data, plan.tokenizer),
         seed=config.seed,
     )
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

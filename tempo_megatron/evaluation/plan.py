@@ -1,4 +1,4 @@
-"""What is to be evaluated, read and checked before anything starts."""
+"""What an evaluation samples and where it writes, read and checked before anything starts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.vocabulary import end_problems, load_tokenizer, token_problems
 from tempo_megatron.evaluation import store
-from tempo_megatron.evaluation.arguments import Arguments
-from tempo_megatron.evaluation.benchmarks import Benchmark, evaluated_by, named_by_file, read_benchmarks, unreadable
+from tempo_megatron.evaluation.benchmarks import (
+    Benchmark,
+    benchmarks_of_recipe,
+    file_benchmarks,
+    file_problems,
+    read_benchmarks,
+)
+from tempo_megatron.evaluation.request import EvaluationRequest
 
 _MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
-_BLOCK, _BLOCKS = 2**16, 64
+_BLOCK_BYTES, _MAXIMUM_BLOCKS = 2**16, 64
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,11 @@ class Plan:
 
     @property
     def tensor_parallel_size(self) -> int:
-        """Ranks of one vLLM replica."""
-        return _replica(self.config)
+        """The number of ranks of one vLLM replica."""
+        return _replica_size(self.config)
 
     def settings(self) -> dict[str, Any]:
-        """All that the samples and their grades follow from, in nested mappings."""
+        """Returns everything that determines the samples and their grades, as nested mappings."""
         sampled = ("samples", "temperature", "top_p")
         return {
             "model_fingerprint": model_fingerprint(Path(self.config.model.hf_path)),
@@ -54,54 +60,56 @@ class Plan:
         }
 
 
-def make_plan(arguments: Arguments) -> Plan:
-    """Raises ConfigError listing all that is wrong, a line each."""
-    made: list[Plan] = []
+def make_plan(request: EvaluationRequest) -> Plan:
+    """Returns the plan of an evaluation. Raises ConfigError with a line for each problem of settings, data and
+    model."""
+    plans: list[Plan] = []
 
     def check(config: Config) -> list[str]:
-        config.model.hf_path = str(arguments.model)
-        found = [
+        config.model.hf_path = str(request.model)
+        problems = [
             f"{item}: benchmarks have protocols of their own; use --samples, --k, --temperature and --top-p"
-            for item in arguments.overrides
+            for item in request.overrides
             if item.startswith("evaluation.")
         ]
-        unreadable: list[str] = []
+        data_problems: list[str] = []
         try:
-            made.append(Plan(config, arguments.out, *_questions(config, arguments)))
+            plans.append(Plan(config, request.directory, *_read_questions(config, request)))
         except DataError as error:
-            unreadable += str(error).splitlines()
-        found += [*_model(config, made), *_layout(config), *unreadable]
-        return found or store.differences(made[0].out, made[0].settings())
+            data_problems += str(error).splitlines()
+        problems += [*_model_problems(config, plans), *_layout_problems(config), *data_problems]
+        return problems or store.differences(plans[0].out, plans[0].settings())
 
-    load_checked(arguments.recipe, arguments.overrides, check)
-    return made[0]
+    load_checked(request.recipe, request.overrides, check)
+    return plans[0]
 
 
-def _questions(config: Config, arguments: Arguments) -> tuple[list[Benchmark], Any]:
-    """The benchmarks and the tokenizer that they were read with. Raises DataError; without a tokenizer it lists
-    what is wrong with files and labels, too."""
-    named = named_by_file(arguments.data) if arguments.data else evaluated_by(config)
+def _read_questions(config: Config, request: EvaluationRequest) -> tuple[list[Benchmark], Any]:
+    """Returns the benchmarks and the tokenizer that read them. Raises DataError. Where the tokenizer cannot be loaded,
+    the error lists the problems of files and labels too."""
+    sources = file_benchmarks(request.data) if request.data else benchmarks_of_recipe(config)
     try:
-        tokenizer = _tokenizer(config)
+        tokenizer = _load_tokenizer(config)
     except DataError as error:
-        raise DataError("\n".join([str(error), *unreadable(named, config)])) from None
-    return read_benchmarks(named, config, tokenizer, arguments.protocol), tokenizer
+        raise DataError("\n".join([str(error), *file_problems(sources, config)])) from None
+    return read_benchmarks(sources, config, tokenizer, request.protocol), tokenizer
 
 
 def model_fingerprint(directory: Path) -> str:
-    """SHA-256 over the model's files: names, sizes, and of each as many blocks as tell two trainings apart."""
+    """Returns the SHA-256 of the model's files: their names, their sizes, and as many blocks of each file as tell two
+    trainings apart."""
     digest = hashlib.sha256()
     for path in sorted(path for path in directory.iterdir() if path.suffix in _MODEL_FILES):
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
-            for start in range(0, size, max(_BLOCK, size // _BLOCKS)):
+            for start in range(0, size, max(_BLOCK_BYTES, size // _MAXIMUM_BLOCKS)):
                 file.seek(start)
-                digest.update(file.read(_BLOCK))
+                digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()
 
 
-def _tokenizer(config: Config) -> Any:
+def _load_tokenizer(config: Config) -> Any:
     if "{question}" not in config.data.prompt_template:
         raise DataError("data.prompt_template: needs {question}")
     try:
@@ -113,42 +121,42 @@ def _tokenizer(config: Config) -> Any:
     return tokenizer
 
 
-def _vocabulary(plan: Plan, vocab_size: int) -> Iterator[str]:
-    """Where model and tokenizer do not agree on the tokens of prompts and of the end."""
+def _vocabulary_problems(plan: Plan, vocab_size: int) -> Iterator[str]:
+    """Yields a line for each token of a prompt or of a response's end on which model and tokenizer disagree."""
     yield from (f"--model: {problem}" for problem in end_problems(plan.config.data, plan.tokenizer, vocab_size))
     for benchmark in plan.benchmarks:
         prompts = {prompt.id: prompt.token_ids for prompt in benchmark.prompts}
         yield from (f"{benchmark.name}: {line}" for line in token_problems(prompts, plan.tokenizer, vocab_size))
 
 
-def _model(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
-    """What is wrong with the model, and with the plans, if there is one, for this model."""
+def _model_problems(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
+    """Yields a line for each problem of the model, and of each plan with this model."""
     try:
         source = open_source(Path(config.model.hf_path), "policy")
     except ConversionError as error:
         yield from (f"--model: {line}" for line in str(error).splitlines())
         return
     for plan in plans:
-        yield from _vocabulary(plan, source.settings.vocab_size)
-    prompt, response = config.data.max_prompt_tokens, config.generation.max_response_tokens
-    if prompt + response > source.context:
-        length = f"--max-response-tokens {response} + data.max_prompt_tokens {prompt}"
+        yield from _vocabulary_problems(plan, source.settings.vocab_size)
+    prompt_tokens, response_tokens = config.data.max_prompt_tokens, config.generation.max_response_tokens
+    if prompt_tokens + response_tokens > source.context:
+        length = f"--max-response-tokens {response_tokens} + data.max_prompt_tokens {prompt_tokens}"
         yield f"{length}: the model's context is {source.context}"
     heads = source.settings.num_attention_heads
-    if heads % _replica(config):
-        yield f"--tensor-parallel: {_replica(config)} does not divide the model's {heads} attention heads"
+    if heads % _replica_size(config):
+        yield f"--tensor-parallel: {_replica_size(config)} does not divide the model's {heads} attention heads"
 
 
-def _layout(config: Config) -> Iterator[str]:
-    processes, replica = config.parallel.processes_per_node, _replica(config)
-    world = int(os.environ.get("WORLD_SIZE", processes))
-    if world % replica:
-        yield f"--tensor-parallel: {replica} does not divide {world} processes"
+def _layout_problems(config: Config) -> Iterator[str]:
+    processes, replica_size = config.parallel.processes_per_node, _replica_size(config)
+    world_size = int(os.environ.get("WORLD_SIZE", processes))
+    if world_size % replica_size:
+        yield f"--tensor-parallel: {replica_size} does not divide {world_size} processes"
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         yield f"--processes: {processes}, but {torch.cuda.device_count()} GPUs here"
     if config.model.precision is not Precision.fp32 and not torch.cuda.is_available():
         yield "--precision: bf16 needs a GPU; this machine has none, use fp32"
 
 
-def _replica(config: Config) -> int:
+def _replica_size(config: Config) -> int:
     return config.generation.tensor_parallel_size or config.parallel.tensor_model_parallel_size

@@ -1,4 +1,4 @@
-"""Figures of an evaluation from its samples: results.json and results.md."""
+"""The results of an evaluation, computed from its samples: results.json and results.md."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _LEVEL = 0.95
 
 
 def benchmark_results(benchmark: Benchmark, samples: Mapping[str, Sequence[Record]], seed: int) -> dict[str, Any]:
-    """Figures with the interval of each: means over the benchmark's questions, all of which have samples."""
-    columns = by_figure([_figures(samples[prompt.id], benchmark) for prompt in benchmark.prompts])
+    """Returns the figures of a benchmark, each a mean over its questions with an interval. Every question has
+    samples."""
+    columns = by_figure([_question_figures(samples[prompt.id], benchmark) for prompt in benchmark.prompts])
     figures = {}
     for name, values in columns.items():
         resampling = derive_seed(seed, "bootstrap", benchmark.name, name)
@@ -40,7 +41,7 @@ def benchmark_results(benchmark: Benchmark, samples: Mapping[str, Sequence[Recor
 
 
 def write_results(plan: Plan, samples: Mapping[str, Mapping[str, Sequence[Record]]]) -> str:
-    """Write results.json and results.md from the samples by benchmark and prompt id; returns the table."""
+    """Writes results.json and results.md from the samples by benchmark and prompt id; returns the table."""
     benchmarks = {
         benchmark.name: benchmark_results(benchmark, samples[benchmark.name], plan.config.seed)
         for benchmark in plan.benchmarks
@@ -60,13 +61,14 @@ def write_results(plan: Plan, samples: Mapping[str, Mapping[str, Sequence[Record
 
 
 def to_table(benchmarks: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table, a row a benchmark. Shares are in percent, lengths in tokens, entropies in nats."""
-    names = list(dict.fromkeys(name for made in benchmarks.values() for name in made["figures"]))
-    shown = [name for name in names if not name.endswith("grams")]
-    lines = [["benchmark", "questions", *shown], ["---"] * (len(shown) + 2)]
-    for benchmark, made in benchmarks.items():
-        cells = [_cell(name, made["figures"].get(name)) for name in shown]
-        lines.append([benchmark, str(made["questions"]), *cells])
+    """Returns a Markdown table with a row for each benchmark. Shares are in percent, lengths in tokens, entropies in
+    nats."""
+    names = list(dict.fromkeys(name for results in benchmarks.values() for name in results["figures"]))
+    columns = [name for name in names if not name.endswith("grams")]
+    lines = [["benchmark", "questions", *columns], ["---"] * (len(columns) + 2)]
+    for benchmark, results in benchmarks.items():
+        cells = [_cell(name, results["figures"].get(name)) for name in columns]
+        lines.append([benchmark, str(results["questions"]), *cells])
     rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     note = f"Mean over questions [{_LEVEL:.0%} interval]; length in tokens, entropy in nats, the rest in percent."
     return f"{rows}\n{note}\n"
@@ -83,7 +85,7 @@ def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
     return f"{value} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
-def _figures(records: Sequence[Record], benchmark: Benchmark) -> Figures:
+def _question_figures(records: Sequence[Record], benchmark: Benchmark) -> Figures:
     samples = Samples(
         correct=[record["correct"] for record in records],
         clusters=[record["cluster"] for record in records],

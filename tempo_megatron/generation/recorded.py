@@ -16,8 +16,11 @@ from safetensors.torch import save_file
 
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.utils.atomic_files import written_whole
-from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks, say
+from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 GenerationFigures = dict[str, float]
 
@@ -105,7 +108,7 @@ class RecordedGenerator:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
-                    say(f"tempo: warning: {path} cannot be removed: {error}")
+                    logger.warning(f"{path} cannot be removed: {error}")
 
     @expect_pace(Pace.untimed)
     def _forget_from(self, iteration: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,9 @@ from torch import Tensor
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.utils.distributed import barrier, rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class NonFiniteUpdates(RuntimeError):
@@ -44,7 +46,7 @@ class NonFiniteGuard:
         what = ", ".join([*wrong, *([] if math.isfinite(norm) else [f"gradient norm {norm}"])])
         if rank_and_ranks()[0] == 0:
             path = self._save(model, batch, rows)
-            print(f"tempo: {model}: an update is left out, not finite: {what}; {path}", file=sys.stderr, flush=True)
+            logger.warning(f"{model}: an update is left out, not finite: {what}; {path}")
         barrier()  # a rank that writes alone would seem to hang
         if self.in_a_row >= self.limit:
             raise NonFiniteUpdates(

@@ -11,8 +11,10 @@ from typing import Any
 
 from tempo_megatron.config import LoggingConfig, WandbMode
 from tempo_megatron.utils.atomic_files import write_whole
-from tempo_megatron.utils.distributed import say
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 class MetricsLog:
@@ -70,7 +72,7 @@ class MetricsLog:
             try:
                 end()
             except Exception as error:  # trackers raise what they like
-                say(f"tempo: warning: {name} did not take the end of the run: {error!r}")
+                logger.warning(f"{name} did not take the end of the run: {error!r}")
 
 
 def _cut(path: Path, lines: int) -> None:

@@ -1,108 +1,108 @@
-"""`tempo plan`: what a recipe takes of a cluster, and whether it fits."""
+"""`tempo plan`: the memory and time of a recipe on a cluster, and whether it fits."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import BackboneSettings
-from tempo_megatron.planning import HOST_GIB, report, shapes
+from tempo_megatron.planning import report, shapes
 from tempo_megatron.planning.choose import ranked
 from tempo_megatron.planning.fit import indivisible, plan_problems, too_much
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.schedule import Load
-
-_CANNOT = 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "tempo plan",
-        description="Memory of each phase, time, and layouts to choose from. Exit code 2 where the recipe cannot fit.",
-    )
-    parser.add_argument("recipe", help="YAML file, as `tempo train` takes")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, or YAML files of them")
-    parser.add_argument("--nodes", default="1", help="nodes; several with commas give a table with a row for each")
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB that a GPU is sold with (default: 80)")
-    parser.add_argument("--host-memory", type=float, default=HOST_GIB, help="GiB of a node (default: 1536)")
-    parser.add_argument("--model", choices=shapes.SHAPES, help="the shape, instead of that of model.hf_path")
-    parser.add_argument("--response-tokens", type=int, help="mean of a response (default: half of the longest)")
-    parser.add_argument("--questions", type=int, default=300, help="questions of an evaluation (default: 300)")
-    parser.add_argument(
-        "--uniform-share",
-        type=float,
-        default=0.5,
-        help="share of labeled prompts whose responses all score alike, for loop.drop_uniform_prompts (default: 0.5)",
-    )
-    parser.add_argument("--storage", type=float, default=2.0, help="GB/s of the shared storage (default: 2)")
-    return parser
+from tempo_megatron.utils.terminal import print_markdown, refuse
 
 
-def main(
-    arguments: Sequence[str],
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of `tempo plan`, as `tempo plan --help` describes them."""
+
+    nodes: str
+    gpus_per_node: int
+    gpu_memory: float
+    host_memory: float
+    model: str | None
+    response_tokens: int | None
+    questions: int
+    uniform_share: float
+    storage: float
+
+
+def plan_recipe(
+    recipe: str,
+    overrides: Sequence[str],
+    options: PlanOptions,
+    *,
     method_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
-    """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr.
+    """Prints the plan of a recipe and returns exit code 0, or 2 where the recipe is wrong or does not fit; standard
+    error lists every reason.
 
-    `method_problems` says what is wrong with a recipe's method, a line each. `as_saved` gives a config whose model
-    is the one that the run's own checkpoint describes, where it has one.
+    `method_problems` returns a line for each problem of a recipe's method. `as_saved` returns the config whose model is
+    the one that the run's own checkpoint describes, where the run has one.
     """
-    given = _parser().parse_intermixed_args(arguments)
     try:
         config = load_checked(
-            given.recipe, given.overrides, lambda read: [*method_problems(read), *_problems(as_saved(read), given)]
+            recipe, overrides, lambda read: [*method_problems(read), *_option_problems(as_saved(read), options)]
         )
     except ConfigError as error:
-        return _refuse(given.recipe, str(error).splitlines())
-    settings = _settings(as_saved(config), given.model)
-    runs = [PlannedRun(settings, config, machine) for machine in _machines(given)]
-    most = config.generation.max_response_tokens
-    mean = given.response_tokens or -(-most // 2)
-    beside = {"questions": given.questions, "storage_gbs": given.storage, "uniform_share": given.uniform_share}
-    work = Load.uniform(mean, most, **beside)
+        return _refuse(recipe, str(error).splitlines())
+    backbone = _backbone(as_saved(config), options.model)
+    runs = [PlannedRun(backbone, config, machine) for machine in _machines(options)]
+    longest = config.generation.max_response_tokens
+    load = Load.uniform(
+        options.response_tokens or -(-longest // 2),
+        longest,
+        questions=options.questions,
+        storage_gbs=options.storage,
+        uniform_share=options.uniform_share,
+    )
     if len(runs) > 1:
-        print(report.growth([(run, plan_problems(run), ranked(run, work)) for run in runs], work))
+        print_markdown(report.growth([(run, plan_problems(run), ranked(run, load)) for run in runs], load))
         return 0
     (run,) = runs
-    wrong = indivisible(run)
-    if not wrong:
-        print(report.plan(run, work, ranked(run, work)))
-        wrong = too_much(run)
-    return _refuse(given.recipe, wrong) if wrong else 0
+    problems = indivisible(run)
+    if not problems:
+        print_markdown(report.plan(run, load, ranked(run, load)))
+        problems = too_much(run)
+    return _refuse(recipe, problems) if problems else 0
 
 
-def _problems(config: Config, given: argparse.Namespace) -> list[str]:
-    """Why there is nothing to plan, a line each."""
-    found: list[str] = []
-    for read in (lambda: _settings(config, given.model), lambda: _machines(given)):
+def _option_problems(config: Config, options: PlanOptions) -> list[str]:
+    """Returns a line for each reason why nothing can be planned."""
+    problems: list[str] = []
+    for read in (lambda: _backbone(config, options.model), lambda: _machines(options)):
         try:
             read()
         except (ConfigError, ConversionError) as error:
-            found += str(error).splitlines()
-    return found
+            problems += str(error).splitlines()
+    return problems
 
 
-def _machines(given: argparse.Namespace) -> list[Machine]:
+def _machines(options: PlanOptions) -> list[Machine]:
+    """Returns a machine for each number of nodes. Raises ConfigError."""
     try:
-        counts = [int(count) for count in given.nodes.split(",")]
+        node_counts = [int(count) for count in options.nodes.split(",")]
     except ValueError as error:
-        raise ConfigError(f"--nodes: numbers with commas between them, got {given.nodes!r}") from error
-    if not 0 <= given.uniform_share <= 1:
-        raise ConfigError(f"--uniform-share: from 0 to 1, got {given.uniform_share}")
-    for option, least in (("--nodes", min(counts)), ("--gpus-per-node", given.gpus_per_node)):
-        if least < 1:
-            raise ConfigError(f"{option}: at least 1, got {least}")
-    return [Machine(count, given.gpus_per_node, given.gpu_memory, given.host_memory) for count in counts]
+        raise ConfigError(f"--nodes: numbers with commas between them, got {options.nodes!r}") from error
+    if not 0 <= options.uniform_share <= 1:
+        raise ConfigError(f"--uniform-share: from 0 to 1, got {options.uniform_share}")
+    for option, smallest in (("--nodes", min(node_counts)), ("--gpus-per-node", options.gpus_per_node)):
+        if smallest < 1:
+            raise ConfigError(f"{option}: at least 1, got {smallest}")
+    return [Machine(count, options.gpus_per_node, options.gpu_memory, options.host_memory) for count in node_counts]
 
 
-def _settings(config: Config, model: str | None) -> BackboneSettings:
+def _backbone(config: Config, model: str | None) -> BackboneSettings:
+    """Returns the shape of the published model, or of the recipe's model where none is named. Raises ConfigError."""
     if model:
+        if model not in shapes.SHAPES:
+            raise ConfigError(f"--model: {model} is none of {', '.join(shapes.SHAPES)}")
         return shapes.backbone_shape(shapes.config(model, None, None))
     try:
         return shapes.of_model(config.model.hf_path)
@@ -112,6 +112,4 @@ def _settings(config: Config, model: str | None) -> BackboneSettings:
 
 
 def _refuse(recipe: str, reasons: Sequence[str]) -> int:
-    lines = "\n".join(f"  {line}" for line in reasons)
-    print(f"tempo: {recipe}: this cannot run:\n{lines}", file=sys.stderr)
-    return _CANNOT
+    return refuse(f"tempo: {recipe}: this cannot run", reasons)

@@ -1,4 +1,4 @@
-"""What the checks come to: which nodes are good, whether training may start and on which, a table and JSON."""
+"""The result of the checks: which nodes are good, on which nodes training can start, a table, and JSON."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from tempo_megatron.config import BadNodes, Config
 from tempo_megatron.preflight import placement, room
 from tempo_megatron.preflight.facts import Facts, Finding, NodeVerdict
 
+TABLE_HEADS = ("node", "verdict", "check", "found", "remedy")
+
 
 @dataclass(frozen=True)
 class Report:
     """All findings about the nodes of a run."""
 
     ranks: Mapping[str, int]
-    """node: ranks that came from it, in the order of ranks; nodes that were awaited in vain have 0"""
+    """The number of ranks that came from each node, in the order of ranks; 0 for a node that never came."""
     findings: Sequence[Finding]
     facts: Facts
     seconds: float
+    """The checks took so many seconds."""
 
     @property
     def bad_nodes(self) -> list[str]:
+        """The nodes that have a bad finding."""
         bad = {finding.node for finding in self.findings if finding.verdict is NodeVerdict.bad}
         return [node for node in self.ranks if node in bad]
 
@@ -33,66 +37,87 @@ class Report:
         return all(finding.verdict is not NodeVerdict.bad for finding in self.findings)
 
     @property
-    def others_may_do(self) -> bool:
-        """Whether nothing is wrong that other nodes would have too."""
+    def other_nodes_may_do(self) -> bool:
+        """Whether the run might start on other nodes: no bad finding holds for nodes of any kind."""
         bad = [finding for finding in self.findings if finding.verdict is NodeVerdict.bad]
-        of_the_run = {finding.check for finding in bad if not finding.node} & {*room.CHECKS, placement.CHECK}
+        run_checks = {finding.check for finding in bad if not finding.node} & {*room.CHECKS, placement.CHECK}
         if any(finding.check == "presence" for finding in bad):
-            of_the_run.discard("memory")  # what is usual is not known of so few
-        return not of_the_run
+            run_checks.discard("memory")  # too few nodes came to know what memory is usual
+        return not run_checks
 
     @property
     def is_spotless(self) -> bool:
-        """Not even a warning."""
+        """Whether no finding is bad or a warning."""
         return all(finding.verdict is NodeVerdict.good for finding in self.findings)
 
     def nodes_to_use(self, config: Config) -> list[str]:
-        """The nodes that training can start on, as `preflight.bad_nodes` has it; empty when it cannot start."""
-        everything = list(self.ranks)
+        """Returns the nodes that training can start on by the rule of `preflight.bad_nodes`; none when it cannot
+        start."""
+        nodes = list(self.ranks)
         if self.is_good or config.preflight.bad_nodes is BadNodes.report:
-            return everything
-        of_the_run = any(finding.verdict is NodeVerdict.bad and not finding.node for finding in self.findings)
-        if config.preflight.bad_nodes is BadNodes.fail or of_the_run:
+            return nodes
+        is_run_bad = any(finding.verdict is NodeVerdict.bad and not finding.node for finding in self.findings)
+        if config.preflight.bad_nodes is BadNodes.fail or is_run_bad:
             return []
-        return enough_for_layout([node for node in everything if node not in self.bad_nodes], self.ranks, config)
+        return enough_for_layout([node for node in nodes if node not in self.bad_nodes], self.ranks, config)
 
     def table(self, config: Config) -> str:
-        """Every finding that is not good, a row each, then what is good in one line a check."""
-        use = self.nodes_to_use(config)
-        wrong = [finding for finding in self.findings if finding.verdict is not NodeVerdict.good]
-        rows = [("node", "verdict", "check", "found")]
-        rows += [(finding.node or "all", finding.verdict.value, finding.check, finding.found) for finding in wrong]
+        """Returns the report as text: a row for each finding that is not good, then a line for each check that is good,
+        then a summary."""
+        wrong = self._findings_not_good()
+        rows: list[tuple[str, ...]] = [TABLE_HEADS[:4]]
+        rows += [row[:4] for row in self.rows()[: len(wrong)]]
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = []
         for row, finding in zip(rows, [None, *wrong], strict=True):
             lines.append("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
             if finding and finding.remedy:
                 lines.append(" " * (sum(widths) + 6) + f"-> {finding.remedy}")
-        return "\n".join([*(lines if wrong else []), *self._good(), "", self._summary(use)])
+        good = (f"good: {check}{place}: {value}" for check, place, value in self._good_checks())
+        return "\n".join([*(lines if wrong else []), *good, "", self.summary(config)])
 
-    def _good(self) -> Iterator[str]:
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Returns the report's rows under TABLE_HEADS: each finding that is not good, then each check that is good."""
+        wrong = [
+            (finding.node or "all", finding.verdict.value, finding.check, finding.found, finding.remedy)
+            for finding in self._findings_not_good()
+        ]
+        good = [
+            (place.removeprefix(" on ") or "all", NodeVerdict.good.value, check, value, "")
+            for check, place, value in self._good_checks()
+        ]
+        return wrong + good
+
+    def _findings_not_good(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.verdict is not NodeVerdict.good]
+
+    def _good_checks(self) -> Iterator[tuple[str, str, str]]:
+        """Yields each check that some nodes pass, how many nodes pass it, in words, and the values that were found."""
         for check in dict.fromkeys(finding.check for finding in self.findings):
-            good = [made for made in self.findings if made.check == check and made.verdict is NodeVerdict.good]
+            good = [
+                finding for finding in self.findings if finding.check == check and finding.verdict is NodeVerdict.good
+            ]
             if good:
-                found = list(dict.fromkeys(made.found for made in good))
-                shown = found[0] if len(found) == 1 else f"{found[0]} ... {found[-1]}"
-                where = f" on {len(good)} of {len(self.ranks)} nodes" if good[0].node else ""
-                yield f"good: {check}{where}: {shown}"
+                values = list(dict.fromkeys(finding.found for finding in good))
+                place = f" on {len(good)} of {len(self.ranks)} nodes" if good[0].node else ""
+                yield check, place, values[0] if len(values) == 1 else f"{values[0]} ... {values[-1]}"
 
-    def _summary(self, use: Sequence[str]) -> str:
+    def summary(self, config: Config) -> str:
+        """Returns a line that says how many nodes are good and whether training can start."""
+        nodes = self.nodes_to_use(config)
         good = len(self.ranks) - len(self.bad_nodes)
-        begin = f"{good} of {len(self.ranks)} nodes good, {self.seconds:.1f} s"
-        if not use:
-            return f"{begin}: training cannot start"
-        left_out = [node for node in self.ranks if node not in use]
-        return f"{begin}: training can start" + (f" without {', '.join(left_out)}" if left_out else "")
+        counts = f"{good} of {len(self.ranks)} nodes good, {self.seconds:.1f} s"
+        if not nodes:
+            return f"{counts}: training cannot start"
+        left_out = [node for node in self.ranks if node not in nodes]
+        return f"{counts}: training can start" + (f" without {', '.join(left_out)}" if left_out else "")
 
     def to_json(self, config: Config) -> dict[str, Any]:
-        """Everything, for machines."""
-        use = self.nodes_to_use(config)
+        """Returns the whole report for machines."""
+        nodes = self.nodes_to_use(config)
         return {
-            "may_start": bool(use),
-            "nodes_to_use": use,
+            "may_start": bool(nodes),
+            "nodes_to_use": nodes,
             "bad_nodes": self.bad_nodes,
             "seconds": round(self.seconds, 2),
             "findings": [asdict(finding) for finding in self.findings],
@@ -104,16 +129,17 @@ class Report:
 
 
 def enough_for_layout(good: Sequence[str], ranks: Mapping[str, int], config: Config) -> list[str]:
-    """The first of the good nodes, as many as TP x PP x CP and vLLM's replicas can be laid out on; empty if none."""
+    """Returns the first good nodes, as many as TP x PP x CP and vLLM's replicas can be laid out on; none if too few."""
     parallel = config.parallel
-    tensor = parallel.tensor_model_parallel_size
-    model = tensor * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    unit = math.lcm(model, config.generation.tensor_parallel_size or tensor)
-    for wanted in range(len(good), 0, -1):
-        if sum(ranks[node] for node in good[:wanted]) % unit == 0:
-            return list(good[:wanted])
+    tensor_ranks = parallel.tensor_model_parallel_size
+    model_ranks = tensor_ranks * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    unit = math.lcm(model_ranks, config.generation.tensor_parallel_size or tensor_ranks)
+    for count in range(len(good), 0, -1):
+        if sum(ranks[node] for node in good[:count]) % unit == 0:
+            return list(good[:count])
     return []
 
 
-def as_text(found: Mapping[str, Any]) -> str:
-    return json.dumps(found, indent=2) + "\n"
+def as_text(report: Mapping[str, Any]) -> str:
+    """Returns a report of `Report.to_json` as the text of a file."""
+    return json.dumps(report, indent=2) + "\n"

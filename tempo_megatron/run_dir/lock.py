@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tempo_megatron.utils.distributed import say
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 _MARK = "running-"
 _TOUCH_SECONDS = 1.0
@@ -166,8 +168,8 @@ class RunLock:
         """Another run has begun here, for this one stood still: the process ends, unless the other is in it too."""
         if (other.machine, other.process) == (self._me.machine, self._me.process):
             return
-        say(
-            f"tempo: run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched its "
+        logger.error(
+            f"run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched its "
             f"mark for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints"
         )
         os._exit(1)

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tempo_megatron.utils.distributed import rank_and_ranks, say
+from tempo_megatron.utils.distributed import rank_and_ranks
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 EXIT_CODE = 1
 KEY = "tempo/failed"
@@ -35,14 +38,14 @@ def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
     where = f"rank {rank} on {socket.gethostname()}"
     other = _other(rank, _is_loss_of_a_peer(error)) if ranks > 1 else None
     if other is None:
-        text = f"tempo: {where} failed:\n{''.join(traceback.format_exception(error))}"
+        text = f"{where} failed:\n{''.join(traceback.format_exception(error))}"
     elif other:
-        text = f"tempo: {where} ends because {other}"
+        text = f"{where} ends because {other}"
     else:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        text = f"tempo: {where} lost a rank that ended without a word (killed?): {reason}"
+        text = f"{where} lost a rank that ended without a word (killed?): {reason}"
     try:
-        say(text)
+        logger.error(text)
         if other is None:
             (run_dir / "failures").mkdir(parents=True, exist_ok=True)
             (run_dir / "failures" / f"rank-{rank}.txt").write_text(text)

@@ -17,8 +17,11 @@ from tempo_megatron.config import FaultsConfig
 from tempo_megatron.supervision import collectives, failure
 from tempo_megatron.supervision.hangs import Beat, Hangs, RankState
 from tempo_megatron.utils import heartbeat
-from tempo_megatron.utils.distributed import rank_and_ranks, say
+from tempo_megatron.utils.distributed import rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, PhaseProgress
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 EXIT_CODE = 70
 """of a rank that ends itself because it, or another, hangs: sysexits' "internal error"."""
@@ -188,7 +191,7 @@ class Watchdog:
             print(f"\nlast collectives:\n{collectives.record()}", file=file)
 
     def _say(self, text: str) -> None:
-        say(f"tempo: rank {self._rank} on {socket.gethostname()} {text}")
+        logger.error(f"rank {self._rank} on {socket.gethostname()} {text}")
 
 
 class _WatchedTime:

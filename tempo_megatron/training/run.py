@@ -41,6 +41,9 @@ from tempo_megatron.training.phases.select_checkpoint import Chooser
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.utils.distributed import barrier, from_first
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 _COUNTS = ("iteration", "lines", "labeled", "unlabeled", "examples")
 _OTHERS: State = {"seconds": 0.0, "grading": [0, 0], "optimizer_steps": {}, "gate_value": None, "figures": {}}
@@ -317,9 +320,8 @@ class Run:
         barrier()  # a rank that writes alone would seem to hang
 
     def say(self, text: str) -> None:
-        """Lines on standard output, above whatever progress bar is there."""
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        """Log a line, or lines, at level INFO."""
+        logger.info(text)
 
     def progress[Item](self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """A progress bar over items, on one rank."""

@@ -1,9 +1,7 @@
-"""Work that one rank does for all, and what a rank has to say."""
+"""Work that one rank does for all."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
@@ -12,12 +10,6 @@ import torch.distributed as dist
 def rank_and_ranks() -> tuple[int, int]:
     """This process's rank and how many there are: (0, 1) outside a process group."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def say(text: str) -> None:
-    """A line on standard error, where it can be written: whoever ends a process must not fail at its last words."""
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def divided[Result](owners: Sequence[int], work: Callable[[list[int]], Sequence[Result]]) -> list[Result]:

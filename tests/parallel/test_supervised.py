@@ -60,9 +60,9 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Pat
         run_ranks(WORKER, 2, "hang", recipe, *SHORT)
     shown = str(failed.value)
     assert "no end within" not in shown
-    _, _, said = shown.partition("tempo: rank ")
+    _, _, said = shown.partition("ERROR rank ")
     assert said.startswith("1 on ") and "hangs: in advantages, where no rank has done anything for 15 s" in said
-    first, _, then = said.partition("tempo: rank ")
+    first, _, then = said.partition("ERROR rank ")
     assert "in hangs" in first and then.startswith("0 on ") and "ends because rank 1 hangs" in then
     assert "in hangs" in (tmp_path / "run" / "flight" / "rank-1.txt").read_text()
     assert not (tmp_path / "run" / "flight" / "rank-0.txt").exists()

@@ -1,10 +1,10 @@
-"""`tempo data`: sources made ready, and checked against what is evaluated."""
+"""`tempo data`: prepares question sources, and finds labeled questions that are also evaluated."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tempo_megatron.data.prepare import contamination
@@ -13,92 +13,97 @@ from tempo_megatron.data.prepare.question import NO_ANSWER
 from tempo_megatron.data.prepare.writing import LabelChecks, prepare
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.utils.atomic_files import write_whole
-
-_BAD_INPUT = 2
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="data_command", required=True)
-    made = commands.add_parser("prepare", help="write a source as DIR/NAME.jsonl, from its files or from the hub")
-    made.add_argument("name", choices=SOURCES, metavar="NAME", help="`tempo data list` prints them")
-    made.add_argument("--from", dest="path", type=Path, help="file or directory in the source's own schema")
-    made.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="directory to write to (data)")
-    made.add_argument("--limit", type=int, metavar="N", help="questions to keep at most, the first ones")
-    made.add_argument(
-        "--keep-unanswered", action="store_true", help="keep questions without an answer: enough for data.unlabeled"
-    )
-    made.add_argument(
-        "--drop-useless",
-        action="store_true",
-        help="drop answers that no response can get right, which are an error otherwise",
-    )
-    commands.add_parser("list", help="the sources: hub address, role in the paper, grader")
-    check = commands.add_parser("check", help="labeled questions that are also evaluated")
-    check.add_argument("--labeled", type=Path, nargs="+", required=True, metavar="FILE", help="normalized JSONL")
-    check.add_argument("--unlabeled", type=Path, nargs="+", default=[], metavar="FILE")
-    check.add_argument("--held-out", type=Path, nargs="+", default=[], metavar="FILE")
-    check.add_argument("--out", type=Path, metavar="FILE", help="write counts and all pairs as JSON")
-    check.add_argument("--clean", type=Path, metavar="DIR", help="write the labeled files without those questions")
+from tempo_megatron.utils.terminal import print_table, refuse
 
 
-def run(arguments: argparse.Namespace, checks: LabelChecks) -> int:
-    """The exit code: 0 done, 2 bad input. `checks` says what is wrong with labels."""
+def prepare_source(
+    name: str,
+    path: Path | None,
+    directory: Path,
+    *,
+    limit: int | None,
+    keep_unanswered: bool,
+    drop_useless: bool,
+    checks: LabelChecks,
+) -> int:
+    """Writes a source as `directory`/NAME.jsonl, prints the counts and returns the exit code: 0 success, 2 bad input.
+
+    `path` None reads the source from its hub. `checks` finds the problems of labels.
+    """
     try:
-        if arguments.data_command == "list":
-            _list()
-        elif arguments.data_command == "prepare":
-            _prepare(arguments, checks)
-        else:
-            _check(arguments, checks)
+        if name not in SOURCES:
+            raise DataError(f"{name} is none of the sources: {', '.join(SOURCES)}")
+        source = SOURCES[name]
+        if path is None and source.hub is None:
+            raise DataError(f"{name} is on no hub: give --from PATH, {source.description}")
+        if limit is not None and limit < 1:
+            raise DataError(f"--limit: at least 1, got {limit}")
+        out = directory / f"{name}.jsonl"
+        count = prepare(
+            source,
+            path,
+            out,
+            limit=limit,
+            keep_unanswered=keep_unanswered,
+            drop_useless=drop_useless,
+            checks=checks,
+        )
     except (DataError, OSError) as error:
-        lines = "\n".join(f"  {line}" for line in str(error).splitlines())
-        print(f"tempo data {arguments.data_command}: failed:\n{lines}", file=sys.stderr)
-        return _BAD_INPUT
-    return 0
-
-
-def _prepare(arguments: argparse.Namespace, checks: LabelChecks) -> None:
-    source = SOURCES[arguments.name]
-    if arguments.path is None and source.hub is None:
-        raise DataError(f"{arguments.name} is on no hub: give --from PATH, {source.description}")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise DataError(f"--limit: at least 1, got {arguments.limit}")
-    out = arguments.out / f"{arguments.name}.jsonl"
-    count = prepare(
-        source,
-        arguments.path,
-        out,
-        limit=arguments.limit,
-        keep_unanswered=arguments.keep_unanswered,
-        drop_useless=arguments.drop_useless,
-        checks=checks,
-    )
+        return refuse("tempo data prepare: failed", error)
     print("\n".join([f"{out}: {count}", *count.contradicted]))
     if count.dropped[NO_ANSWER] and source.unanswered:
         print(f"{NO_ANSWER}: {source.unanswered}")
+    return 0
 
 
-def _list() -> None:
+def print_sources() -> int:
+    """Prints every source that can be prepared and returns exit code 0."""
+    if sys.stdout.isatty():
+        heads = ("name", "description", "hub", "role", "grader")
+        rows = [
+            (name, source.description, str(source.hub or "--from only"), source.role, source.grader)
+            for name, source in SOURCES.items()
+        ]
+        print_table("", heads, rows)
+        return 0
     for name, source in SOURCES.items():
         print(f"{name}: {source.description}\n    {source.hub or '--from only'}; {source.role}; grader {source.grader}")
+    return 0
 
 
-def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
-    streams = {"unlabeled": arguments.unlabeled, "held_out": arguments.held_out}
-    if not any(streams.values()):
-        raise DataError("nothing to check against: give --unlabeled or --held-out files")
-    read = contamination.read([*arguments.labeled, *arguments.unlabeled, *arguments.held_out], checks.label_problems)
-    labeled = {path: read[path] for path in arguments.labeled}
-    rows = [row for of_file in labeled.values() for row in of_file]
-    evaluated = {
-        stream: [row for path in dict.fromkeys(files) for row in read[path]] for stream, files in streams.items()
-    }
-    found = contamination.pairs(rows, evaluated)
-    figures = contamination.report(rows, evaluated, found)
-    print(contamination.table(figures))
-    if arguments.out:
-        write_whole(arguments.out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    if arguments.clean:
-        kept = contamination.write_clean(labeled, {pair.labeled for pair in found}, arguments.clean)
-        for path, number in kept.items():
-            print(f"{path}: {number} rows kept")
+def check_contamination(
+    labeled_files: Sequence[Path],
+    unlabeled_files: Sequence[Path],
+    held_out_files: Sequence[Path],
+    *,
+    out: Path | None,
+    clean: Path | None,
+    checks: LabelChecks,
+) -> int:
+    """Prints how many labeled questions are also evaluated and returns the exit code: 0 success, 2 bad input.
+
+    `out`: a file for the counts and all pairs. `clean`: a directory for the labeled files without those questions.
+    """
+    evaluated_files = {"unlabeled": unlabeled_files, "held_out": held_out_files}
+    try:
+        if not any(evaluated_files.values()):
+            raise DataError("nothing to check against: give --unlabeled or --held-out files")
+        rows = contamination.read([*labeled_files, *unlabeled_files, *held_out_files], checks.label_problems)
+        labeled = {path: rows[path] for path in labeled_files}
+        labeled_rows = [row for file_rows in labeled.values() for row in file_rows]
+        evaluated = {
+            stream: [row for path in dict.fromkeys(files) for row in rows[path]]
+            for stream, files in evaluated_files.items()
+        }
+        pairs = contamination.pairs(labeled_rows, evaluated)
+        report = contamination.report(labeled_rows, evaluated, pairs)
+        print(contamination.table(report))
+        if out:
+            write_whole(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        if clean:
+            rows_kept = contamination.write_clean(labeled, {pair.labeled for pair in pairs}, clean)
+            for path, count in rows_kept.items():
+                print(f"{path}: {count} rows kept")
+    except (DataError, OSError) as error:
+        return refuse("tempo data check: failed", error)
+    return 0

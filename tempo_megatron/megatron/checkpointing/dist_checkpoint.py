@@ -23,7 +23,9 @@ from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import ScoringModel
-from tempo_megatron.utils.distributed import say
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.checkpointing.capture import Captured
@@ -154,7 +156,7 @@ def _delete(directory: Path) -> None:
 
 
 def _warn_of(path: Path, error: OSError) -> None:
-    say(f"tempo: warning: {path} cannot be removed ({error}); it is tried again next time")
+    logger.warning(f"{path} cannot be removed ({error}); it is tried again next time")
 
 
 def checkpoint_problems(checkpoint: Path, role: str | None = None) -> list[str]:

@@ -13,10 +13,10 @@ import pytest
 from tempo_megatron import cli
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.evaluation import command
-from tempo_megatron.evaluation.arguments import parse
 from tempo_megatron.evaluation.plan import Plan, make_plan, model_fingerprint
-from tempo_megatron.evaluation.protocol import PROTOCOLS, Given, Protocol, protocol_of
+from tempo_megatron.evaluation.protocol import PROTOCOLS, Protocol, ProtocolOverrides, protocol_of
 from tempo_megatron.evaluation.report import to_table
+from tempo_megatron.evaluation.request import EvaluationRequest
 from tempo_megatron.generation.engine import Completion, Request
 from tests.unit.training.test_evaluate import FakeGrader as GraderOfText
 
@@ -69,9 +69,18 @@ def arguments(demo_model: Path, tmp_path: Path) -> list[str]:
     return [*given.split(), "--max-response-tokens", "8", "data.max_prompt_tokens=16", "generation.max_num_seqs=1"]
 
 
+def parse(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> EvaluationRequest:
+    """Returns what the command line asks for, without evaluating anything."""
+    requests: list[EvaluationRequest] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "evaluate_model", lambda request, _: requests.append(request))
+        assert cli.main(["eval", *arguments]) == 0
+    return requests[0]
+
+
 def run(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, last: int = 99) -> SeededEngine:
     monkeypatch.setattr(command, "Grader", FakeGrader)
-    plan = make_plan(parse(arguments))
+    plan = make_plan(parse(arguments, monkeypatch))
     engine = SeededEngine(plan, last)
     command.evaluate(plan, engine)
     return engine
@@ -219,9 +228,9 @@ def test_the_papers_protocols_are_those_of_its_tables() -> None:
     assert PROTOCOLS["gpqa_diamond"] == Protocol(8, (8,), 1.0, 1.0)
     assert {protocol.temperature for protocol in PROTOCOLS.values()} == {1.0}
     default = EvaluationConfig(samples=3, k=2)
-    assert protocol_of(["olymmath_hard"], Given(), default) == PROTOCOLS["olymmath"]
-    assert protocol_of(["aime_20245"], Given(), default) == Protocol(3, (2,), 1.0, 1.0)
-    assert protocol_of(["big_bench_hard", "bbh_snarks"], Given(samples=4, k=(2, 4)), default) == Protocol(
+    assert protocol_of(["olymmath_hard"], ProtocolOverrides(), default) == PROTOCOLS["olymmath"]
+    assert protocol_of(["aime_20245"], ProtocolOverrides(), default) == Protocol(3, (2,), 1.0, 1.0)
+    assert protocol_of(["big_bench_hard", "bbh_snarks"], ProtocolOverrides(samples=4, k=(2, 4)), default) == Protocol(
         4, (2, 4), 1.0, 1.0
     )
 

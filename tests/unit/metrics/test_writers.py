@@ -65,4 +65,4 @@ def test_a_tracker_that_fails_at_the_end_is_a_warning(tmp_path: Path, capsys: py
     log._tensorboard = SimpleNamespace(close=fails)
     log._wandb = SimpleNamespace(finish=lambda: ended.append("W&B"))
     log.close()
-    assert ended == ["W&B"] and "warning: TensorBoard" in capsys.readouterr().err
+    assert ended == ["W&B"] and "WARNING TensorBoard" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_ranks_that_are_dealt_out_over_nodes_are_named() -> None:
     assert "--distribution=block" in finding.remedy
     of_dealt = report({})
     of_dealt.findings.append(finding)  # type: ignore[attr-defined]
-    assert not of_dealt.others_may_do and not of_dealt.nodes_to_use(of)
+    assert not of_dealt.other_nodes_may_do and not of_dealt.nodes_to_use(of)
     of.parallel.tensor_model_parallel_size = 1
     (finding,) = placement.check_placement(dealt, of)
     assert finding.verdict is NodeVerdict.warning

@@ -87,8 +87,8 @@ def test_a_recipe_that_cannot_fit_is_wrong_on_any_nodes() -> None:
     assert [made.verdict for made in room.memory({"n1": GOOD}, of, 1)] == [NodeVerdict.good]
     small = list(room.memory(facts, of, 2))
     assert wrong(small) == [("", "memory", "bad")] * len(small) and "of a GPU's 39.6" in small[0].found
-    assert not Report({}, small, {}, 1.0).others_may_do
-    assert report({"n1": "7 GPUs"}).others_may_do
+    assert not Report({}, small, {}, 1.0).other_nodes_may_do
+    assert report({"n1": "7 GPUs"}).other_nodes_may_do
     assert list(room.memory({"n1": replace(GOOD, gpus=[])}, of, 1)) == []
     of.model.hf_path = "models/not-known"
     assert list(room.memory(facts, of, 2)) == []
@@ -152,7 +152,7 @@ def test_a_node_that_is_absent_does_not_make_the_recipe_wrong(
     given = {"bad_nodes": bad_nodes, "measure": measure}
     report, code = examined({"n1": SMALL}, 2, **given)
     assert ("n2", "presence", "bad") in wrong(report.findings) and report.bad_nodes == ["n2"]
-    assert report.others_may_do and code == 69
+    assert report.other_nodes_may_do and code == 69
     assert ("", "memory", "bad") not in wrong(report.findings)
     report, code = examined({"n1": TINY}, 2, **given)
     assert ("", "memory", "bad") in wrong(report.findings) and code == 69
