@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron.grading.answer_forms import normalize
+from tempo_megatron.grading.answer_normalization import normalize_answer
 from tempo_megatron.grading.choice import gold_letter
 from tempo_megatron.grading.scorers import scorer
 
@@ -33,7 +33,7 @@ def test_the_grade_is_that_of_the_extracted_answer() -> None:
     """Votes and clusters count extracted answers: the grade must follow from them, whatever the response."""
     for row in rows("choice", "free"):
         named, label = scorer(row["grader"]), row["answer"]
-        gold = gold_letter(label) if row["grader"] == "choice" else normalize(str(label))
+        gold = gold_letter(label) if row["grader"] == "choice" else normalize_answer(str(label))
         assert named.grade and named.grade(row["response"], row) == (named.extract(row["response"]) == gold != ""), row
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tempo_megatron.grading import free
-from tempo_megatron.grading.answer_forms import normalize
+from tempo_megatron.grading.answer_normalization import normalize_answer
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "grading" / "free.jsonl"
 ROWS = [json.loads(line) for line in FIXTURE.read_text(encoding="utf-8").splitlines()]
@@ -19,7 +19,7 @@ ROWS = [json.loads(line) for line in FIXTURE.read_text(encoding="utf-8").splitli
 def test_the_grade_is_the_one_decided_by_hand(row: dict[str, Any]) -> None:
     """Denials, hedges and other values are wrong; sentences, counted things and equations with a name are read."""
     assert free.grade(row["response"], row) is row["right"]
-    assert row["right"] == (free.extract(row["response"]) == normalize(row["answer"]) != "")
+    assert row["right"] == (free.extract(row["response"]) == normalize_answer(row["answer"]) != "")
 
 
 @pytest.mark.parametrize(

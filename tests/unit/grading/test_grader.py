@@ -9,7 +9,8 @@ import pytest
 from tempo_megatron.config import ClusterBy, GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.grading import Grader, pool
-from tempo_megatron.grading.grader import grading_problems, scorer
+from tempo_megatron.grading.grader import grading_problems
+from tempo_megatron.grading.scorers import scorer
 from tests.clock import ProcessorTime
 
 MINE = "tests.fixtures.grading.scorers"

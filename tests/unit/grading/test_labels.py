@@ -41,7 +41,7 @@ def graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("exact", "", "the label is empty"),
         ("exact", "  ", "the label is empty"),
-        ("exact", float("nan"), "the label is nan, no number"),
+        ("exact", float("nan"), "the label is nan, not a number"),
         ("exact", {"value": 4}, "a label is a text or a number, not {'value': 4}"),
         ("exact", ["4"], "a label is a text or a number, not ['4']"),
         ("exact", "\frac{1}{2}", r"holds the control character '\x0c': JSON wants \\ for \ "),

@@ -6,14 +6,15 @@ import re
 
 import pytest
 
-from tempo_megatron.grading import final_answer, mathematics, reading, statement
+from tempo_megatron.grading import answer_statements, boxes, mathematics
+from tempo_megatron.grading.math_values import parser
 from tests.regex_steps import steps
 
 UNITS = ("1", " ", "a", "1,", "answer ", "answer is ", "answer is not ", "\\boxed{", "\\boxed ", "{", "\\", "#", "\n",
          "* ", "a+b=", "a+", "\\text{", "?", "} ", "$", "-", "not ", "option ")  # fmt: skip
 PATTERNS = [
     pytest.param(pattern, id=f"{module.__name__.rpartition('.')[2]}.{name}")
-    for module in (final_answer, mathematics)
+    for module in (boxes, mathematics, answer_statements)
     for name, pattern in vars(module).items()
     if isinstance(pattern, re.Pattern)
 ]
@@ -43,10 +44,10 @@ def test_the_counter_sees_what_is_not_linear() -> None:
 def test_what_reads_an_answer_sees_a_bounded_text(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patterns of other modules meet an answer of limited length, whatever the response's is."""
     lengths = []
-    plain = reading.plain
-    monkeypatch.setattr(reading, "plain", lambda latex: lengths.append(len(latex)) or plain(latex))
-    reading.read.cache_clear()
+    normalize_latex = parser.normalize_latex
+    monkeypatch.setattr(parser, "normalize_latex", lambda latex: lengths.append(len(latex)) or normalize_latex(latex))
+    parser.parse_value.cache_clear()
     for text in (unit * 20_000, "The answer is " + unit * 20_000, "\\boxed{" + unit * 20_000, "x = " + unit * 20_000):
         mathematics.extract(text)
-    assert max(lengths, default=0) <= reading.LONGEST
-    assert max(statement.LONGEST, reading.LONGEST) <= 2_000
+    assert max(lengths, default=0) <= parser.MAX_ANSWER_CHARACTERS
+    assert max(answer_statements.MAX_STATEMENT_CHARACTERS, parser.MAX_ANSWER_CHARACTERS) <= 2_000

@@ -254,8 +254,8 @@ def test_extraction_and_grade_agree() -> None:
     [
         ("", "empty"),
         ("  ", "empty"),
-        ("nan", "no number"),
-        (float("nan"), "no number"),
+        ("nan", "not a number"),
+        (float("nan"), "not a number"),
         (None, "not None"),
         ({"value": 3}, "not {'value'"),
         (["3"], "not \\["),

@@ -7,7 +7,17 @@ from types import ModuleType
 
 import pytest
 
-from tempo_megatron.grading import answer_forms, choice, final_answer, free, options, statements, thinking, zebra
+from tempo_megatron.grading import (
+    answer_normalization,
+    answer_statements,
+    boxes,
+    choice,
+    free,
+    option_letters,
+    scorers,
+    thinking,
+    zebra,
+)
 from tests.regex_steps import StepCounter
 
 READERS = [
@@ -15,8 +25,8 @@ READERS = [
     free.extract,
     zebra.extract,
     thinking.after_thinking,
-    answer_forms.normalize,
-    final_answer.free_form,
+    answer_normalization.normalize_answer,
+    scorers.final_answer_text,
 ]
 UNITS = [*"({\\$*_['", "a,", "1,", "1.", "A,", "=x", "x=", "-1", "a->b", "a<b", "yes ", "no. ", "1:{", "\u7b54\u6848"]
 UNITS += [
@@ -39,10 +49,12 @@ UNITS += ['{"a":', '"House 1": {', '"House 1": {"a": "b"}', '"House 1": {"a": ',
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> StepCounter:
     """Counts in all modules of the readers. Statements are short here, so that short texts exceed them."""
-    for module in (answer_forms, choice, free, statements):
-        monkeypatch.setattr(module, "LONGEST", 20)
+    for module in (answer_normalization, choice, free, answer_statements):
+        monkeypatch.setattr(module, "MAX_STATEMENT_CHARACTERS", 20)
     counter = StepCounter()
-    counter.install(monkeypatch, [answer_forms, choice, final_answer, free, options, statements, thinking, zebra])
+    counter.install(
+        monkeypatch, [answer_normalization, answer_statements, boxes, choice, free, option_letters, thinking, zebra]
+    )
     return counter
 
 

@@ -1,26 +1,26 @@
-r"""One way to write what LaTeX, Unicode and Markdown write in many.
+r"""Normalizes the many notations of LaTeX, Unicode and Markdown to one.
 
-`plain` maps characters to LaTeX, takes away fonts, colors, sizes and spaces, and completes short forms (`\frac12`).
-Its output holds words only inside `\text{}`. Every function takes time linear in the text.
+`normalize_latex` maps characters to LaTeX, removes fonts, colors, sizes and spaces, and completes short forms
+(`\frac12`). In its output, words stand only inside `\text{}`. Every function takes time linear in the text.
 """
 
 from __future__ import annotations
 
 import re
 
-from tempo_megatron.grading.latex_characters import without_unicode
-from tempo_megatron.grading.vocabulary import (
+from tempo_megatron.grading.math_values.latex_unicode import unicode_to_latex
+from tempo_megatron.grading.math_values.vocabulary import (
     FONTS,
     FUNCTIONS,
-    NO_MEANING,
-    NO_MEANING_WITH_ARGUMENT,
+    IGNORED_COMMANDS,
+    IGNORED_COMMANDS_WITH_ARGUMENT,
     PRODUCTS,
     SHORT_WORDS,
 )
 
 _TOKEN = re.compile(r"\\[a-zA-Z]+\*?|\\.|.", re.DOTALL)
 _SPACING = frozenset([r"\,", r"\;", r"\:", r"\ ", r"\>", r"\/", "~", r"\quad", r"\qquad", r"\thinspace", r"\ "])
-_RENAMED = {
+_SYNONYMS = {
     r"\dfrac": r"\frac", r"\tfrac": r"\frac", r"\cfrac": r"\frac", r"\leq": r"\le", r"\geq": r"\ge", r"\neq": r"\ne",
     r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\lt": "<", r"\gt": ">", r"\dots": r"\ldots", r"\cdots": r"\ldots",
     r"\vee": r"\lor", r"\wedge": r"\land", r"\varnothing": r"\emptyset", r"\lbrace": r"\{", r"\rbrace": r"\}",
@@ -30,11 +30,11 @@ _RENAMED = {
     r"\dbinom": r"\binom", r"\pounds": r"\text{£}", r"\euro": r"\text{€}", r"\percent": r"\%",
 }  # fmt: skip
 _TWO_ARGUMENTS = frozenset([r"\frac", r"\binom"])
-_DEEPEST = 60
+_MAX_BRACE_DEPTH = 60
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")  # noqa: RUF001
-_SPELLED = {"infinity": r"\infty ", "inf": r"\infty ", "lcm": r"\operatorname{lcm}"}
-_NUMBER_FIRST = re.compile(r" *\d[\d.,/]* *[^\W\d_]")
-_NUMBERS_IN_WORDS = re.compile(r"[^\W\d_][^\d]*")
+_SPELLED_COMMANDS = {"infinity": r"\infty ", "inf": r"\infty ", "lcm": r"\operatorname{lcm}"}
+_STARTS_WITH_NUMBER = re.compile(r" *\d[\d.,/]* *[^\W\d_]")
+_WORDS_AFTER_NUMBER = re.compile(r"[^\W\d_][^\d]*")
 _UNIT = re.compile(r" +[mgshlL] *| *[mgshlL]/[a-z](?:\^[23])? *| *[ap]\.m\.? *")
 _CURRENCIES = frozenset("€£¥₹")
 
@@ -43,47 +43,49 @@ _PLAIN_WORD = re.compile(
     r"\\(?:text|begin|end|operatorname|mathbb)\{[^{}]*\}|\\[a-zA-Z]+|\\."
     r"|(?P<word>(?:sq|cu)\.|[a-zA-Z]{2,}(?:['-][a-zA-Z]+)*|[^\W\d_a-zA-Z]+)"
 )
-_WORDS_APART = re.compile(r"\\text\{[^{}]*\}(?: *\\text\{[^{}]*\})+")
+_ADJACENT_TEXTS = re.compile(r"\\text\{[^{}]*\}(?: *\\text\{[^{}]*\})+")
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 
-Node = str | list["Node"]  # a command, a character, or the content of braces
+Node = str | list["Node"]
+"""A command, a character, or the content of braces."""
 
 
-def plain(latex: str) -> str:
-    r"""The formula in plain LaTeX; words stand in `\text{}`.
+def normalize_latex(latex: str) -> str:
+    r"""Returns the formula in normalized LaTeX, with words in `\text{}`.
 
-    Raises ValueError for braces that do not match or nest too deep.
+    Raises ValueError if braces do not match or nest too deep.
     """
-    rewritten = _written(_rewritten(_grouped(without_unicode(_MARKDOWN.sub("", latex)))))
-    return _WORDS_APART.sub(_joined, _PLAIN_WORD.sub(_spelled, rewritten)).strip()
+    rewritten = _to_text(_rewrite(_parse_groups(unicode_to_latex(_MARKDOWN.sub("", latex)))))
+    return _ADJACENT_TEXTS.sub(_join_texts, _PLAIN_WORD.sub(_wrap_word, rewritten)).strip()
 
 
-def _joined(match: re.Match[str]) -> str:
+def _join_texts(match: re.Match[str]) -> str:
     return rf"\text{{{' '.join(_TEXT.findall(match.group()))}}}"
 
 
-def _spelled(match: re.Match[str]) -> str:
-    r"""A run of letters outside of commands: a function's command, a word in `\text{}`, or a product of letters."""
+def _wrap_word(match: re.Match[str]) -> str:
+    r"""Returns a run of letters as a function's command, a word in `\text{}`, or a product of letters."""
     word = match.group("word")
     if not word:
         return match.group()
     bare = word.rstrip(".")
-    if bare in _SPELLED:
-        return _SPELLED[bare]
+    if bare in _SPELLED_COMMANDS:
+        return _SPELLED_COMMANDS[bare]
     if bare in FUNCTIONS:
         return rf"\{bare} "
-    product = (
+    is_product = (
         bare in PRODUCTS or (bare.isupper() and len(bare) < 5) or (len(bare) < 3 and bare.lower() not in SHORT_WORDS)
     )
-    return word if bare.isascii() and product else rf"\text{{{bare}}}"
+    return word if bare.isascii() and is_product else rf"\text{{{bare}}}"
 
 
-def _grouped(latex: str) -> list[Node]:
+def _parse_groups(latex: str) -> list[Node]:
+    """Returns the nodes of the text, without dollars and other math delimiters."""
     levels: list[list[Node]] = [[]]
     for token in _TOKEN.findall(latex):
         if token == "{":
             levels.append([])
-            if len(levels) > _DEEPEST:
+            if len(levels) > _MAX_BRACE_DEPTH:
                 raise ValueError("braces nest too deep")
         elif token == "}":
             if len(levels) == 1:
@@ -97,73 +99,77 @@ def _grouped(latex: str) -> list[Node]:
     return levels[0]
 
 
-def _rewritten(nodes: list[Node]) -> list[Node]:
-    """The nodes without fonts, sizes and spacing, and with braces around each argument."""
+def _rewrite(nodes: list[Node]) -> list[Node]:
+    """Returns the nodes without fonts, sizes and spacing, and with braces around each argument."""
     rewritten: list[Node] = []
-    rest = nodes[::-1]
+    rest = nodes[::-1]  # a stack: the next node is its last element
     while rest:
         node = rest.pop()
         if isinstance(node, list):
-            rewritten.append(_rewritten(node))
+            rewritten.append(_rewrite(node))
             continue
-        node = _RENAMED.get(node, node)
+        node = _SYNONYMS.get(node, node)
         name = node[1:]
         if node in _SPACING:
             rewritten.append(" ")
         elif node == r"\!":
             while rest and rest[-1] == " ":
                 rest.pop()
-        elif node[0] != "\\" or (len(node) < 3 and node not in _RENAMED):
+        elif node[0] != "\\" or (len(node) < 3 and node not in _SYNONYMS):
             rewritten.append(node)
             if node in "^_":
-                rewritten.append(_argument(rest))
-        elif name in NO_MEANING:
+                rewritten.append(_pop_argument(rest))
+        elif name in IGNORED_COMMANDS:
             if name in ("left", "right") and rest and rest[-1] == ".":
                 rest.pop()
         elif name in ("color", "textcolor") and rest and isinstance(rest[-1], list):
             rest.pop()
-        elif name in NO_MEANING_WITH_ARGUMENT:
-            _argument(rest)
+        elif name in IGNORED_COMMANDS_WITH_ARGUMENT:
+            _pop_argument(rest)
         elif name in FONTS:
-            rewritten += _text(_argument(rest))
+            rewritten += _wrap_text(_pop_argument(rest))
         elif node == r"\sqrt":
-            rewritten += [node, *_index(rest), _argument(rest)]
+            rewritten += [node, *_pop_root_index(rest), _pop_argument(rest)]
         elif node in _TWO_ARGUMENTS:
-            rewritten += [node, _argument(rest), _argument(rest)]
+            rewritten += [node, _pop_argument(rest), _pop_argument(rest)]
         else:
             rewritten.append(node)
     return rewritten
 
 
-def _argument(rest: list[Node]) -> list[Node]:
-    """The next argument, taken from the end of `rest`: braces, parentheses, a command with its own, a character."""
+def _pop_argument(rest: list[Node]) -> list[Node]:
+    """Removes the next argument from the stack `rest` and returns it.
+
+    An argument is a group in braces or parentheses, a command with its arguments, or a character.
+    """
     while rest and rest[-1] == " ":
         rest.pop()
     if not rest:
         return []
     node = rest.pop()
     if isinstance(node, list):
-        return _rewritten(node)
+        return _rewrite(node)
     if node == "(":
-        return _rewritten(_until(rest, "(", ")"))
-    if _RENAMED.get(node, node) in _TWO_ARGUMENTS:
-        return [_RENAMED.get(node, node), _argument(rest), _argument(rest)]
+        return _rewrite(_pop_until_closed(rest, "(", ")"))
+    if _SYNONYMS.get(node, node) in _TWO_ARGUMENTS:
+        return [_SYNONYMS.get(node, node), _pop_argument(rest), _pop_argument(rest)]
     if node == r"\sqrt":
-        return [node, *_index(rest), _argument(rest)]
+        return [node, *_pop_root_index(rest), _pop_argument(rest)]
     if node[1:] in FONTS:
-        return _text(_argument(rest))
-    return _rewritten([node])
+        return _wrap_text(_pop_argument(rest))
+    return _rewrite([node])
 
 
-def _index(rest: list[Node]) -> list[Node]:
+def _pop_root_index(rest: list[Node]) -> list[Node]:
+    """Removes the index of a root, [n], from `rest` and returns it; empty if there is none."""
     if not rest or rest[-1] != "[":
         return []
     rest.pop()
-    return ["[", *_rewritten(_until(rest, "[", "]")), "]"]
+    return ["[", *_rewrite(_pop_until_closed(rest, "[", "]")), "]"]
 
 
-def _until(rest: list[Node], opening: str, closing: str) -> list[Node]:
-    """What stands before the bracket that closes; all of the rest where none does."""
+def _pop_until_closed(rest: list[Node], opening: str, closing: str) -> list[Node]:
+    """Removes the nodes up to the closing bracket from `rest` and returns them; all of `rest` if it is not closed."""
     inside: list[Node] = []
     depth = 1
     while rest:
@@ -175,16 +181,16 @@ def _until(rest: list[Node], opening: str, closing: str) -> list[Node]:
     return inside
 
 
-def _text(content: list[Node]) -> list[Node]:
-    r"""Words in `\text{}`, anything else as it is."""
-    words = _written(content).replace("{", "").replace("}", "")
+def _wrap_text(content: list[Node]) -> list[Node]:
+    r"""Returns words in `\text{}`, and any other content unchanged."""
+    words = _to_text(content).replace("{", "").replace("}", "")
     if words in ("lcm", "cis"):
         return [rf"\operatorname{{{words}}}"]
-    if words.strip().lower() in _SPELLED:
-        return [_SPELLED[words.strip().lower()].strip(), " "]
+    if words.strip().lower() in _SPELLED_COMMANDS:
+        return [_SPELLED_COMMANDS[words.strip().lower()].strip(), " "]
     letters = _WORD.findall(words)
-    if _NUMBER_FIRST.match(words):
-        return list(_NUMBERS_IN_WORDS.sub(lambda match: rf"\text{{{match.group()}}}", words))
+    if _STARTS_WITH_NUMBER.match(words):
+        return list(_WORDS_AFTER_NUMBER.sub(lambda match: rf"\text{{{match.group()}}}", words))
     if words.strip() in _CURRENCIES or _UNIT.fullmatch(words):
         return [rf"\text{{{words}}}"]
     if "\\" in words or not any(len(word) > 1 for word in letters):
@@ -194,11 +200,12 @@ def _text(content: list[Node]) -> list[Node]:
     return [rf"\text{{{words}}}"]
 
 
-def _written(nodes: list[Node]) -> str:
+def _to_text(nodes: list[Node]) -> str:
+    """Returns the LaTeX of the nodes."""
     pieces: list[str] = []
     for node in nodes:
         if isinstance(node, list):
-            pieces.append(f"{{{_written(node)}}}")
+            pieces.append(f"{{{_to_text(node)}}}")
             continue
         if pieces and pieces[-1][0] == "\\" and pieces[-1][-1].isalpha() and node[0].isalpha():
             pieces.append(" ")
