@@ -101,7 +101,7 @@ def _with_neighbors(text: str, start: int, content: str, end: int) -> str:
 
 
 def _without_final_punctuation(content: str) -> str:
-    """The content without punctuation at its end. Three dots stay: they mean that the answer goes on."""
+    """Returns the content without punctuation at its end. Three dots stay: they mean that the answer goes on."""
     return content if content.endswith("...") else content.rstrip(_TRAILING_CHARACTERS)
 
 
@@ -136,7 +136,7 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def _connects(between: str) -> bool:
-    """Whether the text between two boxes makes them parts of one answer."""
+    """Returns whether the text between two boxes makes them parts of one answer."""
     if len(between) > _MAX_CHARACTERS_BETWEEN or _CALCULATION.search(between):
         return False
     if _NEW_ANSWER.search(between) and not _HEDGE.search(between):

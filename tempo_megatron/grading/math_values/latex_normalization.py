@@ -68,15 +68,17 @@ def _wrap_word(match: re.Match[str]) -> str:
     word = match.group("word")
     if not word:
         return match.group()
-    bare = word.rstrip(".")
-    if bare in _SPELLED_COMMANDS:
-        return _SPELLED_COMMANDS[bare]
-    if bare in FUNCTIONS:
-        return rf"\{bare} "
+    letters = word.rstrip(".")
+    if letters in _SPELLED_COMMANDS:
+        return _SPELLED_COMMANDS[letters]
+    if letters in FUNCTIONS:
+        return rf"\{letters} "
     is_product = (
-        bare in PRODUCTS or (bare.isupper() and len(bare) < 5) or (len(bare) < 3 and bare.lower() not in SHORT_WORDS)
+        letters in PRODUCTS
+        or (letters.isupper() and len(letters) < 5)
+        or (len(letters) < 3 and letters.lower() not in SHORT_WORDS)
     )
-    return word if bare.isascii() and is_product else rf"\text{{{bare}}}"
+    return word if letters.isascii() and is_product else rf"\text{{{letters}}}"
 
 
 def _parse_groups(latex: str) -> list[Node]:
@@ -102,9 +104,9 @@ def _parse_groups(latex: str) -> list[Node]:
 def _rewrite(nodes: list[Node]) -> list[Node]:
     """Returns the nodes without fonts, sizes and spacing, and with braces around each argument."""
     rewritten: list[Node] = []
-    rest = nodes[::-1]  # a stack: the next node is its last element
-    while rest:
-        node = rest.pop()
+    stack = nodes[::-1]  # the next node is its last element
+    while stack:
+        node = stack.pop()
         if isinstance(node, list):
             rewritten.append(_rewrite(node))
             continue
@@ -113,67 +115,67 @@ def _rewrite(nodes: list[Node]) -> list[Node]:
         if node in _SPACING:
             rewritten.append(" ")
         elif node == r"\!":
-            while rest and rest[-1] == " ":
-                rest.pop()
+            while stack and stack[-1] == " ":
+                stack.pop()
         elif node[0] != "\\" or (len(node) < 3 and node not in _SYNONYMS):
             rewritten.append(node)
             if node in "^_":
-                rewritten.append(_pop_argument(rest))
+                rewritten.append(_pop_argument(stack))
         elif name in IGNORED_COMMANDS:
-            if name in ("left", "right") and rest and rest[-1] == ".":
-                rest.pop()
-        elif name in ("color", "textcolor") and rest and isinstance(rest[-1], list):
-            rest.pop()
+            if name in ("left", "right") and stack and stack[-1] == ".":
+                stack.pop()
+        elif name in ("color", "textcolor") and stack and isinstance(stack[-1], list):
+            stack.pop()
         elif name in IGNORED_COMMANDS_WITH_ARGUMENT:
-            _pop_argument(rest)
+            _pop_argument(stack)
         elif name in FONTS:
-            rewritten += _wrap_text(_pop_argument(rest))
+            rewritten += _wrap_text(_pop_argument(stack))
         elif node == r"\sqrt":
-            rewritten += [node, *_pop_root_index(rest), _pop_argument(rest)]
+            rewritten += [node, *_pop_root_index(stack), _pop_argument(stack)]
         elif node in _TWO_ARGUMENTS:
-            rewritten += [node, _pop_argument(rest), _pop_argument(rest)]
+            rewritten += [node, _pop_argument(stack), _pop_argument(stack)]
         else:
             rewritten.append(node)
     return rewritten
 
 
-def _pop_argument(rest: list[Node]) -> list[Node]:
-    """Removes the next argument from the stack `rest` and returns it.
+def _pop_argument(stack: list[Node]) -> list[Node]:
+    """Removes the next argument from `stack` and returns it.
 
     An argument is a group in braces or parentheses, a command with its arguments, or a character.
     """
-    while rest and rest[-1] == " ":
-        rest.pop()
-    if not rest:
+    while stack and stack[-1] == " ":
+        stack.pop()
+    if not stack:
         return []
-    node = rest.pop()
+    node = stack.pop()
     if isinstance(node, list):
         return _rewrite(node)
     if node == "(":
-        return _rewrite(_pop_until_closed(rest, "(", ")"))
+        return _rewrite(_pop_until_closed(stack, "(", ")"))
     if _SYNONYMS.get(node, node) in _TWO_ARGUMENTS:
-        return [_SYNONYMS.get(node, node), _pop_argument(rest), _pop_argument(rest)]
+        return [_SYNONYMS.get(node, node), _pop_argument(stack), _pop_argument(stack)]
     if node == r"\sqrt":
-        return [node, *_pop_root_index(rest), _pop_argument(rest)]
+        return [node, *_pop_root_index(stack), _pop_argument(stack)]
     if node[1:] in FONTS:
-        return _wrap_text(_pop_argument(rest))
+        return _wrap_text(_pop_argument(stack))
     return _rewrite([node])
 
 
-def _pop_root_index(rest: list[Node]) -> list[Node]:
-    """Removes the index of a root, [n], from `rest` and returns it; empty if there is none."""
-    if not rest or rest[-1] != "[":
+def _pop_root_index(stack: list[Node]) -> list[Node]:
+    """Removes the index of a root, [n], from `stack` and returns it; empty if there is none."""
+    if not stack or stack[-1] != "[":
         return []
-    rest.pop()
-    return ["[", *_rewrite(_pop_until_closed(rest, "[", "]")), "]"]
+    stack.pop()
+    return ["[", *_rewrite(_pop_until_closed(stack, "[", "]")), "]"]
 
 
-def _pop_until_closed(rest: list[Node], opening: str, closing: str) -> list[Node]:
-    """Removes the nodes up to the closing bracket from `rest` and returns them; all of `rest` if it is not closed."""
+def _pop_until_closed(stack: list[Node], opening: str, closing: str) -> list[Node]:
+    """Removes the nodes up to the closing bracket from `stack`, or all if there is none, and returns them."""
     inside: list[Node] = []
     depth = 1
-    while rest:
-        node = rest.pop()
+    while stack:
+        node = stack.pop()
         depth += (node == opening) - (node == closing)
         if not depth:
             break

@@ -31,7 +31,7 @@ _FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3
 _TABLE = str.maketrans(
     {char: rf"\{name} " for char, name in (_GREEK | _SIGNS).items()}
     | _PUNCTUATION
-    | {char: rf"\frac{{{over}}}{{{under}}}" for char, (over, under) in _FRACTIONS.items()}
+    | {char: rf"\frac{{{numerator}}}{{{denominator}}}" for char, (numerator, denominator) in _FRACTIONS.items()}
     | {chr(first + digit): str(digit) for first in (0xFF10, 0x0660, 0x06F0, 0x0966) for digit in range(10)}
     | {chr(first + letter): chr(base + letter) for first, base in ((0xFF21, 65), (0xFF41, 97)) for letter in range(26)}
     | dict.fromkeys("−–—‐‑‒﹣－⁃", "-")

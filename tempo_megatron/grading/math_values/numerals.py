@@ -36,11 +36,11 @@ def normalize_numerals(latex: str) -> str:
     return _LEADING_ZEROS.sub("", _TRAILING_POINT.sub("", _BARE_DECIMAL.sub("0.", latex)))
 
 
-def _repeating_decimal(whole: str, before: str, period: str) -> str:
+def _repeating_decimal(integer_part: str, before: str, period: str) -> str:
     r"""Returns a repeating decimal as a fraction: 0.1\overline{6} is (16 - 1) / 90."""
     if len(before + period) > _MAX_PERIOD_DIGITS:
-        return f"{whole}.{before}{period}"
-    numerator = int(f"{whole or 0}{before}{period}") - int(f"{whole or 0}{before}")
+        return f"{integer_part}.{before}{period}"
+    numerator = int(f"{integer_part or 0}{before}{period}") - int(f"{integer_part or 0}{before}")
     return rf"\frac{{{numerator}}}{{{'9' * len(period)}{'0' * len(before)}}}"
 
 
@@ -49,14 +49,14 @@ def _continued_decimal(match: re.Match[str]) -> str:
 
     The period is one digit written three times, or up to six digits written twice.
     """
-    whole, digits = match.groups()
+    integer_part, digits = match.groups()
     for period in range(1, 7):
         tail = digits[-period:]
         before = digits[: -2 * period] if period > 1 else digits[:-3]
         if len(digits) > 2 * period - (period == 1) and digits.endswith(tail * (3 if period == 1 else 2)):
             while before.endswith(tail):
                 before = before[:-period]
-            return _repeating_decimal(whole, before, tail)
+            return _repeating_decimal(integer_part, before, tail)
     return match.group()
 
 

@@ -50,13 +50,13 @@ def separate_chinese_scales(words: str) -> str:
 
 def parse_unit_words(text: str) -> UnitWords | None:
     r"""Returns the words' meaning; None if they hold more than a unit: a denial, hedge, comparison or fraction."""
-    bare = _POWER.sub(lambda match: f" {'power' * int(match.group(1))} ", _MARKUP.sub("", text))
-    bare = separate_chinese_scales(_AM_PM.sub(r"\1m", bare))
-    words = _WORD.findall(bare)
+    plain_text = _POWER.sub(lambda match: f" {'power' * int(match.group(1))} ", _MARKUP.sub("", text))
+    plain_text = separate_chinese_scales(_AM_PM.sub(r"\1m", plain_text))
+    words = _WORD.findall(plain_text)
     if (
-        _IGNORED_CHARACTERS.sub("", _WORD.sub("", bare))
+        _IGNORED_CHARACTERS.sub("", _WORD.sub("", plain_text))
         or len(words) > 2 * _MAX_WORDS
-        or _CHINESE_QUALIFIER.search(bare)
+        or _CHINESE_QUALIFIER.search(plain_text)
     ):
         return None
     scale = 1

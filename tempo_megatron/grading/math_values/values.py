@@ -82,7 +82,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class SetOperation:
-    r"""Sets joined by `\\cup`, `\\cap` or `\\setminus`, evaluated from left to right."""
+    r"""Sets joined by `\cup`, `\cap` or `\setminus`, evaluated from left to right."""
 
     operands: tuple[Value, ...]
     signs: tuple[str, ...]
