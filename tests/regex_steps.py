@@ -1,7 +1,7 @@
-"""Steps that a backtracking engine takes over a pattern: they do not depend on the machine, and time does.
+"""Counts the steps of a backtracking engine on a pattern. Unlike time, steps do not depend on the machine.
 
-The engine is Python's own in outline: it tries alternatives in order, gives back what a repetition took, and has no
-memory. Results come from `re` itself.
+The engine resembles Python's: it tries alternatives in order, backtracks over repetitions, and has no memory.
+Matches come from `re` itself.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SINGLE = {op.LITERAL, op.NOT_LITERAL, op.ANY, op.IN}
 
 
 class StepCounter:
-    """The steps of all patterns of some modules since it was installed."""
+    """Counts the steps of all patterns of some modules after `install`."""
 
     def __init__(self) -> None:
         self.steps = 0
 
     def install(self, patch: pytest.MonkeyPatch, modules: list[ModuleType]) -> None:
-        """Put a counting pattern in the place of each compiled pattern that a module has by name."""
+        """Replaces each compiled pattern that is a module's global by a counting pattern."""
         sys.setrecursionlimit(1_000_000)
         for module in modules:
             for name, value in vars(module).items():
@@ -44,7 +44,7 @@ class StepCounter:
 
 
 def steps(pattern: re.Pattern[str], text: str) -> int:
-    """The steps of finding all matches of one pattern."""
+    """Returns the number of steps that one pattern needs to find all its matches."""
     sys.setrecursionlimit(1_000_000)
     counter = StepCounter()
     for _ in _CountedPattern(pattern, counter).finditer(text):
@@ -57,7 +57,7 @@ class _CountedPattern:
         self._pattern = pattern
         self._tree = parser.parse(pattern.pattern, pattern.flags & ~re.UNICODE).data
         self._counter = counter
-        self._taken: dict[Any, bool] = {}
+        self._accepted: dict[Any, bool] = {}
 
     def match(self, text: str, *bounds: int) -> re.Match[str] | None:
         self._count(text, bounds[0] if bounds else 0)
@@ -96,7 +96,7 @@ class _CountedPattern:
         return self._pattern.split(text)
 
     def _count_until(self, text: str, start: int, match: re.Match[str] | None) -> None:
-        """Count an attempt at each position, from `start` to where the match is or to the text's end."""
+        """Counts an attempt at each position from `start` to the match, or to the text's end without a match."""
         for position in range(start, match.start() + 1 if match else len(text) + 1):
             end = self._count(text, position)
             assert (end is not None) == (match is not None and position == match.start()), (self._pattern, position)
@@ -105,17 +105,17 @@ class _CountedPattern:
         return self._run(text, start, lambda end: end)
 
     def _run(self, text: str, start: int, then: Continuation) -> int | None:
-        attempt = _Attempt(text, self._counter, self._taken)
+        attempt = _Attempt(text, self._counter, self._accepted)
         return attempt.sequence(self._tree, 0, start, self._pattern.flags, then)
 
 
 class _Attempt:
-    """One attempt of a pattern at one position of a text. Each method returns where the match ends, or None."""
+    """One attempt of a pattern at one position of a text. Its methods return the match's end, or None."""
 
-    def __init__(self, text: str, counter: StepCounter, taken: dict[Any, bool]) -> None:
+    def __init__(self, text: str, counter: StepCounter, accepted: dict[Any, bool]) -> None:
         self._text = text
         self._counter = counter
-        self._taken = taken
+        self._accepted = accepted
 
     def sequence(self, nodes: list[Any], index: int, start: int, flags: int, then: Continuation) -> int | None:
         self._counter.steps += 1
@@ -127,7 +127,7 @@ class _Attempt:
             return self.sequence(nodes, index + 1, end, flags, then)
 
         if kind in _SINGLE:
-            return follow(start + 1) if self._takes(kind, argument, start, flags) else None
+            return follow(start + 1) if self._accepts_at(kind, argument, start, flags) else None
         if kind is op.AT:
             return follow(start) if self._holds(argument, start, flags) else None
         if kind is op.BRANCH:
@@ -160,20 +160,24 @@ class _Attempt:
         if len(inner) == 1 and inner[0][0] in _SINGLE:
             return self._repeat_single(inner[0], lowest, highest, start, flags, greedy, then)
 
-        def again(count: int, begin: int) -> int | None:
-            def more() -> int | None:
+        def repeat_from(count: int, begin: int) -> int | None:
+            def repeat_once_more() -> int | None:
                 if highest is not op.MAXREPEAT and count >= highest:
                     return None
                 return self.sequence(
-                    inner, 0, begin, flags, lambda end: again(count + 1, end) if end > begin or count < lowest else None
+                    inner,
+                    0,
+                    begin,
+                    flags,
+                    lambda end: repeat_from(count + 1, end) if end > begin or count < lowest else None,
                 )
 
             if count < lowest:
-                return more()
-            end = more() if greedy else then(begin)
-            return end if end is not None else then(begin) if greedy else more()
+                return repeat_once_more()
+            end = repeat_once_more() if greedy else then(begin)
+            return end if end is not None else then(begin) if greedy else repeat_once_more()
 
-        return again(0, start)
+        return repeat_from(0, start)
 
     def _repeat_single(
         self, node: Any, lowest: int, highest: Any, start: int, flags: int, greedy: bool, then: Continuation
@@ -181,7 +185,7 @@ class _Attempt:
         kind, argument = node
         most = len(self._text) - start if highest is op.MAXREPEAT else int(highest)
         count = 0
-        while (greedy or count < lowest) and count < most and self._takes(kind, argument, start + count, flags):
+        while (greedy or count < lowest) and count < most and self._accepts_at(kind, argument, start + count, flags):
             count += 1
             self._counter.steps += 1
         while count >= lowest:
@@ -190,30 +194,30 @@ class _Attempt:
                 return end
             if greedy:
                 count -= 1
-            elif count < most and self._takes(kind, argument, start + count, flags):
+            elif count < most and self._accepts_at(kind, argument, start + count, flags):
                 count += 1
             else:
                 return None
         return None
 
-    def _takes(self, kind: Any, argument: Any, position: int, flags: int) -> bool:
+    def _accepts_at(self, kind: Any, argument: Any, position: int, flags: int) -> bool:
         if position >= len(self._text):
             return False
         character = self._text[position]
         key = (kind, argument if isinstance(argument, int) else id(argument), character, flags)
-        if key not in self._taken:
-            self._taken[key] = _accepts(kind, argument, character, flags)
-        return self._taken[key]
+        if key not in self._accepted:
+            self._accepted[key] = _accepts(kind, argument, character, flags)
+        return self._accepted[key]
 
-    def _holds(self, place: Any, position: int, flags: int) -> bool:
+    def _holds(self, anchor: Any, position: int, flags: int) -> bool:
         text, multiline = self._text, flags & re.MULTILINE
-        if place in (op.AT_BEGINNING, op.AT_BEGINNING_STRING):
+        if anchor in (op.AT_BEGINNING, op.AT_BEGINNING_STRING):
             return position == 0 or bool(multiline and text[position - 1] == "\n")
-        if place is op.AT_END:
+        if anchor is op.AT_END:
             return text[position:] in ("", "\n") if not multiline else text[position : position + 1] in ("", "\n")
-        assert place in (op.AT_BOUNDARY, op.AT_NON_BOUNDARY), place
+        assert anchor in (op.AT_BOUNDARY, op.AT_NON_BOUNDARY), anchor
         sides = [bool(re.fullmatch(r"\w", text[max(side, 0) : side + 1])) for side in (position - 1, position)]
-        return (sides[0] != sides[1]) == (place is op.AT_BOUNDARY)
+        return (sides[0] != sides[1]) == (anchor is op.AT_BOUNDARY)
 
 
 def _accepts(kind: Any, argument: Any, character: str, flags: int) -> bool:

@@ -1,10 +1,10 @@
-"""How far the graders agree with a file of pairs whose verdicts were decided by hand.
+"""Counts the pairs of a file that the graders judge differently from the verdicts by hand.
 
 usage: python tools/grade_cases.py FILE [--allow 30] [--list]
 
-FILE has a JSON object a line: `grader`, `answer` (the label), `response`, `correct` (the verdict), `note`. Each
-response is graded as in a run, by the same scorers in worker processes with the default limits. The exit code is 1
-where more pairs than allowed differ.
+FILE has a JSON object a line: `grader`, `answer` (the label), `response`, `correct` (the verdict), `note`. The tool
+grades each response as a run does, by the same scorers in worker processes with the default limits. Its exit code is 1
+if more pairs differ than allowed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tempo_megatron.grading import Grader
 
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
-    """The pairs of a file, in order."""
+    """Returns the pairs of a file, in order."""
     return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def grades(cases: Sequence[dict[str, Any]], config: GradingConfig | None = None) -> list[bool]:
-    """What a run's grader says of each pair."""
+    """Returns for each pair whether a run's grader calls it right."""
     rollouts = [
         Rollout(Prompt(str(index), (0,), "cases", case["grader"]), 0, (index,), (0.0,), "stop")
         for index, case in enumerate(cases)
@@ -43,16 +43,16 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show each pair that differs")
     options = parser.parse_args()
     cases = read_cases(options.file)
-    verdicts = list(zip(cases, grades(cases), strict=True))
+    graded_cases = list(zip(cases, grades(cases), strict=True))
     print(f"{'grader':10} {'pairs':>6} {'agree':>6} {'wrong accepted':>15} {'right rejected':>15}")
     for name in dict.fromkeys(case["grader"] for case in cases):
-        own = [(case["correct"], right) for case, right in verdicts if case["grader"] == name]
-        accepted, rejected = own.count((False, True)), own.count((True, False))
-        print(f"{name:10} {len(own):6} {len(own) - accepted - rejected:6} {accepted:15} {rejected:15}")
-    differing = [(case, right) for case, right in verdicts if case["correct"] != right]
+        outcomes = [(case["correct"], is_right) for case, is_right in graded_cases if case["grader"] == name]
+        accepted, rejected = outcomes.count((False, True)), outcomes.count((True, False))
+        print(f"{name:10} {len(outcomes):6} {len(outcomes) - accepted - rejected:6} {accepted:15} {rejected:15}")
+    differing = [(case, is_right) for case, is_right in graded_cases if case["correct"] != is_right]
     print(f"{len(differing)} of {len(cases)} differ; {options.allow} may")
-    for case, right in differing if options.list else []:
-        kind = "wrong accepted" if right else "right rejected"
+    for case, is_right in differing if options.list else []:
+        kind = "wrong accepted" if is_right else "right rejected"
         print(f"{kind}: {case['grader']} {case['answer']!r} <- {case['response']!r} ({case.get('note', '')})")
     return int(len(differing) > options.allow)
 

@@ -1,7 +1,7 @@
-"""What can go wrong with grading as a whole."""
+"""The error that ends grading."""
 
 from __future__ import annotations
 
 
 class GradingError(RuntimeError):
-    """No grade can be given: a worker does not start, a grader is unknown, a judge does not answer."""
+    """Grading is impossible: a worker does not start, a grader is unknown, or the judge does not answer."""

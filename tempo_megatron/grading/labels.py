@@ -1,4 +1,4 @@
-"""Labels graded against themselves, before anything starts."""
+"""Checks labels before a run or an evaluation starts: each must be graded right against itself."""
 
 from __future__ import annotations
 
@@ -19,67 +19,71 @@ from tempo_megatron.grading.pool import GradingTask, Outcome
 from tempo_megatron.grading.scorers import scorer
 
 _OPTION = re.compile(r"(?<!\S)\(([A-Za-z])\)|^[ \t]*([A-Za-z])[.):]\s", re.MULTILINE)
-_OWN_SCORER = "reasoning_gym:"
+_REASONING_GYM = "reasoning_gym:"
 _DEFAULTS = GradingConfig()
 
 
 def label_problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[str]:
-    """A line for each label that no response can get right, and for each question whose repeats have other answers.
+    """Returns a line for each label that no response can get right and each question that repeats with another answer.
 
-    All `rows` have an answer and a place. Graders that cannot be loaded are left out: `grader.problems` lists them.
+    All `rows` have an answer and a place. Rows whose grader cannot be loaded are skipped, because
+    `grader.grading_problems` lists them.
     """
-    wrong = unanswerable(rows, config)
-    places = {place for place, _ in wrong}
-    others = [row for row in rows if row.place not in places]
-    return listed([*wrong, *map(contradiction, contradictions(others, config))])
+    problems = unanswerable(rows, config)
+    unanswerable_places = {place for place, _ in problems}
+    answerable = [row for row in rows if row.place not in unanswerable_places]
+    return listed([*problems, *map(contradiction, contradictions(answerable, config))])
 
 
 def problems_of_files(config: Config) -> list[str]:
-    """What is wrong with a recipe's data files and with their labels, a line each; no tokenizer is needed."""
+    """Returns what is wrong with a recipe's data files and their labels, one line each. It needs no tokenizer."""
     return [*unreadable(config.data), *label_problems(answered_rows(config.data.sources()), config.grading)]
 
 
 def unanswerable(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[Problem]:
-    """The labels that no response can get right, or that take longer to grade than a response may."""
-    checked = _with_a_grader(rows)
-    answers = {(row.grader, _text(row.answer)): row for row in checked}  # thousands of questions share few answers
+    """Returns the labels that no response can get right, or that take longer to grade than the time limit."""
+    checked = _with_loadable_grader(rows)
+    # Thousands of questions share few answers, so each distinct answer is graded once.
+    distinct = {(row.grader, _as_json(row.answer)): row for row in checked}
     tasks = [
-        GradingTask(row.grader, "check_label", (row.answer,), config.time_limit_seconds) for row in answers.values()
+        GradingTask(row.grader, "check_label", (row.answer,), config.time_limit_seconds) for row in distinct.values()
     ]
-    reasons = dict(zip(answers, map(_reason, _run(tasks, config)), strict=True))
-    judged = [(row, reasons[row.grader, _text(row.answer)] or _past_options(row)) for row in checked]
+    reasons = dict(zip(distinct, map(_failure_reason, _run(tasks, config)), strict=True))
+    row_reasons = [(row, reasons[row.grader, _as_json(row.answer)] or _missing_option_reason(row)) for row in checked]
     return [
-        (row.place or RowLocation(row.source), f"grader {row.grader}: {reason}") for row, reason in judged if reason
+        (row.place or RowLocation(row.source), f"grader {row.grader}: {reason}")
+        for row, reason in row_reasons
+        if reason
     ]
 
 
 def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[list[Row]]:
-    """Rows of one question and grader whose answers differ in value, the first row of each value.
+    """Returns a list for each question and grader whose labels differ in value, with the first row of each value.
 
-    A reasoning-gym question may have several right answers, which its scorer knows, so its rows are left out.
+    Rows of reasoning-gym tasks are skipped: a question may have several right answers, which its scorer knows.
     """
     repeats: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in _with_a_grader(rows):
-        if not row.grader.startswith(_OWN_SCORER):
-            repeats.setdefault((identity(row.question), row.grader), {}).setdefault(_value(row), row)
-    several = [by_value for by_value in repeats.values() if len(by_value) > 1]
+    for row in _with_loadable_grader(rows):
+        if not row.grader.startswith(_REASONING_GYM):
+            repeats.setdefault((identity(row.question), row.grader), {}).setdefault(_label_text(row), row)
+    conflicting = [by_value for by_value in repeats.values() if len(by_value) > 1]
     tasks = [
         GradingTask(next(iter(by_value.values())).grader, "cluster", (list(by_value),), config.group_time_limit_seconds)
-        for by_value in several
+        for by_value in conflicting
     ]
-    contradicting = []
-    for by_value, outcome in zip(several, _run(tasks, config), strict=True):
+    contradicting: list[list[Row]] = []
+    for by_value, outcome in zip(conflicting, _run(tasks, config), strict=True):
         numbers = range(len(by_value)) if outcome.value is None else outcome.value
-        firsts: dict[int, Row] = {}
+        first_rows: dict[int, Row] = {}
         for number, row in zip(numbers, by_value.values(), strict=True):
-            firsts.setdefault(number, row)
-        if len(firsts) > 1:
-            contradicting.append(list(firsts.values()))
+            first_rows.setdefault(number, row)
+        if len(first_rows) > 1:
+            contradicting.append(list(first_rows.values()))
     return contradicting
 
 
 def contradiction(rows: Sequence[Row]) -> Problem:
-    """What is wrong with rows that `contradictions` gives, at the place of the first."""
+    """Returns the problem of one list that `contradictions` returns, at the place of its first row."""
     first, *others = rows
     elsewhere = ", ".join(f"{_label(row)!r:.80} in {row.place or row.source}" for row in others)
     reason = f"the question has the answer {_label(first)!r:.80} here and {elsewhere}: keep the right one"
@@ -87,6 +91,7 @@ def contradiction(rows: Sequence[Row]) -> Problem:
 
 
 def _run(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:
+    """Returns the outcome of each task. If grading itself fails, each outcome has that failure."""
     with contextlib.closing(worker_pool(config)) as pool:
         try:
             return pool.run(tasks)
@@ -94,22 +99,22 @@ def _run(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:
             return [Outcome(failure=str(error))] * len(tasks)
 
 
-def _reason(outcome: Outcome) -> str:
-    """Why a label is of no use; empty where it is."""
+def _failure_reason(outcome: Outcome) -> str:
+    """Returns why a label cannot be used; "" if it can."""
     if outcome.timed_out:
         return f"to grade the label against itself takes {outcome.failure}"
     return " ".join(outcome.failure.removeprefix("ValueError: ").split())
 
 
-def _past_options(row: Row) -> str:
-    """Why a choice's letter is none of the question's options; empty where it is one, or no options are listed.
+def _missing_option_reason(row: Row) -> str:
+    """Returns why a choice's letter is none of the question's options; "" if it is one or the question lists none.
 
-    Options are letters in brackets, or before a full stop, bracket or colon at a line's start. Questions may list them
-    in other ways, so a letter that stands anywhere by itself is one too.
+    Options are letters in brackets, or letters before a full stop, bracket or colon at the start of a line. Questions
+    may list options in other ways, so any letter that stands alone counts too.
     """
     if row.grader != "choice" or row.answer is None:
         return ""
-    letter = _value(row)
+    letter = _label_text(row)
     options = {(bracketed or leading).upper() for bracketed, leading in _OPTION.findall(row.question)}
     if letter in options:
         return ""
@@ -118,27 +123,27 @@ def _past_options(row: Row) -> str:
     return f"the label is {letter}, and the question's options end with {max(options)}"
 
 
-def _with_a_grader(rows: Sequence[Row]) -> list[Row]:
-    known = set()
+def _with_loadable_grader(rows: Sequence[Row]) -> list[Row]:
+    loadable = set()
     for name in {row.grader for row in rows}:
         with contextlib.suppress(ValueError):
             scorer(name)
-            known.add(name)
-    return [row for row in rows if row.grader in known]
+            loadable.add(name)
+    return [row for row in rows if row.grader in loadable]
 
 
 def _label(row: Row) -> object:
     return row.answer and row.answer["answer"]
 
 
-def _value(row: Row) -> str:
-    """The label as text, alike for labels that are written differently and mean the same letter."""
+def _label_text(row: Row) -> str:
+    """Returns the label as text. Different notations of the same letter give the same text."""
     label = _label(row)
     if row.grader == "choice":
         with contextlib.suppress(ValueError):
             return gold_letter(label)
-    return label.strip() if isinstance(label, str) else _text(label)
+    return label.strip() if isinstance(label, str) else _as_json(label)
 
 
-def _text(value: object) -> str:
+def _as_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)

@@ -1,7 +1,7 @@
-"""Worker processes with a hard limit on each task.
+"""A pool of worker processes with a hard time limit on each task.
 
-Workers are started as programs of their own, neither forked (the trainer holds CUDA, gloo threads and a generator) nor
-by multiprocessing's spawn (which imports the trainer's main module again in every child).
+Workers start as separate programs. Forking is unsafe, because the trainer holds CUDA, gloo threads and a generator.
+Multiprocessing's spawn would import the trainer's main module again in each child.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
 from tempo_megatron.grading.errors import GradingError
-from tempo_megatron.grading.worker import BEGUN, DONE, UNKNOWN
+from tempo_megatron.grading.worker import STARTED, SUCCEEDED, UNKNOWN_GRADER
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
-_STOPPING_A_JOB = (signal.SIGUSR1, signal.SIGTERM)
-"""Slurm sends them to every process of a job: the trainer saves, and grades that it waits for must not be lost"""
-_LOADING_LIMIT_SECONDS = 300.0
+_JOB_STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""The signals that Slurm sends to all processes of a job. Workers ignore them: the trainer still needs their grades."""
+_LOAD_TIME_LIMIT_SECONDS = 300.0
 _PROGRAM = "from tempo_megatron.grading.worker import main; main()"
 _ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",  # a worker is one core's
+    "OMP_NUM_THREADS": "1",  # a worker uses one core
     "OPENBLAS_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",  # SymPy's order of terms, and so what it can show equal, may follow hashes
+    "PYTHONHASHSEED": "0",  # SymPy's order of terms may depend on hashes, and so may what it can prove equal
     "PYTHONWARNINGS": "ignore",
 }
 
 
 @dataclass(frozen=True)
 class GradingTask:
-    """A method of a grader's scorer, called in a worker."""
+    """A call of a method of a grader's scorer in a worker."""
 
     grader: str
     method: str
@@ -47,7 +47,7 @@ class GradingTask:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task returned, or in `failure` why it returned nothing."""
+    """The value that a task returned, or in `failure` the reason why it failed."""
 
     value: Any = None
     failure: str = ""
@@ -56,10 +56,12 @@ class Outcome:
 
 @dataclass(eq=False)
 class _Worker:
+    """A worker process and the task that it runs, by index."""
+
     process: subprocess.Popen
     connection: Connection
     task: int | None = None
-    begun: bool = False
+    has_started_task: bool = False
     deadline: float = 0.0
     finished_tasks: int = 0
 
@@ -70,7 +72,7 @@ class _Worker:
 
 
 class Pool:
-    """At most `size` workers, started when there is work for them and kept until `close`."""
+    """At most `size` workers. They start when tasks need them and live until `close`."""
 
     def __init__(self, size: int, memory_limit_bytes: int) -> None:
         self._size = size
@@ -79,10 +81,10 @@ class Pool:
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def run(self, tasks: Sequence[GradingTask]) -> list[Outcome]:
-        """The outcome of each task, in order.
+        """Returns the outcome of each task, in order.
 
-        A worker past its task's limit is killed, one that dies is noticed; both are replaced, and only their own task
-        fails. Raises GradingError when workers cannot be started or a grader is unknown to them.
+        A worker that exceeds its task's time limit is killed. It is replaced, as is a worker that dies, and only its
+        own task fails. Raises GradingError if workers cannot start or do not know a grader.
         """
         outcomes: dict[int, Outcome] = {}
         queue = deque(range(len(tasks)))
@@ -91,31 +93,32 @@ class Pool:
                 self._assign(queue, tasks)
                 self._collect(queue, tasks, outcomes)
         except BaseException:
-            self.close()  # what is under way would answer the next call
+            self.close()  # otherwise the running tasks would answer the next call
             raise
         return [outcomes[index] for index in range(len(tasks))]
 
     def close(self) -> None:
-        """End the workers. A later `run` starts new ones."""
+        """Ends the workers. A later `run` starts new ones."""
         _kill_all(self._workers)
 
     def _assign(self, queue: deque[int], tasks: Sequence[GradingTask]) -> None:
+        """Gives queued tasks to idle workers, and starts workers up to the pool's size."""
         for worker in [worker for worker in self._workers if worker.task is None and worker.process.poll() is not None]:
-            self._discard(worker)  # died while it was idle
+            self._discard(worker)  # it died while it was idle
         idle = [worker for worker in self._workers if worker.task is None]
         while queue and (idle or len(self._workers) < self._size):
             worker = idle.pop() if idle else self._start()
-            worker.task, worker.begun = queue.popleft(), False
-            worker.deadline = time.monotonic() + _LOADING_LIMIT_SECONDS
+            worker.task, worker.has_started_task = queue.popleft(), False
+            worker.deadline = time.monotonic() + _LOAD_TIME_LIMIT_SECONDS
             task = tasks[worker.task]
-            with contextlib.suppress(OSError):  # it has just died, and `_collect` finds its pipe closed
+            with contextlib.suppress(OSError):  # if the worker has just died, `_collect` sees its closed pipe
                 worker.connection.send((task.grader, task.method, task.arguments))
 
     def _collect(self, queue: deque[int], tasks: Sequence[GradingTask], outcomes: dict[int, Outcome]) -> None:
-        """Wait for the next message, death or deadline, and take in all that there are."""
+        """Waits for the next message, death or deadline of a worker, and handles all that have occurred."""
         busy = [worker for worker in self._workers if worker.task is not None]
         first_deadline = min(worker.deadline for worker in busy)
-        with expect_pace(Pace.untimed):  # deadlines bound it
+        with expect_pace(Pace.untimed):  # the workers' deadlines limit this wait
             ready = wait([worker.connection for worker in busy], max(0.0, first_deadline - time.monotonic()))
         tick()
         now = time.monotonic()
@@ -126,56 +129,60 @@ class Pool:
                 try:
                     kind, value = worker.connection.recv()
                 except (EOFError, OSError):
-                    self._bury(worker, task, queue, outcomes)
+                    self._handle_death(worker, task, queue, outcomes)
                     continue
-                if kind == BEGUN:
-                    worker.begun, worker.deadline = True, time.monotonic() + task.limit_seconds
-                elif kind == UNKNOWN:
+                if kind == STARTED:
+                    worker.has_started_task, worker.deadline = True, time.monotonic() + task.limit_seconds
+                elif kind == UNKNOWN_GRADER:
                     raise GradingError(f"a worker cannot load the grader {task.grader!r}: {value}")
                 else:
-                    outcomes[index] = Outcome(value) if kind == DONE else Outcome(failure=value)
+                    outcomes[index] = Outcome(value) if kind == SUCCEEDED else Outcome(failure=value)
                     worker.task, worker.finished_tasks = None, worker.finished_tasks + 1
             elif now >= worker.deadline:
-                if not worker.begun:
-                    raise GradingError(f"a worker took over {_LOADING_LIMIT_SECONDS:g} s to load {task.grader!r}")
+                if not worker.has_started_task:
+                    raise GradingError(f"a worker took over {_LOAD_TIME_LIMIT_SECONDS:g} s to load {task.grader!r}")
                 self._discard(worker)
                 outcomes[index] = Outcome(failure=f"over {task.limit_seconds:g} s", timed_out=True)
 
-    def _bury(self, worker: _Worker, task: GradingTask, queue: deque[int], outcomes: dict[int, Outcome]) -> None:
-        """A worker is dead. Its task has failed, or is tried again where it had not begun."""
+    def _handle_death(
+        self, worker: _Worker, task: GradingTask, queue: deque[int], outcomes: dict[int, Outcome]
+    ) -> None:
+        """Removes a dead worker. Its task has failed if it had started, and returns to the queue otherwise."""
         assert worker.task is not None
         index = worker.task
         self._discard(worker)
         status = worker.process.returncode
-        ended = f"its worker ended by {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
-        if worker.begun:
-            outcomes[index] = Outcome(failure=ended)
+        reason = f"its worker ended by {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
+        if worker.has_started_task:
+            outcomes[index] = Outcome(failure=reason)
         elif worker.finished_tasks:
             queue.appendleft(index)
         else:
-            raise GradingError(f"a new worker could not load the grader {task.grader!r}: {ended}")
+            raise GradingError(f"a new worker could not load the grader {task.grader!r}: {reason}")
 
     def _discard(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         worker.kill()
 
     def _start(self) -> _Worker:
-        ours, theirs = Pipe()
-        with theirs:
-            arguments = (theirs.fileno(), self._memory_limit_bytes, os.getpid())
-            path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # a user's scorers are found as here
-            # Inherited, since a worker that has just started could not ignore them yet.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING_A_JOB)
+        parent_end, worker_end = Pipe()
+        with worker_end:
+            arguments = (worker_end.fileno(), self._memory_limit_bytes, os.getpid())
+            path = os.pathsep.join(
+                entry or os.getcwd() for entry in sys.path
+            )  # users' scorers import as in this process
+            # The worker inherits the mask. It could not ignore the signals itself before it has loaded.
+            previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_STOP_SIGNALS)
             try:
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _PROGRAM, *map(str, arguments)],
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[worker_end.fileno()],
                     stdin=subprocess.DEVNULL,
                     env=os.environ | _ENVIRONMENT | {"PYTHONPATH": path},
                 )
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        worker = _Worker(process, ours)
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        worker = _Worker(process, parent_end)
         self._workers.append(worker)
         return worker
 

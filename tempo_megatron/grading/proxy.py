@@ -1,4 +1,4 @@
-"""Proxies of the environment that requests to the judge go through."""
+"""Finds the environment's proxy for requests to the judge model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from urllib.request import getproxies, proxy_bypass
 _SCHEMES = ("http", "https", "all")
 
 
-def route(url: str) -> str:
-    """The variable of the proxy that requests to this address go through, with its value; empty where there is none."""
+def proxy_for(url: str) -> str:
+    """Returns the proxy for requests to this address as NAME=VALUE of its variable; "" if there is none."""
     address = urlsplit(url)
     if proxy_bypass(address.netloc):
         return ""
@@ -18,12 +18,14 @@ def route(url: str) -> str:
 
 
 def proxy_problems(url: str) -> list[str]:
-    """Why no client can be made with the proxies of the environment, a line; empty where one can. httpx looks at all of
-    them, whatever `no_proxy` says."""
+    """Returns why httpx rejects the environment's proxies, as one line; an empty list if it accepts them.
+
+    httpx checks all proxies, even those that `no_proxy` excludes.
+    """
     settings = [setting for setting in map(_setting, _SCHEMES) if setting]
     if not settings or not url:
         return []
-    import httpx  # seconds of imports where no judge is asked
+    import httpx  # takes seconds, and runs without a judge do not need it
 
     try:
         httpx.Client().close()
@@ -34,11 +36,11 @@ def proxy_problems(url: str) -> list[str]:
 
 
 def _setting(scheme: str) -> str:
-    """The variable of a scheme's proxy and its value, NAME=VALUE without a password; empty where there is none."""
+    """Returns a scheme's proxy as NAME=VALUE of its variable, without credentials; "" if there is none."""
     value = getproxies().get(scheme)
     if not value:
         return ""
     name = f"{scheme}_proxy"
-    credentials, mark, host = value.rpartition("@")
-    shown = f"{credentials.partition('//')[0]}//{host}" if mark else value
-    return f"{name if os.environ.get(name) == value else name.upper()}={shown}"
+    credentials, separator, host = value.rpartition("@")
+    public_value = f"{credentials.partition('//')[0]}//{host}" if separator else value
+    return f"{name if os.environ.get(name) == value else name.upper()}={public_value}"

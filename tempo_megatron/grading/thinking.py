@@ -1,4 +1,4 @@
-"""Thinking is not the answer: what a response says before it answers is cut off, once, before any grader reads it."""
+"""Removes a response's thinking before any grader reads it: thinking is not part of the answer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _CLOSING = re.compile(rf"</(?:seed:)?(?:{_NAMES})>|<\|end_of_thought\|>|\[/THINK
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last tag that ends thinking, up to a tag that begins thinking anew.
+    """Returns what follows the last tag that closes thinking, up to a tag that opens thinking again.
 
-    A prompt may have opened the thinking, so a closing tag needs no opening one. Thinking that is never closed has no
-    answer behind it. Blanks between thinking and answer belong to neither; a response without thinking stays as it is.
+    A closing tag needs no opening tag, because the prompt may hold it. Thinking that is never closed has no answer
+    after it. Blanks around the answer are removed. A response without thinking is returned unchanged.
     """
-    thought_to = max((closing.end() for closing in _CLOSING.finditer(text)), default=0)
-    opening = _OPENING.search(text, thought_to)
-    answer = text[thought_to : opening.start()] if opening else text[thought_to:]
-    return answer.strip() if thought_to or opening else text
+    answer_start = max((closing.end() for closing in _CLOSING.finditer(text)), default=0)
+    opening = _OPENING.search(text, answer_start)
+    answer = text[answer_start : opening.start()] if opening else text[answer_start:]
+    return answer.strip() if answer_start or opening else text
 
 
 def without_thinking[Result](read: Callable[..., Result]) -> Callable[..., Result]:
-    """A function of a response and more that is given the response without its thinking."""
-    return lambda text, *more: read(after_thinking(text), *more)
+    """Returns the function with its first argument, a response, stripped of its thinking."""
+    return lambda text, *arguments: read(after_thinking(text), *arguments)

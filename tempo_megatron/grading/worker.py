@@ -1,6 +1,7 @@
-"""A worker process: takes a task, says that it has begun, sends what came of it. It holds no state between tasks.
+"""The program of a worker process: it receives a task, reports its start, and sends the outcome.
 
-It imports what grading needs and neither torch nor the trainer. Its parent ends it, by closing the pipe or by SIGKILL.
+A worker keeps no state between tasks. It imports neither torch nor the trainer. Its parent ends it, by closing the
+pipe or by SIGKILL.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from multiprocessing.connection import Connection
 
 from tempo_megatron.grading.scorers import scorer
 
-BEGUN, DONE, FAILED, UNKNOWN = "begun", "done", "failed", "unknown"
+STARTED, SUCCEEDED, FAILED, UNKNOWN_GRADER = "started", "succeeded", "failed", "unknown grader"
+"""The kinds of messages to the parent."""
 _PR_SET_PDEATHSIG = 1
-_LONGEST_MESSAGE = 500
+_MAX_MESSAGE_CHARACTERS = 500
 
 
 def main() -> None:
-    """The program of a worker: file descriptor of its pipe, memory limit in bytes, process id of its parent."""
+    """Runs a worker.
+
+    Its arguments are the pipe's file descriptor, the memory limit in bytes, and the parent's process id.
+    """
     descriptor, memory_bytes, parent = map(int, sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    # A closed pipe would not end a long computation. Linux sends this too when only the thread that started us ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    # A closed pipe would not end a long computation. Linux sends this signal also if only the starting thread ends.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
@@ -34,20 +39,20 @@ def main() -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Work through (grader, method of its scorer, arguments) until the pipe closes."""
+    """Runs tasks, (grader, scorer method, arguments), until the pipe closes."""
     while True:
         try:
             name, method, arguments = connection.recv()
         except EOFError:
             return
         try:
-            act = getattr(scorer(name), method)
+            function = getattr(scorer(name), method)
         except Exception as error:
-            connection.send((UNKNOWN, str(error)))
+            connection.send((UNKNOWN_GRADER, str(error)))
             continue
-        connection.send((BEGUN, None))  # only now does the limit run: loading a scorer takes seconds
+        connection.send((STARTED, None))  # the time limit starts here, because loading a scorer takes seconds
         try:
-            outcome = (DONE, act(*arguments))
-        except Exception as error:  # third-party scorers raise anything on a response that they did not foresee
-            outcome = (FAILED, f"{type(error).__name__}: {error}"[:_LONGEST_MESSAGE])
+            outcome = (SUCCEEDED, function(*arguments))
+        except Exception as error:  # third-party scorers may raise any exception
+            outcome = (FAILED, f"{type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARACTERS])
         connection.send(outcome)

@@ -1,4 +1,4 @@
-"""ZebraLogic grids: the last solution that a response writes as JSON, compared cell by cell."""
+"""The grader `zebra`: compares the last JSON grid of a response, cell by cell, with a ZebraLogic solution."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
-from tempo_megatron.grading.characters import in_ascii
+from tempo_megatron.grading.ascii_text import to_ascii
 
-# Houses are read one by one, because models break the JSON around them: raw line ends and quotes in a text before the
-# solution, a trailing comma, single quotes, no outer braces. No pattern looks further than the next brace.
+# Houses are parsed one by one, because models break the JSON around them: raw line ends and quotes in earlier text,
+# trailing commas, single quotes, missing outer braces. No pattern reads past the next brace.
 _HOUSE = re.compile(
     r"(?<![\w\\])[\"']?(?:house)?[ _#-]{0,3}(?P<number>\d{1,4})[\"']?\s{0,40}:\s{0,40}\{(?P<cells>[^{}]*)\}",
     re.IGNORECASE,
@@ -20,16 +20,16 @@ _TEXT = r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'"
 _CELL = re.compile(
     rf"\s*(?P<name>{_TEXT}|[A-Za-z]\w*)\s*:\s*(?P<value>{_TEXT}|-?\d[\w.]*|true|false|null)\s*(?:,|$)", re.DOTALL
 )
-_JOINTS = re.compile(r"(?<=\w)[-_](?=\w)")
+_WORD_SEPARATOR = re.compile(r"(?<=\w)[-_](?=\w)")
 
 Grid = dict[str, dict[str, str]]
-"""house -> attribute -> value, all in lower case"""
+"""Maps a house to its attributes, and an attribute to its value. All are in lower case."""
 
 
 def grade(text: str, answer: dict[str, Any]) -> bool:
-    """Whether every cell of `answer["answer"]`, {"header": [...], "rows": [[...], ...]}, is in the response's grid.
+    """Returns whether the response's grid has each cell of `answer["answer"]`, {"header": [...], "rows": [[...], ...]}.
 
-    The first column numbers the houses. A house that is missing or one too many makes the grid wrong.
+    The first column numbers the houses. A missing or additional house makes the grid wrong.
     """
     solution, gold = _solution(text), gold_grid(answer["answer"])
     return solution.keys() == gold.keys() and all(
@@ -38,13 +38,13 @@ def grade(text: str, answer: dict[str, Any]) -> bool:
 
 
 def extract(text: str) -> str:
-    """The response's grid as JSON with sorted keys; "" for none."""
+    """Returns the response's grid as JSON with sorted keys; "" if there is none."""
     solution = _solution(text)
     return json.dumps(solution, sort_keys=True) if solution else ""
 
 
 def gold_grid(answer: dict[str, Any]) -> Grid:
-    """A label's grid by house. Raises KeyError, TypeError or ValueError for a label of another form."""
+    """Returns a label's grid. Raises KeyError, TypeError or ValueError for a label of another form."""
     header = [_attribute(name) for name in answer["header"][1:]]
     grid = {_house(row[0]): dict(zip(header, map(_cell, row[1:]), strict=True)) for row in answer["rows"]}
     if not grid:
@@ -59,16 +59,16 @@ def check_label(answer: dict[str, Any]) -> None:
     if not isinstance(header, list | tuple) or not isinstance(rows, list | tuple):
         raise ValueError("the answer to a grid question is a table with `header` and `rows`")
     if len(header) < 2 or not rows:
-        raise ValueError("the table has no column beside the houses, or no rows")
+        raise ValueError("the table has no column besides the houses, or no rows")
     if len({_attribute(name) for name in header}) < len(header):
-        raise ValueError(f"the table has two columns of one name: {', '.join(map(str, header))}")
+        raise ValueError(f"the table has two columns with the same name: {', '.join(map(str, header))}")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, list | tuple) or len(row) != len(header):
-            raise ValueError(f"row {number} of the table has not the {len(header)} cells of its header")
+            raise ValueError(f"row {number} of the table does not have the {len(header)} cells of its header")
         if not all(isinstance(cell, str | int | float) and cell == cell and _cell(cell) for cell in row):
-            raise ValueError(f"row {number} of the table has a cell that is empty or no text")
+            raise ValueError(f"row {number} of the table has a cell that is empty or neither a text nor a number")
     if len(gold_grid(table)) < len(rows):
-        raise ValueError("the table has two rows of one house")
+        raise ValueError("the table has two rows for the same house")
     columns = [str(name) for name in header[1:]]
     solution = {str(row[0]): dict(zip(columns, row[1:], strict=True)) for row in rows}
     if not grade(json.dumps({"solution": solution}), answer):
@@ -76,23 +76,26 @@ def check_label(answer: dict[str, Any]) -> None:
 
 
 def _solution(text: str) -> Grid:
-    """The last grid of the text; empty for none, for one whose cells cannot be read, and for alternatives."""
-    text = in_ascii(text)
+    """Returns the last grid of the text.
+
+    The grid is empty if the text has none, a cell cannot be read, or two grids are alternatives.
+    """
+    text = to_ascii(text)
     houses: list[re.Match[str]] = []
-    alternative = False
+    is_alternative = False
     for house in _HOUSE.finditer(text):
         between = text[houses[-1].end() : house.start()] if houses else ""
         if houses and not _BETWEEN_HOUSES.fullmatch(between):
-            alternative = bool(_ALTERNATIVE.match(between))
+            is_alternative = bool(_ALTERNATIVE.match(between))
             houses = []
         houses.append(house)
     rows = {_house(house["number"]): _row(house["cells"]) for house in houses}
-    readable = None not in rows.values() and len(rows) == len(houses) and not alternative
-    return {house: row for house, row in rows.items() if row is not None} if readable else {}
+    is_readable = None not in rows.values() and len(rows) == len(houses) and not is_alternative
+    return {house: row for house, row in rows.items() if row is not None} if is_readable else {}
 
 
 def _row(cells: str) -> dict[str, str] | None:
-    """The cells of one house; None where something is no cell, or an attribute has two."""
+    """Returns the cells of one house; None if a part is no cell or an attribute has two cells."""
     row: dict[str, str] = {}
     position, end = 0, len(cells.rstrip())
     while position < end:
@@ -105,7 +108,7 @@ def _row(cells: str) -> dict[str, str] | None:
 
 
 def _unquoted(value: str) -> str:
-    """The text that a JSON or Python literal stands for."""
+    """Returns the text of a JSON or Python literal."""
     if value[0] not in "\"'":
         return value
     inner = value[1:-1]
@@ -116,14 +119,16 @@ def _unquoted(value: str) -> str:
 
 
 def _house(number: Any) -> str:
-    named = _attribute(number).removeprefix("house")
-    return f"house {named.lstrip('0') or named}"
+    """Returns the key of a house: "House 01", "house_1" and 1 are all "house 1"."""
+    digits = _attribute(number).removeprefix("house")
+    return f"house {digits.lstrip('0') or digits}"
 
 
 def _attribute(name: Any) -> str:
-    """Blanks, hyphens and underscores do not count in a column's name: "Book Genre" is BookGenre."""
-    return "".join(character for character in in_ascii(str(name)).lower() if character.isalnum())
+    """Returns a column's name without blanks, hyphens and underscores, in lower case: "Book Genre" is BookGenre."""
+    return "".join(character for character in to_ascii(str(name)).lower() if character.isalnum())
 
 
 def _cell(value: Any) -> str:
-    return " ".join(_JOINTS.sub(" ", in_ascii(str(value)).lower()).split())
+    """Returns a cell in lower case, with hyphens and underscores as blanks."""
+    return " ".join(_WORD_SEPARATOR.sub(" ", to_ascii(str(value)).lower()).split())

@@ -1,4 +1,4 @@
-"""The file of pairs whose verdicts were decided by hand: choice, free and zebra agree with it, and with themselves."""
+"""The graders `choice`, `free` and `zebra` agree with verdicts by hand, and their grades with extracted answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron.grading.answer_forms import normalize
+from tempo_megatron.grading.answer_normalization import normalize_answer
 from tempo_megatron.grading.choice import gold_letter
 from tempo_megatron.grading.scorers import scorer
 
@@ -16,32 +16,33 @@ CASES = Path(__file__).parents[2] / "fixtures" / "grading" / "cases.jsonl"
 ROWS = [json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()]
 
 
-def rows(*graders: str) -> list[dict[str, Any]]:
+def rows_of(*graders: str) -> list[dict[str, Any]]:
     return [row for row in ROWS if row["grader"] in graders]
 
 
 @pytest.mark.parametrize("name", ["choice", "free", "zebra"])
-def test_no_verdict_differs_from_the_one_by_hand(name: str) -> None:
-    """The kinds of the file: notation, answer lines and boxes, denials, hedges, lists, broken JSON, thinking."""
+def test_grades_equal_the_verdicts_by_hand(name: str) -> None:
+    """The pairs cover notation, answer lines and boxes, denials, hedges, lists, broken JSON and thinking."""
     grade = scorer(name).grade
     assert grade
-    assert len(rows(name)) > 25
-    assert [row for row in rows(name) if grade(row["response"], row) != row["correct"]] == []
+    assert len(rows_of(name)) > 25
+    assert [row for row in rows_of(name) if grade(row["response"], row) != row["correct"]] == []
 
 
-def test_the_grade_is_that_of_the_extracted_answer() -> None:
-    """Votes and clusters count extracted answers: the grade must follow from them, whatever the response."""
-    for row in rows("choice", "free"):
-        named, label = scorer(row["grader"]), row["answer"]
-        gold = gold_letter(label) if row["grader"] == "choice" else normalize(str(label))
-        assert named.grade and named.grade(row["response"], row) == (named.extract(row["response"]) == gold != ""), row
+def test_the_grade_follows_from_the_extracted_answer() -> None:
+    """Votes and clusters count extracted answers, so a grade must depend on nothing else of the response."""
+    for row in rows_of("choice", "free"):
+        row_scorer, label = scorer(row["grader"]), row["answer"]
+        gold = gold_letter(label) if row["grader"] == "choice" else normalize_answer(str(label))
+        extracted = row_scorer.extract(row["response"])
+        assert row_scorer.grade and row_scorer.grade(row["response"], row) == (extracted == gold != ""), row
 
 
-def test_an_extracted_answer_is_graded_as_its_response_is() -> None:
-    """To extract takes nothing away: what was right is right when it is read again."""
-    for row in rows("choice", "free", "zebra"):
-        named = scorer(row["grader"])
-        assert named.grade
-        extracted = named.extract(row["response"])
-        assert named.grade(extracted, row) == named.grade(row["response"], row), row
-        assert named.extract(extracted) == extracted
+def test_an_extracted_answer_gets_the_grade_of_its_response() -> None:
+    """Extraction loses nothing, and extracting twice gives the same answer."""
+    for row in rows_of("choice", "free", "zebra"):
+        row_scorer = scorer(row["grader"])
+        assert row_scorer.grade
+        extracted = row_scorer.extract(row["response"])
+        assert row_scorer.grade(extracted, row) == row_scorer.grade(row["response"], row), row
+        assert row_scorer.extract(extracted) == extracted

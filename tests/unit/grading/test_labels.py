@@ -1,4 +1,4 @@
-"""Labels are graded against themselves before anything starts."""
+"""Labels are graded against themselves before a run, an evaluation or a data command starts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tempo_megatron.launch import torchrun
 from tempo_megatron.validation import recipe as recipe_validation
 from tests.unit.data.test_prepare import in_this_process
 
-MINE = "tests.fixtures.grading.scorers"
+SCORERS = "tests.fixtures.grading.scorers"
 GRID = {"header": ["House", "Name"], "rows": [["1", "Ada"], ["2", "Bo"]]}
 
 
-def file_of(path: Path, *rows: dict[str, Any]) -> SourceConfig:
+def source_of(path: Path, *rows: dict[str, Any]) -> SourceConfig:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return SourceConfig(path=str(path))
 
@@ -31,8 +31,8 @@ def problems(*sources: SourceConfig) -> list[str]:
 
 
 @pytest.fixture
-def graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without workers, whose start takes seconds."""
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grades in this process, because workers take seconds to start."""
     monkeypatch.setattr(labels, "_run", in_this_process)
 
 
@@ -41,7 +41,7 @@ def graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("exact", "", "the label is empty"),
         ("exact", "  ", "the label is empty"),
-        ("exact", float("nan"), "the label is nan, no number"),
+        ("exact", float("nan"), "the label is nan, not a number"),
         ("exact", {"value": 4}, "a label is a text or a number, not {'value': 4}"),
         ("exact", ["4"], "a label is a text or a number, not ['4']"),
         ("exact", "\frac{1}{2}", r"holds the control character '\x0c': JSON wants \\ for \ "),
@@ -60,14 +60,14 @@ def graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
         ("zebra", {"header": ["House", "Name"], "rows": []}, ""),
         ("zebra", "Ada", ""),
         ("reasoning_gym:chain_sum", "4", "a row needs `metadata`"),
-        (f"{MINE}.in_words", "4", "the label is no word"),
+        (f"{SCORERS}.in_words", "4", "the label is no word"),
     ],
 )
 def test_a_label_that_no_response_can_get_right_is_named(
-    grader: str, label: Any, reason: str, tmp_path: Path, graded_here: None
+    grader: str, label: Any, reason: str, tmp_path: Path, no_workers: None
 ) -> None:
-    """File, row, grader and why, for each grader; the row before it is in order."""
-    source = file_of(
+    """The line names the file, row, grader and reason. The valid row before it is not listed."""
+    source = source_of(
         tmp_path / "rows.jsonl",
         {"prompt": "fine", "answer": "4", "grader": "exact"},
         {"prompt": "a", "answer": label, "grader": grader},
@@ -94,13 +94,13 @@ def test_a_label_that_no_response_can_get_right_is_named(
         ("free", "True"),
         ("free", "( [ ] )"),
         ("zebra", GRID),
-        (f"{MINE}.in_words", "four"),
-        (f"{MINE}.starts_with", {"anything": [""]}),
+        (f"{SCORERS}.in_words", "four"),
+        (f"{SCORERS}.starts_with", {"anything": [""]}),
     ],
 )
-def test_a_label_that_can_be_graded_passes(grader: str, label: Any, tmp_path: Path, graded_here: None) -> None:
-    """What a user's own function needs is known to that function alone."""
-    assert problems(file_of(tmp_path / "rows.jsonl", {"prompt": "a", "answer": label, "grader": grader})) == []
+def test_a_label_that_can_be_graded_passes(grader: str, label: Any, tmp_path: Path, no_workers: None) -> None:
+    """Only a user's function knows what its labels must be."""
+    assert problems(source_of(tmp_path / "rows.jsonl", {"prompt": "a", "answer": label, "grader": grader})) == []
 
 
 @pytest.mark.parametrize(
@@ -118,28 +118,28 @@ def test_a_label_that_can_be_graded_passes(grader: str, label: Any, tmp_path: Pa
     ],
 )
 def test_a_letter_past_the_options_is_named(
-    question: str, label: Any, offered: bool, tmp_path: Path, graded_here: None
+    question: str, label: Any, offered: bool, tmp_path: Path, no_workers: None
 ) -> None:
-    """Where the question lists its options by letters, and not where it lists them in another way or nowhere."""
-    lines = problems(file_of(tmp_path / "rows.jsonl", {"prompt": question, "answer": label, "grader": "choice"}))
+    """The check needs options with letters. Other lists, or no list, give no problem."""
+    lines = problems(source_of(tmp_path / "rows.jsonl", {"prompt": question, "answer": label, "grader": "choice"}))
     assert ["the question's options end with" in line for line in lines] == ([] if offered else [True])
 
 
-def test_a_reasoning_gym_row_is_graded_by_its_scorer(tmp_path: Path, graded_here: None) -> None:
-    """Its own answer is right, another is none; a task that a recipe draws from needs no check."""
+def test_a_reasoning_gym_row_is_graded_by_its_scorer(tmp_path: Path, no_workers: None) -> None:
+    """The entry's answer is accepted, another refused. A task that a recipe draws from needs no check."""
     from reasoning_gym import create_dataset
 
     (entry,) = create_dataset("countdown", seed=1, size=1)
     row = {"prompt": entry["question"], "metadata": entry["metadata"], "grader": "reasoning_gym:countdown"}
-    assert problems(file_of(tmp_path / "a.jsonl", row | {"answer": entry["answer"]})) == []
-    (line,) = problems(file_of(tmp_path / "b.jsonl", row | {"answer": "many"}))
+    assert problems(source_of(tmp_path / "a.jsonl", row | {"answer": entry["answer"]})) == []
+    (line,) = problems(source_of(tmp_path / "b.jsonl", row | {"answer": "many"}))
     assert "line 1: grader reasoning_gym:countdown: the task's scorer does not accept 'many' itself" in line
     assert answered_rows([SourceConfig(task="countdown", size=3)]) == []
 
 
-def test_repeats_with_another_answer_are_listed_wherever_they_are(tmp_path: Path, graded_here: None) -> None:
-    """Within a file and between files, by value: 1/2 and 0.5 agree. A reasoning-gym question may have several."""
-    one = file_of(
+def test_repeats_with_another_answer_are_listed_across_files(tmp_path: Path, no_workers: None) -> None:
+    """Answers compare by value: 1/2 and 0.5 agree. A reasoning-gym question may have several answers."""
+    first = source_of(
         tmp_path / "one.jsonl",
         {"prompt": "What is  2+2?", "answer": "4", "grader": "math"},
         {"prompt": "half", "answer": r"\frac{1}{2}", "grader": "math"},
@@ -149,33 +149,34 @@ def test_repeats_with_another_answer_are_listed_wherever_they_are(tmp_path: Path
         {"prompt": "several", "answer": "1", "metadata": {}, "grader": "reasoning_gym:no_such"},
         {"prompt": "several", "answer": "2", "metadata": {}, "grader": "reasoning_gym:no_such"},
     )
-    two = file_of(
+    second = source_of(
         tmp_path / "two.jsonl",
         {"prompt": "what is 2+2?", "answer": "5", "grader": "math"},
         {"prompt": "unanswered"},
         {"prompt": "What is 2+2?", "answer": "4.0", "grader": "math"},
         {"prompt": "What is 2+2?", "answer": "", "grader": "math"},
     )
-    empty, contradicted = problems(one, two)
-    assert empty.startswith(f"{two.path}, line 4: grader math: ")
+    empty, contradicted = problems(first, second)
+    assert empty.startswith(f"{second.path}, line 4: grader math: ")
     assert contradicted == (
-        f"{one.path}, line 1: the question has the answer '4' here and '5' in {two.path}, line 1: keep the right one"
+        f"{first.path}, line 1: the question has the answer '4' here and '5' in {second.path}, line 1: "
+        "keep the right one"
     )
 
 
-def test_a_label_whose_grading_does_not_end_is_named_in_time(tmp_path: Path) -> None:
-    """In a worker, and only that label: the start goes on after the limit of one response."""
-    rows = [{"prompt": str(n), "answer": "word", "grader": f"{MINE}.in_words"} for n in range(3)]
-    hangs = {"prompt": "hangs", "answer": "word", "grader": f"{MINE}.never_checked"}
-    source = file_of(tmp_path / "rows.jsonl", *rows, hangs)
+def test_a_label_whose_grading_does_not_end_is_named_after_the_time_limit(tmp_path: Path) -> None:
+    """A worker grades it. Only that label fails, and the start continues."""
+    rows = [{"prompt": str(n), "answer": "word", "grader": f"{SCORERS}.in_words"} for n in range(3)]
+    hangs = {"prompt": "hangs", "answer": "word", "grader": f"{SCORERS}.never_checked"}
+    source = source_of(tmp_path / "rows.jsonl", *rows, hangs)
     config = GradingConfig(time_limit_seconds=0.5, workers=1)
     assert labels.label_problems(answered_rows([source]), config) == [
-        f"{source.path}, line 4: grader {MINE}.never_checked: to grade the label against itself takes over 0.5 s"
+        f"{source.path}, line 4: grader {SCORERS}.never_checked: to grade the label against itself takes over 0.5 s"
     ]
 
 
 def test_equal_labels_are_graded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seventeen thousand questions share few answers, and a start waits for their grading."""
+    """Seventeen thousand questions may share few answers, and a start waits for their grading."""
     sizes: list[int] = []
 
     def counted(tasks: Any, config: GradingConfig) -> Any:
@@ -184,14 +185,14 @@ def test_equal_labels_are_graded_once(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(labels, "_run", counted)
     rows = [{"prompt": f"question {n}", "answer": str(n % 7), "grader": "exact"} for n in range(500)]
-    assert problems(file_of(tmp_path / "rows.jsonl", *rows)) == [] and sizes == [7, 0]
+    assert problems(source_of(tmp_path / "rows.jsonl", *rows)) == [] and sizes == [7, 0]
 
 
 def test_ranks_do_not_grade_again_what_the_command_has_graded(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ranks that `tempo train` starts share the cores that it had; ranks of srun have nobody before them."""
-    source = file_of(tmp_path / "rows.jsonl", {"prompt": "abc", "answer": "4"})
+    """The command has checked the labels before it starts its ranks. Ranks of srun check them themselves."""
+    source = source_of(tmp_path / "rows.jsonl", {"prompt": "abc", "answer": "4"})
     config = load_config(recipe, [f"data.held_out=[{{path: {source.path}}}]"])
     graded: list[int] = []
     monkeypatch.setattr(labels, "label_problems", lambda rows, config: graded.append(len(rows)) or [])
@@ -203,10 +204,10 @@ def test_ranks_do_not_grade_again_what_the_command_has_graded(
 
 
 def test_every_start_lists_bad_labels_with_its_other_problems(
-    recipe: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], graded_here: None
+    recipe: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_workers: None
 ) -> None:
-    """A run, an evaluation and a check of files: exit code 2, nothing written; of hidden streams too."""
-    bad = file_of(
+    """A run, an evaluation and a check of files exit with code 2 and write nothing."""
+    bad = source_of(
         tmp_path / "bad.jsonl",
         {"prompt": "q1", "answer": "4"},
         {"prompt": "q2", "answer": ""},
@@ -222,22 +223,22 @@ def test_every_start_lists_bad_labels_with_its_other_problems(
         ["data", "check", "--labeled", bad, "--unlabeled", bad, "--clean", str(out)],
     ):
         assert cli.main(command) == 2, command
-        said = capsys.readouterr().err
+        errors = capsys.readouterr().err
         for part in (
             f"{bad}, line 2: grader exact: the label is empty",
             f"{bad}, line 3: grader exact: the label '\\x0crac' holds the control character",
             f"{bad}, line 1: the question has the answer '4' here and '5' in {bad}, line 4",
             f"{bad}, line 5: a row needs `prompt`",
         ):
-            assert said.count(part) == 1, (command, part, said)
-        assert ("evaluation.k" in said) == (command[0] == "train")
+            assert errors.count(part) == 1, (command, part, errors)
+        assert ("evaluation.k" in errors) == (command[0] == "train")
         assert not out.exists() and not (tmp_path / "run").exists()
 
 
 def test_prepare_lists_useless_answers_or_drops_them_on_request(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], graded_here: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_workers: None
 ) -> None:
-    """Of a public file that the user cannot mend; kept questions without an answer are enough to adapt to."""
+    """A user cannot repair a public file. Questions without an answer are enough for adaptation."""
     path = tmp_path / "lsat-ar.jsonl"
     row = {"passage": None, "question": "Which?", "options": ["(A)one", "(B)two"]}
     path.write_text("".join(json.dumps(row | {"question": f"q{n}", "label": a}) + "\n" for n, a in enumerate("AEB")))
@@ -253,9 +254,9 @@ def test_prepare_lists_useless_answers_or_drops_them_on_request(
 
 
 def test_prepare_reports_repeats_with_another_answer_and_keeps_neither(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], graded_here: None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_workers: None
 ) -> None:
-    """Nobody can tell which is right. Repeats that agree in value count as duplicates."""
+    """Nothing shows which answer is right. Repeats that agree in value count as duplicates."""
     path = tmp_path / "rows.jsonl"
     answers = [("a", "4"), ("b", "1/2"), ("A", "5"), ("b", "0.5"), ("a", "4")]
     path.write_text("".join(json.dumps({"problem": q, "answer": a}) + "\n" for q, a in answers))
@@ -263,14 +264,14 @@ def test_prepare_reports_repeats_with_another_answer_and_keeps_neither(
     written = tmp_path / "aime-2024.jsonl"
     assert cli.main(command) == 0
     assert [json.loads(line)["answer"] for line in written.read_text().splitlines()] == ["1/2"]
-    said = capsys.readouterr().out
-    assert "5 rows read, 4 dropped (3 duplicate, 1 repeated with another answer), 1 kept" in said
-    assert f"{path}, line 1: the question has the answer '4' here and '5' in {path}, line 3" in said
+    output = capsys.readouterr().out
+    assert "5 rows read, 4 dropped (3 duplicate, 1 repeated with another answer), 1 kept" in output
+    assert f"{path}, line 1: the question has the answer '4' here and '5' in {path}, line 3" in output
     assert cli.main([*command, "--keep-unanswered"]) == 0
     assert [json.loads(line)["answer"] for line in written.read_text().splitlines()] == [None, "1/2"]
 
 
 def test_every_grader_checks_its_labels() -> None:
-    """A scorer that is added says what its labels must be."""
-    for name in ("exact", "math", "choice", "free", "zebra", "judge", "reasoning_gym:chain_sum", f"{MINE}.raises"):
+    """A new scorer must say what its labels must be."""
+    for name in ("exact", "math", "choice", "free", "zebra", "judge", "reasoning_gym:chain_sum", f"{SCORERS}.raises"):
         assert callable(scorer(name).check_label)

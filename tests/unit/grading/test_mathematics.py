@@ -1,4 +1,4 @@
-"""Mathematics against a fixture whose rows were decided by hand, and against math-verify itself."""
+"""The grader `math` against verdicts by hand, and against math-verify."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ KINDS = [json.loads(line) for line in (FIXTURE.parent / "kinds.jsonl").read_text
 HONEST = [row for row in ROWS if row.get("differs") != "hostile"]
 
 
-def text(row: dict[str, Any]) -> str:
+def response_text(row: dict[str, Any]) -> str:
+    """Returns the row's response. A long one is stored as a repeated text with its ends."""
     response = row["response"]
     if isinstance(response, str):
         return response
@@ -36,28 +37,28 @@ def text(row: dict[str, Any]) -> str:
 
 
 def grades(rows: list[dict[str, Any]], config: GradingConfig) -> tuple[list[bool], Grader]:
-    texts = [text(row) for row in rows]
+    texts = [response_text(row) for row in rows]
     rollouts = [Rollout(Prompt(str(i), (0,), "here", "math"), 0, (i,), (0.0,), "stop") for i in range(len(rows))]
     with pytest.MonkeyPatch.context() as patch, Grader(lambda ids: texts[ids[0]], config) as grader:
         patch.setattr(pool, "time", ProcessorTime(config.workers))
-        found = grader.grade(rollouts, {str(i): {"answer": row["gold"]} for i, row in enumerate(rows)})
-    return [bool(grade) for grade in found], grader
+        rewards = grader.grade(rollouts, {str(i): {"answer": row["gold"]} for i, row in enumerate(rows)})
+    return [bool(reward) for reward in rewards], grader
 
 
-def test_the_fixture_is_what_it_claims() -> None:
-    """At least 200 different pairs, right and wrong ones; marks are known."""
+def test_the_fixture_has_enough_right_and_wrong_pairs() -> None:
+    """It has at least 200 distinct pairs, 80 of them right and 80 wrong, and only known marks."""
     assert len({(row["gold"], str(row["response"])) for row in ROWS}) == len(ROWS) >= 200
     assert min(sum(row["right"] for row in ROWS), sum(not row["right"] for row in ROWS)) >= 80
     marks = {row.get("differs") for row in ROWS}
     assert marks == {None, "strict", "hostile", "math-verify is wrong"}
 
 
-def test_honest_answers_are_graded_as_the_fixture_and_as_math_verify() -> None:
-    """Our grade is the row's; where nothing is marked it is math-verify's too, and each mark is still needed."""
-    found, grader = grades(HONEST, GradingConfig(workers=1))
-    for row, ours in zip(HONEST, found, strict=True):
-        # Its own limits are those of a clock on the wall.
-        gold, response = (parse(given, parsing_timeout=None) for given in (row["gold"], text(row)))
+def test_honest_answers_get_the_grades_of_the_fixture_and_of_math_verify() -> None:
+    """Our grade is the row's. It is math-verify's too unless the row is marked, and each mark is needed."""
+    our_grades, grader = grades(HONEST, GradingConfig(workers=1))
+    for row, ours in zip(HONEST, our_grades, strict=True):
+        # math-verify's own time limits use wall-clock time.
+        gold, response = (parse(text, parsing_timeout=None) for text in (row["gold"], response_text(row)))
         reference = verify(gold, response, timeout_seconds=None)
         assert ours == row["right"], f"ours: {row}"
         assert (ours == reference) == ("differs" not in row), f"math-verify: {row}"
@@ -65,18 +66,18 @@ def test_honest_answers_are_graded_as_the_fixture_and_as_math_verify() -> None:
 
 
 def test_hostile_answers_cost_their_own_grades_and_no_more() -> None:
-    """Towers, bombs and 100 kB texts, with honest rows between: all are graded, within limits, and rightly."""
+    """Power towers, huge sums and 100 kB texts among honest rows: all get the right grade within the limits."""
     honest = [row for row in HONEST if "differs" not in row][:40]
     rows = [row for pair in zip(HOSTILE, honest, strict=False) for row in pair]
-    found, grader = grades(rows, GradingConfig(workers=2, time_limit_seconds=1))
-    assert [(row["note"], grade) for row, grade in zip(rows, found, strict=True)] == [
+    our_grades, grader = grades(rows, GradingConfig(workers=2, time_limit_seconds=1))
+    assert [(row["note"], grade) for row, grade in zip(rows, our_grades, strict=True)] == [
         (row["note"], row["right"]) for row in rows
     ]
     assert 1 <= grader.timeouts < len(HOSTILE)
 
 
 def test_extracted_answers_compare_by_value() -> None:
-    """Clusters of mathematics are of values, in whatever form."""
+    """Clusters group equal values in any form."""
     assert equivalent(extract("so \\boxed{\\frac12}"), extract("The answer is 0.5"))
     assert equivalent(extract("\\boxed{3} or \\boxed{5}"), extract("x = 5 or x = 3"))
     assert not equivalent(extract("\\boxed{(1,2)}"), extract("\\boxed{[1,2]}"))
@@ -123,7 +124,7 @@ def test_extracted_answers_compare_by_value() -> None:
     ],
 )
 def test_nothing_of_an_answer_is_dropped(gold: str, answer: str, right: bool) -> None:
-    """A left side, a sign, words, a unit that multiplies: a policy would learn to stop one step early."""
+    """A left side, a sign, words and a scale count. Otherwise a policy would learn to stop one step early."""
     assert grade(rf"So \boxed{{{answer}}}.", {"answer": gold}) is right
 
 
@@ -147,7 +148,7 @@ def test_nothing_of_an_answer_is_dropped(gold: str, answer: str, right: bool) ->
     ],
 )
 def test_tolerance_is_relative(gold: str, answer: str, right: bool) -> None:
-    """Tiny values are not each other, and a decimal stands for a value that it rounds to six digits."""
+    """Different tiny values differ, and a decimal equals a value that it rounds to six digits."""
     assert grade(rf"\boxed{{{answer}}}", {"answer": gold}) is right
 
 
@@ -170,7 +171,7 @@ def test_tolerance_is_relative(gold: str, answer: str, right: bool) -> None:
     ],
 )
 def test_prose_states_its_answer(gold: str, response: str, right: bool) -> None:
-    """An anchor is not overridden, and denials, hedges and lists are no single value."""
+    """Later text does not override "answer is". Denials, hedges and lists are no single value."""
     assert grade(response, {"answer": gold}) is right
 
 
@@ -191,7 +192,7 @@ def test_prose_states_its_answer(gold: str, response: str, right: bool) -> None:
     ],
 )
 def test_the_last_boxes_are_the_answer(gold: str, response: str, right: bool) -> None:
-    """Parts, then the answer; a box that is taken back; what stands directly beside a box."""
+    """The pairs have intermediate boxes, a box that is taken back, and text directly beside a box."""
     assert grade(response, {"answer": gold}) is right
 
 
@@ -220,26 +221,26 @@ def test_the_last_boxes_are_the_answer(gold: str, response: str, right: bool) ->
     ],
 )
 def test_notation_is_read(gold: str, answer: str, right: bool) -> None:
-    """Degrees, bases, case, labels of options, repeating decimals, Unicode, money, lists of hundreds, times of day."""
+    """The pairs have degrees, bases, case, option labels, repeating decimals, Unicode, money and times."""
     assert grade(rf"\boxed{{{answer}}}", {"answer": gold}) is right
 
 
-def graded(text: str, answer: dict[str, Any]) -> bool:
-    """As in a run, which cuts thinking first."""
-    in_a_run = scorer("math").grade
-    assert in_a_run
-    return in_a_run(text, answer)
+def grade_as_in_a_run(text: str, answer: dict[str, Any]) -> bool:
+    """Returns the grade after the removal of thinking, as in a run."""
+    run_grade = scorer("math").grade
+    assert run_grade
+    return run_grade(text, answer)
 
 
-def test_pairs_of_each_kind_are_graded_as_by_hand() -> None:
-    """Relations, qualified values, names, units, sets, prose, boxes and their neighbors: many pairs of each kind."""
+def test_pairs_of_each_kind_get_the_verdicts_by_hand() -> None:
+    """The kinds are relations, qualified values, names, units, sets, prose, boxes and text beside boxes."""
     assert len(KINDS) > 400
     for case in KINDS:
-        assert graded(case["response"], case) is case["correct"], case
+        assert grade_as_in_a_run(case["response"], case) is case["correct"], case
 
 
 def test_extraction_and_grade_agree() -> None:
-    """Votes are of values: grading what is extracted says what grading the response says, and forms do not matter."""
+    """Votes count values: an extracted answer gets its response's grade, and equal values extract equally."""
     for case in CASES + KINDS:
         value = extract(case["response"])
         assert grade(rf"\boxed{{{value}}}", case) is grade(case["response"], case), case
@@ -254,8 +255,8 @@ def test_extraction_and_grade_agree() -> None:
     [
         ("", "empty"),
         ("  ", "empty"),
-        ("nan", "no number"),
-        (float("nan"), "no number"),
+        ("nan", "not a number"),
+        (float("nan"), "not a number"),
         (None, "not None"),
         ({"value": 3}, "not {'value'"),
         (["3"], "not \\["),
@@ -271,13 +272,13 @@ def test_extraction_and_grade_agree() -> None:
     ],
 )
 def test_a_label_that_no_response_can_get_right_is_refused(label: object, why: str) -> None:
-    """A run would grade every response to such a row wrong without a word."""
+    """Without the check, a run would silently grade each response to such a row wrong."""
     with pytest.raises(ValueError, match=why):
         check_label({"answer": label})
 
 
 def test_labels_of_the_fixtures_grade_themselves() -> None:
-    """No good label is refused; a label is read as responses are."""
+    """No valid label is refused. Labels are parsed as responses are."""
     golds = [case["answer"] for case in CASES] + [row["gold"] for row in HONEST] + [42, 3.5, "\\$42", "42."]
     for gold in golds:
         check_label({"answer": gold})

@@ -1,4 +1,4 @@
-"""The pool of workers: limits are hard, and what exceeds them costs nobody else."""
+"""`Pool`: limits are hard, and a task that exceeds one affects no other task."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ import pytest
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.pool import GradingTask, Pool
 
-MINE = "tests.fixtures.grading.scorers"
+SCORERS = "tests.fixtures.grading.scorers"
 GIB = 2**30
 
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    made = Pool(1, GIB)
-    yield made
-    made.close()
+    worker_pool = Pool(1, GIB)
+    yield worker_pool
+    worker_pool.close()
 
 
 def task(name: str, text: str = "yes", limit: float = 60.0) -> GradingTask:
-    return GradingTask(f"{MINE}.{name}", "grade", (text, {"answer": "y"}), limit)
+    return GradingTask(f"{SCORERS}.{name}", "grade", (text, {"answer": "y"}), limit)
 
 
-def workers(pool: Pool) -> list[int]:
-    """Their process ids."""
+def worker_ids(pool: Pool) -> list[int]:
+    """Returns the workers' process ids."""
     return [worker.process.pid for worker in pool._workers]
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + 120
+def wait_until(condition: Callable[[], bool], failure: str) -> None:
+    deadline = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < until, what
+        assert time.monotonic() < deadline, failure
         time.sleep(0.05)
 
 
@@ -51,71 +51,71 @@ def alive(process_id: int) -> bool:
 
 
 def test_a_task_past_its_limit_fails_alone() -> None:
-    """Four that hang among others are given up at their limits, before they end by themselves after 600 seconds."""
+    """Four tasks that would sleep for 600 seconds fail at their limits, and the other tasks succeed."""
     tasks = [task("starts_with"), *[task("hangs", "", limit=0.5)] * 4, task("starts_with", "no"), task("starts_with")]
-    made = Pool(2, GIB)
-    outcomes = made.run(tasks)
+    pool = Pool(2, GIB)
+    outcomes = pool.run(tasks)
     assert [outcome.value for outcome in outcomes] == [True, None, None, None, None, False, True]
     assert [outcome.timed_out for outcome in outcomes] == [False, True, True, True, True, False, False]
-    made.close()
+    pool.close()
 
 
-def test_a_memory_bomb_fails_alone(pool: Pool) -> None:
-    """8 GiB asked for in a worker of 1 GiB fail there, and the next task is graded."""
-    bomb, after = pool.run([task("eats_memory"), task("starts_with")])
-    assert "MemoryError" in bomb.failure
-    assert after.value is True
+def test_a_task_past_the_memory_limit_fails_alone(pool: Pool) -> None:
+    """A request of 8 GiB fails in a worker of 1 GiB, and the next task succeeds."""
+    too_large, next_task = pool.run([task("eats_memory"), task("starts_with")])
+    assert "MemoryError" in too_large.failure
+    assert next_task.value is True
 
 
 def test_a_worker_killed_while_idle_is_replaced(pool: Pool) -> None:
-    """The kernel's memory killer may take one at any time; its death costs no grade."""
+    """The kernel may kill a worker at any time. An idle worker's death costs no grade."""
     pool.run([task("starts_with")])
-    (first,) = workers(pool)
+    (first,) = worker_ids(pool)
     os.kill(first, signal.SIGKILL)
     assert pool.run([task("starts_with"), task("starts_with", "no")])[0].value is True
-    assert workers(pool) != [first]
+    assert worker_ids(pool) != [first]
 
 
-def test_a_job_that_is_asked_to_stop_loses_no_grade(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slurm's signals go to every process: to a worker that has only been started, and to one that is there."""
+def test_slurms_stop_signals_cost_no_grade(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm signals all processes of a job: workers that are starting, and workers that are ready."""
     start = subprocess.Popen
 
-    def signalled(*given: Any, **named: Any) -> Any:
-        made = start(*given, **named)
+    def start_and_signal(*args: Any, **kwargs: Any) -> Any:
+        process = start(*args, **kwargs)
         for number in (signal.SIGUSR1, signal.SIGTERM):
-            os.kill(made.pid, number)
-        return made
+            os.kill(process.pid, number)
+        return process
 
-    monkeypatch.setattr(subprocess, "Popen", signalled)
+    monkeypatch.setattr(subprocess, "Popen", start_and_signal)
     assert pool.run([task("starts_with")])[0].value is True
-    first = workers(pool)
+    first = worker_ids(pool)
     for number in (signal.SIGUSR1, signal.SIGTERM):
         os.kill(first[0], number)
     assert pool.run([task("starts_with")])[0].value is True
-    assert workers(pool) == first
+    assert worker_ids(pool) == first
 
 
 def test_workers_live_from_call_to_call_and_survive_ctrl_c(pool: Pool) -> None:
-    """Loading SymPy for each batch would cost more than grading it; an interrupt is the parent's to handle."""
-    assert workers(pool) == []
+    """Loading SymPy for each batch would take longer than grading it. The parent handles interrupts."""
+    assert worker_ids(pool) == []
     pool.run([task("starts_with")])
-    first = workers(pool)
+    first = worker_ids(pool)
     os.kill(first[0], signal.SIGINT)
     assert pool.run([task("starts_with")] * 3)[2].value is True
-    assert workers(pool) == first
+    assert worker_ids(pool) == first
 
 
 def test_close_ends_the_workers(pool: Pool) -> None:
-    """Nothing is left behind, and a later call starts again."""
+    """No process remains, and a later call starts workers again."""
     pool.run([task("starts_with")])
-    (first,) = workers(pool)
+    (first,) = worker_ids(pool)
     pool.close()
     assert not alive(first)
     assert pool.run([task("starts_with")])[0].value is True
 
 
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
-    """A killed trainer must not leave computations behind that nobody will end."""
+    """A killed trainer must not leave computations that run on."""
     file = tmp_path / "pid"
     program = (
         "from tests.unit.grading.test_pool import GIB, Pool, task\n"
@@ -133,13 +133,13 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_grader_that_workers_cannot_load_is_an_error_and_no_grade(pool: Pool) -> None:
-    """Grading everything 0 for want of a module would look like a bad policy."""
+    """Grades of 0 because of a missing module would look like a bad policy."""
     with pytest.raises(GradingError, match="no_such_package"):
         pool.run([GradingTask("no_such_package.scorer", "grade", ("", {}), 1.0)])
-    assert workers(pool) == []
+    assert worker_ids(pool) == []
 
 
 def test_a_worker_without_the_memory_to_start_is_an_error_and_no_grade() -> None:
-    """A memory limit below what the interpreter needs is a setting's mistake, not a wrong answer."""
+    """A memory limit below the interpreter's need is a mistake in the settings, not a wrong answer."""
     with pytest.raises(GradingError, match="load the grader 'math'"):
         Pool(1, 1).run([GradingTask("math", "extract", ("1",), 60.0)])

@@ -1,4 +1,4 @@
-"""No response makes a grader slow: the steps of its patterns grow as the response does, no faster."""
+"""No response makes a grader slow: the steps of its patterns grow linearly with the response's length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from types import ModuleType
 
 import pytest
 
-from tempo_megatron.grading import answer_forms, choice, final_answer, free, options, statements, thinking, zebra
+from tempo_megatron.grading import (
+    answer_normalization,
+    answer_statements,
+    boxes,
+    choice,
+    free,
+    option_letters,
+    scorers,
+    thinking,
+    zebra,
+)
 from tests.regex_steps import StepCounter
 
 READERS = [
@@ -15,8 +25,8 @@ READERS = [
     free.extract,
     zebra.extract,
     thinking.after_thinking,
-    answer_forms.normalize,
-    final_answer.free_form,
+    answer_normalization.normalize_answer,
+    scorers.final_answer_text,
 ]
 UNITS = [*"({\\$*_['", "a,", "1,", "1.", "A,", "=x", "x=", "-1", "a->b", "a<b", "yes ", "no. ", "1:{", "\u7b54\u6848"]
 UNITS += [
@@ -38,17 +48,22 @@ UNITS += ['{"a":', '"House 1": {', '"House 1": {"a": "b"}', '"House 1": {"a": ',
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> StepCounter:
-    """Counts in all modules of the readers. Statements are short here, so that short texts exceed them."""
-    for module in (answer_forms, choice, free, statements):
-        monkeypatch.setattr(module, "LONGEST", 20)
+    """Returns a counter of the steps in all modules that read responses.
+
+    The limit of a statement's length is low, so that short texts exceed it.
+    """
+    for module in (answer_normalization, choice, free, answer_statements):
+        monkeypatch.setattr(module, "MAX_STATEMENT_CHARACTERS", 20)
     counter = StepCounter()
-    counter.install(monkeypatch, [answer_forms, choice, final_answer, free, options, statements, thinking, zebra])
+    counter.install(
+        monkeypatch, [answer_normalization, answer_statements, boxes, choice, free, option_letters, thinking, zebra]
+    )
     return counter
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_steps_grow_as_the_response_does(counter: StepCounter, unit: str) -> None:
-    """A pattern of quadratic steps takes hours over 100 kB that a policy repeats; twice the text is twice the steps."""
+def test_steps_grow_linearly_with_the_response(counter: StepCounter, unit: str) -> None:
+    """A quadratic pattern takes hours on 100 kB of repeated text. Twice the text must take twice the steps."""
     for read in READERS:
         steps = []
         for length in (100, 200):
@@ -58,8 +73,8 @@ def test_steps_grow_as_the_response_does(counter: StepCounter, unit: str) -> Non
         assert steps[1] < 2.6 * steps[0] + 100, (read.__module__, steps)
 
 
-def test_the_counter_knows_a_quadratic_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the test above could not fail."""
+def test_the_counter_detects_a_quadratic_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this, the test above could not fail."""
     module = ModuleType("quadratic")
     module.pattern = re.compile(r"\s+$")  # type: ignore[attr-defined]
     counter = StepCounter()

@@ -1,4 +1,4 @@
-"""Multiple choice, free answers and grids: what is right, and what is not."""
+"""The graders `choice`, `free` and `zebra` on plain examples."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ GRID = {"header": ["House", "Name", "Drink"], "rows": [["1", "Arnold", "tea"], [
     ],
 )
 def test_the_letter_of_a_multiple_choice_response(text: str, letter: str) -> None:
-    """The last statement counts, several letters in it are none, and words that begin with a letter are no letters."""
+    """The last statement counts. Several letters in it, or words that begin with a letter, are no answer."""
     assert choice.extract(text) == letter
     assert choice.grade(text, {"answer": "B"}) == (letter == "B")
 
 
 def test_a_label_of_multiple_choice_is_a_letter_or_an_index() -> None:
-    """Data sets write either; anything else is a mistake in the data and is not silently wrong."""
+    """Data sets write either. Any other label is a mistake in the data and raises an error."""
     assert {choice.gold_letter(label) for label in ("C", "c", "(C)", "C.", 2, "2")} == {"C"}
     with pytest.raises(ValueError, match="Paris"):
         choice.gold_letter("Paris")
@@ -84,7 +84,7 @@ def test_a_label_of_multiple_choice_is_a_letter_or_an_index() -> None:
     ],
 )
 def test_free_answers_are_compared_when_normalized(gold: str, text: str, right: bool) -> None:
-    """BBH's forms: options, decisions, numbers, lists, brackets."""
+    """BIG-Bench Hard has options, decisions, numbers, lists and brackets."""
     assert free.grade(text, {"answer": gold}) is right
 
 
@@ -93,7 +93,7 @@ def grid(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_grid_is_right_when_every_cell_is() -> None:
-    """Half a grid is no solution; the last object counts, with a reasoning before it or not."""
+    """An incomplete grid is wrong. The last object counts, with or without reasoning before it."""
     right, wrong = (
         json.dumps({"reasoning": "{...}", "solution": grid()}),
         json.dumps({"solution": grid(**{"House 2": {}})}),

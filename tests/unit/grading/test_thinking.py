@@ -1,4 +1,4 @@
-"""No grader reads thinking: neither a right guess in it nor a wrong one decides a grade."""
+"""No grader reads thinking: a guess in it, right or wrong, does not change the grade."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tempo_megatron.grading.scorers import scorer
 from tempo_megatron.grading.thinking import after_thinking
 
-MINE = "tests.fixtures.grading.scorers"
+SCORERS = "tests.fixtures.grading.scorers"
 GRID = {"header": ["House", "Name"], "rows": [["1", "Eric"], ["2", "Arnold"]]}
 
 
@@ -26,15 +26,15 @@ GRADERS: list[tuple[str, dict[str, Any], str, str]] = [
     ("zebra", {"answer": GRID}, solution("Eric", "Arnold"), solution("Arnold", "Eric")),
     ("exact", {"answer": "42"}, "42", "41"),
     ("reasoning_gym:spell_backward", SPELL, "olleh", "hello"),
-    (f"{MINE}.starts_with", {"answer": "y"}, "yes", "no"),
+    (f"{SCORERS}.starts_with", {"answer": "y"}, "yes", "no"),
 ]
 
 
 @pytest.mark.parametrize(("name", "answer", "right", "wrong"), GRADERS, ids=[row[0] for row in GRADERS])
-def test_every_grader_reads_what_follows_the_thinking(
+def test_each_grader_reads_only_the_text_after_the_thinking(
     name: str, answer: dict[str, Any], right: str, wrong: str
 ) -> None:
-    """A policy must not be paid for a guess that it takes back, nor lose by one that it mends."""
+    """A policy gets no reward for a guess that it takes back, and no penalty for one that it corrects."""
     grader = scorer(name)
     assert grader.grade is not None
     assert grader.grade(right, answer)
@@ -47,8 +47,8 @@ def test_every_grader_reads_what_follows_the_thinking(
     assert grader.extract(f"<think>{right}</think>") == grader.extract("")
 
 
-def test_the_judge_is_shown_no_thinking() -> None:
-    """The judge's scorer only extracts; its answer tags count where the answer is, not in thinking."""
+def test_the_judge_sees_no_thinking() -> None:
+    """The judge's scorer only extracts. Answer tags count in the answer, not in the thinking."""
     extract = scorer("judge").extract
     assert extract("<think><answer>Lyon</answer> \\boxed{Lyon}</think> Paris") == "Paris"
     assert extract("<think>Lyon</think><answer>Paris</answer>") == "Paris"
@@ -77,5 +77,5 @@ def test_the_judge_is_shown_no_thinking() -> None:
     ],
 )
 def test_thinking_ends_with_its_last_closing_tag(response: str, answer: str) -> None:
-    """Prompts may open the thinking; what is never closed is thinking; models spell the tags differently."""
+    """A prompt may open the thinking. Unclosed text is thinking. Models spell the tags differently."""
     assert after_thinking(response) == answer

@@ -1,4 +1,4 @@
-"""Grids in JSON that models break, what is no grid, and which tables can be answered."""
+"""The grader `zebra`: broken JSON, incomplete grids, and which tables a response can match."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ WRONG = RIGHT.replace("Eric", "Bob")
         f"{WRONG}\n{RIGHT}",
     ],
 )
-def test_a_right_grid_is_read_as_models_write_it(response: str) -> None:
-    """What is broken around the houses takes nothing from what is in them; extracting twice gives the same."""
+def test_a_right_grid_is_read_from_broken_json(response: str) -> None:
+    """Errors around the houses do not change their cells. The extracted grid gets the same grade."""
     assert zebra.grade(response, {"answer": TABLE})
     assert zebra.grade(zebra.extract(response), {"answer": TABLE})
 
@@ -101,13 +101,13 @@ def table(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_a_table_that_no_response_can_match_is_refused(answer: dict[str, Any]) -> None:
-    """A question without a possible right answer teaches nothing and lowers every figure."""
+    """A question that no response can answer teaches nothing and lowers each metric."""
     with pytest.raises(ValueError, match="table"):
         zebra.check_label(answer)
 
 
-def test_a_table_that_can_be_answered_is_taken() -> None:
-    """Houses are numbers or named by them, cells are texts or numbers."""
+def test_a_table_that_can_be_matched_is_accepted() -> None:
+    """Houses are numbers or names with numbers. Cells are texts or numbers."""
     zebra.check_label({"answer": TABLE})
     zebra.check_label(table(rows=[[1, "Eric", 3], [2, "Al", 4.5]]))
     zebra.check_label(table(rows=[["House 1", "Eric", "a"], ["House 2", "Al", "b"]]))

@@ -1,7 +1,7 @@
-"""Numbers and formulas with letters, compared exactly whatever their size.
+"""Compares numbers and formulas with letters, exactly and at any size.
 
-A decimal is the number that is written; where the other value is no decimal it may be a rounding to six digits or more.
-Formulas with letters are the same when they agree at points that no honest answer was made for.
+A decimal is the number as written. If the other value is no decimal, the decimal may be its rounding to six digits or
+more. Formulas with letters are equal if they agree at fixed points, which an honest answer does not aim at.
 """
 
 from __future__ import annotations
@@ -27,29 +27,31 @@ from sympy import (
     zoo,
 )
 
-from tempo_megatron.grading.formulas import expression
-from tempo_megatron.grading.values import Relation
+from tempo_megatron.grading.math_values.sympy_formulas import parse_formula
+from tempo_megatron.grading.math_values.values import Relation
 
 _LITERAL = re.compile(r"-?(\d+)(?:\.(\d+))?")
 _DIVISORS = re.compile(r"\\gcd|\{lcm\}")
 _LETTER = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])")
-_FEWEST_DIGITS = 6
-_DIGITS_OF_A_DOUBLE = 17
-_AGREEMENT = Rational(1, 10**120)
-_DIGITS = 200
-_FEWEST_POINTS = 3
-_SMALL = 50  # as an exponent or under a factorial, of numbers that are themselves written out
-_MOST_BITS = 10**7
-_LARGEST_FACTORIAL = 10**5
-_FLIPPED = {"<": ">", ">": "<", r"\le ": r"\ge ", r"\ge ": r"\le "}
+_MIN_ROUNDED_DIGITS = 6
+_DOUBLE_DIGITS = 17
+_RELATIVE_TOLERANCE = Rational(1, 10**120)
+_MAX_DIGITS = 200
+_MIN_POINTS = 3
+_SMALL_INTEGER_BOUND = 50
+"""Exponents of literal numbers and arguments of factorials below it are never too large."""
+
+_MAX_BITS = 10**7
+_MAX_FACTORIAL = 10**5
+_MIRRORED_SIGNS = {"<": ">", ">": "<", r"\le ": r"\ge ", r"\ge ": r"\le "}
 
 
 @lru_cache(maxsize=512)
-def evaluated(latex: str) -> Basic | MatrixBase:
-    """The formula's value, worked out. Raises ValueError where it cannot be read or has none."""
-    formula = expression(latex)
+def evaluate_formula(latex: str) -> Basic | MatrixBase:
+    """Returns the formula's evaluated expression. Raises ValueError if it cannot be parsed or has no value."""
+    formula = parse_formula(latex)
     if _DIVISORS.search(latex) and _LETTER.search(latex):
-        raise ValueError(f"{latex} depends on what its letters are")  # SymPy says that the gcd of two letters is 1
+        raise ValueError(f"{latex} depends on the values of its letters")  # SymPy takes the gcd of two letters as 1
     if "^" in latex or "!" in latex:
         _check_size(formula)
     value = formula.doit()
@@ -59,33 +61,33 @@ def evaluated(latex: str) -> Basic | MatrixBase:
 
 
 def _check_size(formula: Basic | MatrixBase) -> None:
-    """Raises ValueError where a power or a factorial would not fit: SymPy would work it out to its last digit."""
+    """Raises ValueError if a power or a factorial is too large: SymPy would compute all of its digits."""
     for part in postorder_traversal(formula):
         if isinstance(part, Pow) and part.base.is_number and part.exp.is_number:
-            written = (isinstance(part.base, Rational) and _is_small(part.exp)) or part.exp == -1
-            if not written and abs(part.exp.evalf(3)) * (1 + abs(log(abs(part.base) + 1).evalf(3))) > _MOST_BITS:
+            is_harmless = (isinstance(part.base, Rational) and _is_small(part.exp)) or part.exp == -1
+            if not is_harmless and abs(part.exp.evalf(3)) * (1 + abs(log(abs(part.base) + 1).evalf(3))) > _MAX_BITS:
                 raise ValueError(f"{part} is too large")
         elif (
             isinstance(part, factorial)
             and part.args[0].is_number
             and not _is_small(part.args[0])
-            and abs(part.args[0].evalf(3)) > _LARGEST_FACTORIAL
+            and abs(part.args[0].evalf(3)) > _MAX_FACTORIAL
         ):
             raise ValueError(f"{part} is too large")
 
 
 def _is_small(number: Basic) -> bool:
-    return isinstance(number, Rational) and abs(number) < _SMALL
+    return isinstance(number, Rational) and abs(number) < _SMALL_INTEGER_BOUND
 
 
 def same_number(gold: str, response: str, factor: Rational | Expr = S.One) -> bool:
-    """Whether the gold's formula is `factor` times the response's. Raises ValueError where one cannot be read."""
+    """Returns whether the gold is `factor` times the response. Raises ValueError if one of them cannot be parsed."""
     if gold == response and factor == 1:
         return True
     literals = _LITERAL.fullmatch(gold), _LITERAL.fullmatch(response)
     if factor == 1 and literals[0] and literals[1]:
         return _same_decimals(gold, response)
-    values = evaluated(gold), evaluated(response)
+    values = evaluate_formula(gold), evaluate_formula(response)
     if isinstance(values[0], MatrixBase) or isinstance(values[1], MatrixBase):
         return factor == 1 and _same_matrices(*values)
     if same_expression(values[0], values[1] * factor):
@@ -98,17 +100,22 @@ def same_number(gold: str, response: str, factor: Rational | Expr = S.One) -> bo
 
 
 def _same_decimals(gold: str, response: str) -> bool:
-    """Whether two literals are equal, or are the same double with all its digits: 0.1 and 0.10000000000000001."""
+    """Returns whether two literals are equal, or the same double with 17 digits: 0.1 and 0.10000000000000001."""
     if Rational(gold) == Rational(response):
         return True
     digits = [len(literal.replace("-", "").replace(".", "").lstrip("0")) for literal in (gold, response)]
-    return ("." in gold or "." in response) and max(digits) == _DIGITS_OF_A_DOUBLE and float(gold) == float(response)
+    return ("." in gold or "." in response) and max(digits) == _DOUBLE_DIGITS and float(gold) == float(response)
 
 
 def _rounds_to(value: Expr, decimal: str) -> bool:
-    """Whether a decimal of six digits or more is the value, rounded."""
-    whole, _, places = decimal.lstrip("-").partition(".")
-    if len((whole + places).lstrip("0")) < _FEWEST_DIGITS or not places or value.free_symbols or not value.is_real:
+    """Returns whether a decimal of six digits or more is the rounded value."""
+    integer_part, _, places = decimal.lstrip("-").partition(".")
+    if (
+        len((integer_part + places).lstrip("0")) < _MIN_ROUNDED_DIGITS
+        or not places
+        or value.free_symbols
+        or not value.is_real
+    ):
         return False
     return bool(abs(value - Rational(decimal)) * 2 <= Rational(1, 10 ** len(places)))
 
@@ -120,7 +127,10 @@ def _same_matrices(gold: Basic | MatrixBase, response: Basic | MatrixBase) -> bo
 
 
 def same_expression(gold: Expr, response: Expr) -> bool:
-    """Whether two evaluated expressions are equal wherever both are real (or complex, where i is in one of them)."""
+    """Returns whether two evaluated expressions are equal wherever both are real.
+
+    If either contains i, complex values are compared too.
+    """
     if gold == response:
         return True
     if (gold.is_Rational and response.is_Rational) or gold.is_infinite or response.is_infinite:
@@ -128,32 +138,35 @@ def same_expression(gold: Expr, response: Expr) -> bool:
     letters = sorted(gold.free_symbols | response.free_symbols, key=str)
     if not letters:
         return _vanishes(gold - response, gold)
-    agreeing = 0
-    everywhere = gold.has(I) or response.has(I)
+    agreeing_points = 0
+    is_complex = gold.has(I) or response.has(I)
     for point in _points(letters):
-        values = [value for side in (gold, response) if (value := _at(side, point)) is not None]
-        if len(values) < 2 or not all(everywhere or value.is_real for value in values):
+        values = [value for side in (gold, response) if (value := _value_at(side, point)) is not None]
+        if len(values) < 2 or not all(is_complex or value.is_real for value in values):
             continue
         if not _vanishes(values[0] - values[1], values[0]):
             return False
-        agreeing += 1
-    return agreeing >= _FEWEST_POINTS
+        agreeing_points += 1
+    return agreeing_points >= _MIN_POINTS
 
 
 def same_equation(gold: Relation, response: Relation) -> bool:
-    """Whether two equations or inequalities say the same: their differences are in one ratio at all points."""
+    """Returns whether two equations or inequalities are equivalent.
+
+    They are if the differences of their sides have the same ratio at all points.
+    """
     if len(gold.signs) > 1 or len(response.signs) > 1:
         return _same_chain(gold, response)
-    sides = [[evaluated(side) for side in relation.sides] for relation in (gold, response)]
+    sides = [[evaluate_formula(side) for side in relation.sides] for relation in (gold, response)]
     differences = [left - right for left, right in sides]
     letters = sorted(differences[0].free_symbols | differences[1].free_symbols, key=str)
     signs = gold.signs[0], response.signs[0]
-    if not letters or signs[1] not in (signs[0], _FLIPPED.get(signs[0])):
+    if not letters or signs[1] not in (signs[0], _MIRRORED_SIGNS.get(signs[0])):
         return False
     ratio: Expr | None = None
-    agreeing = 0
+    agreeing_points = 0
     for point in _points(letters):
-        values = [value for difference in differences if (value := _at(difference, point)) is not None]
+        values = [value for difference in differences if (value := _value_at(difference, point)) is not None]
         if len(values) < 2 or not all(value.is_real for value in values):
             continue
         if values[0].is_zero or values[1].is_zero:
@@ -161,33 +174,33 @@ def same_equation(gold: Relation, response: Relation) -> bool:
         if ratio is not None and not _vanishes(values[0] - ratio * values[1], values[0]):
             return False
         ratio = values[0] / values[1] if ratio is None else ratio
-        agreeing += 1
-    if ratio is None or agreeing < _FEWEST_POINTS:
+        agreeing_points += 1
+    if ratio is None or agreeing_points < _MIN_POINTS:
         return False
     return signs[0] in ("=", r"\ne ") or bool(ratio > 0) == (signs[0] == signs[1])
 
 
 def _same_chain(gold: Relation, response: Relation) -> bool:
-    """a < x < b, from either end."""
-    turned = Relation(response.sides[::-1], tuple(_FLIPPED.get(sign, sign) for sign in response.signs[::-1]))
+    """Compares chains such as a < x < b, which may be read from either end."""
+    mirrored = Relation(response.sides[::-1], tuple(_MIRRORED_SIGNS.get(sign, sign) for sign in response.signs[::-1]))
     return any(
-        gold.signs == chain.signs and all(map(same_number, gold.sides, chain.sides)) for chain in (response, turned)
+        gold.signs == chain.signs and all(map(same_number, gold.sides, chain.sides)) for chain in (response, mirrored)
     )
 
 
 def _vanishes(difference: Expr, scale: Expr) -> bool:
-    """Whether the difference is zero in all digits that are computed, by the scale of what was subtracted."""
+    """Returns whether the difference is zero, relative to `scale`, in all digits that are computed."""
     if difference.is_zero is not None and difference.is_Rational:
         return bool(difference.is_zero)
-    value = abs(difference.evalf(2, maxn=_DIGITS))
-    size = abs(scale.evalf(2, maxn=_DIGITS))
+    value = abs(difference.evalf(2, maxn=_MAX_DIGITS))
+    size = abs(scale.evalf(2, maxn=_MAX_DIGITS))
     if not value.is_Float and not value.is_Rational:
         return False
-    return bool(value <= size * _AGREEMENT)
+    return bool(value <= size * _RELATIVE_TOLERANCE)
 
 
 def _points(letters: list[Symbol]) -> Iterator[dict[Symbol, Rational]]:
-    """Points with positive fractions, with positive whole numbers, and with both signs."""
+    """Yields two points of positive fractions, three of positive integers, and two of fractions with both signs."""
     for start in (3, 8):
         yield {
             letter: Rational(29 * index + 7 * start + 2, 10 * start + index + 3) for index, letter in enumerate(letters)
@@ -201,7 +214,8 @@ def _points(letters: list[Symbol]) -> Iterator[dict[Symbol, Rational]]:
         }
 
 
-def _at(value: Expr, point: dict[Symbol, Rational]) -> Expr | None:
+def _value_at(value: Expr, point: dict[Symbol, Rational]) -> Expr | None:
+    """Returns the value at a point; None if it is not a finite number there."""
     number = value.subs(point)
     if not number.is_number:
         return None

@@ -1,4 +1,4 @@
-"""The graders against pairs whose verdicts were decided by hand; `docs/grading.md` lists those where they differ."""
+"""The graders agree with verdicts by hand, apart from the pairs that `docs/grading.md` lists."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from tempo_megatron.config import GradingConfig
 ROOT = Path(__file__).parents[3]
 CASES = grade_cases.read_cases(ROOT / "tests" / "fixtures" / "grading" / "cases.jsonl")
 _ROW = re.compile(r"\| `(\w+)` \| `` (.*?) `` \| `` (.*?) `` \| (right|wrong) \|")
-LIMITS = GradingConfig(workers=2, time_limit_seconds=120)  # a busy machine must not decide a grade
+LIMITS = GradingConfig(workers=2, time_limit_seconds=120)  # a grade must not depend on the machine's load
 
 
-def documented() -> set[tuple[str, str, str, bool]]:
-    """(grader, label, response, our verdict) of each pair in the documents' table."""
+def documented_pairs() -> set[tuple[str, str, str, bool]]:
+    """Returns (grader, label, response, our verdict) of each pair in the page's table."""
     text = (ROOT / "docs" / "grading.md").read_text()
-    return {(grader, label, response, ours == "right") for grader, label, response, ours in _ROW.findall(text)}
+    return {(grader, label, response, verdict == "right") for grader, label, response, verdict in _ROW.findall(text)}
 
 
 @pytest.mark.parametrize("grader", ["math", "choice", "free", "zebra"])
 def test_only_documented_pairs_differ(grader: str) -> None:
-    """Each difference has its reason, and none of them accepts an answer that is wrong by hand."""
+    """Each difference has a reason in the page, and none accepts an answer that is wrong by hand."""
     cases = [case for case in CASES if case["grader"] == grader]
     differing = {
         (grader, case["answer"], case["response"], right)
         for case, right in zip(cases, grade_cases.grades(cases, LIMITS), strict=True)
         if case["correct"] != right
     }
-    assert differing == {pair for pair in documented() if pair[0] == grader}
+    assert differing == {pair for pair in documented_pairs() if pair[0] == grader}
     assert not any(right for *_, right in differing)
-    assert len(documented()) <= 30
+    assert len(documented_pairs()) <= 30
 
 
-def test_the_tool_says_how_many_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its exit code is what a release waits for."""
+def test_the_tool_counts_the_pairs_that_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The exit code shows whether more pairs differ than allowed."""
     file = tmp_path / "cases.jsonl"
     pair = '{{"grader": "exact", "answer": "1", "response": "{}", "correct": true, "note": ""}}\n'
     file.write_text(pair.format("1") + pair.format("2"))

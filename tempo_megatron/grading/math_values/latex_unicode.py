@@ -1,6 +1,6 @@
-"""Unicode's digits, signs and letters as LaTeX."""
+"""Replaces Unicode's digits, signs and letters by LaTeX."""
 
-# ruff: noqa: RUF001 (the characters that look like others are meant)
+# ruff: noqa: RUF001 (the look-alike characters are intended)
 
 from __future__ import annotations
 
@@ -31,27 +31,29 @@ _FRACTIONS = {"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3
 _TABLE = str.maketrans(
     {char: rf"\{name} " for char, name in (_GREEK | _SIGNS).items()}
     | _PUNCTUATION
-    | {char: rf"\frac{{{over}}}{{{under}}}" for char, (over, under) in _FRACTIONS.items()}
+    | {char: rf"\frac{{{numerator}}}{{{denominator}}}" for char, (numerator, denominator) in _FRACTIONS.items()}
     | {chr(first + digit): str(digit) for first in (0xFF10, 0x0660, 0x06F0, 0x0966) for digit in range(10)}
     | {chr(first + letter): chr(base + letter) for first, base in ((0xFF21, 65), (0xFF41, 97)) for letter in range(26)}
     | dict.fromkeys("−–—‐‑‒﹣－⁃", "-")
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad\u200e\u200f", "")
     | dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t\r\n", " ")
 )
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
-_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
-_RAISED_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
-_LOWERED_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙ]+")
+_SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n")
+_SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+")
+_SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉ₙ]+")
 _ROOT = re.compile(r"([√∛∜])\s*(\d+|(?=\()|[a-zA-Z])")
 _ROOT_COMMANDS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
 
-def without_unicode(text: str) -> str:
-    """The text with Unicode's digits, signs, letters, fractions, powers and indices in LaTeX,
-    and without invisible marks."""
+def unicode_to_latex(text: str) -> str:
+    """Returns the text with Unicode's digits, signs, letters, fractions, powers and indices in LaTeX.
+
+    Invisible characters are removed.
+    """
     text = _ROOT.sub(_root, text)
-    text = _RAISED_RUN.sub(lambda match: f"^{{{match.group().translate(_RAISED)}}}", text)
-    text = _LOWERED_RUN.sub(lambda match: f"_{{{match.group().translate(_LOWERED)}}}", text)
+    text = _SUPERSCRIPT_RUN.sub(lambda match: f"^{{{match.group().translate(_SUPERSCRIPT)}}}", text)
+    text = _SUBSCRIPT_RUN.sub(lambda match: f"_{{{match.group().translate(_SUBSCRIPT)}}}", text)
     return text.translate(_TABLE)
 
 

@@ -1,4 +1,4 @@
-"""Characters that stand for ASCII ones."""
+"""Replaces characters that stand for ASCII characters."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TABLE = str.maketrans(
 )
 
 
-def in_ascii(text: str) -> str:
-    """The text with full-width and mathematical letters and digits, typographic signs and quotes as ASCII has them.
+def to_ascii(text: str) -> str:
+    """Returns the text with full-width and mathematical letters and digits, signs and quotes in ASCII.
 
-    A letter of another alphabet that only looks alike stays: it is another letter. Normalizing a whole text by NFKC
-    would take time quadratic in a row of combining marks.
+    A letter of another alphabet stays, even where it looks like an ASCII letter. NFKC normalization of the whole text
+    is not used: its time is quadratic in the length of a row of combining marks.
     """
     return text.translate(_TABLE)

@@ -1,4 +1,7 @@
-"""What an answer can be once it is read. Each value writes itself in one form, from which it is read again."""
+"""The types of values that an answer can have.
+
+`str` of a value is its canonical text, and `parser.parse_value` reads the same value from that text.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Opaque:
-    """Words, or a formula that no rule reads. It equals nothing but the same text."""
+class UnparsedText:
+    """Words, or a formula that no rule reads. It equals only the same text."""
 
     text: str
 
@@ -17,7 +20,7 @@ class Opaque:
 
 @dataclass(frozen=True)
 class Quantity:
-    """A formula that math-verify's parser reads, and the words beside it."""
+    """A formula that math-verify's parser reads, with its unit or other words."""
 
     latex: str
     words: str = ""
@@ -27,8 +30,8 @@ class Quantity:
 
 
 @dataclass(frozen=True)
-class Based:
-    """Digits in a base that is written."""
+class BasedDigits:
+    """Digits with an explicit base."""
 
     digits: str
     base: int
@@ -38,10 +41,10 @@ class Based:
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """Values between brackets; without brackets ("") values that stand side by side.
+class ValueSequence:
+    """Values in brackets, or a list without brackets, whose `opening` and `closing` are "".
 
-    After the opening ":" it is a ratio or a time, and `closing` is a half of the day or "".
+    The opening ":" marks a ratio or a time of day. `closing` is then AM, PM or "".
     """
 
     opening: str
@@ -55,8 +58,8 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class Named:
-    """A name and what it equals."""
+class NamedValue:
+    """A name and the value that it equals."""
 
     name: str
     value: Value
@@ -67,7 +70,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Relation:
-    """Formulas with signs between them: one sign fewer than formulas."""
+    """An equation, an inequality, or a chain of them. There is one sign fewer than sides."""
 
     sides: tuple[str, ...]
     signs: tuple[str, ...]
@@ -78,8 +81,8 @@ class Relation:
 
 
 @dataclass(frozen=True)
-class Combination:
-    r"""Sets joined by `\\cup`, `\\cap` or `\\setminus`, from left to right."""
+class SetOperation:
+    r"""Sets joined by `\cup`, `\cap` or `\setminus`, evaluated from left to right."""
 
     operands: tuple[Value, ...]
     signs: tuple[str, ...]
@@ -94,8 +97,8 @@ class Combination:
 
 
 @dataclass(frozen=True)
-class Readings:
-    """Values that the same text may stand for: 100,200 is one number or two."""
+class AmbiguousValue:
+    """The values that one text may have: 100,200 is one number or two."""
 
     values: tuple[Value, ...]
     text: str
@@ -104,4 +107,4 @@ class Readings:
         return self.text
 
 
-Value = Opaque | Quantity | Based | Sequence | Named | Relation | Combination | Readings
+Value = UnparsedText | Quantity | BasedDigits | ValueSequence | NamedValue | Relation | SetOperation | AmbiguousValue

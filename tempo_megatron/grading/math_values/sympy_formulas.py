@@ -1,7 +1,7 @@
-r"""Formulas as SymPy expressions, by math-verify's parser of LaTeX.
+r"""Converts formulas to SymPy expressions, by math-verify's LaTeX parser.
 
-The parser drops what it does not know (`5^T` is 5 to it, `n \mid 5` is 5, `3 4` is 7). `is_formula` says beforehand
-whether a text holds only what it reads. Values are exact: a decimal is the rational number that is written.
+That parser drops what it does not know: it reads `5^T` as 5, `n \mid 5` as 5, `3 4` as 7. `is_readable_formula`
+checks beforehand that a text has nothing else. Values are exact: a decimal becomes the rational number as written.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from latex2sympy2_extended import latex2sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 from sympy import Basic, E, Expr, Float, I, MatrixBase, Rational, Symbol
 
-from tempo_megatron.grading.vocabulary import PARSED_COMMANDS
+from tempo_megatron.grading.math_values.vocabulary import PARSED_COMMANDS
 
-_CASE_COUNTS = ConversionConfig(lowercase_symbols=False)
-_KNOWN = frozenset(f"\\{name}" for name in PARSED_COMMANDS)
+_CASE_SENSITIVE = ConversionConfig(lowercase_symbols=False)
+_KNOWN_COMMANDS = frozenset(f"\\{name}" for name in PARSED_COMMANDS)
 _MATRICES = frozenset(
     rf"\{end}{{{kind}matrix}}" for end in ("begin", "end") for kind in ("", "p", "b", "v", "B", "V", "small")
 )
 _ARRAY = re.compile(r"([(\[|])?\\begin\{array\}\{[lcr|]*\}(.*?)\\end\{array\}([)\]|])?", re.DOTALL)
-_MARK = re.compile(r"\\(?:begin|end|operatorname)\{[^{}]*\}|\\[a-zA-Z]+|\\.|[^a-zA-Z0-9 ]")
+_TOKEN = re.compile(r"\\(?:begin|end|operatorname)\{[^{}]*\}|\\[a-zA-Z]+|\\.|[^a-zA-Z0-9 ]")
 _SIGNS = frozenset("+-*/^_(){}[]|!.,&=<")
 _UNREADABLE = re.compile(
     r"\d *_|[\d.] +[\d.]|\^ *\{T\}|[-+*/^_] *[*/^_]|[*/^_] *$|^ *[*/^!)]"
@@ -31,37 +31,41 @@ _UNREADABLE = re.compile(
 _SUBSCRIPT = re.compile(r"_\{[^{}]*\}")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?) *\\degree")
 _CIS = re.compile(r"\\operatorname\{cis\} *(\((?:[^()]|\([^()]*\))*\)|\\frac\{[^{}]*\}\{[^{}]*\}|[\w.\\]+)")
-_COUNTS = re.compile(r"(?<![A-Za-z\\])([CP])\(([^(),]+),([^(),]+)\)")
+_COMBINATIONS = re.compile(r"(?<![A-Za-z\\])([CP])\(([^(),]+),([^(),]+)\)")
 _CHOOSE = re.compile(r"\{?([^{}()+*/=-]+)\\choose *([^{}()+*/=-]+)\}?")
 
 
-def is_formula(latex: str) -> bool:
-    """Whether math-verify's parser reads all of the text: known commands, and signs in places where it heeds them."""
+def is_readable_formula(latex: str) -> bool:
+    """Returns whether math-verify's parser reads all of the text: known commands, and signs in valid places."""
     latex = _ARRAY.sub(r"\\begin{pmatrix}\2\\end{pmatrix}", latex)
     matrix = "matrix}" in latex
-    for mark in _MARK.findall(latex):
-        if mark not in _KNOWN and mark not in _SIGNS and mark not in _MATRICES and not (matrix and mark == r"\\"):
+    for token in _TOKEN.findall(latex):
+        if (
+            token not in _KNOWN_COMMANDS
+            and token not in _SIGNS
+            and token not in _MATRICES
+            and not (matrix and token == r"\\")
+        ):
             return False
     depths = list(accumulate((char in "([{") - (char in ")]}") for char in latex))
     if min(depths, default=0) < 0 or (depths and depths[-1] != 0):
         return False
     if not re.search(r"[\w]|\\infty|\\pi|\\[a-zA-Z]", latex):
         return False
-    bare = _SUBSCRIPT.sub("_n", latex)
-    return not _UNREADABLE.search(bare)
+    return not _UNREADABLE.search(_SUBSCRIPT.sub("_n", latex))
 
 
 @lru_cache(maxsize=512)
-def expression(latex: str) -> Basic | MatrixBase:
-    """The formula's value, not evaluated. i is the imaginary unit, e is Euler's number.
+def parse_formula(latex: str) -> Basic | MatrixBase:
+    """Returns the formula's expression, not evaluated. i is the imaginary unit, e is Euler's number.
 
-    Raises ValueError where it cannot be read.
+    Raises ValueError if the formula cannot be parsed.
     """
     try:
         parsed = latex2sympy(
-            _for_parser(latex), is_real=True, normalization_config=None, conversion_config=_CASE_COUNTS
+            _rewrite_for_parser(latex), is_real=True, normalization_config=None, conversion_config=_CASE_SENSITIVE
         )
-    except Exception as error:  # the parser raises Exception itself
+    except Exception as error:  # the parser raises plain Exception
         raise ValueError(f"{latex!r} cannot be read as a formula") from error
     if not isinstance(parsed, (Expr, MatrixBase)):
         raise ValueError(f"{latex!r} is not one value")
@@ -73,13 +77,13 @@ def expression(latex: str) -> Basic | MatrixBase:
     return parsed.xreplace(exact | constants | letters)
 
 
-def _for_parser(latex: str) -> str:
+def _rewrite_for_parser(latex: str) -> str:
     latex = _ARRAY.sub(r"\\begin{pmatrix}\2\\end{pmatrix}", latex)
     latex = _DEGREES.sub(r"(\1\\cdot \\frac{\\pi}{180})", latex)
-    latex = _COUNTS.sub(lambda match: _count(*match.groups()), latex)
+    latex = _COMBINATIONS.sub(lambda match: _combinations(*match.groups()), latex)
     latex = _CHOOSE.sub(r"\\binom{\1}{\2}", latex)
     return _CIS.sub(r"e^{i \1}", latex)
 
 
-def _count(kind: str, n: str, k: str) -> str:
+def _combinations(kind: str, n: str, k: str) -> str:
     return rf"\binom{{{n}}}{{{k}}}" if kind == "C" else rf"\frac{{({n})!}}{{(({n})-({k}))!}}"

@@ -1,4 +1,4 @@
-"""The letters of options that a statement claims and denies."""
+"""Reads which option letters a statement claims and which it denies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MARKUP = re.compile(r"[\\*$`\"{}]|(?<!\w)'|'(?!\w)|(?<![^\W_])_|_(?=[\s.,;:!?)_
 _ANGLED = re.compile(r"<([A-Za-z])>")
 _LOWER_CASE = re.compile(r"\(([a-z])\)|^([a-z])(?=[.:)]*$|[:)])")
 
-_NAMED = (
+_CALLED = (
     r"(?:(?:(?:the |is )*(?:correct |right |best )?(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)s?(?: is)?:?"
     r"|\u9009\u9879) ?)?"
 )
@@ -24,7 +24,7 @@ _IN_A_WORD = r"[^\W\u3040-\u9fff\uac00-\ud7af]|['°#]"  # Chinese, Japanese and 
 _IN_A_FORMULA = r" ?[=<>^+\u2248\u2260\u2264\u2265\u00d7\u00b7\u221d]|[-\u2013]\w|\([A-Z]\) ?="
 _LETTER = rf"(?:\([A-Z]\)|[A-Z])(?!{_IN_A_WORD}|{_IN_A_FORMULA})"
 _LIST = rf"(?:(?:, and | and |, or | or |, ?| ?/ ?| ?& ?|[\u548c\u6216\u4e0e]){_LETTER})"
-_FIRST = re.compile(rf"(?:[Ee]ither |[Bb]oth |[Oo]nly )?{_NAMED}({_LETTER})")
+_FIRST = re.compile(rf"(?:[Ee]ither |[Bb]oth |[Oo]nly )?{_CALLED}({_LETTER})")
 _ARTICLE = re.compile(
     r"[AI] (?!(?:and|or|but|because|since|as|is|was|for|with|which|given|due|based|by|seems|matches|fits|works|only|not"
     r"|rather|would|can|cannot|does|fails)\b)[a-z]"
@@ -59,10 +59,10 @@ _LISTS = (
 _JOINS = r"(?:[,;/&]|\b(?:and|but)\b)"
 _BREAKS = rf"^|[.:]|{_LISTS}|{_HEDGE}"
 _LABELED = r"\([A-Z]\)|[A-Z](?:[):]|\.(?= ))"
-_SEVERAL = re.compile(rf"(?:^[^\w(]*|{_HEDGE}|{_LISTS})(?: |{_HEDGE}|{_LISTS})*+{_NAMED}({_LETTER})")
-_SEVERAL_BESIDE_TEXT = re.compile(
-    rf"(?:^[ .:]*{_JOINS}|{_HEDGE})[ ,]*(?:{_HEDGE}[ ,]*)*{_NAMED}({_LETTER})|^[ .:]*({_LETTER})(?=\W*$)"
-    rf"|(?:{_BREAKS}) ?{_NAMED}({_LABELED})"
+_MORE_LETTERS = re.compile(rf"(?:^[^\w(]*|{_HEDGE}|{_LISTS})(?: |{_HEDGE}|{_LISTS})*+{_CALLED}({_LETTER})")
+_MORE_LETTERS_WITH_TEXT = re.compile(
+    rf"(?:^[ .:]*{_JOINS}|{_HEDGE})[ ,]*(?:{_HEDGE}[ ,]*)*{_CALLED}({_LETTER})|^[ .:]*({_LETTER})(?=\W*$)"
+    rf"|(?:{_BREAKS}) ?{_CALLED}({_LABELED})"
     rf"|(?:^|[.;,(]) ?(?:(?i:but|and|yet|though|however),? )?({_LETTER})(?= {_BE}\b)"
 )
 _LETTERS_AS_TEXT = re.compile(r"[.:)]* ?(?:[Bb]oth |[Oo]nly )?[A-Z](?:, ?[A-Z])*,? (?:and|or) [A-Z]\b(?!\))")
@@ -77,59 +77,61 @@ _ALSO_RIGHT = re.compile(
 _NEGATED = re.compile(r"n't\b|\b(?:not|no|never|cannot|wrong|incorrect|too [a-z]+er?)\b")
 
 
-class Reading(NamedTuple):
-    """Letters in upper case."""
+class OptionLetters(NamedTuple):
+    """The letters, in upper case, that a statement claims and denies."""
 
     claimed: frozenset[str] = frozenset()
-    """several where the statement lists or hedges"""
+    """The claimed letters: several if the statement lists or hedges."""
     denied: frozenset[str] = frozenset()
+    """The letters that the statement denies."""
 
 
-def read(statement: str) -> Reading:
-    """The letters that a statement begins with: "(C) 12 m", "option C, since ...", "A or B", "A is wrong", "not A".
+def read_option_letters(statement: str) -> OptionLetters:
+    """Returns the letters that begin a statement: "(C) 12 m", "option C, since ...", "A or B", "A is wrong", "not A".
 
-    A letter that begins a word, a formula or an equation ("B = 2 T", "C=O", "A bird") is no option. A letter after
-    the first is claimed too ("A, maybe B"), unless it explains or is dismissed ("C, since A and B are too small").
+    A letter that begins a word, a formula or an equation ("B = 2 T", "C=O", "A bird") is no option. A later letter
+    is claimed too ("A, maybe B"), unless it belongs to an explanation or is dismissed ("C, since A and B are too
+    small").
     """
     plain = without_markup(statement)
     if _DENIED_BEFORE.match(plain):
-        return Reading(denied=frozenset(letter.strip("()") for letter in _ANY_LETTER.findall(plain)))
+        return OptionLetters(denied=frozenset(letter.strip("()") for letter in _ANY_LETTER.findall(plain)))
     first = _FIRST.match(plain)
     if not first or _ARTICLE.match(plain, first.start(1)):
-        return Reading()
+        return OptionLetters()
     letter, rest = first[1], plain[first.end() :]
     if _DENIED.match(rest):
-        return Reading(denied=frozenset(letter.strip("()")))
-    return Reading(claimed=frozenset({letter.strip("()"), *_others(rest, labeled=letter[0] == "(")}))
+        return OptionLetters(denied=frozenset(letter.strip("()")))
+    return OptionLetters(claimed=frozenset({letter.strip("()"), *_more_letters(rest, labeled=letter[0] == "(")}))
 
 
 def without_markup(statement: str) -> str:
-    """The statement with single spaces and without markup, letters in brackets as "(C)"."""
+    """Returns the statement with single spaces, without markup, and with letters in brackets as "(C)"."""
     plain = _OPERATORS.sub("=", _COMMANDS.sub(" ", statement))
     plain = _ANGLED.sub(r"(\1)", _MARKUP.sub(" ", plain))
     plain = " ".join(plain.replace("[", "(").replace("]", ")").split()).replace("( ", "(").replace(" )", ")")
     return _LOWER_CASE.sub(lambda letter: letter.group().upper(), plain)
 
 
-def _others(rest: str, labeled: bool) -> set[str]:
-    """Letters that are claimed beside the first, by what follows it."""
+def _more_letters(rest: str, labeled: bool) -> set[str]:
+    """Returns the claimed letters in `rest`, the text after the first letter."""
     explanation = _EXPLAINS.search(rest)
     rest = rest[: explanation.start()] if explanation else rest
-    beside_text = (labeled or rest[:1] in set(".:)")) and bool(rest.strip(" .:)"))
-    if beside_text and _LETTERS_AS_TEXT.match(rest):
+    has_text = (labeled or rest[:1] in set(".:)")) and bool(rest.strip(" .:)"))
+    if has_text and _LETTERS_AS_TEXT.match(rest):
         return set()
     letters: set[str] = set()
-    for other in (_SEVERAL_BESIDE_TEXT if beside_text else _SEVERAL).finditer(rest):
-        letter = other[other.lastindex or 0]
-        if not _ARTICLE.match(rest, other.end() - len(letter)) and not _dismissed(rest[other.end() :]):
+    for match in (_MORE_LETTERS_WITH_TEXT if has_text else _MORE_LETTERS).finditer(rest):
+        letter = match[match.lastindex or 0]
+        if not _ARTICLE.match(rest, match.end() - len(letter)) and not _is_dismissed(rest[match.end() :]):
             letters.add(letter.strip("().:"))
     return letters
 
 
-def _dismissed(after: str) -> bool:
-    """Whether what follows a letter says something of it that does not make it an answer."""
+def _is_dismissed(after: str) -> bool:
+    """Returns whether the text after a letter says of it something other than that it is an answer."""
     predicate = _PREDICATE.match(after)
     if not predicate:
         return False
-    said = predicate[1] + predicate[2]
-    return bool(_NEGATED.search(said)) or not _ALSO_RIGHT.search(said)
+    claim = predicate[1] + predicate[2]
+    return bool(_NEGATED.search(claim)) or not _ALSO_RIGHT.search(claim)

@@ -1,4 +1,4 @@
-"""Names of LaTeX and words of English that the mathematics grader knows."""
+"""LaTeX commands, and words of English and other languages, that the grader `math` knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARSED_COMMANDS = GREEK | _names(
     gcd mod cdot times div lfloor rfloor lceil rceil sum prod int lim to det degree operatorname{lcm}
     operatorname{cis}"""
 )
-"""commands that math-verify's parser reads, or that are rewritten for it"""
+"""Commands that math-verify's parser reads, or that are rewritten for it."""
 
 RELATIONS = _names(
     """le ge ne in notin approx equiv sim simeq mid nmid to subset subseteq supset propto cong iff implies Rightarrow
@@ -29,23 +29,23 @@ FONTS = _names(
     mathnormal mathord mathop bm boldsymbol pmb emph underline mbox hbox ensuremath boxed fbox operatorname
     uline"""
 )
-NO_MEANING = _names(
+IGNORED_COMMANDS = _names(
     """left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr mleft mright displaystyle textstyle
     scriptstyle limits nolimits tiny small normalsize large Large LARGE huge Huge rm bf it tt sf mathstrut
     strut"""
 )
-NO_MEANING_WITH_ARGUMENT = _names("phantom hphantom vphantom hspace vspace label tag")
+IGNORED_COMMANDS_WITH_ARGUMENT = _names("phantom hphantom vphantom hspace vspace label tag")
 FUNCTIONS = _names(
     """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min gcd det pi theta alpha beta
     gamma infty sqrt mod"""
 )
-"""names of commands that people write without a backslash"""
+"""Names of commands that people write without a backslash."""
 
 SHORT_WORDS = _names("sq cu cm mm km dm kg mg ml ft lb oz hr am pm or no mi in is")
-"""two letters that are a word rather than a product"""
+"""Pairs of letters that are a word and not a product."""
 
 PRODUCTS = _names("abc abcd xyz pqr rst uvw xyzw ijk bca cab acb bac cba zyx yzx")
-"""three letters and more that are a product rather than a word"""
+"""Three or more letters that are a product and not a word."""
 
 QUALIFIERS = _names(
     """is are was were be isn't not no none never cannot can't neither nor wrong false incorrect invalid impossible
@@ -63,7 +63,7 @@ QUALIFIERS = _names(
     o más menos falso ou moins pas environ presque faux
     или более менее не около примерно больше меньше неверно"""
 )
-"""words beside a number that deny, hedge, compare or multiply it"""
+"""Words beside a number that deny, hedge, compare or multiply it."""
 
 FILLERS = _names(
     """different distinct possible total of the in all a an full whole positive such ordered remaining per each new"""
@@ -88,7 +88,7 @@ MEASURES: dict[str, dict[str, Fraction | int]] = {
     "euros": {"euro": 1}, "pounds": {"£": 1}, "yuan": {"yuan": 1}, "yen": {"¥": 1}, "rupees": {"rupee": 1},
     "angle": {"degree": 1}, "radians": {"radian": 1}, "percent": {"percent": 1},
 }  # fmt: skip
-"""dimension -> unit -> its size in the dimension's base unit"""
+"""Maps a dimension to its units, and each unit to its size in the dimension's base unit."""
 
 SPELLINGS = {
     "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm", "centimetre": "cm",
