@@ -127,7 +127,7 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     except BaseException as error:  # torch.distributed.checkpoint's are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        failure.end_of_failed_rank(error, Path(config.run_dir))
+        failure.end_failed_rank(error, Path(config.run_dir))
     if not finished:
         _end(0 if torchrun.started_this() else interruption.EXIT_CODE)
     return 0

@@ -25,7 +25,7 @@ from tempo_megatron.megatron import topology
 from tempo_megatron.training.phases.evaluate import Decode, record
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import verdicts
-from tempo_megatron.utils.distributed import from_first, rank_and_ranks
+from tempo_megatron.utils.distributed import broadcast_from_first, rank_and_ranks
 
 _BAD_INPUT = 2
 _BATCHES_AT_ONCE = 4
@@ -76,7 +76,7 @@ def _sample(
     protocol = benchmark.protocol
     file = SampleFile(plan.out, benchmark.name, protocol.samples)
     samples = file.resume() if first else {}
-    done = from_first(set(samples))
+    done = broadcast_from_first(set(samples))
     missing = [prompt for prompt in benchmark.prompts if prompt.id not in done]
     at_once = _questions_at_once(plan, protocol.samples)
     for start in range(0, len(missing), at_once):

