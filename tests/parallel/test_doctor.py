@@ -112,7 +112,7 @@ def test_two_good_nodes_measure_their_network(examined: dict[str, Examined]) -> 
     assert made.exit_codes == [0, 0]
     assert made.report["may_start"]
     assert {finding["verdict"] for finding in made.report["findings"]} == {"good"}
-    found = {(finding["check"], finding["node"]): finding["found"] for finding in made.report["findings"]}
+    found = {(finding["check"], finding["node"]): finding["message"] for finding in made.report["findings"]}
     assert float(found["all-reduce across", "n0"].split()[0]) > 0
     assert found["all-reduce across", "n1"].endswith("with n0")
     assert all(found["address", node].endswith("is reached by others") for node in ("n0", "n1"))
