@@ -17,7 +17,7 @@ from typing import Any
 
 from tempo_megatron.config import Config, DataChanged, DataConfig
 from tempo_megatron.data.identity import key, spoken
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 
 _NAME = "data.json"
 _KEY_LENGTH = len(key(""))
@@ -98,7 +98,7 @@ def keep_record(config: Config, learned: Iterable[str]) -> tuple[list[str], str]
     now = DataRecord(files, earlier | frozenset(learned))
     if now != before:
         kept: dict[str, Any] = {"files": {path: asdict(file) for path, file in now.files.items()}}
-        write_whole(Path(config.run_dir, _NAME), json.dumps(kept | {"learned": sorted(now.learned)}) + "\n")
+        write_text_atomically(Path(config.run_dir, _NAME), json.dumps(kept | {"learned": sorted(now.learned)}) + "\n")
     return [f"data.changed=accept: {line}" for line in accepted], now.contents
 
 

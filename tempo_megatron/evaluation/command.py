@@ -23,7 +23,7 @@ from tempo_megatron.megatron import topology
 from tempo_megatron.training.phases.evaluate import Decode, record
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import verdicts
-from tempo_megatron.utils.distributed import from_first, rank_and_ranks
+from tempo_megatron.utils.distributed import broadcast_from_first, rank_and_ranks
 from tempo_megatron.utils.logs import get_logger
 from tempo_megatron.utils.terminal import print_markdown, refuse
 
@@ -83,7 +83,7 @@ def _sample(
     protocol = benchmark.protocol
     file = SampleFile(plan.out, benchmark.name, protocol.samples)
     samples = file.resume() if is_first else {}
-    sampled_ids = from_first(set(samples))
+    sampled_ids = broadcast_from_first(set(samples))
     missing = [prompt for prompt in benchmark.prompts if prompt.id not in sampled_ids]
     questions_per_call = _questions_per_call(plan, protocol.samples)
     for start in range(0, len(missing), questions_per_call):

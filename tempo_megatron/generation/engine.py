@@ -141,7 +141,7 @@ class Generator:
             self._requests_of_replicas[replica] += counts["requests"]
         return [mine[number] for number in range(len(requests))]
 
-    @expect_pace(Pace.own)
+    @expect_pace(Pace.independent)
     def _complete(self, requests: Sequence[Request]) -> tuple[dict[int, Completion], Counter[str]]:
         """What this replica draws from the queue, by the requests' numbers, and figures of it."""
         from vllm.inputs.engine import tokens_input

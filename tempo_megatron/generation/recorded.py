@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tempo_megatron.generation.requests import Completion, Request
-from tempo_megatron.utils.atomic_files import written_whole
-from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks
+from tempo_megatron.utils.atomic_files import atomic_path
+from tempo_megatron.utils.distributed import barrier, broadcast_from_first, rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 from tempo_megatron.utils.logs import get_logger
 
@@ -64,7 +64,7 @@ class RecordedGenerator:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """A completion for each request, in their order, on every rank. Collective. Raises MissingRollouts."""
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
-        if from_first(_is_readable(path)):
+        if broadcast_from_first(_is_readable(path)):
             completions, figures = _read(path)
         elif self.engine is None:
             raise MissingRollouts(
@@ -144,7 +144,7 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
         "lengths": torch.tensor([len(done.response_ids) for done in completions], dtype=torch.int32),
         "stopped": torch.tensor([done.finish_reason == "stop" for done in completions]),
     }
-    with written_whole(path) as aside:
+    with atomic_path(path) as aside:
         save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
 
 

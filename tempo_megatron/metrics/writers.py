@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import LoggingConfig, WandbMode
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 from tempo_megatron.utils.logs import get_logger
 
@@ -86,5 +86,5 @@ def _wandb_id(run_dir: Path) -> str:
     """The W&B run of a run directory: made once and kept in it, so that a resumed run goes on in the same one."""
     path = run_dir / "wandb_id"
     if not path.exists():
-        write_whole(path, uuid.uuid4().hex)
+        write_text_atomically(path, uuid.uuid4().hex)
     return path.read_text()

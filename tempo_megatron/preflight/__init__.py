@@ -1,6 +1,13 @@
-"""Whether these nodes can train: `tempo doctor`, and the first seconds of `tempo train`.
+"""Checks whether these nodes can train: `tempo doctor`, and the first seconds of `tempo train`. See `docs/doctor.md`.
 
-Every node gathers facts about itself (`gather`, `gpus`), the first rank puts questions to all (`meeting`, `exchange`,
-`bandwidth`), and small functions over the facts say what is wrong (`device_checks`, `node_checks`, `room`). A report
-names each bad node, the reason and what to do.
+In the order of a check:
+
+- `command`, `arguments`: the command, and the checks before training
+- `rendezvous`: ranks meet in a TCPStore; the first rank sends tasks, the others answer
+- `check_runner`: the first rank's part; it runs the checks in order and makes the report
+- `node_reader`, `nvidia_smi`: read the facts of a node
+- `node_facts`, `findings`: the types of facts and of findings
+- `device_checks`, `node_checks`, `memory_and_disk`, `rank_placement`: checks of facts
+- `clocks`, `shared_directory`, `network`, `bandwidth`, `all_reduce`: checks that need more than one node
+- `report`: which nodes are good, whether training may start, a table and JSON
 """

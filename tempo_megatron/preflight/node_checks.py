@@ -1,116 +1,138 @@
-"""What facts of a node, its memory, software and surroundings, mean for a run: pure functions, one a check."""
+"""Checks of the facts about a node's memory, software, environment and ports. Each check is a pure function."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from tempo_megatron.config import SHARE_OF_HOST, Config
-from tempo_megatron.preflight.device_checks import on_gpus
-from tempo_megatron.preflight.facts import MASTER_PORTS, Facts, Finding, NodeVerdict, usual
+from tempo_megatron.preflight.device_checks import runs_on_gpus
+from tempo_megatron.preflight.findings import Finding, NodeVerdict, most_common
+from tempo_megatron.preflight.node_facts import MASTER_PORTS, Facts
 
-_FEWEST_FREE_PORTS = 0.5
+_MIN_FREE_PORTS = 0.5
+"""The smallest share of the rendezvous ports that must be free."""
 
 
 def check_node(facts: Facts, config: Config) -> list[Finding]:
-    """All checks of this module."""
-    return [*host_memory(facts, config), *versions(facts), *environment(facts, config), *ports(facts)]
+    """Return the findings of all checks of this module."""
+    return [
+        *check_host_memory(facts, config),
+        *check_versions(facts),
+        *check_environment(facts, config),
+        *check_ports(facts),
+    ]
 
 
-def host_memory(facts: Facts, config: Config) -> Iterator[Finding]:
-    """What offloading may take of host memory is free."""
+def check_host_memory(facts: Facts, config: Config) -> Iterator[Finding]:
+    """Check that the host memory which offloading may take is free."""
     memory, ranks = config.memory, config.parallel.processes_per_node
-    if not (on_gpus(facts, config) or memory.offload_on_cpu):
+    if not (runs_on_gpus(facts, config) or memory.offload_on_cpu):
         return
     if not (memory.offload_weights or memory.offload_optimizer):
         return
-    for node, of in facts.items():
-        wanted = memory.budget_gib(of.host_gib, ranks) * ranks
+    for node, node_facts in facts.items():
+        budget = memory.budget_gib(node_facts.host_gib, ranks) * ranks
         share = f"{SHARE_OF_HOST:.0%} of its memory, memory.host_gib is 0"
         rule = f"memory.host_gib x {ranks} ranks" if memory.host_gib else share
-        found = f"{of.host_free_gib:.0f} of {of.host_gib:.0f} GiB free; models at rest may take {wanted:.0f} ({rule})"
-        if of.host_free_gib >= wanted:
-            yield Finding("host memory", node, NodeVerdict.good, found)
+        free = f"{node_facts.host_free_gib:.0f} of {node_facts.host_gib:.0f} GiB free"
+        message = f"{free}; offloaded models may take {budget:.0f} ({rule})"
+        if node_facts.host_free_gib >= budget:
+            yield Finding("host memory", node, NodeVerdict.good, message)
         else:
-            # Without memory.host_gib nobody has said how much of the budget is needed.
+            # Without memory.host_gib it is unknown how much of the budget is needed.
             verdict = NodeVerdict.bad if memory.host_gib else NodeVerdict.warning
             yield Finding(
                 "host memory",
                 node,
                 verdict,
-                found,
+                message,
                 "ask Slurm for all of it (--mem=0), end what holds it, or set memory.host_gib to what the models need",
             )
 
 
-def versions(facts: Facts) -> Iterator[Finding]:
-    """All nodes run the same software; driver versions may differ."""
-    names = list(dict.fromkeys(name for of in facts.values() for name in of.versions))
-    common = {name: usual({node: of.versions.get(name, "none") for node, of in facts.items()}) for name in names}
-    common_driver = usual({node: of.driver for node, of in facts.items()})
-    for node, of in facts.items():
-        other = [
-            f"{name} {of.versions.get(name, 'none')}, others have {common[name]}"
+def check_versions(facts: Facts) -> Iterator[Finding]:
+    """Check that all nodes run the same software. Different driver versions are a warning."""
+    names = list(dict.fromkeys(name for node_facts in facts.values() for name in node_facts.versions))
+    common = {
+        name: most_common({node: node_facts.versions.get(name, "none") for node, node_facts in facts.items()})
+        for name in names
+    }
+    common_driver = most_common({node: node_facts.driver for node, node_facts in facts.items()})
+    for node, node_facts in facts.items():
+        differences = [
+            f"{name} {node_facts.versions.get(name, 'none')}, others have {common[name]}"
             for name in names
-            if of.versions.get(name, "none") != common[name]
+            if node_facts.versions.get(name, "none") != common[name]
         ]
-        if other:
+        if differences:
             yield Finding(
-                "versions", node, NodeVerdict.bad, "; ".join(other), "one environment or container image for all nodes"
+                "versions",
+                node,
+                NodeVerdict.bad,
+                "; ".join(differences),
+                "one environment or container image for all nodes",
             )
-        elif of.driver != common_driver:
+        elif node_facts.driver != common_driver:
             yield Finding(
                 "versions",
                 node,
                 NodeVerdict.warning,
-                f"driver {of.driver or 'none'}, others have {common_driver or 'none'}",
+                f"driver {node_facts.driver or 'none'}, others have {common_driver or 'none'}",
                 "speed may differ; ask for an update",
             )
         else:
-            told = ("python", "torch", "megatron-core", "source code")
-            shown = ", ".join(f"{name} {of.versions[name]}" for name in told if name in of.versions)
-            yield Finding("versions", node, NodeVerdict.good, shown)
+            listed_names = ("python", "torch", "megatron-core", "source code")
+            listed = ", ".join(
+                f"{name} {node_facts.versions[name]}" for name in listed_names if name in node_facts.versions
+            )
+            yield Finding("versions", node, NodeVerdict.good, listed)
 
 
-def environment(facts: Facts, config: Config) -> Iterator[Finding]:
-    """No environment variable that breaks or slows a run, and the same on all nodes."""
-    used = on_gpus(facts, config)
-    names = sorted({name for of in facts.values() for name in of.environment})
-    common = {name: usual({node: of.environment.get(name, "unset") for node, of in facts.items()}) for name in names}
-    for node, of in facts.items():
-        found = [*_environment(node, of.environment, config, used)]
-        found += [
+def check_environment(facts: Facts, config: Config) -> Iterator[Finding]:
+    """Check that no environment variable breaks or slows a run, and that variables are the same on all nodes."""
+    on_gpus = runs_on_gpus(facts, config)
+    names = sorted({name for node_facts in facts.values() for name in node_facts.environment})
+    common = {
+        name: most_common({node: node_facts.environment.get(name, "unset") for node, node_facts in facts.items()})
+        for name in names
+    }
+    for node, node_facts in facts.items():
+        findings = [*_environment_findings(node, node_facts.environment, config, on_gpus)]
+        findings += [
             Finding(
                 "environment",
                 node,
                 NodeVerdict.warning,
-                f"{name} is {of.environment.get(name, 'unset')}, elsewhere {common[name]}",
+                f"{name} is {node_facts.environment.get(name, 'unset')}, elsewhere {common[name]}",
                 "export it in the batch script, and let srun pass it on (--export=ALL)",
             )
             for name in names
-            if of.environment.get(name, "unset") != common[name]
+            if node_facts.environment.get(name, "unset") != common[name]
         ]
-        yield from found or [Finding("environment", node, NodeVerdict.good, "no variable that breaks or slows a run")]
+        yield from findings or [
+            Finding("environment", node, NodeVerdict.good, "no variable that breaks or slows a run")
+        ]
 
 
-def _environment(node: str, variables: Mapping[str, str], config: Config, used: bool) -> Iterator[Finding]:
-    def finding(verdict: NodeVerdict, name: str, found: str, remedy: str) -> Finding:
-        return Finding("environment", node, verdict, f"{name}={variables.get(name, '')}: {found}", remedy)
+def _environment_findings(node: str, variables: Mapping[str, str], config: Config, on_gpus: bool) -> Iterator[Finding]:
+    def finding(verdict: NodeVerdict, name: str, effect: str, remedy: str) -> Finding:
+        return Finding("environment", node, verdict, f"{name}={variables.get(name, '')}: {effect}", remedy)
 
-    if used:
+    if on_gpus:
         for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
             if "expandable_segments:true" in variables.get(name, "").lower() and config.generation.sleep:
                 yield finding(
                     NodeVerdict.bad,
                     name,
-                    "vLLM's sleep mode cannot live with it",
+                    "vLLM's sleep mode does not work with it",
                     f"unset {name}, or set generation.sleep=false where the models fit beside vLLM",
                 )
-        shared = config.parallel.tensor_model_parallel_size > 1 or config.parallel.context_parallel_size > 1
-        if shared and variables.get("CUDA_DEVICE_MAX_CONNECTIONS") != "1":
+        overlaps = config.parallel.tensor_model_parallel_size > 1 or config.parallel.context_parallel_size > 1
+        if overlaps and variables.get("CUDA_DEVICE_MAX_CONNECTIONS") != "1":
             yield finding(
                 NodeVerdict.warning,
                 "CUDA_DEVICE_MAX_CONNECTIONS",
-                "TP and CP overlap communication in the order that one queue gives",
+                "TP and CP need one queue to order the communication that they overlap",
                 "export CUDA_DEVICE_MAX_CONNECTIONS=1",
             )
         for name in ("CUDA_LAUNCH_BLOCKING", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE"):
@@ -120,22 +142,22 @@ def _environment(node: str, variables: Mapping[str, str], config: Config, used: 
         yield finding(
             NodeVerdict.warning,
             "OMP_NUM_THREADS",
-            "each rank starts a thread a core, and they fight for them",
+            "each rank starts one thread per core, and the threads of all ranks compete for the cores",
             "export OMP_NUM_THREADS=1, or cores / ranks",
         )
 
 
-def ports(facts: Facts) -> Iterator[Finding]:
-    """Ports for the rendezvous are free, and the kernel does not give them to others."""
+def check_ports(facts: Facts) -> Iterator[Finding]:
+    """Check that ports for the rendezvous are free, and that the kernel gives them to nobody else."""
     span = f"{MASTER_PORTS.start}-{MASTER_PORTS.stop - 1}"
-    for node, of in facts.items():
-        first, last = of.ephemeral_ports
-        if of.free_ports < _FEWEST_FREE_PORTS:
+    for node, node_facts in facts.items():
+        first, last = node_facts.ephemeral_ports
+        if node_facts.free_ports < _MIN_FREE_PORTS:
             yield Finding(
                 "ports",
                 node,
                 NodeVerdict.bad,
-                f"{of.free_ports:.0%} of ports {span}, which a rendezvous is chosen from, can be taken",
+                f"{node_facts.free_ports:.0%} of ports {span}, which a rendezvous is chosen from, can be taken",
                 "end what holds them (`ss -ltnp`)",
             )
         elif first < MASTER_PORTS.stop and last >= MASTER_PORTS.start:
@@ -147,4 +169,4 @@ def ports(facts: Facts) -> Iterator[Finding]:
                 "set MASTER_PORT to a port outside, or net.ipv4.ip_local_port_range",
             )
         else:
-            yield Finding("ports", node, NodeVerdict.good, f"{of.free_ports:.0%} of {span} free")
+            yield Finding("ports", node, NodeVerdict.good, f"{node_facts.free_ports:.0%} of {span} free")

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tempo_megatron.config import BadNodes, Config
-from tempo_megatron.preflight import placement, room
-from tempo_megatron.preflight.facts import Facts, Finding, NodeVerdict
+from tempo_megatron.preflight import memory_and_disk, rank_placement
+from tempo_megatron.preflight.findings import Finding, NodeVerdict
+from tempo_megatron.preflight.node_facts import Facts
 
-TABLE_HEADS = ("node", "verdict", "check", "found", "remedy")
+TABLE_HEADS = ("node", "verdict", "check", "finding", "remedy")
 
 
 @dataclass(frozen=True)
@@ -37,16 +38,19 @@ class Report:
         return all(finding.verdict is not NodeVerdict.bad for finding in self.findings)
 
     @property
-    def other_nodes_may_do(self) -> bool:
+    def other_nodes_may_help(self) -> bool:
         """Whether the run might start on other nodes: no bad finding holds for nodes of any kind."""
         bad = [finding for finding in self.findings if finding.verdict is NodeVerdict.bad]
-        run_checks = {finding.check for finding in bad if not finding.node} & {*room.CHECKS, placement.CHECK}
+        run_checks = {finding.check for finding in bad if not finding.node} & {
+            *memory_and_disk.CHECKS,
+            rank_placement.CHECK,
+        }
         if any(finding.check == "presence" for finding in bad):
             run_checks.discard("memory")  # too few nodes came to know what memory is usual
         return not run_checks
 
     @property
-    def is_spotless(self) -> bool:
+    def has_no_warnings(self) -> bool:
         """Whether no finding is bad or a warning."""
         return all(finding.verdict is NodeVerdict.good for finding in self.findings)
 
@@ -79,7 +83,7 @@ class Report:
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Returns the report's rows under TABLE_HEADS: each finding that is not good, then each check that is good."""
         wrong = [
-            (finding.node or "all", finding.verdict.value, finding.check, finding.found, finding.remedy)
+            (finding.node or "all", finding.verdict.value, finding.check, finding.message, finding.remedy)
             for finding in self._findings_not_good()
         ]
         good = [
@@ -98,7 +102,7 @@ class Report:
                 finding for finding in self.findings if finding.check == check and finding.verdict is NodeVerdict.good
             ]
             if good:
-                values = list(dict.fromkeys(finding.found for finding in good))
+                values = list(dict.fromkeys(finding.message for finding in good))
                 place = f" on {len(good)} of {len(self.ranks)} nodes" if good[0].node else ""
                 yield check, place, values[0] if len(values) == 1 else f"{values[0]} ... {values[-1]}"
 

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from tempo_megatron.config import Config, documented_keys, to_yaml
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 
 _CONFIG = "config.yaml"
 _MAY_CHANGE = (
@@ -49,7 +49,7 @@ def open_run(config: Config) -> None:
     """Make the run's directory and write the resolved config into it."""
     directory = Path(config.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / _CONFIG, to_yaml(config))
+    write_text_atomically(directory / _CONFIG, to_yaml(config))
     interrupted_mark(directory).unlink(missing_ok=True)
 
 
@@ -61,7 +61,7 @@ def interrupted_mark(directory: Path) -> Path:
 def write_summary(directory: Path, summary: dict[str, Any]) -> str:
     """Make `summary.json`; returns its text."""
     text = json.dumps(summary, indent=2)
-    write_whole(directory / "summary.json", text + "\n")
+    write_text_atomically(directory / "summary.json", text + "\n")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Which rank failed first: its traceback comes first in the log, the others say a line."""
+"""Ends a rank that failed. The first rank to fail logs its traceback; each other rank logs one line."""
 
 from __future__ import annotations
 
@@ -19,60 +19,70 @@ from tempo_megatron.utils.logs import get_logger
 logger = get_logger(__name__)
 
 EXIT_CODE = 1
-KEY = "tempo/failed"
+FAILED_KEY = "tempo/failed"
+"""The store's key of the first rank that failed."""
 HUNG_KEY = "tempo/hung"
-"""ranks that hang, and after a colon how that was seen"""
+"""The store's key of the ranks that hang. Its value names the ranks and, after a colon, the reason."""
 _WAIT_SECONDS = 3.0
-"""for the rank whose end broke a collective to say why"""
-_PEER_LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
+"""How long a rank whose collective broke waits for the failed rank to report."""
+_PEER_LOST_MESSAGES = (
+    "gloo",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Socket Timeout",
+    "NCCL",
+)
 
 
-def end_of_failed_rank(error: BaseException, run_dir: Path) -> None:
-    """Say what failed and end this process: what still runs in it (an engine, a collective) is not waited for.
+def end_failed_rank(error: BaseException, run_dir: Path) -> None:
+    """Log why this rank failed and end its process, without waiting for an engine or a collective that still runs.
 
-    The first rank to fail prints its traceback, which `run_dir/failures/rank-K.txt` keeps too; one that fails later,
-    or only because a peer is gone, says who was first.
+    The first rank to fail logs its traceback and writes it to `run_dir/failures/rank-K.txt`. A rank that fails later,
+    or only because a peer is gone, logs which rank was first.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to all once one has failed: this line first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it to all ranks once one has failed
     rank, ranks = rank_and_ranks()
-    where = f"rank {rank} on {socket.gethostname()}"
-    other = _other(rank, _is_loss_of_a_peer(error)) if ranks > 1 else None
-    if other is None:
-        text = f"{where} failed:\n{''.join(traceback.format_exception(error))}"
-    elif other:
-        text = f"{where} ends because {other}"
+    name = f"rank {rank} on {socket.gethostname()}"
+    cause = _cause_elsewhere(rank, _is_loss_of_a_peer(error)) if ranks > 1 else None
+    if cause is None:
+        text = f"{name} failed:\n{''.join(traceback.format_exception(error))}"
+    elif cause:
+        text = f"{name} ends because {cause}"
     else:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        text = f"{where} lost a rank that ended without a word (killed?): {reason}"
+        text = f"{name} lost another rank, which reported no failure (was it killed?): {reason}"
     try:
         logger.error(text)
-        if other is None:
+        if cause is None:
             (run_dir / "failures").mkdir(parents=True, exist_ok=True)
             (run_dir / "failures" / f"rank-{rank}.txt").write_text(text)
         sys.stdout.flush()
-    finally:  # a full disk, for one
+    finally:  # even if the disk is full
         os._exit(EXIT_CODE)
 
 
 def _is_loss_of_a_peer(error: BaseException) -> bool:
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _PEER_LOST)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _PEER_LOST_MESSAGES)
 
 
-def _other(rank: int, lost: bool) -> str | None:
-    """What another rank did before this one failed: "" where it lost one and none has said a word, None where it is
-    the first."""
+def _cause_elsewhere(rank: int, peer_lost: bool) -> str | None:
+    """Return what another rank did before this one failed.
+
+    None if this rank is the first to fail; "" if it lost a peer and no rank has reported a failure.
+    """
     try:
         store: Any = dist.distributed_c10d._get_default_store()
-        if not lost:
-            failed = store.compare_set(KEY, "", str(rank)).decode()
-            return None if failed == str(rank) else f"rank {failed} failed"
-        ends = time.monotonic() + _WAIT_SECONDS
-        while time.monotonic() < ends:
-            if store.check([KEY]):
-                return f"rank {store.get(KEY).decode()} failed"
+        if not peer_lost:
+            first = store.compare_set(FAILED_KEY, "", str(rank)).decode()
+            return None if first == str(rank) else f"rank {first} failed"
+        wait_until = time.monotonic() + _WAIT_SECONDS
+        while time.monotonic() < wait_until:
+            if store.check([FAILED_KEY]):
+                return f"rank {store.get(FAILED_KEY).decode()} failed"
             if store.check([HUNG_KEY]):
                 return f"rank {store.get(HUNG_KEY).decode().partition(':')[0].replace(' ', ', ')} hangs"
             time.sleep(0.1)
-    except (dist.DistError, ValueError):  # the store was the failed rank's, or there is no group yet
-        return "" if lost else None
+    except (dist.DistError, ValueError):  # the failed rank held the store, or no process group exists yet
+        return "" if peer_lost else None
     return ""

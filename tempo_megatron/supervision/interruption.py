@@ -1,4 +1,4 @@
-"""Asked to stop, by a signal or a deadline: one decision for all ranks."""
+"""Requests to stop, by a signal or a deadline. All ranks take one decision."""
 
 from __future__ import annotations
 
@@ -16,90 +16,98 @@ import torch.distributed as dist
 from tempo_megatron.utils.distributed import rank_and_ranks
 
 EXIT_CODE = 75
-"""of a rank that was interrupted and saved what there was: sysexits' "try again"."""
+"""The exit code of a rank that was interrupted and has saved: EX_TEMPFAIL ("try again") of sysexits."""
 DEADLINE = "TEMPO_DEADLINE"
-"""environment variable: seconds since the epoch at which the job will be killed"""
+"""The environment variable with the time at which the job will be killed, in seconds since the epoch."""
 _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-_KEY = "tempo/interrupted"
-_LEAST_LEAD_SECONDS = 60.0
+_STORE_KEY = "tempo/interrupted"
+_MIN_LEAD_SECONDS = 60.0
 _UNMEASURED_SAVES_SECONDS = 540.0
-"""of two saves, before one was measured: with the minute above, the warning that Slurm is asked for"""
-_heard: list[str] = []
-"""signals that this process had while it was `listening`: handlers are a process's own, and are there before a run"""
+"""The time for two saves before one was measured. With the minute of `_MIN_LEAD_SECONDS` it equals the warning time
+that the batch scripts request from Slurm."""
+_received_signals: list[str] = []
+"""The signals that came within `catch_stop_signals`. Handlers belong to the process and exist before the run does."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and stands where it can be saved."""
+    """The run was asked to stop and is at a point where it can be saved."""
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """SIGUSR1 and SIGTERM are noted rather than obeyed, for each `Interruption` of this process. Main thread alone."""
-    before = {number: signal.signal(number, _note) for number in _SIGNALS}
+def catch_stop_signals() -> Iterator[None]:
+    """Record SIGUSR1 and SIGTERM for each `InterruptionRequest` of this process instead of ending it.
+
+    Call this in the main thread.
+    """
+    before = {number: signal.signal(number, _record_signal) for number in _SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _heard.clear()
+        _received_signals.clear()
 
 
-def _note(number: int, _: Any) -> None:
-    _heard.append(signal.Signals(number).name)
+def _record_signal(number: int, _: Any) -> None:
+    _received_signals.append(signal.Signals(number).name)
 
 
 class InterruptionRequest:
-    """Knows the signals that were heard while `listening`, and the deadline.
+    """Tells whether the run was asked to stop, by a signal within `catch_stop_signals` or by the deadline.
 
-    A rank that hears anything tells the others through the process group's store. `asked` may differ between ranks for
-    a moment; what all must do alike asks `agreed`.
+    A rank that receives a request shares it through the process group's store. For a moment `is_requested` may differ
+    between ranks. Decisions that all ranks must take alike use `agree`.
     """
 
     def __init__(self, store: Any = None, deadline: float | None = None) -> None:
         self._store = store
         self._deadline = deadline
         self._reason = ""
-        self._told = False
-        # A job is to do something, too: one that is shorter than its lead would only ever be requeued.
+        self._shared = False
+        """Whether this rank has written its reason to the store, or has read it there."""
+        # A lead longer than the job would have the job requeued again and again without any progress.
         half = (deadline - time.time()) / 2 if deadline is not None else math.inf
-        self._most_seconds = max(half, _LEAST_LEAD_SECONDS)
-        self.allow(0.0, 0.0)
+        self._max_lead_seconds = max(half, _MIN_LEAD_SECONDS)
+        self.set_lead(0.0, 0.0)
 
     @classmethod
     def of_this_job(cls) -> InterruptionRequest:
-        """With the deadline of the environment and the default process group's store."""
+        """Return a request with the environment's deadline and the default process group's store."""
         store = dist.distributed_c10d._get_default_store() if rank_and_ranks()[1] > 1 else None
-        given = os.environ.get(DEADLINE)
-        return cls(store, float(given) if given else None)
+        deadline = os.environ.get(DEADLINE)
+        return cls(store, float(deadline) if deadline else None)
 
-    def allow(self, save_seconds: float, stretch_seconds: float) -> None:
-        """What must fit between the request and the end: a save that takes twice as long as the last one (0: none was
-        measured yet), a minute, and the longest stretch of a run in which it cannot be saved; at most half the job."""
-        needed = (2 * save_seconds or _UNMEASURED_SAVES_SECONDS) + _LEAST_LEAD_SECONDS + stretch_seconds
-        self.lead_seconds = min(needed, self._most_seconds)
+    def set_lead(self, save_seconds: float, uninterruptible_seconds: float) -> None:
+        """Set how long before the deadline the run stops.
 
-    def asked(self) -> bool:
-        """Whether this rank, or one that has told it, was asked to stop. Not collective."""
-        if not self._reason and _heard:
-            self._reason = _heard[0]
+        The lead is twice the last save, one minute, and the longest part of the run that cannot be interrupted. It is
+        at most half of the job. `save_seconds` is 0 before a save was measured.
+        """
+        lead = (2 * save_seconds or _UNMEASURED_SAVES_SECONDS) + _MIN_LEAD_SECONDS + uninterruptible_seconds
+        self.lead_seconds = min(lead, self._max_lead_seconds)
+
+    def is_requested(self) -> bool:
+        """Return whether this rank, or one whose request has reached it, was asked to stop. Not collective."""
+        if not self._reason and _received_signals:
+            self._reason = _received_signals[0]
         if not self._reason and self._deadline is not None and time.time() > self._deadline - self.lead_seconds:
             self._reason = "the deadline"
-        if self._store is not None and not self._told:
+        if self._store is not None and not self._shared:
             if self._reason:
-                self._store.set(_KEY, self._reason)
-            elif self._store.check([_KEY]):
-                self._reason = self._store.get(_KEY).decode()
-            self._told = bool(self._reason)
+                self._store.set(_STORE_KEY, self._reason)
+            elif self._store.check([_STORE_KEY]):
+                self._reason = self._store.get(_STORE_KEY).decode()
+            self._shared = bool(self._reason)
         return bool(self._reason)
 
-    def agreed(self) -> str:
-        """Why all ranks stop, "" if none was asked. Collective."""
-        asked = self.asked()
+    def agree(self) -> str:
+        """Return why all ranks stop, or "" if no rank was asked to. Collective."""
+        requested = self.is_requested()
         if self._store is None:
             return self._reason
-        flag = torch.tensor([int(asked)])
-        dist.all_reduce(flag)
-        if not flag:
+        requests = torch.tensor([int(requested)])
+        dist.all_reduce(requests)
+        if not requests:
             return ""
         self._reason = self._reason or "another rank's request"
         return self._reason

@@ -1,4 +1,4 @@
-"""Ends a run in which a rank hangs, and says which and where."""
+"""Ends a run in which a rank hangs, and reports which rank and where."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tempo_megatron.config import FaultsConfig
 from tempo_megatron.supervision import collectives, failure
-from tempo_megatron.supervision.hangs import Beat, Hangs, RankState
+from tempo_megatron.supervision.hangs import HangDetector, Heartbeat, RankState
 from tempo_megatron.utils import heartbeat
 from tempo_megatron.utils.distributed import rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, PhaseProgress
@@ -24,57 +24,60 @@ from tempo_megatron.utils.logs import get_logger
 logger = get_logger(__name__)
 
 EXIT_CODE = 70
-"""of a rank that ends itself because it, or another, hangs: sysexits' "internal error"."""
+"""The exit code of a rank that ends because it, or another rank, hangs: EX_SOFTWARE ("internal error") of sysexits."""
 _POLL_SECONDS = 2.0
-_LOOKS_BEFORE_RECORD = 5
-"""at a count that rests, before torch's record of collectives is read: that takes tens of ms of the interpreter"""
-_ALONE_SECONDS = 20.0
-"""for a main thread to notice by itself that another rank is gone"""
-_OTHERS_WAIT_SECONDS = 5.0
-"""so that what the hanging rank says comes first in the log"""
+_POLLS_BEFORE_RECORD = 5
+"""The polls with an unchanged tick count before the watchdog reads torch's record of collectives. Reading it blocks the
+interpreter for tens of milliseconds."""
+_GRACE_SECONDS = 20.0
+"""The time for a main thread to end by itself after another rank is gone."""
+_CULPRIT_FIRST_SECONDS = 5.0
+"""The time by which other ranks delay their report, so that the hanging rank's report comes first in the log."""
 
 
 class Watchdog:
-    """Threads of each rank. One looks at where the main thread is: a phase may take no longer than its limit. Another
-    tells the other ranks and hears what they tell: `hangs` has the rules by which the first rank finds one that hangs.
-    The latter may wait for ever for a store that does not answer; the former asks nobody.
+    """Runs two threads on each rank that end the run when a rank hangs.
 
-    What hangs leaves its stacks, and the record of the last collectives, in `directory/rank-K.txt`, and the stacks on
-    standard error;
-    all ranks end with `EXIT_CODE`. `end` and `store` are replaced in tests.
+    - One thread watches this rank's own phase, which may take no longer than its limit. It needs no other rank.
+    - One thread sends heartbeats through the store and reads the other ranks' reports. The first rank's thread also
+      applies the rules of `hangs`. This thread may wait forever for a store that does not answer.
+
+    A hanging rank writes its stacks and torch's record of the last collectives to `directory/rank-K.txt`. The stacks go
+    to standard error too. All ranks end with `EXIT_CODE`. Tests replace `end` and `store`.
     """
 
     def __init__(
         self,
-        place: Callable[[], PhaseProgress],
+        progress: Callable[[], PhaseProgress],
         limits: FaultsConfig,
         directory: Path,
         store: Any = None,
         end: Callable[[int], Any] = os._exit,
     ) -> None:
-        self._place = place
+        self._progress = progress
         self._limits = limits
         self._directory = directory
         self._store = store
         self._end = end
         self._rank, self._ranks = rank_and_ranks()
-        self._hangs = Hangs(limits.lag_limit_seconds)
-        self._last: tuple[int, int] | None = None
-        """phases and ticks, when they were last looked at"""
-        self._rests = 0
-        """looks since they last moved"""
-        self._beats = 0
-        self._own, self._shared = _WatchedTime(), _WatchedTime()
+        self._detector = HangDetector(limits.lag_limit_seconds)
+        self._last_count: tuple[int, int] | None = None
+        """The phases entered and the ticks at the last heartbeat."""
+        self._unchanged_polls = 0
+        """The heartbeats since this count last changed."""
+        self._heartbeats_sent = 0
+        self._phase_time, self._shared_time = _WatchedTime(), _WatchedTime()
         self._stopping = threading.Event()
-        looks = [self.look_at_phase, *([self.look_at_ranks] if store is not None else [])]
-        self._threads = [threading.Thread(target=self._repeat, args=[look], daemon=True) for look in looks]
+        checks = [self.check_phase, *([self.check_ranks] if store is not None else [])]
+        self._threads = [threading.Thread(target=self._repeat, args=[check], daemon=True) for check in checks]
 
     @classmethod
-    def of_this_job(cls, place: Callable[[], PhaseProgress], limits: FaultsConfig, directory: Path) -> Watchdog:
-        # Of its own: the main thread may hold the other while it waits.
-        shared: Any = dist.distributed_c10d._get_default_store() if rank_and_ranks()[1] > 1 else None
-        store = shared and shared.clone()
-        return cls(place, limits, directory, store)
+    def of_this_job(cls, progress: Callable[[], PhaseProgress], limits: FaultsConfig, directory: Path) -> Watchdog:
+        """Return a watchdog that uses the default process group's store."""
+        default_store: Any = dist.distributed_c10d._get_default_store() if rank_and_ranks()[1] > 1 else None
+        # A connection of its own: the main thread may hold the default one while it waits.
+        store = default_store and default_store.clone()
+        return cls(progress, limits, directory, store)
 
     def start(self) -> None:
         for thread in self._threads:
@@ -85,140 +88,148 @@ class Watchdog:
         for thread in self._threads:
             thread.join()
 
-    def _repeat(self, look: Callable[[], None]) -> None:
-        said = ""
+    def _repeat(self, check: Callable[[], None]) -> None:
+        last_error = ""
         while not self._stopping.wait(_POLL_SECONDS):
             try:
-                look()
+                check()
             except dist.DistError:
-                if not self._stopping.wait(_ALONE_SECONDS):
+                if not self._stopping.wait(_GRACE_SECONDS):
                     self._say("has lost the rank that held the process group's store")
                     self._end(EXIT_CODE)
                 return
-            except Exception as error:  # of this look; the next may find what hangs
+            except Exception as error:  # the next check may still detect a hang
                 text = f"could not look for hangs: {error!r}"
-                if text != said:
+                if text != last_error:
                     self._say(text)
-                said = text
+                last_error = text
 
-    def look_at_phase(self) -> None:
-        """One look at this rank; ends the process where its phase is over its limit."""
-        self._own.look()
-        place = self._place()
-        limit, taken = self._limits.limit_seconds(place.phase), place.seconds - self._own.missed(place.seconds)
-        if taken > limit:
-            if collectives.main_thread_waits() or collectives.under_way():
-                time.sleep(_OTHERS_WAIT_SECONDS)
-            self._give_up(f"{_name(place)} has taken {taken:.0f} s, the limit is {limit:.0f} s")
+    def check_phase(self) -> None:
+        """End the process if its present phase has exceeded its limit."""
+        self._phase_time.update()
+        progress = self._progress()
+        limit = self._limits.limit_seconds(progress.phase)
+        seconds = progress.seconds - self._phase_time.suspended_seconds(progress.seconds)
+        if seconds > limit:
+            if collectives.main_thread_waits() or collectives.collective_in_flight():
+                time.sleep(_CULPRIT_FIRST_SECONDS)
+            self._end_hanging_rank(f"{_phase_name(progress)} has taken {seconds:.0f} s, the limit is {limit:.0f} s")
 
-    def look_at_ranks(self) -> None:
-        """One look at what the ranks say of themselves; ends the process where one hangs or has failed."""
-        place = self._place()
-        self._store.set(_beat_of(self._rank), str(self._beat(place)))
+    def check_ranks(self) -> None:
+        """Send a heartbeat and read the other ranks' reports. End the process if a rank hangs or has failed."""
+        progress = self._progress()
+        self._store.set(_heartbeat_key(self._rank), str(self._heartbeat(progress)))
         if self._rank == 0:
-            self._look_for_hangs()
-        if self._store.check([failure.KEY]):
-            first = self._store.get(failure.KEY).decode()
-            if not self._stopping.wait(_ALONE_SECONDS) and first != str(self._rank):
-                self._say(f"ends because rank {first} failed")  # it may wait in a collective for ever
+            self._detect_hangs()
+        if self._store.check([failure.FAILED_KEY]):
+            first = self._store.get(failure.FAILED_KEY).decode()
+            if not self._stopping.wait(_GRACE_SECONDS) and first != str(self._rank):
+                self._say(f"ends because rank {first} failed")  # its main thread may wait in a collective forever
                 self._end(failure.EXIT_CODE)
         if self._store.check([failure.HUNG_KEY]):
-            ranks, why = self._store.get(failure.HUNG_KEY).decode().split(": ", 1)
-            self._end_of_hang(ranks.split(), f"in {_name(place)}, {why}")
+            ranks, reason = self._store.get(failure.HUNG_KEY).decode().split(": ", 1)
+            self._end_after_hang(ranks.split(), f"in {_phase_name(progress)}, {reason}")
 
-    def _beat(self, place: PhaseProgress) -> Beat:
-        limits, count = self._limits, (place.entered, place.ticks)
-        self._rests = self._rests + 1 if self._last == count else 0
-        self._last = count
-        patience = limits.first_stall_limit_seconds if place.first else limits.stall_limit_seconds
-        self._beats += 1
-        return Beat(*count, self._state(place), patience, self._beats)
+    def _heartbeat(self, progress: PhaseProgress) -> Heartbeat:
+        count = (progress.phases_entered, progress.ticks)
+        self._unchanged_polls = self._unchanged_polls + 1 if self._last_count == count else 0
+        self._last_count = count
+        limits = self._limits
+        patience = limits.first_stall_limit_seconds if progress.first_time else limits.stall_limit_seconds
+        self._heartbeats_sent += 1
+        return Heartbeat(*count, self._state(progress), patience, self._heartbeats_sent)
 
-    def _state(self, place: PhaseProgress) -> RankState:
+    def _state(self, progress: PhaseProgress) -> RankState:
         if heartbeat.pace() is Pace.untimed:
             return RankState.untimed
-        if heartbeat.pace() is Pace.own:
-            return RankState.alone
-        if self._rests and collectives.main_thread_waits():
-            return RankState.waits
-        if not place.phase:
-            return RankState.between
-        waits = self._rests >= _LOOKS_BEFORE_RECORD and collectives.under_way()
-        return RankState.waits if waits else RankState.works
+        if heartbeat.pace() is Pace.independent:
+            return RankState.independent
+        if self._unchanged_polls and collectives.main_thread_waits():
+            return RankState.waiting
+        if not progress.phase:
+            return RankState.between_phases
+        waits = self._unchanged_polls >= _POLLS_BEFORE_RECORD and collectives.collective_in_flight()
+        return RankState.waiting if waits else RankState.working
 
-    def _look_for_hangs(self) -> None:
-        # When this process was stopped and goes on, others may not have beaten yet.
-        self._shared.look()
-        keys = [_beat_of(rank) for rank in range(self._ranks)]
+    def _detect_hangs(self) -> None:
+        # After a suspension, this rank may wake before the others have sent a heartbeat: `_shared_time` leaves it out.
+        self._shared_time.update()
+        keys = [_heartbeat_key(rank) for rank in range(self._ranks)]
         if self._store.check(keys):
-            beats = [Beat.parse(text.decode()) for text in self._store.multi_get(keys)]
-            hang = self._hangs.found(beats, self._shared.seconds)
+            heartbeats = [Heartbeat.parse(text.decode()) for text in self._store.multi_get(keys)]
+            hang = self._detector.detect(heartbeats, self._shared_time.seconds)
             if hang:
-                self._store.set(failure.HUNG_KEY, f"{' '.join(map(str, hang.ranks))}: {hang.why}")
+                self._store.set(failure.HUNG_KEY, f"{' '.join(map(str, hang.ranks))}: {hang.reason}")
 
-    def _end_of_hang(self, ranks: list[str], why: str) -> None:
-        """The first of the ranks that hang speaks first, then the others of them, then those that only wait. None of
-        the former ends before all have spoken: launchers kill who is left."""
-        mine = str(self._rank)
-        if mine == ranks[0]:
-            self._give_up(why, linger=2 * _OTHERS_WAIT_SECONDS if ranks[1:] else 0.0)
-        time.sleep(_OTHERS_WAIT_SECONDS)
-        if mine in ranks:
-            self._give_up(why, linger=_OTHERS_WAIT_SECONDS)
-        time.sleep(_OTHERS_WAIT_SECONDS)
+    def _end_after_hang(self, ranks: list[str], reason: str) -> None:
+        """End this rank after `ranks` were detected to hang, the likeliest culprit first.
+
+        The first of `ranks` reports first, then the others of `ranks`, then the ranks that only wait. No hanging rank
+        ends before all hanging ranks have reported, because launchers kill the ranks that are left.
+        """
+        own_rank = str(self._rank)
+        if own_rank == ranks[0]:
+            self._end_hanging_rank(reason, linger=2 * _CULPRIT_FIRST_SECONDS if ranks[1:] else 0.0)
+        time.sleep(_CULPRIT_FIRST_SECONDS)
+        if own_rank in ranks:
+            self._end_hanging_rank(reason, linger=_CULPRIT_FIRST_SECONDS)
+        time.sleep(_CULPRIT_FIRST_SECONDS)
         self._say(f"ends because rank {', '.join(ranks)} hangs")
         self._end(EXIT_CODE)
 
-    def _give_up(self, why: str, linger: float = 0.0) -> None:
-        # A file system or a log that does not answer may be why: it gets no say in the end.
-        last = threading.Timer(_ALONE_SECONDS, self._end, [EXIT_CODE])
-        last.daemon = True
-        last.start()
+    def _end_hanging_rank(self, reason: str, linger: float = 0.0) -> None:
+        """Log the reason and all stacks, wait `linger` seconds, and end the process."""
+        # The cause may be a file system or a log that does not answer: the timer ends the process all the same.
+        end_timer = threading.Timer(_GRACE_SECONDS, self._end, [EXIT_CODE])
+        end_timer.daemon = True
+        end_timer.start()
         try:
-            self._say(f"hangs: {why}. Stacks of its threads:")
+            self._say(f"hangs: {reason}. Stacks of its threads:")
             faulthandler.dump_traceback(all_threads=True)
-            self._record(why)
+            self._write_record(reason)
             time.sleep(linger)
         finally:
-            last.cancel()
+            end_timer.cancel()
             self._end(EXIT_CODE)
 
-    def _record(self, why: str) -> None:
+    def _write_record(self, reason: str) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / f"rank-{self._rank}.txt").open("w") as file:
-            print(f"rank {self._rank} on {socket.gethostname()}: {why}\n", file=file, flush=True)
+            print(f"rank {self._rank} on {socket.gethostname()}: {reason}\n", file=file, flush=True)
             faulthandler.dump_traceback(file, all_threads=True)
-            print(f"\nlast collectives:\n{collectives.record()}", file=file)
+            print(f"\nlast collectives:\n{collectives.flight_record()}", file=file)
 
     def _say(self, text: str) -> None:
         logger.error(f"rank {self._rank} on {socket.gethostname()} {text}")
 
 
 class _WatchedTime:
-    """The time of a thread that looks every few seconds, without that in which it could not: Slurm suspends jobs."""
+    """The time that a polling thread has watched. It leaves out suspensions, such as Slurm's, that stop the thread."""
 
     def __init__(self) -> None:
-        self._looked_at = time.monotonic()
-        self._missed: list[tuple[float, float]] = []
-        """when it went on, and the seconds before that in which it did not look"""
+        self._last_update = time.monotonic()
+        self._suspensions: list[tuple[float, float]] = []
+        """The end of each suspension, and its seconds."""
         self.seconds = 0.0
 
-    def look(self) -> None:
+    def update(self) -> None:
+        """Count the time since the last update, of which all but two poll intervals is a suspension."""
         now = time.monotonic()
-        since, usual = now - self._looked_at, 2 * _POLL_SECONDS
-        self.seconds += min(since, usual)
-        if since > usual:
-            self._missed.append((now, since - usual))
-        self._looked_at = now
+        elapsed, longest_usual = now - self._last_update, 2 * _POLL_SECONDS
+        self.seconds += min(elapsed, longest_usual)
+        if elapsed > longest_usual:
+            self._suspensions.append((now, elapsed - longest_usual))
+        self._last_update = now
 
-    def missed(self, last: float) -> float:
-        """Of so many seconds, those in which it did not look."""
-        return sum(seconds for at, seconds in self._missed if at > self._looked_at - last)
-
-
-def _name(place: PhaseProgress) -> str:
-    return place.phase or "what follows a phase"
+    def suspended_seconds(self, period: float) -> float:
+        """Return how many of the last `period` seconds the thread was suspended."""
+        begin = self._last_update - period
+        return sum(seconds for end, seconds in self._suspensions if end > begin)
 
 
-def _beat_of(rank: int) -> str:
-    return f"tempo/beat/{rank}"
+def _phase_name(progress: PhaseProgress) -> str:
+    return progress.phase or "what follows a phase"
+
+
+def _heartbeat_key(rank: int) -> str:
+    return f"tempo/heartbeat/{rank}"

@@ -9,7 +9,7 @@ import torch
 
 from tempo_megatron.config import Config, Fp8
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.utils.packages import versions
+from tempo_megatron.utils.packages import installed_versions
 
 _ACCELERATORS = {
     "Transformer Engine": "transformer_engine",
@@ -32,7 +32,7 @@ def text(config: Config, topology: Topology) -> str:
         "device": f"{topology.world_size} x {_device(topology)}",
         "accelerated by": ", ".join(there) or "nothing",
         "missing": ", ".join(missing) or "nothing",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions(_PACKAGES).items()),
+        "versions": ", ".join(f"{name} {version}" for name, version in installed_versions(_PACKAGES).items()),
         "run directory": config.run_dir,
     }
     return "\n".join(f"{name:>15}  {value}" for name, value in lines.items())

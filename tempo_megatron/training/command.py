@@ -47,7 +47,7 @@ def train_recipe(recipe: str, overrides: Sequence[str], arguments: Sequence[str]
     except BaseException as error:  # the exceptions of torch.distributed.checkpoint are no Exceptions
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
-        failure.end_of_failed_rank(error, Path(config.run_dir))
+        failure.end_failed_rank(error, Path(config.run_dir))
     if not is_finished:
         _end_process(0 if torchrun.started_this() else interruption.EXIT_CODE)
     return 0

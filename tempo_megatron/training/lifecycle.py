@@ -106,11 +106,11 @@ class Lifecycle:
     def may_be_interrupted(self, generator: RecordedGenerator) -> Iterator[None]:
         """Generation that ends early, as Interrupted, when the run is asked to stop: nothing has been learned since the
         boundary that would be saved."""
-        generator.stop_when(self.interruption.asked)
+        generator.stop_when(self.interruption.is_requested)
         try:
             yield
         except GenerationStopped as stopped:
-            raise Interrupted(self.interruption.agreed()) from stopped
+            raise Interrupted(self.interruption.agree()) from stopped
         finally:
             generator.stop_when(None)
         # Grading, which comes after it, cannot be.
@@ -118,8 +118,8 @@ class Lifecycle:
 
     def pause(self) -> None:
         """Raise Interrupted where the run was asked to stop. Collective."""
-        self.interruption.allow(self.saver.seconds, self._stretch_seconds)
-        reason = self.interruption.agreed()
+        self.interruption.set_lead(self.saver.seconds, self._stretch_seconds)
+        reason = self.interruption.agree()
         if reason:
             raise Interrupted(reason)
         self._could_be_interrupted = time.monotonic()

@@ -11,7 +11,7 @@ from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Or
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, WARM_START, Position
-from tempo_megatron.supervision.interruption import Interrupted, listening
+from tempo_megatron.supervision.interruption import Interrupted, catch_stop_signals
 from tempo_megatron.training.phases.advantages import PolicyRollouts, estimate, read_votes
 from tempo_megatron.training.phases.collect import Collected
 from tempo_megatron.training.phases.critic_metrics import evidence, measure
@@ -20,7 +20,7 @@ from tempo_megatron.training.phases.m_step import refine
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.training.phases.warm_start import warm_start_step
 from tempo_megatron.training.run import Run
-from tempo_megatron.utils.distributed import from_first
+from tempo_megatron.utils.distributed import broadcast_from_first
 
 Metrics = dict[str, Any]
 
@@ -28,7 +28,7 @@ Metrics = dict[str, Any]
 def train(config: Config) -> bool:
     """Run a recipe to its end, from wherever the run directory's newest checkpoint left it; False if it was asked to
     stop before that, and saved."""
-    with listening():  # models and engine take minutes
+    with catch_stop_signals():  # models and engine take minutes
         run = Run(config, watched=True)
         try:
             if run.course.in_stages:
@@ -206,7 +206,7 @@ def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
             found = measure(run.critic, drawn.measured, correct, run.config.critic.target_range)
         # A figure that rollouts all right or all wrong do not have stays as it was; a critic without a value has none.
         otherwise = run.gate_value if "mean_value" in found else None
-        run.gate_value = from_first(found.get(run.config.loop.gate_on, otherwise))
+        run.gate_value = broadcast_from_first(found.get(run.config.loop.gate_on, otherwise))
     return {f"calibration/{when}/{name}": value for name, value in found.items()}
 
 

@@ -123,14 +123,14 @@ class DeviceResidency:
             torch.cuda.empty_cache()
 
     def _begin_reading(self) -> None:
-        host_memory.forget_peak()
+        host_memory.reset_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._used, self._reserved = _device_used(self.device), torch.cuda.memory_reserved(self.device)
 
     def _read(self) -> None:
         """The most that was used since reading began, noted for the whole and for each phase that goes on."""
-        peaks = {"host": host_memory.peak()}
+        peaks = {"host": host_memory.peak_bytes()}
         if self.device.type == "cuda":
             grown = torch.cuda.max_memory_reserved(self.device) - self._reserved
             peaks["device"] = max(self._used + grown, _device_used(self.device))

@@ -39,7 +39,7 @@ from tempo_megatron.training.phases.collect import Collected, Collector
 from tempo_megatron.training.phases.evaluate import Evaluator
 from tempo_megatron.training.phases.select_checkpoint import Chooser
 from tempo_megatron.training.residency import DeviceResidency
-from tempo_megatron.utils.distributed import barrier, from_first
+from tempo_megatron.utils.distributed import barrier, broadcast_from_first
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 from tempo_megatron.utils.logs import get_logger
 
@@ -80,7 +80,7 @@ class Run:
         if self.is_first:
             self.say(banner.text(config, self.topology))
         # Another node may see the directory a little later: one rank looks for all.
-        self._saved = from_first(saved_checkpoint(self.directory) if self.is_first else None)
+        self._saved = broadcast_from_first(saved_checkpoint(self.directory) if self.is_first else None)
         self.tokenizer = AutoTokenizer.from_pretrained(self.hf_path)
         self.data = run_data.load_run_data(config, self.tokenizer)
         self._load_data()
@@ -116,7 +116,7 @@ class Run:
                     self.say(line)
             except RunDirectoryInUse as occupied:
                 refusal = str(occupied)
-        refusal, self._data_contents = from_first((refusal, contents))
+        refusal, self._data_contents = broadcast_from_first((refusal, contents))
         if refusal:
             raise RunDirectoryInUse(refusal)
 

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that exist complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Where to write what is to be at `path`, in place of an earlier file. A failure leaves what was there before, and
-    nothing beside it."""
-    aside = path.with_name(f".{path.name}.aside")
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path, and move what was written there to `path` at the end, over an earlier file.
+
+    After a failure `path` is as it was before, and the temporary file is gone.
+    """
+    temporary = path.with_name(f".{path.name}.aside")
     try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())  # before it has its name: a node that goes down may lose what was not written out
-        aside.replace(path)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # before the move: a node that crashes may lose unsynced contents
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text as UTF-8, whole once it has its name."""
-    with written_whole(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as UTF-8. The file appears at `path` only once it is complete."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How far this process has come: a count that its work moves, and what a watcher may expect of it meanwhile."""
+"""Counts the units of work that this process has done, and says how the watchdog may judge that count."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import NamedTuple
 
 
 class Pace(StrEnum):
-    """What may be expected of the count."""
+    """How the watchdog may judge a tick count that stands still."""
 
     shared = "shared"
-    """it rests while this rank waits for others, as it may at any time; one rank's moves"""
-    own = "own"
-    """it moves: nothing here waits for another rank, save those that work on the same thing in step"""
+    """The count may stand still while this rank waits for other ranks. The count of at least one rank moves."""
+    independent = "independent"
+    """The count moves. This rank waits for no other rank, except for those that do the same work in step with it."""
     untimed = "untimed"
-    """nothing: a step of unknown length is under way, in which nothing can count (a file system, an engine's start)"""
+    """The count may stand still for an unknown time, as in file access or an engine's start: nothing can tick there."""
 
 
 class PhaseProgress(NamedTuple):
-    """Where a run is."""
+    """Where this process is in the run."""
 
-    entered: int
-    """phases entered so far"""
+    phases_entered: int
+    """The number of phases entered so far."""
     phase: str
-    """the innermost that goes on, "" between phases"""
+    """The innermost active phase, or "" between phases."""
     seconds: float
-    """since it was entered, or the last one left"""
-    first: bool
-    """this process is in that phase for the first time"""
+    """The seconds since this phase was entered, or since the last phase was left."""
+    first_time: bool
+    """Whether this process is in that phase for the first time."""
     ticks: int
-    """since the phase was entered"""
+    """The ticks since the phase was entered."""
 
 
 _ticks = 0
@@ -39,25 +39,29 @@ _pace = Pace.shared
 
 
 def tick() -> None:
-    """A unit of work is done, one that takes seconds at most. For the thread that does the work: one that ticked beside
-    it would hide that it hangs."""
+    """Count one unit of work, which takes seconds at most.
+
+    Call this in the thread that does the work: ticks of another thread would hide that the work hangs.
+    """
     global _ticks
     _ticks += 1
 
 
 def ticks() -> int:
+    """Return the ticks since this process started."""
     return _ticks
 
 
 def pace() -> Pace:
+    """Return the pace that is expected of the main thread now."""
     return _pace
 
 
 @contextlib.contextmanager
-def expect_pace(changed: Pace) -> Iterator[None]:
-    """What the main thread does within goes at this pace. Also a decorator."""
+def expect_pace(expected: Pace) -> Iterator[None]:
+    """Set the pace that is expected of the main thread within this context. Also works as a decorator."""
     global _pace
-    before, _pace = _pace, changed
+    before, _pace = _pace, expected
     try:
         yield
     finally:

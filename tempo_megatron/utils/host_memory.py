@@ -1,4 +1,4 @@
-"""Host memory: how much there is for this process, and the most that it has taken."""
+"""Host memory that this process may use, and the peak of what it has used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ _PROCESS = Path("/proc/self")
 
 
 def total_and_free(cgroups: Path = _CGROUPS, process: Path = _PROCESS) -> tuple[int, int]:
-    """Bytes of the node, or of the part of it that a container or a Slurm job leaves to this process (cgroup v1 and
-    v2; the limit of a group holds for those within it)."""
+    """Return the total and the free bytes of host memory that this process may use.
+
+    These are the node's, limited by the container and by the Slurm job. cgroup v1 and v2 are read. A group's limit
+    also holds for all groups within it.
+    """
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     for limit, used in _limits(cgroups, process):
@@ -22,41 +25,44 @@ def total_and_free(cgroups: Path = _CGROUPS, process: Path = _PROCESS) -> tuple[
 
 
 def _limits(cgroups: Path, process: Path) -> list[tuple[int, int]]:
-    """Limit and use in bytes of this process's memory groups, from its own to the outermost that it sees. Files that
-    the kernel would drop are not in use: a checkpoint that was just written is many."""
+    """Return limit and use in bytes of this process's memory groups, from its own to the outermost visible one.
+
+    Cached files that the kernel can drop do not count as used: a checkpoint that was just written has many.
+    """
     table = process / "cgroup"
-    found = []
+    limits = []
     for line in table.read_text().splitlines() if table.is_file() else ():
-        _, controllers, own = line.split(":", 2)
+        _, controllers, own_group = line.split(":", 2)
         if controllers == "":
             top, limit_name, use_name = cgroups, "memory.max", "memory.current"
         elif controllers == "memory":
             top, limit_name, use_name = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        group = top / own.strip("/")
+        group = top / own_group.strip("/")
         for directory in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
-            limit, used = directory / limit_name, directory / use_name
-            if limit.is_file() and used.is_file() and (given := limit.read_text().strip()).isdigit():
-                found.append((int(given), int(used.read_text()) - _inactive_files(directory / "memory.stat")))
-    return found
+            limit_file, use_file = directory / limit_name, directory / use_name
+            if limit_file.is_file() and use_file.is_file() and (limit := limit_file.read_text().strip()).isdigit():
+                used = int(use_file.read_text()) - _inactive_file_bytes(directory / "memory.stat")
+                limits.append((int(limit), used))
+    return limits
 
 
-def _inactive_files(statistics: Path) -> int:
-    """Bytes; of those within a group too, which cgroup v1 counts apart."""
+def _inactive_file_bytes(statistics: Path) -> int:
+    """Return the bytes of inactive cached files, including those of inner groups, which cgroup v1 lists separately."""
     lines = statistics.read_text().splitlines() if statistics.is_file() else []
-    figures = {name: int(value) for name, value in map(str.split, lines)}
-    return figures.get("total_inactive_file", figures.get("inactive_file", 0))
+    values = {name: int(value) for name, value in map(str.split, lines)}
+    return values.get("total_inactive_file", values.get("inactive_file", 0))
 
 
-def forget_peak() -> None:
-    """`peak` counts from here on; where the kernel does not allow it, from the process's start."""
+def reset_peak() -> None:
+    """Let `peak_bytes` count from now on. If the kernel does not allow this, it counts from the process's start."""
     with contextlib.suppress(OSError):
         (_PROCESS / "clear_refs").write_text("5")
 
 
-def peak() -> int:
-    """Bytes of this process's largest resident set since `forget_peak`, pinned memory in it."""
+def peak_bytes() -> int:
+    """Return the bytes of this process's largest resident set since `reset_peak`, including pinned memory."""
     lines = (_PROCESS / "status").read_text().splitlines()
-    (found,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(found) * 1024
+    (kibibytes,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(kibibytes) * 1024

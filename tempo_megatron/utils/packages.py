@@ -1,4 +1,4 @@
-"""Packages of this environment."""
+"""Versions of the packages in this environment."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of those packages that are installed, by name."""
-    found = {}
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed, by package name."""
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

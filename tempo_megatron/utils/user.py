@@ -1,4 +1,4 @@
-"""The user that this process runs as, where nobody has said who that is."""
+"""A name and a home directory for a user that has none."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import tempfile
 
 
 def ensure_name_and_home() -> None:
-    """Set USER and HOME where nothing gives them: no variable, and no passwd entry of this machine or image.
+    """Set USER and HOME if neither a variable nor a passwd entry of this machine or image gives them.
 
-    torch's compiler and vLLM name directories by the user, and raise KeyError as they are imported. What they keep in
-    a home directory would go into one called ~ of the present directory.
+    torch's compiler and vLLM name directories by the user, and raise KeyError on import if there is none. Without HOME,
+    files meant for the home directory would go into a directory named ~ of the working directory.
     """
     name = f"uid-{os.getuid()}"
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # OSError from Python 3.13 on
+    except (KeyError, OSError):  # Python 3.13 and later raise OSError
         os.environ["USER"] = name
     if os.path.expanduser("~") == "~":
         os.environ["HOME"] = os.path.join(tempfile.gettempdir(), name)

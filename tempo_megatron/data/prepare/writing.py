@@ -14,7 +14,7 @@ from tempo_megatron.data.prepare.catalog import CatalogSource
 from tempo_megatron.data.prepare.question import PreparedQuestion, SkippedRow, text_hash
 from tempo_megatron.data.reading import DataError, Problem, RowLocation, listed
 from tempo_megatron.data.sources import Row
-from tempo_megatron.utils.atomic_files import written_whole
+from tempo_megatron.utils.atomic_files import atomic_path
 
 DUPLICATE = "duplicate"
 CONTRADICTED = "repeated with another answer"
@@ -99,7 +99,7 @@ def prepare(
     count.contradicted = listed(map(checks.contradiction, contradictions))
     questions = [of_one.answered(useless, contradicted) for of_one in copies]
     out.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(out) as aside:
+    with atomic_path(out) as aside:
         with aside.open("w", encoding="utf-8") as lines:
             for row in _written(questions, keep_unanswered, count):
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")

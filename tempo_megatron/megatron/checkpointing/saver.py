@@ -21,7 +21,7 @@ from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.trainer import ScoringModel
-from tempo_megatron.utils.distributed import from_first
+from tempo_megatron.utils.distributed import broadcast_from_first
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.checkpointing.capture import Captured
@@ -120,7 +120,7 @@ class Saver:
         """Iterations of the checkpoints that will stay beside the next one, if iteration `best` remains the best."""
         self.wait()
         # Another node may see the directory a little later: one rank looks for all.
-        return from_first(kept(self.directory, self._config.keep - 1, best, self._config.keep_every))
+        return broadcast_from_first(kept(self.directory, self._config.keep - 1, best, self._config.keep_every))
 
     def newest_iteration(self) -> int | None:
         """Of the checkpoints that are no interim ones and were written to their end so far, as this rank sees it. Not
@@ -196,7 +196,7 @@ def newest(directory: Path) -> tuple[Path | None, list[str]]:
     Collective."""
     damaged: dict[Path, list[str]] = {}
     found = None
-    for candidate in reversed(from_first(resumable(directory))):
+    for candidate in reversed(broadcast_from_first(resumable(directory))):
         problems = dist_checkpoint.checkpoint_problems(candidate)
         if not problems:
             found = candidate

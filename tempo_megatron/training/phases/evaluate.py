@@ -19,8 +19,8 @@ from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figu
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import GradedAnswer, graded, verdicts
-from tempo_megatron.utils.atomic_files import written_whole
-from tempo_megatron.utils.distributed import divided
+from tempo_megatron.utils.atomic_files import atomic_path
+from tempo_megatron.utils.distributed import map_over_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 Decode = Callable[[Sequence[int]], str]
@@ -84,7 +84,7 @@ class Evaluator:
 
         mixed = {name for name, prompts in asked.items() if len({prompt.source for prompt in prompts}) > 1}
         rows: dict[str, list[Figures]] = {name: [] for name in asked}
-        for (name, prompt), row in zip(chosen, divided(range(len(chosen)), measure), strict=True):
+        for (name, prompt), row in zip(chosen, map_over_ranks(range(len(chosen)), measure), strict=True):
             rows[name].append(row)
             if name in mixed:
                 rows.setdefault(f"{name}/{prompt.source}", []).append(row)
@@ -132,7 +132,7 @@ class Evaluator:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)
         path = self._samples_directory / f"iteration-{iteration:06d}.jsonl"
-        with written_whole(path) as aside, aside.open("w") as file:
+        with atomic_path(path) as aside, aside.open("w") as file:
             for name, rollout, verdict in zip(names, rollouts, judged, strict=True):
                 row = {"set": name, **record(rollout, verdict, self._decode)}
                 file.write(json.dumps(row) + "\n")

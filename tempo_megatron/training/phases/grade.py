@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import Grader
-from tempo_megatron.utils.distributed import divided, rank_and_ranks
+from tempo_megatron.utils.distributed import map_over_ranks, rank_and_ranks
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def _counted[Result](
 ) -> list[Result]:
     """The results; the grader's counts become those of all ranks, on all ranks."""
     errors, timeouts = grader.errors, grader.timeouts
-    results = divided(owners, work)
-    added = divided(
+    results = map_over_ranks(owners, work)
+    added = map_over_ranks(
         range(rank_and_ranks()[1]), lambda mine: [(grader.errors - errors, grader.timeouts - timeouts) for _ in mine]
     )
     grader.errors = errors + sum(one for one, _ in added)

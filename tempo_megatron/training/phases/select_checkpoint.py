@@ -17,8 +17,8 @@ from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.metrics.figures import mean, standard_error
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.scoring import to_batch, values
-from tempo_megatron.utils.atomic_files import written_whole
-from tempo_megatron.utils.distributed import barrier, from_first, rank_and_ranks
+from tempo_megatron.utils.atomic_files import atomic_path
+from tempo_megatron.utils.distributed import barrier, broadcast_from_first, rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
@@ -43,7 +43,7 @@ class Chooser:
         to stop. Collective."""
         others = [row for row in self.state["candidates"] if row["iteration"] != iteration]
         before = [Candidate(**row) for row in others if row["iteration"] in kept]
-        scored = from_first(self._score(critic, [*before, self._add(collector, iteration)]))
+        scored = broadcast_from_first(self._score(critic, [*before, self._add(collector, iteration)]))
         best, reason = choose(scored)
         self.resume({"candidates": [asdict(one) for one in scored], "best": best.iteration, "reason": reason})
 
@@ -91,7 +91,7 @@ class Chooser:
     @expect_pace(Pace.untimed)
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         self._directory.mkdir(exist_ok=True)
-        with written_whole(self._path(iteration)) as aside, aside.open("w") as file:
+        with atomic_path(self._path(iteration)) as aside, aside.open("w") as file:
             for rollout in rollouts:
                 row = {"prompt": rollout.prompt.id, "sample": rollout.sample, "finish_reason": rollout.finish_reason}
                 file.write(json.dumps(row | {"response_ids": rollout.response_ids}) + "\n")

@@ -1,4 +1,4 @@
-"""Facts of good nodes, and what tests of `tempo doctor` do with them."""
+"""Facts of good nodes, and helpers for tests of `tempo doctor`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tempo_megatron.config import Config
-from tempo_megatron.preflight.facts import Facts, Finding, Gpu, NodeFacts, NodeVerdict
+from tempo_megatron.preflight.findings import Finding, NodeVerdict
+from tempo_megatron.preflight.node_facts import Facts, Gpu, NodeFacts
 from tempo_megatron.preflight.report import Report
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
@@ -25,24 +26,30 @@ GOOD = NodeFacts(
 )
 
 
-def config() -> Config:
-    made = Config()
-    made.parallel.processes_per_node = 8
-    made.parallel.tensor_model_parallel_size = 4
-    return made
+def make_config() -> Config:
+    """Return a config for nodes of eight ranks, with TP4."""
+    config = Config()
+    config.parallel.processes_per_node = 8
+    config.parallel.tensor_model_parallel_size = 4
+    return config
 
 
-def wrong(findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
-    return [(made.node, made.check, made.verdict.value) for made in findings if made.verdict is not NodeVerdict.good]
+def problems(findings: Iterable[Finding]) -> list[tuple[str, str, str]]:
+    """Return node, check and verdict of each finding that is not good."""
+    return [
+        (finding.node, finding.check, finding.verdict.value)
+        for finding in findings
+        if finding.verdict is not NodeVerdict.good
+    ]
 
 
-def three(changes: Mapping[str, object]) -> Facts:
-    """Three nodes, the second with changes."""
+def three_nodes(changes: Mapping[str, object]) -> Facts:
+    """Return the facts of three nodes, the second one with changes."""
     return {"n1": GOOD, "n2": replace(GOOD, **changes), "n3": GOOD}  # type: ignore[arg-type]
 
 
-def gpus(**changes: object) -> list[Gpu]:
-    """Eight GPUs, the fourth with changes."""
+def eight_gpus(**changes: object) -> list[Gpu]:
+    """Return eight GPUs, the fourth one with changes."""
     return [H100] * 3 + [replace(H100, **changes)] + [H100] * 4  # type: ignore[arg-type]
 
 
@@ -53,7 +60,8 @@ def free_port() -> int:
         return port
 
 
-def report(bad: dict[str, str], nodes: int = 4) -> Report:
-    findings = [Finding("gpus", node, NodeVerdict.bad, why, "swap it") for node, why in bad.items()]
+def make_report(bad: dict[str, str], nodes: int = 4) -> Report:
+    """Return a report in which these nodes are bad, for these reasons."""
+    findings = [Finding("gpus", node, NodeVerdict.bad, reason, "swap it") for node, reason in bad.items()]
     good = Finding("driver", "n0", NodeVerdict.good, "580.82")
-    return Report({f"n{at}": 8 for at in range(nodes)}, [*findings, good], {}, 3.0)
+    return Report({f"n{index}": 8 for index in range(nodes)}, [*findings, good], {}, 3.0)

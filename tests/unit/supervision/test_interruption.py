@@ -1,4 +1,4 @@
-"""Requests to stop: a signal, a deadline, another rank's word."""
+"""Requests to stop by a signal, by a deadline and by another rank."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 from tempo_megatron.config import Config
 from tempo_megatron.supervision import interruption
-from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest, listening
+from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest, catch_stop_signals
 from tempo_megatron.training import lifecycle, loop
 from tempo_megatron.training.lifecycle import Lifecycle
 from tests.clock import Clock
 
 
 class Store(dict):
-    """The part of a process group's store that a request travels through."""
+    """The part of a process group's store that interruption requests use."""
 
     def set(self, key: str, value: str) -> None:
         self[key] = value.encode()
@@ -33,88 +33,88 @@ class Store(dict):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that a run and its deadline see; it begins at 0."""
-    made = Clock()
-    monkeypatch.setattr(interruption, "time", made)
-    monkeypatch.setattr(lifecycle, "time", made)
-    return made
+    """Replace the time that a run and its deadline see. It begins at 0."""
+    clock = Clock()
+    monkeypatch.setattr(interruption, "time", clock)
+    monkeypatch.setattr(lifecycle, "time", clock)
+    return clock
 
 
 def test_a_signal_to_one_rank_reaches_the_others_and_ends_nothing() -> None:
-    """SIGUSR1 and SIGTERM are noted while this process listens, by runs that begin later too; afterwards they mean what
-    they meant before."""
+    """SIGUSR1 and SIGTERM are recorded within `catch_stop_signals`, for later runs too. Afterwards the old handlers
+    are back."""
     before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGUSR1, signal.SIGTERM):
         store = Store()
-        before_it, other = InterruptionRequest(store), InterruptionRequest(store)
-        with listening():
-            assert not before_it.asked()
+        earlier, other_rank = InterruptionRequest(store), InterruptionRequest(store)
+        with catch_stop_signals():
+            assert not earlier.is_requested()
             os.kill(os.getpid(), number)
-            assert before_it.asked() and InterruptionRequest().asked()
-        assert not InterruptionRequest().asked()
-        assert other.asked() and store["tempo/interrupted"].decode() == number.name
+            assert earlier.is_requested() and InterruptionRequest().is_requested()
+        assert not InterruptionRequest().is_requested()
+        assert other_rank.is_requested() and store["tempo/interrupted"].decode() == number.name
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A preemption may come in the minutes before the first iteration: the run ends there as one that has saved."""
-    said = []
+    """A preemption before the first iteration ends the run as one that has saved."""
+    reasons: list[str] = []
 
     class Building:
         def __init__(self, config: Config, watched: bool) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             self.course = SimpleNamespace(in_stages=True)
             self.watchdog = SimpleNamespace(stop=lambda: None)
-            self.save_interrupted = said.append
+            self.save_interrupted = reasons.append
 
     def start(run: Building) -> None:
-        raise Interrupted(InterruptionRequest().agreed())
+        raise Interrupted(InterruptionRequest().agree())
 
     monkeypatch.setattr(loop, "Run", Building)
     monkeypatch.setattr(loop, "start", start)
-    assert not loop.train(Config()) and said == ["SIGTERM"]
+    assert not loop.train(Config()) and reasons == ["SIGTERM"]
 
 
 def test_the_deadline_leaves_room_for_a_save(clock: Clock) -> None:
-    """Twice the last save and a minute, and the longest stretch in which a run cannot be saved."""
-    soon = InterruptionRequest(deadline=2000)
-    assert not soon.asked()
-    soon.allow(save_seconds=30, stretch_seconds=70)
-    assert soon.lead_seconds == 190 and not soon.asked()
-    soon.allow(save_seconds=30, stretch_seconds=90)
-    assert soon.lead_seconds == 210
+    """The lead is twice the last save, a minute, and the longest time in which a run cannot be saved."""
+    request = InterruptionRequest(deadline=2000)
+    assert not request.is_requested()
+    request.set_lead(save_seconds=30, uninterruptible_seconds=70)
+    assert request.lead_seconds == 190 and not request.is_requested()
+    request.set_lead(save_seconds=30, uninterruptible_seconds=90)
+    assert request.lead_seconds == 210
     clock.now = 1790
-    assert not soon.asked()
+    assert not request.is_requested()
     clock.now = 1791
-    assert soon.asked() and soon.agreed() == "the deadline"
+    assert request.is_requested() and request.agree() == "the deadline"
 
 
-def test_before_a_save_was_measured_the_deadline_leaves_as_much_as_slurms_warning(clock: Clock) -> None:
-    """A stage's first save may come just then, and a minute is too little for a large model; a short job keeps half."""
+def test_before_a_measured_save_the_lead_is_as_long_as_slurms_warning(clock: Clock) -> None:
+    """The first save of a large model takes longer than a minute. A short job keeps half of its time."""
     assert InterruptionRequest(deadline=5000).lead_seconds == 600
     assert InterruptionRequest(deadline=200).lead_seconds == 100
     assert InterruptionRequest(deadline=10).lead_seconds == 60
 
 
-def test_a_stretch_longer_than_the_job_leaves_it_half(clock: Clock) -> None:
-    """One that a stall made long: a lead of more than the job would have it requeued for ever without progress."""
-    job = InterruptionRequest(deadline=4 * 3600)
-    job.allow(save_seconds=60, stretch_seconds=6 * 3600)
-    assert job.lead_seconds == 7200 and not job.asked()
+def test_the_lead_is_at_most_half_of_the_job(clock: Clock) -> None:
+    """A lead longer than the job would have it requeued forever without progress."""
+    request = InterruptionRequest(deadline=4 * 3600)
+    request.set_lead(save_seconds=60, uninterruptible_seconds=6 * 3600)
+    assert request.lead_seconds == 7200 and not request.is_requested()
 
 
-def test_grading_counts_as_a_stretch_that_cannot_be_interrupted_and_generation_does_not(clock: Clock) -> None:
-    """1,000 s of generation, 900 of a judge and 300 of learning: the deadline leaves room for the last two."""
+def test_the_lead_counts_grading_but_not_generation(clock: Clock) -> None:
+    """Of 1,000 s of generation, 900 s of a judge and 300 s of learning, only generation can be interrupted."""
     saver: Any = SimpleNamespace(seconds=0.0)
-    generator: Any = SimpleNamespace(ended=0.0, stop_when=lambda asked: None)
+    generator: Any = SimpleNamespace(ended=0.0, stop_when=lambda should_stop: None)
     models: Any = None
-    job = InterruptionRequest(deadline=1e6)
-    made = Lifecycle(saver, models, job, lambda: {"iteration": 1}, contextlib.nullcontext)
-    made.begin()
-    with made.may_be_interrupted(generator):
+    request = InterruptionRequest(deadline=1e6)
+    run_lifecycle = Lifecycle(saver, models, request, lambda: {"iteration": 1}, contextlib.nullcontext)
+    run_lifecycle.begin()
+    with run_lifecycle.may_be_interrupted(generator):
         clock.sleep(1000)
         generator.ended = clock.now
         clock.sleep(900)
     clock.sleep(300)
-    made.reached({})
-    assert job.lead_seconds == 600 + 1200
+    run_lifecycle.reached({})
+    assert request.lead_seconds == 600 + 1200

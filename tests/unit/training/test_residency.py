@@ -105,6 +105,6 @@ def test_a_watcher_is_told_the_innermost_phase_and_its_own_ticks() -> None:
         assert made.place()[:2] == (2, "select_checkpoint") and made.place().ticks == 3
     assert made.place()[:2] == (2, "") and made.place().ticks == 0
     with made.phase("select_checkpoint"), made.phase("critic_metrics"):
-        assert made.place().first
+        assert made.place().first_time
     with made.phase("critic_metrics"):
-        assert not made.place().first
+        assert not made.place().first_time

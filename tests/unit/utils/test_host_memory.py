@@ -1,4 +1,4 @@
-"""What a budget of host memory rests on: limits of the groups that a process is in, and its peak."""
+"""Limits of host memory by cgroups, and the peak of a process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def process(tmp_path: Path) -> Path:
 
 
 def test_a_slurm_jobs_limit_holds_for_the_task_within_it(tmp_path: Path, process: Path) -> None:
-    """cgroup v2: the task's own group has none, its job's has one, the node's is larger."""
+    """In cgroup v2 the task's group has no limit, its job's group has one, and the node's limit is larger."""
     (process / "cgroup").write_text("0::/slurm/job_7/task_0\n")
     write(tmp_path / "slurm" / "job_7" / "task_0", max="max", current=0)
     write(tmp_path / "slurm" / "job_7", max=3 * GIB, current=GIB)
@@ -44,29 +44,29 @@ def test_limits_of_cgroup_v1_count_too(tmp_path: Path, process: Path) -> None:
 
 @pytest.mark.parametrize("name", ["inactive_file", "total_inactive_file"])
 def test_files_that_the_kernel_would_drop_are_free(name: str, tmp_path: Path, process: Path) -> None:
-    """A job has written a checkpoint and starts the next run."""
+    """Cached files are many after a job has written a checkpoint and starts the next run."""
     (process / "cgroup").write_text("0::/\n")
     write(tmp_path, max=2 * GIB, current=2 * GIB, stat=f"anon 5\n{name} {GIB}")
     assert host_memory.total_and_free(tmp_path, process) == (2 * GIB, GIB)
 
 
-def test_a_container_that_shows_itself_as_the_machine_is_limited_at_the_top(tmp_path: Path, process: Path) -> None:
+def test_a_limit_of_the_topmost_visible_group_counts(tmp_path: Path, process: Path) -> None:
     (process / "cgroup").write_text("0::/\n")
     write(tmp_path, max=GIB, current=2 * GIB)
     assert host_memory.total_and_free(tmp_path, process) == (GIB, 0)
 
 
-def test_without_limits_it_is_the_machines(tmp_path: Path, process: Path) -> None:
+def test_without_limits_the_machines_memory_is_returned(tmp_path: Path, process: Path) -> None:
     total, free = host_memory.total_and_free(tmp_path, process)
     assert total > free > 0
 
 
-def test_a_peak_that_is_over_counts_until_it_is_forgotten() -> None:
-    """Half a GiB taken and given back is more than what is held before and after."""
-    host_memory.forget_peak()
-    before = host_memory.peak()
+def test_a_peak_counts_until_it_is_reset() -> None:
+    """Half a GiB that was allocated and freed raises the peak."""
+    host_memory.reset_peak()
+    before = host_memory.peak_bytes()
     torch.ones(GIB // 2, dtype=torch.uint8)
-    during = host_memory.peak()
+    during = host_memory.peak_bytes()
     assert during - before > GIB // 3
-    host_memory.forget_peak()
-    assert host_memory.peak() < during - GIB // 3
+    host_memory.reset_peak()
+    assert host_memory.peak_bytes() < during - GIB // 3

@@ -1,4 +1,4 @@
-"""A process whose user has no name."""
+"""A name and a home for a user that has none."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tempo_megatron import cli
 def test_a_user_without_a_name_is_given_one_and_a_home(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An image may know no user of the cluster's number: torch and vLLM raise KeyError as they are imported."""
+    """An image may not know the cluster's user id. torch and vLLM then raise KeyError on import."""
 
     def no_entry(number: int) -> None:
         raise KeyError(number)
 
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.setenv(name, "")  # as if it was not there; what is set meanwhile goes with it
+        monkeypatch.setenv(name, "")  # the same as unset; monkeypatch also undoes what is set meanwhile
     monkeypatch.setenv("HOME", "")
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", no_entry)

