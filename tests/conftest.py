@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.shapes import check_shapes
+
+check_shapes()
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -20,13 +20,13 @@ from tempo_megatron.conversion.rows import TensorRows, whole
 from tempo_megatron.generation import random_state, row_invariance, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
-from tempo_megatron.generation.requests import Completion, Request, on_every_rank
-from tempo_megatron.generation.stopping import StopRequested
+from tempo_megatron.generation.requests import Completion, Request, gather_completions
+from tempo_megatron.generation.stopping import StopPoll
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
 
-Weights = Callable[[], Iterable[tuple[str, Tensor | TensorRows]]]
+WeightSource = Callable[[], Iterable[tuple[str, Tensor | TensorRows]]]
 """makes pairs of a Hugging Face name and its whole tensor, or rows of a vocabulary, layer by layer; collective where
 making them is"""
 
@@ -55,7 +55,7 @@ class Generator:
         dtype: torch.dtype,
         eos_token_ids: Sequence[int],
         seed: int,
-        weights: Weights | None = None,
+        weights: WeightSource | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -133,7 +133,7 @@ class Generator:
             mine, figures = self._complete(requests)
         counted: list[Mapping[str, int]] = [figures]
         if self.replicas > 1:
-            mine, counted = on_every_rank(mine, figures, self.tensor_size)
+            mine, counted = gather_completions(mine, figures, self.tensor_size)
         if any("stopped" in counts for counts in counted):
             raise GenerationStopped
         for replica, counts in enumerate(counted):
@@ -154,7 +154,7 @@ class Generator:
         tracked: dict[int, Any] = {}
         share = -(-len(requests) // self.replicas)
         bar = tqdm(total=share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False)
-        question = self.should_stop and StopRequested(self.should_stop, self._of_first_tensor_rank)
+        question = self.should_stop and StopPoll(self.should_stop, self._of_first_tensor_rank)
         while True:
             tick()
             if question and question.answer():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-Draw = Callable[[int], int]
+CounterDraw = Callable[[int], int]
 """moves a counter by so many and returns where it stood"""
 
 _LOOK_AHEAD = 8
@@ -28,7 +28,7 @@ class RequestQueue:
     `claim` depends on its arguments and on `draw` alone: tensor ranks whose engines run in step make the same claims.
     """
 
-    def __init__(self, total: int, replicas: int, slots: int, draw: Draw) -> None:
+    def __init__(self, total: int, replicas: int, slots: int, draw: CounterDraw) -> None:
         self._total = total
         self._replicas = replicas
         self._slots = min(slots, -(-total // replicas))
@@ -50,7 +50,7 @@ class RequestQueue:
         return range(min(start, self._total), min(self._next, self._total))
 
 
-def local_counter() -> Draw:
+def local_counter() -> CounterDraw:
     """A counter of this process: of a single replica, whose tensor ranks all count alike."""
     counted = 0
 
@@ -62,7 +62,7 @@ def local_counter() -> Draw:
     return draw
 
 
-def shared_counter(tensor_group: dist.ProcessGroup) -> Draw:
+def shared_counter(tensor_group: dist.ProcessGroup) -> CounterDraw:
     """A counter that all replicas share, kept by the default process group's store; every rank makes one at once.
 
     The first rank of a replica draws and tells the others, over `tensor_group`, a group of CPU tensors.

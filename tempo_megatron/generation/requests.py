@@ -30,7 +30,7 @@ class Completion:
     finish_reason: str
 
 
-def on_every_rank(
+def gather_completions(
     mine: Mapping[int, Completion], figures: Mapping[str, int], tensor_size: int
 ) -> tuple[dict[int, Completion], list[Mapping[str, int]]]:
     """The completions of all replicas by the numbers of their requests, and the figures of each replica. Collective.

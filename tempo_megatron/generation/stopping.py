@@ -10,11 +10,11 @@ _SECONDS = 2.0
 _MOST_STEPS = 16
 """between two questions where steps are fast: those that follow may not be"""
 
-Share = Callable[[list[int]], list[int]]
+Broadcast = Callable[[list[int]], list[int]]
 """gives the first tensor rank's numbers to all of a replica's"""
 
 
-class StopRequested:
+class StopPoll:
     """`should_stop`, asked on the first tensor rank before some of a replica's engine steps.
 
     The engines of a replica run in step, and their clocks differ: each answer comes with the number of steps until the
@@ -23,7 +23,7 @@ class StopRequested:
     scheduling shows a step's time a step later.
     """
 
-    def __init__(self, should_stop: Callable[[], bool], share: Share) -> None:
+    def __init__(self, should_stop: Callable[[], bool], share: Broadcast) -> None:
         self._should_stop, self._share = should_stop, share
         self._steps = self._left = 0
         self._longest = 0.0

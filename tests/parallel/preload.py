@@ -14,6 +14,10 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
+from tests.shapes import check_shapes
+
+check_shapes()  # Before the packages below are imported.
+
 import vllm.entrypoints.llm  # noqa: F401  (not imported by the above until an engine starts)
 
 import tempo_megatron.training.run  # noqa: F401  (torch, Megatron Core and transformers)

@@ -78,7 +78,7 @@ def randomize(module: torch.nn.Module, place: Topology, std: float = 0.02) -> No
 
 def build(setup: Setup, role: Role) -> Any:
     """A policy or a critic with random weights."""
-    module = model.build(role, setup.settings, setup.config, setup.place)
+    module = model.build_model(role, setup.settings, setup.config, setup.place)
     randomize(module, setup.place)
     return module
 

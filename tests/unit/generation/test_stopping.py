@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tempo_megatron.generation import stopping
-from tempo_megatron.generation.stopping import StopRequested
+from tempo_megatron.generation.stopping import StopPoll
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def questions(clock: list[float], steps: Iterable[float]) -> list[int]:
         asked.append(at)
         return False
 
-    question = StopRequested(never, lambda numbers: numbers)
+    question = StopPoll(never, lambda numbers: numbers)
     for at, seconds in enumerate(steps):  # noqa: B007 (read by never)
         assert not question.answer()
         clock[0] += seconds
@@ -61,8 +61,8 @@ def test_tensor_ranks_ask_at_the_same_steps_whatever_their_clocks_say(clock: lis
     told: list[list[int]] = []
     asked: list[str] = []
 
-    def rank(name: str, stop: Callable[[], bool], share: Callable[[list[int]], list[int]]) -> StopRequested:
-        return StopRequested(lambda: asked.append(name) or stop(), share)
+    def rank(name: str, stop: Callable[[], bool], share: Callable[[list[int]], list[int]]) -> StopPoll:
+        return StopPoll(lambda: asked.append(name) or stop(), share)
 
     first = rank("first", lambda: len(asked) > 7, lambda numbers: told.append(numbers) or numbers)
     second = rank("second", lambda: True, lambda numbers: told[-1])
