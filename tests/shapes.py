@@ -13,5 +13,5 @@ MODULES = [
 
 
 def check_shapes() -> None:
-    """Makes each call into MODULES raise if a tensor does not match its annotation. Call it before they are imported."""
+    """Lets calls into MODULES raise if a tensor does not match its annotation. Call it before their first import."""
     install_import_hook(MODULES, "beartype.beartype")

@@ -7,15 +7,19 @@ stands at the ends of sequences, where the causal mask hides it. No loss and no 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
+from tempo_megatron.config import Config, Fp8
 from tempo_megatron.megatron.batch import Batch, to_device
+from tempo_megatron.megatron.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,27 @@ class PackingRule:
             for micro_batch in full:
                 heapq.heappush(cheapest, micro_batch)
         return rows_of
+
+
+def packing_rule(transformer: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> PackingRule:
+    """Returns how this run packs sequences. `transformer` is the model's TransformerConfig."""
+    # FP8 matrix products need whole tiles of tokens on every rank.
+    tile = {Fp8.none: 1, Fp8.blockwise: 128}.get(config.model.fp8, 16)
+    split = topology.tensor_size if transformer.sequence_parallel else 1
+    pieces = 2 * topology.context_size if topology.context_size > 1 else 1
+    multiple = math.lcm(tile * split * topology.context_size, pieces)
+    longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
+    queries = transformer.kv_channels * transformer.num_attention_heads
+    keys = 2 * transformer.kv_channels * transformer.num_query_groups
+    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * transformer.ffn_hidden_size)
+    return PackingRule(
+        budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
+        sequence_multiple=pieces,
+        total_multiple=multiple,
+        # Per token, the products with the weights take 2 FLOPs per weight. Attention takes, on average, 2 FLOPs per
+        # query channel and token of the sequence.
+        attention_cost=queries / layer_weights,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import Config, Fp8, OptimizerConfig
+from tempo_megatron.config import Config, OptimizerConfig
 from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
-from tempo_megatron.megatron.packing import MicroBatch, PackingRule, pack
+from tempo_megatron.megatron.packing import MicroBatch, pack, packing_rule
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
 
@@ -189,27 +188,6 @@ class MegatronModel:
                 dist.broadcast(column, topology.last_stage_rank, group=topology.pipeline_group)
                 gathered[name] = column
         return gathered
-
-
-def packing_rule(transformer: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> PackingRule:
-    """Returns how this run packs sequences. `transformer` is the model's TransformerConfig."""
-    # FP8 matrix products need whole tiles of tokens on every rank.
-    tile = {Fp8.none: 1, Fp8.blockwise: 128}.get(config.model.fp8, 16)
-    split = topology.tensor_size if transformer.sequence_parallel else 1
-    pieces = 2 * topology.context_size if topology.context_size > 1 else 1
-    multiple = math.lcm(tile * split * topology.context_size, pieces)
-    longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
-    queries = transformer.kv_channels * transformer.num_attention_heads
-    keys = 2 * transformer.kv_channels * transformer.num_query_groups
-    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * transformer.ffn_hidden_size)
-    return PackingRule(
-        budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
-        sequence_multiple=pieces,
-        total_multiple=multiple,
-        # Per token, the products with the weights take 2 FLOPs per weight. Attention takes, on average, 2 FLOPs per
-        # query channel and token of the sequence.
-        attention_cost=queries / layer_weights,
-    )
 
 
 def _packed(micro: MicroBatch) -> Any:

@@ -18,6 +18,6 @@ from tests.shapes import check_shapes
 
 check_shapes()  # Before the packages below are imported.
 
-import vllm.entrypoints.llm  # noqa: F401  (not imported by the above until an engine starts)
+import vllm.entrypoints.llm  # noqa: E402, F401  (not imported by the above until an engine starts)
 
-import tempo_megatron.training.run  # noqa: F401  (torch, Megatron Core and transformers)
+import tempo_megatron.training.run  # noqa: E402, F401  (torch, Megatron Core and transformers)

@@ -27,9 +27,9 @@ def questions(clock: list[float], steps: Iterable[float]) -> list[int]:
         asked.append(at)
         return False
 
-    question = StopPoll(never, lambda numbers: numbers)
+    poll = StopPoll(never, lambda numbers: numbers)
     for at, seconds in enumerate(steps):  # noqa: B007 (read by never)
-        assert not question.answer()
+        assert not poll.must_stop()
         clock[0] += seconds
     return asked
 
@@ -68,7 +68,7 @@ def test_tensor_ranks_ask_at_the_same_steps_whatever_their_clocks_say(clock: lis
     second = rank("second", lambda: True, lambda numbers: told[-1])
     answers = []
     while not answers or not answers[-1][0]:
-        answers.append((first.answer(), second.answer()))
+        answers.append((first.must_stop(), second.must_stop()))
         clock[0] += 0.3 if len(answers) % 2 else 0.7
     assert all(one == other for one, other in answers)
     assert asked == ["first", "second"] * 5
