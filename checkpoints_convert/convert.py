@@ -66,10 +66,10 @@ def to_megatron(
         steps.append((head, lambda entry: fresh))
     with hf_files.written_aside(out) as aside:
         (aside / role).mkdir()
-        checkpoint_format.describe(aside, hf, target_range)
+        checkpoint_format.write_description(aside, hf, target_range)
         arriving = ((entry.megatron_name, tensor) for entry, tensor in _in_order(steps, workers, "to Megatron"))
         checkpoint_format.write_tensors(aside / role, made, arriving)
-        integrity.write(aside, integrity.describe(aside, integrity.files_of(aside)))
+        integrity.write_manifest(aside, integrity.checksum_files(aside, integrity.list_files(aside)))
 
 
 def to_hf(

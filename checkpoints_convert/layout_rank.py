@@ -30,9 +30,9 @@ def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: 
     config.model.precision = Precision.bf16 if narrow else Precision.fp32
     place = topology.initialize(config.parallel, seed=0)
     source = open_source(hf, role)
-    module = model.build(role, source.settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
+    module = model.build_model(role, source.settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
     dist_checkpoint.load_weights(saved, role, module)
-    differing = list(compare(hf, source, whole(weights.export(module, source.entries, place))))
+    differing = list(compare(hf, source, whole(weights.export_hf_weights(module, source.entries, place))))
     if place.rank == 0:
         answer.write_text(json.dumps(differing))
     topology.shutdown()

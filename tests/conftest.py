@@ -16,7 +16,10 @@ import pytest
 import torch
 import yaml
 
+from tests.shapes import check_shapes
 from tests.warm import start
+
+check_shapes()
 
 ROOT = Path(__file__).parents[1]
 BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu")

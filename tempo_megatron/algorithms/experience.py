@@ -1,97 +1,104 @@
-"""What a method may look at, and what it makes of it."""
+"""The rollouts that a method computes rewards and advantages from, and the votes over their answers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 STATISTICS = ("entropy", "self_certainty")
-"""what an Experience may have of the policy's distribution at each token"""
+"""The names of the statistics of the policy's distribution at each token that a method may need."""
 
 
 @dataclass(frozen=True)
 class Votes:
-    """The answers of each row's prompt, counted without any label. All [rows]."""
+    """Counts of the answers to each row's prompt. No label takes part."""
 
-    count: Tensor
-    """fp32: how many of the prompt's responses give the row's answer, itself included; 1 without an answer"""
-    total: Tensor
-    """fp32: how many responses the prompt has, those sampled for the vote alone included"""
-    majority: Tensor
-    """bool: the row gives its prompt's most frequent answer; of equally frequent ones the first given counts"""
+    count: Float32[Tensor, " rows"]
+    """The number of responses to the prompt that give the row's answer, the row included; 1 without an answer."""
+    total: Float32[Tensor, " rows"]
+    """The number of responses to the prompt, including those that are sampled for the vote alone."""
+    majority: Bool[Tensor, " rows"]
+    """Whether the row gives its prompt's most frequent answer. Of equally frequent answers the earliest wins."""
 
 
 @dataclass(frozen=True)
 class Experience:
-    """Rollouts of one policy step as padded rows; token columns are [rows, sequence].
+    """Rollouts of one policy step as padded rows.
 
-    `values[i, t]` is the critic's value once it has read tokens 0..t of row i, in the scale of its targets: 1 for a
-    right answer and `wrong` for a wrong one. `values`, `votes` and each of `statistics` are there where a method
-    `needs` them.
+    `values`, `votes` and each of `statistics` are present if the method `needs` them.
     """
 
-    response_mask: Tensor
-    """bool, True at response tokens"""
-    truncated: Tensor
-    """[rows] bool: cut at the token limit"""
-    prompts: Tensor
-    """[rows] int64: rows of one number answer one prompt"""
-    labeled: Tensor
-    """[rows] bool"""
-    correct: Tensor
-    """[rows] fp32 in {0, 1}; NaN where the row is not labeled"""
+    response_mask: Bool[Tensor, "rows sequence"]
+    """True at response tokens."""
+    truncated: Bool[Tensor, " rows"]
+    """Whether the response was cut at the token limit."""
+    prompts: Int64[Tensor, " rows"]
+    """Rows with the same number answer one prompt."""
+    labeled: Bool[Tensor, " rows"]
+    """Whether the prompt has a label."""
+    correct: Float32[Tensor, " rows"]
+    """Verified correctness in {0, 1}, NaN where the row is not labeled."""
     wrong: float = 0.0
-    values: Tensor | None = None
+    """The critic's target for a wrong answer. The target for a right answer is 1."""
+    values: Float32[Tensor, "rows sequence"] | None = None
+    """The critic's value after reading the tokens up to and including each position, in the scale of its targets."""
     votes: Votes | None = None
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    """by name, e.g. `self_certainty`: [rows, sequence] fp32, of the policy before the step"""
+    statistics: dict[str, Float32[Tensor, "rows sequence"]] = field(default_factory=dict)
+    """Statistics of the policy before the step, by name, such as `self_certainty`."""
 
     @property
-    def verified(self) -> Tensor:
-        """Correctness in the scale of the critic's targets, [rows]; NaN where the row is not labeled."""
+    def verified(self) -> Float32[Tensor, " rows"]:
+        """Correctness in the scale of the critic's targets, NaN where the row is not labeled."""
         return self.wrong + (1 - self.wrong) * self.correct
 
-    def needed_values(self) -> Tensor:
+    def needed_values(self) -> Float32[Tensor, "rows sequence"]:
+        """Returns `values`. Raises ValueError if the method does not name them in `needs`."""
         if self.values is None:
             raise ValueError("this method reads values: it must name 'values' in its `needs`")
         return self.values
 
     def needed_votes(self) -> Votes:
+        """Returns `votes`. Raises ValueError if the method does not name them in `needs`."""
         if self.votes is None:
             raise ValueError("this method reads votes: it must name 'votes' in its `needs`")
         return self.votes
 
 
-def last_response_position(response_mask: Tensor) -> Tensor:
-    """Index of each row's last response token, [rows] int64; 0 for a row without one."""
+def last_response_position(response_mask: Bool[Tensor, "rows sequence"]) -> Int64[Tensor, " rows"]:
+    """Returns the position of each row's last response token, 0 for a row without one."""
     positions = torch.arange(response_mask.shape[1], device=response_mask.device)
     return (positions * response_mask).amax(1)
 
 
-def last_value(values: Tensor, response_mask: Tensor) -> Tensor:
-    """V(x, y_1..T), the value after the last response token, [rows]."""
+def last_value(
+    values: Float[Tensor, "rows sequence"], response_mask: Bool[Tensor, "rows sequence"]
+) -> Float[Tensor, " rows"]:
+    """Returns V(x, y_1..T), the value after the last response token."""
     return values.gather(1, last_response_position(response_mask)[:, None])[:, 0]
 
 
-def values_before(values: Tensor) -> Tensor:
-    """Column t holds V(x, y_<t), the value of the state in which token t is chosen; column 0 holds 0."""
+def values_before(values: Float[Tensor, "rows sequence"]) -> Float[Tensor, "rows sequence"]:
+    """Returns V(x, y_<t) in column t, the value of the state in which token t is chosen. Column 0 holds 0."""
     return torch.nn.functional.pad(values[:, :-1], (1, 0))
 
 
-def count_votes(clusters: Tensor, answered: Tensor, prompts: Tensor) -> Votes:
-    """Votes from clusters of equivalent answers; a cluster's number means nothing to another prompt's rows.
+def count_votes(
+    clusters: Int64[Tensor, " rows"], answered: Bool[Tensor, " rows"], prompts: Int64[Tensor, " rows"]
+) -> Votes:
+    """Counts votes from clusters of equivalent answers.
 
-    clusters [rows] int64; answered [rows] bool: a response without an answer is a cluster of its own, and never the
-    majority; prompts [rows] int64. Rows are in the order in which the answers count as given.
+    Rows of one prompt with the same number in `clusters` give the same answer. A response that is not `answered` is a
+    cluster of its own and never the majority. Of equally frequent answers that of the first row wins.
     """
     rows = len(clusters)
     _, prompt = prompts.unique(return_inverse=True)
     _, cluster = torch.stack([prompt, clusters]).unique(dim=1, return_inverse=True)
     count = cluster.bincount()[cluster]
     first = torch.full((rows,), rows).scatter_reduce(0, cluster, torch.arange(rows), "amin")[cluster]
-    # Above every other count, and of equal counts the earliest: one number that orders a prompt's answers.
+    # One number orders the answers to a prompt: by count, and among equal counts the earliest first.
     rank = torch.where(answered, count * rows - first, -1)
     best = torch.full((rows,), -1).scatter_reduce(0, prompt, rank, "amax")[prompt]
     return Votes(count.float(), prompt.bincount()[prompt].float(), answered & (rank == best))

@@ -1,13 +1,13 @@
-"""The policy's loss: a clipped surrogate, a penalty for leaving a reference, a bonus for entropy.
+"""The policy's loss: a clipped surrogate, a KL penalty toward a reference policy, and an entropy bonus.
 
-All token columns are [rows, sequence]. Losses are sums of tokens with `token_weights`, to be divided by one global
-`loss_count`. What they average over:
+A loss is a sum over tokens, weighted by `token_weights`, which the caller divides by one global `loss_count`. The
+setting `average_over` selects the average:
 
-- "sequences": a mean over rows of means over their tokens. A token weighs 1 / (tokens of its row), which its action
-  may decide: a baseline then biases the gradient (docs/algorithms.md).
+- "sequences": a mean over rows of the mean over each row's tokens. The weight of a token is 1 / (tokens of its row),
+  which depends on the token itself, so that a baseline biases the gradient (docs/algorithms.md).
 - "tokens": a mean over all tokens that learn.
-- "constant": a mean over rows of sums over their tokens, divided by the same number for all, as in Dr. GRPO
-  (arXiv 2503.20783). Unbiased.
+- "constant": a mean over rows of the sum over each row's tokens, divided by the same constant for all rows, as in
+  Dr. GRPO (arXiv 2503.20783). It is unbiased.
 """
 
 from __future__ import annotations
@@ -15,32 +15,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """`total` [] carries the gradient; the rest is detached, a value a row."""
+    """The loss and statistics of its rows."""
 
-    total: Tensor
-    ratio: Tensor
-    """[rows] the sequence ratio s, whichever ratio the loss clips"""
-    clipped: Tensor
-    """[rows] share of a row's tokens whose gradient the clip removed"""
+    total: Float[Tensor, ""]
+    """The weighted sum over tokens, which has the gradient."""
+    ratio: Float[Tensor, " rows"]
+    """The sequence ratio s, whichever ratio the loss clips. Without gradient."""
+    clipped: Float[Tensor, " rows"]
+    """The share of a row's tokens whose gradient the clip removed. Without gradient."""
 
 
-def token_weights(mask: Tensor, average_over: str, dtype: torch.dtype) -> Tensor:
-    """What a token counts in a sum: 1 / (tokens of its row) for "sequences", else 1; 0 off the mask."""
+def token_weights(
+    mask: Bool[Tensor, "rows sequence"], average_over: str, dtype: torch.dtype
+) -> Float[Tensor, "rows sequence"]:
+    """Returns the weight of each token: 1 / (tokens of its row) for "sequences", otherwise 1; 0 outside the mask."""
     if average_over == "sequences":
         return mask.to(dtype) / mask.sum(1).clamp_min(1)[:, None]
     return mask.to(dtype)
 
 
-def loss_count(mask: Tensor, average_over: str, longest: int) -> int:
-    """What a sum over the tokens of `mask` [rows, sequence], bool, is divided by.
+def loss_count(mask: Bool[Tensor, "rows sequence"], average_over: str, longest: int) -> int:
+    """Returns the number that divides a sum over the tokens of `mask`.
 
-    Rows with a token for "sequences", tokens for "tokens", rows with a token times `longest` for "constant". `longest`
-    is the most tokens that a response may have.
+    It is the number of rows with a token for "sequences", the number of tokens for "tokens", and the number of rows
+    with a token times `longest` for "constant". `longest` is the maximum number of tokens in a response.
     """
     if average_over == "tokens":
         return int(mask.sum())
@@ -49,37 +53,38 @@ def loss_count(mask: Tensor, average_over: str, longest: int) -> int:
 
 
 def clipped_surrogate(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    log_probs: Float[Tensor, "rows sequence"],
+    old_log_probs: Float[Tensor, "rows sequence"],
+    advantages: Float[Tensor, "rows sequence"],
+    mask: Bool[Tensor, "rows sequence"],
     *,
     ratio: str,
     clip_range_low: float,
     clip_range_high: float,
     dual_clip: float = 0.0,
     average_over: str = "sequences",
-    importance: Tensor | None = None,
+    importance: Float[Tensor, "rows sequence"] | None = None,
 ) -> PolicyLoss:
-    """-sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_range_low, 1 + clip_range_high) A_t).
+    """Returns the loss -sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_range_low, 1 + clip_range_high) A_t).
 
-    ratio "token" is PPO (arXiv 1707.06347): r_t = p_t / p_t^old. ratio "sequence" is GSPO-token (arXiv 2507.18071): one
-    number a row, s = exp(mean_t(log p_t - log p_t^old)), which token t sees as sg(s) p_t / sg(p_t): equal to s in
-    value, with a gradient through the token's own log-probability, so that every token keeps its own credit.
+    The ratio "token" is PPO's (arXiv 1707.06347): r_t = p_t / p_t^old. The ratio "sequence" is that of GSPO-token
+    (arXiv 2507.18071). It has one value per row, s = exp(mean_t(log p_t - log p_t^old)), and r_t = sg(s) p_t / sg(p_t),
+    where sg stops the gradient. r_t equals s, and its gradient goes through the token's own log-probability alone, so
+    every token keeps its own credit.
 
-    `dual_clip` c > 1 bounds the objective of a negative advantage below by c A_t (arXiv 1912.09729); 0 is off.
-    `importance` weights tokens (`truncated_importance`). A row with an empty mask contributes exactly 0, ratio 1 and
-    clipped 0.
+    `dual_clip` c > 1 bounds the objective of a negative advantage from below by c A_t (arXiv 1912.09729); 0 turns it
+    off. `importance` weights the tokens (`truncated_importance`). A row with an empty mask contributes exactly 0 to the
+    loss, ratio 1 and clipped 0.
     """
     difference = torch.where(mask, log_probs - old_log_probs, 0.0)
-    mean_over = token_weights(mask, "sequences", log_probs.dtype)
-    sequence_ratio = (difference.detach() * mean_over).sum(1).exp()
+    mean_weights = token_weights(mask, "sequences", log_probs.dtype)
+    sequence_ratio = (difference.detach() * mean_weights).sum(1).exp()
     if ratio == "sequence":
-        seen = sequence_ratio[:, None] * torch.where(mask, log_probs - log_probs.detach(), 0.0).exp()
+        token_ratio = sequence_ratio[:, None] * torch.where(mask, log_probs - log_probs.detach(), 0.0).exp()
     else:
-        seen = difference.exp()
-    unclipped = seen * advantages
-    objective = torch.minimum(unclipped, seen.clamp(1 - clip_range_low, 1 + clip_range_high) * advantages)
+        token_ratio = difference.exp()
+    unclipped = token_ratio * advantages
+    objective = torch.minimum(unclipped, token_ratio.clamp(1 - clip_range_low, 1 + clip_range_high) * advantages)
     removed = objective < unclipped
     if dual_clip:
         floor = dual_clip * advantages
@@ -88,25 +93,42 @@ def clipped_surrogate(
     if importance is not None:
         objective = objective * importance
     total = -(objective * token_weights(mask, average_over, log_probs.dtype)).sum()
-    clipped = ((removed & mask) * mean_over).sum(1)
+    clipped = ((removed & mask) * mean_weights).sum(1)
     return PolicyLoss(total, sequence_ratio, clipped.detach())
 
 
-def truncated_importance(old_log_probs: Tensor, generator_log_probs: Tensor, mask: Tensor, cap: float) -> Tensor:
-    """min(p_old / p_generator, cap) a token: corrects for a generator that is not quite the policy, bounded so
-    that no token dominates. No gradient; 1 off the mask."""
+def truncated_importance(
+    old_log_probs: Float[Tensor, "rows sequence"],
+    generator_log_probs: Float[Tensor, "rows sequence"],
+    mask: Bool[Tensor, "rows sequence"],
+    cap: float,
+) -> Float[Tensor, "rows sequence"]:
+    """Returns min(p_old / p_generator, cap) for each token, without gradient, and 1 outside the mask.
+
+    It corrects for numerical differences between generator and policy. The cap keeps a token from dominating.
+    """
     difference = torch.where(mask, old_log_probs - generator_log_probs, 0.0)
     return difference.exp().clamp_max(cap).detach()
 
 
-def kl_to_reference(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor, average_over: str) -> Tensor:
-    """KL(policy || reference) by the low-variance, non-negative estimate r - 1 - log r with r = p_reference / p
-    (http://joschu.net/blog/kl-approx.html): weighted sums, [rows]."""
+def kl_to_reference(
+    log_probs: Float[Tensor, "rows sequence"],
+    reference_log_probs: Float[Tensor, "rows sequence"],
+    mask: Bool[Tensor, "rows sequence"],
+    average_over: str,
+) -> Float[Tensor, " rows"]:
+    """Returns KL(policy || reference) as weighted sums over each row's tokens.
+
+    The estimate r - 1 - log r with r = p_reference / p has low variance and is never negative
+    (http://joschu.net/blog/kl-approx.html).
+    """
     difference = torch.where(mask, reference_log_probs - log_probs, 0.0)
     estimate = difference.exp() - 1 - difference
     return (estimate * token_weights(mask, average_over, log_probs.dtype)).sum(1)
 
 
-def entropy_bonus(entropy: Tensor, mask: Tensor, average_over: str) -> Tensor:
-    """Entropy of the policy at each token, summed with the tokens' weights."""
+def entropy_bonus(
+    entropy: Float[Tensor, "rows sequence"], mask: Bool[Tensor, "rows sequence"], average_over: str
+) -> Float[Tensor, ""]:
+    """Returns the weighted sum of the policy's entropy over the tokens."""
     return (torch.where(mask, entropy, 0.0) * token_weights(mask, average_over, entropy.dtype)).sum()

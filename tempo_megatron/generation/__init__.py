@@ -1,1 +1,4 @@
-"""The vLLM engine in the trainer's own processes, and weights into it. Alone imports vllm."""
+"""The vLLM engine inside the trainer's processes, and the transfer of weights into it.
+
+No other package imports vllm.
+"""

@@ -1,4 +1,4 @@
-"""Does the generator hold what the trainer sent? Checksums of every tensor, after vLLM's own fusing and sharding."""
+"""Compares the generator's weights with the trainer's by checksums, after vLLM has fused and sharded them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _MIX = 0x1E3779B97F4A7C15  # odd; its multiples fill 64 bits evenly
 
 
 def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
-    """Digest of a tensor's bits, an int64 scalar on its device, which does all the work: 16 GB take a fraction of a
-    second on a GPU.
+    """Returns a digest of a tensor's bits, an int64 scalar on the tensor's device.
 
-    The sum, modulo 2^64, of every element's bits times an odd number that its position picks, `begin` for the first
-    one: digests of parts add up to that of the whole. One changed element always changes it; exchanged elements or
-    rows, or another tensor, do except by a chance below 2^-32.
+    The digest is the sum, modulo 2^64, of each element's bits times an odd number that depends on its position. The
+    first element has position `begin`, so the digests of parts add up to that of the whole tensor. One changed element
+    always changes the digest. Exchanged elements or rows, or another tensor, change it except with a probability below
+    2^-32. All work is done on the device: 16 GB take a fraction of a second on a GPU.
     """
     bits = tensor.detach().contiguous().flatten().view(_BITS[tensor.element_size()])
     weights = _weights(tensor.device)
@@ -35,16 +35,16 @@ def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
     position, end = begin, begin + len(bits)
     while position < end:
         number, offset = divmod(position, _CHUNK)
-        until = min(end, (number + 1) * _CHUNK)
-        chunk = bits[position - begin : until - begin].to(torch.int64)
+        chunk_end = min(end, (number + 1) * _CHUNK)
+        chunk = bits[position - begin : chunk_end - begin].to(torch.int64)
         digest += (chunk * weights[offset : offset + len(chunk)]).sum() * (2 * number * _CHUNK + 1)
-        position = until
+        position = chunk_end
     return digest
 
 
 @cache
 def _weights(device: torch.device) -> Tensor:
-    """Odd numbers that look random, [_CHUNK] int64."""
+    """Returns pseudo-random odd numbers, [_CHUNK] int64."""
     mixed = torch.arange(1, _CHUNK + 1, device=device) * _MIX
     for shift in (29, 32):
         mixed = (mixed ^ (mixed >> shift)) * _MIX
@@ -52,13 +52,15 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def expected_checksums(name: str, sent: Tensor | TensorRows, rank: int, ranks: int) -> Tensor:
-    """Checksum of the part of a Hugging Face tensor that a tensor-parallel rank of vLLM holds; those of a vocabulary's
-    rows add up to it."""
+    """Returns the checksum of the part of a Hugging Face tensor that a tensor-parallel rank of vLLM holds.
+
+    The checksums of a vocabulary's blocks of rows add up to that of the vocabulary.
+    """
     module = name.split(".")[-2]
     if module in _VOCABULARY:
         return _of_vocabulary(sent if isinstance(sent, TensorRows) else TensorRows(sent, 0, len(sent)), rank, ranks)
     if isinstance(sent, TensorRows):
-        raise ValueError(f"{name} came in rows, as vocabularies alone do")
+        raise ValueError(f"{name} came in rows, which only a vocabulary may")
     if module in _SPLIT_INPUTS and sent.dim() > 1:
         return checksum(sent.chunk(ranks, 1)[rank])
     if any(module in parts for parts in _FUSED.values()):
@@ -69,29 +71,29 @@ def expected_checksums(name: str, sent: Tensor | TensorRows, rank: int, ranks: i
 def _of_vocabulary(sent: TensorRows, rank: int, ranks: int) -> Tensor:
     padded = -(-sent.of // _VLLM_VOCABULARY_MULTIPLE) * _VLLM_VOCABULARY_MULTIPLE
     begin, end = rank * padded // ranks, (rank + 1) * padded // ranks
-    mine = sent.rows[max(0, begin - sent.first) : max(0, end - sent.first)]
-    return checksum(mine, max(0, sent.first - begin) * sent.rows[0].numel())
+    local_rows = sent.rows[max(0, begin - sent.first) : max(0, end - sent.first)]
+    return checksum(local_rows, max(0, sent.first - begin) * sent.rows[0].numel())
 
 
 def compare(model: torch.nn.Module, expected: Mapping[str, Tensor], ranks: int) -> None:
-    """Raise RuntimeError naming every Hugging Face tensor that this rank's part of the model holds differently.
+    """Raises RuntimeError with the names of the Hugging Face tensors that differ in this rank's part of the model.
 
-    Weights that vLLM has quantized to FP8 have no bits in common with the trainer's and are left out; norms,
-    embeddings, the output layer and biases are compared then too.
+    Weights that vLLM has quantized to FP8 are skipped, because their bits differ from the trainer's. Norms, embeddings,
+    the output layer and biases are compared nevertheless.
     """
-    held = dict(_held(model, ranks))
-    wrong = [name for name in expected if name not in held]
-    pairs = [(name, sum_, held[name]) for name, sum_ in expected.items() if held.get(name) is not None]
+    actual = dict(_checksums(model, ranks))
+    differing = [name for name in expected if name not in actual]
+    pairs = [(name, digest, actual[name]) for name, digest in expected.items() if actual.get(name) is not None]
     if pairs:
-        names, sent, found = zip(*pairs, strict=True)
-        differs = torch.stack(sent) != torch.stack(found)
-        wrong += [name for name, differ in zip(names, differs.tolist(), strict=True) if differ]
-    if wrong:
-        raise RuntimeError(f"weights in the generator differ from the trainer's: {', '.join(wrong)}")
+        names, expected_digests, actual_digests = zip(*pairs, strict=True)
+        differs = torch.stack(expected_digests) != torch.stack(actual_digests)
+        differing += [name for name, differ in zip(names, differs.tolist(), strict=True) if differ]
+    if differing:
+        raise RuntimeError(f"weights in the generator differ from the trainer's: {', '.join(differing)}")
 
 
-def _held(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, Tensor | None]]:
-    """(Hugging Face name, checksum of this rank's part) of all that the model holds; None of what is quantized."""
+def _checksums(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, Tensor | None]]:
+    """Yields the Hugging Face name and the checksum of each tensor in this rank's part; None for quantized tensors."""
     config: Any = model.config  # type: ignore[attr-defined]
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
@@ -120,8 +122,11 @@ def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _weight(module: Any) -> Tensor:
-    """The weight of a module. vLLM packs some linear layers for CPUs and drops the original: multiplied by the
-    identity such a layer gives its weight back exactly, since every sum has one term that is not zero."""
+    """Returns the weight of a module.
+
+    vLLM packs some linear layers for CPUs and drops the original weight. The product of such a layer with the identity
+    is exactly its weight, because every sum has one non-zero term.
+    """
     if module.weight.numel() or not hasattr(module, "quant_method"):
         return module.weight.detach()
     identity = torch.eye(module.input_size_per_partition, dtype=module.params_dtype)

@@ -1,4 +1,4 @@
-"""One queue of requests that all replicas draw from, so that none idles while another has a tail."""
+"""One queue of requests for all replicas, so that no replica idles while another still has many requests."""
 
 from __future__ import annotations
 
@@ -8,64 +8,65 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-Draw = Callable[[int], int]
-"""moves a counter by so many and returns where it stood"""
+CounterDraw = Callable[[int], int]
+"""Advances a counter by a number; returns its previous value."""
 
 _LOOK_AHEAD = 8
-"""claims beyond a replica's slots are at most the slots divided by this"""
+"""A replica claims at most its slots divided by this beyond its free slots."""
 
 _calls = itertools.count()
-"""names the counters: every rank makes the same generate calls"""
+"""Numbers the counters. All ranks make the same calls of `generate`, so their numbers agree."""
 
 
 class RequestQueue:
-    """The numbers 0 to total - 1 in order, each claimed by one replica.
+    """The request numbers 0 to total - 1 in order, each claimed by one replica.
 
-    A replica claims what it can run at once, and no more than its share of the whole, be it the first to begin. When a
-    claim has all been started it claims again: the slots that are free, and a look-ahead, so that not every step asks.
-    Towards the end the look-ahead shrinks with what is left, to nothing: the last requests go to whoever has a slot.
+    A replica first claims as many requests as it can run at once, and at most its share of all requests. When all of a
+    claim has started, it claims its free slots plus a look-ahead, so that it need not claim in every step. Towards the
+    end the look-ahead shrinks to 0, and the last requests go to the replicas with a free slot.
 
-    `claim` depends on its arguments and on `draw` alone: tensor ranks whose engines run in step make the same claims.
+    `claim` depends on its arguments and on `draw` alone, so tensor-parallel ranks with synchronous engines make the
+    same claims.
     """
 
-    def __init__(self, total: int, replicas: int, slots: int, draw: Draw) -> None:
+    def __init__(self, total: int, replicas: int, slots: int, draw: CounterDraw) -> None:
         self._total = total
         self._replicas = replicas
         self._slots = min(slots, -(-total // replicas))
         self._draw = draw
         self._next = 0
-        """where the counter stood when last seen; others may have moved it since"""
+        """The last known value of the counter. Other replicas may have advanced it since."""
 
     def claim(self, running: int, waiting: int) -> range:
-        """The next requests for an engine that runs and keeps waiting so many; empty when it should have no more."""
-        left, free = self._total - self._next, self._slots - running
-        # What fills every replica's slots the first time is nobody's to spare: some may begin later than others.
-        taken = max(self._next, self._replicas * self._slots)
-        spare = max(0, self._total - taken - self._replicas * free)
+        """Returns the next requests for an engine with these numbers of running and waiting requests; may be empty."""
+        unclaimed, free = self._total - self._next, self._slots - running
+        # The first requests fill the slots of every replica. They are reserved, because some replicas start later.
+        reserved = max(self._next, self._replicas * self._slots)
+        spare = max(0, self._total - reserved - self._replicas * free)
         count = free + min(self._slots // _LOOK_AHEAD, spare // (2 * self._replicas))
-        if waiting or left <= 0 or count <= 0:
+        if waiting or unclaimed <= 0 or count <= 0:
             return range(0)
         start = self._draw(count)
         self._next = start + count
         return range(min(start, self._total), min(self._next, self._total))
 
 
-def local_counter() -> Draw:
-    """A counter of this process: of a single replica, whose tensor ranks all count alike."""
-    counted = 0
+def local_counter() -> CounterDraw:
+    """Returns a counter of this process, for a single replica. Its tensor-parallel ranks all count alike."""
+    counter = 0
 
     def draw(count: int) -> int:
-        nonlocal counted
-        counted += count
-        return counted - count
+        nonlocal counter
+        counter += count
+        return counter - count
 
     return draw
 
 
-def shared_counter(tensor_group: dist.ProcessGroup) -> Draw:
-    """A counter that all replicas share, kept by the default process group's store; every rank makes one at once.
+def shared_counter(tensor_group: dist.ProcessGroup) -> CounterDraw:
+    """Returns a counter that all replicas share, in the store of the default process group. Collective.
 
-    The first rank of a replica draws and tells the others, over `tensor_group`, a group of CPU tensors.
+    The first rank of a replica advances it and broadcasts the value over `tensor_group`, a group for CPU tensors.
     """
     key, store = f"tempo/requests/{next(_calls)}", dist.distributed_c10d._get_default_store()
     first = dist.get_global_rank(tensor_group, 0)
@@ -73,9 +74,9 @@ def shared_counter(tensor_group: dist.ProcessGroup) -> Draw:
     def draw(count: int) -> int:
         start = store.add(key, count) - count if dist.get_rank() == first else 0
         if dist.get_world_size(tensor_group) > 1:
-            told = torch.tensor([start])
-            dist.broadcast(told, first, group=tensor_group)
-            start = int(told)
+            value = torch.tensor([start])
+            dist.broadcast(value, first, group=tensor_group)
+            start = int(value)
         return start
 
     return draw

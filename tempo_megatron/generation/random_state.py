@@ -1,4 +1,4 @@
-"""The trainer's random state, kept from what vLLM does to it."""
+"""Protects the trainer's random state from vLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
-    """Python's, numpy's and torch's global generators are the same after the block as before it."""
+    """Restores Python's, numpy's and torch's global random generators after the block."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpus = torch.cuda.random.get_rng_state_all() if torch.cuda.is_available() else []
     try:

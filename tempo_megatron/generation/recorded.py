@@ -1,4 +1,4 @@
-"""Rollouts on disk: what was generated once is not generated again by a run that resumes, or that replays."""
+"""Keeps rollouts on disk, so that a run that resumes or replays does not generate them again."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from tempo_megatron.utils.logs import get_logger
 logger = get_logger(__name__)
 
 GenerationFigures = dict[str, float]
+"""Counts of generated requests and tokens by name (`Generator.take_figures`)."""
 
 
 class Engine(Protocol):
-    """What runs and evaluations ask of a generator."""
+    """The generator interface of runs and evaluations."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
     def load_weights(self) -> None: ...
@@ -36,50 +37,52 @@ class Engine(Protocol):
 
 @runtime_checkable
 class Stoppable(Protocol):
+    """A generator that stops when `should_stop` returns true."""
+
     should_stop: Callable[[], bool] | None
 
 
 class MissingRollouts(RuntimeError):
-    """A replay asks for what was not recorded."""
+    """A replay requests rollouts that were not recorded."""
 
 
 class RecordedGenerator:
-    """An engine whose answers are kept in `directory`, a file a call, and read from there when the same is asked again.
+    """An engine whose completions are kept in `directory`, one file per call. A repeated call reads them from there.
 
-    Requests carry seeds hashed from run, iteration, stream, prompt and sample, so that no two calls of a run ask the
-    same; who resumes asks with the weights that the first answer came from. Without an engine everything comes from
-    the directory (`tempo replay`).
+    The seed of a request is a hash of run, iteration, stream, prompt and sample, so no two calls of a run have the same
+    requests. A run that resumes repeats a call with the weights of the first time. Without an engine all completions
+    come from the directory (`tempo replay`).
     """
 
     def __init__(self, engine: Engine | None, directory: Path) -> None:
         self.engine = engine
         self.directory = directory
         self.iteration = 0
-        """names the files, so that `prune` knows them"""
+        """The present iteration. File names start with it, which `prune` relies on."""
         self.figures: GenerationFigures = {}
-        """of the calls since `take_figures`, those that were read from disk as when they were generated"""
+        """Figures of the calls since `take_figures`. A call that is read from disk has those of its generation."""
         self.ended = time.monotonic()
-        """when the last call of `generate` did"""
+        """The monotonic time at which the last call of `generate` ended."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """A completion for each request, in their order, on every rank. Collective. Raises MissingRollouts."""
+        """Returns a completion for each request, in order, on every rank. Collective. Raises MissingRollouts."""
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
         if broadcast_from_first(_is_readable(path)):
             completions, figures = _read(path)
         elif self.engine is None:
             raise MissingRollouts(
                 f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: "
-                "the run that recorded them had other settings or data, stopped earlier, or kept them not "
+                "the run that recorded them had other settings or data, stopped earlier, or did not keep them "
                 "(generation.keep_rollouts)"
             )
         else:
             completions, figures = self.engine.generate(requests), self.engine.take_figures()
             if rank_and_ranks()[0] == 0:
-                # By a policy that came of other rollouts than these. Stages before iteration 1 are not in order.
-                self._forget_from(max(self.iteration, 0) + 1)
+                # Later files come from a policy trained on other rollouts. Stages before iteration 1 have no order.
+                self._remove_from(max(self.iteration, 0) + 1)
                 _write(path, completions, figures)
-            barrier()  # a rank that writes alone would seem to hang
-        self.figures = _together(self.figures, figures)
+            barrier()  # A rank that writes alone would look like a hang.
+        self.figures = _sum(self.figures, figures)
         self.ended = time.monotonic()
         return completions
 
@@ -92,34 +95,36 @@ class RecordedGenerator:
             self.engine.sleep()
 
     def take_figures(self) -> GenerationFigures:
-        taken, self.figures = self.figures, {}
-        return taken
+        figures, self.figures = self.figures, {}
+        return figures
 
-    def stop_when(self, asked: Callable[[], bool] | None) -> None:
-        """Let `generate` raise GenerationStopped once `asked`, where the engine can."""
+    def stop_when(self, should_stop: Callable[[], bool] | None) -> None:
+        """Lets `generate` raise GenerationStopped once `should_stop` returns true, if the engine supports it."""
         if isinstance(self.engine, Stoppable):
-            self.engine.should_stop = asked
+            self.engine.should_stop = should_stop
 
     def prune(self, iteration: int) -> None:
-        """Forget what was generated up to an iteration; one rank does it. What cannot be removed is warned of, and
-        tried again by the next call."""
-        for path, of in self._files():
-            if of <= iteration:
+        """Removes the rollouts of all iterations up to this one. One rank calls it.
+
+        A file that cannot be removed causes a warning, and the next call tries again.
+        """
+        for path, file_iteration in self._files():
+            if file_iteration <= iteration:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
                     logger.warning(f"{path} cannot be removed: {error}")
 
     @expect_pace(Pace.untimed)
-    def _forget_from(self, iteration: int) -> None:
-        for path, of in self._files():
-            if of >= iteration:
+    def _remove_from(self, iteration: int) -> None:
+        for path, file_iteration in self._files():
+            if file_iteration >= iteration:
                 path.unlink()
 
     def _files(self) -> list[tuple[Path, int]]:
-        """With the iterations that they are of."""
-        found = self.directory.glob("[!.]*.safetensors")
-        return [(path, int(path.name[: path.name.index("-", 1)])) for path in found]
+        """Returns the files with their iterations."""
+        paths = self.directory.glob("[!.]*.safetensors")
+        return [(path, int(path.name[: path.name.index("-", 1)])) for path in paths]
 
 
 def _fingerprint(requests: Sequence[Request]) -> str:
@@ -129,20 +134,21 @@ def _fingerprint(requests: Sequence[Request]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _together(one: GenerationFigures, other: Mapping[str, float]) -> GenerationFigures:
-    """Sums; of what replicas drew least and most, the least and most of the sums' parts."""
-    return {name: one.get(name, 0) + other.get(name, 0) for name in [*one, *(n for n in other if n not in one)]}
+def _sum(figures: GenerationFigures, other: Mapping[str, float]) -> GenerationFigures:
+    """Returns the sums by name. The least and most requests of a replica are summed over calls too."""
+    names = [*figures, *(name for name in other if name not in figures)]
+    return {name: figures.get(name, 0) + other.get(name, 0) for name in names}
 
 
 @expect_pace(Pace.untimed)
 def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
-    """Flat tensors: response_ids int32 and log_probs fp32 [tokens], lengths int32 and stopped bool [responses]."""
+    """Writes response_ids int32 and log_probs fp32, [tokens], and lengths int32 and stopped bool, [responses]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        "response_ids": torch.tensor([t for done in completions for t in done.response_ids], dtype=torch.int32),
-        "log_probs": torch.tensor([v for done in completions for v in done.log_probs], dtype=torch.float32),
-        "lengths": torch.tensor([len(done.response_ids) for done in completions], dtype=torch.int32),
-        "stopped": torch.tensor([done.finish_reason == "stop" for done in completions]),
+        "response_ids": torch.tensor([token for each in completions for token in each.response_ids], dtype=torch.int32),
+        "log_probs": torch.tensor([value for each in completions for value in each.log_probs], dtype=torch.float32),
+        "lengths": torch.tensor([len(each.response_ids) for each in completions], dtype=torch.int32),
+        "stopped": torch.tensor([each.finish_reason == "stop" for each in completions]),
     }
     with atomic_path(path) as aside:
         save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
@@ -150,7 +156,7 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
 
 @expect_pace(Pace.untimed)
 def _is_readable(path: Path) -> bool:
-    """There and whole: what was cut short is generated again."""
+    """Returns whether the file exists and is complete. An incomplete one is generated again."""
     if not path.is_file():
         return False
     try:

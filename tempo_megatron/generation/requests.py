@@ -1,4 +1,4 @@
-"""What is asked of a generator and what it answers, and the answers of all replicas on every rank."""
+"""Requests to the generator, its completions, and their exchange between replicas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Request:
-    """One response to sample: its own seed makes it independent of what else is generated with it."""
+    """One response to sample. Its own seed makes it independent of the other requests of a call."""
 
     prompt_ids: tuple[int, ...]
     seed: int
@@ -23,39 +23,42 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """`response_ids` end in the end-of-sequence token unless `finish_reason` is "length"."""
+    """A sampled response."""
 
     response_ids: tuple[int, ...]
+    """The tokens. They end in the end-of-sequence token unless `finish_reason` is "length"."""
     log_probs: tuple[float, ...]
+    """The generator's log-probability of each token."""
     finish_reason: str
+    """ "stop" or "length"."""
 
 
-def on_every_rank(
-    mine: Mapping[int, Completion], figures: Mapping[str, int], tensor_size: int
+def gather_completions(
+    local: Mapping[int, Completion], figures: Mapping[str, int], tensor_size: int
 ) -> tuple[dict[int, Completion], list[Mapping[str, int]]]:
-    """The completions of all replicas by the numbers of their requests, and the figures of each replica. Collective.
+    """Returns the completions of all replicas by request number, and the figures of each replica. Collective.
 
-    Arrays travel rather than tuples: of long responses these are millions of objects. fp32 holds vLLM's log-probs.
+    Ranks exchange arrays, because tuples of long responses are millions of objects. vLLM's log-probs are fp32.
     """
-    completions = mine.values()
-    ids = [token for done in completions for token in done.response_ids]
-    log_probs = [value for done in completions for value in done.log_probs]
+    completions = local.values()
+    ids = [token for completion in completions for token in completion.response_ids]
+    log_probs = [value for completion in completions for value in completion.log_probs]
     packed = (
-        list(mine),
-        [len(done.response_ids) for done in completions],
-        [done.finish_reason for done in completions],
+        list(local),
+        [len(completion.response_ids) for completion in completions],
+        [completion.finish_reason for completion in completions],
         np.array(ids, dtype=np.int32),
         np.array(log_probs, dtype=np.float32),
         dict(figures),
     )
     parts: list[tuple] = [()] * dist.get_world_size()
-    # The tensor ranks of a replica have the same answers; the first one's are read.
+    # The tensor-parallel ranks of a replica have the same completions, so the first one alone sends them.
     dist.all_gather_object(parts, packed if dist.get_rank() % tensor_size == 0 else ())
-    found, counted = {}, []
+    gathered, replica_figures = {}, []
     for numbers, lengths, reasons, id_array, log_prob_array, counts in parts[::tensor_size]:
         all_ids, all_log_probs, ends = id_array.tolist(), log_prob_array.tolist(), accumulate(lengths)
         for number, length, reason, end in zip(numbers, lengths, reasons, ends, strict=True):
             part = slice(end - length, end)
-            found[number] = Completion(tuple(all_ids[part]), tuple(all_log_probs[part]), reason)
-        counted.append(counts)
-    return found, counted
+            gathered[number] = Completion(tuple(all_ids[part]), tuple(all_log_probs[part]), reason)
+        replica_figures.append(counts)
+    return gathered, replica_figures

@@ -1,7 +1,7 @@
-"""vLLM's shared memory between ranks on CPUs, under names that no other run has and no killed run leaves behind.
+"""Gives vLLM's shared memory between CPU ranks unique names, and removes the names while the run uses the memory.
 
-Under an external launcher vLLM names its segments after the ranks alone: a second run on the machine, or the next one
-after a kill, would find the name taken.
+Under an external launcher vLLM names its segments after the ranks alone. The names would collide with those of a second
+run on the machine, or of a killed run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _DIRECTORY = Path("/dev/shm")
 
 
 def use_unique_names() -> str:
-    """Put a token that all ranks share into the names, and the machine's name; returns the token. Call before the
-    engine is made. Collective.
+    """Adds the machine's name and a random token that all ranks share to the names; returns the token. Collective.
 
-    Ranks of a replica that spans machines so have different names, by which vLLM knows that they share no memory.
+    Call it before the engine starts. Ranks of a replica that spans machines get different names, from which vLLM
+    concludes that they share no memory.
     """
     from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator, _CPUSHMDistributed
 
@@ -35,15 +35,17 @@ def use_unique_names() -> str:
 
 
 def unlink(token: str) -> None:
-    """Take the names away once every rank has mapped the segments: memory is then freed however the run ends."""
+    """Removes the names once every rank has mapped the segments, so any end of the run frees the memory. Collective."""
     dist.barrier()
     for segment in _DIRECTORY.glob(f"*{token}*"):
-        segment.unlink(missing_ok=True)  # each machine's, by whichever of its ranks comes first
+        segment.unlink(missing_ok=True)  # The first rank of each machine to get here removes it.
 
 
 def drop_queue() -> None:
-    """Give up the queue of Python objects that vLLM makes for a replica's ranks: nothing under an external launcher
-    uses it, and at the end of a run Python would warn that its memory leaks."""
+    """Drops the queue of Python objects that vLLM creates for a replica's ranks.
+
+    Nothing uses it under an external launcher, and Python would report its memory as leaked at the end of the run.
+    """
     from vllm.distributed.parallel_state import get_tp_group
 
     get_tp_group().mq_broadcaster = None

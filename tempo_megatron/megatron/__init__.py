@@ -1,1 +1,4 @@
-"""Megatron Core: topology, models, optimizers, forward-backward, weights, checkpoints. Alone imports megatron.core."""
+"""Topology, models, optimizers, forward and backward passes, weights and checkpoints on Megatron Core.
+
+No other package imports megatron.core.
+"""

@@ -1,4 +1,4 @@
-"""Token sequences as rows: what phases and losses work with. `packing` lays them end to end for the model."""
+"""Batches of token sequences as padded rows, for phases and losses. `packing` concatenates rows for the model."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of token sequences, the same on every rank; token columns are [rows, sequence].
+    """Rows of token sequences, the same on every rank."""
 
-    tokens [rows, sequence] int64, zeros after each row's end; lengths [rows] int64, tokens of each row;
-    response_mask [rows, sequence] bool, True at response tokens; columns: further tensors [rows, ...] that a loss needs
-    beside the model's output.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    response_mask: Tensor
+    tokens: Int64[Tensor, "rows sequence"]
+    """Token ids, 0 after each row's end."""
+    lengths: Int64[Tensor, " rows"]
+    """The number of tokens of each row."""
+    response_mask: Bool[Tensor, "rows sequence"]
+    """True at response tokens."""
     columns: dict[str, Tensor]
+    """Other tensors [rows, ...] that a loss needs besides the model's output."""
 
     @property
     def rows(self) -> int:
@@ -32,31 +32,33 @@ class Batch:
         return self.tokens.shape[1]
 
     def with_columns(self, **columns: Tensor) -> Batch:
+        """Returns the batch with these columns added or replaced."""
         return replace(self, columns={**self.columns, **columns})
 
-    def select(self, rows: Tensor) -> Batch:
-        """The rows at the given indices [n] int64, in their order."""
+    def select(self, rows: Int64[Tensor, " selected"]) -> Batch:
+        """Returns the rows at these indices, in their order."""
         columns = {name: column[rows] for name, column in self.columns.items()}
         return Batch(self.tokens[rows], self.lengths[rows], self.response_mask[rows], columns)
 
     def narrow(self, width: int) -> Batch:
-        """The same rows without the positions from `width` on."""
+        """Returns the same rows cut to the first `width` positions."""
         columns = {name: c[:, :width] if c.dim() > 1 else c for name, c in self.columns.items()}
         return Batch(self.tokens[:, :width], self.lengths, self.response_mask[:, :width], columns)
 
     def to(self, device: torch.device) -> Batch:
-        columns = {name: moved(column, device) for name, column in self.columns.items()}
-        tokens, lengths, mask = (moved(x, device) for x in (self.tokens, self.lengths, self.response_mask))
+        """Returns the batch on a device."""
+        columns = {name: to_device(column, device) for name, column in self.columns.items()}
+        tokens, lengths, mask = (to_device(x, device) for x in (self.tokens, self.lengths, self.response_mask))
         return Batch(tokens, lengths, mask, columns)
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a device, without waiting for what the device has to do yet: only pinned memory is copied so."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Returns the tensor on a device. The copy does not wait for the device, which takes pinned memory."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def from_sequences(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Batch:
-    """Prompts and their responses as rows as wide as the longest."""
+    """Returns prompts with their responses as rows, padded to the longest."""
     lengths = torch.tensor([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
     tokens = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.int64)
     mask = torch.zeros(tokens.shape, dtype=torch.bool)

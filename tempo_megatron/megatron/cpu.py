@@ -1,9 +1,9 @@
-"""Megatron Core on machines without CUDA, over gloo in fp32.
+"""Runs Megatron Core on machines without CUDA, over gloo in fp32.
 
 Megatron Core names its accelerator literally (`torch.cuda.current_device()`, `device="cuda"`, `tensor.cuda()`).
-`install` sends the module-level names to the CPU for the whole process; `accelerator_names` is a context that does the
-same for tensor calls. The context costs about a microsecond per torch call and is per thread, so it is entered around
-Megatron work alone. No arithmetic and no parallel logic changes.
+`install` redirects the module-level names to the CPU for the whole process. The context `accelerator_names` redirects
+tensor calls. The context is per thread and costs about a microsecond per torch call, so only Megatron calls run inside
+it. Arithmetic and parallel logic stay unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CPU = torch.device("cpu")
 
 
 class _AcceleratorNamesMeanCpu(TorchFunctionMode):
-    """Inside it, `x.cuda()` is `x`, `device="cuda"` is the CPU, and tensor types read as CUDA types."""
+    """Inside this mode `x.cuda()` returns `x`, `device="cuda"` means the CPU, and tensor types look like CUDA types."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -35,7 +35,7 @@ class _AcceleratorNamesMeanCpu(TorchFunctionMode):
 
 
 class _Stream:
-    """The one stream of a CPU: program order, so that every wait is over before it begins."""
+    """The only stream of a CPU. It runs in program order, so every wait returns at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -51,8 +51,8 @@ class _Stream:
 class _Adam(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) with the step count in the parameter group.
 
-    DistributedOptimizer restores that layout from checkpoints, which is the fused optimizers'; torch's own AdamW keeps
-    one step count a parameter, which it refuses.
+    The fused optimizers have this layout, and DistributedOptimizer restores it from checkpoints. It refuses the layout
+    of torch's own AdamW, which has one step count per parameter.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class _Adam(torch.optim.Optimizer):
 
 
 def install() -> None:
-    """Make this process a Megatron rank without CUDA. To be called before megatron.core is first imported."""
+    """Lets this process be a Megatron rank without CUDA. Call it before the first import of megatron.core."""
     if torch.cuda.is_available() or getattr(torch.cuda, "_tempo_cpu", False):
         return
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
@@ -116,10 +116,10 @@ def install() -> None:
 
 
 def new_stream() -> Any:
-    """A stream beside the default one. On CPUs it is ours, whatever vLLM has put in the place of torch.cuda's names."""
+    """Returns a new stream, on CPUs a `_Stream` even after vLLM has replaced torch.cuda's names."""
     return torch.cuda.Stream() if torch.cuda.is_available() else _Stream()
 
 
 def accelerator_names() -> contextlib.AbstractContextManager[Any]:
-    """The context that Megatron work runs in: nothing on GPUs."""
+    """Returns the context for Megatron calls, which does nothing on GPUs."""
     return contextlib.nullcontext() if torch.cuda.is_available() else _AcceleratorNamesMeanCpu()

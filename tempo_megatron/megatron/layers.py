@@ -1,7 +1,7 @@
-"""The layer spec of a HybridModel: Transformer Engine's modules on GPUs, megatron-core's own on CPUs.
+"""The layer spec of a HybridModel, with Transformer Engine's modules on GPUs and megatron-core's own on CPUs.
 
-A Hugging Face layer is two HybridModel layers, attention (`*`) and MLP (`-`). Transformer Engine fuses the norm before
-a projection into it; checkpoints carry the unfused names, so that either device reads what the other wrote.
+A Hugging Face layer is two HybridModel layers: attention (`*`) and MLP (`-`). Transformer Engine fuses a norm into the
+projection that follows it. Checkpoints use the unfused names, so GPUs and CPUs read each other's checkpoints.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ CANONICAL_NAMES = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
 }
-"""fused name -> unfused name, as prefixes within a layer"""
+"""Fused name -> unfused name, as prefixes within a layer."""
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Module classes of one device. `normed_column` is a column-parallel layer with the norm before it, where fused."""
+    """Module classes for one kind of device.
+
+    `normed_column` is a column-parallel layer with a fused norm before it, or None where nothing is fused.
+    """
 
     column: Any
     normed_column: Any
@@ -34,7 +37,7 @@ class _Parts:
 
 
 def stack_spec(settings: BackboneSettings) -> Any:
-    """The ModuleSpec of the decoder for this machine."""
+    """Returns the ModuleSpec of the decoder for this machine."""
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
     from megatron.core.ssm.mlp_layer import MLPLayer
@@ -89,7 +92,10 @@ def _qk_norms(settings: BackboneSettings, norm: Any) -> dict[str, Any]:
 
 
 def _row_then_norm(row: Any, norm: Any) -> Any:
-    """A row-parallel layer whose output is normalized: megatron-core has no slot for a norm before the residual."""
+    """Returns a row-parallel layer class that normalizes its output.
+
+    megatron-core has no place for a norm before the residual addition.
+    """
 
     class RowThenNorm(row):
         def __init__(self, input_size: int, output_size: int, *, config: Any, **options: Any) -> None:

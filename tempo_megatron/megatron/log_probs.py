@@ -1,4 +1,4 @@
-"""What the policy says of each token: its output layer and the softmax, the vocabulary being split over TP."""
+"""Log-probabilities and statistics of the policy's tokens: output layer and softmax over a vocabulary split over TP."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from tempo_megatron.megatron.topology import Topology
 
 CHUNK_ELEMENTS = 2**26
-"""logits worked on at a time, 256 MiB in fp32"""
+"""The number of logits that are computed at a time, 256 MiB in fp32."""
 
 _TILE = 128
-"""rows of a chunk are a multiple of so many, as products want them"""
+"""The rows of a chunk are a multiple of this, which suits matrix products."""
 
 
 def _compiled_on_gpus[**Parameters, Result](function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -25,25 +26,25 @@ def _compiled_on_gpus[**Parameters, Result](function: Callable[Parameters, Resul
 
 
 def token_scores(
-    hidden: Tensor,
-    weight: Tensor,
-    tokens: Tensor,
+    hidden: Float[Tensor, "tokens hidden"],
+    weight: Float[Tensor, "local_vocabulary hidden"],
+    tokens: Int64[Tensor, " tokens"],
     *,
     vocab_size: int,
     temperature: float,
     topology: Topology,
     statistics: Collection[str] = (),
-) -> dict[str, Tensor]:
-    """`log_probs` of tokens, and statistics of the distributions that they were drawn from.
+) -> dict[str, Float32[Tensor, " tokens"]]:
+    """Returns `log_probs` of tokens, and the named statistics of the distributions that they were sampled from.
 
-    hidden [tokens, hidden], of any floating dtype, whole on every TP rank; weight [padded vocabulary / TP, hidden], the
-    output layer's, of the same dtype; tokens [tokens] int64, the one that each row was followed by. All results are
-    [tokens] fp32 with gradients, that of `hidden` being this rank's share. Padded vocabulary entries have probability
-    0. `entropy` is -sum p log p; `self_certainty` is KL(uniform || p) (arXiv 2505.19590, equation 3).
+    `hidden` is whole on every TP rank. `weight` is this rank's part of the output layer, in the same dtype, with
+    local_vocabulary = padded vocabulary / TP. `tokens` holds the token that follows each row of `hidden`. The results
+    have gradients; that of `hidden` is this rank's share. Padded vocabulary entries have probability 0. `entropy` is
+    -sum p log p; `self_certainty` is KL(uniform || p) (arXiv 2505.19590, equation 3).
 
-    Logits are products in fp32, a chunk at a time: in bf16 one of 20 is off by up to 0.06. For the backward pass they
-    are kept in `hidden`'s dtype as distances from the largest, which is exact where there is probability, and their
-    gradient is written over them: memory is that of bf16 logits, once, and of one chunk.
+    Logits are computed in fp32, a chunk at a time, because a bf16 logit of 20 is off by up to 0.06. The backward pass
+    needs them again: they are stored in `hidden`'s dtype as differences from the largest logit, which is exact for
+    probable tokens. Their gradient overwrites them. The memory is that of one copy of bf16 logits plus one chunk.
     """
     log_probs, entropy, self_certainty = _TokenScores.apply(
         hidden,
@@ -55,15 +56,16 @@ def token_scores(
         "entropy" in statistics,
         "self_certainty" in statistics,
     )
-    found = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
-    return {name: column for name, column in found.items() if name == "log_probs" or name in statistics}
+    scores = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
+    return {name: column for name, column in scores.items() if name == "log_probs" or name in statistics}
 
 
 class _TokenScores(torch.autograd.Function):
-    """With z the logits over the temperature, p = softmax(z), V real entries and y the token:
+    """Computes log p_y, entropy H and self-certainty C, with their gradients.
 
-    log p_y = z_y - log Z, H = log Z - sum p z, and C = log Z - log V - sum z / V have the gradients with respect to z_i
-    [i = y] - p_i, -p_i (log p_i + H), and p_i - 1 / V.
+    Let z be the logits divided by the temperature, p = softmax(z), V the number of real entries and y the token. Then
+    log p_y = z_y - log Z, H = log Z - sum p z, and C = log Z - log V - sum z / V. Their gradients with respect to z_i
+    are [i = y] - p_i, -p_i (log p_i + H), and p_i - 1 / V.
     """
 
     @staticmethod
@@ -85,7 +87,7 @@ class _TokenScores(torch.autograd.Function):
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
         kept = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
         for rows in _chunks(len(tokens), entries) if real else []:
-            # Not by a name, which would hold a chunk while the next is made.
+            # The logits get no name, which would keep a chunk alive while the next one is computed.
             peak[rows], sums[:, rows] = _read(
                 _product(hidden[rows], weight)[:, :real],
                 tokens[rows] - first,
@@ -104,12 +106,12 @@ class _TokenScores(torch.autograd.Function):
             dist.all_reduce(sums, group=topology.tensor_group)
         target, total, normalizer, spread = sums.unbind()
         log_normalizer = highest + normalizer.log()
-        found_entropy = normalizer.log() - spread / normalizer
+        entropies = normalizer.log() - spread / normalizer
         if kept is not None:
-            ctx.save_for_backward(hidden, weight, tokens, kept, peak - log_normalizer, found_entropy)
+            ctx.save_for_backward(hidden, weight, tokens, kept, peak - log_normalizer, entropies)
             ctx.extent = (first, real, vocab_size, temperature)
             ctx.statistics = (entropy, self_certainty)
-        return target - log_normalizer, found_entropy, log_normalizer - total / vocab_size - math.log(vocab_size)
+        return target - log_normalizer, entropies, log_normalizer - total / vocab_size - math.log(vocab_size)
 
     @staticmethod
     def backward(ctx: Any, for_log_probs: Tensor, for_entropy: Tensor, for_certainty: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -117,17 +119,19 @@ class _TokenScores(torch.autograd.Function):
         first, real, vocab_size, temperature = ctx.extent
         with_entropy, with_certainty = ctx.statistics
         for rows in _chunks(*kept.shape) if real else []:
-            part, own = kept[rows, :real], tokens[rows] - first
+            chunk, local_tokens = kept[rows, :real], tokens[rows] - first
             upstream = torch.stack([for_log_probs[rows], for_entropy[rows], for_certainty[rows]])
             state = torch.stack([peak_log_p[rows], entropy[rows]])
-            _write_gradient(part, own, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
+            _write_gradient(chunk, local_tokens, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
         kept[:, real:] = 0.0
-        of_hidden, of_weight, *_ = ctx.needs_input_grad
-        return kept @ weight if of_hidden else None, kept.t() @ hidden if of_weight else None, *[None] * 6
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        return kept @ weight if needs_hidden else None, kept.t() @ hidden if needs_weight else None, *[None] * 6
 
 
-def _product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[rows, hidden] and [entries, hidden] -> logits [rows, entries] fp32."""
+def _product(
+    hidden: Float[Tensor, "rows hidden"], weight: Float[Tensor, "entries hidden"]
+) -> Float32[Tensor, "rows entries"]:
+    """Returns logits in fp32."""
     if hidden.is_cuda and hidden.dtype is not torch.float32:
         return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     return hidden.float() @ weight.float().t()
@@ -139,36 +143,39 @@ def _chunks(tokens: int, entries: int) -> list[slice]:
         size -= size % _TILE
     ends = [*range(size, tokens, size), tokens]
     if len(ends) > 1 and ends[-1] - ends[-2] == 1:
-        del ends[-2]  # compiled code has a variant of its own for a single row, and there may be eight
+        del ends[-2]  # A single row would compile another variant of the code, and torch allows eight of them.
     return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
 @_compiled_on_gpus
 def _read(
-    logits: Tensor, own: Tensor, temperature: float, entropy: bool, self_certainty: bool, kept: Tensor | None
+    logits: Tensor, tokens: Tensor, temperature: float, entropy: bool, self_certainty: bool, kept: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Of logits [rows, entries]: the largest z of each row, and sums over its entries [4, rows]: the token's z, z,
-    e^(z - peak), and (z - peak) e^(z - peak). `own` [rows] is the token's place among the entries, outside them where
-    another rank holds it. z - peak is written into `kept` [rows, entries]. Compiled on GPUs: no intermediate is."""
+    """Returns the largest z of each row of logits [rows, entries], [rows], and four sums over its entries, [4, rows].
+
+    The sums are of the token's z, of z, of e^(z - peak), and of (z - peak) e^(z - peak). `tokens` [rows] indexes the
+    entries, and lies outside them where another rank holds the token. z - peak is written into `kept` [rows, entries].
+    The function is compiled on GPUs, where it stores no intermediate tensor.
+    """
     scaled = logits / temperature
     peak = scaled.amax(1)
     shifted = scaled - peak[:, None]
     if kept is not None:
         kept.copy_(shifted)
     weights = shifted.exp()
-    nothing = torch.zeros_like(peak)
-    inside = (own >= 0) & (own < logits.shape[1])
-    target = scaled.gather(1, torch.where(inside, own, 0)[:, None])[:, 0]
-    # Bounded below, so that an impossible token adds 0 and not 0 times infinity.
-    spread = (shifted.clamp_min(-1e4) * weights).sum(1) if entropy else nothing
-    total = scaled.sum(1) if self_certainty else nothing
-    return peak, torch.stack([torch.where(inside, target, 0.0), total, weights.sum(1), spread])
+    zeros = torch.zeros_like(peak)
+    is_local = (tokens >= 0) & (tokens < logits.shape[1])
+    target = scaled.gather(1, torch.where(is_local, tokens, 0)[:, None])[:, 0]
+    # The lower bound lets an impossible token add 0 instead of 0 times infinity.
+    spread = (shifted.clamp_min(-1e4) * weights).sum(1) if entropy else zeros
+    total = scaled.sum(1) if self_certainty else zeros
+    return peak, torch.stack([torch.where(is_local, target, 0.0), total, weights.sum(1), spread])
 
 
 @_compiled_on_gpus
 def _write_gradient(
     shifted: Tensor,
-    own: Tensor,
+    tokens: Tensor,
     upstream: Tensor,
     state: Tensor,
     temperature: float,
@@ -176,8 +183,11 @@ def _write_gradient(
     entropy: bool,
     self_certainty: bool,
 ) -> None:
-    """The gradient with respect to logits [rows, entries], written over z - peak. upstream [3, rows]: of the three
-    results; state [2, rows]: peak - log Z and the entropy. One kernel on GPUs."""
+    """Overwrites z - peak in `shifted` [rows, entries] by the gradient with respect to the logits.
+
+    upstream [3, rows] holds the gradients of the three results; state [2, rows] holds peak - log Z and the entropy. On
+    GPUs this is one kernel.
+    """
     log_p = shifted.float() + state[0][:, None]
     weight = -upstream[0][:, None]
     if self_certainty:
@@ -187,5 +197,5 @@ def _write_gradient(
     gradient = weight * log_p.exp()
     if self_certainty:
         gradient = gradient - upstream[2][:, None] / vocab_size
-    chosen = torch.arange(shifted.shape[1], device=shifted.device) == own[:, None]
+    chosen = torch.arange(shifted.shape[1], device=shifted.device) == tokens[:, None]
     shifted.copy_((gradient + torch.where(chosen, upstream[0][:, None], 0.0)) / temperature)

@@ -1,4 +1,4 @@
-"""Policy and critic as Megatron Core HybridModels: one backbone, two output layers."""
+"""Builds policy and critic as Megatron Core HybridModels: the same backbone with different output layers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tempo_megatron.megatron.topology import Topology
 
 
 class ValueHead(torch.nn.Module):
-    """The critic's output layer: hidden state to one value a token, in fp32.
+    """The critic's output layer, from hidden state to one value per token in fp32.
 
-    One output cannot be split over TP, so the weight, [1, hidden], is replicated, as is the bias, [1], of a critic that
-    was brought along with one or needs one to `rescale`. Under sequence parallelism the
-    hidden states are gathered first with a backward that splits (not reduces) their gradient: every TP rank computes
-    the same full gradient of the weight, so that it counts once.
+    One output cannot be split over TP, so every TP rank has the whole weight, [1, hidden]. A bias, [1], exists if the
+    loaded critic has one or `rescale` needs one. Under sequence parallelism the hidden states are gathered first. Their
+    gradient is split in the backward pass, not reduced: every TP rank computes the same full gradient of the weight,
+    which must count once.
     """
 
     def __init__(self, config: Any, seed: int, bias: bool) -> None:
@@ -36,8 +36,10 @@ class ValueHead(torch.nn.Module):
 
     @torch.no_grad()
     def rescale(self, scale: float, offset: float) -> None:
-        """Every value v becomes scale * v + offset, before the model is wrapped for training; the head then has a
-        bias."""
+        """Changes every value v to scale * v + offset.
+
+        This may add a bias, so call it before the model is wrapped for training.
+        """
         if self.bias is None:
             self.bias = torch.nn.Parameter(self.weight.new_zeros(1))
             self._mark()
@@ -47,7 +49,7 @@ class ValueHead(torch.nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, weight: None = None, runtime_gather_output: bool | None = None
     ) -> tuple[torch.Tensor, None]:
-        """hidden_states [sequence (/ TP), micro_batch, hidden] -> values [sequence, micro_batch, 1], fp32."""
+        """Returns values [sequence, micro_batch, 1] fp32; hidden_states [sequence (/ TP), micro_batch, hidden]."""
         if self.sequence_parallel:
             from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
@@ -56,9 +58,11 @@ class ValueHead(torch.nn.Module):
         return torch.nn.functional.linear(hidden_states.float(), self.weight.float(), bias), None
 
 
-def policy_head(made: Any) -> Any:
-    """HybridModel's output layer, which now gives out what it would multiply: hidden states [sequence, micro_batch,
-    hidden], whole on every TP rank. Their product with its weight is for `log_probs.token_scores`, a chunk at a time.
+def policy_head(output_layer: Any) -> Any:
+    """Changes HybridModel's output layer so that it returns hidden states instead of logits; returns the layer.
+
+    The hidden states, [sequence, micro_batch, hidden], are whole on every TP rank. `log_probs.token_scores` multiplies
+    them with the weight, a chunk at a time.
     """
     from megatron.core.tensor_parallel import (
         ColumnParallelLinear,
@@ -68,23 +72,23 @@ def policy_head(made: Any) -> Any:
 
     class PolicyHead(ColumnParallelLinear):
         def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-            # Backward either way: the shares of all TP ranks' parts of the vocabulary are added.
+            # In both cases the backward pass sums the gradients of all TP ranks' parts of the vocabulary.
             if self.sequence_parallel:
                 return gather_from_sequence_parallel_region(hidden_states, group=self.tp_group), None
             return copy_to_tensor_model_parallel_region(hidden_states, group=self.tp_group), None
 
-    made.__class__ = PolicyHead  # the layer as it was made, with all that HybridModel has marked on its weight
-    return made
+    output_layer.__class__ = PolicyHead  # The same object keeps all attributes that HybridModel has set on its weight.
+    return output_layer
 
 
 def transformer_config(settings: BackboneSettings, config: Config) -> Any:
-    """megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
+    """Returns megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32
-    made = TransformerConfig(
+    transformer = TransformerConfig(
         num_layers=2 * settings.num_layers,
         hidden_size=settings.hidden_size,
         ffn_hidden_size=settings.ffn_hidden_size,
@@ -104,7 +108,7 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
         context_parallel_size=config.parallel.context_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         variable_seq_lengths=True,
-        moe_token_dispatcher_type="alltoall",  # the default refuses variable lengths, experts or not
+        moe_token_dispatcher_type="alltoall",  # The default refuses variable lengths, even without experts.
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -119,14 +123,14 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
         **_fp8(config.model),
         **_recompute(config.model),
     )
-    made.finalize_model_grads_func = finalize_model_grads
-    return made
+    transformer.finalize_model_grads_func = finalize_model_grads
+    return transformer
 
 
 def _fp8(settings: ModelConfig) -> dict[str, Any]:
     if settings.fp8 is Fp8.none:
         return {}
-    edges = 2 * settings.fp8_edges_in_bf16  # a transformer layer is two of a HybridModel's
+    edges = 2 * settings.fp8_edges_in_bf16  # A transformer layer is two layers of a HybridModel.
     return {
         "fp8": "hybrid",
         "fp8_recipe": settings.fp8.value,
@@ -145,25 +149,25 @@ def _recompute(settings: ModelConfig) -> dict[str, Any]:
 
 
 def rotary_frequencies(settings: BackboneSettings) -> torch.Tensor:
-    """Radians a position of every RoPE of the model, side by side: [ropes * channels / 2] fp32."""
+    """Returns the radians per position of every RoPE of the model, concatenated: [ropes * channels / 2] fp32."""
     return torch.cat([rope.inverse_frequencies(settings.kv_channels) for rope in settings.ropes])
 
 
-def build(
+def build_model(
     role: Role, settings: BackboneSettings, config: Config, topology: Topology, *, head_bias: bool = False
 ) -> Any:
-    """This rank's part of the policy or the critic, its weights not yet loaded.
+    """Returns this rank's part of the policy or the critic, before its weights are loaded.
 
-    `settings` comes from the Hugging Face config. The critic is untied, and its value head exists on the last stage
-    only, initialized from the run's seed whatever the layout; `head_bias` gives it a bias.
+    `settings` comes from the Hugging Face config. The critic is untied. Its value head exists on the last stage alone
+    and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias.
     """
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
-        made = transformer_config(settings, config)
+        transformer = transformer_config(settings, config)
         stages = topology.pipeline_size
         model = HybridModel(
-            made,
+            transformer,
             stack_spec(settings),
             vocab_size=settings.padded_vocab_size,
             max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
@@ -175,12 +179,11 @@ def build(
         )
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
         if topology.is_last_stage:
-            value_head = role == "critic"
             model.output_layer = (
-                ValueHead(made, config.seed, head_bias) if value_head else policy_head(model.output_layer)
+                ValueHead(transformer, config.seed, head_bias) if role == "critic" else policy_head(model.output_layer)
             )
         if settings.qk_norm == "all_heads":
-            # Once built, this says that gradients of these norms are summed over TP. Here each rank has a part of them.
-            made.qk_layernorm = False
+            # In a built model this flag sums gradients of these norms over TP, but each rank has its own part of them.
+            transformer.qk_layernorm = False
         accelerators.let_transformer_engine_accumulate_gradients(model)
         return model.to(topology.device)

@@ -1,4 +1,4 @@
-"""Updates whose numbers are none are left out, and a run that makes nothing else stops."""
+"""Skips optimizer updates that are not finite, and stops a run that has too many of them in a row."""
 
 from __future__ import annotations
 
@@ -25,44 +25,46 @@ class NonFiniteUpdates(RuntimeError):
 
 @dataclass
 class NonFiniteGuard:
-    """Looks at each update of one model before it is made.
+    """Checks each update of one model before it is applied.
 
-    Every rank sees the same batch, rows and norm, and so decides alike. The batch of an update that is left out goes
-    to `directory/MODEL-NUMBER.safetensors`, what was reported of it and all its columns included.
+    Every rank sees the same batch, rows and norm, so all ranks decide alike. The batch of a skipped update is saved as
+    `directory/MODEL-NUMBER.safetensors`, with all its columns and the tensors that the loss reported.
     """
 
     limit: int
+    """The number of skipped updates in a row that raises NonFiniteUpdates."""
     directory: Path
-    in_a_row: int = 0
+    consecutive: int = 0
+    """The number of updates skipped since the last finite one."""
 
     def passes(self, model: str, batch: Batch, rows: Mapping[str, Tensor], norm: float) -> bool:
-        """Whether the update may be made. Raises NonFiniteUpdates."""
+        """Returns whether the update may be applied. Raises NonFiniteUpdates at the limit."""
         columns = {**batch.columns, **rows}
-        wrong = [name for name, column in columns.items() if not torch.isfinite(column).all()]
-        if math.isfinite(norm) and not wrong:
-            self.in_a_row = 0
+        non_finite = [name for name, column in columns.items() if not torch.isfinite(column).all()]
+        if math.isfinite(norm) and not non_finite:
+            self.consecutive = 0
             return True
-        self.in_a_row += 1
-        what = ", ".join([*wrong, *([] if math.isfinite(norm) else [f"gradient norm {norm}"])])
+        self.consecutive += 1
+        listed = ", ".join([*non_finite, *([] if math.isfinite(norm) else [f"gradient norm {norm}"])])
         if rank_and_ranks()[0] == 0:
             path = self._save(model, batch, rows)
-            logger.warning(f"{model}: an update is left out, not finite: {what}; {path}")
-        barrier()  # a rank that writes alone would seem to hang
-        if self.in_a_row >= self.limit:
+            logger.warning(f"{model}: an update is skipped, not finite: {listed}; {path}")
+        barrier()  # A rank that writes alone would look like a hang.
+        if self.consecutive >= self.limit:
             raise NonFiniteUpdates(
-                f"{model}: {self.in_a_row} updates in a row are not finite ({what}; faults.non_finite_updates); their "
-                f"batches are in {self.directory}"
+                f"{model}: {self.consecutive} updates in a row are not finite ({listed}; faults.non_finite_updates); "
+                f"their batches are in {self.directory}"
             )
         return False
 
     @expect_pace(Pace.untimed)
     def _save(self, model: str, batch: Batch, rows: Mapping[str, Tensor]) -> Path:
-        """Beside those that are there already."""
+        """Writes the batch under the next free number; returns the path."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"{model}-{1 + len(list(self.directory.glob(f'{model}-*')))}.safetensors"
-        given = {"tokens": batch.tokens, "lengths": batch.lengths, "response_mask": batch.response_mask}
+        inputs = {"tokens": batch.tokens, "lengths": batch.lengths, "response_mask": batch.response_mask}
         reported = {f"reported.{name}": column for name, column in rows.items()}
         columns = {f"columns.{name}": column for name, column in batch.columns.items()}
-        made = {name: tensor.contiguous().clone() for name, tensor in (given | columns | reported).items()}
-        save_file(made, path)
+        tensors = {name: tensor.contiguous().clone() for name, tensor in (inputs | columns | reported).items()}
+        save_file(tensors, path)
         return path

@@ -1,4 +1,4 @@
-"""Normalization that megatron-core does not have."""
+"""Normalization layers that megatron-core lacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm under megatron-core's constructor, marking its weight for sequence-parallel gradients.
+    """torch's RMSNorm with megatron-core's constructor and a weight marked for sequence-parallel gradients.
 
     megatron-core's own wrapper of torch norms refuses sequence parallelism.
     """
@@ -20,10 +20,10 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class HeadsNorm(torch.nn.Module):
-    """RMS normalization over all heads of a token at once, the heads being split over TP (OLMo 2, arXiv 2501.00656).
+    """RMS normalization over all heads of a token together, with heads split over TP (OLMo 2, arXiv 2501.00656).
 
-    The mean square is summed over TP ranks; its gradient too, since every rank's output depends on all heads. The
-    weight, [heads / TP * channels], is split as the heads are.
+    The mean square is summed over TP ranks. So is its gradient, since the output of every rank depends on all heads.
+    The weight, [heads / TP * channels], is split like the heads.
     """
 
     def __init__(self, config: Any, hidden_size: int, eps: float, heads: int) -> None:
@@ -31,27 +31,27 @@ class HeadsNorm(torch.nn.Module):
         from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 
         self.width, self.eps = heads * hidden_size, eps
-        held = self.width // config.tensor_model_parallel_size
-        self.weight = torch.nn.Parameter(torch.ones(held, dtype=config.params_dtype))
+        local_width = self.width // config.tensor_model_parallel_size
+        self.weight = torch.nn.Parameter(torch.ones(local_width, dtype=config.params_dtype))
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
 
     def forward(self, heads: Tensor) -> Tensor:
-        """[sequence, micro_batch, heads / TP, channels], in fp32 between the dtype of input and output."""
+        """Normalizes [sequence, micro_batch, heads / TP, channels] in fp32; returns the dtype of the input."""
         from megatron.core.tensor_parallel import (
             copy_to_tensor_model_parallel_region,
             reduce_from_tensor_model_parallel_region,
         )
 
-        wide = heads.float()
-        mine = wide.square().sum((-2, -1), keepdim=True)
-        squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(mine))
-        scaled = wide * torch.rsqrt(squares / self.width + self.eps)
+        heads_fp32 = heads.float()
+        local_squares = heads_fp32.square().sum((-2, -1), keepdim=True)
+        squares = copy_to_tensor_model_parallel_region(reduce_from_tensor_model_parallel_region(local_squares))
+        scaled = heads_fp32 * torch.rsqrt(squares / self.width + self.eps)
         return (scaled * self.weight.float().view(heads.shape[-2:])).to(heads.dtype)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """For checkpoints: the weight is one tensor over all TP ranks."""
+        """Returns the weight for checkpoints, as one tensor over all TP ranks."""
         from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 
         state = self.state_dict(keep_vars=True)

@@ -1,8 +1,8 @@
-"""A model's weights, gradients and optimizer state between its device and host memory.
+"""Moves a model's weights, gradients and optimizer state between its device and host memory.
 
-A storage is copied into a pinned host buffer and resized to nothing; on the way back it gets its size and its bytes
-again. Every tensor that looks into it (parameters in DDP's flat buffers, their `main_grad`, the optimizer's shards)
-stays the same object and is valid again, but none may be touched while it rests.
+Offloading copies a storage into a pinned host buffer and resizes the storage to 0 bytes. Onloading restores its size
+and its bytes. Every tensor over the storage (parameters in DDP's flat buffers, their `main_grad`, the optimizer's
+shards) stays the same object. No code may touch such a tensor while its storage is offloaded.
 """
 
 from __future__ import annotations
@@ -26,40 +26,45 @@ from tempo_megatron.utils import host_memory
 
 _GIB = 2**30
 _ALIGNMENT = 512
-"""bytes that a storage's place in a host buffer is rounded up to: whole lines for the copy engines"""
+"""Each storage starts at a multiple of this many bytes in the host buffer, so that copy engines move whole lines."""
 _Sized = tuple[UntypedStorage, int]
-"""a storage, and its bytes when it does not rest"""
+"""A storage and its size in bytes while it is on the device."""
 
 
-class Kind(StrEnum):
+class StateKind(StrEnum):
+    """The kinds of model state that move separately."""
+
     weights = "weights"
     gradients = "gradients"
     optimizer = "optimizer"
 
 
 class HostMemoryError(RuntimeError):
-    """What rests would not fit in the host memory that it may take."""
+    """The offloaded state does not fit in the host memory that a rank may use."""
 
 
-def moving(config: MemoryConfig, device: torch.device) -> frozenset[Kind]:
-    """The kinds that a run on this device offloads."""
-    chosen = {
-        Kind.weights: config.offload_weights,
-        Kind.gradients: config.offload_gradients,
-        Kind.optimizer: config.offload_optimizer,
+def offloaded_kinds(config: MemoryConfig, device: torch.device) -> frozenset[StateKind]:
+    """Returns the kinds of state that a run on this device offloads."""
+    settings = {
+        StateKind.weights: config.offload_weights,
+        StateKind.gradients: config.offload_gradients,
+        StateKind.optimizer: config.offload_optimizer,
     }
-    there = device.type == "cuda" or config.offload_on_cpu
-    return frozenset(kind for kind, moves in chosen.items() if moves and there)
+    enabled = device.type == "cuda" or config.offload_on_cpu
+    return frozenset(kind for kind, offloads in settings.items() if offloads and enabled)
 
 
-def tensors(kind: Kind, model: Any, optimizer: Any = None) -> Iterator[Tensor]:
-    """The device tensors of a module, or of DistributedDataParallel around one and its DistributedOptimizer."""
-    if kind is Kind.weights:
+def state_tensors(kind: StateKind, model: Any, optimizer: Any = None) -> Iterator[Tensor]:
+    """Yields the device tensors of one kind.
+
+    `model` is a module, or DistributedDataParallel around one; `optimizer` is its DistributedOptimizer.
+    """
+    if kind is StateKind.weights:
         yield from model.parameters()
-    elif kind is Kind.gradients and hasattr(model, "expert_parallel_buffers"):
+    elif kind is StateKind.gradients and hasattr(model, "expert_parallel_buffers"):
         for buffer in [*model.buffers, *model.expert_parallel_buffers]:
             yield buffer.grad_data
-    elif kind is Kind.optimizer and optimizer is not None:
+    elif kind is StateKind.optimizer and optimizer is not None:
         for part in optimizer.chained_optimizers:
             for group in part.param_groups:
                 for parameter in group["params"]:
@@ -68,146 +73,156 @@ def tensors(kind: Kind, model: Any, optimizer: Any = None) -> Iterator[Tensor]:
 
 
 def drop_quantized_copies(module: Any) -> None:
-    """Free what Transformer Engine keeps of the weights in FP8; the next forward pass makes it again."""
+    """Frees the FP8 copies of the weights that Transformer Engine caches. The next forward pass creates them again."""
     for part in module.modules():
         getattr(part, "_fp8_workspaces", {}).clear()
 
 
 class Offloader:
-    """Lets the state of one model rest, and wakes it.
+    """Moves the state of one model to host memory and back.
 
-    `tensors` gives the model's present tensors of a kind; a storage that two kinds share belongs to the first of them.
-    Only the kinds in `moves` ever rest. `seconds` of this thread and `bytes` copied, both ways, add up.
+    `state_tensors` returns the model's present tensors of a kind. A storage that two kinds share belongs to the first
+    of them. Only the kinds in `moves` are ever offloaded. `seconds` sums the time that this thread spends on moves, and
+    `bytes` sums the bytes copied in both directions.
     """
 
     def __init__(
-        self, tensors: Callable[[Kind], Iterable[Tensor]], moves: Collection[Kind], device: torch.device
+        self, state_tensors: Callable[[StateKind], Iterable[Tensor]], moves: Collection[StateKind], device: torch.device
     ) -> None:
-        self._tensors, self._moves, self._device = tensors, moves, device
+        self._tensors, self._moves, self._device = state_tensors, moves, device
         self._stream = cpu.new_stream()
-        self._host = {kind: _HostBuffer(device.type == "cuda") for kind in (Kind.weights, Kind.optimizer)}
-        self._resting: dict[Kind, list[_Sized]] = {}
-        self._arriving: dict[Kind, Any] = {}
-        self._held: dict[Kind, list[int]] = {}
-        """the storages whose bytes the host holds as they are"""
+        self._host = {kind: _HostBuffer(device.type == "cuda") for kind in (StateKind.weights, StateKind.optimizer)}
+        self._offloaded: dict[StateKind, list[_Sized]] = {}
+        self._copy_events: dict[StateKind, Any] = {}
+        """The event that ends the copy back to the device, by kind."""
+        self._host_copies: dict[StateKind, list[int]] = {}
+        """The storages whose present bytes the host buffer holds, by kind."""
         self.seconds, self.bytes = 0.0, 0
 
     @property
-    def resting(self) -> frozenset[Kind]:
-        return frozenset(self._resting)
+    def offloaded(self) -> frozenset[StateKind]:
+        """The kinds that are in host memory now."""
+        return frozenset(self._offloaded)
 
-    def needs(self) -> dict[Kind, int]:
-        """Bytes of host memory that each kind takes when it rests."""
-        there = {kind: self._resting.get(kind) or self._sized(kind) for kind in self._host if kind in self._moves}
-        return {kind: _host_bytes(storages) for kind, storages in there.items()}
+    def host_bytes_needed(self) -> dict[StateKind, int]:
+        """Returns the bytes of host memory that each kind takes while it is offloaded."""
+        storages = {kind: self._offloaded.get(kind) or self._sized(kind) for kind in self._host if kind in self._moves}
+        return {kind: _host_bytes(sized) for kind, sized in storages.items()}
 
-    def rest(self, *kinds: Kind) -> bool:
-        """Free the device memory of these kinds, once the host has what they hold; returns whether any was freed.
+    def offload(self, *kinds: StateKind) -> bool:
+        """Copies these kinds to host memory, then frees their device memory; returns whether it freed any.
 
-        Gradients are given up. What has not changed since its last copy is not copied again.
+        Gradients are discarded. State that has not changed since its last copy is not copied again.
         """
         begun = time.monotonic()
-        going = {kind: self._sized(kind) for kind in kinds if kind in self._moves and kind not in self._resting}
-        if not going:
+        leaving = {kind: self._sized(kind) for kind in kinds if kind in self._moves and kind not in self._offloaded}
+        if not leaving:
             return False
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for kind, storages in going.items():
-                if kind in self._host and self._held.get(kind) != _identities(storages):
+            for kind, storages in leaving.items():
+                if kind in self._host and self._host_copies.get(kind) != _identities(storages):
                     self._host[kind].reserve(_host_bytes(storages))
                     self._copy(kind, storages, to_host=True)
-                    self._held[kind] = _identities(storages)
-        # Memory given away is written by others at once: every copy, those of a wake too, must be over.
+                    self._host_copies[kind] = _identities(storages)
+        # Freed memory may be overwritten at once, so every copy must have ended, copies to the device included.
         self._stream.synchronize()
-        for kind, storages in going.items():
-            self._resting[kind] = storages
-            self._arriving.pop(kind, None)
+        for kind, storages in leaving.items():
+            self._offloaded[kind] = storages
+            self._copy_events.pop(kind, None)
             for storage, _ in storages:
                 storage.resize_(0)
         self.seconds += time.monotonic() - begun
         return True
 
-    def fetch(self, *kinds: Kind) -> None:
-        """Begin to bring back, in this order, those of the kinds that rest; `wake` must come before any use."""
-        coming = {kind: self._resting.pop(kind) for kind in kinds if kind in self._resting}
-        if not coming:
+    def prefetch(self, *kinds: StateKind) -> None:
+        """Starts to copy these kinds back to the device, in this order. Call `onload` before any use.
+
+        Kinds that are on the device are skipped.
+        """
+        returning = {kind: self._offloaded.pop(kind) for kind in kinds if kind in self._offloaded}
+        if not returning:
             return
         begun = time.monotonic()
-        for storages in coming.values():
+        for storages in returning.values():
             for storage, size in storages:
                 storage.resize_(size)
-        # The memory may have been another tensor's, whose use is over for the current stream alone.
+        # The memory may have belonged to another tensor, whose use has ended for the current stream alone.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            for kind, storages in coming.items():
+            for kind, storages in returning.items():
                 if kind in self._host:
                     self._copy(kind, storages, to_host=False)
                 else:
                     for storage, _ in storages:
                         _bytes_of(storage).zero_()
-                self._arriving[kind] = self._stream.record_event()
+                self._copy_events[kind] = self._stream.record_event()
         self.seconds += time.monotonic() - begun
 
-    def wake(self, *kinds: Kind) -> None:
-        """Bring back those of the kinds that rest, gradients as zeros; the current stream may use them from here on."""
-        self.fetch(*kinds)
+    def onload(self, *kinds: StateKind) -> None:
+        """Brings these kinds back to the device, gradients as zeros. The current stream may use them afterwards.
+
+        Kinds that are on the device are skipped.
+        """
+        self.prefetch(*kinds)
         for kind in kinds:
-            event = self._arriving.pop(kind, None)
-            if event:  # CPUs have none, and vLLM puts a stream of its own in the place of theirs
+            event = self._copy_events.pop(kind, None)
+            if event:  # There is none on CPUs, where vLLM replaces torch's stream class by its own.
                 torch.cuda.current_stream().wait_event(event)
 
-    def changed(self) -> None:
-        """The device holds something newer than the host."""
-        self._held.clear()
+    def invalidate_host_copies(self) -> None:
+        """Records that the state on the device has changed since it was copied to the host."""
+        self._host_copies.clear()
 
-    def forget(self, kind: Kind) -> None:
-        """The tensors of this kind are given up, and others take their place."""
-        event = self._arriving.pop(kind, None)
-        if event:  # nothing may be on its way into memory that is given up
+    def forget(self, kind: StateKind) -> None:
+        """Drops all record of a kind, whose tensors the caller replaces by others."""
+        event = self._copy_events.pop(kind, None)
+        if event:  # The old memory must not be freed while a copy into it is under way.
             torch.cuda.current_stream().wait_event(event)
-        self._resting.pop(kind, None)
-        self._held.pop(kind, None)
+        self._offloaded.pop(kind, None)
+        self._host_copies.pop(kind, None)
 
-    def give_up(self, kind: Kind) -> None:
-        """Free what the model has of this kind, on the device and in host memory, for good."""
-        going = self._resting.pop(kind, None) or self._sized(kind)
-        self._stream.synchronize()  # nothing may be on its way into memory that is given up
-        self._arriving.pop(kind, None)
-        self._held.pop(kind, None)
-        for storage, _ in going:
+    def free(self, kind: StateKind) -> None:
+        """Frees the device memory and the host memory of a kind for good."""
+        storages = self._offloaded.pop(kind, None) or self._sized(kind)
+        self._stream.synchronize()  # The memory must not be freed while a copy into it is under way.
+        self._copy_events.pop(kind, None)
+        self._host_copies.pop(kind, None)
+        for storage, _ in storages:
             storage.resize_(0)
         if kind in self._host:
             self._host[kind].release()
 
-    def _sized(self, kind: Kind) -> list[_Sized]:
-        """Distinct storages on the device that are of this kind alone, and their bytes."""
-        found: dict[int, UntypedStorage] = {}
-        for earlier in Kind:
-            seen = set(found)
-            mine = {}
-            for tensor in self._tensors(earlier):
+    def _sized(self, kind: StateKind) -> list[_Sized]:
+        """Returns the distinct storages on the device that belong to this kind, with their sizes in bytes."""
+        owned_before: set[int] = set()
+        for candidate in StateKind:
+            owned = {}
+            for tensor in self._tensors(candidate):
                 storage = tensor.untyped_storage()
-                if storage._cdata not in seen and storage.device == self._device:
-                    mine[storage._cdata] = storage
-            if earlier is kind:
-                return [(storage, storage.nbytes()) for storage in mine.values()]
-            found |= mine
+                if storage._cdata not in owned_before and storage.device == self._device:
+                    owned[storage._cdata] = storage
+            if candidate is kind:
+                return [(storage, storage.nbytes()) for storage in owned.values()]
+            owned_before |= owned.keys()
         return []
 
-    def _copy(self, kind: Kind, storages: Sequence[_Sized], *, to_host: bool) -> None:
-        at = 0
+    def _copy(self, kind: StateKind, storages: Sequence[_Sized], *, to_host: bool) -> None:
+        offset = 0
         for storage, size in storages:
-            here, there = _bytes_of(storage), self._host[kind].bytes[at : at + size]
-            (there if to_host else here).copy_(here if to_host else there, non_blocking=True)
-            at += _rounded(size)
+            device_bytes, host_bytes = _bytes_of(storage), self._host[kind].bytes[offset : offset + size]
+            target, source = (host_bytes, device_bytes) if to_host else (device_bytes, host_bytes)
+            target.copy_(source, non_blocking=True)
+            offset += _rounded(size)
             self.bytes += size
 
 
 class _HostBuffer:
-    """Host memory of one kind: taken once, pinned where a GPU copies into it, and used again each time.
+    """Host memory of one kind: allocated once, pinned where a GPU copies into it, and reused for each copy.
 
-    Registered rather than asked of torch's pinned allocator, which rounds up to powers of two. Huge pages are pinned
-    sooner; and no child gets a copy, for a page that is copied on write would leave the GPU writing into the old one.
+    The buffer registers its own pages with CUDA, because torch's pinned allocator rounds up to powers of two. Huge
+    pages are pinned faster. Child processes get no copy of the pages: after a copy-on-write the GPU would still write
+    into the old page.
     """
 
     def __init__(self, pinned: bool) -> None:
@@ -215,22 +230,22 @@ class _HostBuffer:
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
     def reserve(self, size: int) -> None:
-        """At least `size` bytes; what was in a smaller buffer is lost."""
+        """Makes the buffer at least `size` bytes large. Growing it loses its contents."""
         if size <= self.bytes.nbytes:
             return
-        self.release()  # before the larger one is taken
+        self.release()  # The old buffer is freed before the larger one is allocated.
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         pages.madvise(mmap.MADV_DONTFORK)
-        with contextlib.suppress(OSError):  # a kernel without them
+        with contextlib.suppress(OSError):  # The kernel may have no huge pages.
             pages.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = torch.frombuffer(pages, dtype=torch.uint8)
-        with _all_cores():  # registering would make the pages one by one
+        with _all_cores():  # Registration would allocate the pages one by one.
             self.bytes.fill_(0)
         if self._pinned:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, 0))
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Returns the memory to the operating system."""
         if self._pinned and self.bytes.nbytes:
             torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
         self.bytes = torch.empty(0, dtype=torch.uint8)
@@ -238,7 +253,7 @@ class _HostBuffer:
 
 @contextlib.contextmanager
 def _all_cores() -> Iterator[None]:
-    """torch's operators use this rank's part of the cores: launchers give a process one thread."""
+    """Lets torch's operators use this rank's share of the cores. Launchers give a process one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
@@ -248,21 +263,23 @@ def _all_cores() -> Iterator[None]:
 
 
 def check_host_memory(offloaders: Mapping[str, Offloader], copies: int, config: MemoryConfig) -> None:
-    """Raise HostMemoryError if what rests of these models needs more host memory than a rank may take, with the bytes
-    that this rank copies for asynchronous saves. Some ranks copy nothing: a machine's copies count as shared evenly by
-    its ranks. Collective."""
-    copied = _of_this_machine(copies)
+    """Raises HostMemoryError if these models need more host memory per rank than a rank may use. Collective.
+
+    The need is the offloaded state and the `copies`, the bytes that this rank copies for asynchronous saves. Some ranks
+    copy nothing, so the copies of a machine count as spread evenly over its ranks.
+    """
+    copied = _gather_on_machine(copies)
     ranks, machine = len(copied), host_memory.total_and_free()[0] / _GIB
     needs = {
         f"{name}'s {kind}": size / _GIB
         for name, offloader in offloaders.items()
-        for kind, size in offloader.needs().items()
+        for kind, size in offloader.host_bytes_needed().items()
     }
     if any(copied):
         needs["asynchronous saves' copies"] = sum(copied) / ranks / _GIB
     budget = config.budget_gib(machine, ranks)
     if sum(needs.values()) > budget:
-        listed = ", ".join(f"{what} {size:.3g}" for what, size in needs.items())
+        listed = ", ".join(f"{name} {size:.3g}" for name, size in needs.items())
         share = f"{SHARE_OF_HOST:.0%} of {machine:.3g} GiB over {ranks} ranks"
         rule = "memory.host_gib" if config.host_gib else f"{share}; memory.host_gib"
         raise HostMemoryError(
@@ -272,13 +289,13 @@ def check_host_memory(offloaders: Mapping[str, Offloader], copies: int, config: 
         )
 
 
-def _of_this_machine(value: int) -> list[int]:
-    """The value of each rank on this machine."""
+def _gather_on_machine(value: int) -> list[int]:
+    """Returns the value of each rank on this machine. Collective."""
     if not dist.is_initialized():
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (socket.gethostname(), value))
-    return [theirs for host, theirs in found if host == socket.gethostname()]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (socket.gethostname(), value))
+    return [other for host, other in gathered if host == socket.gethostname()]
 
 
 def _rounded(size: int) -> int:
@@ -294,5 +311,5 @@ def _identities(storages: Sequence[_Sized]) -> list[int]:
 
 
 def _bytes_of(storage: UntypedStorage) -> Tensor:
-    """All of a storage, [bytes] uint8, apart from autograd."""
+    """Returns a view of a whole storage, [bytes] uint8, outside autograd."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

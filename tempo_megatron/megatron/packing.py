@@ -1,49 +1,55 @@
-"""Rows end to end in micro-batches of a token budget, balanced over data-parallel ranks and pipeline micro-batches.
+"""Packs rows into micro-batches of a token budget, balanced over data-parallel ranks and pipeline micro-batches.
 
-Padding stands at the ends of sequences, where causal attention never lets it be seen, and is no more than what FP8,
-tensor and context parallelism need; no loss, statistic or budget counts it.
+Rows are concatenated without padding between them, except what FP8, tensor and context parallelism need. Padding
+stands at the ends of sequences, where the causal mask hides it. No loss and no statistic counts it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import torch
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from tempo_megatron.megatron.batch import Batch, moved
+from tempo_megatron.config import Config, Fp8
+from tempo_megatron.megatron.batch import Batch, to_device
+from tempo_megatron.megatron.topology import Topology
 
 
 @dataclass(frozen=True)
 class PackingRule:
-    """How sequences may be laid out.
-
-    budget: tokens of one micro-batch, padding included, over all context-parallel ranks; a longer sequence travels
-    alone. sequence_multiple, total_multiple: what the length of a sequence and of a micro-batch must be divisible by.
-    attention_cost: what one more token of context costs a token, as a share of what the token costs without any.
-    """
+    """How sequences are packed."""
 
     budget: int
+    """Tokens of one micro-batch over all context-parallel ranks, with padding. A longer sequence is packed alone."""
     sequence_multiple: int
+    """The length of a sequence is padded to a multiple of this."""
     total_multiple: int
+    """The length of a micro-batch is padded to a multiple of this."""
     attention_cost: float
+    """The cost of one more token of context for a token, as a share of the token's cost without context."""
 
     def padded(self, length: int) -> int:
+        """Returns the padded length of a sequence."""
         return -(-length // self.sequence_multiple) * self.sequence_multiple
 
     def cost(self, length: int) -> float:
-        """FLOPs of a sequence, in units of one token without attention."""
+        """Returns the FLOPs of a sequence, in units of one token without attention."""
         return length * (1 + self.attention_cost * length)
 
     def deal(self, lengths: Sequence[int], ranks: int) -> list[list[list[int]]]:
-        """Row indices of each micro-batch of each rank: as few micro-batches as fit, equally many a rank.
+        """Returns the row indices of each micro-batch of each rank.
 
-        The longest sequence first, each to the cheapest micro-batch that has room; then the costliest micro-batch first
-        to the cheapest rank. Every rank runs its micro-batches from the costliest down: neighbors in a pipeline cost
-        about the same. A micro-batch may be empty where there are fewer rows than ranks.
+        There are as few micro-batches as the budget allows, and equally many per rank. Sequences are assigned from the
+        longest to the shortest, each to the cheapest micro-batch with room. Micro-batches are then assigned from the
+        costliest down, each to the cheapest rank. Every rank runs its micro-batches from the costliest down, so
+        neighbors in a pipeline cost about the same. A micro-batch may be empty if there are fewer rows than ranks.
         """
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
         fewest = -(-sum(map(self.padded, lengths)) // self.budget)
@@ -51,17 +57,17 @@ class PackingRule:
         while (bins := self._fill(order, lengths, count)) is None:
             count += ranks
         bins.sort(key=lambda rows: -sum(self.cost(lengths[row]) for row in rows))
-        dealt: list[list[list[int]]] = [[] for _ in range(ranks)]
+        assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
         costs = [(0.0, rank) for rank in range(ranks)]
         for start in range(0, count, ranks):
             cheapest = sorted(costs)
             for rows, (cost, rank) in zip(bins[start : start + ranks], cheapest, strict=True):
-                dealt[rank].append(rows)
+                assigned[rank].append(rows)
                 costs[rank] = (cost + sum(self.cost(lengths[row]) for row in rows), rank)
-        return dealt
+        return assigned
 
     def _fill(self, order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]] | None:
-        """The rows in `count` micro-batches, or None where they do not fit."""
+        """Returns the rows of `count` micro-batches, or None if the rows do not fit."""
         rows_of: list[list[int]] = [[] for _ in range(count)]
         cheapest = [(0.0, 0, number) for number in range(count)]
         for row in order:
@@ -75,47 +81,71 @@ class PackingRule:
                 return None
             rows_of[number].append(row)
             heapq.heappush(cheapest, (cost + self.cost(lengths[row]), tokens + self.padded(lengths[row]), number))
-            for one in full:
-                heapq.heappush(cheapest, one)
+            for micro_batch in full:
+                heapq.heappush(cheapest, micro_batch)
         return rows_of
+
+
+def packing_rule(transformer: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> PackingRule:
+    """Returns how this run packs sequences. `transformer` is the model's TransformerConfig."""
+    # FP8 matrix products need whole tiles of tokens on every rank.
+    tile = {Fp8.none: 1, Fp8.blockwise: 128}.get(config.model.fp8, 16)
+    split = topology.tensor_size if transformer.sequence_parallel else 1
+    pieces = 2 * topology.context_size if topology.context_size > 1 else 1
+    multiple = math.lcm(tile * split * topology.context_size, pieces)
+    longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
+    queries = transformer.kv_channels * transformer.num_attention_heads
+    keys = 2 * transformer.kv_channels * transformer.num_query_groups
+    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * transformer.ffn_hidden_size)
+    return PackingRule(
+        budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
+        sequence_multiple=pieces,
+        total_multiple=multiple,
+        # Per token, the products with the weights take 2 FLOPs per weight. Attention takes, on average, 2 FLOPs per
+        # query channel and token of the sequence.
+        attention_cost=queries / layer_weights,
+    )
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of a batch as one context-parallel rank reads them: its part of each, end to end.
+    """The part of some rows that one context-parallel rank reads, packed into one sequence of tokens.
 
-    A sequence is cut into 2 CP pieces, of which rank r reads pieces r and 2 CP - 1 - r: under a causal mask all ranks
-    then have as much to attend to.
+    Each row is cut into 2 CP pieces, and rank r reads pieces r and 2 CP - 1 - r. Under a causal mask all ranks then
+    have the same amount of attention to compute.
     """
 
     rows: Batch
-    """no wider than the longest of them"""
-    indices: Tensor
-    """[rows] int64 of the batch that they were taken from"""
-    tokens: Tensor
-    """[tokens / CP] int64"""
-    next_tokens: Tensor
-    """[tokens / CP] int64: the token after each one in its row; 0 after the last"""
-    boundaries: Tensor
-    """[sequences + 1] int32: where each sequence begins, padding included, over all ranks; the last entry is the end"""
+    """The rows, cut to the longest of them."""
+    indices: Int64[Tensor, " rows"]
+    """The indices of the rows in the batch that they come from."""
+    tokens: Int64[Tensor, " local_tokens"]
+    """The packed tokens; local_tokens = tokens / CP."""
+    next_tokens: Int64[Tensor, " local_tokens"]
+    """The token after each one in its row, 0 after the last."""
+    boundaries: Int32[Tensor, " boundaries"]
+    """The start of each sequence over all ranks, padding included, and the end: [sequences + 1]."""
     longest: int
-    """tokens of the longest sequence, padding included"""
-    source: Tensor
-    """[real tokens] int64: where the rows' tokens, row after row, lie in a column gathered over CP"""
-    target: Tensor
-    """[real tokens] int64: where the same tokens lie in the flattened rows"""
-    preceded: Tensor
-    """[real tokens - rows] int64: which of them are not the first of their row"""
+    """The tokens of the longest sequence, padding included."""
+    source: Int64[Tensor, " real_tokens"]
+    """The positions of the rows' tokens, row after row, in a column that is gathered over CP."""
+    target: Int64[Tensor, " real_tokens"]
+    """The positions of the same tokens in the flattened rows."""
+    preceded: Int64[Tensor, " preceded_tokens"]
+    """The indices of those tokens that are not the first of their row: [real_tokens - rows]."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """On a device, but for `indices`, which number rows of a batch on the host."""
-        there = {"rows": self.rows.to(device), "indices": self.indices, "longest": self.longest}
-        others = (field.name for field in fields(self) if field.name not in there)
-        return MicroBatch(**there, **{name: moved(getattr(self, name), device) for name in others})  # type: ignore[arg-type]
+        """Returns the micro-batch on a device, except `indices`, which number rows of a batch on the host."""
+        converted = {"rows": self.rows.to(device), "indices": self.indices, "longest": self.longest}
+        others = (field.name for field in fields(self) if field.name not in converted)
+        return MicroBatch(**converted, **{name: to_device(getattr(self, name), device) for name in others})  # type: ignore[arg-type]
 
     def to_rows(self, column: Tensor, about_next: bool) -> Tensor:
-        """A column of values a token as rows: [tokens, ...] gathered over CP -> [rows, width, ...], 0 where there is no
-        token. With `about_next` a value is about the token that follows, and is moved there: position 0 holds 0."""
+        """Returns a column of values per token as rows: [tokens, ...] gathered over CP -> [rows, width, ...].
+
+        Entries without a token are 0. With `about_next` a value describes the token that follows and moves there, and
+        position 0 holds 0.
+        """
         source, target = self.source, self.target
         if about_next:
             source, target = source[self.preceded - 1], target[self.preceded]
@@ -125,10 +155,10 @@ class MicroBatch:
 
 
 def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int = 0, cp_size: int = 1) -> MicroBatch:
-    """The given rows as a micro-batch of one context-parallel rank. Without rows it holds padding alone."""
-    chosen = torch.tensor(list(indices), dtype=torch.int64)
-    rows = batch.select(chosen)
-    rows = rows.narrow(int(rows.lengths.max()) if len(chosen) else 1)
+    """Packs the rows at `indices` into a micro-batch of one context-parallel rank. Without rows it is padding."""
+    row_indices = torch.tensor(list(indices), dtype=torch.int64)
+    rows = batch.select(row_indices)
+    rows = rows.narrow(int(rows.lengths.max()) if len(row_indices) else 1)
     lengths = [int(length) for length in rows.lengths]
     padded = [rule.padded(length) for length in lengths] or [0]
     padded[-1] += -sum(padded) % rule.total_multiple if sum(padded) else rule.total_multiple
@@ -137,17 +167,17 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths, strict=False)):
         tokens[start : start + length] = rows.tokens[row, :length]
         following[start : start + length - 1] = rows.tokens[row, 1:length]
-    by_rank = [held_by(starts.tolist(), rank, cp_size) for rank in range(cp_size)]
+    by_rank = [context_rank_positions(starts.tolist(), rank, cp_size) for rank in range(cp_size)]
     gathered = torch.cat(by_rank).argsort()
     real = [gathered[start : start + length] for start, length in zip(starts.tolist(), lengths, strict=False)]
     positions = torch.arange(rows.width)
     present = positions < rows.lengths[:, None]
-    mine = by_rank[cp_rank]
+    local = by_rank[cp_rank]
     return MicroBatch(
         rows=rows,
-        indices=chosen,
-        tokens=tokens[mine],
-        next_tokens=following[mine],
+        indices=row_indices,
+        tokens=tokens[local],
+        next_tokens=following[local],
         boundaries=starts.to(torch.int32),
         longest=max(padded),
         source=torch.cat([*real, torch.zeros(0, dtype=torch.int64)]),
@@ -156,8 +186,11 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
     )
 
 
-def held_by(boundaries: Sequence[int], rank: int, ranks: int) -> Tensor:
-    """Positions of the packed tokens that one context-parallel rank holds, in its order; `boundaries` as a list."""
+def context_rank_positions(boundaries: Sequence[int], rank: int, ranks: int) -> Tensor:
+    """Returns the positions of the packed tokens that one context-parallel rank holds, in its order.
+
+    `boundaries` are the starts of the sequences and the end.
+    """
     if ranks == 1:
         return torch.arange(boundaries[-1])
     parts = []

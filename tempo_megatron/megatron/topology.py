@@ -1,4 +1,4 @@
-"""Where this process stands: device, process groups, and its place in the TP x CP x PP x DP grid."""
+"""The device, the process groups and the position of this process in the TP x CP x PP x DP grid."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from tempo_megatron.config import ParallelConfig
 from tempo_megatron.megatron import cpu
 
 _MARGIN = datetime.timedelta(minutes=10)
-"""collectives wait longer than any phase may take: what names the rank that hangs comes first"""
+"""Collectives time out this much later than the longest phase, so that the watchdog names the hanging rank first."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """One rank's place. Groups are torch process groups; `last_stage_rank` is the global rank that holds the head.
+    """The position of one rank.
 
-    Data-parallel ranks read different micro-batches, context-parallel ones parts of the same.
+    Groups are torch process groups. `last_stage_rank` is the global rank of the pipeline's last stage, which holds the
+    output layer. Data-parallel ranks read different micro-batches, and context-parallel ranks read parts of the same
+    one.
     """
 
     rank: int
@@ -42,7 +44,7 @@ class Topology:
     data_group: Any
     last_stage_rank: int
     collective_limit: datetime.timedelta
-    """after which a collective is an error; torch gives groups made later half an hour unless told"""
+    """The timeout of collectives. Groups that are created later need it too, since torch's default is half an hour."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -56,14 +58,14 @@ class Topology:
 def initialize(
     parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.0, meeting_seconds: float = 60.0
 ) -> Topology:
-    """Join the process group that torchrun or srun describes and cut it into Megatron's TP x CP x PP x DP groups.
+    """Joins the process group that torchrun or srun describes, and creates Megatron's TP x CP x PP x DP groups.
 
-    A collective that takes longer than `limit_seconds` and a margin is an error. Raises RuntimeError where ranks do not
-    meet within `meeting_seconds`.
+    A collective that takes longer than `limit_seconds` plus a margin raises an error. Raises RuntimeError if not all
+    ranks join within `meeting_seconds`.
     """
-    # The banner says what is missing, once.
+    # The run's banner names missing libraries once.
     warnings.filterwarnings("ignore", message="(Transformer Engine and )?Apex (are|is) not installed")
-    # Megatron's optimizer looks at .grad of views into its buffers, which are no leaves.
+    # Megatron's optimizer reads .grad of views into its buffers, which are not leaves.
     warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
     cpu.install()
     with cpu.accelerator_names():
@@ -75,8 +77,12 @@ def initialize(
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         limit = datetime.timedelta(seconds=limit_seconds) + _MARGIN
         if not dist.is_initialized():
-            os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")  # collectives that a hanging run's record names
-            _meet("cpu:gloo,cuda:nccl" if on_gpu else "gloo", datetime.timedelta(seconds=meeting_seconds), limit)
+            os.environ.setdefault(
+                "TORCH_FR_BUFFER_SIZE", "2000"
+            )  # The flight record of a hanging run needs the last collectives.
+            _join_process_group(
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo", datetime.timedelta(seconds=meeting_seconds), limit
+            )
         parallel_state.initialize_model_parallel(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
@@ -105,11 +111,11 @@ def initialize(
         )
 
 
-def _meet(backend: str, meeting: datetime.timedelta, limit: datetime.timedelta) -> None:
-    """Make the process group, whose ranks must meet within `meeting`; its collectives then have `limit`."""
+def _join_process_group(backend: str, meeting: datetime.timedelta, limit: datetime.timedelta) -> None:
+    """Creates the process group, which all ranks must join within `meeting`, then sets `limit` for collectives."""
     try:
         dist.init_process_group(backend, timeout=meeting)
-    except RuntimeError as error:  # torch's and gloo's alike
+    except RuntimeError as error:  # torch's and gloo's errors are both RuntimeErrors.
         rank, ranks, host, port = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
         reason = str(error).splitlines()[0]
         raise RuntimeError(
@@ -121,7 +127,7 @@ def _meet(backend: str, meeting: datetime.timedelta, limit: datetime.timedelta) 
 
 
 def shutdown() -> None:
-    """Leave the process group; the next `initialize` starts afresh."""
+    """Leaves the process group. `initialize` may be called again afterwards."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

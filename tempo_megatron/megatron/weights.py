@@ -1,4 +1,4 @@
-"""Hugging Face tensors into a Megatron model of any layout, and out of it again, through the conversion maps."""
+"""Loads Hugging Face tensors into a Megatron model of any layout, and exports them, through the conversion maps."""
 
 from __future__ import annotations
 
@@ -18,88 +18,88 @@ from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
 
 BUCKET_BYTES = 256 * 2**20
-"""of one collective of `export`, over all TP ranks"""
+"""The size of one collective of `export_hf_weights`, summed over all TP ranks."""
 
 
 def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """This rank's parameters by the names the maps use: global layer numbers, norms unfused."""
+    """Returns this rank's parameters by the names of the maps: global layer numbers, unfused norms."""
     layers = model.get_submodule("decoder.layers")
-    named = {}
+    by_name = {}
     for name, parameter in model.named_parameters():
         match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
         if match:
             number = int(layers[int(match[1])].layer_number) - 1  # type: ignore[index]
-            rest = match[2]
+            name_in_layer = match[2]
             for fused, plain in CANONICAL_NAMES.items():
-                rest = rest.replace(fused, plain)
-            name = f"decoder.layers.{number}.{rest}"
-        named[name] = parameter
-    return named
+                name_in_layer = name_in_layer.replace(fused, plain)
+            name = f"decoder.layers.{number}.{name_in_layer}"
+        by_name[name] = parameter
+    return by_name
 
 
 @torch.no_grad()
-def load_weights(
+def load_hf_weights(
     model: torch.nn.Module, entries: Sequence[Entry], read: Callable[[str], Tensor], topology: Topology, *, critic: bool
 ) -> None:
-    """Fill this rank's parameters from Hugging Face tensors given by name.
+    """Fills this rank's parameters from Hugging Face tensors, which `read` returns by name.
 
-    The critic keeps its own value head. Raises KeyError where the model has a parameter that no entry of the map fills.
+    The critic keeps its own value head. Raises KeyError if no entry of the map fills a parameter of the model.
     """
-    wanted = canonical_parameters(model)
+    unfilled = canonical_parameters(model)
     if critic:
-        wanted.pop(OUTPUT_LAYER, None)
-        wanted.pop(OUTPUT_BIAS, None)
+        unfilled.pop(OUTPUT_LAYER, None)
+        unfilled.pop(OUTPUT_BIAS, None)
     for entry in entries:
-        parameter = wanted.pop(entry.megatron_name, None)
+        parameter = unfilled.pop(entry.megatron_name, None)
         if parameter is not None:
             full = entry.to_megatron(*(read(name) for name in entry.hf_names))
             parameter.copy_(entry.shard(full, topology.tensor_rank, topology.tensor_size))
         if entry.megatron_name == "embedding.word_embeddings.weight" and entry.tied_output:
-            tied = wanted.pop(OUTPUT_LAYER, None)
+            tied = unfilled.pop(OUTPUT_LAYER, None)
             if tied is not None:
                 full = entry.to_megatron(*(read(name) for name in entry.hf_names))
                 tied.copy_(entry.shard(full, topology.tensor_rank, topology.tensor_size))
-    if wanted:
-        raise KeyError(f"the conversion map fills none of: {', '.join(sorted(wanted))}")
+    if unfilled:
+        raise KeyError(f"the conversion map fills none of: {', '.join(sorted(unfilled))}")
 
 
 @torch.no_grad()
 def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """A policy's weights into a critic of the same layout, which keeps its value head. Touches this rank alone."""
-    into = canonical_parameters(target)
+    """Copies a policy's weights into a critic of the same layout. The critic keeps its value head. Not collective."""
+    target_parameters = canonical_parameters(target)
     for name, parameter in canonical_parameters(source).items():
         if name != OUTPUT_LAYER:
-            into[name].copy_(parameter)
+            target_parameters[name].copy_(parameter)
 
 
 @torch.no_grad()
-def export(
+def export_hf_weights(
     model: torch.nn.Module, entries: Sequence[Entry], topology: Topology
 ) -> Iterator[tuple[str, Tensor | TensorRows]]:
-    """Each Hugging Face tensor on every rank, in the map's (layer) order. Collective over TP and PP.
+    """Yields each Hugging Face tensor on every rank, in the (layer) order of the map. Collective over TP and PP.
 
-    They come whole, but for a vocabulary larger than a bucket, which comes in rows (`rows.whole` puts them together),
-    and may be the model's own memory or be used for what follows: to be read before the next is asked for.
+    A vocabulary larger than a bucket comes in blocks of rows, which `rows.whole` joins. All other tensors come whole.
+    A tensor may share memory with the model or with a later tensor, so use it before the next one is requested.
 
-    Entries travel in buckets: one gather over TP on the stage that has them, one broadcast over PP. While the tensors
-    of a bucket are used the next one is on its way, on GPUs on a stream of its own. Beside its own part of the model a
-    rank so holds up to three buckets, of the last tensor given out, the next and one that arrives, and its shards of
-    that. A layer's matrix that is larger than a bucket is one by itself.
+    Entries are sent in buckets, each with one gather over TP on the stage that holds it and one broadcast over PP. The
+    next bucket is fetched while the tensors of the present one are used; on GPUs a separate stream does this. A matrix
+    larger than a bucket is a bucket of its own. Besides its part of the model, a rank holds up to three buckets (of the
+    last yielded tensor, the next one and the one being fetched) and its shards of the last of these.
     """
-    mine = canonical_parameters(model)
-    side = torch.cuda.Stream() if topology.device.type == "cuda" else None
-    buckets = _buckets(entries, _places(mine, entries, topology), topology)
-    arriving = ((bucket, *_fetch_beside(side, bucket, mine, topology)) for bucket in buckets)
-    for bucket, shards, arrived in _made_ahead(arriving):
-        if arrived:
-            torch.cuda.current_stream().wait_event(arrived)
-        for part, of_ranks in zip(bucket.parts, shards, strict=True):
-            yield from part.to_hf(of_ranks)
+    parameters = canonical_parameters(model)
+    side_stream = torch.cuda.Stream() if topology.device.type == "cuda" else None
+    buckets = _buckets(entries, _stages_and_dtypes(parameters, entries, topology), topology)
+    fetches = ((bucket, *_fetch_on_stream(side_stream, bucket, parameters, topology)) for bucket in buckets)
+    for bucket, shards, fetched in _one_ahead(fetches):
+        if fetched:
+            torch.cuda.current_stream().wait_event(fetched)
+        for part, rank_shards in zip(bucket.parts, shards, strict=True):
+            yield from part.to_hf(rank_shards)
         tick()
 
 
-def _made_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each given out when the next one has been made."""
+def _one_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
+    """Yields the same items, each after the next one has been computed."""
     present = next(items, None)
     while present is not None:
         following = next(items, None)
@@ -109,7 +109,7 @@ def _made_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What travels at once of an entry: from each TP rank its shard, or these rows of it."""
+    """The part of an entry that one bucket holds: the shard of each TP rank, or these rows of it."""
 
     entry: Entry
     shard_shape: tuple[int, ...]
@@ -117,42 +117,43 @@ class _Part:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """of what one TP rank sends"""
+        """The shape of what one TP rank sends."""
         if self.rows is None:
             return self.shard_shape
         return (self.rows.stop - self.rows.start, *self.shard_shape[1:])
 
-    def of(self, shard: Tensor) -> Tensor:
+    def select(self, shard: Tensor) -> Tensor:
+        """Returns this part of a shard."""
         return shard if self.rows is None else shard[self.rows]
 
-    def to_hf(self, of_ranks: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | TensorRows]]:
-        """Hugging Face tensors, or rows of one, from what all TP ranks have sent."""
+    def to_hf(self, rank_shards: Sequence[Tensor]) -> Iterator[tuple[str, Tensor | TensorRows]]:
+        """Yields Hugging Face tensors, or rows of one, from the shards of all TP ranks."""
         if self.rows is None:
-            yield from zip(self.entry.hf_names, self.entry.to_hf(self.entry.unshard(of_ranks)), strict=True)
+            yield from zip(self.entry.hf_names, self.entry.to_hf(self.entry.unshard(rank_shards)), strict=True)
             return
         assert isinstance(self.entry, Vocabulary)
-        for rank, sent in enumerate(of_ranks):
+        for rank, shard in enumerate(rank_shards):
             first = rank * self.shard_shape[0] + self.rows.start
-            rows = self.entry.rows_to_hf(sent, first)
+            rows = self.entry.rows_to_hf(shard, first)
             if len(rows):
                 yield self.entry.hf_names[0], TensorRows(rows, first, self.entry.vocab_size)
 
 
 def _parts(entry: Entry, dtype: torch.dtype, topology: Topology) -> Iterator[_Part]:
-    """An entry whole, or a vocabulary of which all rows would not fit into a bucket."""
+    """Yields an entry as one part, or a vocabulary that is larger than a bucket as blocks of rows."""
     shape = tuple(entry.shard(torch.empty(entry.shape, device="meta"), 0, topology.tensor_size).shape)
-    spread = topology.tensor_size * topology.pipeline_size > 1
-    if not (spread and isinstance(entry, Vocabulary) and entry.numel * dtype.itemsize > BUCKET_BYTES):
+    sharded = topology.tensor_size * topology.pipeline_size > 1
+    if not (sharded and isinstance(entry, Vocabulary) and entry.numel * dtype.itemsize > BUCKET_BYTES):
         yield _Part(entry, shape)
         return
-    at_once = max(1, BUCKET_BYTES // (topology.tensor_size * math.prod(shape[1:]) * dtype.itemsize))
-    for start in range(0, shape[0], at_once):
-        yield _Part(entry, shape, slice(start, min(start + at_once, shape[0])))
+    block_rows = max(1, BUCKET_BYTES // (topology.tensor_size * math.prod(shape[1:]) * dtype.itemsize))
+    for start in range(0, shape[0], block_rows):
+        yield _Part(entry, shape, slice(start, min(start + block_rows, shape[0])))
 
 
 @dataclass
 class _Bucket:
-    """What one pipeline stage holds in one dtype, in the map's order."""
+    """Parts that one pipeline stage holds in one dtype, in the order of the map."""
 
     stage: int
     dtype: torch.dtype
@@ -160,16 +161,16 @@ class _Bucket:
 
 
 def _buckets(
-    entries: Sequence[Entry], places: dict[str, tuple[int, torch.dtype]], topology: Topology
+    entries: Sequence[Entry], stages_and_dtypes: dict[str, tuple[int, torch.dtype]], topology: Topology
 ) -> Iterator[_Bucket]:
     bucket: _Bucket | None = None
     filled = 0
     for entry in entries:
-        stage, dtype = places[entry.megatron_name]
+        stage, dtype = stages_and_dtypes[entry.megatron_name]
         for part in _parts(entry, dtype, topology):
             size = topology.tensor_size * math.prod(part.shape) * dtype.itemsize
-            same = bucket is not None and (bucket.stage, bucket.dtype) == (stage, dtype)
-            if bucket and same and filled + size <= BUCKET_BYTES:
+            same_stage_and_dtype = bucket is not None and (bucket.stage, bucket.dtype) == (stage, dtype)
+            if bucket and same_stage_and_dtype and filled + size <= BUCKET_BYTES:
                 bucket.parts.append(part)
                 filled += size
                 continue
@@ -180,34 +181,40 @@ def _buckets(
         yield bucket
 
 
-def _fetch_beside(
-    side: torch.cuda.Stream | None, bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology
+def _fetch_on_stream(
+    stream: torch.cuda.Stream | None,
+    bucket: _Bucket,
+    parameters: dict[str, torch.nn.Parameter],
+    topology: Topology,
 ) -> tuple[list[list[Tensor]], torch.cuda.Event | None]:
-    """`_fetch` on a stream, and the event after which its result is there.
+    """Runs `_fetch` on a stream; returns its result and the event that completes it.
 
-    The stream waits for all that has been asked of the present one, and so for the users of memory that it reuses.
+    The stream waits for all work on the present stream, and so for all users of the memory that it reuses.
     """
-    if side is None:
-        return _fetch(bucket, mine, topology), None
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        return _fetch(bucket, mine, topology), side.record_event()
+    if stream is None:
+        return _fetch(bucket, parameters, topology), None
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        return _fetch(bucket, parameters, topology), stream.record_event()
 
 
-def _fetch(bucket: _Bucket, mine: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
-    """Each part as all TP ranks have it."""
-    there = bucket.stage == topology.pipeline_rank
-    here = [part.of(mine[part.entry.megatron_name].detach()) for part in bucket.parts] if there else []
+def _fetch(bucket: _Bucket, parameters: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
+    """Returns, for each part of a bucket, the shards of all TP ranks."""
+    on_this_stage = bucket.stage == topology.pipeline_rank
+    local = [part.select(parameters[part.entry.megatron_name].detach()) for part in bucket.parts if on_this_stage]
     if topology.tensor_size * topology.pipeline_size == 1:
-        return [[shard] for shard in here]
+        return [[shard] for shard in local]
     sizes = [math.prod(part.shape) for part in bucket.parts]
-    flat = _broadcast(_gather(here, topology), sizes, bucket, topology)
-    by_part = zip(*(sent.split(sizes) for sent in flat.chunk(topology.tensor_size)), strict=True)
-    return [[sent.view(part.shape) for sent in of_ranks] for part, of_ranks in zip(bucket.parts, by_part, strict=True)]
+    flat = _broadcast(_gather(local, topology), sizes, bucket, topology)
+    by_part = zip(*(rank_flat.split(sizes) for rank_flat in flat.chunk(topology.tensor_size)), strict=True)
+    return [
+        [shard.view(part.shape) for shard in rank_shards]
+        for part, rank_shards in zip(bucket.parts, by_part, strict=True)
+    ]
 
 
 def _gather(shards: Sequence[Tensor], topology: Topology) -> Tensor | None:
-    """The shards of all TP ranks, one rank after the other, in one piece; None on a stage that has none."""
+    """Returns the shards of all TP ranks in rank order, as one flat tensor, or None on a stage without shards."""
     if not shards:
         return None
     flat = torch.cat([shard.flatten() for shard in shards]) if len(shards) > 1 else shards[0].flatten()
@@ -219,7 +226,7 @@ def _gather(shards: Sequence[Tensor], topology: Topology) -> Tensor | None:
 
 
 def _broadcast(flat: Tensor | None, sizes: Sequence[int], bucket: _Bucket, topology: Topology) -> Tensor:
-    """What the bucket's stage has gathered, on every stage."""
+    """Returns the flat tensor that the bucket's stage has gathered, on every stage."""
     if flat is None:
         flat = torch.empty(topology.tensor_size * sum(sizes), dtype=bucket.dtype, device=topology.device)
     if topology.pipeline_size > 1:
@@ -228,14 +235,14 @@ def _broadcast(flat: Tensor | None, sizes: Sequence[int], bucket: _Bucket, topol
     return flat
 
 
-def _places(
-    mine: dict[str, torch.nn.Parameter], entries: Sequence[Entry], topology: Topology
+def _stages_and_dtypes(
+    parameters: dict[str, torch.nn.Parameter], entries: Sequence[Entry], topology: Topology
 ) -> dict[str, tuple[int, torch.dtype]]:
-    """For each entry: the first stage that has it, and its dtype."""
+    """Returns for each entry the first stage that holds it, and its dtype."""
     names = {entry.megatron_name for entry in entries}
-    here = {name: (topology.pipeline_rank, parameter.dtype) for name, parameter in mine.items() if name in names}
-    stages: list[dict[str, tuple[int, torch.dtype]]] = [here]
+    local = {name: (topology.pipeline_rank, parameter.dtype) for name, parameter in parameters.items() if name in names}
+    stages: list[dict[str, tuple[int, torch.dtype]]] = [local]
     if topology.pipeline_size > 1:
         stages = [{}] * topology.pipeline_size
-        dist.all_gather_object(stages, here, group=topology.pipeline_group)
-    return {name: place for stage in reversed(stages) for name, place in stage.items()}
+        dist.all_gather_object(stages, local, group=topology.pipeline_group)
+    return {name: location for stage in reversed(stages) for name, location in stage.items()}

@@ -80,12 +80,15 @@ def saved_checkpoint(directory: Path) -> Path | None:
     Of those undamaged the newest, but interim ones last: a run that is still ending removes them with its next save.
     """
     from tempo_megatron.megatron.checkpointing import saver
-    from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE, describes_itself
+    from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE, has_intact_description
 
     checkpoints = directory / "checkpoints"
-    newest_first = [*reversed(saver.complete(checkpoints)), *reversed(saver.resumable(checkpoints))]
+    newest_first = [
+        *reversed(saver.complete_checkpoints(checkpoints)),
+        *reversed(saver.resumable_checkpoints(checkpoints)),
+    ]
     there = [checkpoint for checkpoint in newest_first if (checkpoint / HUGGING_FACE).is_dir()]
-    return next(filter(describes_itself, there), next(iter(there), None))
+    return next(filter(has_intact_description, there), next(iter(there), None))
 
 
 def saved_model(directory: Path) -> Path | None:

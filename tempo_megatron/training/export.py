@@ -31,7 +31,7 @@ def chosen(run: Path) -> Chosen:
     Raises ConversionError where there is none.
     """
     checkpoints = run / "checkpoints"
-    complete = saver.complete(checkpoints)
+    complete = saver.complete_checkpoints(checkpoints)
     if not complete:
         raise ConversionError(f"{checkpoints}: no checkpoint of an iteration here; has the run been trained?")
     try:
@@ -42,7 +42,7 @@ def chosen(run: Path) -> Chosen:
     if choice["best"] is None:
         return Chosen(complete[-1], state["iteration"], "the last one: checkpoint.select_best is off")
     reason = choice.get("reason") or "the best when it was chosen, by a version that kept no reason"
-    return Chosen(saver.of_iteration(checkpoints, choice["best"]), choice["best"], reason)
+    return Chosen(saver.iteration_path(checkpoints, choice["best"]), choice["best"], reason)
 
 
 def export_directory(run: Path) -> Path:

@@ -51,7 +51,7 @@ class Lifecycle:
     def resume(self) -> tuple[State, list[str]]:
         """Load the models' state; returns the run's own, {} where there is no checkpoint, and a line for all that there
         is to say. Collective."""
-        found, lines = saver.newest(self.saver.directory)
+        found, lines = saver.newest_checkpoint(self.saver.directory)
         if not found:
             return {}, lines
         state = saver.read_state(found)
@@ -82,7 +82,7 @@ class Lifecycle:
 
     def remaining(self, stage: str, steps: int) -> range:
         """The steps that are still to be made of a stage, counted from 0."""
-        return range(self._stage.done if self._stage and self._stage.stage == stage else 0, steps)
+        return range(self._stage.completed if self._stage and self._stage.stage == stage else 0, steps)
 
     def reached_in_stage(self, stage: str, done: int) -> None:
         """So many steps of a stage are done: a run that is interrupted from here on goes on with the next."""

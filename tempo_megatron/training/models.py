@@ -18,10 +18,10 @@ from tempo_megatron.megatron import model, weights
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, ITERATION, Position
-from tempo_megatron.megatron.learning_rate import by_optimizer_steps
-from tempo_megatron.megatron.offload import Kind, check_host_memory
+from tempo_megatron.megatron.learning_rate import schedule_in_optimizer_steps
+from tempo_megatron.megatron.offload import StateKind, check_host_memory
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.megatron.trainer import ScoringModel, Trainer
+from tempo_megatron.megatron.trainer import MegatronModel, Trainer
 from tempo_megatron.training.phases.scoring import policy_scores
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
@@ -42,18 +42,18 @@ class Models:
         self.entries = decoder.policy(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(
-            policy, by_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
+            policy, schedule_in_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
         )
-        self.critic: ScoringModel | None = None
+        self.critic: MegatronModel | None = None
         self.trainers = {"policy": self.policy}
         self._introduce("policy", self.policy)
         if config.critic.training is not CriticTraining.none:
             self.critic = self._build_critic()
             self._introduce("critic", self.critic)
-        self.reference: ScoringModel | None = None
+        self.reference: MegatronModel | None = None
         if config.policy.kl_coefficient:
             reference = self.build("policy", config.policy.checkpoint)
-            self.reference = ScoringModel(reference, config, place, config.policy.micro_batch_tokens)
+            self.reference = MegatronModel(reference, config, place, config.policy.micro_batch_tokens)
             self._introduce("reference", self.reference)
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
 
@@ -65,7 +65,7 @@ class Models:
         """
         form = self._saved_in or (Path(start) if start else None)
         bias = form is not None and OUTPUT_BIAS in checkpoint_format.CheckpointReader(form, role).descriptions
-        module = model.build(role, self.settings, self._config, self._place, head_bias=bias)
+        module = model.build_model(role, self.settings, self._config, self._place, head_bias=bias)
         if self._saved_in:
             with torch.no_grad():  # what a checkpoint did not fill must not pass for weights
                 for parameter in module.parameters():
@@ -79,31 +79,31 @@ class Models:
                     module.output_layer.rescale(*TargetRange(trained).to(wanted))
         else:
             read = hf_files.HfReader(self._hf_path)
-            weights.load_weights(module, self.entries, read, self._place, critic=role == "critic")
+            weights.load_hf_weights(module, self.entries, read, self._place, critic=role == "critic")
         return module
 
-    def _build_critic(self) -> ScoringModel:
+    def _build_critic(self) -> MegatronModel:
         """The critic, with an optimizer if there is anything that it will learn."""
         config, critic = self._config, self.build("critic", self._config.critic.checkpoint)
         if not (config.critic.training.learns or config.stages.critic_start.iterations):
-            return ScoringModel(critic, config, self._place, config.critic.micro_batch_tokens)
-        optimizer = by_optimizer_steps(config.critic)
+            return MegatronModel(critic, config, self._place, config.critic.micro_batch_tokens)
+        optimizer = schedule_in_optimizer_steps(config.critic)
         trainer = Trainer(critic, optimizer, config, self._place, config.critic.micro_batch_tokens)
         self.trainers["critic"] = trainer
         return trainer
 
-    def _introduce(self, name: str, made: ScoringModel) -> None:
+    def _introduce(self, name: str, made: MegatronModel) -> None:
         """Let a model take its turns; it rests at once, so that the next finds room."""
         made.name = name
         self._turns.models[name] = made
         asynchronous = self._config.checkpoint.asynchronous
-        copies = sum(map(dist_checkpoint.copied_bytes, self.saved.values())) if asynchronous else 0
+        copies = sum(map(dist_checkpoint.host_copy_bytes, self.saved.values())) if asynchronous else 0
         offloaders = {name: one.offloader for name, one in self._turns.models.items()}
         check_host_memory(offloaders, copies, self._config.memory)
-        made.rest()
+        made.offload()
 
     @property
-    def saved(self) -> dict[str, ScoringModel]:
+    def saved(self) -> dict[str, MegatronModel]:
         """The models that a checkpoint holds, by name."""
         return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
 
@@ -123,35 +123,35 @@ class Models:
 
     def policy_tensors(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
         """The policy's present weights by their Hugging Face names, as the generator takes them (`weights.export`)."""
-        with self.policy.awake(Kind.weights):
-            yield from weights.export(self.policy.module, self.entries, self._place)
+        with self.policy.onloaded(StateKind.weights):
+            yield from weights.export_hf_weights(self.policy.module, self.entries, self._place)
 
     def begin_warm_start(self) -> None:
         """The policy takes the warm start's optimizer."""
         self.policy.reset_optimizer(self._config.stages.warm_start.optimizer)
-        self.policy.rest()
+        self.policy.offload()
 
     def end_warm_start(self) -> None:
         """The policy's and the critic's optimizers start afresh, critic and reference from the policy's weights."""
-        self.policy.reset_optimizer(by_optimizer_steps(self._config.policy))
-        with self._turns.phase("copy"), self.policy.awake(Kind.weights):
+        self.policy.reset_optimizer(schedule_in_optimizer_steps(self._config.policy))
+        with self._turns.phase("copy"), self.policy.onloaded(StateKind.weights):
             if self.critic:
-                with self.critic.awake(Kind.weights, changes=True):
+                with self.critic.onloaded(StateKind.weights, changes=True):
                     weights.copy_backbone(self.policy.module, self.critic.module)
                     if "critic" in self.trainers:
-                        self.trainers["critic"].reset_optimizer(by_optimizer_steps(self._config.critic))
+                        self.trainers["critic"].reset_optimizer(schedule_in_optimizer_steps(self._config.critic))
             if self.reference:
-                with self.reference.awake(changes=True):
+                with self.reference.onloaded(changes=True):
                     self.reference.module.load_state_dict(self.policy.module.state_dict())
 
     def keep_reference(self, directory: Path) -> None:
         """Save the reference, if there is one, for the run to resume with: what it was made from may change or go."""
         if self.reference:
-            with self._turns.phase("save"), expect_pace(Pace.untimed), self.reference.awake():
+            with self._turns.phase("save"), expect_pace(Pace.untimed), self.reference.onloaded():
                 dist_checkpoint.save_weights(directory, "policy", self.reference.module)
 
     def load_reference(self, directory: Path) -> None:
         """The reference, if there is one, as it was kept."""
         if self.reference:
-            with self.reference.awake(changes=True):
+            with self.reference.onloaded(changes=True):
                 dist_checkpoint.load_weights(directory, "policy", self.reference.module)

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.offload import StateKind
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.utils import host_memory
 from tempo_megatron.utils.heartbeat import PhaseProgress, ticks
 
 _GIB = 2**30
 _GENERATOR = "generator"
-_READ, _LEARN = frozenset({Kind.weights}), frozenset(Kind)
-_NOTHING: frozenset[Kind] = frozenset()
+_READ, _LEARN = frozenset({StateKind.weights}), frozenset(StateKind)
+_NOTHING: frozenset[StateKind] = frozenset()
 
-_WORKERS: dict[str, dict[str, frozenset[Kind]]] = {
+_WORKERS: dict[str, dict[str, frozenset[StateKind]]] = {
     "warm_start": {"policy": _LEARN},
     "copy": {"policy": _READ, "critic": _LEARN, "reference": _READ},
     "generate": {_GENERATOR: _NOTHING},
@@ -57,7 +57,7 @@ class DeviceResidency:
     """
 
     device: torch.device
-    models: dict[str, ScoringModel] = field(default_factory=dict)
+    models: dict[str, MegatronModel] = field(default_factory=dict)
     generator: Any = None
 
     def __post_init__(self) -> None:
@@ -114,11 +114,11 @@ class DeviceResidency:
         self._seconds, self._peaks = {}, {}
         return {name: round(value, 3) for name, value in found.items()}
 
-    def _give_way(self, workers: dict[str, frozenset[Kind]]) -> None:
+    def _give_way(self, workers: dict[str, frozenset[StateKind]]) -> None:
         """What does not work rests; memory that it leaves goes back to the driver, from which vLLM takes its own."""
         if self.generator is not None and _GENERATOR not in workers:
             self.generator.sleep()
-        given = [model.rest(keep=workers.get(name, _NOTHING)) for name, model in self.models.items()]
+        given = [model.offload(keep=workers.get(name, _NOTHING)) for name, model in self.models.items()]
         if any(given) or _GENERATOR in workers:
             torch.cuda.empty_cache()
 

@@ -271,7 +271,7 @@ class Run:
         the log. Collective."""
         if not self.config.checkpoint.select_best:
             return {}
-        kept = self.course.saver.kept(self.chooser.state["best"])
+        kept = self.course.saver.iterations_to_keep(self.chooser.state["best"])
         with self.phase("select_checkpoint"):
             self.chooser.consider(self.collector, self.critic, self.iteration, kept)
         choice = self.chooser.state

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tempo_megatron.algorithms.dry_run import dry_run
 from tempo_megatron.algorithms.experience import STATISTICS
 from tempo_megatron.algorithms.methods import method
-from tempo_megatron.algorithms.rehearsal import rehearse
 from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Order, TargetRange
 
 
@@ -45,21 +45,21 @@ def _needs(config: Config) -> Iterator[str]:
 def _rehearsed(config: Config) -> Iterator[str]:
     """What the method itself makes impossible, found by letting it judge a few made-up rows."""
     learns_from, critic = config.policy.learns_from, config.critic
-    rehearsal = rehearse(
+    outcome = dry_run(
         method(config.method),
         config.policy,
         labeled=learns_from is not LearnsFrom.unlabeled,
         unlabeled=learns_from is not LearnsFrom.labeled,
         wrong=critic.target_range.wrong,
     )
-    if rehearsal.failure:
-        yield f"method: {config.method} fails on a few made-up rows ({learns_from}): {rehearsal.failure}"
-    if not rehearsal.finite:
+    if outcome.failure:
+        yield f"method: {config.method} fails on a few made-up rows ({learns_from}): {outcome.failure}"
+    if not outcome.finite:
         yield (
             f"method: {config.method} makes rewards or advantages that are not finite, with policy.learns_from="
             f"{learns_from}; rows that are not labeled have no correctness (a method that reads it needs 'correct')"
         )
-    if not rehearsal.follows_values:
+    if not outcome.follows_values:
         return
     if critic.training is CriticTraining.returns:
         yield (

@@ -31,11 +31,11 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
         saved = (directory / "policy").is_dir()
         described = hf_files.read_config(directory / "huggingface" if saved else directory)
         settings = hf_config.backbone_settings(described)
-        module = model.build("policy", settings, config, place)
+        module = model.build_model("policy", settings, config, place)
         if saved:
             dist_checkpoint.load_weights(directory, "policy", module)
         else:
-            weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
+            weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         cut = settings.vocab_size
         score = Score(

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import tempo_megatron.training.run
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, saver
-from tempo_megatron.megatron.checkpointing.saver import complete, resumable
+from tempo_megatron.megatron.checkpointing.saver import complete_checkpoints, resumable_checkpoints
 from tempo_megatron.training.run import Run
 from tests.clock import Clock
 from tests.parallel.turns_worker import RESTS, advance, same, started, state
@@ -44,7 +44,7 @@ class SlowDisk:
 
 
 def iterations(run: Run) -> list[str]:
-    return [path.name for path in complete(run.course.saver.directory)]
+    return [path.name for path in complete_checkpoints(run.course.saver.directory)]
 
 
 def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
@@ -103,10 +103,10 @@ def interruptions(run: Run) -> dict[str, Any]:
     for run.iteration in (4, 5):
         run.course.begin()
         said.append(run.course.save_interrupted())
-        there.append([path.name for path in resumable(run.course.saver.directory)])
+        there.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
     run.save()
     said.append(run.course.save_interrupted())
-    there.append([path.name for path in resumable(run.course.saver.directory)])
+    there.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
     return {"there_when_interrupted": there, "said_when_interrupted": said}
 
 
@@ -136,7 +136,7 @@ def main(path: str, out: str, *overrides: str) -> None:
     report |= interruptions(run)
     report |= seconds_of_a_slow_write(run)
     counted = [0] * dist.get_world_size()
-    dist.all_gather_object(counted, sum(map(dist_checkpoint.copied_bytes, run.trainers.values())))
+    dist.all_gather_object(counted, sum(map(dist_checkpoint.host_copy_bytes, run.trainers.values())))
     report["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
         torch.save(report, Path(out))

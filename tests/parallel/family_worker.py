@@ -23,7 +23,7 @@ from tempo_megatron.conversion.rows import whole
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.megatron.trainer import RowTensors, Trainer
+from tempo_megatron.megatron.trainer import NamedTensors, Trainer
 from tempo_megatron.training.phases.scoring import VALUES, policy_scores
 
 LENGTHS = (700, 33, 350, 5, 219)
@@ -47,7 +47,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
             dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
     for parameter in trainer.module.parameters():
         parameter.data = parameter.main_grad.float()
-    exported = whole(weights.export(trainer.module, entries, trainer.topology))
+    exported = whole(weights.export_hf_weights(trainer.module, entries, trainer.topology))
     return {name: tensor.cpu().clone() for name, tensor in exported}
 
 
@@ -55,15 +55,17 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     """The loss and every gradient of one step; the optimizer does not apply it."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
-    module = model.build(role, settings, config, place)
-    weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=role == "critic")
+    module = model.build_model(role, settings, config, place)
+    weights.load_hf_weights(
+        module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=role == "critic"
+    )
     budget = config.policy.micro_batch_tokens
     trainer = Trainer(module, OptimizerConfig(), config, place, budget)
     batch = rollouts(settings.vocab_size)
     count = int(batch.response_mask.sum())
     score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place)("entropy")
 
-    def loss(scores: RowTensors, rows: Batch) -> tuple[Tensor, RowTensors]:
+    def loss(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
         if role == "critic":
             each = (scores["values"] - rows.columns["advantages"]).square()
         else:

@@ -18,7 +18,7 @@ from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.megatron import cpu, model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
-from tempo_megatron.megatron.trainer import RowTensors, Score, Trainer
+from tempo_megatron.megatron.trainer import NamedTensors, Score, Trainer
 
 LENGTHS = (96, 41)
 
@@ -62,7 +62,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
     config.parallel.pipeline_model_parallel_size = int(pipeline_size)
     place = topology.initialize(config.parallel, seed=0)
 
-    def whole(hidden: torch.Tensor, _: torch.Tensor, weight: torch.Tensor) -> RowTensors:
+    def whole(hidden: torch.Tensor, _: torch.Tensor, weight: torch.Tensor) -> NamedTensors:
         logits = hidden.float() @ weight.float().t()
         parts = [torch.empty_like(logits) for _ in range(place.tensor_size)]
         dist.all_gather(parts, logits, group=place.tensor_group)
@@ -73,11 +73,11 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         critic = directory.suffix == ".critic"
         described = hf_files.read_config(directory / "huggingface" if critic else directory)
         settings = hf_config.backbone_settings(described)
-        module = model.build("critic" if critic else "policy", settings, config, place)
+        module = model.build_model("critic" if critic else "policy", settings, config, place)
         if critic:
             dist_checkpoint.load_weights(directory, "critic", module)
         else:
-            weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
+            weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
             seen: list[dict[int, list[int]]] = [{}] * place.world_size
             with cpu.accelerator_names():
                 local = dtype == "fp32" and place.device.type == "cpu"

@@ -19,9 +19,9 @@ from tempo_megatron.conversion.families import family
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.megatron.checkpointing.saver import resumable
-from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import RowTensors, Score, ScoringModel, Trainer
+from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints
+from tempo_megatron.megatron.offload import StateKind
+from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score, Trainer
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.scoring import VALUES
 from tempo_megatron.training.run import Run
@@ -40,18 +40,18 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
     place = topology.initialize(config.parallel, seed=0)
     described = hf_files.read_config(hf_path)
     settings = family(described).settings(described)
-    module = model.build("critic", settings, config, place, head_bias=True)
-    weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=True)
+    module = model.build_model("critic", settings, config, place, head_bias=True)
+    weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=True)
     with torch.no_grad():
         module.output_layer.bias.fill_(1.0)
     trainer = Trainer(module, OptimizerConfig(learning_rate=0.1, weight_decay=1.0), config, place, 64)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
-    def nothing(scores: RowTensors, rows: Batch) -> tuple[Tensor, RowTensors]:
+    def nothing(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
         return 0 * scores["values"].sum(), {}
 
     assert trainer.step(from_sequences([[1, 2]] * 2, [[3, 4]] * 2), VALUES, nothing)
-    with trainer.awake(Kind.weights):
+    with trainer.onloaded(StateKind.weights):
         shares = {name: parameter.detach() / before[name] for name, parameter in module.named_parameters()}
     leave_groups()
     kept = {name: share[before[name] != 0] for name, share in shares.items()}
@@ -63,12 +63,12 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
 def held(run: Run) -> dict[str, Any]:
     """What a run has of its critic beside weights: in `trainers`, on the device, in host memory, in its checkpoints."""
     critic: Any = run.critic
-    saved = {path.name: path for path in resumable(run.course.saver.directory)}
+    saved = {path.name: path for path in resumable_checkpoints(run.course.saver.directory)}
     return {
         "learns": "critic" in run.trainers,
         "optimizer": critic.optimizer is not None,
-        "device": device_bytes(critic, Kind.gradients, Kind.optimizer),
-        "host": critic.offloader._host[Kind.optimizer].bytes.nbytes,
+        "device": device_bytes(critic, StateKind.gradients, StateKind.optimizer),
+        "host": critic.offloader._host[StateKind.optimizer].bytes.nbytes,
         "saved": {
             name: any(
                 key.startswith("optimizer.") for key in checkpoint_format.CheckpointReader(path, "critic").descriptions
@@ -104,7 +104,7 @@ def frozen(recipe: Path) -> dict[str, Any]:
     run, _ = started((recipe, never), "never")
     list(advance(run, 1))
     run.save()
-    critics["never"] = held(run) | {"scorer": type(run.critic) is ScoringModel}
+    critics["never"] = held(run) | {"scorer": type(run.critic) is MegatronModel}
     leave_groups()
     return critics
 
@@ -116,7 +116,7 @@ def spoilt(recipe: Path) -> dict[str, Any]:
     collected = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
 
-    def one_nan(batch: Batch, read: Score) -> RowTensors:
+    def one_nan(batch: Batch, read: Score) -> NamedTensors:
         rows = score(batch, read)
         rows["values"][1, int(batch.lengths[1]) - 1] = float("nan")
         return rows

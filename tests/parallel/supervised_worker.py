@@ -25,9 +25,9 @@ import torch.distributed as dist
 
 from tempo_megatron import cli
 from tempo_megatron.config import Config, load_config
-from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, Weights
+from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, WeightSource
 from tempo_megatron.megatron import topology
-from tempo_megatron.megatron.checkpointing.saver import resumable
+from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints
 from tempo_megatron.megatron.trainer import Score, Trainer
 from tempo_megatron.run_dir import lock
 from tempo_megatron.training import loop
@@ -48,7 +48,7 @@ class Troubled(Recorded):
     """Calls `trouble` with the number of the generate call, on rank 1; stops, and pulls `weights`, as an engine
     would."""
 
-    def __init__(self, trouble: Callable[[int], None], weights: Weights) -> None:
+    def __init__(self, trouble: Callable[[int], None], weights: WeightSource) -> None:
         self.weights = weights
         self.should_stop: Callable[[], bool] | None = None
         self.calls, self.trouble = 0, trouble
@@ -132,7 +132,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
     def saved() -> list[str]:
         assert mark.read_text().strip()
-        return [path.name for path in resumable(Path(config.run_dir) / "checkpoints")]
+        return [path.name for path in resumable_checkpoints(Path(config.run_dir) / "checkpoints")]
 
     with interrupted_warm_start(step_to_stop=1) as steps:
         assert not run(config)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from checkpoints_convert.__main__ import main
 from tempo_megatron.megatron.checkpointing import integrity
-from tempo_megatron.megatron.checkpointing.saver import NoUsableCheckpoint, newest
+from tempo_megatron.megatron.checkpointing.saver import NoUsableCheckpoint, newest_checkpoint
 from tests.conftest import write_recipe
 from tests.parallel.launcher import run_ranks
 
@@ -94,14 +94,18 @@ def test_copies_are_as_large_as_what_is_written_of_them(ran: tuple[dict[str, Any
 
 def test_the_manifest_says_everything(checkpoints: Path) -> None:
     """The list that the next test goes through is that of the files there are."""
-    assert sorted(FILES) == integrity.files_of(checkpoints / NEWEST) == sorted(integrity.read(checkpoints / NEWEST))
+    assert (
+        sorted(FILES)
+        == integrity.list_files(checkpoints / NEWEST)
+        == sorted(integrity.read_manifest(checkpoints / NEWEST))
+    )
 
 
-@pytest.mark.parametrize("name", [*FILES, integrity.NAME])
+@pytest.mark.parametrize("name", [*FILES, integrity.MANIFEST_NAME])
 def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(name: str, checkpoints: Path) -> None:
     """Whichever file it is in. What is damaged no longer counts among the checkpoints."""
     flip(checkpoints / NEWEST / name, 0.5)
-    checkpoint, (line,) = newest(checkpoints)
+    checkpoint, (line,) = newest_checkpoint(checkpoints)
     assert checkpoint == checkpoints / BEFORE
     assert str(checkpoints / NEWEST / name) in line and "damaged" in line
     assert sorted(path.name for path in checkpoints.iterdir()) == [f"damaged-{NEWEST}", BEFORE]
@@ -110,12 +114,12 @@ def test_a_flipped_byte_is_named_and_the_checkpoint_before_is_used(name: str, ch
 def test_an_incomplete_checkpoint_is_named_and_the_one_before_is_used(checkpoints: Path) -> None:
     """A file gone and one cut short, a checkpoint without a manifest, and what an interrupted write leaves."""
     shutil.copytree(checkpoints / NEWEST, checkpoints / "iteration-000004")
-    (checkpoints / "iteration-000004" / integrity.NAME).unlink()
+    (checkpoints / "iteration-000004" / integrity.MANIFEST_NAME).unlink()
     (checkpoints / NEWEST / "critic" / "__1_0.distcp").unlink()
     short = checkpoints / NEWEST / "policy" / "__0_1.distcp"
     short.write_bytes(short.read_bytes()[:-1])
     (checkpoints / ".writing-iteration-000005" / "policy").mkdir(parents=True)
-    report, lines = newest(checkpoints)
+    report, lines = newest_checkpoint(checkpoints)
     assert report == checkpoints / BEFORE
     assert all(
         part in line
@@ -145,7 +149,7 @@ def test_an_interim_checkpoint_is_gone_on_from_until_another_takes_its_place(
         if not (checkpoints / name).exists():
             shutil.copytree(checkpoints / BEFORE, checkpoints / name)
     for name in reversed(names):
-        assert newest(checkpoints)[0] == checkpoints / name
+        assert newest_checkpoint(checkpoints)[0] == checkpoints / name
         (checkpoints / name).rename(checkpoints / f"gone-{name}")
 
 
@@ -154,10 +158,10 @@ def test_a_run_with_damaged_checkpoints_alone_does_not_start_afresh(checkpoints:
     for name in (BEFORE, NEWEST):
         flip(checkpoints / name / "policy" / "__0_0.distcp", 0.9)
     with pytest.raises(NoUsableCheckpoint) as error:
-        newest(checkpoints)
+        newest_checkpoint(checkpoints)
     assert str(error.value).count("__0_0.distcp: damaged") == 2 and f"remove {checkpoints}" in str(error.value)
     assert sorted(path.name for path in checkpoints.iterdir()) == [BEFORE, NEWEST]
-    assert newest(checkpoints / "none") == (None, [])
+    assert newest_checkpoint(checkpoints / "none") == (None, [])
 
 
 def test_the_converter_refuses_damage(checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +174,6 @@ def test_the_converter_refuses_damage(checkpoints: Path, tmp_path: Path, capsys:
     assert "__1_1.distcp: damaged" in told and "tokenizer.json: damaged" in told
     assert not (tmp_path / "hf").exists()
     assert main(["to-hf", *arguments, "--role", "critic"]) == 2
-    (checkpoints / NEWEST / integrity.NAME).unlink()
+    (checkpoints / NEWEST / integrity.MANIFEST_NAME).unlink()
     assert main(["to-hf", *arguments]) == 2
     assert "no manifest.json" in capsys.readouterr().err

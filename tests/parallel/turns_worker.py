@@ -19,24 +19,24 @@ import tempo_megatron.training.run
 from tempo_megatron.config import load_config
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.megatron import offload, topology
-from tempo_megatron.megatron.offload import HostMemoryError, Kind
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.offload import HostMemoryError, StateKind
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.training.loop import iterate, warm_start
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Parity, Recorded
 
 RESTS = "memory.offload_on_cpu=true"
-STAYS = [f"memory.offload_{kind}=false" for kind in Kind]
+STAYS = [f"memory.offload_{kind}=false" for kind in StateKind]
 ITERATIONS = 2
 
 
-def device_bytes(model: ScoringModel, *kinds: Kind) -> int:
+def device_bytes(model: MegatronModel, *kinds: StateKind) -> int:
     """The bytes that storages of these kinds take on the device, counted without the offloader's own account."""
     storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-        for kind in kinds or tuple(Kind)
-        for tensor in offload.tensors(kind, model.model, model.optimizer)
+        for kind in kinds or tuple(StateKind)
+        for tensor in offload.state_tensors(kind, model.model, model.optimizer)
     }
     return sum(storages.values())
 
@@ -53,7 +53,7 @@ class Watching(Recorded):
     """A generator that notes what the models take of the device whenever vLLM would take its own memory."""
 
     def __init__(self) -> None:
-        self.models: dict[str, ScoringModel] = {}
+        self.models: dict[str, MegatronModel] = {}
         self.while_generating: list[int] = []
         self.while_syncing: list[int] = []
         self.eight_bit_bytes: dict[str, list[int]] = {"generating": [], "syncing": []}
@@ -66,7 +66,7 @@ class Watching(Recorded):
     def load_weights(self) -> None:
         everything = sum(device_bytes(model) for model in self.models.values())
         if self.models:
-            self.while_syncing.append(everything - device_bytes(self.models["policy"], Kind.weights))
+            self.while_syncing.append(everything - device_bytes(self.models["policy"], StateKind.weights))
             self.eight_bit_bytes["syncing"].append(eight_bit_bytes())
         super().load_weights()
 
@@ -90,12 +90,12 @@ def state(run: Run) -> dict[str, list[Tensor]]:
     """Every weight and every tensor of an optimizer that this rank holds."""
     tensors = {}
     for name, trainer in run.trainers.items():
-        with trainer.awake():
-            kinds = (Kind.weights, Kind.optimizer)
+        with trainer.onloaded():
+            kinds = (StateKind.weights, StateKind.optimizer)
             tensors[name] = [
                 tensor.detach().clone()
                 for kind in kinds
-                for tensor in offload.tensors(kind, trainer.model, trainer.optimizer)
+                for tensor in offload.state_tensors(kind, trainer.model, trainer.optimizer)
             ]
     return tensors
 
@@ -109,11 +109,11 @@ def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
     return all(everywhere)
 
 
-def bytes_of_reading(policy: ScoringModel) -> tuple[int, int]:
+def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:
     """The bytes that an offloaded model copies to be read once, and the size of its weights."""
     before = policy.offloader.bytes
-    with policy.awake(Kind.weights):
-        size = device_bytes(policy, Kind.weights)
+    with policy.onloaded(StateKind.weights):
+        size = device_bytes(policy, StateKind.weights)
     return policy.offloader.bytes - before, size
 
 
@@ -132,7 +132,7 @@ def main(path: str, out: str, *overrides: str) -> None:
     run.course.keep_reference()
     metrics = list(advance(run, ITERATIONS - 1))
     run.save()
-    resting = {name: sorted(map(str, model.offloader.resting)) for name, model in run.turns.models.items()}
+    resting = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.turns.models.items()}
     read_only = bytes_of_reading(run.policy)
     leave_groups()
 

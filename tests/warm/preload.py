@@ -14,7 +14,11 @@ os.environ |= {
     "VLLM_NO_USAGE_STATS": "1",
 }
 
-import vllm.entrypoints.llm  # noqa: F401  (the modules below import vLLM only when an engine starts)
+from tests.shapes import check_shapes
 
-import tempo_megatron.evaluation.command
-import tempo_megatron.training.loop  # noqa: F401  (torch, Megatron Core and transformers)
+check_shapes()  # before the packages below are imported
+
+import vllm.entrypoints.llm  # noqa: E402, F401  (the modules below import vLLM only when an engine starts)
+
+import tempo_megatron.evaluation.command  # noqa: E402
+import tempo_megatron.training.loop  # noqa: E402, F401  (torch, Megatron Core and transformers)

@@ -45,7 +45,7 @@ def start(setup: Setup) -> Generator:
         dtype=next(module.parameters()).dtype,
         eos_token_ids=[],
         seed=config.seed,
-        weights=lambda: weights.export(module, entries, setup.topology),
+        weights=lambda: weights.export_hf_weights(module, entries, setup.topology),
     )
 
 

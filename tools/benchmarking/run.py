@@ -18,8 +18,8 @@ from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.megatron import model
-from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.offload import StateKind
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.run import Run
@@ -58,7 +58,7 @@ class RandomModels(Models):
     """Models that start from random weights."""
 
     def build(self, role: Role, start: str) -> Any:
-        module = model.build(role, self.settings, self._config, self._place)
+        module = model.build_model(role, self.settings, self._config, self._place)
         randomize(module, self._place)
         return module
 
@@ -99,7 +99,7 @@ class BenchmarkRun(Run):
     @contextlib.contextmanager
     def weights_awake(self) -> Iterator[None]:
         """Keeps the policy's weights on the device, and nothing else of the models."""
-        with self.phase("sync"), self.policy.awake(Kind.weights):
+        with self.phase("sync"), self.policy.onloaded(StateKind.weights):
             yield
 
 
@@ -126,8 +126,8 @@ def _to_generation(run: BenchmarkRun) -> None:
 
 def _to_training(run: BenchmarkRun) -> None:
     with run.phase("m_step"):
-        run.policy.offloader.wake(*Kind)
-        run.policy.offloader.changed()
+        run.policy.offloader.onload(*StateKind)
+        run.policy.offloader.invalidate_host_copies()
 
 
 _SWITCHES: dict[str, Callable[[BenchmarkRun], None]] = {
@@ -230,7 +230,7 @@ def _watching_work(run: BenchmarkRun, watch: clock.Stopwatch) -> Iterator[None]:
         yield
 
 
-def _moving_seconds(trained: ScoringModel) -> Callable[[], float]:
+def _moving_seconds(trained: MegatronModel) -> Callable[[], float]:
     return lambda: trained.offloader.seconds
 
 

@@ -82,7 +82,7 @@ def randomize(module: torch.nn.Module, topology: Topology, std: float = 0.02) ->
 
 def build(setup: Setup, role: Role) -> Any:
     """A policy or a critic with random weights."""
-    module = model.build(role, setup.settings, setup.config, setup.topology)
+    module = model.build_model(role, setup.settings, setup.config, setup.topology)
     randomize(module, setup.topology)
     return module
 

@@ -12,7 +12,7 @@ from killing.attempt import Attempt
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.megatron.checkpointing import integrity
-from tempo_megatron.megatron.checkpointing.saver import complete, order, resumable
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_order, complete_checkpoints, resumable_checkpoints
 
 _LIMIT = 300.0
 """seconds that a run, or the wait for a save, may take"""
@@ -66,7 +66,7 @@ class Killer:
     def _kill(self, run_dir: Path, number: int) -> Kill | None:
         """Start the run, kill it at this kill's moment, and look at what is left; None if it ends before."""
         checkpoints = run_dir / "checkpoints"
-        before, left, begun = resumable(checkpoints)[-1:], _unfinished(checkpoints), time.monotonic()
+        before, left, begun = resumable_checkpoints(checkpoints)[-1:], _unfinished(checkpoints), time.monotonic()
         share = derive_seed("kill", self.seed, number) % 10**6 / 10**6
         attempt, aimed = self._start(run_dir, number), number % 3 == 0
         if aimed:
@@ -76,10 +76,10 @@ class Killer:
         elif attempt.ended(share * self.span / 2):
             return None
         attempt.kill()
-        seconds, after = round(time.monotonic() - begun, 2), resumable(checkpoints)[-1:]
+        seconds, after = round(time.monotonic() - begun, 2), resumable_checkpoints(checkpoints)[-1:]
         was, now = (found[0].name if found else None for found in (before, after))
         problems = _damaged(checkpoints)
-        if before and (not after or order(after[0]) < order(before[0])):
+        if before and (not after or checkpoint_order(after[0]) < checkpoint_order(before[0])):
             problems.append(f"the newest checkpoint was {was} and is {now}")
         saving = bool(_unfinished(checkpoints) - left)
         return Kill(number, run_dir.name, _is_asynchronous(number), aimed, seconds, saving, was, now, tuple(problems))
@@ -102,7 +102,7 @@ def differences(run_dir: Path, whole: Path) -> list[str]:
     for at, (one, other) in enumerate(zip(mine, theirs, strict=False)):
         keys = [key for key in one | other if one.get(key) != other.get(key)]
         found += [f"line {at}: {key} is {one.get(key)}, uninterrupted {other.get(key)}" for key in keys]
-    kept, expected = ([path.name for path in complete(run / "checkpoints")] for run in (run_dir, whole))
+    kept, expected = ([path.name for path in complete_checkpoints(run / "checkpoints")] for run in (run_dir, whole))
     if kept != expected:
         found.append(f"checkpoints {kept}, uninterrupted {expected}")
     exported, wanted = (run / "hf" / "model.safetensors" for run in (run_dir, whole))
@@ -139,9 +139,9 @@ def _unfinished(checkpoints: Path) -> set[tuple[Path, int]]:
 
 def _damaged(checkpoints: Path) -> list[str]:
     found = []
-    for saved in resumable(checkpoints):
+    for saved in resumable_checkpoints(checkpoints):
         try:
-            found += integrity.manifest_problems(saved, integrity.read(saved), contents=True)
+            found += integrity.manifest_problems(saved, integrity.read_manifest(saved), contents=True)
         except ConversionError as error:
             found.append(str(error))
     return found

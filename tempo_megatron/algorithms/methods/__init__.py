@@ -1,4 +1,4 @@
-"""Methods by name: one page each, and a user's own by dotted name."""
+"""Methods by name, one module each. A user's own method has a dotted name."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method(name: str) -> Method:
-    """The method of that name: one of METHODS, or a class of a user's own package as `package.module.Class`.
+    """Returns the method of that name: one of METHODS, or a class of the user's own as `package.module.Class`.
 
-    Raises ValueError for a name that is neither.
+    Raises ValueError for any other name.
     """
     if name in METHODS:
         return METHODS[name]()
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(import_module(module), attribute) if module else None
+        method_class = getattr(import_module(module), attribute) if module else None
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name!r} cannot be imported: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Method)):
+    if not (isinstance(method_class, type) and issubclass(method_class, Method)):
         known = ", ".join(METHODS)
         raise ValueError(f"{name!r} is no method; known: {known}, or package.module.Class of your own")
-    return found()
+    return method_class()

@@ -1,17 +1,18 @@
-"""What a method is: which reward a response gets, and which advantage its tokens get from it."""
+"""The base class of methods: a method computes the reward of each response and the advantages of its tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
 
 
 class Settings(Protocol):
-    """The settings of a recipe's `policy` group that advantages read."""
+    """The settings of the `policy` group that advantages depend on."""
 
     @property
     def baseline(self) -> str: ...
@@ -24,23 +25,27 @@ class Settings(Protocol):
 
 
 class Method:
-    """A page that a recipe chooses by `method:`.
+    """A training algorithm that a recipe selects by `method:`.
 
-    `settings` are the recipe settings that come with the method (which loss, which rows the policy learns from, how the
-    critic is trained); whatever the recipe itself says wins. `needs` names what must be there in an Experience:
-    `values`, `votes`, `correct` (of every row, so that all must be labeled), and of `statistics` `entropy`,
-    `self_certainty`. A run rehearses its method before it starts and refuses one that reads what it does not name.
+    Before a run starts, a dry run applies its method to synthetic rows (`algorithms.dry_run`). It fails if the method
+    reads what it does not name in `needs`.
     """
 
     settings: ClassVar[Mapping[str, object]] = {}
+    """Recipe settings of the method, such as the loss, the rows that the policy learns from, and the critic's training.
+    The recipe's own settings take precedence."""
     needs: ClassVar[frozenset[str]] = frozenset()
+    """What the method reads of an Experience: `values`, `votes`, `correct`, `entropy`, `self_certainty`.
+    `correct` means that of every row, so all rows must be labeled."""
     compares_responses: ClassVar[bool] = False
-    """whether an advantage compares the responses to one prompt, so that there must be several"""
+    """Whether an advantage compares the responses to one prompt, so that each prompt needs several."""
 
-    def rewards(self, experience: Experience) -> Tensor:
-        """R of each response, [rows] fp32."""
+    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+        """Returns the reward R of each response."""
         raise NotImplementedError
 
-    def advantages(self, experience: Experience, rewards: Tensor, settings: Settings) -> Tensor:
-        """A of each response token, [rows, sequence] fp32, 0 elsewhere."""
+    def advantages(
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+    ) -> Float[Tensor, "rows sequence"]:
+        """Returns the advantage A of each response token, 0 elsewhere."""
         raise NotImplementedError

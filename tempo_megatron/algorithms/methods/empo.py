@@ -1,9 +1,10 @@
-"""EMPO (arXiv 2504.05812): the more responses agree with an answer, the more it is worth. No label, no critic."""
+"""EMPO (arXiv 2504.05812): rewards agreement with other responses. It needs no labels and no critic."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
@@ -11,16 +12,17 @@ from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
 class Empo(Grpo):
-    """Unlabeled rollouts train the policy.
+    """The policy learns from unlabeled rollouts.
 
-    Reward: the share of the prompt's responses in the row's cluster of equivalent answers; a response without an answer
-    is a cluster of its own. Clusters are a rule verifier's or a judge model's (`grading.cluster_by`). Advantage: within
-    the group. Loss: PPO's clip a token.
+    - Reward: the share of the prompt's responses in the row's cluster of equivalent answers. A response without an
+      answer is a cluster of its own. A rule verifier or a judge model forms the clusters (`grading.cluster_by`).
+    - Advantage: relative to the group.
+    - Loss: PPO's clip per token.
     """
 
     settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled"}
     needs = frozenset({"votes"})
 
-    def rewards(self, experience: Experience) -> Tensor:
+    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
         votes = experience.needed_votes()
         return votes.count / votes.total

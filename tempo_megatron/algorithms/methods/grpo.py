@@ -1,9 +1,10 @@
-"""GRPO (arXiv 2402.03300): verified rewards, compared within a prompt's responses. No critic."""
+"""GRPO (arXiv 2402.03300): verified rewards, compared among the responses to a prompt. It needs no critic."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import group_relative_advantages
@@ -12,9 +13,11 @@ from tempo_megatron.algorithms.methods.base import Method, Settings
 
 
 class Grpo(Method):
-    """Labeled rollouts train the policy.
+    """The policy learns from labeled rollouts.
 
-    Reward: verified correctness. Advantage: (R - mean) / deviation within the group. Loss: PPO's clip a token.
+    - Reward: verified correctness.
+    - Advantage: (R - mean) / deviation within the group.
+    - Loss: PPO's clip per token.
     """
 
     settings: ClassVar = {
@@ -28,8 +31,10 @@ class Grpo(Method):
     needs = frozenset({"correct"})
     compares_responses = True
 
-    def rewards(self, experience: Experience) -> Tensor:
+    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
         return experience.verified
 
-    def advantages(self, experience: Experience, rewards: Tensor, settings: Settings) -> Tensor:
+    def advantages(
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+    ) -> Float[Tensor, "rows sequence"]:
         return group_relative_advantages(rewards, experience.prompts, experience.response_mask)

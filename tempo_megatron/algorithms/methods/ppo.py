@@ -1,9 +1,10 @@
-"""PPO with verifiable rewards: the RLVR that initializes policy and critic, and a baseline."""
+"""PPO with verifiable rewards: the RLVR that initializes policy and critic, and a baseline method."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import generalized_advantage_estimation
@@ -12,10 +13,13 @@ from tempo_megatron.algorithms.methods.base import Method, Settings
 
 
 class Ppo(Method):
-    """Labeled rollouts train policy and critic.
+    """Policy and critic learn from labeled rollouts.
 
-    Reward: verified correctness. Advantage: GAE, whitened. Loss: PPO's clip a token; the critic learns the returns
-    A_t + V(x, y_<t), and the reward itself after the last token, so that TEMPO can go on with it.
+    - Reward: verified correctness.
+    - Advantage: GAE, whitened.
+    - Loss: PPO's clip per token.
+    - Critic: learns the returns A_t + V(x, y_<t), and the reward itself after the last token, so that TEMPO can start
+      from it.
     """
 
     settings: ClassVar = {
@@ -29,10 +33,12 @@ class Ppo(Method):
     }
     needs = frozenset({"values", "correct"})
 
-    def rewards(self, experience: Experience) -> Tensor:
+    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
         return experience.verified
 
-    def advantages(self, experience: Experience, rewards: Tensor, settings: Settings) -> Tensor:
+    def advantages(
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+    ) -> Float[Tensor, "rows sequence"]:
         return generalized_advantage_estimation(
             rewards,
             experience.needed_values(),

@@ -1,10 +1,11 @@
-"""TEMPO (arXiv 2604.19295): a calibrated critic's judgment is the reward, its expectation the baseline."""
+"""TEMPO (arXiv 2604.19295): the reward is a calibrated critic's value, and so is the baseline."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import value_baseline_advantages
@@ -13,37 +14,45 @@ from tempo_megatron.algorithms.methods.base import Method, Settings
 
 
 class Tempo(Method):
-    """The paper's algorithm: labeled rollouts calibrate the critic, unlabeled ones train the policy.
+    """The paper's algorithm: the critic learns from labeled rollouts, the policy from unlabeled ones.
 
-    Reward: R = V(x, y_1..T) after the last token; the verified correctness where a row is labeled, should the recipe
-    let labeled rows train the policy. Advantage: A_t = R - V(x, y_<t). Loss: GSPO.
+    - Reward: R = V(x, y_1..T), the value after the last token. It is the verified correctness of a labeled row, if the
+      recipe lets the policy learn from labeled rows.
+    - Advantage: A_t = R - V(x, y_<t).
+    - Loss: GSPO.
     """
 
     settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabeled", "policy.loss": "gspo"}
     needs = frozenset({"values"})
 
-    def rewards(self, experience: Experience) -> Tensor:
-        judged = last_value(experience.needed_values(), experience.response_mask)
-        return torch.where(experience.labeled, experience.verified, judged)
+    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+        final_values = last_value(experience.needed_values(), experience.response_mask)
+        return torch.where(experience.labeled, experience.verified, final_values)
 
-    def advantages(self, experience: Experience, rewards: Tensor, settings: Settings) -> Tensor:
+    def advantages(
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+    ) -> Float[Tensor, "rows sequence"]:
         return value_baseline_advantages(
             rewards, experience.needed_values(), experience.response_mask, settings.baseline
         )
 
 
 class FrozenCritic(Tempo):
-    """The paper's ablation: TEMPO whose critic stays as it was at the first iteration."""
+    """The paper's ablation: TEMPO with a critic that does not change after the first iteration."""
 
     settings: ClassVar = {**Tempo.settings, "critic.training": "frozen"}
 
 
 class TempoReferenceCode(Tempo):
-    """The authors' code where it departs from the paper, but for its errors.
+    """The authors' code where it differs from the paper, without its errors.
 
-    One mixed batch a step: labeled rows train the policy by their true reward, advantages are whitened over the batch,
-    the critic's targets are -1 and 1, values are read before the critic moves, and labeled prompts whose responses all
-    score alike are replaced. Each of these is a setting of its own.
+    - The policy learns from one mixed batch, with the true reward of labeled rows.
+    - Advantages are whitened over the batch.
+    - The critic's targets are -1 and 1.
+    - Values are read before the critic is updated.
+    - Labeled prompts whose responses all have the same score are replaced.
+
+    Each of these is a setting of its own.
     """
 
     settings: ClassVar = {

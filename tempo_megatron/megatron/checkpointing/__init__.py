@@ -1,1 +1,1 @@
-"""Checkpoints of Megatron models: written, checked, read, with or without a process group."""
+"""Writes, verifies and reads checkpoints of Megatron models, with or without a process group."""

@@ -1,4 +1,4 @@
-"""A model's state as torch_dist writes it, taken from megatron-core before anything is written."""
+"""Takes a model's state from megatron-core in the form in which torch_dist writes it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save
 
 Captured = dict[str, Any]
-"""what this rank writes, by the names in the checkpoint: tensors with their places in whole ones, and bytes"""
+"""What this rank writes, by checkpoint name: shards with their positions in the full tensors, and bytes."""
 
-_FILES_A_RANK = 2
-"""written and checksummed side by side"""
+_FILES_PER_RANK = 2
+"""Each rank writes and checksums this many files in parallel."""
 
 
 class _Capture(TorchDistSaveShardedStrategy):
-    """Takes what it is given to save. megatron-core's own way of saving starts processes and talks on the default group
-    until the end; this project writes in a thread, whose collectives have a group of their own."""
+    """A save strategy that keeps the state instead of writing it.
+
+    megatron-core's own saving starts processes and uses the default group until it ends. This project writes in a
+    thread, whose collectives have their own group.
+    """
 
     def __init__(self, copied: bool) -> None:
         super().__init__()
@@ -42,8 +45,10 @@ class _Capture(TorchDistSaveShardedStrategy):
 
 
 def capture(state: dict[str, Any], directory: Path, *, copied: bool) -> Captured:
-    """This rank's part of a sharded state dict, whose integrity megatron-core checks; `directory`, which exists, gets
-    its description of the format. `copied`: tensors are copies in host memory that nobody else can change. Collective.
+    """Returns this rank's part of a sharded state dict, after megatron-core has checked its integrity. Collective.
+
+    megatron-core writes its format description into `directory`, which must exist. With `copied` the tensors are
+    copies in host memory that no other code can change.
     """
     strategy = _Capture(copied)
     dist_checkpointing.save(state, str(directory), strategy)
@@ -51,7 +56,7 @@ def capture(state: dict[str, Any], directory: Path, *, copied: bool) -> Captured
 
 
 def write(captured: Captured, directory: Path, group: Any) -> None:
-    """Write and sync a captured state; an error on one rank is an error on all. Collective over `group`."""
+    """Writes and syncs a captured state. An error on one rank raises on all ranks. Collective over `group`."""
     planner = MCoreSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    writer = FileSystemWriter(directory, thread_count=_FILES_A_RANK)
+    writer = FileSystemWriter(directory, thread_count=_FILES_PER_RANK)
     save(captured, storage_writer=writer, planner=planner, process_group=group)

@@ -1,7 +1,7 @@
-"""Models to and from checkpoints that any TP x PP x DP loads: one torch_dist directory a model, weights and optimizer.
+"""Writes and loads checkpoints of models. Any TP x PP x DP layout can load them.
 
-A checkpoint is written aside, each file described in its `manifest`, synced, and renamed. Files are read once their
-checksums have matched.
+Each model has one torch_dist directory with its weights and its optimizer. A checkpoint is written under a temporary
+name, each file recorded in its manifest, synced, and renamed. Files are loaded after their checksums have matched.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
-from tempo_megatron.megatron.offload import Kind
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.offload import StateKind
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.utils.logs import get_logger
 
 logger = get_logger(__name__)
@@ -30,108 +30,118 @@ logger = get_logger(__name__)
 if TYPE_CHECKING:
     from tempo_megatron.megatron.checkpointing.capture import Captured
 
-_ASIDE, _REMOVED = ".writing-", ".removing-"
+_WRITING, _REMOVING = ".writing-", ".removing-"
 
 
 class CheckpointWriteError(RuntimeError):
-    """A checkpoint could not be written; the message has the traceback of every rank that failed."""
+    """A checkpoint could not be written. The message has the traceback of every rank that failed."""
 
 
-def begin(checkpoint: Path, roles: Iterable[str]) -> None:
-    """Make room aside for models that are to be captured and written. Collective."""
+def prepare_directories(checkpoint: Path, roles: Iterable[str]) -> None:
+    """Creates the temporary directories of the models that follow. Collective."""
 
-    def make() -> None:
-        aside = _aside(checkpoint)
-        shutil.rmtree(aside, ignore_errors=True)
+    def make_directories() -> None:
+        temporary = _temporary_path(checkpoint)
+        shutil.rmtree(temporary, ignore_errors=True)
         for role in roles:
-            (aside / role).mkdir(parents=True)
+            (temporary / role).mkdir(parents=True)
 
-    on_first(make)
+    run_on_first_rank(make_directories)
 
 
-def captured(checkpoint: Path, models: Mapping[str, ScoringModel], *, copied: bool) -> Iterator[tuple[str, Captured]]:
-    """What this rank writes of each model, after `begin`: weights, and the optimizer of a model that has one. A model
-    rests again once the next is asked for, and what was captured is lost with it unless it was `copied` into host
-    memory. Collective."""
+def capture_models(
+    checkpoint: Path, models: Mapping[str, MegatronModel], *, copied: bool
+) -> Iterator[tuple[str, Captured]]:
+    """Yields what this rank writes of each model: its weights, and its optimizer if it has one. Collective.
+
+    Call `prepare_directories` first. A model is offloaded again when the next one is requested. Its captured state is
+    then lost, unless it was `copied` into host memory.
+    """
     for role, model in models.items():
-        with model.awake(Kind.weights, Kind.optimizer):
+        with model.onloaded(StateKind.weights, StateKind.optimizer):
             with cpu.accelerator_names():
                 part = _capture(_state(model, is_loading=False), checkpoint, role, copied)
             yield role, part
 
 
-def copied_bytes(model: ScoringModel) -> int:
-    """Bytes of host memory that this rank's copies of a model take in `captured`: the first of the data-parallel ranks
-    has the weights, and of an optimizer fp32 weights and both of Adam's moments, the others nothing."""
+def host_copy_bytes(model: MegatronModel) -> int:
+    """Returns the bytes of host memory that this rank's copies of a model take in `capture_models`.
+
+    The first data-parallel rank copies the weights, and of an optimizer the fp32 weights and both of Adam's moments.
+    The other ranks copy nothing.
+    """
     if model.topology.data_rank or model.topology.context_rank:
         return 0
-    beside = 3 * 4 if model.optimizer is not None else 0
-    return sum(weight.numel() * (weight.element_size() + beside) for weight in model.module.parameters())
+    optimizer_bytes = 3 * 4 if model.optimizer is not None else 0
+    return sum(weight.numel() * (weight.element_size() + optimizer_bytes) for weight in model.module.parameters())
 
 
 def write(
     checkpoint: Path,
     parts: Iterable[tuple[str, Captured]],
     group: Any = None,
-    beside: Callable[[Path], None] = lambda aside: None,
+    add_files: Callable[[Path], None] = lambda directory: None,
 ) -> None:
-    """Write what was captured, what `beside` puts next to it, and the manifest; then the checkpoint takes its name.
+    """Writes the captured state, the files that `add_files` creates, and the manifest, then renames the checkpoint.
 
-    Each rank checksums the files that it wrote; `beside` and all else is one rank's. An interrupted write leaves
-    nothing of that name. Collective over `group`, and safe in a thread that no one else shares the group with. Raises
-    CheckpointWriteError on all ranks.
+    Each rank checksums the files that it wrote. The first rank does all other work, `add_files` included. An
+    interrupted write leaves nothing under the final name. Collective over `group`; a thread may call it if no other
+    thread uses the group. Raises CheckpointWriteError on all ranks.
     """
-    aside, roles = _aside(checkpoint), []
+    temporary, roles = _temporary_path(checkpoint), []
     for role, part in parts:
         from tempo_megatron.megatron.checkpointing import capture
 
         try:
-            capture.write(part, aside / role, group)
-        except CheckpointException as error:  # no Exception, for reasons of torch's own
+            capture.write(part, temporary / role, group)
+        except CheckpointException as error:  # It is a BaseException and no Exception.
             raise CheckpointWriteError(f"{checkpoint}: {error}") from error
         roles.append(role)
 
-    def describe_mine() -> integrity.Files:
-        mine = [path for role in roles for path in (aside / role).glob(f"__{dist.get_rank()}_*")]
-        return integrity.describe(aside, (path.relative_to(aside).as_posix() for path in mine))
+    def checksum_own_files() -> integrity.Manifest:
+        paths = [path for role in roles for path in (temporary / role).glob(f"__{dist.get_rank()}_*")]
+        return integrity.checksum_files(temporary, (path.relative_to(temporary).as_posix() for path in paths))
 
-    described = {name: file for files in _on_all(describe_mine, group) for name, file in files.items()}
+    manifest = {name: file for files in _on_all(checksum_own_files, group) for name, file in files.items()}
 
     def finish() -> None:
-        beside(aside)
-        rest = [name for name in integrity.files_of(aside) if name not in described]
-        integrity.write(aside, described | integrity.describe(aside, rest))
+        add_files(temporary)
+        other_files = [name for name in integrity.list_files(temporary) if name not in manifest]
+        integrity.write_manifest(temporary, manifest | integrity.checksum_files(temporary, other_files))
         remove(checkpoint)
-        aside.rename(checkpoint)
+        temporary.rename(checkpoint)
         hf_files.sync(checkpoint.parent)
 
-    on_first(finish, group)
+    run_on_first_rank(finish, group)
 
 
-def on_first(work: Callable[[], None], group: Any = None) -> None:
-    """One rank's work, which all wait for. Raises CheckpointWriteError on all ranks when it fails. Collective."""
+def run_on_first_rank(work: Callable[[], None], group: Any = None) -> None:
+    """Runs `work` on the first rank while the others wait. Collective.
+
+    Raises CheckpointWriteError on all ranks if it fails.
+    """
     _on_all(work if dist.get_rank() == 0 else lambda: None, group)
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint if it is there, so that no half of it is ever found under its name.
+    """Removes a checkpoint if it exists. No partly removed checkpoint is ever visible under its name.
 
-    Raises OSError where its name cannot be freed. What cannot be deleted after that is warned of, and left to
-    `remove_old` and `remove_remains`.
+    Raises OSError if the checkpoint cannot be renamed. Files that cannot be deleted after that cause a warning, and
+    `remove_old` and `remove_remains` try again.
     """
     if checkpoint.is_dir():
-        going = checkpoint.with_name(f"{_REMOVED}{time.time_ns()}-{checkpoint.name}")
-        checkpoint.rename(going)
-        _delete(going)
+        renamed = checkpoint.with_name(f"{_REMOVING}{time.time_ns()}-{checkpoint.name}")
+        checkpoint.rename(renamed)
+        _delete(renamed)
 
 
 def remove_old(directory: Path, checkpoints: Iterable[Path]) -> None:
-    """Remove checkpoints that are no longer kept, and what earlier removals left in their directory.
+    """Removes checkpoints that are no longer kept, and the remains of earlier removals in their directory.
 
-    What cannot be removed is warned of: what takes their place is safe, and the next call tries again.
+    A checkpoint that cannot be removed causes a warning, since the newer ones are safe. The next call tries again.
     """
-    for left in directory.glob(f"{_REMOVED}*"):
-        _delete(left)
+    for remains in directory.glob(f"{_REMOVING}*"):
+        _delete(remains)
     for old in checkpoints:
         try:
             remove(old)
@@ -140,48 +150,56 @@ def remove_old(directory: Path, checkpoints: Iterable[Path]) -> None:
 
 
 def remove_remains(directory: Path) -> list[Path]:
-    """Clear away what interrupted writes and removals left in a directory of checkpoints; returns the former. What
-    cannot be deleted is warned of."""
-    written = sorted(directory.glob(f"{_ASIDE}*"))
-    for path in [*written, *directory.glob(f"{_REMOVED}*")]:
+    """Deletes the remains of interrupted writes and removals; returns the paths of those of writes.
+
+    Remains that cannot be deleted cause a warning.
+    """
+    unfinished_writes = sorted(directory.glob(f"{_WRITING}*"))
+    for path in [*unfinished_writes, *directory.glob(f"{_REMOVING}*")]:
         _delete(path)
-    return written
+    return unfinished_writes
 
 
 def _delete(directory: Path) -> None:
     try:
         shutil.rmtree(directory)
-    except OSError as error:  # on NFS EBUSY, where another process has a file of it open
+    except OSError as error:  # NFS reports EBUSY while another process has one of the files open.
         _warn_of(directory, error)
 
 
 def _warn_of(path: Path, error: OSError) -> None:
-    logger.warning(f"{path} cannot be removed ({error}); it is tried again next time")
+    logger.warning(f"{path} cannot be removed ({error}); the next removal tries again")
 
 
 def checkpoint_problems(checkpoint: Path, role: str | None = None) -> list[str]:
-    """What is missing or damaged of a checkpoint, or of one role's files, a line each. Collective: every rank reads a
-    share of the files, and all are told the same."""
-    listed: list[Any] = [None, None]
+    """Returns one line for each missing or damaged file of a checkpoint, or of one role in it. Collective.
+
+    Each rank reads a share of the files, and all ranks return the same lines.
+    """
+    manifest_or_error: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            listed[0] = checkpoint_format.files_of(checkpoint, role) if role else integrity.read(checkpoint)
+            manifest_or_error[0] = (
+                checkpoint_format.role_manifest(checkpoint, role) if role else integrity.read_manifest(checkpoint)
+            )
         except ConversionError as error:
-            listed[1] = str(error)
-    dist.broadcast_object_list(listed, src=0)
-    files, unreadable = listed
-    if unreadable:
-        return [unreadable]
-    share = dict(list(files.items())[dist.get_rank() :: dist.get_world_size()])
-    found = _on_all(lambda: integrity.manifest_problems(checkpoint, share, contents=True), None)
-    return sorted(line for lines in found for line in lines)
+            manifest_or_error[1] = str(error)
+    dist.broadcast_object_list(manifest_or_error, src=0)
+    manifest, manifest_error = manifest_or_error
+    if manifest_error:
+        return [manifest_error]
+    share = dict(list(manifest.items())[dist.get_rank() :: dist.get_world_size()])
+    problems = _on_all(lambda: integrity.manifest_problems(checkpoint, share, contents=True), None)
+    return sorted(line for lines in problems for line in lines)
 
 
-def load_checkpoint(checkpoint: Path, models: Mapping[str, ScoringModel]) -> None:
-    """Weights of every model, and optimizer states of those that have one, under the present layout, from a checkpoint
-    without `problems`. Collective."""
+def load_checkpoint(checkpoint: Path, models: Mapping[str, MegatronModel]) -> None:
+    """Loads the weights and optimizer states of all models into the present layout. Collective.
+
+    The checkpoint must have no `checkpoint_problems`.
+    """
     for role, model in models.items():
-        with model.awake(Kind.weights, Kind.optimizer, changes=True), cpu.accelerator_names():
+        with model.onloaded(StateKind.weights, StateKind.optimizer, changes=True), cpu.accelerator_names():
             loaded = _load(_state(model, is_loading=True), checkpoint, role)
             model.module.load_state_dict(loaded["model"])
             if model.optimizer is not None:
@@ -189,32 +207,32 @@ def load_checkpoint(checkpoint: Path, models: Mapping[str, ScoringModel]) -> Non
 
 
 def load_weights(checkpoint: Path, role: str, module: Any) -> None:
-    """A model's weights alone, from one role of any checkpoint. Collective. Raises ConversionError if it is damaged.
+    """Loads a model's weights alone, from one role of any checkpoint. Collective. Raises ConversionError on damage.
 
-    Transformer Engine's extra states are left as they are: a converted checkpoint has none.
+    Transformer Engine's extra states stay as they are, because a converted checkpoint has none.
     """
-    damaged = checkpoint_problems(checkpoint, role)
-    if damaged:
-        raise ConversionError("\n".join(damaged))
+    problems = checkpoint_problems(checkpoint, role)
+    if problems:
+        raise ConversionError("\n".join(problems))
     with cpu.accelerator_names():
-        every = module.sharded_state_dict(metadata=_sharding())
-        wanted = {name: part for name, part in every.items() if not name.endswith("_extra_state")}
-        unfilled, _ = module.load_state_dict(_load({"model": wanted}, checkpoint, role)["model"], strict=False)
-    lost = [name for name in unfilled if not name.endswith("_extra_state")]
-    if lost:
-        raise KeyError(f"{checkpoint / role} fills none of: {', '.join(lost)}")
+        state = module.sharded_state_dict(metadata=_sharding())
+        weights = {name: part for name, part in state.items() if not name.endswith("_extra_state")}
+        missing, _ = module.load_state_dict(_load({"model": weights}, checkpoint, role)["model"], strict=False)
+    missing_weights = [name for name in missing if not name.endswith("_extra_state")]
+    if missing_weights:
+        raise KeyError(f"{checkpoint / role} fills none of: {', '.join(missing_weights)}")
 
 
 def save_weights(checkpoint: Path, role: str, module: Any) -> None:
-    """A checkpoint of one model's weights alone, for `load_weights`. Collective."""
-    begin(checkpoint, [role])
+    """Writes a checkpoint of one model's weights alone, for `load_weights`. Collective."""
+    prepare_directories(checkpoint, [role])
     with cpu.accelerator_names():
         state = {"model": module.sharded_state_dict(metadata=_sharding())}
         write(checkpoint, [(role, _capture(state, checkpoint, role, copied=False))])
 
 
-def _state(model: ScoringModel, *, is_loading: bool) -> dict[str, Any]:
-    """What a checkpoint has of a model, as megatron-core shards it."""
+def _state(model: MegatronModel, *, is_loading: bool) -> dict[str, Any]:
+    """Returns the checkpointed state of a model, as megatron-core shards it."""
     weights = model.module.sharded_state_dict(metadata=_sharding())
     if model.optimizer is None:
         return {"model": weights}
@@ -223,38 +241,41 @@ def _state(model: ScoringModel, *, is_loading: bool) -> dict[str, Any]:
 
 
 def _sharding() -> dict[str, Any]:
-    """megatron-core notes the present process groups in it: each call gets its own."""
+    """Returns new sharding metadata, because megatron-core stores the present process groups in it."""
     return {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def _capture(state: dict[str, Any], checkpoint: Path, role: str, copied: bool) -> Captured:
     from tempo_megatron.megatron.checkpointing.capture import capture
 
-    return capture(state, _aside(checkpoint) / role, copied=copied)
+    return capture(state, _temporary_path(checkpoint) / role, copied=copied)
 
 
-def _load(wanted: dict[str, Any], checkpoint: Path, role: str) -> dict[str, Any]:
+def _load(state: dict[str, Any], checkpoint: Path, role: str) -> dict[str, Any]:
     from megatron.core import dist_checkpointing
 
     with safe_pickle.restricted():
-        loaded: dict[str, Any] = dist_checkpointing.load(wanted, str(checkpoint / role))
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(checkpoint / role))
     return loaded
 
 
-def _aside(checkpoint: Path) -> Path:
-    return checkpoint.with_name(_ASIDE + checkpoint.name)
+def _temporary_path(checkpoint: Path) -> Path:
+    return checkpoint.with_name(_WRITING + checkpoint.name)
 
 
 def _on_all[Result](work: Callable[[], Result], group: Any) -> list[Result]:
-    """What `work` gives on each rank. Raises CheckpointWriteError on all ranks when it fails on one."""
-    mine: tuple[Result | None, str] = (None, "")
+    """Runs `work` on each rank; returns the results of all ranks.
+
+    Raises CheckpointWriteError on all ranks if it fails on one.
+    """
+    outcome: tuple[Result | None, str] = (None, "")
     try:
-        mine = (work(), "")
+        outcome = (work(), "")
     except Exception:
-        mine = (None, traceback.format_exc())
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine, group)
-    failed = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(parts) if failure]
-    if failed:
-        raise CheckpointWriteError("\n".join(failed))
-    return [found for found, _ in parts]
+        outcome = (None, traceback.format_exc())
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome, group)
+    failures = [f"rank {rank}: {failure}" for rank, (_, failure) in enumerate(outcomes) if failure]
+    if failures:
+        raise CheckpointWriteError("\n".join(failures))
+    return [result for result, _ in outcomes]

@@ -1,7 +1,11 @@
-"""A checkpoint's files without a process group: what converters read and write, tensor by tensor.
+"""Reads and writes a checkpoint's files tensor by tensor, without a process group. Converters use it.
 
-A checkpoint directory has a torch_dist directory a role (`policy/`, `critic/`), `huggingface/` with all that stands
-beside the weights of the model that it came from, `checkpoint.json` with the critic's target range, and the `manifest`.
+A checkpoint directory holds:
+
+- `policy/` and `critic/`: one torch_dist directory per role,
+- `huggingface/`: all files except weights of the model that the run started from,
+- `checkpoint.json`: the range of the critic's targets,
+- `manifest.json`: size and checksum of every file (`integrity`).
 """
 
 from __future__ import annotations
@@ -28,18 +32,18 @@ from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 
 HUGGING_FACE = "huggingface"
 _DESCRIPTION = "checkpoint.json"
-_BESIDE = (f"{HUGGING_FACE}/", _DESCRIPTION)
+_DESCRIPTION_FILES = (f"{HUGGING_FACE}/", _DESCRIPTION)
 _MEGATRON_FORMAT = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
 
-def describe(checkpoint: Path, hf_path: Path, target_range: str) -> None:
-    """Write what makes the checkpoint complete without the model that it came from."""
+def write_description(checkpoint: Path, hf_path: Path, target_range: str) -> None:
+    """Writes the files that make the checkpoint usable without the model that it came from."""
     hf_files.copy_side_files(hf_path, checkpoint / HUGGING_FACE)
     (checkpoint / _DESCRIPTION).write_text(json.dumps({"target_range": target_range}) + "\n")
 
 
 def read_target_range(checkpoint: Path) -> str:
-    """The range of the critic's targets. Raises ConversionError where the checkpoint is not described."""
+    """Returns the range of the critic's targets. Raises ConversionError if the checkpoint has no description."""
     path = checkpoint / _DESCRIPTION
     if not path.is_file():
         raise ConversionError(f"{checkpoint}: no {_DESCRIPTION} here; is it a checkpoint?")
@@ -47,34 +51,37 @@ def read_target_range(checkpoint: Path) -> str:
 
 
 def roles(checkpoint: Path) -> list[str]:
-    """The models that the checkpoint holds."""
+    """Returns the names of the models that the checkpoint holds."""
     return [role for role in ("policy", "critic") if (checkpoint / role).is_dir()]
 
 
-def files_of(checkpoint: Path, role: str, *beside: str) -> integrity.Files:
-    """The manifest of a role's files, and of those whose paths begin like `beside`. Raises ConversionError."""
-    listed = integrity.read(checkpoint)
-    if f"{role}/{safe_pickle.METADATA}" not in listed:
-        raise ConversionError(f"{checkpoint / integrity.NAME}: says nothing of {role}")
-    return {name: written for name, written in listed.items() if name.startswith((f"{role}/", *beside))}
+def role_manifest(checkpoint: Path, role: str, *other_prefixes: str) -> integrity.Manifest:
+    """Returns the manifest entries of a role's files, and of paths that start with one of `other_prefixes`.
+
+    Raises ConversionError if the manifest is damaged or does not list the role.
+    """
+    manifest = integrity.read_manifest(checkpoint)
+    if f"{role}/{safe_pickle.METADATA}" not in manifest:
+        raise ConversionError(f"{checkpoint / integrity.MANIFEST_NAME}: does not list {role}")
+    return {name: record for name, record in manifest.items() if name.startswith((f"{role}/", *other_prefixes))}
 
 
-def describes_itself(checkpoint: Path) -> bool:
-    """Whether what a checkpoint says of its models, `huggingface/` and the roles' metadata, is as it was written."""
+def has_intact_description(checkpoint: Path) -> bool:
+    """Returns whether `huggingface/`, `checkpoint.json` and the metadata of the roles are as they were written."""
     try:
-        listed = integrity.read(checkpoint)
+        manifest = integrity.read_manifest(checkpoint)
         files = {
-            name: written
-            for name, written in listed.items()
-            if name.startswith(_BESIDE) or name.endswith(f"/{safe_pickle.METADATA}")
+            name: record
+            for name, record in manifest.items()
+            if name.startswith(_DESCRIPTION_FILES) or name.endswith(f"/{safe_pickle.METADATA}")
         }
         return not integrity.manifest_problems(checkpoint, files, contents=True)
     except (ConversionError, OSError):
         return False
 
 
-class _Files(FileSystemReader):
-    """A reader whose metadata was read before: a conversion asks for hundreds of tensors, one by one."""
+class _CachedMetadataReader(FileSystemReader):
+    """A reader with metadata that is read once, because a conversion reads hundreds of tensors one by one."""
 
     def __init__(self, directory: Path, metadata: Metadata) -> None:
         super().__init__(directory)
@@ -85,23 +92,23 @@ class _Files(FileSystemReader):
 
 
 class CheckpointReader:
-    """Tensors of one role of a checkpoint, whole, whatever layout wrote them, each read when asked for.
+    """Reads full tensors of one role of a checkpoint by name, whatever layout wrote them.
 
-    `problems` lists files of the role, and of what stands beside it, that are missing or not as they were written: by
-    their sizes, or with `contents` by their checksums too, for which all of them are read. Raises ConversionError where
-    there is no checkpoint, or its manifest or the role's metadata is damaged.
+    `problems` has one line for each missing or changed file of the role and of the checkpoint's description. It
+    compares sizes, and with `contents` checksums too, which reads every file. Raises ConversionError if there is no
+    checkpoint, or if its manifest or the metadata of the role is damaged.
     """
 
     def __init__(self, checkpoint: Path, role: str, *, contents: bool = False) -> None:
         self.directory = checkpoint / role
         if role not in roles(checkpoint):
-            has = ", ".join(roles(checkpoint)) or "none; is it a checkpoint?"
-            raise ConversionError(f"{checkpoint}: no {role} in this checkpoint (models: {has})")
-        files = files_of(checkpoint, role, *_BESIDE)
+            available = ", ".join(roles(checkpoint)) or "none; is it a checkpoint?"
+            raise ConversionError(f"{checkpoint}: no {role} in this checkpoint (models: {available})")
+        files = role_manifest(checkpoint, role, *_DESCRIPTION_FILES)
         metadata = f"{role}/{safe_pickle.METADATA}"
-        damaged = integrity.manifest_problems(checkpoint, {metadata: files[metadata]}, contents=True)
-        if damaged:
-            raise ConversionError("\n".join(damaged))
+        metadata_problems = integrity.manifest_problems(checkpoint, {metadata: files[metadata]}, contents=True)
+        if metadata_problems:
+            raise ConversionError("\n".join(metadata_problems))
         self._metadata = safe_pickle.read_metadata(self.directory)
         self.descriptions = {
             name: Description(tuple(item.size), item.properties.dtype)
@@ -111,19 +118,19 @@ class CheckpointReader:
         self.problems = integrity.manifest_problems(checkpoint, files, contents=contents)
 
     def __call__(self, name: str) -> Tensor:
-        """Safe to call from several threads. Raises ConversionError for a tensor that cannot be read."""
-        described = self.descriptions[name]
-        tensor = torch.empty(described.shape, dtype=described.dtype)
-        _expect_one_process()
+        """Returns the tensor of that name. Several threads may call it. Raises ConversionError if it cannot be read."""
+        description = self.descriptions[name]
+        tensor = torch.empty(description.shape, dtype=description.dtype)
+        _ignore_no_dist_warning()
         try:
-            load({name: tensor}, storage_reader=_Files(self.directory, self._metadata), no_dist=True)
+            load({name: tensor}, storage_reader=_CachedMetadataReader(self.directory, self._metadata), no_dist=True)
         except CheckpointException as error:
             raise ConversionError(f"{self.directory}: {name}: {_cause(error)}") from error
         return tensor
 
 
-class _Arriving(DefaultSavePlanner):
-    """A planner whose tensors come from an iterator, in the plan's order, when they are to be written."""
+class _StreamingPlanner(DefaultSavePlanner):
+    """A planner that takes each tensor from an iterator, in the order of the plan, when it is written."""
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         super().__init__()
@@ -139,33 +146,36 @@ class _Arriving(DefaultSavePlanner):
 def write_tensors(
     directory: Path, descriptions: Mapping[str, Description], tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
-    """One role's torch_dist directory, loadable by megatron-core under any TP x PP: a file a tensor.
+    """Writes one role's torch_dist directory, one file per tensor. megatron-core loads it under any TP x PP.
 
-    `tensors` come in the order of `descriptions`, and each is written when it comes.
+    `tensors` come in the order of `descriptions`, and each is written as soon as it comes.
     """
     planned = {
-        name: torch.empty(described.shape, dtype=described.dtype, device="meta")
-        for name, described in descriptions.items()
+        name: torch.empty(description.shape, dtype=description.dtype, device="meta")
+        for name, description in descriptions.items()
     }
     writer = FileSystemWriter(directory, single_file_per_rank=False)
-    _expect_one_process()
+    _ignore_no_dist_warning()
     try:
-        save(planned, storage_writer=writer, planner=_Arriving(tensors), no_dist=True)
+        save(planned, storage_writer=writer, planner=_StreamingPlanner(tensors), no_dist=True)
     except CheckpointException as error:
         raise _cause(error) from error
     (directory / "metadata.json").write_text(json.dumps(_MEGATRON_FORMAT))
     torch.save({}, directory / "common.pt")
 
 
-def _expect_one_process() -> None:
-    """torch warns of it at every load and save, though told so."""
+def _ignore_no_dist_warning() -> None:
+    """Hides a warning that torch gives at every load and save, although `no_dist` is set."""
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """What really happened: the library wraps each rank's error, torch.save an OSError of the file it writes to."""
+    """Returns the error behind a CheckpointException.
+
+    The library wraps the error of each rank, and torch.save wraps an OSError of the file that it writes.
+    """
     (wrapped, *_) = error.failures.values()
-    first = found = wrapped[0]
-    while found.__context__ and not isinstance(found, OSError):
-        found = found.__context__
-    return found if isinstance(found, OSError) else first
+    first = cause = wrapped[0]
+    while cause.__context__ and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause if isinstance(cause, OSError) else first

@@ -1,6 +1,6 @@
-"""A checkpoint's `manifest.json`: size and SHA-256 of every file as it was written, so that damage is found and named.
+"""A checkpoint's `manifest.json`: the size and SHA-256 of every file when it was written, to detect and name damage.
 
-The manifest answers for itself too: its text must be what `_text` makes of its own content.
+The manifest detects damage to itself too: its text must equal what `_text` writes for its content.
 """
 
 from __future__ import annotations
@@ -15,87 +15,89 @@ from pathlib import Path
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.errors import ConversionError
 
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 _THREADS = 4
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a file was when it was written."""
+class FileRecord:
+    """Size and checksum of a file when it was written."""
 
     bytes: int
     sha256: str
 
 
-type Files = dict[str, Written]
-"""by path below the checkpoint"""
+type Manifest = dict[str, FileRecord]
+"""File records by path below the checkpoint."""
 
 
-def files_of(checkpoint: Path) -> list[str]:
-    """Everything in a checkpoint but its manifest."""
-    found = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != NAME)
+def list_files(checkpoint: Path) -> list[str]:
+    """Returns the paths of all files in a checkpoint except its manifest, relative to the checkpoint."""
+    names = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != MANIFEST_NAME)
 
 
-def describe(checkpoint: Path, names: Iterable[str]) -> Files:
-    """These files as they are now."""
+def checksum_files(checkpoint: Path, names: Iterable[str]) -> Manifest:
+    """Returns the records of these files as they are now."""
     names = list(names)
     with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip(names, pool.map(lambda name: _describe(checkpoint / name), names), strict=True))
+        return dict(zip(names, pool.map(lambda name: _record(checkpoint / name), names), strict=True))
 
 
-def write(checkpoint: Path, files: Mapping[str, Written]) -> None:
-    """The manifest, and all files and directories of the checkpoint brought to stable storage."""
-    (checkpoint / NAME).write_text(_text(files))
+def write_manifest(checkpoint: Path, files: Mapping[str, FileRecord]) -> None:
+    """Writes the manifest, then syncs all files and directories of the checkpoint to disk."""
+    (checkpoint / MANIFEST_NAME).write_text(_text(files))
     for path in [*checkpoint.rglob("*"), checkpoint]:
         hf_files.sync(path)
 
 
-def read(checkpoint: Path) -> Files:
-    """Raises ConversionError where there is no manifest or it is damaged."""
-    path = checkpoint / NAME
+def read_manifest(checkpoint: Path) -> Manifest:
+    """Returns the manifest. Raises ConversionError if it is missing or damaged."""
+    path = checkpoint / MANIFEST_NAME
     if not path.is_file():
         raise ConversionError(
-            f"{checkpoint}: no {NAME}: not a checkpoint, or written before checkpoints had one; the version that wrote "
-            "it can export it (to-hf), and to-megatron makes a checkpoint of that"
+            f"{checkpoint}: no {MANIFEST_NAME}: this is no checkpoint, or one of a version that wrote no manifest; "
+            "export it with that version (to-hf), and convert the export with to-megatron"
         )
     try:
         text = path.read_text()
-        files = {name: Written(**one) for name, one in json.loads(text)["files"].items()}
+        files = {name: FileRecord(**record) for name, record in json.loads(text)["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{path}: damaged: {error!r}") from None
     if text != _text(files):
-        raise ConversionError(f"{path}: damaged: not what its own checksum says")
+        raise ConversionError(f"{path}: damaged: it does not match its own checksum")
     return files
 
 
-def manifest_problems(checkpoint: Path, files: Mapping[str, Written], *, contents: bool) -> list[str]:
-    """A line for each of these files that is missing or not as it was written. Sizes alone are compared unless
-    `contents` are read too."""
-    found = {name: _size_problem(checkpoint / name, written) for name, written in files.items()}
+def manifest_problems(checkpoint: Path, files: Mapping[str, FileRecord], *, contents: bool) -> list[str]:
+    """Returns one line for each of these files that is missing or has changed since it was written.
+
+    Compares sizes, and with `contents` checksums too.
+    """
+    problems = {name: _size_problem(checkpoint / name, record) for name, record in files.items()}
     if contents:
-        read = [name for name, problem in found.items() if not problem]
-        changed = {name for name, now in describe(checkpoint, read).items() if now != files[name]}
-        found |= {name: f"{checkpoint / name}: damaged: its SHA-256 is not that of its writing" for name in changed}
-    return [problem for problem in found.values() if problem]
+        readable = [name for name, problem in problems.items() if not problem]
+        changed = {name for name, record in checksum_files(checkpoint, readable).items() if record != files[name]}
+        problems |= {name: f"{checkpoint / name}: damaged: its SHA-256 is not the recorded one" for name in changed}
+    return [problem for problem in problems.values() if problem]
 
 
-def _size_problem(path: Path, written: Written) -> str | None:
+def _size_problem(path: Path, record: FileRecord) -> str | None:
     if not path.is_file():
         return f"{path}: missing"
     size = path.stat().st_size
-    if size == written.bytes:
+    if size == record.bytes:
         return None
-    return f"{path}: {'cut short' if size < written.bytes else 'too long'}: {size} bytes of {written.bytes}"
+    return f"{path}: {'cut short' if size < record.bytes else 'too long'}: {size} bytes of {record.bytes}"
 
 
-def _describe(path: Path) -> Written:
+def _record(path: Path) -> FileRecord:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
-        return Written(file.tell(), digest.hexdigest())
+        return FileRecord(file.tell(), digest.hexdigest())
 
 
-def _text(files: Mapping[str, Written]) -> str:
-    listed = json.dumps({name: asdict(written) for name, written in sorted(files.items())}, indent=1)
-    own = hashlib.sha256(listed.encode()).hexdigest()
-    return f'{{"sha256": "{own}", "files": {listed}}}\n'
+def _text(files: Mapping[str, FileRecord]) -> str:
+    records = json.dumps({name: asdict(record) for name, record in sorted(files.items())}, indent=1)
+    checksum = hashlib.sha256(records.encode()).hexdigest()
+    return f'{{"sha256": "{checksum}", "files": {records}}}\n'

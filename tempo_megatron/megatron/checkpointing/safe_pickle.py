@@ -1,7 +1,7 @@
-"""Reading the pickles of a torch_dist checkpoint, which could run any code, through lists of what they may name.
+"""Reads the pickles of a torch_dist checkpoint through lists of allowed names, because a pickle can run any code.
 
-Its `.metadata` is one, and so is every object that is no tensor, some of them in a BytesIO, and a converted
-checkpoint's `common.pt`. They are read after their checksums matched.
+Pickles are `.metadata`, every object that is no tensor (some of them in a BytesIO), and the `common.pt` of a converted
+checkpoint. They are read after their checksums have matched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tempo_megatron.conversion.errors import ConversionError
 
 METADATA = ".metadata"
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_NAMED_BY_METADATA = {
+_ALLOWED_IN_METADATA = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
         "ChunkStorageMetadata",
@@ -45,27 +45,31 @@ _NAMED_BY_METADATA = {
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if name not in _NAMED_BY_METADATA.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint's metadata needs")
+        if name not in _ALLOWED_IN_METADATA.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which the metadata of a checkpoint never needs")
         return super().find_class(module, name)
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """The metadata of one role's directory. Raises ConversionError where it names what it has no need of."""
+    """Returns the metadata of one role's directory. Raises ConversionError if it names anything not allowed."""
     path = directory / METADATA
     with path.open("rb") as file:
         try:
             metadata: Metadata = _MetadataUnpickler(file).load()
         except pickle.UnpicklingError as error:
-            raise ConversionError(f"{path}: {error}; nothing of it was loaded") from None
+            raise ConversionError(f"{path}: {error}; nothing was loaded from it") from None
     metadata.storage_meta = metadata.storage_meta or StorageMeta()
     return metadata
 
 
 @contextlib.contextmanager
 def restricted() -> Iterator[None]:
-    """Inside it all of torch.distributed.checkpoint reads metadata through the list, and objects through torch's own
-    (`weights_only`; Transformer Engine keeps some state in a BytesIO). megatron-core makes its readers itself."""
+    """Restricts what torch.distributed.checkpoint unpickles inside the block.
+
+    Metadata passes the list above, and objects pass torch's own list (`weights_only`). BytesIO is added to the latter,
+    because Transformer Engine keeps some state in one. The patch is global, because megatron-core creates its readers
+    itself.
+    """
     unrestricted = FileSystemReader.read_metadata
     forced = os.environ.get(_FORCE_WEIGHTS_ONLY)
     FileSystemReader.read_metadata = lambda self, *_, **__: read_metadata(Path(self.path))  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which is written, which stay, and which the run goes on from."""
+"""Decides which checkpoints of a run are written, which are kept, and which one the run resumes from."""
 
 from __future__ import annotations
 
@@ -20,49 +20,52 @@ from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.utils.distributed import broadcast_from_first
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.checkpointing.capture import Captured
 
 REFERENCE = "reference"
-"""directory of the reference model's weights, which stay as they are"""
+"""The directory of the reference model's weights, which never change."""
 _STATE = "state.json"
 _BEST = "best"
-_LINGER_SECONDS = 20.0
+_EXIT_WAIT_SECONDS = 20.0
+"""A rank that exits waits this long for a write that is under way."""
 WARM_START, CRITIC_START, ITERATION = _STAGES = ("warm_start", "critic_start", "iteration")
 _PREFIX, _INTERIM, _DAMAGED = f"{ITERATION}-", "interim-", "damaged-"
 _NAME = re.compile(rf"({ITERATION}|{_INTERIM}({'|'.join(_STAGES)}))-\d{{6,}}")
 
 
 class NoUsableCheckpoint(RuntimeError):
-    """A run has checkpoints, and all of them are damaged or incomplete."""
+    """All checkpoints of a run are damaged or incomplete."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has come: so many steps of a stage before the first iteration, or so many iterations, are done."""
+    """The progress of a run: the completed steps of a stage before the first iteration, or the completed iterations."""
 
     stage: str
-    done: int
+    completed: int
 
     def __str__(self) -> str:
-        return f"{self.stage}-{self.done:06d}"
+        return f"{self.stage}-{self.completed:06d}"
 
 
 class Saver:
-    """Writes the checkpoints of a run into `directory`, one at a time: `iteration-000020/` has a directory a model,
-    what `checkpoint_files` describes of the model, at first that at `hf_path`, and `state.json`, what else the loop
-    needs to go on.
+    """Writes the checkpoints of a run into `directory`, one at a time.
 
-    Interim ones (`interim-iteration-000023/`, `interim-critic_start-000004/`) are there to go on from alone: the next
-    checkpoint takes the place of each, and what else is kept does not depend on them.
+    A checkpoint such as `iteration-000020/` has one directory per model, the model's description
+    (`format.write_description`) and `state.json`, the rest of the state that the loop resumes from. The description is
+    copied from `hf_path` for the first checkpoint, then from the previous checkpoint.
 
-    With `config.asynchronous` the write goes on in a thread, from copies in host memory, while the run does too. Its
-    error is raised by whichever method is called next. All methods are collective; all ranks see `directory`.
-    `limit`: after which ranks that wait for one that writes give up.
-    `seconds`: what the last save that is over took to the end of its writing; 0 before there was one.
+    Interim checkpoints (`interim-iteration-000023/`, `interim-critic_start-000004/`) exist for resumption alone. The
+    next checkpoint replaces them, and they do not affect which others are kept.
+
+    With `config.asynchronous` a thread writes copies in host memory while the run continues. The next method call
+    raises an error of that thread. All methods are collective unless they say otherwise, and `directory` is shared by
+    all ranks. `limit` is the timeout of ranks that wait for a rank that writes. `seconds` is the duration of the last
+    finished save, the write included, and 0 before the first one.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Saver:
         self.directory = directory
         self._config = config
         self._hf_path, self._target_range = hf_path, target_range
-        # Of its own: the run goes on talking while the thread writes.
+        # The thread needs its own group, because the run communicates while the thread writes.
         self._group = dist.new_group(backend="gloo", timeout=limit)
         self._writing: Future[None] | None = None
         self.seconds = 0.0
@@ -79,184 +82,203 @@ class Saver:
     def save(
         self,
         position: Position,
-        models: Mapping[str, ScoringModel],
+        models: Mapping[str, MegatronModel],
         state: dict[str, Any],
         best: int | None,
         *,
         interim: bool = False,
     ) -> None:
-        """Write a checkpoint, once the write before it is over. `best` is the iteration that `best` will link to.
+        """Writes a checkpoint after the previous write has ended. `best` is the iteration that the link `best` names.
 
-        Returns when the models may change: without `asynchronous`, when all is written.
+        Returns as soon as the models may change. Without `asynchronous` that is the end of the write.
         """
         self.wait()
         begun = time.monotonic()
-        made, text = self.directory / f"{_INTERIM if interim else ''}{position}", json.dumps(state)
-        dist_checkpoint.begin(made, models)
-        parts = dist_checkpoint.captured(made, models, copied=self._config.asynchronous)
+        checkpoint, state_json = self.directory / f"{_INTERIM if interim else ''}{position}", json.dumps(state)
+        dist_checkpoint.prepare_directories(checkpoint, models)
+        parts = dist_checkpoint.capture_models(checkpoint, models, copied=self._config.asynchronous)
 
         def write(parts: Iterable[tuple[str, Captured]]) -> None:
-            self._write(made, parts, text, best)
+            self._write(checkpoint, parts, state_json, best)
             self.seconds = time.monotonic() - begun
 
         if self._config.asynchronous:
-            held = list(parts)
-            self._writing = _in_background(lambda: write(held))
+            copies = list(parts)
+            self._writing = _in_background(lambda: write(copies))
         else:
             write(parts)
 
     def wait(self) -> None:
-        """Until the last write is over. Raises what it failed with."""
+        """Waits for the end of the last write. Raises its error."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
 
     def check(self) -> None:
-        """Raise what the last write failed with, if it is over."""
+        """Raises the error of the last write, if that write has ended."""
         if self._writing and self._writing.done():
             self.wait()
 
-    def kept(self, best: int | None) -> set[int]:
-        """Iterations of the checkpoints that will stay beside the next one, if iteration `best` remains the best."""
+    def iterations_to_keep(self, best: int | None) -> set[int]:
+        """Returns the iterations whose checkpoints remain after the next save, if iteration `best` stays the best."""
         self.wait()
-        # Another node may see the directory a little later: one rank looks for all.
-        return broadcast_from_first(kept(self.directory, self._config.keep - 1, best, self._config.keep_every))
+        # Nodes may see a change of the directory at different times, so one rank reads it for all.
+        return broadcast_from_first(
+            kept_iterations(self.directory, self._config.keep - 1, best, self._config.keep_every)
+        )
 
     def newest_iteration(self) -> int | None:
-        """Of the checkpoints that are no interim ones and were written to their end so far, as this rank sees it. Not
-        collective."""
-        return max(map(_iteration, complete(self.directory)), default=None)
+        """Returns the newest iteration with a complete checkpoint, interim ones excluded, as this rank sees it.
 
-    def _write(self, made: Path, parts: Iterable[tuple[str, Captured]], state: str, best: int | None) -> None:
-        def beside(aside: Path) -> None:
-            checkpoint_format.describe(aside, self._model_directory(), self._target_range)
-            (aside / _STATE).write_text(state)
+        Not collective.
+        """
+        return max(map(_iteration, complete_checkpoints(self.directory)), default=None)
 
-        dist_checkpoint.write(made, parts, self._group, beside)
-        dist_checkpoint.on_first(lambda: self._settle(made, best), self._group)
+    def _write(self, checkpoint: Path, parts: Iterable[tuple[str, Captured]], state: str, best: int | None) -> None:
+        def add_description_and_state(directory: Path) -> None:
+            checkpoint_format.write_description(directory, self._model_directory(), self._target_range)
+            (directory / _STATE).write_text(state)
+
+        dist_checkpoint.write(checkpoint, parts, self._group, add_description_and_state)
+        dist_checkpoint.run_on_first_rank(lambda: self._link_best_and_remove_old(checkpoint, best), self._group)
 
     def _model_directory(self) -> Path:
-        """What describes the model: the checkpoint before, so that the directory of the start may be gone by now."""
-        before = resumable(self.directory)
-        return before[-1] / checkpoint_format.HUGGING_FACE if before else self._hf_path
+        """Returns the directory that describes the model.
 
-    def _settle(self, made: Path, best: int | None) -> None:
-        """After a write: point to the best, and let go of what does not stay."""
+        It is in the previous checkpoint if there is one, because the start's own directory may have been removed.
+        """
+        previous = resumable_checkpoints(self.directory)
+        return previous[-1] / checkpoint_format.HUGGING_FACE if previous else self._hf_path
+
+    def _link_best_and_remove_old(self, written: Path, best: int | None) -> None:
+        """After a write, links `best` and removes the checkpoints that are no longer kept."""
         if best is not None:
             _link(self.directory / _BEST, str(Position(ITERATION, best)))
-        stay = kept(self.directory, self._config.keep, best, self._config.keep_every)
-        going = [old for old in complete(self.directory) if _iteration(old) not in stay]
-        interim = [old for old in resumable(self.directory) if old.name.startswith(_INTERIM)]
-        dist_checkpoint.remove_old(self.directory, [old for old in (*going, *interim) if old != made])
+        keep = kept_iterations(self.directory, self._config.keep, best, self._config.keep_every)
+        outdated = [path for path in complete_checkpoints(self.directory) if _iteration(path) not in keep]
+        interim = [path for path in resumable_checkpoints(self.directory) if path.name.startswith(_INTERIM)]
+        dist_checkpoint.remove_old(self.directory, [path for path in (*outdated, *interim) if path != written])
 
 
-def complete(directory: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first, without interim ones."""
-    return [path for path in resumable(directory) if path.name.startswith(_PREFIX) and (path / _STATE).is_file()]
-
-
-def resumable(directory: Path) -> list[Path]:
-    """All that has a checkpoint's name, damaged or not, interim ones too, oldest first."""
-    return sorted(filter(_is_named, directory.glob("i*-*")), key=order)
-
-
-def of_iteration(directory: Path, iteration: int) -> Path:
-    """Where the checkpoint of an iteration is, or would be."""
-    return directory / str(Position(ITERATION, iteration))
-
-
-def foreign(directory: Path) -> list[Path]:
-    """What a run never wrote into its directory of checkpoints: copies and exports under names of their own."""
-    own = (_BEST, REFERENCE)
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Returns the completely written checkpoints, oldest first, interim ones excluded."""
     return [
-        path
-        for path in sorted(directory.glob("[!.]*"))
-        if path.name not in own and not path.name.startswith(_DAMAGED) and not _is_named(path)
+        path for path in resumable_checkpoints(directory) if path.name.startswith(_PREFIX) and (path / _STATE).is_file()
     ]
 
 
-def order(saved: Path) -> tuple[int, int, bool]:
-    """Grows from checkpoint to checkpoint of a run. Of two of one place the interim one was first."""
-    stage, _, done = saved.name.removeprefix(_INTERIM).rpartition("-")
-    return _STAGES.index(stage), int(done), not saved.name.startswith(_INTERIM)
+def resumable_checkpoints(directory: Path) -> list[Path]:
+    """Returns all directories with a checkpoint's name, oldest first, damaged and interim ones included."""
+    return sorted(filter(_is_named, directory.glob("i*-*")), key=checkpoint_order)
 
 
-def kept(directory: Path, newest: int, best: int | None, every: int = 0) -> set[int]:
-    """Iterations of the checkpoints that stay when so many of the newest are kept, the best, and with `every` those of
-    its multiples."""
-    there = [_iteration(path) for path in complete(directory)]
-    old = len(there) - newest
-    return {number for at, number in enumerate(there) if at >= old or number == best or _is_multiple(number, every)}
+def iteration_path(directory: Path, iteration: int) -> Path:
+    """Returns the path of an iteration's checkpoint, whether it exists or not."""
+    return directory / str(Position(ITERATION, iteration))
 
 
-def newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose every file is as it was written, None where there is no checkpoint; and a line for
-    all that was passed over: what is damaged goes out of the way as `damaged-...`, remains of interrupted
-    writes are removed, `foreign` names stay. Raises NoUsableCheckpoint where no checkpoint is left to go on from.
-    Collective."""
+def foreign_paths(directory: Path) -> list[Path]:
+    """Returns paths in a directory of checkpoints that no run writes, such as copies and exports of its user."""
+    run_names = (_BEST, REFERENCE)
+    return [
+        path
+        for path in sorted(directory.glob("[!.]*"))
+        if path.name not in run_names and not path.name.startswith(_DAMAGED) and not _is_named(path)
+    ]
+
+
+def checkpoint_order(checkpoint: Path) -> tuple[int, int, bool]:
+    """Returns a sort key in the order in which a run writes its checkpoints.
+
+    Of two checkpoints of one position the interim one comes first.
+    """
+    stage, _, completed = checkpoint.name.removeprefix(_INTERIM).rpartition("-")
+    return _STAGES.index(stage), int(completed), not checkpoint.name.startswith(_INTERIM)
+
+
+def kept_iterations(directory: Path, newest: int, best: int | None, every: int = 0) -> set[int]:
+    """Returns the iterations whose checkpoints are kept.
+
+    These are the `newest` last ones, the iteration `best`, and the multiples of `every` unless that is 0.
+    """
+    iterations = [_iteration(path) for path in complete_checkpoints(directory)]
+    first_kept = len(iterations) - newest
+    return {
+        iteration
+        for index, iteration in enumerate(iterations)
+        if index >= first_kept or iteration == best or _is_multiple(iteration, every)
+    }
+
+
+def newest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
+    """Returns the newest intact checkpoint, None if there is none, and one line per skipped path. Collective.
+
+    Damaged checkpoints are renamed to `damaged-NAME`, remains of interrupted writes are removed, and `foreign_paths`
+    stay. Raises NoUsableCheckpoint if all checkpoints are damaged.
+    """
     damaged: dict[Path, list[str]] = {}
-    found = None
-    for candidate in reversed(broadcast_from_first(resumable(directory))):
+    usable = None
+    for candidate in reversed(broadcast_from_first(resumable_checkpoints(directory))):
         problems = dist_checkpoint.checkpoint_problems(candidate)
         if not problems:
-            found = candidate
+            usable = candidate
             break
         damaged[candidate] = problems
-    lines = [f"not a checkpoint's name, ignored: {path}" for path in foreign(directory)]
+    lines = [f"not a checkpoint's name, ignored: {path}" for path in foreign_paths(directory)]
     lines += [f"checkpoint passed over: {problem}" for problems in damaged.values() for problem in problems]
-    if damaged and not found:
+    if damaged and not usable:
         listed = "\n".join(lines)
-        raise NoUsableCheckpoint(f"{listed}\nnone is left to go on from; remove {directory} to start afresh")
+        raise NoUsableCheckpoint(f"{listed}\nno checkpoint is usable; remove {directory} to start afresh")
     if dist.get_rank() == 0:
         for path in damaged:
-            aside = path.with_name(_DAMAGED + path.name)
-            dist_checkpoint.remove(aside)
-            path.rename(aside)
+            renamed = path.with_name(_DAMAGED + path.name)
+            dist_checkpoint.remove(renamed)
+            path.rename(renamed)
         lines += [
-            f"removed what an interrupted write left: {path}" for path in dist_checkpoint.remove_remains(directory)
+            f"removed the remains of an interrupted write: {path}" for path in dist_checkpoint.remove_remains(directory)
         ]
     dist.barrier()
-    return found, lines
+    return usable, lines
 
 
-def read_state(saved: Path) -> dict[str, Any]:
-    """What `save` was given, of a complete checkpoint."""
-    state: dict[str, Any] = json.loads((saved / _STATE).read_text())
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Returns the state that `save` wrote into a complete checkpoint."""
+    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text())
     return state
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:
-    done: Future[None] = Future()
+    future: Future[None] = Future()
 
     def run() -> None:
         try:
             work()
-            done.set_result(None)
+            future.set_result(None)
         except BaseException as error:
-            done.set_exception(error)
+            future.set_exception(error)
 
-    # A rank that fails lets a write end that is nearly over, but waits no longer for others that may never come.
+    # A rank that fails lets a nearly finished write end. It does not wait longer, because other ranks may never join.
     thread = threading.Thread(target=run, name="checkpoint", daemon=True)
-    atexit.register(thread.join, _LINGER_SECONDS)
+    atexit.register(thread.join, _EXIT_WAIT_SECONDS)
     thread.start()
-    return done
+    return future
 
 
 def _link(link: Path, target: str) -> None:
-    aside = link.with_name(f".{link.name}")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(target)
-    aside.rename(link)
+    temporary = link.with_name(f".{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.rename(link)
     hf_files.sync(link.parent)
 
 
 def _is_named(path: Path) -> bool:
-    """Whether it is a directory that has a checkpoint's name. (One that was half copied under it is damaged.)"""
+    """Returns whether the path is a directory with a checkpoint's name. A partial copy under one counts as damaged."""
     return _NAME.fullmatch(path.name) is not None and path.is_dir()
 
 
-def _iteration(saved: Path) -> int:
-    return int(saved.name.removeprefix(_PREFIX))
+def _iteration(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def _is_multiple(iteration: int, every: int) -> bool:

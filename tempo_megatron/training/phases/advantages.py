@@ -16,7 +16,7 @@ from tempo_megatron.config import PolicyConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.megatron.trainer import RowTensors, Score, ScoringModel, Trainer
+from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score, Trainer
 from tempo_megatron.training.phases.grade import clustered, extracted
 from tempo_megatron.training.phases.scoring import Scores, mini_batches, to_batch, values
 
@@ -55,8 +55,8 @@ def estimate(
     rows: PolicyRollouts,
     method: Method,
     policy: Trainer,
-    critic: ScoringModel | None,
-    reference: ScoringModel | None,
+    critic: MegatronModel | None,
+    reference: MegatronModel | None,
     scores: Scores,
     config: PolicyConfig,
     *,
@@ -118,7 +118,7 @@ def read_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence[in
     return Votes(votes.count[chosen], votes.total[chosen], votes.majority[chosen])
 
 
-def _in_order(policy: Trainer, batch: Batch, order: Sequence[Tensor], score: Score) -> RowTensors:
+def _in_order(policy: Trainer, batch: Batch, order: Sequence[Tensor], score: Score) -> NamedTensors:
     """Scores of every row from the mini-batches that the update will use."""
     parts = [policy.score(batch.select(rows), score) for rows in order]
     back = torch.cat(list(order)).argsort()

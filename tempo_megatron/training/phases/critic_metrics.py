@@ -11,7 +11,7 @@ from tempo_megatron.algorithms.experience import last_response_position, last_va
 from tempo_megatron.algorithms.value_loss import calibration_mask
 from tempo_megatron.config import TargetRange
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
 from tempo_megatron.metrics.evidence import evidence_terms
 from tempo_megatron.metrics.figures import mean
@@ -22,7 +22,7 @@ _POSITIONS = (0.0, 0.25, 0.5, 0.75)
 
 
 def measure(
-    critic: ScoringModel, rollouts: Sequence[Rollout], correctness: Sequence[float], target_range: TargetRange
+    critic: MegatronModel, rollouts: Sequence[Rollout], correctness: Sequence[float], target_range: TargetRange
 ) -> dict[str, float]:
     """Figures of the critic on graded rollouts that it does not learn from."""
     batch = to_batch(rollouts)

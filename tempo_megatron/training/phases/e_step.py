@@ -13,7 +13,7 @@ from tempo_megatron.algorithms.value_loss import calibration_mask, return_target
 from tempo_megatron.config import CriticConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.megatron.trainer import RowTensors, Trainer
+from tempo_megatron.megatron.trainer import NamedTensors, Trainer
 from tempo_megatron.training.phases.advantages import Estimate
 from tempo_megatron.training.phases.critic_metrics import describe
 from tempo_megatron.training.phases.scoring import VALUES, mini_batches, to_batch, values
@@ -72,7 +72,7 @@ def _fit(
 def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float] | None:
     count = int(calibration_mask(batch.response_mask).sum())
 
-    def loss(scores: RowTensors, micro_batch: Batch) -> tuple[Tensor, RowTensors]:
+    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
         mask, columns = calibration_mask(micro_batch.response_mask), micro_batch.columns
         error = squared_error(scores["values"], columns["targets"], mask, columns["values"], clip)
         return error.sum() / count, {"squared_error": error.sum(1).detach()}

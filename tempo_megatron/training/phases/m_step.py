@@ -10,7 +10,7 @@ from torch import Tensor
 from tempo_megatron.algorithms.policy_loss import clipped_surrogate, entropy_bonus, kl_to_reference, loss_count
 from tempo_megatron.config import PolicyConfig, PolicyLoss
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.megatron.trainer import RowTensors, Trainer
+from tempo_megatron.megatron.trainer import NamedTensors, Trainer
 from tempo_megatron.training.phases.advantages import Estimate
 from tempo_megatron.training.phases.scoring import Scores, mini_batches
 
@@ -21,7 +21,7 @@ def refine(
     """One update in mini-batches; returns metrics. A mini-batch in which nothing learns makes no step. `longest`: the
     most tokens that a response may have."""
     norms: list[float] = []
-    done: list[RowTensors] = []
+    done: list[NamedTensors] = []
     skipped = 0
     for epoch in range(config.epochs):
         later = mini_batches(found.batch.rows, config.mini_batches, *seed, "m_step", epoch)
@@ -70,11 +70,11 @@ def _describe(found: Estimate) -> dict[str, float]:
 
 def _step(
     policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig, longest: int
-) -> tuple[RowTensors, float] | None:
+) -> tuple[NamedTensors, float] | None:
     count = loss_count(batch.columns["learn"], config.average_over, longest)
     score = scores("entropy") if config.entropy_coefficient else scores()
 
-    def loss(scored: RowTensors, micro_batch: Batch) -> tuple[Tensor, RowTensors]:
+    def loss(scored: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
         columns = micro_batch.columns
         mask = columns["learn"] & micro_batch.response_mask
         surrogate = clipped_surrogate(

@@ -12,7 +12,7 @@ from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.log_probs import token_scores
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.megatron.trainer import RowTensors, Score, ScoringModel
+from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score
 
 Scores = Callable[..., Score]
 """names of statistics -> the score that reads `log_probs` and them"""
@@ -27,7 +27,7 @@ def to_batch(rollouts: Sequence[Rollout]) -> Batch:
     return from_sequences(prompts, [rollout.response_ids for rollout in rollouts])
 
 
-def values(critic: ScoringModel, batch: Batch) -> Tensor:
+def values(critic: MegatronModel, batch: Batch) -> Tensor:
     """V after each token, [rows, sequence] fp32."""
     return critic.score(batch, VALUES)["values"]
 
@@ -36,7 +36,7 @@ def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Sc
     """Scores of a policy's tokens under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:
-        def read(hidden: Tensor, next_tokens: Tensor, output_weight: Tensor) -> RowTensors:
+        def read(hidden: Tensor, next_tokens: Tensor, output_weight: Tensor) -> NamedTensors:
             return token_scores(
                 hidden,
                 output_weight,

@@ -12,7 +12,7 @@ from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.metrics.figures import mean, standard_error
 from tempo_megatron.training.phases.collect import Collector
@@ -38,7 +38,9 @@ class Chooser:
         self._patience = config.patience
         self.state: dict[str, Any] = {"candidates": [], "best": None, "reason": None, "stopped": None}
 
-    def consider(self, collector: Collector, critic: ScoringModel | None, iteration: int, kept: Container[int]) -> None:
+    def consider(
+        self, collector: Collector, critic: MegatronModel | None, iteration: int, kept: Container[int]
+    ) -> None:
         """Add the present policy, choose among it and the candidates whose checkpoints are `kept`, and decide whether
         to stop. Collective."""
         others = [row for row in self.state["candidates"] if row["iteration"] != iteration]
@@ -74,14 +76,14 @@ class Chooser:
         # Every question has as many responses. A sum of whole numbers does not round: equal accuracies are equal.
         return Candidate(iteration, mean(correct), standard_error(shares))
 
-    def _score(self, critic: ScoringModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _score(self, critic: MegatronModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The candidates with the values that one and the same critic gives their kept responses: scores of critics of
         different iterations could not be compared."""
         if critic is None or not self._unlabeled:
             return list(candidates)
         return [replace(one, value=self._value(critic, one.iteration)) for one in candidates]
 
-    def _value(self, critic: ScoringModel, iteration: int) -> float:
+    def _value(self, critic: MegatronModel, iteration: int) -> float:
         batch = to_batch(self._read(iteration))
         return float(last_value(values(critic, batch), batch.response_mask).mean())
 

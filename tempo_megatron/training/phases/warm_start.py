@@ -10,7 +10,7 @@ from torch import Tensor
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.data.vocabulary import taught_ids
 from tempo_megatron.megatron.batch import Batch, from_sequences
-from tempo_megatron.megatron.trainer import RowTensors, Score, Trainer
+from tempo_megatron.megatron.trainer import NamedTensors, Score, Trainer
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
 """token ids of a prompt and of its answer, end of sequence included"""
@@ -26,7 +26,7 @@ def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) 
     batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples])
     count = int(batch.response_mask.sum())
 
-    def loss(scores: RowTensors, micro_batch: Batch) -> tuple[Tensor, RowTensors]:
+    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
         surprise = -(scores["log_probs"] * micro_batch.response_mask).sum(1)
         return surprise.sum() / count, {"surprise": surprise.detach()}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tempo_megatron.conversion.rows import TensorRows, whole
 from tempo_megatron.generation.checksums import checksum, expected_checksums
-from tempo_megatron.generation.engine import _load_rows
+from tempo_megatron.generation.loading import load_rows
 
 ROWS, WIDTH = 150, 8
 _CUTS = (0, 30, 64, 70, 128, 140)
@@ -54,7 +54,7 @@ def test_each_rank_of_the_generator_takes_its_rows(ranks: int, vocabulary: Tenso
         )
         module = SimpleNamespace(weight=torch.full((end - begin, WIDTH), torch.nan), shard_indices=indices)
         for part in in_rows(vocabulary):
-            _load_rows(module, part)
+            load_rows(module, part)
         assert torch.equal(module.weight, padded[begin:end])
 
 

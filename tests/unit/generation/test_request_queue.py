@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tempo_megatron.generation.queue import Draw, RequestQueue, local_counter
+from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter
 
 
 @dataclass
@@ -97,7 +97,7 @@ def test_tensor_ranks_that_are_told_the_first_ones_draws_make_the_same_claims() 
         told.append(counter(count))
         return told[-1]
 
-    drawn: Draw = lambda count: told[-1]  # noqa: E731
+    drawn: CounterDraw = lambda count: told[-1]  # noqa: E731
     ranks = [RequestQueue(60, 2, 8, draw) for draw in (first, drawn)]
     other = RequestQueue(60, 2, 8, counter)
     for running in (0, 8, 3, 8, 7, 0, 0, 0, 0):

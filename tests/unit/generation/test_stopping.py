@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tempo_megatron.generation import stopping
-from tempo_megatron.generation.stopping import StopRequested
+from tempo_megatron.generation.stopping import StopPoll
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def questions(clock: list[float], steps: Iterable[float]) -> list[int]:
         asked.append(at)
         return False
 
-    question = StopRequested(never, lambda numbers: numbers)
+    poll = StopPoll(never, lambda numbers: numbers)
     for at, seconds in enumerate(steps):  # noqa: B007 (read by never)
-        assert not question.answer()
+        assert not poll.must_stop()
         clock[0] += seconds
     return asked
 
@@ -61,14 +61,14 @@ def test_tensor_ranks_ask_at_the_same_steps_whatever_their_clocks_say(clock: lis
     told: list[list[int]] = []
     asked: list[str] = []
 
-    def rank(name: str, stop: Callable[[], bool], share: Callable[[list[int]], list[int]]) -> StopRequested:
-        return StopRequested(lambda: asked.append(name) or stop(), share)
+    def rank(name: str, stop: Callable[[], bool], share: Callable[[list[int]], list[int]]) -> StopPoll:
+        return StopPoll(lambda: asked.append(name) or stop(), share)
 
     first = rank("first", lambda: len(asked) > 7, lambda numbers: told.append(numbers) or numbers)
     second = rank("second", lambda: True, lambda numbers: told[-1])
     answers = []
     while not answers or not answers[-1][0]:
-        answers.append((first.answer(), second.answer()))
+        answers.append((first.must_stop(), second.must_stop()))
         clock[0] += 0.3 if len(answers) % 2 else 0.7
     assert all(one == other for one, other in answers)
     assert asked == ["first", "second"] * 5

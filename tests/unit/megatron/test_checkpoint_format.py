@@ -24,19 +24,19 @@ def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
     """Nothing else answers for it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(bytes(1000))
-    integrity.write(tmp_path, integrity.describe(tmp_path, integrity.files_of(tmp_path)))
-    (name,) = integrity.read(tmp_path)
+    integrity.write_manifest(tmp_path, integrity.checksum_files(tmp_path, integrity.list_files(tmp_path)))
+    (name,) = integrity.read_manifest(tmp_path)
     assert name == "a/file"
-    path = tmp_path / integrity.NAME
+    path = tmp_path / integrity.MANIFEST_NAME
     written = path.read_bytes()
     for at in range(len(written)):
         for bit in (1, 32):
             path.write_bytes(written[:at] + bytes([written[at] ^ bit]) + written[at + 1 :])
             with pytest.raises(ConversionError, match="damaged"):
-                integrity.read(tmp_path)
+                integrity.read_manifest(tmp_path)
     path.write_bytes(written[:-1])
     with pytest.raises(ConversionError, match="damaged"):
-        integrity.read(tmp_path)
+        integrity.read_manifest(tmp_path)
 
 
 class Shell:

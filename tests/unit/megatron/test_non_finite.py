@@ -30,7 +30,7 @@ def test_what_is_left_out_is_kept_whole(tmp_path: Path, capsys: pytest.CaptureFi
     assert kept["tokens"].tolist() == BATCH.tokens.tolist()
     assert kept["columns.advantages"].tolist() == BATCH.columns["advantages"].tolist()
     assert kept["reported.ratio"].tolist() == [float("inf")]
-    assert "critic: an update is left out, not finite: ratio" in capsys.readouterr().err
+    assert "critic: an update is skipped, not finite: ratio" in capsys.readouterr().err
 
 
 def test_an_update_that_would_learn_from_what_is_not_finite_is_left_out(
@@ -40,7 +40,7 @@ def test_an_update_that_would_learn_from_what_is_not_finite_is_left_out(
     spoilt = BATCH.with_columns(advantages=torch.full((1, 5), float("nan")))
     assert not NonFiniteGuard(2, tmp_path).passes("policy", spoilt, FINE, 1.0)
     assert load_file(tmp_path / "policy-1.safetensors")["columns.advantages"].isnan().all()
-    assert "policy: an update is left out, not finite: advantages" in capsys.readouterr().err
+    assert "policy: an update is skipped, not finite: advantages" in capsys.readouterr().err
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path: Path) -> None:

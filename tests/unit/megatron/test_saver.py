@@ -13,7 +13,14 @@ import torch.distributed as dist
 
 from tempo_megatron.config import CheckpointConfig, Config
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, integrity
-from tempo_megatron.megatron.checkpointing.saver import Saver, complete, foreign, kept, newest, resumable
+from tempo_megatron.megatron.checkpointing.saver import (
+    Saver,
+    complete_checkpoints,
+    foreign_paths,
+    kept_iterations,
+    newest_checkpoint,
+    resumable_checkpoints,
+)
 from tempo_megatron.run_dir.layout import as_saved, saved_checkpoint
 
 FOREIGN = ["iteration-000002-hf", "iteration-000002.bak", "iteration-2", "notes"]
@@ -24,7 +31,7 @@ def write_checkpoint(directory: Path, name: str) -> Path:
     (made / "huggingface").mkdir(parents=True)
     (made / "huggingface" / "config.json").write_text("{}")
     (made / "state.json").write_text("{}")
-    integrity.write(made, integrity.describe(made, integrity.files_of(made)))
+    integrity.write_manifest(made, integrity.checksum_files(made, integrity.list_files(made)))
     return made
 
 
@@ -45,10 +52,10 @@ def test_foreign_names_are_no_checkpoints_and_are_named(group: None, tmp_path: P
     (tmp_path / "iteration-000009").write_text("no directory")
     (tmp_path / "best").symlink_to("iteration-000001")
     named = sorted([*FOREIGN, "iteration-000009"])
-    assert [path.name for path in foreign(tmp_path)] == named
-    assert [path.name for path in complete(tmp_path)] == ["iteration-000001", "iteration-000002"]
-    assert kept(tmp_path, 1, None) == {2}
-    found, lines = newest(tmp_path)
+    assert [path.name for path in foreign_paths(tmp_path)] == named
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["iteration-000001", "iteration-000002"]
+    assert kept_iterations(tmp_path, 1, None) == {2}
+    found, lines = newest_checkpoint(tmp_path)
     assert found == tmp_path / "iteration-000002"
     assert [line.rpartition("/")[2] for line in lines] == named and all("ignored" in line for line in lines)
     assert all((tmp_path / name).exists() for name in named)
@@ -59,7 +66,7 @@ def test_a_half_copied_checkpoint_is_set_aside_and_named(group: None, tmp_path: 
     write_checkpoint(tmp_path, "iteration-000001")
     half = write_checkpoint(tmp_path, "iteration-000002")
     (half / "huggingface" / "config.json").unlink()
-    found, (line,) = newest(tmp_path)
+    found, (line,) = newest_checkpoint(tmp_path)
     assert found == tmp_path / "iteration-000001" and "huggingface/config.json: missing" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-iteration-000002", "iteration-000001"]
 
@@ -85,11 +92,11 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of_and_tried_again(
     saver = Saver(tmp_path, CheckpointConfig(keep=1), tmp_path, "zero_one", dist.default_pg_timeout)
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", busy(old))
-        saver._settle(new, best=None)
+        saver._link_best_and_remove_old(new, best=None)
     told = capsys.readouterr().err
     assert "warning" in told and "iteration-000001 cannot be removed" in told and "busy" in told
-    assert old not in resumable(tmp_path) and newest(tmp_path)[0] == newer
-    saver._settle(newer, best=None)
+    assert old not in resumable_checkpoints(tmp_path) and newest_checkpoint(tmp_path)[0] == newer
+    saver._link_best_and_remove_old(newer, best=None)
     assert [path.name for path in tmp_path.iterdir()] == ["iteration-000003"]
     assert not capsys.readouterr().err
 
@@ -106,7 +113,7 @@ def test_a_checkpoint_whose_name_cannot_be_freed_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
         dist_checkpoint.remove_old(tmp_path, [old])
-    assert resumable(tmp_path) == [old] and "iteration-000001 cannot be removed" in capsys.readouterr().err
+    assert resumable_checkpoints(tmp_path) == [old] and "iteration-000001 cannot be removed" in capsys.readouterr().err
     dist_checkpoint.remove_old(tmp_path, [old])
     assert not list(tmp_path.iterdir())
 

@@ -12,7 +12,7 @@ import torch
 
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.megatron.checkpointing.saver import kept
+from tempo_megatron.megatron.checkpointing.saver import kept_iterations
 from tempo_megatron.metrics.choice import Candidate, choose
 from tempo_megatron.training.phases.select_checkpoint import Chooser
 
@@ -123,4 +123,4 @@ def test_the_newest_checkpoints_are_kept_the_best_and_every_so_many(
         (tmp_path / name / "state.json").touch()
     (tmp_path / "iteration-000040").mkdir()
     (tmp_path / "best").symlink_to("iteration-000000")
-    assert kept(tmp_path, newest, best, every) == expected
+    assert kept_iterations(tmp_path, newest, best, every) == expected

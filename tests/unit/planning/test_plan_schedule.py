@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.cli import main
-from tempo_megatron.megatron.checkpointing.saver import kept
+from tempo_megatron.megatron.checkpointing.saver import kept_iterations
 from tempo_megatron.planning import host
 from tempo_megatron.planning.parameters import parameters
 from tempo_megatron.planning.phases import total
@@ -66,11 +66,11 @@ def test_candidates_are_those_whose_checkpoints_are_kept(keep: int, every: int, 
     assert schedule.saves == [0, 4, 8, 12, 16, 20]
     there: set[int] = set()
     for save, scored in zip(schedule.saves, schedule.candidates(), strict=True):
-        assert scored == 1 + len(kept(tmp_path, keep - 1, 0, every)), save
+        assert scored == 1 + len(kept_iterations(tmp_path, keep - 1, 0, every)), save
         directory = tmp_path / f"iteration-{save:06d}"
         directory.mkdir()
         (directory / "state.json").touch()
-        for old in there - kept(tmp_path, keep, 0, every):
+        for old in there - kept_iterations(tmp_path, keep, 0, every):
             (tmp_path / f"iteration-{old:06d}" / "state.json").unlink(missing_ok=True)
         there.add(save)
 

@@ -114,4 +114,4 @@ def test_a_rank_that_meets_no_other_gives_up_and_names_the_address(monkeypatch: 
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     message = f"rank 1 of 2 did not meet the others at localhost:{port} within 1 s, preflight.presence_seconds"
     with pytest.raises(RuntimeError, match=message):
-        topology._meet("gloo", timedelta(seconds=1), timedelta(hours=1))
+        topology._join_process_group("gloo", timedelta(seconds=1), timedelta(hours=1))

@@ -60,7 +60,7 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     assert main(["to-megatron", *given]) == 0
                 best = directory / start
                 shutil.copytree(made, best, dirs_exist_ok=True)
-                integrity.write(best, integrity.describe(best, integrity.files_of(best)))
+                integrity.write_manifest(best, integrity.checksum_files(best, integrity.list_files(best)))
             data = config.data
             for source in (*data.labeled, *data.unlabeled, *data.held_out):
                 path = directory / source.path

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tempo_megatron.megatron.offload import Kind
+from tempo_megatron.megatron.offload import StateKind
 from tempo_megatron.training.residency import _WORKERS, DeviceResidency
 from tempo_megatron.utils.heartbeat import tick
 
@@ -23,10 +23,10 @@ class FakeModel:
     """Remembers what it may keep of the device."""
 
     def __init__(self) -> None:
-        self.on_device = set(Kind)
+        self.on_device = set(StateKind)
         self.offloader = SimpleNamespace(seconds=0.5, bytes=2**30)
 
-    def rest(self, *, keep: Any = ()) -> bool:
+    def offload(self, *, keep: Any = ()) -> bool:
         freed = self.on_device - set(keep)
         self.on_device &= set(keep)
         return bool(freed)
@@ -39,7 +39,7 @@ def turns() -> tuple[DeviceResidency, list[str]]:
     return made, asleep
 
 
-def on_device(made: DeviceResidency) -> dict[str, set[Kind]]:
+def on_device(made: DeviceResidency) -> dict[str, set[StateKind]]:
     models: Any = made.models
     return {name: model.on_device for name, model in models.items() if model.on_device}
 
@@ -48,7 +48,7 @@ def test_the_generator_has_the_device_to_itself() -> None:
     """No model keeps anything while the KV cache is there; at sync the policy's weights are read, nothing else."""
     made, asleep = turns()
     with made.phase("sync"):
-        assert on_device(made) == {"policy": {Kind.weights}}
+        assert on_device(made) == {"policy": {StateKind.weights}}
     with made.phase("generate"):
         assert on_device(made) == {}
     assert asleep == []
@@ -59,7 +59,7 @@ def test_one_model_learns_at_a_time_while_the_generator_sleeps() -> None:
     for phase, model in (("e_step", "critic"), ("m_step", "policy")):
         made, asleep = turns()
         with made.phase(phase):
-            assert on_device(made) == {model: set(Kind)}
+            assert on_device(made) == {model: set(StateKind)}
         assert asleep
 
 

@@ -22,7 +22,7 @@ from tempo_megatron.config import (
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.engine import Completion, Request
-from tempo_megatron.megatron.learning_rate import by_optimizer_steps, learning_rate
+from tempo_megatron.megatron.learning_rate import learning_rate, schedule_in_optimizer_steps
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.validation.recipe import recipe_problems
@@ -42,7 +42,7 @@ def test_a_schedule_counts_the_unit_of_its_source() -> None:
     """Other code steps its schedule once a batch, not once a mini-batch: 50 of its steps are 200 of four mini-batches.
     A share of the run is rounded down to a unit, as there."""
     made = OptimizerConfig(learning_rate=1.0, warmup_steps=50, schedule_unit=ScheduleUnit.batch)
-    counted = by_optimizer_steps(CriticConfig(optimizer=made, mini_batches=4))
+    counted = schedule_in_optimizer_steps(CriticConfig(optimizer=made, mini_batches=4))
     assert [learning_rate(counted, step) for step in (0, 99, 199, 200)] == [0.005, 0.5, 1.0, 1.0]
     made = OptimizerConfig(
         learning_rate=1.0,
@@ -51,12 +51,12 @@ def test_a_schedule_counts_the_unit_of_its_source() -> None:
         warmup_share=0.03,
         decay_steps=1650,
     )
-    counted = by_optimizer_steps(PolicyConfig(optimizer=made, mini_batches=4, epochs=2))
+    counted = schedule_in_optimizer_steps(PolicyConfig(optimizer=made, mini_batches=4, epochs=2))
     assert [learning_rate(counted, step) for step in (0, 391, 392)] == [1 / 392, 1.0, 1.0]  # 49 batches of 8 steps
     half = (49 + 1650) * 8 // 2
     assert [learning_rate(counted, step) for step in (half, 1650 * 8)] == pytest.approx([0.5, 0.0])
     of_steps = OptimizerConfig(learning_rate=1.0, warmup_steps=50)
-    assert learning_rate(by_optimizer_steps(PolicyConfig(optimizer=of_steps)), 49) == 1.0
+    assert learning_rate(schedule_in_optimizer_steps(PolicyConfig(optimizer=of_steps)), 49) == 1.0
 
 
 class Echo:
