@@ -22,9 +22,9 @@ from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.launch import slurm, torchrun
 from tempo_megatron.megatron import topology
-from tempo_megatron.training.phases.evaluate import Decode, record
+from tempo_megatron.training.phases.evaluate import Decode, response_record
 from tempo_megatron.training.phases.generate import generate
-from tempo_megatron.training.phases.grade import verdicts
+from tempo_megatron.training.phases.grade import graded_answers
 from tempo_megatron.utils.distributed import from_first, rank_and_ranks
 
 _BAD_INPUT = 2
@@ -91,9 +91,9 @@ def _sample(
             temperature=protocol.temperature,
             top_p=protocol.top_p,
         )
-        judged = verdicts(grader, rollouts, benchmark.answers)
+        judged = graded_answers(grader, rollouts, benchmark.answers)
         if first:
-            records = [record(rollout, verdict, decode) for rollout, verdict in zip(rollouts, judged, strict=True)]
+            records = [response_record(*pair, decode) for pair in zip(rollouts, judged, strict=True)]
             file.append(records)
             for made in records:
                 samples.setdefault(made["prompt"], []).append(made)

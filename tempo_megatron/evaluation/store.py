@@ -11,7 +11,7 @@ from typing import Any
 from tempo_megatron.utils.atomic_files import write_whole
 
 Record = dict[str, Any]
-"""one sampled response, as `phases.evaluate.record` makes it"""
+"""one sampled response, as `phases.evaluate.response_record` makes it"""
 _SETTINGS = "settings.json"
 
 

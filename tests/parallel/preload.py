@@ -16,4 +16,4 @@ os.environ |= {
 
 import vllm.entrypoints.llm  # noqa: F401  (not imported by the above until an engine starts)
 
-import tempo_megatron.training.run  # noqa: F401  (torch, Megatron Core and transformers)
+import tempo_megatron.training.build  # noqa: F401  (torch, Megatron Core and transformers)

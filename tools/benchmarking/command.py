@@ -215,13 +215,13 @@ def _measure_generation(setup: Any, given: argparse.Namespace, sections: Sequenc
     run = None
     if set(sections).intersection(_RUN):
         parallel_state.destroy_model_parallel()  # a Run makes its own
-        run = whole.BenchmarkRun(setup.config, lengths)
-        generator = run.engine.within
+        run = whole.build_benchmark_run(setup.config, lengths)
+        generator = whole.engine(run).within
         run.sync()
     else:
         generator = generation.start(setup)
     if "sync" in sections:
-        with run.weights_awake() if run else contextlib.nullcontext():
+        with whole.weights_awake(run) if run else contextlib.nullcontext():
             report.add("sync", generation.measure_sync(generator, given.steps))
     if "rollout" in sections:
         load_config = generation.Rollouts(

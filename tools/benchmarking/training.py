@@ -18,9 +18,9 @@ from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import Trainer
-from tempo_megatron.training.phases.advantages import Estimate, PolicyRollouts, estimate
-from tempo_megatron.training.phases.e_step import calibrate
-from tempo_megatron.training.phases.m_step import refine
+from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts, compute_advantages
+from tempo_megatron.training.phases.e_step import e_step
+from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import Scores, policy_scores, to_batch, values
 
 
@@ -93,22 +93,24 @@ def _policy_step(setup: Setup, policy: Trainer, scores: Scores, given: list[Roll
     return _described(setup, "policy", lengths, whole) | {"step seconds": clock.median(inner)}
 
 
-def _refining(setup: Setup, policy: Trainer, found: Estimate, scores: Scores) -> Callable[[], Any]:
-    longest = setup.config.generation.max_response_tokens
-    return lambda: refine(policy, found, scores, setup.config.policy, (0,), longest=longest)
+def _refining(setup: Setup, policy: Trainer, found: AdvantageBatch, scores: Scores) -> Callable[[], Any]:
+    max_tokens = setup.config.generation.max_response_tokens
+    return lambda: m_step(policy, found, scores, setup.config.policy, (0,), max_response_tokens=max_tokens)
 
 
-def _estimate(setup: Setup, policy: Trainer, scores: Scores, given: list[Rollout]) -> Estimate:
+def _estimate(setup: Setup, policy: Trainer, scores: Scores, given: list[Rollout]) -> AdvantageBatch:
     """Old log-probs of the policy itself, and advantages of alternating rewards."""
     rows = PolicyRollouts(given, [float(number % 2) for number in range(len(given))])
-    return estimate(rows, method("grpo"), policy, None, None, scores, setup.config.policy, wrong=0.0, seed=(0,))
+    return compute_advantages(
+        rows, method("grpo"), policy, None, None, scores, setup.config.policy, wrong=0.0, seed=(0,)
+    )
 
 
 def _critic_step(setup: Setup, critic: Trainer, given: list[Rollout], steps: int) -> Figures:
     """The phase reads values first, which are measured as `values`: its steps alone are timed."""
     correct = [float(number % 2) for number in range(len(given))]
     clock.reset_peak()
-    _, inner = _steps(critic, lambda: calibrate(critic, given, correct, setup.config.critic, (0,)), steps)
+    _, inner = _steps(critic, lambda: e_step(critic, given, correct, setup.config.critic, (0,)), steps)
     return _described(setup, "critic", [len(rollout.token_ids) for rollout in given], inner)
 
 

@@ -17,9 +17,11 @@ from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import Kind
 from tempo_megatron.megatron.trainer import ScoringModel
+from tempo_megatron.training.build import build_run, make_vllm_generator
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.run import Run
@@ -58,50 +60,46 @@ class RandomModels(Models):
     """Models that start from random weights."""
 
     def build(self, role: Role, start: str) -> Any:
-        module = model.build(role, self.settings, self._config, self._place)
-        randomize(module, self._place)
+        module = model.build(role, self.settings, self._config, self._topology)
+        randomize(module, self._topology)
         return module
 
 
-class BenchmarkRun(Run):
-    """A run whose models start from random weights, and whose generator draws its lengths. Every other sample is right
-    once it has been graded: gradients of nothing would cost less power than true ones."""
+class AlternatingGrader(Grader):
+    """Grades for the time that it takes, and calls every other sample right.
 
-    def __init__(self, config: Config, lengths: Lengths) -> None:
-        self.lengths = lengths
-        super().__init__(config)
+    Gradients of equal grades would be 0 and cost less power than true ones.
+    """
 
-    def _load_data(self) -> None:
-        super()._load_data()
-        graded = self.grader.grade
-
-        def grade(rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
-            graded(rollouts, answers)
-            return [float(rollout.sample % 2) for rollout in rollouts]
-
-        self.grader.grade = grade  # type: ignore[method-assign]
-
-    def _build_models(self) -> Models:
-        return RandomModels(self.config, self.topology, self.turns)
-
-    def _build_generator(self) -> Any:
-        made = super()._build_generator()
-        made.eos_token_ids = []
-        return DrawnLengths(made, self.lengths)
-
-    @property
-    def engine(self) -> Any:
-        """What draws the lengths, inside what keeps the rollouts."""
-        return self.generator.engine
-
-    @contextlib.contextmanager
-    def weights_awake(self) -> Iterator[None]:
-        """The policy's weights on the device, and nothing else of the models."""
-        with self.phase("sync"), self.policy.awake(Kind.weights):
-            yield
+    def grade(self, rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
+        super().grade(rollouts, answers)
+        return [float(rollout.sample % 2) for rollout in rollouts]
 
 
-def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
+def build_benchmark_run(config: Config, lengths: Lengths) -> Run:
+    """Return a run whose models start from random weights, and whose responses have random lengths."""
+
+    def make_generator(*parts: Any) -> Any:
+        generator: Any = make_vllm_generator(*parts)
+        generator.eos_token_ids = []
+        return DrawnLengths(generator, lengths)
+
+    return build_run(config, make_models=RandomModels, make_generator=make_generator, make_grader=AlternatingGrader)
+
+
+def engine(run: Run) -> Any:
+    """Return the `DrawnLengths` of a benchmark's run."""
+    return run.generator.engine
+
+
+@contextlib.contextmanager
+def weights_awake(run: Run) -> Iterator[None]:
+    """Keep the policy's weights on the device, and nothing else of the models."""
+    with run.phase("sync"), run.models.policy.awake(Kind.weights):
+        yield
+
+
+def measure_switch(run: Run, steps: int) -> Figures:
     """From a policy that has just learned to an engine that could generate, and back: the first time, which takes host
     memory, and medians of later ones. Collective."""
     _to_training(run)
@@ -114,27 +112,27 @@ def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
     return found
 
 
-def _to_generation(run: BenchmarkRun) -> None:
+def _to_generation(run: Run) -> None:
     run.sync()
     with run.phase("generate"):
-        run.engine.within._wake("kv_cache")
+        engine(run).within._wake("kv_cache")
 
 
-def _to_training(run: BenchmarkRun) -> None:
+def _to_training(run: Run) -> None:
     with run.phase("m_step"):
-        run.policy.offloader.wake(*Kind)
-        run.policy.offloader.changed()
+        run.models.policy.offloader.wake(*Kind)
+        run.models.policy.offloader.changed()
 
 
-_WAYS: dict[str, Callable[[BenchmarkRun], None]] = {
+_WAYS: dict[str, Callable[[Run], None]] = {
     "training to generating": _to_generation,
     "generating to training": _to_training,
 }
 
 
-def _watched(run: BenchmarkRun, way: Callable[[BenchmarkRun], None]) -> dict[str, float]:
+def _watched(run: Run, way: Callable[[Run], None]) -> dict[str, float]:
     """Seconds in all and of the parts, and what was moved between device and host."""
-    engine, mover, watch = run.engine.within, run.policy.offloader, clock.Stopwatch()
+    vllm, mover, watch = engine(run).within, run.models.policy.offloader, clock.Stopwatch()
     before = mover.bytes
 
     def waking() -> float:
@@ -143,15 +141,15 @@ def _watched(run: BenchmarkRun, way: Callable[[BenchmarkRun], None]) -> dict[str
     with contextlib.ExitStack() as stack:
         stack.enter_context(watch.watching(mover, "rest", "policy rests"))
         stack.enter_context(watch.watching(mover, "wake", "policy wakes"))
-        stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
-        stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
-        stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
+        stack.enter_context(watch.watching(vllm, "_wake", "generator wakes"))
+        stack.enter_context(watch.watching(vllm, "sleep", "generator sleeps"))
+        stack.enter_context(watch.watching(vllm, "load_weights", "sync", waking))
         seconds = clock.timed(lambda: way(run))
     parts = {f"seconds, {name}": clock.slowest(value) for name, value in sorted(watch.seconds.items())}
     return {"seconds": seconds, **parts, "GB moved a rank": (mover.bytes - before) / 1e9}
 
 
-def measure_iteration(run: BenchmarkRun, iterations: int) -> Figures:
+def measure_iteration(run: Run, iterations: int) -> Figures:
     """Whole iterations, each with the sync that ends it; the first is not counted. Collective.
 
     Training is what passes and steps of policy and critic take, generating what the engine takes: neither counts
@@ -168,9 +166,9 @@ def measure_iteration(run: BenchmarkRun, iterations: int) -> Figures:
     return middle | {"seconds of each": [round(one["seconds"], 2) for one in found]}
 
 
-def _iteration(run: BenchmarkRun, number: int) -> Figures:
-    run.iteration = number
-    tokens, metrics = run.engine.tokens, {}
+def _iteration(run: Run, number: int) -> Figures:
+    run.state.iteration = number
+    tokens, metrics = engine(run).tokens, {}
     watch = clock.Stopwatch()
 
     def work() -> None:
@@ -179,7 +177,7 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
 
     with _watching_work(run, watch):
         seconds = clock.timed(work)
-    tokens = run.engine.tokens - tokens
+    tokens = engine(run).tokens - tokens
     run.log("train", metrics)
     parts = {name: clock.slowest(value) for name, value in watch.seconds.items()}
     training = sum(value for name, value in parts.items() if name.startswith(("policy", "critic")))
@@ -198,7 +196,7 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
     }
 
 
-def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
+def _ratios(run: Run, metrics: dict[str, float]) -> Figures:
     """How far the policy's ratios went from 1, which at learning rate 0 is noise, and as a share of the clip."""
     farthest = max(metrics["policy/ratio_max"] - 1, 1 - metrics["policy/ratio_min"])
     return {
@@ -208,21 +206,21 @@ def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
 
 
 @contextlib.contextmanager
-def _watching_work(run: BenchmarkRun, watch: clock.Stopwatch) -> Iterator[None]:
-    engine, taken = run.engine.within, watch.seconds
+def _watching_work(run: Run, watch: clock.Stopwatch) -> Iterator[None]:
+    vllm, taken = engine(run).within, watch.seconds
 
     def waking() -> float:
         return taken.get("generator wakes", 0.0)
 
     with contextlib.ExitStack() as stack:
-        for name, trained in run.trainers.items():
+        for name, trained in run.models.trainers.items():
             moving = _moving(trained)
             stack.enter_context(watch.watching(trained, "step", f"{name} steps", moving))
             stack.enter_context(watch.watching(trained, "score", f"{name} reads", moving))
-        stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
-        stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
-        stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
-        stack.enter_context(watch.watching(engine, "generate", "generate", lambda: waking() + taken.get("sync", 0.0)))
+        stack.enter_context(watch.watching(vllm, "_wake", "generator wakes"))
+        stack.enter_context(watch.watching(vllm, "sleep", "generator sleeps"))
+        stack.enter_context(watch.watching(vllm, "load_weights", "sync", waking))
+        stack.enter_context(watch.watching(vllm, "generate", "generate", lambda: waking() + taken.get("sync", 0.0)))
         yield
 
 
@@ -230,9 +228,9 @@ def _moving(trained: ScoringModel) -> Callable[[], float]:
     return lambda: trained.offloader.seconds
 
 
-def _logged(run: BenchmarkRun) -> Figures:
+def _logged(run: Run) -> Figures:
     """Seconds and memory of each phase as the run's own log has them; its first rank's."""
-    if not run.is_first:
+    if not run.console.is_first:
         return {}
     line = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     kept = ("seconds/", "memory/", "generation/preemptions")

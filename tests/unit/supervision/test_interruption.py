@@ -15,6 +15,7 @@ from tempo_megatron.supervision import interruption
 from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest, listening
 from tempo_megatron.training import lifecycle, loop
 from tempo_megatron.training.lifecycle import Lifecycle
+from tempo_megatron.training.state import RunState
 from tests.clock import Clock
 
 
@@ -56,23 +57,19 @@ def test_a_signal_to_one_rank_reaches_the_others_and_ends_nothing() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_models_are_built_is_a_request_to_stop() -> None:
     """A preemption may come in the minutes before the first iteration: the run ends there as one that has saved."""
-    said = []
+    reasons: list[str] = []
 
-    class Building:
-        def __init__(self, config: Config, watched: bool) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            self.course = SimpleNamespace(in_stages=True)
-            self.watchdog = SimpleNamespace(stop=lambda: None)
-            self.save_interrupted = said.append
-
-    def start(run: Building) -> None:
+    def start(stage: str) -> bool:
         raise Interrupted(InterruptionRequest().agreed())
 
-    monkeypatch.setattr(loop, "Run", Building)
-    monkeypatch.setattr(loop, "start", start)
-    assert not loop.train(Config()) and said == ["SIGTERM"]
+    def build(config: Config, watched: bool) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        lifecycle, watchdog = SimpleNamespace(in_stages=True, is_in=start), SimpleNamespace(stop=lambda: None)
+        return SimpleNamespace(lifecycle=lifecycle, watchdog=watchdog, save_interrupted=reasons.append)
+
+    assert not loop.train(Config(), build) and reasons == ["SIGTERM"]
 
 
 def test_the_deadline_leaves_room_for_a_save(clock: Clock) -> None:
@@ -109,12 +106,12 @@ def test_grading_counts_as_a_stretch_that_cannot_be_interrupted_and_generation_d
     generator: Any = SimpleNamespace(ended=0.0, stop_when=lambda asked: None)
     models: Any = None
     job = InterruptionRequest(deadline=1e6)
-    made = Lifecycle(saver, models, job, lambda: {"iteration": 1}, contextlib.nullcontext)
-    made.begin()
-    with made.may_be_interrupted(generator):
+    made = Lifecycle(saver, models, job, contextlib.nullcontext)
+    made.begin_iteration(RunState(iteration=1))
+    with made.interruptible(generator):
         clock.sleep(1000)
         generator.ended = clock.now
         clock.sleep(900)
     clock.sleep(300)
-    made.reached({})
+    made.end_learning(RunState(iteration=1), {})
     assert job.lead_seconds == 600 + 1200
