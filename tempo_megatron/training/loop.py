@@ -1,49 +1,59 @@
-"""The algorithm: generate, grade, calibrate, refine, sync, evaluate, save."""
+"""The algorithm: generate, grade, E-step, M-step, sync, evaluate, save.
+
+Where to read on:
+
+- The M-step's advantage: `algorithms/advantages.py` has the formulas, `phases/advantages.py` applies the method's.
+- The best checkpoint: `metrics/choice.py` has the rule, `phases/select_checkpoint.py` gathers what it compares.
+- SIGTERM: `supervision/interruption.py` notes the signal; `lifecycle.py` raises Interrupted where the run can be saved.
+- What a run consists of: `build.py` puts it together, and `state.py` lists what a checkpoint holds beside models.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import last_value
 from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Order
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, WARM_START, Position
 from tempo_megatron.supervision.interruption import Interrupted, catch_stop_signals
-from tempo_megatron.training.phases.advantages import PolicyRollouts, estimate, read_votes
+from tempo_megatron.training.build import build_run
+from tempo_megatron.training.phases.advantages import PolicyRollouts, compute_advantages, rollout_votes
 from tempo_megatron.training.phases.collect import Collected
-from tempo_megatron.training.phases.critic_metrics import evidence, measure
-from tempo_megatron.training.phases.e_step import calibrate, learn_returns
-from tempo_megatron.training.phases.m_step import refine
+from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics
+from tempo_megatron.training.phases.e_step import e_step, learn_returns
+from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.training.phases.warm_start import warm_start_step
 from tempo_megatron.training.run import Run
 from tempo_megatron.utils.distributed import broadcast_from_first
 
-Metrics = dict[str, Any]
+Metrics = dict[str, float]
 
 
-def train(config: Config) -> bool:
-    """Run a recipe to its end, from wherever the run directory's newest checkpoint left it; False if it was asked to
-    stop before that, and saved."""
-    with catch_stop_signals():  # models and engine take minutes
-        run = Run(config, watched=True)
+def train(config: Config, build: Callable[..., Run] = build_run) -> bool:
+    """Train by a recipe, from the run directory's newest checkpoint to the end; return whether the end was reached.
+
+    A run that is asked to stop before (SIGTERM, SIGUSR1, a deadline) is saved, and False is returned.
+    """
+    with catch_stop_signals():  # from here on signals are noted: building models and engine takes minutes
+        run = build(config, watched=True)
         try:
-            if run.course.in_stages:
+            if run.lifecycle.in_stages:
                 start(run)
-            elif run.course.unconcluded:
-                conclude(run, run.course.unconcluded)
-            for iteration in run.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
-                if run.stopped:
+            elif run.lifecycle.unconcluded:
+                conclude(run, run.lifecycle.unconcluded)
+            for iteration in run.console.progress(range(run.iteration + 1, config.loop.iterations + 1), "iterations"):
+                if run.selector.has_stopped:
                     break
-                run.begin(iteration)
+                run.begin_iteration(iteration)
                 metrics = iterate(run)
                 run.sync()
-                run.course.reached(metrics)
+                run.lifecycle.end_learning(run.snapshot(), metrics)
                 conclude(run, metrics)
-            if not run.has_ended:  # it was interrupted after this iteration, and is now to have no more
+            if not run.has_ended:  # interrupted after this iteration, and resumed with fewer loop.iterations
                 conclude(run, {})
         except Interrupted as interrupted:
             run.save_interrupted(str(interrupted))
@@ -55,191 +65,207 @@ def train(config: Config) -> bool:
 
 
 def start(run: Run) -> None:
-    """The stages before the first iteration, from where the run is in them, and where they lead."""
-    if run.course.is_in(WARM_START):
+    """Go through the stages before iteration 1, from wherever the run is in them, and save their outcome."""
+    if run.lifecycle.is_in(WARM_START):
         warm_start(run)
-        run.course.keep_reference()
+        run.lifecycle.keep_reference()
     run.sync()
-    if not run.evaluated_at_start:
-        with run.may_be_interrupted():
-            run.record_evaluation(0, at_an_end=True)
+    if run.state.initial_evaluation is None:
+        with run.interruptible():
+            figures = run.evaluate(0, at_an_end=True)
+        run.log("train", figures)
     start_critic(run)
-    with run.may_be_interrupted():
-        chosen = run.consider()
-    run.log("start", chosen)
+    with run.interruptible():
+        selection = run.select_checkpoint()
+    run.log("start", {}, selection=selection)
     run.save()
 
 
 def conclude(run: Run, metrics: Metrics) -> None:
-    """Choose, evaluate, log and save after an iteration, what of it is due."""
+    """Select the best checkpoint, evaluate, log and save after an iteration, as far as they are due."""
     config, iteration = run.config, run.iteration
-    last = iteration >= config.loop.iterations
-    saves = last or iteration % config.checkpoint.every == 0
-    with run.may_be_interrupted():
-        if saves:
-            metrics |= run.consider()
-        last = last or run.stopped
-        if last or (config.evaluation.every and iteration % config.evaluation.every == 0):
-            metrics |= run.record_evaluation(iteration, at_an_end=last)
-    run.log("train", metrics)
+    is_last = iteration >= config.loop.iterations
+    saves = is_last or iteration % config.checkpoint.every == 0
+    with run.interruptible():
+        selection = run.select_checkpoint() if saves else None
+        is_last = is_last or run.selector.has_stopped
+        if is_last or (config.evaluation.every and iteration % config.evaluation.every == 0):
+            metrics = metrics | run.evaluate(iteration, at_an_end=is_last)
+    run.log("train", metrics, selection=selection)
     if saves:
         run.save()
 
 
 def iterate(run: Run) -> Metrics:
-    """E-steps on labeled rollouts, then M-steps, the first of which shares the E-steps' generate call."""
-    loop, critic = run.config.loop, run.config.critic
-    refines = run.gate_is_open
-    calibrates = critic.training is CriticTraining.calibrated and (run.iteration - 1) % loop.e_step_interval == 0
-    e_steps = loop.e_steps if calibrates else int(refines and run.policy_learns_labeled)
+    """Make the E-steps on labeled rollouts, then the M-steps. The first M-step shares the E-steps' generate call."""
+    loop, critic, learns_from = run.config.loop, run.config.critic, run.config.policy.learns_from
+    makes_m_steps = run.gate_is_open
+    makes_e_steps = critic.training is CriticTraining.calibrated and (run.iteration - 1) % loop.e_step_interval == 0
+    labeled_steps = loop.e_steps if makes_e_steps else int(makes_m_steps and learns_from is not LearnsFrom.unlabeled)
     measures = bool(run.collector.measured) and run.iteration % run.config.calibration.every == 0
-    with run.may_be_interrupted():
-        drawn = run.collector.collect(
+    with run.interruptible():
+        collected = run.collector.collect(
             run.iteration,
-            labeled=e_steps * loop.labeled_prompts,
-            unlabeled=loop.unlabeled_prompts if refines and run.policy_learns_unlabeled else 0,
+            labeled=labeled_steps * loop.labeled_prompts,
+            unlabeled=loop.unlabeled_prompts if makes_m_steps and learns_from is not LearnsFrom.labeled else 0,
             measure=measures,
         )
-    metrics = run.count(drawn)
+    metrics = run.collector.metrics(collected)
     if measures:
-        metrics |= measure_critic(run, drawn, "before" if calibrates else "after")
-    rows = policy_rollouts(run, drawn) if refines else None
-    early = read_values(run, rows) if rows and loop.order is Order.values_first else None
-    if calibrates:
+        metrics |= measure_critic(run, collected, "before" if makes_e_steps else "after")
+    rollouts = policy_rollouts(run, collected) if makes_m_steps else None
+    early_values = read_values(run, rollouts) if rollouts and loop.order is Order.values_first else None
+    if makes_e_steps:
         size = loop.labeled_prompts * loop.samples_per_prompt
-        for step in range(e_steps):
+        for step in range(loop.e_steps):
             part = slice(step * size, (step + 1) * size)
-            metrics |= e_step(run, drawn.labeled[part], drawn.correct[part], run.iteration, step)
+            metrics |= run_e_step(run, collected.labeled[part], collected.correct[part], run.iteration, step)
         if measures:
-            metrics |= measure_critic(run, drawn, "after")
-    if rows:
-        metrics |= m_step(run, rows, early)
+            metrics |= measure_critic(run, collected, "after")
+    if rollouts:
+        metrics |= run_m_step(run, rollouts, early_values)
         for step in range(1, loop.m_steps):
             run.sync()
-            metrics |= m_step(run, policy_rollouts(run, more_rollouts(run, step)), step=step)
-    return metrics | {"policy/gate_open": float(refines)}
+            metrics |= run_m_step(run, policy_rollouts(run, collect_again(run, step)), step=step)
+    return metrics | {"policy/gate_open": float(makes_m_steps)}
 
 
-def e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: int, step: int = 0) -> Metrics:
-    """Calibrate the critic on graded labeled rollouts."""
+def run_e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: int, step: int = 0) -> Metrics:
+    """Train the critic on graded labeled rollouts."""
     if run.config.critic.labels is Labels.shuffled:
-        order = sorted(range(len(correct)), key=lambda at: derive_seed(run.config.seed, iteration, "shuffled", at))
-        correct = [correct[at] for at in order]
+        order = sorted(range(len(correct)), key=lambda row: derive_seed(run.config.seed, iteration, "shuffled", row))
+        correct = [correct[row] for row in order]
     with run.phase("e_step"):
-        return calibrate(run.models.needed_critic, rollouts, correct, run.config.critic, run.seed(iteration, step))
-
-
-def m_step(run: Run, rows: PolicyRollouts, early: Tensor | None = None, step: int = 0) -> Metrics:
-    """The method judges the rollouts, the policy learns from its advantages, and PPO's critic from its returns."""
-    config, seed = run.config, run.seed(run.iteration, step)
-    wrong = config.critic.target_range.wrong
-    with run.phase("advantages"):
-        found = estimate(
-            rows,
-            run.method,
-            run.policy,
-            run.critic,
-            run.reference,
-            run.scores,
-            config.policy,
-            wrong=wrong,
-            seed=seed,
-            critic_values=early,
+        return e_step(
+            run.models.needed_critic, rollouts, correct, run.config.critic, shuffle_seed(run, iteration, step)
         )
-    metrics = run.observe(rows, found)
-    if "values" in run.method.needs and run.policy_learns_unlabeled:
-        unlabeled = ~found.experience.labeled
-        judged = [rollout for rollout, mine in zip(rows.rollouts, unlabeled.tolist(), strict=True) if mine]
-        believed = last_value(found.experience.needed_values(), found.experience.response_mask)
-        metrics |= evidence(believed[unlabeled], judged, wrong)
+
+
+def run_m_step(run: Run, rollouts: PolicyRollouts, early_values: Tensor | None = None, step: int = 0) -> Metrics:
+    """Compute the method's advantages, then train the policy on them, and PPO's critic on the returns."""
+    config, models, seed = run.config, run.models, shuffle_seed(run, run.iteration, step)
+    reads_values = "values" in run.method.needs
+    with run.phase("advantages"):
+        batch = compute_advantages(
+            rollouts,
+            run.method,
+            models.policy,
+            models.critic,
+            models.reference,
+            models.scores,
+            config.policy,
+            wrong=config.critic.target_range.wrong,
+            seed=seed,
+            critic_values=early_values,
+        )
+    with run.phase("observe"):
+        metrics = run.evaluator.observe_unlabeled(rollouts, batch, reads_values=reads_values)
+    if reads_values and config.policy.learns_from is not LearnsFrom.labeled:
+        metrics |= evidence_metrics(rollouts.rollouts, batch)
     if config.critic.training is CriticTraining.returns:
         with run.phase("e_step"):
-            metrics |= learn_returns(run.models.needed_critic, found, config.critic, seed)
+            metrics |= learn_returns(models.needed_critic, batch, config.critic, seed)
     with run.phase("m_step"):
-        longest = config.generation.max_response_tokens
-        return metrics | refine(run.policy, found, run.scores, config.policy, seed, longest=longest)
+        max_tokens = config.generation.max_response_tokens
+        return metrics | m_step(
+            models.policy, batch, models.scores, config.policy, seed, max_response_tokens=max_tokens
+        )
 
 
-def policy_rollouts(run: Run, drawn: Collected) -> PolicyRollouts:
-    """The rollouts that train the policy: labeled, unlabeled without those sampled for the vote alone, or both."""
+def shuffle_seed(run: Run, iteration: int, step: int) -> tuple[int, ...]:
+    """Return what the order of an update's mini-batches is hashed from."""
+    return (run.config.seed, iteration, step) if step else (run.config.seed, iteration)
+
+
+def policy_rollouts(run: Run, collected: Collected) -> PolicyRollouts:
+    """Return the rollouts that train the policy: labeled ones, unlabeled ones, or both.
+
+    Unlabeled rollouts that were sampled only for the vote do not train it.
+    """
+    loop, learns_from = run.config.loop, run.config.policy.learns_from
     rollouts, correct, votes = [], [], None
-    if run.config.policy.learns_from is not LearnsFrom.unlabeled:
-        one_step = slice(run.config.loop.labeled_prompts * run.config.loop.samples_per_prompt)
-        rollouts, correct = drawn.labeled[one_step], drawn.correct[one_step]
-    if run.policy_learns_unlabeled:
-        samples = run.config.loop.samples_per_prompt
-        a_prompt = max(samples, run.config.loop.votes_per_prompt)
-        trained = [at for at in range(len(drawn.unlabeled)) if at % a_prompt < samples]
+    if learns_from is not LearnsFrom.unlabeled:
+        first_step = slice(loop.labeled_prompts * loop.samples_per_prompt)
+        rollouts, correct = collected.labeled[first_step], collected.correct[first_step]
+    if learns_from is not LearnsFrom.labeled:
+        samples = max(loop.samples_per_prompt, loop.votes_per_prompt)
+        trained = [row for row in range(len(collected.unlabeled)) if row % samples < loop.samples_per_prompt]
         if "votes" in run.method.needs:
             with run.phase("vote"):
-                votes = read_votes(run.grader, drawn.unlabeled, trained)
-        rollouts += [drawn.unlabeled[at] for at in trained]
+                votes = rollout_votes(run.grader, collected.unlabeled, trained)
+        rollouts += [collected.unlabeled[row] for row in trained]
         correct += [float("nan")] * len(trained)
     return PolicyRollouts(rollouts, correct, votes)
 
 
-def more_rollouts(run: Run, step: int) -> Collected:
-    """Fresh rollouts of the policy that the last M-step made. A run that is to stop does not give them up: a policy
-    that has learned since the boundary of the iterations cannot be saved as it was there."""
-    loop = run.config.loop
+def collect_again(run: Run, step: int) -> Collected:
+    """Collect rollouts of the policy that the last M-step trained.
+
+    Generation here cannot be interrupted: the policy has learned since the iteration began, so it could not be saved as
+    it was then.
+    """
+    loop, learns_from = run.config.loop, run.config.policy.learns_from
     return run.collector.collect(
         run.iteration,
-        labeled=loop.labeled_prompts if run.policy_learns_labeled else 0,
-        unlabeled=loop.unlabeled_prompts if run.policy_learns_unlabeled else 0,
+        labeled=loop.labeled_prompts if learns_from is not LearnsFrom.unlabeled else 0,
+        unlabeled=loop.unlabeled_prompts if learns_from is not LearnsFrom.labeled else 0,
         step=step,
     )
 
 
-def read_values(run: Run, rows: PolicyRollouts) -> Tensor:
-    """The critic's values as they are now."""
+def read_values(run: Run, rollouts: PolicyRollouts) -> Tensor:
+    """Return the critic's current values, [rows, sequence]."""
     with run.phase("values"):
-        assert run.critic is not None  # validated at start
-        return values(run.critic, to_batch(rows.rollouts))
+        assert run.models.critic is not None  # validated at start
+        return values(run.models.critic, to_batch(rollouts.rollouts))
 
 
-def measure_critic(run: Run, drawn: Collected, when: str) -> Metrics:
-    """Accuracy on the labeled questions set aside and, with a critic, its calibration there; the gate reads it."""
-    correct = drawn.measured_correct
-    found = {"correct": sum(correct) / len(correct)}
-    if run.critic:
+def measure_critic(run: Run, collected: Collected, when: str) -> Metrics:
+    """Return the accuracy on the questions set aside and, with a critic, its calibration there; update the gate."""
+    correct = collected.measured_correct
+    figures = {"correct": sum(correct) / len(correct)}
+    if run.models.critic:
         with run.phase("critic_metrics"):
-            found = measure(run.critic, drawn.measured, correct, run.config.critic.target_range)
-        # A figure that rollouts all right or all wrong do not have stays as it was; a critic without a value has none.
-        otherwise = run.gate_value if "mean_value" in found else None
-        run.gate_value = broadcast_from_first(found.get(run.config.loop.gate_on, otherwise))
-    return {f"calibration/{when}/{name}": value for name, value in found.items()}
+            figures = critic_metrics(run.models.critic, collected.measured, correct, run.config.critic.target_range)
+        # Rollouts that are all right or all wrong have no AUROC: the gate keeps its last figure. A critic without any
+        # finite value has no figure at all.
+        otherwise = run.state.gate_value if "mean_value" in figures else None
+        run.state.gate_value = broadcast_from_first(figures.get(run.config.loop.gate_on, otherwise))
+    return {f"calibration/{when}/{name}": value for name, value in figures.items()}
 
 
 def start_critic(run: Run) -> None:
-    """E-steps on labeled prompts alone, counted down to iteration 0: the first M-step needs a critic to follow."""
-    if not run.critic:
+    """Make the critic start: E-steps on labeled prompts alone, so that the first M-step has a trained critic.
+
+    Its iterations have negative numbers that count up to 0.
+    """
+    if not run.models.critic:
         return
-    start = run.config.stages.critic_start
-    for step in run.stage(CRITIC_START, start.iterations, run.config.checkpoint.every):
-        iteration = run.generator.iteration = step - start.iterations
-        with run.may_be_interrupted():
-            drawn = run.collector.collect(iteration, labeled=start.prompts)
-        metrics = e_step(run, drawn.labeled, drawn.correct, iteration)
-        run.log("critic_start", run.count(drawn) | metrics, iteration)
-    run.models.freeze_at(Position(CRITIC_START, start.iterations))
+    stage = run.config.stages.critic_start
+    for step in run.stage_steps(CRITIC_START, stage.iterations, run.config.checkpoint.every):
+        iteration = run.generator.iteration = step - stage.iterations
+        with run.interruptible():
+            collected = run.collector.collect(iteration, labeled=stage.prompts)
+        metrics = run_e_step(run, collected.labeled, collected.correct, iteration)
+        run.log("critic_start", run.collector.metrics(collected) | metrics, iteration=iteration)
+    run.models.freeze_at(Position(CRITIC_START, stage.iterations))
     run.generator.iteration = 0
     if run.collector.measured:
-        with run.may_be_interrupted():
-            drawn = run.collector.collect(0, measure=True)
-        run.log("critic_start", measure_critic(run, drawn, "after"), 0)
+        with run.interruptible():
+            collected = run.collector.collect(0, measure=True)
+        run.log("critic_start", measure_critic(run, collected, "after"), iteration=0)
 
 
 def warm_start(run: Run) -> None:
-    """Supervised steps on `data.warm_start`; the policy's optimizer starts afresh after them, critic and reference from
-    their weights."""
+    """Make supervised steps on `data.warm_start`; then policy, critic and reference start from the policy's weights."""
     stage = run.config.stages.warm_start
     if not stage.steps:
         return
-    if not run.course.resumed_from:
+    if not run.lifecycle.resumed_from:
         run.models.begin_warm_start()
-    for step in run.stage(WARM_START, stage.steps, stage.steps):
+    for step in run.stage_steps(WARM_START, stage.steps, stage.steps):
         with run.phase("warm_start"):
-            loss = warm_start_step(run.policy, run.examples.take(stage.batch_size), run.scores())
+            loss = warm_start_step(run.models.policy, run.data.examples.take(stage.batch_size), run.models.scores())
         if step % 50 == 0 or step == stage.steps - 1:
             run.log("warm_start", {"step": step, "warm_start/loss": loss})
     run.models.end_warm_start()

@@ -1,4 +1,4 @@
-"""The models of a run, built from what it starts from, and the weights that pass between them."""
+"""The models of a run, the weights they start from, and the weights that pass between them."""
 
 from __future__ import annotations
 
@@ -28,79 +28,85 @@ from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
 class Models:
-    """The policy, and critic and reference where the recipe has them; each rests until its turn. All is collective.
+    """The policy, and the critic and the reference where the recipe has them. All methods are collective.
 
-    `saved_in`: a checkpoint of the run, which resumes from it or another. Weights then wait for that, and nothing of
-    what the run started from is read. `trainers`: those that learn, by name; a frozen critic is none of them.
-    `settings` and `entries` describe the policy to converters, `scores` reads its output.
+    Each model moves to host memory as soon as it is built. `checkpoint` is a checkpoint of the run, if it has one:
+    models are then built without weights, because the run loads them later from that checkpoint or another.
     """
 
-    def __init__(self, config: Config, place: Topology, turns: DeviceResidency, saved_in: Path | None = None) -> None:
-        self._config, self._place, self._turns, self._saved_in = config, place, turns, saved_in
-        self._hf_path = saved_in / checkpoint_format.HUGGING_FACE if saved_in else Path(config.model.hf_path)
+    reference: MegatronModel | None = None
+    """The policy as it started. The M-step's KL term compares the policy with it."""
+    critic: MegatronModel | None = None
+
+    def __init__(
+        self, config: Config, topology: Topology, residency: DeviceResidency, checkpoint: Path | None = None
+    ) -> None:
+        self._config, self._topology, self._residency, self._checkpoint = config, topology, residency, checkpoint
+        self._hf_path = checkpoint / checkpoint_format.HUGGING_FACE if checkpoint else Path(config.model.hf_path)
         self.settings = hf_config.backbone_settings(hf_files.read_config(self._hf_path))
         self.entries = decoder.policy(self.settings)
+        """The conversion map of the policy."""
         policy = self.build("policy", config.policy.checkpoint)
-        self.policy = Trainer(
-            policy, schedule_in_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens
-        )
-        self.critic: MegatronModel | None = None
+        schedule = schedule_in_optimizer_steps(config.policy)
+        self.policy = Trainer(policy, schedule, config, topology, config.policy.micro_batch_tokens)
         self.trainers = {"policy": self.policy}
-        self._introduce("policy", self.policy)
+        """The models that learn, by name. A frozen critic is not among them."""
+        self._register("policy", self.policy)
         if config.critic.training is not CriticTraining.none:
             self.critic = self._build_critic()
-            self._introduce("critic", self.critic)
-        self.reference: MegatronModel | None = None
+            self._register("critic", self.critic)
         if config.policy.kl_coefficient:
             reference = self.build("policy", config.policy.checkpoint)
-            self.reference = MegatronModel(reference, config, place, config.policy.micro_batch_tokens)
-            self._introduce("reference", self.reference)
-        self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, place)
+            self.reference = MegatronModel(reference, config, topology, config.policy.micro_batch_tokens)
+            self._register("reference", self.reference)
+        self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, topology)
+        """Makes the functions that read log-probs and statistics from the policy's output."""
 
     def build(self, role: Role, start: str) -> Any:
-        """A model with the weights that the run starts from: those of a checkpoint, or of model.hf_path. Of a run that
-        resumes, a model of the same form whose weights are still to be loaded.
+        """Return a model with the weights that the run starts from: those of checkpoint `start`, or of model.hf_path.
 
-        The values of a critic that was trained toward another range of targets are rescaled to the run's.
+        For a run that resumes, return the model without weights. A critic that was trained toward another range of
+        targets is rescaled to the run's.
         """
-        form = self._saved_in or (Path(start) if start else None)
-        bias = form is not None and OUTPUT_BIAS in checkpoint_format.CheckpointReader(form, role).descriptions
-        module = model.build_model(role, self.settings, self._config, self._place, head_bias=bias)
-        if self._saved_in:
-            with torch.no_grad():  # what a checkpoint did not fill must not pass for weights
+        source = self._checkpoint or (Path(start) if start else None)
+        bias = source is not None and OUTPUT_BIAS in checkpoint_format.CheckpointReader(source, role).descriptions
+        module = model.build_model(role, self.settings, self._config, self._topology, head_bias=bias)
+        if self._checkpoint:
+            with torch.no_grad():  # a parameter that the checkpoint does not fill must not look like a weight
                 for parameter in module.parameters():
                     parameter.fill_(math.nan)
             return module
         if start:
             dist_checkpoint.load_weights(Path(start), role, module)
-            if role == "critic" and self._place.is_last_stage:
-                trained, wanted = checkpoint_format.read_target_range(Path(start)), self._config.critic.target_range
-                if trained != wanted:
-                    module.output_layer.rescale(*TargetRange(trained).to(wanted))
+            if role == "critic" and self._topology.is_last_stage:
+                trained_range = checkpoint_format.read_target_range(Path(start))
+                target_range = self._config.critic.target_range
+                if trained_range != target_range:
+                    module.output_layer.rescale(*TargetRange(trained_range).to(target_range))
         else:
-            read = hf_files.HfReader(self._hf_path)
-            weights.load_hf_weights(module, self.entries, read, self._place, critic=role == "critic")
+            reader = hf_files.HfReader(self._hf_path)
+            weights.load_hf_weights(module, self.entries, reader, self._topology, critic=role == "critic")
         return module
 
     def _build_critic(self) -> MegatronModel:
-        """The critic, with an optimizer if there is anything that it will learn."""
+        """Return the critic, with an optimizer if it learns in any stage of the run."""
         config, critic = self._config, self.build("critic", self._config.critic.checkpoint)
         if not (config.critic.training.learns or config.stages.critic_start.iterations):
-            return MegatronModel(critic, config, self._place, config.critic.micro_batch_tokens)
-        optimizer = schedule_in_optimizer_steps(config.critic)
-        trainer = Trainer(critic, optimizer, config, self._place, config.critic.micro_batch_tokens)
+            return MegatronModel(critic, config, self._topology, config.critic.micro_batch_tokens)
+        schedule = schedule_in_optimizer_steps(config.critic)
+        trainer = Trainer(critic, schedule, config, self._topology, config.critic.micro_batch_tokens)
         self.trainers["critic"] = trainer
         return trainer
 
-    def _introduce(self, name: str, made: MegatronModel) -> None:
-        """Let a model take its turns; it rests at once, so that the next finds room."""
-        made.name = name
-        self._turns.models[name] = made
+    def _register(self, name: str, scoring_model: MegatronModel) -> None:
+        """Name a model, check host memory for it, and move it there at once so that the next model finds room."""
+        scoring_model.name = name
+        self._residency.models[name] = scoring_model
         asynchronous = self._config.checkpoint.asynchronous
         copies = sum(map(dist_checkpoint.host_copy_bytes, self.saved.values())) if asynchronous else 0
-        offloaders = {name: one.offloader for name, one in self._turns.models.items()}
+        offloaders = {key: registered.offloader for key, registered in self._residency.models.items()}
         check_host_memory(offloaders, copies, self._config.memory)
-        made.offload()
+        scoring_model.offload()
 
     @property
     def saved(self) -> dict[str, MegatronModel]:
@@ -109,32 +115,32 @@ class Models:
 
     @property
     def needed_critic(self) -> Trainer:
-        """The critic of a run that teaches it."""
+        """The critic of a run that trains it. Raises RuntimeError where there is none."""
         if "critic" not in self.trainers:
             raise RuntimeError(f"critic.training {self._config.critic.training} has no critic that learns")
         return self.trainers["critic"]
 
     def freeze_at(self, position: Position) -> None:
-        """Let a frozen critic give up its optimizer, if the critic start is over at that position of the run."""
+        """Drop the optimizer of a frozen critic if its critic start is over at that position of the run."""
         start = self._config.stages.critic_start.iterations
-        over = position.stage == ITERATION or position == Position(CRITIC_START, start)
-        if over and not self._config.critic.training.learns and "critic" in self.trainers:
+        is_over = position.stage == ITERATION or position == Position(CRITIC_START, start)
+        if is_over and not self._config.critic.training.learns and "critic" in self.trainers:
             self.trainers.pop("critic").freeze()
 
     def policy_tensors(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
-        """The policy's present weights by their Hugging Face names, as the generator takes them (`weights.export`)."""
+        """Yield the policy's current weights by their Hugging Face names, as the generator loads them."""
         with self.policy.onloaded(StateKind.weights):
-            yield from weights.export_hf_weights(self.policy.module, self.entries, self._place)
+            yield from weights.export_hf_weights(self.policy.module, self.entries, self._topology)
 
     def begin_warm_start(self) -> None:
-        """The policy takes the warm start's optimizer."""
+        """Give the policy the warm start's optimizer."""
         self.policy.reset_optimizer(self._config.stages.warm_start.optimizer)
         self.policy.offload()
 
     def end_warm_start(self) -> None:
-        """The policy's and the critic's optimizers start afresh, critic and reference from the policy's weights."""
+        """Give policy and critic new optimizers, and copy the policy's weights to critic and reference."""
         self.policy.reset_optimizer(schedule_in_optimizer_steps(self._config.policy))
-        with self._turns.phase("copy"), self.policy.onloaded(StateKind.weights):
+        with self._residency.phase("copy"), self.policy.onloaded(StateKind.weights):
             if self.critic:
                 with self.critic.onloaded(StateKind.weights, changes=True):
                     weights.copy_backbone(self.policy.module, self.critic.module)
@@ -145,13 +151,13 @@ class Models:
                     self.reference.module.load_state_dict(self.policy.module.state_dict())
 
     def keep_reference(self, directory: Path) -> None:
-        """Save the reference, if there is one, for the run to resume with: what it was made from may change or go."""
+        """Save the reference, if there is one, for later starts of the run: its source may change or disappear."""
         if self.reference:
-            with self._turns.phase("save"), expect_pace(Pace.untimed), self.reference.onloaded():
+            with self._residency.phase("save"), expect_pace(Pace.untimed), self.reference.onloaded():
                 dist_checkpoint.save_weights(directory, "policy", self.reference.module)
 
     def load_reference(self, directory: Path) -> None:
-        """The reference, if there is one, as it was kept."""
+        """Load the reference, if there is one, as `keep_reference` saved it."""
         if self.reference:
             with self.reference.onloaded(changes=True):
                 dist_checkpoint.load_weights(directory, "policy", self.reference.module)

@@ -1,4 +1,8 @@
-"""Whose turn it is: models and generator share the device, and in each phase those that do not work rest."""
+"""Device residency: which models and generator hold device memory in which phase.
+
+Policy, critic, reference and generator take turns on the same device. When a phase begins, every model without work in
+it moves to host memory, and the generator sleeps.
+"""
 
 from __future__ import annotations
 
@@ -34,26 +38,30 @@ _WORKERS: dict[str, dict[str, frozenset[StateKind]]] = {
     "save": {},
     "export": {"policy": _READ},
 }
-"""Who works in a phase, and which kinds of a model's state may stay on the device. All else rests from the phase's
-beginning; who works wakes by itself. A phase that is not named here uses no device, or consists of others."""
+"""The models that work in each phase, and the kinds of their state that may stay on the device.
+
+When the phase begins, everything else leaves the device. A model that works moves its state to the device itself.
+A phase without an entry uses no device, or consists of other phases.
+"""
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """A phase that goes on, or "" for what lies between two."""
+    """The time in a phase, or between two phases, where `phase` is ""."""
 
     phase: str
     first: bool
-    begun: float = field(default_factory=time.monotonic)
-    ticks: int = field(default_factory=ticks)
-    """that had been when it began"""
+    """Whether this process is in the phase for the first time."""
+    start: float = field(default_factory=time.monotonic)
+    start_ticks: int = field(default_factory=ticks)
+    """The process's count of ticks at the start."""
 
 
 @dataclass
 class DeviceResidency:
-    """Puts to rest who does not work, and notes what each phase takes: seconds, device memory, host memory.
+    """Moves models off the device when they have no work, and measures seconds and memory of each phase.
 
-    `models` by name; `generator` once there is one.
+    `models` holds the models by name. `generator` is None until the run has built one.
     """
 
     device: torch.device
@@ -64,82 +72,88 @@ class DeviceResidency:
         self._seconds: dict[str, float] = {}
         self._peaks: dict[str, float] = {}
         self._active: list[_Stretch] = []
+        """The phases in progress, the innermost last."""
         self._between = _Stretch("", False)
-        """what has gone on since a phase was last left"""
+        """The time since a phase last ended."""
         self._entered = 0
         self._known: set[str] = set()
-        self._begin_reading()
+        self._restart_measurement()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A named part of an iteration. Parts may contain others, and count what those take."""
-        self._read()
+        """Enter a phase of an iteration. Phases may contain others; their seconds and memory include those."""
+        self._record_peaks()
         if name in _WORKERS:
-            self._give_way(_WORKERS[name])
-        self._begin_reading()
-        entered = _Stretch(name, name not in self._known)
-        self._active.append(entered)
+            self._free_device(_WORKERS[name])
+        self._restart_measurement()
+        stretch = _Stretch(name, name not in self._known)
+        self._active.append(stretch)
         self._known.add(name)
         self._entered += 1
         try:
             yield
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - entered.begun
-            self._read()
-            self._begin_reading()
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - stretch.start
+            self._record_peaks()
+            self._restart_measurement()
         finally:
             self._between = _Stretch("", False)
             self._active.pop()
 
-    def place(self) -> PhaseProgress:
-        """Where this rank is. Any thread may ask."""
-        (now,) = self._active[-1:] or [self._between]  # once: the main thread goes on
-        return PhaseProgress(self._entered, now.phase, time.monotonic() - now.begun, now.first, ticks() - now.ticks)
+    def progress(self) -> PhaseProgress:
+        """Return the phase that this rank is in and its progress there. Any thread may call it."""
+        (stretch,) = self._active[-1:] or [self._between]  # read once: the main thread changes the list meanwhile
+        seconds, new_ticks = time.monotonic() - stretch.start, ticks() - stretch.start_ticks
+        return PhaseProgress(self._entered, stretch.phase, seconds, stretch.first, new_ticks)
 
-    def taken(self) -> dict[str, float]:
-        """Timings and memory since this was last asked. No run repeats them exactly.
+    def take_usage(self) -> dict[str, float]:
+        """Return timings and memory since the last call. They differ between any two runs.
 
-        Device memory is what the driver counts as used, by vLLM and by other processes too: torch's own count holds
-        vLLM's memory to be there while it sleeps. Host memory is this process's resident set, with all that rests
-        there.
+        Device memory is what the driver counts as used, by vLLM and other processes too: torch's own count includes
+        vLLM's memory even while vLLM sleeps and has freed it. Host memory is this process's resident set, with all
+        model state that was moved to it.
         """
-        self._read()
-        self._begin_reading()
-        movers = [model.offloader for model in self.models.values()]
-        found = {f"seconds/{name}": value for name, value in self._seconds.items()}
-        found["seconds/offload"] = sum(mover.seconds for mover in movers)
-        found["memory/offloaded_gib"] = sum(mover.bytes for mover in movers) / _GIB
-        found |= self._peaks
-        for mover in movers:
-            mover.seconds, mover.bytes = 0.0, 0
+        self._record_peaks()
+        self._restart_measurement()
+        offloaders = [model.offloader for model in self.models.values()]
+        usage = {f"seconds/{name}": value for name, value in self._seconds.items()}
+        usage["seconds/offload"] = sum(offloader.seconds for offloader in offloaders)
+        usage["memory/offloaded_gib"] = sum(offloader.bytes for offloader in offloaders) / _GIB
+        usage |= self._peaks
+        for offloader in offloaders:
+            offloader.seconds, offloader.bytes = 0.0, 0
         self._seconds, self._peaks = {}, {}
-        return {name: round(value, 3) for name, value in found.items()}
+        return {name: round(value, 3) for name, value in usage.items()}
 
-    def _give_way(self, workers: dict[str, frozenset[StateKind]]) -> None:
-        """What does not work rests; memory that it leaves goes back to the driver, from which vLLM takes its own."""
+    def _free_device(self, workers: dict[str, frozenset[StateKind]]) -> None:
+        """Move to host memory whatever the workers do not need.
+
+        The freed memory returns to the driver, because vLLM allocates its memory there.
+        """
         if self.generator is not None and _GENERATOR not in workers:
             self.generator.sleep()
-        given = [model.offload(keep=workers.get(name, _NOTHING)) for name, model in self.models.items()]
-        if any(given) or _GENERATOR in workers:
+        has_freed = [model.offload(keep=workers.get(name, _NOTHING)) for name, model in self.models.items()]
+        if any(has_freed) or _GENERATOR in workers:
             torch.cuda.empty_cache()
 
-    def _begin_reading(self) -> None:
+    def _restart_measurement(self) -> None:
         host_memory.reset_peak()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._used, self._reserved = _device_used(self.device), torch.cuda.memory_reserved(self.device)
 
-    def _read(self) -> None:
-        """The most that was used since reading began, noted for the whole and for each phase that goes on."""
+    def _record_peaks(self) -> None:
+        """Record the peak memory since measurement last restarted, for the run and for each phase in progress."""
         peaks = {"host": host_memory.peak_bytes()}
         if self.device.type == "cuda":
-            grown = torch.cuda.max_memory_reserved(self.device) - self._reserved
-            peaks["device"] = max(self._used + grown, _device_used(self.device))
-        for part in ["", *(f"{active.phase}/" for active in self._active)]:
-            for where, peak in peaks.items():
-                name = f"memory/{part}{where}_peak_gib"
+            growth = torch.cuda.max_memory_reserved(self.device) - self._reserved
+            peaks["device"] = max(self._used + growth, _device_used(self.device))
+        for part in ["", *(f"{stretch.phase}/" for stretch in self._active)]:
+            for memory, peak in peaks.items():
+                name = f"memory/{part}{memory}_peak_gib"
                 self._peaks[name] = max(self._peaks.get(name, 0.0), peak / _GIB)
 
 
 def _device_used(device: torch.device) -> int:
+    """Return the bytes of the device's memory that are in use, by any process."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tempo_megatron.config import load_config
+from tempo_megatron.config import Config, load_config
 from tempo_megatron.megatron import topology
+from tempo_megatron.training.build import build_run, make_vllm_generator
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
 from tempo_megatron.validation.recipe import recipe_problems
 
 
-def share_what_takes_long() -> None:
-    """Give all runs one process group and one engine. Each run begins by sending the engine its own weights."""
-    initialize, build = topology.initialize, Run._build_generator
+def share_what_takes_long() -> Callable[..., Run]:
+    """Use one process group and one engine. Each return what builds a run with them.
+
+    Each run begins by sending the engine its own weights.
+    """
+    initialize = topology.initialize
     places: list[topology.Topology] = []
     engines: list[Any] = []
 
@@ -26,22 +33,22 @@ def share_what_takes_long() -> None:
         places[:] = places or [initialize(*arguments)]
         return places[0]
 
-    def one_engine(run: Run) -> Any:
-        engines[:] = engines or [build(run)]
-        engines[0].weights = run.models.policy_tensors
+    def one_engine(config: Config, hf_path: Path, tokenizer: Any, policy_tensors: Any) -> Any:
+        engines[:] = engines or [make_vllm_generator(config, hf_path, tokenizer, policy_tensors)]
+        engines[0].weights = policy_tensors
         return engines[0]
 
     topology.initialize = one_place
     topology.shutdown = lambda: None
-    Run._build_generator = one_engine  # type: ignore[method-assign]
+    return partial(build_run, make_generator=one_engine)
 
 
 def main(recipe: str, plan: str) -> None:
-    share_what_takes_long()
+    build = share_what_takes_long()
     for overrides in json.loads(plan):
         config = load_config(recipe, overrides)
         assert recipe_problems(config) == []
-        train(config)
+        train(config, build)
 
 
 if __name__ == "__main__":

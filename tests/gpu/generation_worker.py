@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,8 +16,7 @@ from tempo_megatron.config import load_config
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation.engine import Completion, Generator, Request
 from tempo_megatron.megatron import weights
-from tempo_megatron.training.run import Run
-from tests.parallel.layout_worker import Recorded
+from tests.runs import build_recorded
 
 
 def first_log_probs(completions: Sequence[Completion]) -> Tensor:
@@ -30,7 +30,7 @@ def free_gib() -> float:
 
 def main(recipe: str, *overrides: str) -> None:
     config = load_config(recipe, overrides)
-    run = Run(config, generator=Recorded())
+    run = build_recorded(config)
     weights.BUCKET_BYTES = 2**13  # where ranks are several, the vocabulary comes in rows
     scale = 1.0
 
@@ -41,7 +41,7 @@ def main(recipe: str, *overrides: str) -> None:
 
     tensor_size = config.parallel.tensor_model_parallel_size
     generator = Generator(
-        run.hf_path,
+        Path(config.model.hf_path),
         config.generation,
         tensor_parallel_size=tensor_size,
         max_model_len=64,

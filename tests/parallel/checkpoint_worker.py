@@ -14,14 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import tempo_megatron.training.run
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, saver
 from tempo_megatron.megatron.checkpointing.saver import complete_checkpoints, resumable_checkpoints
 from tempo_megatron.training.run import Run
 from tests.clock import Clock
 from tests.parallel.turns_worker import RESTS, advance, same, started, state
-from tools.killing.recorded import Parity
 
 
 class SlowDisk:
@@ -44,7 +42,7 @@ class SlowDisk:
 
 
 def iterations(run: Run) -> list[str]:
-    return [path.name for path in complete_checkpoints(run.course.saver.directory)]
+    return [path.name for path in complete_checkpoints(run.lifecycle.saver.directory)]
 
 
 def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
@@ -59,8 +57,8 @@ def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
     threading.Timer(0.5, disk.goes_on.set).start()
     run.save()
     after_next_save = list(disk.written)
-    run.course.saver.wait()
-    dist_checkpoint.load_checkpoint(run.course.saver.directory / "iteration-000001", run.trainers)
+    run.lifecycle.saver.wait()
+    dist_checkpoint.load_checkpoint(run.lifecycle.saver.directory / "iteration-000001", run.models.trainers)
     return {
         "complete_at_first": before,
         "written_at_first": done_before,
@@ -81,11 +79,11 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
 
     if dist.get_rank() == 1:
         writer.write_data = full
-    run.iteration += 1
+    run.state.iteration += 1
     run.save()
     told = ""
     try:
-        run.course.saver.wait()
+        run.lifecycle.saver.wait()
     except Exception:
         told = traceback.format_exc()
     every = [""] * dist.get_world_size()
@@ -93,20 +91,20 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
     left = iterations(run)
     writer.write_data = write_data
     run.save()
-    run.course.saver.wait()
+    run.lifecycle.saver.wait()
     return {"told": every, "complete_after_failure": left, "complete_at_last": iterations(run)}
 
 
 def interruptions(run: Run) -> dict[str, Any]:
     """The checkpoints after interruptions at iterations 4 and 5, and after the regular save of iteration 5."""
     there, said = [], []
-    for run.iteration in (4, 5):
-        run.course.begin()
-        said.append(run.course.save_interrupted())
-        there.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
+    for run.state.iteration in (4, 5):
+        run.lifecycle.begin_iteration(run.snapshot())
+        said.append(run.lifecycle.save_interrupted())
+        there.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
     run.save()
-    said.append(run.course.save_interrupted())
-    there.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
+    said.append(run.lifecycle.save_interrupted())
+    there.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
     return {"there_when_interrupted": there, "said_when_interrupted": said}
 
 
@@ -118,16 +116,14 @@ def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
     run.save()
     clock.sleep(30)
     disk.goes_on.set()
-    run.course.saver.wait()
+    run.lifecycle.saver.wait()
     disk.repair()
-    run.course.pause()
-    return {"save_seconds": run.course.saver.seconds, "lead": run.course.interruption.lead_seconds}
+    run.lifecycle.check_interruption()
+    return {"save_seconds": run.lifecycle.saver.seconds, "lead": run.lifecycle.interruption.lead_seconds}
 
 
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    run_module: Any = tempo_megatron.training.run
-    run_module.Grader = Parity
     run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
     report = written_while_the_run_goes_on(run, disk)
@@ -136,7 +132,7 @@ def main(path: str, out: str, *overrides: str) -> None:
     report |= interruptions(run)
     report |= seconds_of_a_slow_write(run)
     counted = [0] * dist.get_world_size()
-    dist.all_gather_object(counted, sum(map(dist_checkpoint.host_copy_bytes, run.trainers.values())))
+    dist.all_gather_object(counted, sum(map(dist_checkpoint.host_copy_bytes, run.models.trainers.values())))
     report["copied_bytes"] = sum(counted)
     if dist.get_rank() == 0:
         torch.save(report, Path(out))

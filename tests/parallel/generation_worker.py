@@ -26,7 +26,7 @@ from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.training.run import Run
 from tempo_megatron.utils import heartbeat
-from tests.parallel.layout_worker import Recorded
+from tests.runs import build_recorded
 
 
 def random_states() -> list[object]:
@@ -40,7 +40,7 @@ def difference(run: Run, requests: Sequence[Request], completions: Sequence[Comp
         [c.response_ids for c in completions],
     )
     batch = from_sequences(prompts, responses)
-    trainer = run.policy.score(batch, run.scores())["log_probs"][batch.response_mask]
+    trainer = run.models.policy.score(batch, run.models.scores())["log_probs"][batch.response_mask]
     generator = torch.tensor([value for completion in completions for value in completion.log_probs])
     return float((trainer - generator).abs().mean())
 
@@ -68,12 +68,12 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     dtype = getattr(torch, kind)
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     config = load_config(recipe, [*layout, *overrides])
-    run = Run(config, generator=Recorded())
+    run = build_recorded(config)
     weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
     assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())
     policy = {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
     if dist.get_rank() == 0:
-        hf_files.copy_side_files(run.hf_path, Path(export))  # the weights come from the trainer
+        hf_files.copy_side_files(Path(config.model.hf_path), Path(export))  # the weights come from the trainer
     dist.barrier()
 
     def trainers() -> Iterable[tuple[str, Tensor | TensorRows]]:

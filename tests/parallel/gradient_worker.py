@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,8 +16,7 @@ from torch import Tensor
 from tempo_megatron.config import AverageOver, PolicyLoss, load_config
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.training.loop import iterate
-from tempo_megatron.training.run import Run
-from tests.parallel.layout_worker import Recorded
+from tests.runs import build_recorded
 
 
 def whole_gradient(trainer: Trainer) -> Tensor:
@@ -46,16 +44,15 @@ def recorded(trainer: Trainer, into: list[Tensor]) -> None:
 
 def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    generator: Any = Recorded()
-    run = Run(load_config(recipe, overrides), generator=generator)
-    gradients: dict[str, list[Tensor]] = {name: [] for name in run.trainers}
-    for name, trainer in run.trainers.items():
+    run = build_recorded(load_config(recipe, overrides))
+    gradients: dict[str, list[Tensor]] = {name: [] for name in run.models.trainers}
+    for name, trainer in run.models.trainers.items():
         recorded(trainer, gradients[name])
-    run.iteration = 1
+    run.state.iteration = 1
     gradients_by_size: dict[int, dict[str, list[Tensor]]] = {}
     for size in map(int, sizes.split(",")):
-        run.labeled.position = run.unlabeled.position = 0
-        for trainer in run.trainers.values():
+        run.data.labeled.position = run.data.unlabeled.position = 0
+        for trainer in run.models.trainers.values():
             trainer.rule = replace(trainer.rule, budget=size)
         for loss, average in ((PolicyLoss.gspo, AverageOver.sequences), (PolicyLoss.ppo, AverageOver.tokens)):
             run.config.policy.loss, run.config.policy.average_over = loss, average
@@ -63,7 +60,7 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
         gradients_by_size[size] = {name: list(steps) for name, steps in gradients.items()}
         for steps in gradients.values():
             steps.clear()
-    if run.is_first:
+    if run.console.is_first:
         torch.save(gradients_by_size, Path(out))
 
 

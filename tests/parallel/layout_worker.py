@@ -24,6 +24,7 @@ from tempo_megatron.megatron.trainer import Score
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.training.run import Run
+from tests.runs import build_recorded
 from tools.killing.recorded import Recorded
 
 
@@ -32,9 +33,7 @@ def main(recipe: str, runs: str, out: str) -> None:
     weights.BUCKET_BYTES = 2**13  # several buckets, and the vocabulary in rows
     results: dict[str, Any] = {}
     for name, plan in json.loads(Path(runs).read_text()).items():
-        run = Run(
-            load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *plan["overrides"]]), generator=Recorded()
-        )
+        run = build_recorded(load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *plan["overrides"]]))
         results[name] = computed(run, plan["iterations"])
         run.grader.close()
         leave_groups()
@@ -56,7 +55,7 @@ def computed(run: Run, iterations: int) -> dict[str, Any]:
     at_start = exported(run)
     metrics, after = [], []
     for _ in range(iterations):
-        run.iteration += 1
+        run.state.iteration += 1
         metrics.append(iterate(run))
         after.append(state(run))
         if run.iteration == 1:
@@ -72,9 +71,9 @@ def exported(run: Run) -> dict[str, torch.Tensor]:
 
 def state(run: Run) -> dict[str, Any]:
     """Weights, and what policy and critic make of the first four prompts."""
-    position, run.unlabeled.position = run.unlabeled.position, 0
-    prompts: Sequence[Any] = run.unlabeled.take(4)
-    run.unlabeled.position = position
+    position, run.data.unlabeled.position = run.data.unlabeled.position, 0
+    prompts: Sequence[Any] = run.data.unlabeled.take(4)
+    run.data.unlabeled.position = position
     rollouts = [
         Rollout(prompt, 0, completion.response_ids, completion.log_probs, completion.finish_reason)
         for prompt in prompts
@@ -82,9 +81,9 @@ def state(run: Run) -> dict[str, Any]:
     ]
     batch = to_batch(rollouts)
     mask = batch.response_mask
-    scores = run.policy.score(batch, in_an_order_of_this_rank(run.scores(*STATISTICS)))
+    scores = run.models.policy.score(batch, in_an_order_of_this_rank(run.models.scores(*STATISTICS)))
     return {
-        "values": values(run.critic, batch)[mask],
+        "values": values(run.models.critic, batch)[mask],
         "scores": {name: column[mask] for name, column in scores.items()},
         "weights": exported(run),
     }

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import tempo_megatron.training.run
 from tempo_megatron.config import OptimizerConfig, load_config
 from tempo_megatron.conversion import decoder, hf_files
 from tempo_megatron.conversion.families import family
@@ -27,7 +26,6 @@ from tempo_megatron.training.phases.scoring import VALUES
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tests.parallel.turns_worker import RESTS, advance, device_bytes, started
-from tools.killing.recorded import Parity
 
 ALONE = "parallel.tensor_model_parallel_size=1"
 FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, RESTS)
@@ -62,10 +60,10 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
 
 def held(run: Run) -> dict[str, Any]:
     """What a run has of its critic beside weights: in `trainers`, on the device, in host memory, in its checkpoints."""
-    critic: Any = run.critic
-    saved = {path.name: path for path in resumable_checkpoints(run.course.saver.directory)}
+    critic: Any = run.models.critic
+    saved = {path.name: path for path in resumable_checkpoints(run.lifecycle.saver.directory)}
     return {
-        "learns": "critic" in run.trainers,
+        "learns": "critic" in run.models.trainers,
         "optimizer": critic.optimizer is not None,
         "device": device_bytes(critic, StateKind.gradients, StateKind.optimizer),
         "host": critic.offloader._host[StateKind.optimizer].bytes.nbytes,
@@ -97,14 +95,14 @@ def frozen(recipe: Path) -> dict[str, Any]:
     critics["resumed"] = held(run)
     (again,) = advance(run, 1)
     critics["differ"] = {name for name in first if first[name] != again[name]}
-    start = run.course.saver.directory / "iteration-000000"
+    start = run.lifecycle.saver.directory / "iteration-000000"
     leave_groups()
 
     never = (*FROZEN, f"critic.checkpoint={start}", "stages.critic_start.iterations=0", "policy.kl_coefficient=0.1")
     run, _ = started((recipe, never), "never")
     list(advance(run, 1))
     run.save()
-    critics["never"] = held(run) | {"scorer": type(run.critic) is MegatronModel}
+    critics["never"] = held(run) | {"scorer": type(run.models.critic) is MegatronModel}
     leave_groups()
     return critics
 
@@ -112,7 +110,7 @@ def frozen(recipe: Path) -> dict[str, Any]:
 def spoilt(recipe: Path) -> dict[str, Any]:
     """An E-step, and an M-step that whitens its advantages, each on rollouts of which the critic gave one a NaN."""
     run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "spoilt")
-    run.iteration = 1
+    run.state.iteration = 1
     collected = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
 
@@ -122,8 +120,8 @@ def spoilt(recipe: Path) -> dict[str, Any]:
         return rows
 
     critic.score = one_nan  # type: ignore[method-assign]
-    metrics = loop.e_step(run, collected.labeled, collected.correct, 1)
-    metrics |= loop.m_step(run, loop.policy_rollouts(run, collected))
+    metrics = loop.run_e_step(run, collected.labeled, collected.correct, 1)
+    metrics |= loop.run_m_step(run, loop.policy_rollouts(run, collected))
     kept = sorted(path.name for path in (run.directory / "non_finite").iterdir())
     leave_groups()
     return {"metrics": metrics, "kept": kept}
@@ -131,8 +129,6 @@ def spoilt(recipe: Path) -> dict[str, Any]:
 
 def main(hf_path: str, recipe: str, out: str) -> None:
     torch.set_num_threads(1)
-    run_module: Any = tempo_megatron.training.run
-    run_module.Grader = Parity
     report = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
     if torch.distributed.get_rank() == 0:
         torch.save(report, Path(out))

@@ -17,17 +17,18 @@ from typing import Any
 import torch
 import yaml
 
-import tempo_megatron.training.run
 from checkpoints_convert.convert import to_hf
 from tempo_megatron import cli
 from tempo_megatron.config import Config, load_config
+from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.megatron import topology
 from tempo_megatron.training import run_data
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.parallel.layout_worker import leave_groups
-from tools.killing.recorded import Parity, Recorded
+from tests.runs import build_recorded
+from tools.killing.recorded import Parity
 
 ROWS = 24
 ASIDE = 4
@@ -41,12 +42,15 @@ class Trials:
         self.labeled, self.held_out = self.place / "labeled.jsonl", self.place / "held-out.jsonl"
         self.said: list[str] = []
 
+    def build(self, config: Config, **settings: Any) -> Run:
+        return build_recorded(config, make_grader=Parity, write=self.said.append, **settings)
+
     def config(self, name: str, *overrides: str) -> Config:
         return load_config(self.recipe, [f"run_dir={self.place / name}", f"model.hf_path={self.model}", *overrides])
 
-    def run(self, config: Config) -> bool:
+    def run(self, config: Config, build: Callable[..., Run] | None = None) -> bool:
         self.said.clear()
-        finished = train(config)
+        finished = train(config, build or self.build)
         leave_groups()
         return finished
 
@@ -109,7 +113,7 @@ def without_origins(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]
 def changed_data(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
     """Rows removed, one changed, new ones, and one that was learned among the held-out ones."""
     config = trials.config("run", *from_start, "checkpoint.select_best=true", "loop.iterations=4")
-    tokenizer = load_tokenizer(trials.place / "run")
+    tokenizer = load_tokenizer(trials.place / "run" / "hf")
     before = run_data.load_run_data(config, tokenizer)
     aside = {prompt.question for prompt in before.set_aside}
     rows = [json.loads(line) for line in trials.labeled.read_text().splitlines()]
@@ -149,15 +153,19 @@ def fewer_iterations(trials: Trials) -> dict[str, Any]:
     """A run that was interrupted after its first iteration, of which no checkpoint was due, and then has no more."""
     settings = ("stages.warm_start.steps=0", "checkpoint.every=10")
 
-    def begin(self: Run, iteration: int) -> None:
-        if iteration == 2:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        begins(self, iteration)
+    def interrupted_in_iteration_2(config: Config, **factories: Any) -> Run:
+        run: Any = trials.build(config, **factories)
+        begin_iteration = run.begin_iteration
 
-    begins, changed = Run.begin, setattr
-    changed(Run, "begin", begin)
-    assert not trials.run(trials.config("fewer", *settings))
-    changed(Run, "begin", begins)
+        def begin(iteration: int) -> None:
+            if iteration == 2:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            begin_iteration(iteration)
+
+        run.begin_iteration = begin
+        return run
+
+    assert not trials.run(trials.config("fewer", *settings), interrupted_in_iteration_2)
     checkpoints = trials.place / "fewer" / "checkpoints"
     interim = sorted(path.name for path in checkpoints.iterdir() if path.name.startswith("i"))
     torch.distributed.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
@@ -177,21 +185,10 @@ def key_of(row: dict[str, str]) -> str:
     return key(row["prompt"])
 
 
-def load_tokenizer(run: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(run / "hf")
-
-
 def main(path: str, model: str, out: str) -> None:
     torch.set_num_threads(1)
     recipe = Path(path)
     trials = Trials(recipe, Path(model))
-    module: Any = tempo_megatron.training.run
-    module.Grader = Parity
-    run: Any = Run
-    run._build_generator = lambda _: Recorded()
-    run.say = lambda _, text: trials.said.append(text)
     topology.shutdown = lambda: None
     write_rows(trials.labeled, words("L", ROWS))
     write_rows(trials.held_out, words("H", 4))

@@ -17,8 +17,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,17 +28,19 @@ from tempo_megatron import cli
 from tempo_megatron.config import Config, load_config
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, WeightSource
 from tempo_megatron.megatron import topology
+from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints
-from tempo_megatron.megatron.trainer import Score, Trainer
 from tempo_megatron.run_dir import lock
 from tempo_megatron.training import loop
+from tempo_megatron.training.build import build_run
 from tempo_megatron.training.loop import train
+from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases import scoring
-from tempo_megatron.training.phases.warm_start import Example
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
+from tests.runs import build_recorded
 from tools.killing.recorded import Recorded
 
 WORK = ("warm_start", "sync", "evaluate", "grade", "advantages", "observe", "e_step", "m_step")
@@ -62,9 +65,9 @@ class Troubled(Recorded):
         if dist.get_rank() == 1:
             self.trouble(self.calls)
         if self.should_stop:
-            stop_requested = torch.tensor([int(self.should_stop())])
-            dist.all_reduce(stop_requested)
-            if stop_requested:
+            asked = torch.tensor([int(self.should_stop())])
+            dist.all_reduce(asked)
+            if asked:
                 raise GenerationStopped
         return super().generate(requests)
 
@@ -73,10 +76,26 @@ Trouble = Callable[[int, Run], None]
 """(number of the generate call, the run that asks) -> what befalls it"""
 
 
-def run(config: Config, trouble: Trouble = lambda call, run: None) -> bool:
+Prepare = Callable[[Run], None]
+
+
+def run(
+    config: Config,
+    trouble: Trouble = lambda call, run: None,
+    prepare: Prepare = lambda run: None,
+    **factories: Any,
+) -> bool:
+    """Train to the end or an interruption. `prepare` changes the run once it is built."""
     topology.shutdown = leave_groups  # to make the process group anew in the same processes is not reliable
-    Run._build_generator = lambda self: Troubled(lambda call: trouble(call, self), self.models.policy_tensors)
-    finished = train(config)
+
+    def build(config: Config, **settings: Any) -> Run:
+        runs: list[Run] = []
+        settings["make_generator"] = lambda *parts: Troubled(lambda call: trouble(call, runs[0]), parts[-1])
+        runs.append(build_run(config, **settings, **factories))
+        prepare(runs[0])
+        return runs[0]
+
+    finished = train(config, build)
     if not finished:
         dist.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
         topology.shutdown()
@@ -88,23 +107,29 @@ def interrupt_at(call: int) -> Trouble:
 
 
 def deadline_at(call: int) -> Trouble:
-    return lambda number, run: setattr(run.course.interruption, "_deadline", 0.0) if number == call else None
+    return lambda number, run: setattr(run.lifecycle.interruption, "_deadline", 0.0) if number == call else None
 
 
-@contextlib.contextmanager
-def interrupted_warm_start(step_to_stop: int) -> Iterator[list[int]]:
-    """Rank 1 is told to stop in that step, counted from 1; gives the number of examples of each step that is made."""
-    examples_of_steps, step = [], loop.warm_start_step
+class CountingModels(Models):
+    """Models whose policy counts its steps in `rows`, the number of rows of each; rank 1 is told to stop in the first.
 
-    def counted(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
-        examples_of_steps.append(len(examples))
-        if len(examples_of_steps) == step_to_stop and dist.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return step(policy, examples, score)
+    For runs that end before the first M-step: all steps are the warm start's.
+    """
 
-    loop.warm_start_step = counted
-    yield examples_of_steps
-    loop.warm_start_step = step
+    rows: ClassVar[list[int]] = []
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        policy: Any = self.policy
+        step = policy.step
+
+        def counted(batch: Batch, *functions: Any) -> Any:
+            self.rows.append(batch.rows)
+            if len(self.rows) == 1 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return step(batch, *functions)
+
+        policy.step = counted
 
 
 @contextlib.contextmanager
@@ -113,13 +138,13 @@ def counting(worked: Counter[str]) -> Iterator[None]:
 
     @contextlib.contextmanager
     def phase(self: DeviceResidency, name: str) -> Iterator[None]:
-        with original_phase(self, name):
+        with made(self, name):
             yield
-            worked[name] = max(worked[name], self.place().ticks)
+            worked[name] = max(worked[name], self.progress().ticks)
 
-    original_phase, DeviceResidency.phase = DeviceResidency.phase, phase
+    made, DeviceResidency.phase = DeviceResidency.phase, phase
     yield
-    DeviceResidency.phase = original_phase
+    DeviceResidency.phase = made
 
 
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
@@ -134,28 +159,29 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
         assert mark.read_text().strip()
         return [path.name for path in resumable_checkpoints(Path(config.run_dir) / "checkpoints")]
 
-    with interrupted_warm_start(step_to_stop=1) as steps:
-        assert not run(config)
-        assert saved() == ["interim-warm_start-000001"] and len(steps) == 1
-        # Generate calls, 1: evaluation at the start, 2 and 3: critic start.
-        assert not run(config, deadline_at(3))
-        assert saved() == ["interim-critic_start-000001"] and len(steps) == 2
+    assert not run(config, make_models=CountingModels)
+    assert saved() == ["interim-warm_start-000001"] and len(CountingModels.rows) == 1
+    # Generate calls, 1: evaluation at the start, 2 and 3: critic start.
+    assert not run(config, deadline_at(3), make_models=CountingModels)
+    assert saved() == ["interim-critic_start-000001"] and len(CountingModels.rows) == 2
     # 1: the rest of the critic start, 2 and 3: iterations 1 and 2. (4: evaluation after iteration 2.)
     assert not run(config, interrupt_at(3))
     assert saved() == ["iteration-000000", "interim-iteration-000001"]
     # Iteration 2's rollouts were given up; then comes its evaluation.
     assert not run(config, interrupt_at(2))
     # That evaluation is made now, and iteration 3 is interrupted while it learns: it goes on to its end.
-    original_sync = Run.sync
 
-    def sync(self: Run) -> None:
-        if self.iteration == 3 and dist.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        original_sync(self)
+    def interrupt_at_sync(run: Any) -> None:
+        load_weights = run.sync
 
-    Run.sync = sync
-    assert not run(config)
-    Run.sync = original_sync
+        def sync() -> None:
+            if run.iteration == 3 and dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            load_weights()
+
+        run.sync = sync
+
+    assert not run(config, prepare=interrupt_at_sync)
     assert run(config) and not mark.exists()
     finished_again(config)
 
@@ -163,9 +189,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 def finished_again(config: Config) -> None:
     """A run that is at its end says so, and what it does, when it is started once more."""
     said: list[str] = []
-    say, Run.say = Run.say, lambda self, text: said.append(text)
-    assert run(config)
-    Run.say = say
+    assert run(config, write=said.append)
     finished = [line for line in said if line.startswith(f"{config.run_dir} is finished, at iteration 4")]
     assert len(finished) == (os.environ["RANK"] == "0"), said
 
@@ -173,32 +197,31 @@ def finished_again(config: Config) -> None:
 def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
     runs: list[Run] = []
 
-    def fails(self: Run, *arguments: object) -> dict[str, float]:
-        if dist.get_rank() == 1:
-            raise ValueError("what rank 1 stumbled over")
-        return observe(self, *arguments)
+    def fails(*parts: object, **settings: object) -> dict[str, float]:
+        raise ValueError("what rank 1 stumbled over")
 
-    def hangs(*arguments: Any, **settings: Any) -> dict[str, torch.Tensor]:
+    def hangs(*given: Any, **settings: Any) -> dict[str, torch.Tensor]:
         if "entropy" in settings["statistics"] and next(micro_batches) == 1:
             # Not before: phases in which nobody hangs may take as long as a busy machine needs for them.
             runs[0].config.faults.first_stall_limit_seconds = 15.0
             if dist.get_rank() == 1:
                 time.sleep(600)
-        return token_scores(*arguments, **settings)
+        return token_scores(*given, **settings)
 
-    def builds(self: Run) -> Recorded:
-        runs.append(self)
-        return Recorded()
+    def build(config: Config, **settings: Any) -> Run:
+        runs.append(build_recorded(config, **settings))
+        if kind == "fail" and dist.get_rank() == 1:
+            evaluator: Any = runs[0].evaluator
+            evaluator.observe_unlabeled = fails
+        return runs[0]
 
     if kind == "second":
         lock.time = UntilTouched(Path(load_config(recipe, overrides).run_dir) / "running-1")
         lock._PAUSE_SECONDS = 6.0  # longer than a watch: the mark is touched in each
-    elif kind == "fail":
-        observe, Run.observe = Run.observe, fails
-    else:  # in the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass
+    elif kind == "hang":  # the second micro-batch whose old log-probs are read: rank 0 waits in the same forward pass
         micro_batches = itertools.count()
         token_scores, scoring.token_scores = scoring.token_scores, hangs
-    Run._build_generator = builds
+    loop.train = partial(train, build=build)
     sys.exit(cli.main(["train", recipe, *overrides]))
 
 

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import tempo_megatron.training.run
 from tempo_megatron.config import load_config
 from tempo_megatron.generation.engine import Completion, Request
 from tempo_megatron.megatron import offload, topology
@@ -24,6 +23,7 @@ from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.training.loop import iterate, warm_start
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
+from tests.runs import build_recorded
 from tools.killing.recorded import Parity, Recorded
 
 RESTS = "memory.offload_on_cpu=true"
@@ -74,14 +74,15 @@ class Watching(Recorded):
 def started(recipe: tuple[Path, Sequence[str]], name: str, *more: str) -> tuple[Run, Watching]:
     generator: Any = Watching()
     path, overrides = recipe
-    run = Run(load_config(path, [*overrides, f"run_dir={path.parent / name}", *more]), generator=generator)
-    generator.models = run.turns.models
+    config = load_config(path, [*overrides, f"run_dir={path.parent / name}", *more])
+    run = build_recorded(config, generator, make_grader=Parity)
+    generator.models = run.residency.models
     return run, generator
 
 
 def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
     for _ in range(iterations):
-        run.iteration += 1
+        run.state.iteration += 1
         yield iterate(run)
         run.sync()
 
@@ -89,7 +90,7 @@ def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
 def state(run: Run) -> dict[str, list[Tensor]]:
     """Every weight and every tensor of an optimizer that this rank holds."""
     tensors = {}
-    for name, trainer in run.trainers.items():
+    for name, trainer in run.models.trainers.items():
         with trainer.onloaded():
             kinds = (StateKind.weights, StateKind.optimizer)
             tensors[name] = [
@@ -120,8 +121,6 @@ def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:
 def main(path: str, out: str, *overrides: str) -> None:
     recipe = (Path(path), overrides)
     torch.set_num_threads(1)
-    run_module: Any = tempo_megatron.training.run
-    run_module.Grader = Parity
     run, watched = started(recipe, "stays", *STAYS)
     warm_start(run)
     stayed = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
@@ -129,11 +128,11 @@ def main(path: str, out: str, *overrides: str) -> None:
 
     run, watched = started(recipe, "rests", RESTS)
     warm_start(run)
-    run.course.keep_reference()
+    run.lifecycle.keep_reference()
     metrics = list(advance(run, ITERATIONS - 1))
     run.save()
-    resting = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.turns.models.items()}
-    read_only = bytes_of_reading(run.policy)
+    resting = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.residency.models.items()}
+    read_only = bytes_of_reading(run.models.policy)
     leave_groups()
 
     run, again = started(recipe, "rests", RESTS)

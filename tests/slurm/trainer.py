@@ -4,11 +4,12 @@ seconds."""
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from tempo_megatron import cli
-from tempo_megatron.training import run
-from tools.killing.recorded import Recorded
+from tempo_megatron.training import loop
+from tests.runs import build_recorded
 
 if __name__ == "__main__":
-    run.Run._build_generator = lambda _: Recorded()  # type: ignore[assignment, return-value]
+    loop.train = partial(loop.train, build=build_recorded)
     sys.exit(cli.main())

@@ -225,13 +225,13 @@ def _measure_generation(setup: Any, options: argparse.Namespace, sections: Seque
     run = None
     if set(sections).intersection(_RUN):
         parallel_state.destroy_model_parallel()  # a Run creates its own groups
-        run = full_run.BenchmarkRun(setup.config, lengths)
-        generator = run.engine.generator
+        run = full_run.build_benchmark_run(setup.config, lengths)
+        generator = full_run.engine(run).generator
         run.sync()
     else:
         generator = generation.start(setup)
     if "sync" in sections:
-        with run.weights_awake() if run else contextlib.nullcontext():
+        with full_run.weights_awake(run) if run else contextlib.nullcontext():
             report.add("sync", generation.measure_sync(generator, options.steps))
     if "rollout" in sections:
         workload = generation.RolloutWorkload(

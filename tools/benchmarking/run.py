@@ -17,9 +17,11 @@ from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import StateKind
 from tempo_megatron.megatron.trainer import MegatronModel
+from tempo_megatron.training.build import build_run, make_vllm_generator
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.run import Run
@@ -58,52 +60,46 @@ class RandomModels(Models):
     """Models that start from random weights."""
 
     def build(self, role: Role, start: str) -> Any:
-        module = model.build_model(role, self.settings, self._config, self._place)
-        randomize(module, self._place)
+        module = model.build_model(role, self.settings, self._config, self._topology)
+        randomize(module, self._topology)
         return module
 
 
-class BenchmarkRun(Run):
-    """A run with random weights and seeded response lengths.
+class AlternatingGrader(Grader):
+    """Grades for the time that it takes, and calls every other sample right.
 
-    Every other sample counts as right after it has been graded. Gradients of zero would use less power than real ones.
+    Gradients of equal grades would be 0 and use less power than real ones.
     """
 
-    def __init__(self, config: Config, lengths: Lengths) -> None:
-        self.lengths = lengths
-        super().__init__(config)
+    def grade(self, rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
+        super().grade(rollouts, answers)
+        return [float(rollout.sample % 2) for rollout in rollouts]
 
-    def _load_data(self) -> None:
-        super()._load_data()
-        graded = self.grader.grade
 
-        def grade(rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
-            graded(rollouts, answers)
-            return [float(rollout.sample % 2) for rollout in rollouts]
+def build_benchmark_run(config: Config, lengths: Lengths) -> Run:
+    """Return a run whose models start from random weights, and whose responses have random lengths."""
 
-        self.grader.grade = grade  # type: ignore[method-assign]
-
-    def _build_models(self) -> Models:
-        return RandomModels(self.config, self.topology, self.turns)
-
-    def _build_generator(self) -> Any:
-        generator = super()._build_generator()
+    def make_generator(*parts: Any) -> Any:
+        generator: Any = make_vllm_generator(*parts)
         generator.eos_token_ids = []
-        return SeededLengths(generator, self.lengths)
+        return SeededLengths(generator, lengths)
 
-    @property
-    def engine(self) -> Any:
-        """The generator with seeded lengths, inside the one that records rollouts."""
-        return self.generator.engine
-
-    @contextlib.contextmanager
-    def weights_awake(self) -> Iterator[None]:
-        """Keeps the policy's weights on the device, and nothing else of the models."""
-        with self.phase("sync"), self.policy.onloaded(StateKind.weights):
-            yield
+    return build_run(config, make_models=RandomModels, make_generator=make_generator, make_grader=AlternatingGrader)
 
 
-def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
+def engine(run: Run) -> Any:
+    """Return with seeded `DrawnLengths` of a benchmark's run."""
+    return run.generator.engine
+
+
+@contextlib.contextmanager
+def weights_awake(run: Run) -> Iterator[None]:
+    """Keep the policy's weights on the device, and nothing else of the models."""
+    with run.phase("sync"), run.models.policy.onloaded(StateKind.weights):
+        yield
+
+
+def measure_switch(run: Run, steps: int) -> Figures:
     """Seconds from a policy that has just learned to an engine that can generate, and back.
 
     The first time allocates host memory; later ones are given as medians. Collective.
@@ -118,27 +114,27 @@ def measure_switch(run: BenchmarkRun, steps: int) -> Figures:
     return figures
 
 
-def _to_generation(run: BenchmarkRun) -> None:
+def _to_generation(run: Run) -> None:
     run.sync()
     with run.phase("generate"):
-        run.engine.generator._wake("kv_cache")
+        engine(run).generator._wake("kv_cache")
 
 
-def _to_training(run: BenchmarkRun) -> None:
+def _to_training(run: Run) -> None:
     with run.phase("m_step"):
-        run.policy.offloader.onload(*StateKind)
-        run.policy.offloader.invalidate_host_copies()
+        run.models.policy.offloader.onload(*StateKind)
+        run.models.policy.offloader.invalidate_host_copies()
 
 
-_SWITCHES: dict[str, Callable[[BenchmarkRun], None]] = {
+_SWITCHES: dict[str, Callable[[Run], None]] = {
     "training to generating": _to_generation,
     "generating to training": _to_training,
 }
 
 
-def _timed_switch(run: BenchmarkRun, switch: Callable[[BenchmarkRun], None]) -> dict[str, float]:
+def _timed_switch(run: Run, switch: Callable[[Run], None]) -> dict[str, float]:
     """Seconds in all and of each part, and the GB moved between device and host."""
-    engine, mover, watch = run.engine.generator, run.policy.offloader, clock.Stopwatch()
+    vllm, mover, watch = engine(run).generator, run.models.policy.offloader, clock.Stopwatch()
     before = mover.bytes
 
     def waking() -> float:
@@ -147,15 +143,15 @@ def _timed_switch(run: BenchmarkRun, switch: Callable[[BenchmarkRun], None]) -> 
     with contextlib.ExitStack() as stack:
         stack.enter_context(watch.watching(mover, "rest", "policy rests"))
         stack.enter_context(watch.watching(mover, "wake", "policy wakes"))
-        stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
-        stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
-        stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
+        stack.enter_context(watch.watching(vllm, "_wake", "generator wakes"))
+        stack.enter_context(watch.watching(vllm, "sleep", "generator sleeps"))
+        stack.enter_context(watch.watching(vllm, "load_weights", "sync", waking))
         seconds = clock.timed(lambda: switch(run))
     parts = {f"seconds, {name}": clock.slowest(value) for name, value in sorted(watch.seconds.items())}
     return {"seconds": seconds, **parts, "GB moved a rank": (mover.bytes - before) / 1e9}
 
 
-def measure_iteration(run: BenchmarkRun, iterations: int) -> Figures:
+def measure_iteration(run: Run, iterations: int) -> Figures:
     """Seconds of iterations, each with the sync that ends it, after an untimed one. Collective.
 
     Training is the time of passes and steps of policy and critic; generating is the time of the engine. Neither
@@ -172,9 +168,9 @@ def measure_iteration(run: BenchmarkRun, iterations: int) -> Figures:
     return medians | {"seconds of each": [round(figures["seconds"], 2) for figures in timed_iterations]}
 
 
-def _iteration(run: BenchmarkRun, number: int) -> Figures:
-    run.iteration = number
-    tokens, metrics = run.engine.tokens, {}
+def _iteration(run: Run, number: int) -> Figures:
+    run.state.iteration = number
+    tokens, metrics = engine(run).tokens, {}
     watch = clock.Stopwatch()
 
     def work() -> None:
@@ -183,7 +179,7 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
 
     with _watching_work(run, watch):
         seconds = clock.timed(work)
-    tokens = run.engine.tokens - tokens
+    tokens = engine(run).tokens - tokens
     run.log("train", metrics)
     parts = {name: clock.slowest(value) for name, value in watch.seconds.items()}
     training = sum(value for name, value in parts.items() if name.startswith(("policy", "critic")))
@@ -202,7 +198,7 @@ def _iteration(run: BenchmarkRun, number: int) -> Figures:
     }
 
 
-def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
+def _ratios(run: Run, metrics: dict[str, float]) -> Figures:
     """The largest distance of the policy's ratios from 1, and its share of the clip range; noise at learning rate 0."""
     farthest = max(metrics["policy/ratio_max"] - 1, 1 - metrics["policy/ratio_min"])
     return {
@@ -212,21 +208,21 @@ def _ratios(run: BenchmarkRun, metrics: dict[str, float]) -> Figures:
 
 
 @contextlib.contextmanager
-def _watching_work(run: BenchmarkRun, watch: clock.Stopwatch) -> Iterator[None]:
-    engine, seconds = run.engine.generator, watch.seconds
+def _watching_work(run: Run, watch: clock.Stopwatch) -> Iterator[None]:
+    vllm, seconds = engine(run).generator, watch.seconds
 
     def waking() -> float:
         return seconds.get("generator wakes", 0.0)
 
     with contextlib.ExitStack() as stack:
-        for name, trained in run.trainers.items():
+        for name, trained in run.models.trainers.items():
             moving = _moving_seconds(trained)
             stack.enter_context(watch.watching(trained, "step", f"{name} steps", moving))
             stack.enter_context(watch.watching(trained, "score", f"{name} reads", moving))
-        stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
-        stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
-        stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
-        stack.enter_context(watch.watching(engine, "generate", "generate", lambda: waking() + seconds.get("sync", 0.0)))
+        stack.enter_context(watch.watching(vllm, "_wake", "generator wakes"))
+        stack.enter_context(watch.watching(vllm, "sleep", "generator sleeps"))
+        stack.enter_context(watch.watching(vllm, "load_weights", "sync", waking))
+        stack.enter_context(watch.watching(vllm, "generate", "generate", lambda: waking() + seconds.get("sync", 0.0)))
         yield
 
 
@@ -234,9 +230,9 @@ def _moving_seconds(trained: MegatronModel) -> Callable[[], float]:
     return lambda: trained.offloader.seconds
 
 
-def _logged(run: BenchmarkRun) -> Figures:
+def _logged(run: Run) -> Figures:
     """Seconds and memory of each phase in the run's log, from its first rank; empty on other ranks."""
-    if not run.is_first:
+    if not run.console.is_first:
         return {}
     line = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     kept = ("seconds/", "memory/", "generation/preemptions")

@@ -18,9 +18,9 @@ from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import Trainer
-from tempo_megatron.training.phases.advantages import Estimate, PolicyRollouts, estimate
-from tempo_megatron.training.phases.e_step import calibrate
-from tempo_megatron.training.phases.m_step import refine
+from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts, compute_advantages
+from tempo_megatron.training.phases.e_step import e_step
+from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import Scores, policy_scores, to_batch, values
 
 
@@ -98,22 +98,24 @@ def _policy_step(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[R
     return _figures(setup, "policy", lengths, phase_seconds) | {"step seconds": clock.median(step_seconds)}
 
 
-def _policy_update(setup: Setup, policy: Trainer, advantages: Estimate, scores: Scores) -> Callable[[], Any]:
-    longest = setup.config.generation.max_response_tokens
-    return lambda: refine(policy, advantages, scores, setup.config.policy, (0,), longest=longest)
+def _policy_update(setup: Setup, policy: Trainer, advantages: AdvantageBatch, scores: Scores) -> Callable[[], Any]:
+    max_tokens = setup.config.generation.max_response_tokens
+    return lambda: m_step(policy, advantages, scores, setup.config.policy, (0,), max_response_tokens=max_tokens)
 
 
-def _estimate(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout]) -> Estimate:
+def _estimate(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout]) -> AdvantageBatch:
     """Log-probs of the policy itself, and advantages of alternating rewards."""
     rows = PolicyRollouts(rollouts, [float(number % 2) for number in range(len(rollouts))])
-    return estimate(rows, method("grpo"), policy, None, None, scores, setup.config.policy, wrong=0.0, seed=(0,))
+    return compute_advantages(
+        rows, method("grpo"), policy, None, None, scores, setup.config.policy, wrong=0.0, seed=(0,)
+    )
 
 
 def _critic_step(setup: Setup, critic: Trainer, rollouts: list[Rollout], steps: int) -> Figures:
     """Times the critic's steps alone. The E-step reads values first, which `values` measures."""
     correct = [float(number % 2) for number in range(len(rollouts))]
     clock.reset_peak()
-    _, step_seconds = _steps(critic, lambda: calibrate(critic, rollouts, correct, setup.config.critic, (0,)), steps)
+    _, step_seconds = _steps(critic, lambda: e_step(critic, rollouts, correct, setup.config.critic, (0,)), steps)
     return _figures(setup, "critic", [len(rollout.token_ids) for rollout in rollouts], step_seconds)
 
 

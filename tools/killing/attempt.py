@@ -10,16 +10,14 @@ import sys
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import tempo_megatron.training.loop
-import tempo_megatron.training.run
 from killing.recorded import Parity, Recorded
 from tempo_megatron.config import Config, load_config
 from tempo_megatron.megatron import cpu
-from tempo_megatron.training.run import Run
+from tempo_megatron.training.build import build_run
+from tempo_megatron.training.loop import train
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -72,8 +70,4 @@ def _rank(config: Config, rank: int, ranks: int, port: int) -> None:
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in {**place, **where}.items()})
     torch.set_num_threads(1)
-    loop: Any = tempo_megatron.training.loop
-    loop.Run = partial(Run, generator=Recorded())
-    run: Any = tempo_megatron.training.run
-    run.Grader = Parity
-    loop.train(config)
+    train(config, partial(build_run, make_generator=lambda *_: Recorded(), make_grader=Parity))

@@ -1,4 +1,7 @@
-"""From rollouts to rewards and advantages, by the recipe's method."""
+"""From rollouts to rewards and advantages: the models score the rollouts, the recipe's method judges them.
+
+`algorithms/methods/` has each method's rewards and advantages, `algorithms/advantages.py` the formulas that they share.
+"""
 
 from __future__ import annotations
 
@@ -23,36 +26,38 @@ from tempo_megatron.training.phases.scoring import Scores, mini_batches, to_batc
 
 @dataclass(frozen=True)
 class PolicyRollouts:
-    """What one policy step learns from. `correct` is NaN where a rollout is not labeled; `votes` are the rows' own."""
+    """The rollouts that one policy step learns from."""
 
     rollouts: list[Rollout]
     correct: list[float]
+    """The correctness of each rollout, NaN where it is not labeled."""
     votes: Votes | None = None
+    """The votes of each rollout's prompt, where the method needs them."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Rewards and advantages of one policy step.
-
-    `batch` has the columns that the loss reads: old_log_probs, advantages, learn (bool, tokens to learn from), and
-    reference_log_probs and importance where they are used. `order` holds the first epoch's mini-batches: the old
-    log-probs come from them, so that the first ratios are exactly 1.
-    """
+class AdvantageBatch:
+    """The rollouts of one policy step as a batch, with their rewards and advantages."""
 
     batch: Batch
-    order: list[Tensor]
+    """The rollouts with the columns that the loss reads: old_log_probs, advantages, learn (bool, tokens to learn from),
+    and reference_log_probs and importance where they are used."""
+    first_epoch: list[Tensor]
+    """The row indices of the first epoch's mini-batches. The old log-probs are computed in the same mini-batches, so
+    that the first ratios are exactly 1."""
     experience: Experience
     rewards: Tensor
+    """[rows]"""
     advantages: Tensor
-    """[rows, sequence], before whitening"""
+    """The advantages before whitening, [rows, sequence]."""
     entropy: Tensor
-    """[rows, sequence]"""
+    """The policy's entropy at each token, [rows, sequence]."""
     generator_difference: Tensor
-    """|log p_trainer - log p_generator| of every response token, [tokens]"""
+    """|log p_trainer - log p_generator| of every response token, [tokens]."""
 
 
-def estimate(
-    rows: PolicyRollouts,
+def compute_advantages(
+    step: PolicyRollouts,
     method: Method,
     policy: Trainer,
     critic: MegatronModel | None,
@@ -63,27 +68,28 @@ def estimate(
     wrong: float,
     seed: Sequence[object],
     critic_values: Tensor | None = None,
-) -> Estimate:
-    """Score the rollouts with the models that the method needs, and let it judge them.
+) -> AdvantageBatch:
+    """Score the rollouts with the models that the method needs; return its rewards and advantages.
 
-    `wrong` is the critic's target of a wrong answer; `critic_values` [rows, sequence] are read now unless given.
+    `wrong` is the critic's target of a wrong answer. `critic_values` [rows, sequence] are computed here unless they are
+    passed.
     """
-    batch = to_batch(rows.rollouts)
-    order = list(mini_batches(batch.rows, config.mini_batches, *seed, "m_step", 0))
+    batch = to_batch(step.rollouts)
+    first_epoch = list(mini_batches(batch.rows, config.mini_batches, *seed, "m_step", 0))
     statistics = sorted(method.needs & set(STATISTICS))
-    scored = _in_order(policy, batch, order, scores("entropy", *statistics))
+    scored = _score_in_mini_batches(policy, batch, first_epoch, scores("entropy", *statistics))
     if "values" in method.needs and critic_values is None:
         assert critic is not None  # validated at start
         critic_values = values(critic, batch)
     experience = Experience(
         response_mask=batch.response_mask,
-        truncated=torch.tensor([rollout.truncated for rollout in rows.rollouts]),
-        prompts=_numbers([rollout.prompt.id for rollout in rows.rollouts]),
-        labeled=~torch.tensor(rows.correct).isnan(),
-        correct=torch.tensor(rows.correct),
+        truncated=torch.tensor([rollout.truncated for rollout in step.rollouts]),
+        prompts=_prompt_numbers(step.rollouts),
+        labeled=~torch.tensor(step.correct).isnan(),
+        correct=torch.tensor(step.correct),
         wrong=wrong,
         values=critic_values,
-        votes=rows.votes,
+        votes=step.votes,
         statistics={name: scored[name] for name in statistics},
     )
     rewards, learn = method.rewards(experience), batch.response_mask
@@ -99,33 +105,36 @@ def estimate(
     }
     if reference is not None:
         columns["reference_log_probs"] = reference.score(batch, scores())["log_probs"]
-    generated = torch.zeros_like(scored["log_probs"])
-    generated[batch.response_mask] = torch.tensor([v for r in rows.rollouts for v in r.generator_log_probs])
+    generator_log_probs = torch.zeros_like(scored["log_probs"])
+    generator_log_probs[batch.response_mask] = torch.tensor(
+        [log_prob for rollout in step.rollouts for log_prob in rollout.generator_log_probs]
+    )
     if config.importance_cap:
-        columns["importance"] = truncated_importance(scored["log_probs"], generated, learn, config.importance_cap)
-    difference = (scored["log_probs"] - generated).abs()[batch.response_mask]
-    return Estimate(
-        batch.with_columns(**columns), order, experience, rewards, advantages, scored["entropy"], difference
+        cap = config.importance_cap
+        columns["importance"] = truncated_importance(scored["log_probs"], generator_log_probs, learn, cap)
+    difference = (scored["log_probs"] - generator_log_probs).abs()[batch.response_mask]
+    return AdvantageBatch(
+        batch.with_columns(**columns), first_epoch, experience, rewards, advantages, scored["entropy"], difference
     )
 
 
-def read_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:
-    """The votes of the rollouts at the indices `trained`, among all those given."""
+def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:
+    """Return the votes of the rollouts at the indices `trained`, counted among all of `rollouts`. Collective."""
     clusters = torch.tensor(clustered(grader, rollouts))
     answered = torch.tensor([bool(text) for text in extracted(grader, rollouts)])
-    votes = count_votes(clusters, answered, _numbers([rollout.prompt.id for rollout in rollouts]))
-    chosen = torch.tensor(trained)
-    return Votes(votes.count[chosen], votes.total[chosen], votes.majority[chosen])
+    votes = count_votes(clusters, answered, _prompt_numbers(rollouts))
+    indices = torch.tensor(trained)
+    return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
 
 
-def _in_order(policy: Trainer, batch: Batch, order: Sequence[Tensor], score: Score) -> NamedTensors:
-    """Scores of every row from the mini-batches that the update will use."""
-    parts = [policy.score(batch.select(rows), score) for rows in order]
-    back = torch.cat(list(order)).argsort()
-    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+def _score_in_mini_batches(policy: Trainer, batch: Batch, indices: Sequence[Tensor], score: Score) -> NamedTensors:
+    """Return the scores of every row, computed in the mini-batches with these row indices."""
+    parts = [policy.score(batch.select(rows), score) for rows in indices]
+    original_order = torch.cat(list(indices)).argsort()
+    return {name: torch.cat([part[name] for part in parts])[original_order] for name in parts[0]}
 
 
-def _numbers(ids: Sequence[str]) -> Tensor:
-    """A number for each distinct id, [len(ids)] int64."""
-    seen: dict[str, int] = {}
-    return torch.tensor([seen.setdefault(id_, len(seen)) for id_ in ids])
+def _prompt_numbers(rollouts: Sequence[Rollout]) -> Tensor:
+    """Return a number for each rollout, equal for rollouts of one prompt, [rollouts] int64."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(rollout.prompt.id, len(numbers)) for rollout in rollouts])

@@ -1,4 +1,4 @@
-"""Rollouts of one step: labeled ones with their grades, unlabeled ones, and those that measure the critic."""
+"""The rollouts of a step: labeled ones with their grades, unlabeled ones, and those that measure the critic."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from tempo_megatron.training.phases.grade import graded
 
 @dataclass(frozen=True)
 class Collected:
-    """Rollouts by what they are for; `correct` and `measured_correct` grade `labeled` and `measured`, row by row."""
+    """The rollouts of a step, by their use."""
 
     labeled: list[Rollout]
     correct: list[float]
+    """The grade of each labeled rollout."""
     unlabeled: list[Rollout]
     measured: list[Rollout]
+    """The rollouts of the questions set aside for measurement."""
     measured_correct: list[float]
+    """The grade of each measured rollout."""
     uniform: int = 0
-    """labeled prompts that were replaced because their responses all scored alike"""
+    """The number of labeled prompts that were replaced because all their responses had one grade."""
 
 
 @dataclass
 class Collector:
-    """Draws prompts, samples the present policy, and grades what may be graded."""
+    """Takes prompts from the streams, samples the current policy, and grades the labeled responses."""
 
     config: Config
     generator: Engine
@@ -38,17 +41,19 @@ class Collector:
     labeled: Stream[Prompt]
     unlabeled: Stream[Prompt]
     measured: Sequence[Prompt]
-    """labeled prompts set aside for measurement"""
+    """Labeled prompts that are set aside for measurement."""
     phase: Callable[[str], AbstractContextManager[None]]
-    """enters a named part of an iteration"""
+    """Enters a named phase of an iteration."""
 
     def collect(
         self, iteration: int, *, labeled: int = 0, unlabeled: int = 0, measure: bool = False, step: int = 0
     ) -> Collected:
-        """Rollouts of so many fresh prompts, from one generate call unless uniform prompts are replaced. The generator
-        sleeps after it. `step` tells the policy steps of one iteration apart."""
+        """Return rollouts of the next prompts of each stream, from one generate call, and put the generator to sleep.
+
+        Replacing uniform prompts takes further calls. `step` numbers the policy steps of one iteration. Collective.
+        """
         loop = self.config.loop
-        drawn = {
+        prompts = {
             "labeled": self.labeled.take(labeled),
             "unlabeled": self.unlabeled.take(unlabeled),
             "measured": list(self.measured) if measure else [],
@@ -58,34 +63,48 @@ class Collector:
             "unlabeled": max(loop.votes_per_prompt, loop.samples_per_prompt),
             "measured": self.config.calibration.samples,
         }
-        found = self.sample(drawn, samples, iteration, step)
-        correct = self.grade(found["labeled"])
+        rollouts = self.sample(prompts, samples, iteration, step)
+        correct = self.grade(rollouts["labeled"])
         replaced = 0
         if loop.drop_uniform_prompts:
-            replaced = self._replace_uniform(found["labeled"], correct, iteration, step)
+            replaced = self._replace_uniform(rollouts["labeled"], correct, iteration, step)
         self.generator.sleep()
         return Collected(
-            found["labeled"],
+            rollouts["labeled"],
             correct,
-            found["unlabeled"],
-            found["measured"],
-            self.grade(found["measured"]),
+            rollouts["unlabeled"],
+            rollouts["measured"],
+            self.grade(rollouts["measured"]),
             replaced,
         )
 
+    def metrics(self, collected: Collected) -> dict[str, float]:
+        """Return figures of the streams, of grading, and of rollouts that were collected."""
+        metrics = {
+            "data/labeled_passes": self.labeled.passes,
+            "data/unlabeled_passes": self.unlabeled.passes,
+            "grading/errors": float(self.grader.errors),
+            "grading/timeouts": float(self.grader.timeouts),
+        }
+        if collected.labeled:
+            truncated = sum(rollout.truncated for rollout in collected.labeled)
+            metrics["data/labeled_truncated"] = truncated / len(collected.labeled)
+            metrics["data/uniform_prompts_replaced"] = float(collected.uniform)
+        return metrics
+
     def sample(
-        self, drawn: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int, step: int = 0
+        self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int, step: int = 0
     ) -> dict[str, list[Rollout]]:
-        """Rollouts of each stream's prompts, in order, from one generate call under the training distribution."""
+        """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature."""
         generation = self.config.generation
-        prompts = [(name, prompt) for name, stream in drawn.items() for prompt in stream]
-        if not prompts:
-            return {name: [] for name in drawn}
+        pairs = [(name, prompt) for name, stream in prompts.items() for prompt in stream]
+        if not pairs:
+            return {name: [] for name in prompts}
         with self.phase("generate"):
             rollouts = iter(
                 generate(
                     self.generator,
-                    prompts,
+                    pairs,
                     seed=self.config.seed,
                     iteration=iteration if step == 0 else f"{iteration}.{step}",
                     samples=samples,
@@ -94,28 +113,28 @@ class Collector:
                     top_p=generation.top_p,
                 )
             )
-        return {name: [next(rollouts) for _ in range(len(stream) * samples[name])] for name, stream in drawn.items()}
+        return {name: [next(rollouts) for _ in range(len(stream) * samples[name])] for name, stream in prompts.items()}
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
-        """Correctness of labeled rollouts."""
+        """Return the correctness of labeled rollouts."""
         with self.phase("grade"):
             return graded(self.grader, rollouts, {r.prompt.id: r.prompt.answer for r in rollouts if r.prompt.answer})
 
     def _replace_uniform(self, rollouts: list[Rollout], correct: list[float], iteration: int, step: int) -> int:
-        """Replace, in place, prompts whose responses are all right or all wrong; returns how many were found.
+        """Replace, in place, prompts whose responses are all right or all wrong; return how many were replaced.
 
-        After `loop.refill_tries` rounds what is still uniform stays, so that a batch keeps its size.
+        Prompts that are uniform after `loop.refill_tries` rounds stay, so that the batch keeps its size.
         """
-        size, found = self.config.loop.samples_per_prompt, 0
+        size, replaced = self.config.loop.samples_per_prompt, 0
         for attempt in range(1, self.config.loop.refill_tries + 1):
-            starts = [at for at in range(0, len(rollouts), size) if len(set(correct[at : at + size])) == 1]
+            starts = [row for row in range(0, len(rollouts), size) if len(set(correct[row : row + size])) == 1]
             if not starts:
                 break
-            found += len(starts)
-            fresh = {"refill": self.labeled.take(len(starts))}
-            again = self.sample(fresh, {"refill": size}, iteration, 1000 * (step + 1) + attempt)["refill"]
-            grades = self.grade(again)
-            for number, at in enumerate(starts):
-                theirs = slice(number * size, (number + 1) * size)
-                rollouts[at : at + size], correct[at : at + size] = again[theirs], grades[theirs]
-        return found
+            replaced += len(starts)
+            prompts = {"refill": self.labeled.take(len(starts))}
+            new_rollouts = self.sample(prompts, {"refill": size}, iteration, 1000 * (step + 1) + attempt)["refill"]
+            grades = self.grade(new_rollouts)
+            for number, row in enumerate(starts):
+                source, target = slice(number * size, (number + 1) * size), slice(row, row + size)
+                rollouts[target], correct[target] = new_rollouts[source], grades[source]
+        return replaced

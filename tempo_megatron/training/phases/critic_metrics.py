@@ -1,4 +1,4 @@
-"""Is the critic calibrated? And what does its belief say of the evidence that the EM iteration climbs?"""
+"""The critic's calibration on graded rollouts, and the evidence that its values give for unlabeled questions."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
 from tempo_megatron.metrics.evidence import evidence_terms
 from tempo_megatron.metrics.figures import mean
+from tempo_megatron.training.phases.advantages import AdvantageBatch
 from tempo_megatron.training.phases.scoring import to_batch, values
 
 _POSITIONS = (0.0, 0.25, 0.5, 0.75)
-"""shares of a response read, at which the critic is measured too; 0 is V(x)"""
+"""The shares of a response after which the critic's values are measured too; 0 is V(x)."""
 
 
-def measure(
+def critic_metrics(
     critic: MegatronModel, rollouts: Sequence[Rollout], correctness: Sequence[float], target_range: TargetRange
 ) -> dict[str, float]:
-    """Figures of the critic on graded rollouts that it does not learn from."""
+    """Return figures of the critic on graded rollouts that it does not learn from."""
     batch = to_batch(rollouts)
-    read = (values(critic, batch) - target_range.wrong) / (1 - target_range.wrong)
-    return describe(read, batch.response_mask, rollouts, correctness)
+    probabilities = (values(critic, batch) - target_range.wrong) / (1 - target_range.wrong)
+    return value_metrics(probabilities, batch.response_mask, rollouts, correctness)
 
 
-def describe(
+def value_metrics(
     probabilities: Tensor, response_mask: Tensor, rollouts: Sequence[Rollout], correctness: Sequence[float]
 ) -> dict[str, float]:
-    """How well values tell right from wrong, after the last token and on the way there.
+    """Return how well values tell right from wrong, after the last token and at earlier positions.
 
     probabilities [rows, sequence] are values scaled so that 0 is wrong and 1 is right, whatever the targets.
-    Undefined figures (an AUROC of rollouts that are all right) are left out. Values that are not finite take no part;
-    `non_finite_values` counts the rollouts that have one.
+    Undefined figures (an AUROC of rollouts that are all right) are left out. Values that are not finite are left out of
+    every figure; `non_finite_values` counts the rollouts that have one.
     """
-    spoilt = (~probabilities.isfinite() & calibration_mask(response_mask)).any(1)
+    non_finite = (~probabilities.isfinite() & calibration_mask(response_mask)).any(1)
     prompts = [rollout.prompt.id for rollout in rollouts]
     last = last_value(probabilities, response_mask).tolist()
     finite = [value for value in last if math.isfinite(value)]
-    found: dict[str, float | None] = {
-        "non_finite_values": float(spoilt.sum()),
+    figures: dict[str, float | None] = {
+        "non_finite_values": float(non_finite.sum()),
         "auroc": auroc(last, correctness),
         "auroc_within_prompts": auroc_within_groups(last, correctness, prompts),
         "brier": brier(last, correctness),
@@ -54,20 +55,30 @@ def describe(
     }
     end, length = last_response_position(response_mask), response_mask.sum(1)
     for share in _POSITIONS:
-        at = end - length + (share * length).round().long()
-        there = probabilities.gather(1, at[:, None])[:, 0].tolist()
-        found[f"auroc_at_{round(100 * share):03d}"] = auroc(there, correctness)
-        found[f"brier_at_{round(100 * share):03d}"] = brier(there, correctness)
-    return {name: value for name, value in found.items() if value is not None}
+        position = end - length + (share * length).round().long()
+        partial = probabilities.gather(1, position[:, None])[:, 0].tolist()
+        figures[f"auroc_at_{round(100 * share):03d}"] = auroc(partial, correctness)
+        figures[f"brier_at_{round(100 * share):03d}"] = brier(partial, correctness)
+    return {name: value for name, value in figures.items() if value is not None}
 
 
-def evidence(last_values: Tensor, rollouts: Sequence[Rollout], wrong: float) -> dict[str, float]:
-    """The ELBO's terms on unlabeled rollouts, from the values after the last token, [rows]; see docs/algorithms.md.
-    Values that are not finite take no part; without any that is, there are no terms."""
-    believed = ((last_values - wrong) / (1 - wrong)).clamp(0, 1)
+def evidence_metrics(rollouts: Sequence[Rollout], step: AdvantageBatch) -> dict[str, float]:
+    """Return the terms of `value_evidence` on the unlabeled rollouts of a policy step."""
+    unlabeled = ~step.experience.labeled
+    last_values = last_value(step.experience.needed_values(), step.experience.response_mask)[unlabeled]
+    unlabeled_rollouts = [rollouts[row] for row in unlabeled.nonzero()[:, 0].tolist()]
+    return value_evidence(last_values, unlabeled_rollouts, step.experience.wrong)
+
+
+def value_evidence(last_values: Tensor, rollouts: Sequence[Rollout], wrong: float) -> dict[str, float]:
+    """Return the ELBO's terms on rollouts from the values after their last tokens, [rows]; see docs/algorithms.md.
+
+    Values that are not finite are left out. Without any finite value there are no terms.
+    """
+    probabilities = ((last_values - wrong) / (1 - wrong)).clamp(0, 1)
     by_prompt: dict[str, list[float]] = {}
-    for rollout, value in zip(rollouts, believed.tolist(), strict=True):
-        if math.isfinite(value):
-            by_prompt.setdefault(rollout.prompt.id, []).append(value)
+    for rollout, probability in zip(rollouts, probabilities.tolist(), strict=True):
+        if math.isfinite(probability):
+            by_prompt.setdefault(rollout.prompt.id, []).append(probability)
     terms = evidence_terms(list(by_prompt.values())) if by_prompt else {}
     return {f"evidence/{name}": value for name, value in terms.items()}

@@ -1,4 +1,4 @@
-"""The critic learns: verified correctness in the E-step, a policy step's returns where the method is PPO."""
+"""The critic's training: on verified correctness in the E-step, on a policy step's returns where the method is PPO."""
 
 from __future__ import annotations
 
@@ -14,51 +14,61 @@ from tempo_megatron.config import CriticConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
-from tempo_megatron.training.phases.advantages import Estimate
-from tempo_megatron.training.phases.critic_metrics import describe
+from tempo_megatron.training.phases.advantages import AdvantageBatch
+from tempo_megatron.training.phases.critic_metrics import value_metrics
 from tempo_megatron.training.phases.scoring import VALUES, mini_batches, to_batch, values
 
 
-def calibrate(
+def e_step(
     critic: Trainer,
     rollouts: Sequence[Rollout],
     correctness: Sequence[float],
     config: CriticConfig,
     seed: Sequence[object],
 ) -> dict[str, float]:
-    """The E-step: at every token the target is the response's correctness (arXiv 2604.19295). Returns metrics, those of
-    the values taken before training."""
+    """Train the critic toward the response's correctness at every token (arXiv 2604.19295); return metrics.
+
+    The metrics describe the critic's values before training.
+    """
     wrong = config.target_range.wrong
     batch = to_batch(rollouts)
-    read = values(critic, batch)
-    found = describe((read - wrong) / (1 - wrong), batch.response_mask, rollouts, correctness)
-    targets = (wrong + (1 - wrong) * torch.tensor(correctness))[:, None].expand_as(read)
-    metrics = {f"critic/{name}": value for name, value in found.items()}
-    return metrics | _fit(critic, batch, targets, read, config, seed)
+    old_values = values(critic, batch)
+    figures = value_metrics((old_values - wrong) / (1 - wrong), batch.response_mask, rollouts, correctness)
+    targets = (wrong + (1 - wrong) * torch.tensor(correctness))[:, None].expand_as(old_values)
+    metrics = {f"critic/{name}": value for name, value in figures.items()}
+    return metrics | _fit(critic, batch, targets, old_values, config, seed)
 
 
-def learn_returns(critic: Trainer, found: Estimate, config: CriticConfig, seed: Sequence[object]) -> dict[str, float]:
-    """PPO's critic: the returns A_t + V(x, y_<t) of a policy step's rollouts, and the reward after the last token."""
-    read, mask = found.experience.needed_values(), found.batch.response_mask
-    targets = return_targets(found.advantages + values_before(read) * mask, found.rewards, mask)
-    return _fit(critic, found.batch, targets, read, config, seed)
+def learn_returns(
+    critic: Trainer, step: AdvantageBatch, config: CriticConfig, seed: Sequence[object]
+) -> dict[str, float]:
+    """Train PPO's critic on a policy step's rollouts; return metrics.
+
+    The targets are the returns A_t + V(x, y_<t), and the reward after the last token.
+    """
+    old_values, mask = step.experience.needed_values(), step.batch.response_mask
+    targets = return_targets(step.advantages + values_before(old_values) * mask, step.rewards, mask)
+    return _fit(critic, step.batch, targets, old_values, config, seed)
 
 
 def _fit(
-    critic: Trainer, batch: Batch, targets: Tensor, read: Tensor, config: CriticConfig, seed: Sequence[object]
+    critic: Trainer, batch: Batch, targets: Tensor, old_values: Tensor, config: CriticConfig, seed: Sequence[object]
 ) -> dict[str, float]:
-    """A mini-batch's loss is the squared error summed over its response tokens and last prompt tokens, divided by
-    their number over all ranks."""
-    batch = replace(batch, columns={"targets": targets, "values": read})
+    """Train the critic in mini-batches; return metrics.
+
+    The loss of a mini-batch is the squared error summed over its response tokens and last prompt tokens, divided by
+    their number over all ranks.
+    """
+    batch = replace(batch, columns={"targets": targets, "values": old_values})
     losses, norms, skipped = [], [], 0
     for epoch in range(config.epochs):
         for rows in mini_batches(batch.rows, config.mini_batches, *seed, "e_step", epoch):
-            made = _step(critic, batch.select(rows), config.value_clip)
-            if made is None:
+            loss_and_norm = _optimizer_step(critic, batch.select(rows), config.value_clip)
+            if loss_and_norm is None:
                 skipped += 1
                 continue
-            losses.append(made[0])
-            norms.append(made[1])
+            losses.append(loss_and_norm[0])
+            norms.append(loss_and_norm[1])
     if not losses:
         return {"critic/skipped_updates": float(skipped)}
     return {
@@ -69,7 +79,8 @@ def _fit(
     }
 
 
-def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float] | None:
+def _optimizer_step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float] | None:
+    """Make one optimizer step; return its loss and gradient norm, None where the trainer skipped it."""
     count = int(calibration_mask(batch.response_mask).sum())
 
     def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
@@ -77,5 +88,5 @@ def _step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, float] | N
         error = squared_error(scores["values"], columns["targets"], mask, columns["values"], clip)
         return error.sum() / count, {"squared_error": error.sum(1).detach()}
 
-    made = critic.step(batch, VALUES, loss)
-    return made and (float(made[0]["squared_error"].sum() / count), made[1])
+    update = critic.step(batch, VALUES, loss)
+    return update and (float(update[0]["squared_error"].sum() / count), update[1])

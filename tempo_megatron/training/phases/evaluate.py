@@ -1,4 +1,4 @@
-"""Evaluation: the one phase that sees the answers of unlabeled and held-out questions."""
+"""Evaluation: the only phase that sees the answers of unlabeled and held-out questions."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from tempo_megatron.grading import Grader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
 from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
+from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts
 from tempo_megatron.training.phases.generate import generate
-from tempo_megatron.training.phases.grade import GradedAnswer, graded, verdicts
+from tempo_megatron.training.phases.grade import GradedAnswer, graded, graded_answers
 from tempo_megatron.utils.atomic_files import atomic_path
 from tempo_megatron.utils.distributed import map_over_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)
+"""The lengths of n-grams, in words, whose diversity is measured."""
 _OBSERVED = "evaluation/unlabeled_rollouts"
+"""The prefix of metrics of the M-step's own rollouts."""
 
 
 class Evaluator:
-    """Holds the evaluation sets and, alone, the answers to them. Every rank makes every call."""
+    """Holds the evaluation sets and, alone, the answers to them. Methods are collective."""
 
     def __init__(
         self,
@@ -42,8 +45,8 @@ class Evaluator:
         samples_directory: Path | None,
     ) -> None:
         self._sets = sets
-        self._between = {name: _part(prompts, config.questions) for name, prompts in sets.items()}
-        """the questions of each set that are asked between the ends"""
+        self._subsets = {name: _subset(prompts, config.questions) for name, prompts in sets.items()}
+        """The questions of each set that evaluations between the first and the last use."""
         self._answers = answers
         self._grader = grader
         self._decode = decode
@@ -52,21 +55,22 @@ class Evaluator:
         self._samples_directory = samples_directory
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Figures]:
-        """For each set the means over questions of `metrics.figures.question_figures`, avg@k, pass@k and cons@k also
-        with their standard errors; for a set of several sources also those of each, named `SET/SOURCE`. Empty without
-        sets.
+        """Return the figures of each set: means over questions of `metrics.figures.question_figures`.
 
-        The same seeds are used at every iteration, so that a difference is the policy's. Sampled texts are kept where
-        a directory was given (on one rank).
+        avg@k, pass@k and cons@k also have their standard errors. A set of several sources has figures of each, named
+        `SET/SOURCE`. Without sets the result is empty.
+
+        Every iteration uses the same seeds, so that a difference comes from the policy. The sampled texts are written
+        to the directory for samples, which one rank has.
         """
         samples = (self._config.final_samples if at_an_end else 0) or self._config.samples
-        asked = self._sets if at_an_end else self._between
-        chosen = [(name, prompt) for name, prompts in asked.items() for prompt in prompts]
-        if not chosen:
+        sets = self._sets if at_an_end else self._subsets
+        questions = [(name, prompt) for name, prompts in sets.items() for prompt in prompts]
+        if not questions:
             return {}
         rollouts = generate(
             engine,
-            chosen,
+            questions,
             seed=0,
             iteration=0,
             samples=samples,
@@ -74,49 +78,60 @@ class Evaluator:
             temperature=self._config.temperature,
             top_p=self._config.top_p,
         )
-        judged = verdicts(self._grader, rollouts, self._answers)
-        names = [name for name, _ in chosen]
-        self._keep([name for name in names for _ in range(samples)], rollouts, judged, iteration)
+        answers = graded_answers(self._grader, rollouts, self._answers)
+        self._write_samples([name for name, _ in questions for _ in range(samples)], rollouts, answers, iteration)
 
-        def measure(mine: Sequence[int]) -> list[Figures]:
-            parts = [slice(question * samples, (question + 1) * samples) for question in mine]
-            return [self._measure(rollouts[part], judged[part]) for part in parts]
+        def measure(indices: Sequence[int]) -> list[Figures]:
+            parts = [slice(index * samples, (index + 1) * samples) for index in indices]
+            return [self._question_figures(rollouts[part], answers[part]) for part in parts]
 
-        mixed = {name for name, prompts in asked.items() if len({prompt.source for prompt in prompts}) > 1}
-        rows: dict[str, list[Figures]] = {name: [] for name in asked}
-        for (name, prompt), row in zip(chosen, map_over_ranks(range(len(chosen)), measure), strict=True):
+        mixed = {name for name, prompts in sets.items() if len({prompt.source for prompt in prompts}) > 1}
+        rows: dict[str, list[Figures]] = {name: [] for name in sets}
+        for (name, prompt), row in zip(questions, map_over_ranks(range(len(questions)), measure), strict=True):
             rows[name].append(row)
             if name in mixed:
                 rows.setdefault(f"{name}/{prompt.source}", []).append(row)
         return {name: summarize(figures) for name, figures in rows.items()}
 
-    def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Figures:
-        """How right the M-step's own rollouts are, of the questions whose answers are known; {} where none is.
+    def observe_unlabeled(self, step: PolicyRollouts, batch: AdvantageBatch, *, reads_values: bool) -> Figures:
+        """Return how right the unlabeled rollouts of an M-step are, and how its rewards compare with that.
 
-        `avg` over rollouts; `pass@n` over questions, n being the fewest rollouts that one has. With `rewards`, the
-        method's own of each rollout on the scale of correctness: mean reward less mean correctness (its drift), and
-        how well it tells right from wrong, over all and within prompts; rewards that are not finite take no part. For
-        the log alone: none of it may reach training.
+        Where the method `reads_values`, its rewards are on the scale of the critic's targets and are scaled to [0, 1].
+        """
+        rows = (~batch.experience.labeled).nonzero()[:, 0].tolist()
+        wrong = batch.experience.wrong if reads_values else 0.0
+        rewards = (batch.rewards - wrong) / (1 - wrong)
+        return self.observe([step.rollouts[row] for row in rows], [float(rewards[row]) for row in rows])
+
+    def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Figures:
+        """Return how right rollouts are whose answers are known; {} where no answer is known.
+
+        `avg` is the mean over rollouts. `pass@n` is the mean over questions, where n is the smallest number of rollouts
+        of a question. `rewards` holds the method's reward of each rollout on the scale of correctness. With it the
+        figures include its drift (mean reward less mean correctness), and its AUROC for correctness over all rollouts
+        and within prompts. Rewards that are not finite are left out.
+
+        These figures are for the log alone. None of them may reach training.
         """
         known = [row for row, rollout in enumerate(rollouts) if rollout.prompt.id in self._answers]
         if not known:
             return {}
         correct = graded(self._grader, [rollouts[row] for row in known], self._answers)
         prompts = [rollouts[row].prompt.id for row in known]
-        found: dict[str, float | None] = {"avg": mean(correct), **_pass_at_fewest(correct, prompts)}
+        figures: dict[str, float | None] = {"avg": mean(correct), **_pass_at_fewest(correct, prompts)}
         if rewards is not None:
             scores = [rewards[row] for row in known]
             drifts = [score - grade for score, grade in zip(scores, correct, strict=True) if math.isfinite(score)]
-            found["reward_minus_truth"] = mean(drifts) if drifts else None
-            found["reward_auroc"] = auroc(scores, correct)
-            found["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
-        return {f"{_OBSERVED}/{name}": value for name, value in found.items() if value is not None}
+            figures["reward_minus_truth"] = mean(drifts) if drifts else None
+            figures["reward_auroc"] = auroc(scores, correct)
+            figures["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
+        return {f"{_OBSERVED}/{name}": value for name, value in figures.items() if value is not None}
 
-    def _measure(self, rollouts: Sequence[Rollout], judged: Sequence[GradedAnswer]) -> Figures:
+    def _question_figures(self, rollouts: Sequence[Rollout], answers: Sequence[GradedAnswer]) -> Figures:
         tick()
         samples = Samples(
-            correct=[verdict.correct for verdict in judged],
-            clusters=[verdict.cluster for verdict in judged],
+            correct=[answer.correct for answer in answers],
+            clusters=[answer.cluster for answer in answers],
             texts=[self._decode(rollout.response_ids) for rollout in rollouts],
             tokens=[len(rollout.response_ids) for rollout in rollouts],
             truncated=[rollout.truncated for rollout in rollouts],
@@ -125,43 +140,48 @@ class Evaluator:
         return question_figures(samples, average_at=k, k=[k], ngrams=_NGRAMS)
 
     @expect_pace(Pace.untimed)
-    def _keep(
-        self, names: Sequence[str], rollouts: Sequence[Rollout], judged: Sequence[GradedAnswer], iteration: int
+    def _write_samples(
+        self, names: Sequence[str], rollouts: Sequence[Rollout], answers: Sequence[GradedAnswer], iteration: int
     ) -> None:
         if self._samples_directory is None:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)
         path = self._samples_directory / f"iteration-{iteration:06d}.jsonl"
         with atomic_path(path) as aside, aside.open("w") as file:
-            for name, rollout, verdict in zip(names, rollouts, judged, strict=True):
-                row = {"set": name, **record(rollout, verdict, self._decode)}
+            for name, rollout, answer in zip(names, rollouts, answers, strict=True):
+                row = {"set": name, **response_record(rollout, answer, self._decode)}
                 file.write(json.dumps(row) + "\n")
 
 
-def _part(prompts: list[Prompt], count: int) -> list[Prompt]:
-    """So many of the prompts, in their order, with every source among them; all for 0."""
-    if not count:
-        return prompts
-    chosen = {prompt.id for prompt in spread_over_sources(prompts, "evaluation")[:count]}
-    return [prompt for prompt in prompts if prompt.id in chosen]
+def evaluation_metrics(results: dict[str, Figures]) -> dict[str, float]:
+    """Return the figures of evaluation sets as metrics, named `evaluation/SET/FIGURE`."""
+    return {f"evaluation/{name}/{key}": value for name, row in results.items() for key, value in row.items()}
 
 
-def record(rollout: Rollout, verdict: GradedAnswer, decode: Decode) -> dict[str, Any]:
-    """What is kept of a sampled response."""
+def response_record(rollout: Rollout, answer: GradedAnswer, decode: Decode) -> dict[str, Any]:
+    """Return the JSON record of a sampled response."""
     return {
         "prompt": rollout.prompt.id,
         "sample": rollout.sample,
-        "correct": verdict.correct,
-        "answer": verdict.answer,
-        "cluster": verdict.cluster,
+        "correct": answer.correct,
+        "answer": answer.answer,
+        "cluster": answer.cluster,
         "tokens": len(rollout.response_ids),
         "finish_reason": rollout.finish_reason,
         "response": decode(rollout.response_ids),
     }
 
 
+def _subset(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """Return `count` of the prompts, of every source, in their order; all of them for 0."""
+    if not count:
+        return prompts
+    ids = {prompt.id for prompt in spread_over_sources(prompts, "evaluation")[:count]}
+    return [prompt for prompt in prompts if prompt.id in ids]
+
+
 def _pass_at_fewest(correct: Sequence[float], prompts: Sequence[str]) -> Figures:
-    """pass@n, n being the fewest rollouts of a prompt; {} where a prompt has only one."""
+    """Return pass@n, where n is the smallest number of rollouts of a prompt; {} where n is 1."""
     grades: dict[str, list[float]] = {}
     for grade, prompt in zip(correct, prompts, strict=True):
         grades.setdefault(prompt, []).append(grade)

@@ -1,4 +1,4 @@
-"""Rollouts of the present policy."""
+"""Samples rollouts of the current policy."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ def generate(
     temperature: float,
     top_p: float,
 ) -> list[Rollout]:
-    """`samples` rollouts (by stream, where they differ) of each (stream, prompt), in order, from one generate call.
+    """Return `samples` rollouts of each (stream, prompt), in order, from one generate call.
 
-    A request's seed is hashed from run seed, iteration, stream, prompt and sample: what else is generated beside it
-    does not change it. A prompt that comes twice, as when a pass ends, goes on counting its samples.
+    A mapping gives the number of samples by stream. A request's seed is hashed from run seed, iteration, stream, prompt
+    and sample, so other requests of the same call do not change it. A prompt that occurs twice, as when a pass over the
+    data ends, continues the numbering of its samples.
     """
-    wanted: list[tuple[str, Prompt, int]] = []
-    taken: dict[tuple[str, str], int] = {}
+    numbered: list[tuple[str, Prompt, int]] = []
+    counts: dict[tuple[str, str], int] = {}
     for stream, prompt in prompts:
         count = samples if isinstance(samples, int) else samples[stream]
-        first = taken.get((stream, prompt.id), 0)
-        taken[stream, prompt.id] = first + count
-        wanted += [(stream, prompt, first + number) for number in range(count)]
+        first = counts.get((stream, prompt.id), 0)
+        counts[stream, prompt.id] = first + count
+        numbered += [(stream, prompt, first + number) for number in range(count)]
     requests = [
         Request(
             prompt_ids=prompt.token_ids,
@@ -41,10 +42,10 @@ def generate(
             temperature=temperature,
             top_p=top_p,
         )
-        for stream, prompt, sample in wanted
+        for stream, prompt, sample in numbered
     ]
     completions = engine.generate(requests)
     return [
-        Rollout(prompt, sample, done.response_ids, done.log_probs, done.finish_reason)
-        for (_, prompt, sample), done in zip(wanted, completions, strict=True)
+        Rollout(prompt, sample, completion.response_ids, completion.log_probs, completion.finish_reason)
+        for (_, prompt, sample), completion in zip(numbered, completions, strict=True)
     ]

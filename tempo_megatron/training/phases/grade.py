@@ -1,4 +1,7 @@
-"""Grades that all ranks agree on: a grader may time out on one rank and not on another, so one rank asks it for all."""
+"""Grades that all ranks share.
+
+A grader may time out on one rank and not on another, so one rank grades each response for all ranks.
+"""
 
 from __future__ import annotations
 
@@ -13,60 +16,64 @@ from tempo_megatron.utils.distributed import map_over_ranks, rank_and_ranks
 
 @dataclass(frozen=True)
 class GradedAnswer:
-    """What is known of a response: `cluster` is equal for equivalent answers to one prompt, None without an answer."""
+    """The grade and the final answer of a response."""
 
     correct: float
     answer: str
     cluster: int | None
+    """A number that is equal for equivalent answers to one prompt. It is None without an answer."""
 
 
 def graded(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
-    """Correctness in {0, 1} of each rollout; row i is graded on rank i modulo the ranks. Collective."""
-    rows = range(len(rollouts))
-    return _counted(grader, rows, lambda mine: grader.grade([rollouts[row] for row in mine], answers))
+    """Return the correctness in {0, 1} of each rollout; row i is graded on rank i modulo the ranks. Collective."""
+    owners = range(len(rollouts))
+    return _on_owners(grader, owners, lambda rows: grader.grade([rollouts[row] for row in rows], answers))
 
 
 def extracted(grader: Grader, rollouts: Sequence[Rollout]) -> list[str]:
-    """The text of each rollout's final answer, "" for none; row i on rank i modulo the ranks. Collective."""
-    rows = range(len(rollouts))
-    return _counted(grader, rows, lambda mine: grader.extract([rollouts[row] for row in mine]))
+    """Return the text of each rollout's final answer, "" for none; row i on rank i modulo the ranks. Collective."""
+    owners = range(len(rollouts))
+    return _on_owners(grader, owners, lambda rows: grader.extract([rollouts[row] for row in rows]))
 
 
 def clustered(grader: Grader, rollouts: Sequence[Rollout]) -> list[int]:
-    """Equal numbers for equivalent answers to one prompt, a prompt's rollouts all on one rank; numbers of different
-    prompts mean nothing to each other. Collective."""
+    """Return equal numbers for equivalent answers to one prompt. Collective.
+
+    One rank clusters all rollouts of a prompt. Numbers of different prompts do not compare.
+    """
     prompts: dict[str, int] = {}
     owners = [prompts.setdefault(rollout.prompt.id, len(prompts)) for rollout in rollouts]
-    return _counted(grader, owners, lambda mine: grader.cluster([rollouts[row] for row in mine]))
+    return _on_owners(grader, owners, lambda rows: grader.cluster([rollouts[row] for row in rows]))
 
 
-def verdicts(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[GradedAnswer]:
-    """All three of each rollout. A truncated one has no answer, as it has no grade but 0. Collective.
+def graded_answers(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[GradedAnswer]:
+    """Return grade, answer and cluster of each rollout. Collective.
 
-    A prompt's clusters are numbered from 0 as they appear, so that they do not depend on what else is graded.
+    A truncated rollout has grade 0 and no answer. A prompt's clusters are numbered from 0 in order of appearance, so
+    that the numbers do not depend on what else is graded.
     """
     texts = extracted(grader, rollouts)
-    found: dict[str, dict[int, int]] = {}
-    made = []
+    numbers_by_prompt: dict[str, dict[int, int]] = {}
+    graded_rollouts = []
     columns = zip(rollouts, graded(grader, rollouts, answers), texts, clustered(grader, rollouts), strict=True)
     for rollout, correct, text, cluster in columns:
         if rollout.truncated or not text:
-            made.append(GradedAnswer(correct, "", None))
+            graded_rollouts.append(GradedAnswer(correct, "", None))
         else:
-            numbers = found.setdefault(rollout.prompt.id, {})
-            made.append(GradedAnswer(correct, text, numbers.setdefault(cluster, len(numbers))))
-    return made
+            numbers = numbers_by_prompt.setdefault(rollout.prompt.id, {})
+            graded_rollouts.append(GradedAnswer(correct, text, numbers.setdefault(cluster, len(numbers))))
+    return graded_rollouts
 
 
-def _counted[Result](
+def _on_owners[Result](
     grader: Grader, owners: Sequence[int], work: Callable[[list[int]], Sequence[Result]]
 ) -> list[Result]:
-    """The results; the grader's counts become those of all ranks, on all ranks."""
+    """Return the results of `work` on the rows of each rank; give every rank the grader's counts of all ranks."""
     errors, timeouts = grader.errors, grader.timeouts
     results = map_over_ranks(owners, work)
-    added = map_over_ranks(
-        range(rank_and_ranks()[1]), lambda mine: [(grader.errors - errors, grader.timeouts - timeouts) for _ in mine]
+    counts = map_over_ranks(
+        range(rank_and_ranks()[1]), lambda rows: [(grader.errors - errors, grader.timeouts - timeouts) for _ in rows]
     )
-    grader.errors = errors + sum(one for one, _ in added)
-    grader.timeouts = timeouts + sum(one for _, one in added)
+    grader.errors = errors + sum(rank_errors for rank_errors, _ in counts)
+    grader.timeouts = timeouts + sum(rank_timeouts for _, rank_timeouts in counts)
     return results

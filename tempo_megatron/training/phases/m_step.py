@@ -1,4 +1,7 @@
-"""The M-step: the policy learns from the advantages of its own rollouts."""
+"""The M-step: the policy learns from the advantages of its own rollouts.
+
+`advantages.py` computes the advantages before; `algorithms/policy_loss.py` has the losses.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +14,75 @@ from tempo_megatron.algorithms.policy_loss import clipped_surrogate, entropy_bon
 from tempo_megatron.config import PolicyConfig, PolicyLoss
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
-from tempo_megatron.training.phases.advantages import Estimate
+from tempo_megatron.training.phases.advantages import AdvantageBatch
 from tempo_megatron.training.phases.scoring import Scores, mini_batches
 
 
-def refine(
-    policy: Trainer, found: Estimate, scores: Scores, config: PolicyConfig, seed: Sequence[object], *, longest: int
+def m_step(
+    policy: Trainer,
+    step: AdvantageBatch,
+    scores: Scores,
+    config: PolicyConfig,
+    seed: Sequence[object],
+    *,
+    max_response_tokens: int,
 ) -> dict[str, float]:
-    """One update in mini-batches; returns metrics. A mini-batch in which nothing learns makes no step. `longest`: the
-    most tokens that a response may have."""
+    """Train the policy in mini-batches; return metrics. A mini-batch without a token to learn from is left out."""
     norms: list[float] = []
-    done: list[NamedTensors] = []
+    updates: list[NamedTensors] = []
     skipped = 0
     for epoch in range(config.epochs):
-        later = mini_batches(found.batch.rows, config.mini_batches, *seed, "m_step", epoch)
-        for rows in later if epoch else found.order:
-            part = found.batch.select(rows)
-            if part.columns["learn"].any():
-                made = _step(policy, part, scores, config, longest)
-                if made is None:
+        shuffled = mini_batches(step.batch.rows, config.mini_batches, *seed, "m_step", epoch)
+        for rows in shuffled if epoch else step.first_epoch:
+            mini_batch = step.batch.select(rows)
+            if mini_batch.columns["learn"].any():
+                update = _optimizer_step(policy, mini_batch, scores, config, max_response_tokens)
+                if update is None:
                     skipped += 1
                     continue
-                done.append(made[0])
-                norms.append(made[1])
-    metrics = _describe(found) | {"policy/skipped_updates": float(skipped)}
-    if not done:
+                updates.append(update[0])
+                norms.append(update[1])
+    metrics = _rollout_metrics(step) | {"policy/skipped_updates": float(skipped)}
+    if not updates:
         return metrics
-    ratios = [part["ratio"] for part in done]
+    ratios = [update["ratio"] for update in updates]
     metrics |= {
         "policy/learning_rate": policy.optimizer.param_groups[0]["lr"],
         "policy/gradient_norm": sum(norms) / len(norms),
-        "policy/clip_fraction": float(torch.cat([part["clipped"] for part in done]).mean()),
+        "policy/clip_fraction": float(torch.cat([update["clipped"] for update in updates]).mean()),
         "policy/ratio_min": float(torch.cat(ratios).min()),
         "policy/ratio_max": float(torch.cat(ratios).max()),
         "policy/first_ratio_deviation": float((ratios[0] - 1).abs().max()),
     }
     if config.kl_coefficient:
-        metrics["policy/kl_to_reference"] = float(torch.cat([part["kl"] for part in done]).mean())
+        metrics["policy/kl_to_reference"] = float(torch.cat([update["kl"] for update in updates]).mean())
     return metrics
 
 
-def _describe(found: Estimate) -> dict[str, float]:
-    mask, learn = found.batch.response_mask, found.batch.columns["learn"]
-    learned = found.batch.columns["advantages"][learn]
-    learned = learned[learned.isfinite()]
+def _rollout_metrics(step: AdvantageBatch) -> dict[str, float]:
+    """Return figures of the rollouts, their rewards and advantages, before the policy learns from them."""
+    mask, learn = step.batch.response_mask, step.batch.columns["learn"]
+    advantages = step.batch.columns["advantages"][learn]
+    advantages = advantages[advantages.isfinite()]
     return {
-        "policy/reward": float(found.rewards[found.rewards.isfinite()].mean()),
-        "policy/non_finite_rewards": float((~found.rewards.isfinite()).sum()),
-        "policy/advantage_deviation": float(learned.std(correction=0)) if len(learned) else 0.0,
-        "policy/entropy": float(found.entropy[mask].mean()),
+        "policy/reward": float(step.rewards[step.rewards.isfinite()].mean()),
+        "policy/non_finite_rewards": float((~step.rewards.isfinite()).sum()),
+        "policy/advantage_deviation": float(advantages.std(correction=0)) if len(advantages) else 0.0,
+        "policy/entropy": float(step.entropy[mask].mean()),
         "policy/response_tokens": float(mask.sum(1).float().mean()),
-        "policy/truncated": float(found.experience.truncated.float().mean()),
-        "generation/log_prob_difference_mean": float(found.generator_difference.mean()),
-        "generation/log_prob_difference_max": float(found.generator_difference.max()),
-        "generation/exp_log_prob_difference_mean": float(found.generator_difference.exp().mean()),
+        "policy/truncated": float(step.experience.truncated.float().mean()),
+        "generation/log_prob_difference_mean": float(step.generator_difference.mean()),
+        "generation/log_prob_difference_max": float(step.generator_difference.max()),
+        "generation/exp_log_prob_difference_mean": float(step.generator_difference.exp().mean()),
     }
 
 
-def _step(
-    policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig, longest: int
+def _optimizer_step(
+    policy: Trainer, batch: Batch, scores: Scores, config: PolicyConfig, max_response_tokens: int
 ) -> tuple[NamedTensors, float] | None:
-    count = loss_count(batch.columns["learn"], config.average_over, longest)
+    """Make one optimizer step; return its figures of each row and its gradient norm, None where the trainer skipped
+    it."""
+    count = loss_count(batch.columns["learn"], config.average_over, max_response_tokens)
     score = scores("entropy") if config.entropy_coefficient else scores()
 
     def loss(scored: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:

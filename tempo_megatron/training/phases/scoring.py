@@ -1,4 +1,4 @@
-"""What the phases ask of a model: the critic's values, scores of the policy's tokens; rollouts as a batch."""
+"""Scores that the phases compute with a model: the critic's values and the policy's log-probs; rollouts as a batch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score
 
 Scores = Callable[..., Score]
-"""names of statistics -> the score that reads `log_probs` and them"""
+"""Returns, for names of statistics, the score that computes `log_probs` and those statistics."""
 
 VALUES = Score(lambda output, _, __: {"values": output[:, 0]}, about_next=False)
-"""the critic's `values`, each once its token has been read"""
+"""The critic's `values`. The value at position t is the one after token t."""
 
 
 def to_batch(rollouts: Sequence[Rollout]) -> Batch:
-    """Rollouts as rows, in their order."""
+    """Return a batch with the rollouts as rows, in their order."""
     prompts = [rollout.prompt.token_ids for rollout in rollouts]
     return from_sequences(prompts, [rollout.response_ids for rollout in rollouts])
 
 
 def values(critic: MegatronModel, batch: Batch) -> Tensor:
-    """V after each token, [rows, sequence] fp32."""
+    """Return the critic's value after each token, [rows, sequence] fp32."""
     return critic.score(batch, VALUES)["values"]
 
 
 def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Scores:
-    """Scores of a policy's tokens under the sampling temperature."""
+    """Return the function that makes scores of a policy's tokens under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:
         def read(hidden: Tensor, next_tokens: Tensor, output_weight: Tensor) -> NamedTensors:
@@ -53,6 +53,6 @@ def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Sc
 
 
 def mini_batches(rows: int, count: int, *seed: object) -> Iterator[Tensor]:
-    """Row indices of each of `count` mini-batches of one epoch, shuffled by a hash of `seed`."""
+    """Yield the row indices of each of an epoch's `count` mini-batches, shuffled by a hash of `seed`."""
     generator = torch.Generator().manual_seed(derive_seed(*seed))
     yield from torch.randperm(rows, generator=generator).tensor_split(count)

@@ -1,10 +1,13 @@
-"""The best checkpoint: candidates' responses are kept, and one critic scores those of all."""
+"""The best checkpoint: keeps the candidates' responses and lets one critic score them all.
+
+`metrics/choice.py` has the rule by which the best candidate is chosen.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +25,30 @@ from tempo_megatron.utils.distributed import barrier, broadcast_from_first, rank
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
-class Chooser:
-    """Candidates for the best checkpoint, the choice among them, and when to stop. All ranks see `directory`.
+@dataclass(frozen=True)
+class Selection:
+    """The best checkpoint so far, why it is the best, and whether the run stops."""
 
-    `unlabeled`: questions that the policy adapts to, whose responses the critic values. Where there are none, labeled
-    accuracy alone decides: a start that a critic chose by its liking for the test questions would favor their answers.
-    `state` is what a checkpoint keeps of it: candidates, the best's iteration and why it is the best, why the run has
-    stopped if it has.
+    candidates: list[Candidate] = field(default_factory=list)
+    """The candidates that were compared, each with its figures."""
+    best: int | None = None
+    """The best candidate's iteration. It is None until a checkpoint was selected."""
+    reason: str | None = None
+    """A sentence that says why that candidate is the best."""
+    stopped: str | None = None
+    """A sentence that says why the run stops early. It is None while the run continues."""
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Selection:
+        return cls(**{**fields, "candidates": [Candidate(**row) for row in fields["candidates"]]})
+
+
+class CheckpointSelector:
+    """Adds candidates, selects the best checkpoint among them, and decides when the run stops.
+
+    All ranks see `directory`, which keeps the candidates' responses. `unlabeled` holds the questions that the policy
+    adapts to; the critic values responses to them. Where there are none, labeled accuracy alone decides: a start that a
+    critic selected by its values on the test questions would favor their answers.
     """
 
     def __init__(self, directory: Path, unlabeled: Sequence[Prompt], config: CheckpointConfig) -> None:
@@ -36,54 +56,68 @@ class Chooser:
         self._unlabeled = spread_over_sources(unlabeled, "choice")[: config.selection_prompts]
         self._samples = config.selection_samples
         self._patience = config.patience
-        self.state: dict[str, Any] = {"candidates": [], "best": None, "reason": None, "stopped": None}
+        self.selection = Selection()
 
-    def consider(
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the run stops, because its last candidates were not better."""
+        return self.selection.stopped is not None
+
+    def select(
         self, collector: Collector, critic: MegatronModel | None, iteration: int, kept: Container[int]
-    ) -> None:
-        """Add the present policy, choose among it and the candidates whose checkpoints are `kept`, and decide whether
-        to stop. Collective."""
-        others = [row for row in self.state["candidates"] if row["iteration"] != iteration]
-        before = [Candidate(**row) for row in others if row["iteration"] in kept]
-        scored = broadcast_from_first(self._score(critic, [*before, self._add(collector, iteration)]))
-        best, reason = choose(scored)
-        self.resume({"candidates": [asdict(one) for one in scored], "best": best.iteration, "reason": reason})
+    ) -> Selection:
+        """Add the current policy, select the best candidate, and decide whether to stop. Collective.
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's state; whether the run has stopped is decided by the present patience."""
-        best = state["best"]
-        since = sum(row["iteration"] > best for row in state["candidates"])
-        waited = bool(self._patience) and since >= self._patience
-        stopped = f"{since} candidates after iteration {best} were not better" if waited else None
-        self.state = {"reason": None, **state, "stopped": stopped}
+        Candidates of other iterations take part as long as their checkpoints are in `kept`.
+        """
+        others = [candidate for candidate in self.selection.candidates if candidate.iteration != iteration]
+        earlier = [candidate for candidate in others if candidate.iteration in kept]
+        candidates = broadcast_from_first(
+            self._with_values(critic, [*earlier, self._sample_candidate(collector, iteration)])
+        )
+        best, reason = choose(candidates)
+        self.restore(Selection(candidates, best.iteration, reason))
+        return self.selection
+
+    def restore(self, selection: Selection) -> None:
+        """Continue from a checkpoint's selection. The current patience decides whether the run has stopped."""
+        best = selection.best
+        later = sum(best is not None and candidate.iteration > best for candidate in selection.candidates)
+        out_of_patience = bool(self._patience) and later >= self._patience
+        stopped = f"{later} candidates after iteration {best} were not better" if out_of_patience else None
+        self.selection = replace(selection, stopped=stopped)
 
     def forget(self) -> None:
-        """Compare later candidates with each other alone: questions have changed, and figures of before do not compare.
-        The best of before remains until the next choice."""
-        self.resume({**self.state, "candidates": []})
+        """Drop the candidates, since the questions have changed and old figures do not compare with new ones.
 
-    def _add(self, collector: Collector, iteration: int) -> Candidate:
-        """Sample the present policy, the same questions and seeds for every candidate, and keep what it says."""
-        drawn = {"labeled": list(collector.measured), "unlabeled": self._unlabeled}
-        found = collector.sample(drawn, dict.fromkeys(drawn, self._samples), 0, step=-1)
+        The best checkpoint remains the best until the next selection.
+        """
+        self.restore(replace(self.selection, candidates=[]))
+
+    def _sample_candidate(self, collector: Collector, iteration: int) -> Candidate:
+        """Sample the current policy and keep its responses. Every candidate has the same questions and seeds."""
+        prompts = {"labeled": list(collector.measured), "unlabeled": self._unlabeled}
+        rollouts = collector.sample(prompts, dict.fromkeys(prompts, self._samples), 0, step=-1)
         collector.generator.sleep()
-        correct = collector.grade(found["labeled"])
+        correct = collector.grade(rollouts["labeled"])
         if self._unlabeled and rank_and_ranks()[0] == 0:
-            self._write(iteration, found["unlabeled"])
+            self._write(iteration, rollouts["unlabeled"])
         barrier()
         by_question = [correct[start : start + self._samples] for start in range(0, len(correct), self._samples)]
-        shares = [mean(row) for row in by_question]
+        shares = [mean(grades) for grades in by_question]
         # Every question has as many responses. A sum of whole numbers does not round: equal accuracies are equal.
         return Candidate(iteration, mean(correct), standard_error(shares))
 
-    def _score(self, critic: MegatronModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The candidates with the values that one and the same critic gives their kept responses: scores of critics of
-        different iterations could not be compared."""
+    def _with_values(self, critic: MegatronModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates with the mean values that one critic gives their kept responses.
+
+        Values of critics of different iterations do not compare.
+        """
         if critic is None or not self._unlabeled:
             return list(candidates)
-        return [replace(one, value=self._value(critic, one.iteration)) for one in candidates]
+        return [replace(candidate, value=self._mean_value(critic, candidate.iteration)) for candidate in candidates]
 
-    def _value(self, critic: MegatronModel, iteration: int) -> float:
+    def _mean_value(self, critic: MegatronModel, iteration: int) -> float:
         batch = to_batch(self._read(iteration))
         return float(last_value(values(critic, batch), batch.response_mask).mean())
 

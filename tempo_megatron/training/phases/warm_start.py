@@ -1,4 +1,4 @@
-"""A supervised warm start: the policy learns the answers of easy questions."""
+"""The supervised warm start: the policy learns the answers of easy questions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.trainer import NamedTensors, Score, Trainer
 
 Example = tuple[tuple[int, ...], tuple[int, ...]]
-"""token ids of a prompt and of its answer, end of sequence included"""
+"""The token ids of a prompt, and those of its answer with the end of sequence."""
 
 
 def example(prompt: Prompt, tokenizer: Any) -> Example:
-    """A labeled question with its answer, after which the response ends."""
+    """Return a labeled question with its answer, which the end of sequence follows."""
     return prompt.token_ids, taught_ids(prompt, tokenizer)
 
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
-    """One step on the mean cross-entropy of the answers' tokens; returns it, NaN where the step was left out."""
+    """Make one step on the mean cross-entropy of the answers' tokens; return it, NaN where the trainer skipped it."""
     batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples])
     count = int(batch.response_mask.sum())
 
     def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
-        surprise = -(scores["log_probs"] * micro_batch.response_mask).sum(1)
-        return surprise.sum() / count, {"surprise": surprise.detach()}
+        cross_entropy = -(scores["log_probs"] * micro_batch.response_mask).sum(1)
+        return cross_entropy.sum() / count, {"cross_entropy": cross_entropy.detach()}
 
-    made = policy.step(batch, score, loss)
-    return float(made[0]["surprise"].sum() / count) if made else float("nan")
+    update = policy.step(batch, score, loss)
+    return float(update[0]["cross_entropy"].sum() / count) if update else float("nan")

@@ -280,6 +280,6 @@ def test_a_run_that_has_a_checkpoint_is_planned_and_mounted_by_that(recipe: Path
     described = as_saved(config)
     assert planning.check_plan(described, nodes=1) == [] and planning.checkpoint_gib(described, gpus=2) > 0
     assert cli.main(["plan", str(recipe), "model.hf_path=/gone/model"]) == 0
-    new = {str(path) for path in command._directories(config, config)}
-    resumed = {str(path) for path in command._directories(config, described)}
+    new = {str(path) for path in command._mount_points(config, config)}
+    resumed = {str(path) for path in command._mount_points(config, described)}
     assert new - resumed == {"/gone/model", "/gone/start"} and resumed < new

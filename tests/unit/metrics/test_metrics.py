@@ -13,7 +13,7 @@ from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier
 from tempo_megatron.metrics.evidence import evidence_terms
 from tempo_megatron.metrics.figures import Samples, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
-from tempo_megatron.training.phases.critic_metrics import describe, evidence
+from tempo_megatron.training.phases.critic_metrics import value_evidence, value_metrics
 
 SIX = range(7)
 
@@ -87,7 +87,7 @@ def test_the_critic_is_measured_on_the_way_through_a_response() -> None:
     mask = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]).bool()
     read = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.9], [7.0, 0.6, 0.5, 0.2, 7.0]])
     rollouts = [Rollout(Prompt(name, (1,), "here", "exact"), 0, (), (), "stop") for name in "ab"]
-    found = describe(read, mask, rollouts, [1.0, 0.0])
+    found = value_metrics(read, mask, rollouts, [1.0, 0.0])
     assert found["brier_at_000"] == pytest.approx((0.9**2 + 0.6**2) / 2)
     assert found["brier_at_050"] == pytest.approx((0.7**2 + 0.5**2) / 2)
     assert found["brier"] == pytest.approx((0.1**2 + 0.2**2) / 2)
@@ -101,13 +101,15 @@ def test_a_value_that_is_not_finite_is_counted_and_takes_no_part() -> None:
     rollouts = [Rollout(Prompt(name, (1,), "here", "exact"), 0, (), (), "stop") for name in "aab"]
     correct = [1.0, 1.0, 0.0]
     found, without = (
-        describe(read[rows], mask[rows], [rollouts[row] for row in rows], [correct[row] for row in rows])
+        value_metrics(read[rows], mask[rows], [rollouts[row] for row in rows], [correct[row] for row in rows])
         for rows in ([0, 1, 2], [0, 2])
     )
     assert (found["non_finite_values"], without["non_finite_values"]) == (1.0, 0.0)
     for name in ("auroc", "brier", "calibration_error", "mean_value"):
         assert found[name] == without[name], name
-    none = describe(torch.full((3, 3), float("inf")), mask, rollouts, correct)
+    none = value_metrics(torch.full((3, 3), float("inf")), mask, rollouts, correct)
     assert none == {"non_finite_values": 3.0, "correct": pytest.approx(2 / 3)}
-    assert evidence(read[:, -1], rollouts, 0.0) == evidence(read[[0, 2], -1], [rollouts[0], rollouts[2]], 0.0)
-    assert evidence(torch.full((3,), float("nan")), rollouts, 0.0) == {}
+    assert value_evidence(read[:, -1], rollouts, 0.0) == value_evidence(
+        read[[0, 2], -1], [rollouts[0], rollouts[2]], 0.0
+    )
+    assert value_evidence(torch.full((3,), float("nan")), rollouts, 0.0) == {}

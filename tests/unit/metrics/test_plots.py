@@ -17,6 +17,7 @@ from tempo_megatron.metrics import plots
 from tempo_megatron.metrics.plots import draw_apart
 from tempo_megatron.training import run as run_module
 from tempo_megatron.training.run import Run
+from tempo_megatron.training.state import RunState
 
 ROW = {"stage": "train", "iteration": 1, "evaluation/held_out/avg@4": 0.5, "critic/auroc": 0.7}
 
@@ -85,15 +86,14 @@ def test_the_summary_is_there_before_anything_that_may_fail_after_it(
     monkeypatch.setattr(run_module.topology, "shutdown", note("shutdown"))
     fake: Any = SimpleNamespace(
         grader=SimpleNamespace(close=note("grader")),
-        course=SimpleNamespace(saver=SimpleNamespace(wait=note("wait"))),
+        lifecycle=SimpleNamespace(saver=SimpleNamespace(wait=note("wait"))),
         config=Config(),
         directory=tmp_path,
-        is_first=True,
-        log_file=SimpleNamespace(close=note("trackers")),
+        console=SimpleNamespace(is_first=True, say=lambda text: None),
+        metrics_log=SimpleNamespace(close=note("trackers")),
         phase=contextlib.nullcontext,
-        say=lambda text: None,
-        _present=dict,
-        _leave=note("leave"),
+        snapshot=RunState,
+        _leave_directory=note("leave"),
     )
     Run.finish(fake)
     assert order[2:] == ["export_run", "summary", "write_summary", "trackers", "draw_apart", "leave", "shutdown"]

@@ -14,7 +14,7 @@ from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.checkpointing.saver import kept_iterations
 from tempo_megatron.metrics.choice import Candidate, choose
-from tempo_megatron.training.phases.select_checkpoint import Chooser
+from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
 
 
 def test_labeled_accuracy_comes_first_and_the_critic_decides_among_equals() -> None:
@@ -76,14 +76,14 @@ def test_the_start_of_tempo_is_chosen_by_labeled_accuracy_alone(
         lambda _, batch: torch.full(batch.tokens.shape, next(valued)),
     )
     unlabeled = [Prompt("u", (1,), "here", "exact", None)] if adapts else []
-    chooser = Chooser(tmp_path / "candidates", unlabeled, CheckpointConfig(selection_samples=1))
+    selector = CheckpointSelector(tmp_path / "candidates", unlabeled, CheckpointConfig(selection_samples=1))
     collector: Any = FakeCollector()
     critic: Any = object()
     for iteration, right in ((1, [1.0, 1.0, 1.0, 0.0]), (2, [1.0, 1.0, 0.0, 0.0])):
         collector.right = right
-        chooser.consider(collector, critic, iteration, {1, 2})
-    assert chooser.state["best"] == best
-    assert ("critic value on unlabeled" in chooser.state["reason"]) is adapts
+        selector.select(collector, critic, iteration, {1, 2})
+    assert selector.selection.best == best
+    assert ("critic value on unlabeled" in (selector.selection.reason or "")) is adapts
     assert collector.sampled == {"labeled": 4, "unlabeled": len(unlabeled)}
     assert (tmp_path / "candidates").exists() is adapts
 

@@ -15,6 +15,7 @@ from tempo_megatron.supervision import interruption
 from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest, catch_stop_signals
 from tempo_megatron.training import lifecycle, loop
 from tempo_megatron.training.lifecycle import Lifecycle
+from tempo_megatron.training.state import RunState
 from tests.clock import Clock
 
 
@@ -56,23 +57,19 @@ def test_a_signal_to_one_rank_reaches_the_others_and_ends_nothing() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_signal_while_models_are_built_is_a_request_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_models_are_built_is_a_request_to_stop() -> None:
     """A preemption before the first iteration ends the run as one that has saved."""
     reasons: list[str] = []
 
-    class Building:
-        def __init__(self, config: Config, watched: bool) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            self.course = SimpleNamespace(in_stages=True)
-            self.watchdog = SimpleNamespace(stop=lambda: None)
-            self.save_interrupted = reasons.append
-
-    def start(run: Building) -> None:
+    def start(stage: str) -> bool:
         raise Interrupted(InterruptionRequest().agree())
 
-    monkeypatch.setattr(loop, "Run", Building)
-    monkeypatch.setattr(loop, "start", start)
-    assert not loop.train(Config()) and reasons == ["SIGTERM"]
+    def build(config: Config, watched: bool) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        lifecycle, watchdog = SimpleNamespace(in_stages=True, is_in=start), SimpleNamespace(stop=lambda: None)
+        return SimpleNamespace(lifecycle=lifecycle, watchdog=watchdog, save_interrupted=reasons.append)
+
+    assert not loop.train(Config(), build) and reasons == ["SIGTERM"]
 
 
 def test_the_deadline_leaves_room_for_a_save(clock: Clock) -> None:
@@ -109,12 +106,12 @@ def test_the_lead_counts_grading_but_not_generation(clock: Clock) -> None:
     generator: Any = SimpleNamespace(ended=0.0, stop_when=lambda should_stop: None)
     models: Any = None
     request = InterruptionRequest(deadline=1e6)
-    run_lifecycle = Lifecycle(saver, models, request, lambda: {"iteration": 1}, contextlib.nullcontext)
-    run_lifecycle.begin()
-    with run_lifecycle.may_be_interrupted(generator):
+    run_lifecycle = Lifecycle(saver, models, request, contextlib.nullcontext)
+    run_lifecycle.begin_iteration(RunState(iteration=1))
+    with run_lifecycle.interruptible(generator):
         clock.sleep(1000)
         generator.ended = clock.now
         clock.sleep(900)
     clock.sleep(300)
-    run_lifecycle.reached({})
+    run_lifecycle.end_learning(RunState(iteration=1), {})
     assert request.lead_seconds == 600 + 1200

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,16 +11,17 @@ from tempo_megatron import cli
 from tempo_megatron.config import Config
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.training import export
-from tempo_megatron.training.export import chosen, export_run, summary
+from tempo_megatron.training.export import export_run, selected_checkpoint, summary
+from tempo_megatron.training.phases.select_checkpoint import Selection
+from tempo_megatron.training.state import RunState
 
 
-def write_state(run: Path, iteration: int, best: int | None, name: str = "") -> dict[str, Any]:
-    reason = None if best is None else f"why {best}"
-    choice = {"candidates": [], "best": best, "reason": reason, "stopped": None}
-    state = {"iteration": iteration, "choice": choice, "initial": {}, "seconds": 1.0}
+def write_state(run: Path, iteration: int, best: int | None, name: str = "") -> RunState:
+    selection = Selection(best=best, reason=None if best is None else f"why {best}")
+    state = RunState(iteration=iteration, selection=selection, initial_evaluation={}, seconds=1.0)
     saved = run / "checkpoints" / (name or f"iteration-{iteration:06d}")
     saved.mkdir(parents=True)
-    (saved / "state.json").write_text(json.dumps(state))
+    (saved / "state.json").write_text(json.dumps(state.to_json()))
     return state
 
 
@@ -52,7 +52,7 @@ def test_the_best_checkpoint_is_exported_where_one_was_chosen_and_else_the_last(
     state = write_state(run, 9, best)
     write_state(run, 10, 0, "interim-iteration-000010")
     write_state(run, 11, 0, "iteration-000011.bak")
-    result = chosen(run)
+    result = selected_checkpoint(run)
     assert (result.iteration, result.checkpoint.name) == (iteration, f"iteration-{iteration:06d}")
     assert result.reason.startswith(reason)
     assert (export_run(run) / "model").read_text() == f"policy of iteration-{iteration:06d}"

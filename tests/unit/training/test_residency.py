@@ -83,7 +83,7 @@ def test_a_phase_takes_in_the_seconds_of_those_within_it() -> None:
     made, _ = turns()
     with made.phase("select_checkpoint"), made.phase("generate"):
         pass
-    first, second = made.taken(), made.taken()
+    first, second = made.take_usage(), made.take_usage()
     assert first["seconds/select_checkpoint"] >= first["seconds/generate"]
     assert first["memory/select_checkpoint/host_peak_gib"] >= first["memory/generate/host_peak_gib"] > 0
     assert (first["seconds/offload"], first["memory/offloaded_gib"]) == (1.5, 3.0)
@@ -101,10 +101,10 @@ def test_a_watcher_is_told_the_innermost_phase_and_its_own_ticks() -> None:
         with made.phase("generate"):
             tick()
             tick()
-            assert made.place()[:2] == (2, "generate") and made.place().ticks == 2
-        assert made.place()[:2] == (2, "select_checkpoint") and made.place().ticks == 3
-    assert made.place()[:2] == (2, "") and made.place().ticks == 0
+            assert made.progress()[:2] == (2, "generate") and made.progress().ticks == 2
+        assert made.progress()[:2] == (2, "select_checkpoint") and made.progress().ticks == 3
+    assert made.progress()[:2] == (2, "") and made.progress().ticks == 0
     with made.phase("select_checkpoint"), made.phase("critic_metrics"):
-        assert made.place().first_time
+        assert made.progress().first_time
     with made.phase("critic_metrics"):
-        assert not made.place().first_time
+        assert not made.progress().first_time

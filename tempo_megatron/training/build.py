@@ -1,0 +1,230 @@
+"""The composition root: builds a run from its config, and resumes it.
+
+Models, generator, grader, data and logs come from factories. Tests and benchmarks pass others.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tempo_megatron.config import Config, CriticTraining, GradingConfig, LearnsFrom, LoggingConfig, Precision
+from tempo_megatron.data import fingerprint
+from tempo_megatron.data.templates import end_token_ids
+from tempo_megatron.data.vocabulary import load_tokenizer
+from tempo_megatron.generation.engine import Generator, WeightSource
+from tempo_megatron.generation.recorded import Engine, RecordedGenerator
+from tempo_megatron.grading import Grader
+from tempo_megatron.megatron import topology
+from tempo_megatron.megatron.checkpointing import saver
+from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
+from tempo_megatron.megatron.topology import Topology
+from tempo_megatron.metrics.writers import MetricsLog
+from tempo_megatron.run_dir.layout import open_run, saved_checkpoint
+from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
+from tempo_megatron.supervision.interruption import InterruptionRequest
+from tempo_megatron.supervision.watchdog import Watchdog
+from tempo_megatron.training.banner import banner
+from tempo_megatron.training.lifecycle import Lifecycle
+from tempo_megatron.training.models import Models
+from tempo_megatron.training.phases.collect import Collector
+from tempo_megatron.training.phases.evaluate import Evaluator
+from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
+from tempo_megatron.training.reporting import Console, RunLog, write_line
+from tempo_megatron.training.residency import DeviceResidency
+from tempo_megatron.training.run import Run
+from tempo_megatron.training.run_data import RunData, load_run_data
+from tempo_megatron.training.state import RunState
+from tempo_megatron.utils.distributed import broadcast_from_first
+from tempo_megatron.utils.heartbeat import Pace, expect_pace
+
+Decode = Callable[[Iterable[int]], str]
+MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
+"""(config, topology, residency, checkpoint of the run if it has one) -> models"""
+MakeGenerator = Callable[[Config, Path, Any, WeightSource], Engine]
+"""(config, directory with config.json and tokenizer, tokenizer, the policy's weights) -> generator"""
+MakeGrader = Callable[[Decode, GradingConfig], Grader]
+MakeData = Callable[[Config, Any], RunData]
+"""(config, tokenizer) -> data"""
+MakeLog = Callable[[Path, LoggingConfig, int], MetricsLog]
+"""(run directory, config, number of lines to keep) -> log"""
+
+
+def make_vllm_generator(config: Config, hf_path: Path, tokenizer: Any, policy_tensors: WeightSource) -> Engine:
+    """Return vLLM replicas over the trainer's ranks."""
+    tensor_size = config.generation.tensor_parallel_size or config.parallel.tensor_model_parallel_size
+    return Generator(
+        hf_path,
+        config.generation,
+        tensor_parallel_size=tensor_size,
+        max_model_len=config.data.max_prompt_tokens + config.generation.max_response_tokens,
+        dtype=torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32,
+        eos_token_ids=end_token_ids(config.data, tokenizer),
+        seed=config.seed,
+        weights=policy_tensors,
+    )
+
+
+def build_run(
+    config: Config,
+    *,
+    make_models: MakeModels = Models,
+    make_generator: MakeGenerator = make_vllm_generator,
+    make_grader: MakeGrader = Grader,
+    make_data: MakeData = load_run_data,
+    make_log: MakeLog = MetricsLog,
+    write: Callable[[str], None] = write_line,
+    watched: bool = False,
+) -> Run:
+    """Build a run and resume it from its newest complete checkpoint, if it has one. Collective.
+
+    `write` shows lines to the user on the first rank. With `watched`, a rank that hangs ends the job, until
+    `Run.watchdog` is stopped. Raises RunDirectoryInUse where another run works in the directory.
+    """
+    start_time, directory = time.monotonic(), Path(config.run_dir)
+    limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "m_step"))
+    ranks = topology.initialize(config.parallel, config.seed, limit, config.preflight.presence_seconds)
+    residency = DeviceResidency(ranks.device)
+    watchdog = Watchdog.of_this_job(residency.progress, config.faults, directory / "flight")
+    if watched:
+        watchdog.start()
+    with residency.phase("start"), expect_pace(Pace.untimed):
+        console = Console(ranks.rank == 0, write)
+        lock = RunLock(directory) if console.is_first else None
+        console.say(banner(config, ranks))
+        # Another node may see the directory a little later, so one rank looks for all.
+        checkpoint = broadcast_from_first(saved_checkpoint(directory) if console.is_first else None)
+        tokenizer = load_tokenizer(_hf_path(config, checkpoint))
+        data = make_data(config, tokenizer)
+        for line in data.lines():
+            console.say(line)
+        decode = _decoder(tokenizer)
+        grader = make_grader(decode, config.grading)
+        models = make_models(config, ranks, residency, checkpoint)
+        data_contents = _enter_directory(config, data, lock, console)
+        lifecycle = Lifecycle(_saver(config, ranks), models, InterruptionRequest.of_this_job(), residency.phase)
+        state = lifecycle.resume(console.say)
+        selector = _selector(config, data)
+        _restore(state, data, grader, models, selector, data_contents)
+        writers = make_log(directory, config.logging, state.log_lines) if console.is_first else None
+        hf_path = _hf_path(config, lifecycle.resumed_from)
+        replay = config.generation.replay
+        engine = None if replay else make_generator(config, hf_path, tokenizer, models.policy_tensors)
+        generator = RecordedGenerator(engine, Path(replay) if replay else directory / "rollouts")
+        generator.figures, generator.iteration = state.generation_figures, state.iteration
+        residency.generator = generator
+        run = Run(
+            config=config,
+            topology=ranks,
+            console=console,
+            residency=residency,
+            watchdog=watchdog,
+            lock=lock,
+            data=data,
+            grader=grader,
+            evaluator=_evaluator(config, data, grader, decode, keeps_samples=console.is_first),
+            selector=selector,
+            models=models,
+            lifecycle=lifecycle,
+            state=state,
+            metrics_log=RunLog(config, console, state, residency, generator, writers),
+            generator=generator,
+            collector=_collector(config, generator, grader, data, residency),
+            start_time=start_time,
+        )
+        if run.is_finished:
+            console.say(
+                f"{directory} is finished, at iteration {run.iteration}: nothing is trained; export, plots and summary "
+                "are made again. More loop.iterations go on with it, another run_dir begins anew"
+            )
+        if not lifecycle.in_stages:
+            run.sync()
+    return run
+
+
+def _hf_path(config: Config, checkpoint: Path | None) -> Path:
+    """Return the directory with the model's config.json and tokenizer: the run's checkpoint has both."""
+    return checkpoint / HUGGING_FACE if checkpoint else Path(config.model.hf_path)
+
+
+def _decoder(tokenizer: Any) -> Decode:
+    def decode(ids: Iterable[int]) -> str:
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    return decode
+
+
+def _enter_directory(config: Config, data: RunData, lock: RunLock | None, console: Console) -> str:
+    """Lock the run directory and record config and data in it; return the hash of the data's contents. Collective.
+
+    Nothing in the directory changes before. Raises RunDirectoryInUse where another run works in it.
+    """
+    refusal = contents = ""
+    if lock:
+        try:
+            lock.take()
+            open_run(config)
+            accepted, contents = fingerprint.keep_record(config, data.learned)
+            for line in accepted:
+                console.say(line)
+        except RunDirectoryInUse as error:
+            refusal = str(error)
+    refusal, contents = broadcast_from_first((refusal, contents))
+    if refusal:
+        raise RunDirectoryInUse(refusal)
+    return contents
+
+
+def _saver(config: Config, ranks: Topology) -> saver.Saver:
+    checkpoints, model = Path(config.run_dir) / "checkpoints", Path(config.model.hf_path)
+    return saver.Saver(checkpoints, config.checkpoint, model, config.critic.target_range, ranks.collective_limit)
+
+
+def _selector(config: Config, data: RunData) -> CheckpointSelector:
+    """Return the selector of checkpoints. Where the policy does not learn from unlabeled questions, the critic's values
+    of responses to them take no part."""
+    learns_unlabeled = config.policy.learns_from is not LearnsFrom.labeled
+    valued = learns_unlabeled and config.critic.training is not CriticTraining.none
+    unlabeled = data.questions.sets["unlabeled"].prompts if valued else []
+    return CheckpointSelector(Path(config.run_dir) / "candidates", unlabeled, config.checkpoint)
+
+
+def _evaluator(config: Config, data: RunData, grader: Grader, decode: Decode, *, keeps_samples: bool) -> Evaluator:
+    """Return the evaluator, whose grader counts its own errors: the run's counts are those of training."""
+    return Evaluator(
+        data.questions.with_answers(),
+        data.questions.answers,
+        grader.twin(),
+        decode,
+        config.evaluation,
+        config.generation.max_response_tokens,
+        Path(config.run_dir) / "samples" if keeps_samples else None,
+    )
+
+
+def _collector(
+    config: Config, generator: RecordedGenerator, grader: Grader, data: RunData, residency: DeviceResidency
+) -> Collector:
+    return Collector(config, generator, grader, data.labeled, data.unlabeled, data.set_aside, residency.phase)
+
+
+def _restore(
+    state: RunState, data: RunData, grader: Grader, models: Models, selector: CheckpointSelector, data_contents: str
+) -> None:
+    """Give each part of the run what a checkpoint's state holds of it. `Run.snapshot` is the inverse."""
+    data.labeled.position = state.labeled_position
+    data.unlabeled.position = state.unlabeled_position
+    data.examples.position = state.examples_position
+    grader.errors, grader.timeouts = state.grading_errors, state.grading_timeouts
+    for name, steps in state.optimizer_steps.items():
+        if name in models.trainers:  # a critic that has been frozen since has no optimizer
+            models.trainers[name].steps = steps
+    selector.restore(state.selection)
+    if state.data_contents not in (None, data_contents):
+        selector.forget()
+    state.data_contents = data_contents
