@@ -12,7 +12,7 @@ from typing import Any
 from tempo_megatron.config import Config, DataConfig, GradingConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.data.sources import Answers, answered_rows
+from tempo_megatron.data.sources import Answers, read_answered_rows
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.evaluation.protocol import Given, Protocol, protocol_of, protocol_problems
 from tempo_megatron.grading import labels
@@ -81,7 +81,7 @@ def read_benchmarks(
     for benchmark in benchmarks:
         wrong += [*protocol_problems(benchmark.name, benchmark.protocol), *_grading(config.grading, benchmark)]
     if not torchrun.is_checked():
-        rows = answered_rows(source for sources in named.values() for source in sources)
+        rows = read_answered_rows(source for sources in named.values() for source in sources)
         wrong += labels.label_problems(rows, config.grading)
     if wrong:
         raise DataError("\n".join(dict.fromkeys(wrong)))  # what is wrong with a setting is said by each of them
@@ -111,7 +111,7 @@ def _read(name: str, sources: Sequence[SourceConfig], config: Config, tokenizer:
         name,
         known,
         {prompt.id: questions.answers[prompt.id] for prompt in known},
-        {grader: where for grader, where in every.graders.items() if grader in used},
+        {grader: where for grader, where in every.grader_locations.items() if grader in used},
         f"{every.left_out()}, {len(every.prompts) - len(known)} without an answer",
         protocol_of(names, given, config.evaluation),
     )

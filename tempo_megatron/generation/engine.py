@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tempo_megatron.config import CheckWeights, GenerationConfig, RolloutPrecision
-from tempo_megatron.conversion.rows import TensorRows, whole
+from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation import random_state, row_invariance, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
@@ -248,7 +248,7 @@ class Generator:
         if live:
             self._llm.apply_model(lambda model: _load(model, tensors))
         else:  # what vLLM packs or quantizes after loading has to go through its reload, layer by layer
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole(tensors)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": assemble_tensors(tensors)})
             self._llm.apply_model(_pack_output_layer_again)
         if self._on_gpu:
             torch.cuda.synchronize()  # the trainer may move its weights away now

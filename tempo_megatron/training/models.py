@@ -39,7 +39,7 @@ class Models:
         self._config, self._place, self._turns, self._saved_in = config, place, turns, saved_in
         self._hf_path = saved_in / checkpoint_format.HUGGING_FACE if saved_in else Path(config.model.hf_path)
         self.settings = hf_config.backbone_settings(hf_files.read_config(self._hf_path))
-        self.entries = decoder.policy(self.settings)
+        self.entries = decoder.policy_mappings(self.settings)
         policy = self.build("policy", config.policy.checkpoint)
         self.policy = Trainer(
             policy, by_optimizer_steps(config.policy), config, place, config.policy.micro_batch_tokens

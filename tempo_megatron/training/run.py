@@ -108,7 +108,7 @@ class Run:
             try:
                 self._occupancy.take()
                 open_run(self.config)
-                accepted, contents = fingerprint.keep_record(self.config, self.data.learned)
+                accepted, contents = fingerprint.update_record(self.config, self.data.learned)
                 for line in accepted:
                     self.say(line)
             except RunDirectoryInUse as occupied:

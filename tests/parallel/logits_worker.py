@@ -77,7 +77,9 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         if critic:
             dist_checkpoint.load_weights(directory, "critic", module)
         else:
-            weights.load_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
+            weights.load_weights(
+                module, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
+            )
             seen: list[dict[int, list[int]]] = [{}] * place.world_size
             with cpu.accelerator_names():
                 local = dtype == "fp32" and place.device.type == "cpu"

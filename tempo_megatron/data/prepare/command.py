@@ -1,4 +1,4 @@
-"""`tempo data`: sources made ready, and checked against what is evaluated."""
+"""`tempo data`: prepares public sources, and checks labeled questions against evaluated ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tempo_megatron.data.prepare import contamination
 from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.data.prepare.question import NO_ANSWER
-from tempo_megatron.data.prepare.writing import LabelChecks, prepare
+from tempo_megatron.data.prepare.writing import LabelChecks, prepare_source
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.utils.atomic_files import write_whole
 
@@ -19,15 +19,15 @@ _BAD_INPUT = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True)
-    made = commands.add_parser("prepare", help="write a source as DIR/NAME.jsonl, from its files or from the hub")
-    made.add_argument("name", choices=SOURCES, metavar="NAME", help="`tempo data list` prints them")
-    made.add_argument("--from", dest="path", type=Path, help="file or directory in the source's own schema")
-    made.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="directory to write to (data)")
-    made.add_argument("--limit", type=int, metavar="N", help="questions to keep at most, the first ones")
-    made.add_argument(
+    prepare = commands.add_parser("prepare", help="write a source as DIR/NAME.jsonl, from its files or from the hub")
+    prepare.add_argument("name", choices=SOURCES, metavar="NAME", help="`tempo data list` prints them")
+    prepare.add_argument("--from", dest="path", type=Path, help="file or directory in the source's own schema")
+    prepare.add_argument("--out", type=Path, default=Path("data"), metavar="DIR", help="directory to write to (data)")
+    prepare.add_argument("--limit", type=int, metavar="N", help="questions to keep at most, the first ones")
+    prepare.add_argument(
         "--keep-unanswered", action="store_true", help="keep questions without an answer: enough for data.unlabeled"
     )
-    made.add_argument(
+    prepare.add_argument(
         "--drop-useless",
         action="store_true",
         help="drop answers that no response can get right, which are an error otherwise",
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, checks: LabelChecks) -> int:
-    """The exit code: 0 done, 2 bad input. `checks` says what is wrong with labels."""
+    """Run a subcommand and return its exit code: 0 for success, 2 for bad input. `checks` finds problems of labels."""
     try:
         if arguments.data_command == "list":
             _list()
@@ -64,7 +64,7 @@ def _prepare(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     if arguments.limit is not None and arguments.limit < 1:
         raise DataError(f"--limit: at least 1, got {arguments.limit}")
     out = arguments.out / f"{arguments.name}.jsonl"
-    count = prepare(
+    count = prepare_source(
         source,
         arguments.path,
         out,
@@ -87,18 +87,21 @@ def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     streams = {"unlabeled": arguments.unlabeled, "held_out": arguments.held_out}
     if not any(streams.values()):
         raise DataError("nothing to check against: give --unlabeled or --held-out files")
-    read = contamination.read([*arguments.labeled, *arguments.unlabeled, *arguments.held_out], checks.label_problems)
-    labeled = {path: read[path] for path in arguments.labeled}
-    rows = [row for of_file in labeled.values() for row in of_file]
+    rows_by_file = contamination.read_prepared_files(
+        [*arguments.labeled, *arguments.unlabeled, *arguments.held_out], checks.label_problems
+    )
+    labeled_files = {path: rows_by_file[path] for path in arguments.labeled}
+    labeled = [row for rows in labeled_files.values() for row in rows]
     evaluated = {
-        stream: [row for path in dict.fromkeys(files) for row in read[path]] for stream, files in streams.items()
+        stream: [row for path in dict.fromkeys(files) for row in rows_by_file[path]]
+        for stream, files in streams.items()
     }
-    found = contamination.pairs(rows, evaluated)
-    figures = contamination.report(rows, evaluated, found)
-    print(contamination.table(figures))
+    pairs = contamination.contaminated_pairs(labeled, evaluated)
+    report = contamination.contamination_report(labeled, evaluated, pairs)
+    print(contamination.format_table(report))
     if arguments.out:
-        write_whole(arguments.out, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        write_whole(arguments.out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if arguments.clean:
-        kept = contamination.write_clean(labeled, {pair.labeled for pair in found}, arguments.clean)
+        kept = contamination.write_clean(labeled_files, {pair.labeled for pair in pairs}, arguments.clean)
         for path, number in kept.items():
             print(f"{path}: {number} rows kept")

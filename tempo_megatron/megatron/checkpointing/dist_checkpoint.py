@@ -101,7 +101,7 @@ def write(
         integrity.write(aside, described | integrity.describe(aside, rest))
         remove(checkpoint)
         aside.rename(checkpoint)
-        hf_files.sync(checkpoint.parent)
+        hf_files.fsync_path(checkpoint.parent)
 
     on_first(finish, group)
 

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.hf_files import Description
+from tempo_megatron.conversion.hf_files import TensorDescription
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 
 HUGGING_FACE = "huggingface"
@@ -104,7 +104,7 @@ class CheckpointReader:
             raise ConversionError("\n".join(damaged))
         self._metadata = safe_pickle.read_metadata(self.directory)
         self.descriptions = {
-            name: Description(tuple(item.size), item.properties.dtype)
+            name: TensorDescription(tuple(item.size), item.properties.dtype)
             for name, item in self._metadata.state_dict_metadata.items()
             if isinstance(item, TensorStorageMetadata)
         }
@@ -137,7 +137,7 @@ class _Arriving(DefaultSavePlanner):
 
 
 def write_tensors(
-    directory: Path, descriptions: Mapping[str, Description], tensors: Iterable[tuple[str, Tensor]]
+    directory: Path, descriptions: Mapping[str, TensorDescription], tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
     """One role's torch_dist directory, loadable by megatron-core under any TP x PP: a file a tensor.
 

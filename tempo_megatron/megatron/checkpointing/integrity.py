@@ -48,7 +48,7 @@ def write(checkpoint: Path, files: Mapping[str, Written]) -> None:
     """The manifest, and all files and directories of the checkpoint brought to stable storage."""
     (checkpoint / NAME).write_text(_text(files))
     for path in [*checkpoint.rglob("*"), checkpoint]:
-        hf_files.sync(path)
+        hf_files.fsync_path(path)
 
 
 def read(checkpoint: Path) -> Files:

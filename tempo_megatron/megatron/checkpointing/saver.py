@@ -247,7 +247,7 @@ def _link(link: Path, target: str) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(target)
     aside.rename(link)
-    hf_files.sync(link.parent)
+    hf_files.fsync_path(link.parent)
 
 
 def _is_named(path: Path) -> bool:

@@ -11,8 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tempo_megatron.conversion import decoder, hf_config
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.families import family
-from tempo_megatron.conversion.mapping import Attention, Gated, Vocabulary
+from tempo_megatron.conversion.families import family_of
+from tempo_megatron.conversion.mapping import GatedMlpMapping, QkvMapping, VocabularyMapping
 from tempo_megatron.conversion.rope import Rope
 from tests.models import ABSENT, CONFIGS, LLAMA_3_ROPE, config_of, described
 
@@ -29,7 +29,7 @@ def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(name: str, 
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
     back = {}
-    for entry in decoder.policy(hf_config.backbone_settings(described(name))):
+    for entry in decoder.policy_mappings(hf_config.backbone_settings(described(name))):
         whole = entry.to_megatron(*(tensors[name] for name in entry.hf_names))
         assert whole.shape == entry.shape
         assert entry.hf_shapes() == [tuple(tensors[name].shape) for name in entry.hf_names]
@@ -77,21 +77,21 @@ def test_olmo_3_reads_the_old_spelling_of_its_config_too() -> None:
 def test_attention_rows_stand_query_group_by_query_group() -> None:
     """Protects the layout that SelfAttention splits: a group's queries, then its key, then its value."""
     query, key, value = (torch.arange(rows)[:, None] + base for rows, base in ((8, 0), (4, 100), (4, 200)))
-    entry = Attention("qkv", ("q", "k", "v"), (16, 1), 0, num_query_groups=2, kv_channels=2)
+    entry = QkvMapping("qkv", ("q", "k", "v"), (16, 1), 0, num_query_groups=2, kv_channels=2)
     whole = entry.to_megatron(query, key, value)
     assert whole[:, 0].tolist() == [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
 
 
 def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
     """Protects the gated MLP under tensor parallelism: a rank multiplies gate and up rows of the same channels."""
-    entry = Gated("fc1", ("gate", "up"), (8, 1), 0)
+    entry = GatedMlpMapping("fc1", ("gate", "up"), (8, 1), 0)
     whole = entry.to_megatron(torch.arange(4)[:, None], torch.arange(4)[:, None] + 10)
     assert [entry.shard(whole, rank, 2)[:, 0].tolist() for rank in (0, 1)] == [[0, 1, 10, 11], [2, 3, 12, 13]]
 
 
 def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
     """Protects resharding: padding must not depend on tensor parallelism."""
-    entry = Vocabulary("embedding", ("embed",), (128, 2), 0, vocab_size=101)
+    entry = VocabularyMapping("embedding", ("embed",), (128, 2), 0, vocab_size=101)
     assert entry.to_megatron(torch.ones(101, 2)).sum(1).tolist() == [2.0] * 101 + [0.0] * 27
 
 
@@ -133,4 +133,4 @@ def test_all_that_is_wrong_with_a_config_is_listed_at_once() -> None:
 def test_an_unknown_architecture_is_named() -> None:
     """Protects users from a wrong map."""
     with pytest.raises(ConversionError, match="GPT2LMHeadModel"):
-        family({"architectures": ["GPT2LMHeadModel"]})
+        family_of({"architectures": ["GPT2LMHeadModel"]})

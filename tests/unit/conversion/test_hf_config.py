@@ -29,7 +29,7 @@ def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if expected.tie_word_embeddings:
         shapes.pop("lm_head.weight")
-    entries = decoder.policy(settings)
+    entries = decoder.policy_mappings(settings)
     assert {name: shape for e in entries for name, shape in zip(e.hf_names, e.hf_shapes(), strict=True)} == shapes
     rotary = type(model.model.rotary_emb)(expected)
     for layer, attention in zip(model.model.layers, settings.attention, strict=True):

@@ -76,7 +76,7 @@ def test_tensors_that_could_be_read_from_two_files_are_refused(hf: Path) -> None
     names = load_file(hf / "model.safetensors")
     (hf / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
     (line,) = source.source_problems(hf, "policy")
-    assert line.endswith(f"model.safetensors stands beside what {INDEX} names; remove one of them")
+    assert line.endswith(f"has both model.safetensors and the files that {INDEX} names; remove one of them")
     (hf / "model.safetensors").unlink()
     assert source.source_problems(hf, "policy") == []
 
@@ -149,7 +149,7 @@ def test_whoever_reads_a_model_refuses_it_for_the_same_reasons(
     assert ask(copied_model, recipe) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if str(copied_model) in line]
     assert len(lines) == 3
-    assert f"{copied_model / 'tokenizer.model'}: a link to blobs/gone, where nothing is" in "\n".join(lines)
+    assert f"{copied_model / 'tokenizer.model'}: a broken link to blobs/gone" in "\n".join(lines)
     assert f"{copied_model / 'README.md'}: a git-LFS pointer" in "\n".join(lines)
     assert "config.json asks for [" in "\n".join(lines) and "more have other shapes too" in "\n".join(lines)
 
@@ -189,7 +189,7 @@ def test_side_files_travel_in_their_folders_and_without_permissions(hf: Path, tm
     assert all(path.stat().st_mode & 0o200 and not path.is_symlink() for path in copies)
     assert hf_files.read_config(tmp_path / "back")["dtype"] == "bfloat16"
     (tmp_path / "checkpoint" / "huggingface" / "additional_chat_templates" / "tool_use.jinja").write_text("other")
-    assert verify._side_files(hf, tmp_path / "checkpoint" / "huggingface") == [
+    assert verify._side_file_differences(hf, tmp_path / "checkpoint" / "huggingface") == [
         "additional_chat_templates/tool_use.jinja: differs or is missing in the checkpoint"
     ]
 
@@ -203,7 +203,7 @@ def test_a_file_that_is_not_there_is_refused_by_name(name: str, hf: Path) -> Non
     (hf / name).unlink()
     (hf / name).symlink_to("../blobs/gone")
     (line,) = source.source_problems(hf, "policy")
-    assert line == f"{hf / name}: a link to ../blobs/gone, where nothing is"
+    assert line == f"{hf / name}: a broken link to ../blobs/gone"
 
 
 def test_settings_that_no_model_can_have_are_listed_with_what_is_wrong_with_files(
@@ -237,7 +237,7 @@ def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path,
     assert "answers of 1 prompts" in streams[2]
     edit(copied_model / "tokenizer_config.json", eos_token="~")
     (line,) = recipe_problems(load_config(recipe, model))[:1]
-    assert line == f"model.hf_path: what ends a response is past the model's {size} tokens: {size} (~)"
+    assert line == f"model.hf_path: an end token is past the model's {size} tokens: {size} (~)"
 
 
 def test_a_tokenizer_without_an_end_is_refused(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tempo_megatron.conversion.rows import TensorRows, whole
+from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation.checksums import checksum, expected_checksums
 from tempo_megatron.generation.engine import _load_rows
 
@@ -31,15 +31,15 @@ def in_rows(tensor: Tensor) -> list[TensorRows]:
 def test_rows_are_put_together_and_whole_tensors_pass(vocabulary: Tensor) -> None:
     norm = torch.ones(WIDTH)
     sent = [("embed", part) for part in in_rows(vocabulary)]
-    found = list(whole([*sent, ("norm", norm), *(("head", part) for part in in_rows(2 * vocabulary))]))
+    found = list(assemble_tensors([*sent, ("norm", norm), *(("head", part) for part in in_rows(2 * vocabulary))]))
     assert [name for name, _ in found] == ["embed", "norm", "head"]
     assert torch.equal(found[0][1], vocabulary) and found[1][1] is norm and torch.equal(found[2][1], 2 * vocabulary)
 
 
 def test_rows_that_do_not_come_are_an_error(vocabulary: Tensor) -> None:
     """Protects exports: a directory with rows of whatever memory held before would pass for a model."""
-    with pytest.raises(ValueError, match=r"rows that have not come: 58 of embed"):
-        list(whole([("embed", part) for part in in_rows(vocabulary) if part.first != 70]))
+    with pytest.raises(ValueError, match=r"missing rows: 58 of embed"):
+        list(assemble_tensors([("embed", part) for part in in_rows(vocabulary) if part.first != 70]))
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.config import DataConfig, SourceConfig
-from tempo_megatron.data.identity import key
-from tempo_megatron.data.questions import read_questions, set_aside
+from tempo_megatron.data.identity import question_key
+from tempo_megatron.data.questions import read_questions, reserve_labeled_questions
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.sources import Answers, Row, to_prompts
@@ -119,14 +119,14 @@ def test_questions_set_aside_leave_every_stream_that_is_learned_from(tmp_path: P
     known, again = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "known.jsonl", *rows)
     known.weight, again.weight = 2.0, 0.5
     sets = read_questions(DataConfig(labeled=[known], warm_start=[again]), Letters()).sets
-    aside = set_aside(sets["labeled"], 3)
+    aside = reserve_labeled_questions(sets["labeled"], 3)
     for name, weight in (("labeled", 2.0), ("warm_start", 0.5)):
         left = sets[name].without(aside)
         assert len(left.prompts) == 5 and left.weights == [weight] * 5
         assert not {prompt.id for prompt in left.prompts} & {prompt.id for prompt in aside}
     source(tmp_path, "known.jsonl", *reversed(rows))
     turned = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
-    assert {prompt.id for prompt in set_aside(turned, 3)} == {prompt.id for prompt in aside}
+    assert {prompt.id for prompt in reserve_labeled_questions(turned, 3)} == {prompt.id for prompt in aside}
     elsewhere = source(tmp_path, "copied.jsonl", *rows)
     copied = read_questions(DataConfig(warm_start=[elsewhere]), Letters()).sets["warm_start"]
     assert len(copied.without(aside).prompts) == 5  # though each file gives a question an id of its own
@@ -138,10 +138,13 @@ def test_what_a_run_has_learned_measures_nothing_however_its_files_change(tmp_pa
     rows: list[dict[str, object]] = [{"prompt": text, "answer": "1"} for text in "abcdefgh"]
     known, later = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "later.jsonl", *rows[:2], {"prompt": "z"})
     before = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
-    aside = set_aside(before, 3)
+    aside = reserve_labeled_questions(before, 3)
     learned = {prompt.question for prompt in before.without(aside).prompts}
-    assert set_aside(before, 3, learned) == aside and set_aside(before, 8, learned) == aside
-    learned |= {key("a"), key("B")}
+    assert (
+        reserve_labeled_questions(before, 3, learned) == aside
+        and reserve_labeled_questions(before, 8, learned) == aside
+    )
+    learned |= {question_key("a"), question_key("B")}
     held_out = read_questions(DataConfig(held_out=[later]), Letters(), learned).sets["held_out"]
-    assert [prompt.question for prompt in held_out.prompts] == [key("z")]
+    assert [prompt.question for prompt in held_out.prompts] == [question_key("z")]
     assert held_out.left_out().endswith("0 also evaluated, 2 learned with their answers before the data changed")

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.config import Config, DataChanged, SourceConfig
-from tempo_megatron.data.fingerprint import changes, fingerprint_problems, keep_record, learned_questions, read_record
+from tempo_megatron.data.fingerprint import (
+    data_changes,
+    fingerprint_problems,
+    learned_questions,
+    read_record,
+    update_record,
+)
 
 ROWS = [{"prompt": f"question {number}", "answer": str(number)} for number in range(48)]
 
@@ -21,7 +27,7 @@ def config(tmp_path: Path) -> Config:
     for name in ("labeled", "held_out"):
         write(tmp_path / f"{name}.jsonl", ROWS)
         setattr(made.data, name, [SourceConfig(path=str(tmp_path / f"{name}.jsonl"))])
-    assert keep_record(made, ["a", "b"])[0] == []
+    assert update_record(made, ["a", "b"])[0] == []
     return made
 
 
@@ -54,11 +60,11 @@ def test_changed_contents_are_refused_with_what_differs(
 
 def test_accepted_contents_are_the_runs_own_from_then_on(config: Config, tmp_path: Path) -> None:
     """The run says what it accepted, once; what it learned stays learned; the hash of all contents is another."""
-    _, before = keep_record(config, ["a", "b"])
+    _, before = update_record(config, ["a", "b"])
     write(tmp_path / "labeled.jsonl", ROWS[1:])
-    said, after = keep_record(config, ["c"])
+    said, after = update_record(config, ["c"])
     assert len(said) == 1 and "1 rows removed" in said[0] and before != after
-    assert changes(config) == [] and keep_record(config, ["c"]) == ([], after)
+    assert data_changes(config) == [] and update_record(config, ["c"]) == ([], after)
     assert learned_questions(config.run_dir) == {"a", "b", "c"}
 
 
@@ -79,7 +85,7 @@ def test_a_new_run_and_one_without_files_keep_what_there_is(tmp_path: Path) -> N
         and learned_questions(config.run_dir) == frozenset()
     )
     config.data.labeled = [SourceConfig(task="spell_backward", size=3)]
-    keep_record(config, [])
+    update_record(config, [])
     record = read_record(config.run_dir)
     assert record is not None and record.files == {}
 

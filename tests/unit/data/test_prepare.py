@@ -229,7 +229,7 @@ def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert tempo_data("prepare", "aime-2025", "--out", tmp_path) == 0
     assert asked == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
-    hub = files.Hub("one/{part}", "test", ("a", "b"))
+    hub = files.HubDataset("one/{part}", "test", ("a", "b"))
     assert [(str(place), part) for place, part, _ in hub.read()] == [("one/a, row 1", "a"), ("one/b, row 1", "b")]
     assert asked[2:] == [
         ("one/a", None, "test"),

@@ -28,7 +28,7 @@ def write(path: Path, *questions: str) -> Path:
 def found(labeled: str, evaluated: str) -> list[bool]:
     """Whether each pair of the two questions is exact."""
     one, other = (Row(text, None, text, "s", "exact") for text in (labeled, evaluated))
-    return [pair.exact for pair in contamination.pairs([one], {"held_out": [other]})]
+    return [pair.exact for pair in contamination.contaminated_pairs([one], {"held_out": [other]})]
 
 
 def test_thirteen_words_in_common_are_contamination_and_twelve_are_not() -> None:
@@ -120,7 +120,7 @@ def test_the_time_grows_with_words_not_with_pairs() -> None:
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            pairs = contamination.pairs(labeled, {"unlabeled": evaluated})
+            pairs = contamination.contaminated_pairs(labeled, {"unlabeled": evaluated})
         finally:
             sys.settrace(before)
         assert [(pair.labeled, pair.evaluated, pair.exact) for pair in pairs] == [("l7", "copy", True)]

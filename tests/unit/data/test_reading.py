@@ -14,7 +14,7 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import SourceConfig, load_config, to_yaml
-from tempo_megatron.data.reading import DataError, RowLocation, listed
+from tempo_megatron.data.reading import DataError, RowLocation, format_problems
 from tempo_megatron.data.sources import read_rows
 
 GOOD = b'{"prompt": "What is 1+1?", "answer": "2"}\n'
@@ -70,7 +70,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(codecs.BOM_UTF8 + GOOD)
     (row,) = read_rows([SourceConfig(path=str(path))], labeled=True)
-    assert row.question == "What is 1+1?" and str(row.place) == f"{path}, line 1"
+    assert row.question == "What is 1+1?" and str(row.location) == f"{path}, line 1"
 
 
 def test_metadata_alone_is_an_answer_to_those_who_read_it(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_listed_and_a_cause_that_many_rows_share_once(tmp_p
     schema, syntax, answer = problems_of(content, tmp_path)
     assert schema.startswith(", lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more: a row needs `prompt`")
     assert syntax.startswith(", line 13: not JSON") and answer == ", line 15: a labeled row needs `answer`"
-    assert listed([(RowLocation("f", 2), "r"), (RowLocation("f", 5), "r"), (RowLocation("g"), "r")]) == [
+    assert format_problems([(RowLocation("f", 2), "r"), (RowLocation("f", 5), "r"), (RowLocation("g"), "r")]) == [
         "f, lines 2 and 5: r",
         "g: r",
     ]
@@ -147,7 +147,7 @@ def test_every_command_that_reads_data_names_file_and_row(
         ("rows.csv", b"problem,answer\na,1,2\n", "rows.csv, row 1: more values than the header has columns"),
         ("rows.parquet", GOOD, "rows.parquet: not readable"),
         ("rows.parquet", b"", "rows.parquet: not readable"),
-        ("rows.txt", GOOD, "rows.txt: not readable: known are"),
+        ("rows.txt", GOOD, "rows.txt: not readable: supported formats are"),
     ],
 )
 def test_a_source_in_another_form_is_one_line_with_file_and_row(
