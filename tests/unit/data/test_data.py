@@ -108,8 +108,8 @@ def test_a_stream_with_no_prompt_left_and_two_questions_under_one_id_are_errors(
 def test_a_template_may_hold_braces_of_its_own() -> None:
     """`\\boxed{}` is what most mathematical templates ask for."""
     config = DataConfig(prompt_template="{question} Answer in \\boxed{}.")
-    made = to_prompts([Row("1+1", None, "i", "here", "math")], config, Letters(), {})
-    assert "".join(map(chr, made.prompts[0].token_ids)) == "1+1 Answer in \\boxed{}."
+    prompt_set = to_prompts([Row("1+1", None, "i", "here", "math")], config, Letters(), {})
+    assert "".join(map(chr, prompt_set.prompts[0].token_ids)) == "1+1 Answer in \\boxed{}."
 
 
 def test_questions_set_aside_leave_every_stream_that_is_learned_from(tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ ROWS = [{"prompt": f"question {number}", "answer": str(number)} for number in ra
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """A run that has begun with two files."""
-    made = Config(run_dir=str(tmp_path / "run"))
+    config = Config(run_dir=str(tmp_path / "run"))
     (tmp_path / "run").mkdir()
     for name in ("labeled", "held_out"):
         write(tmp_path / f"{name}.jsonl", ROWS)
-        setattr(made.data, name, [SourceConfig(path=str(tmp_path / f"{name}.jsonl"))])
-    assert update_record(made, ["a", "b"])[0] == []
-    return made
+        setattr(config.data, name, [SourceConfig(path=str(tmp_path / f"{name}.jsonl"))])
+    assert update_record(config, ["a", "b"])[0] == []
+    return config
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -36,7 +36,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "difference"),
     [
         (ROWS[12:], "12 rows removed, 0 added, 0 changed"),
         ([{**row, "prompt": f"other {row['prompt']}"} for row in [*ROWS, *ROWS[:4]]], "48 rows removed, 52 added, 0"),
@@ -46,13 +46,13 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
     ],
 )
 def test_changed_contents_are_refused_with_what_differs(
-    rows: list[dict[str, str]], told: str, config: Config, tmp_path: Path
+    rows: list[dict[str, str]], difference: str, config: Config, tmp_path: Path
 ) -> None:
     """Rows that are gone, new, or answer the same question otherwise; and one remedy for all files."""
     assert fingerprint_problems(config) == []
     write(tmp_path / "labeled.jsonl", rows)
     line, remedy = fingerprint_problems(config)
-    assert line.startswith(f"{tmp_path / 'labeled.jsonl'}: ") and told in line
+    assert line.startswith(f"{tmp_path / 'labeled.jsonl'}: ") and difference in line
     assert "data.changed=accept" in remedy and str(config.run_dir) in remedy
     config.data.changed = DataChanged.accept
     assert fingerprint_problems(config) == []
@@ -62,8 +62,8 @@ def test_accepted_contents_are_the_runs_own_from_then_on(config: Config, tmp_pat
     """The run says what it accepted, once; what it learned stays learned; the hash of all contents is another."""
     _, before = update_record(config, ["a", "b"])
     write(tmp_path / "labeled.jsonl", ROWS[1:])
-    said, after = update_record(config, ["c"])
-    assert len(said) == 1 and "1 rows removed" in said[0] and before != after
+    accepted, after = update_record(config, ["c"])
+    assert len(accepted) == 1 and "1 rows removed" in accepted[0] and before != after
     assert data_changes(config) == [] and update_record(config, ["c"]) == ([], after)
     assert learned_questions(config.run_dir) == {"a", "b", "c"}
 

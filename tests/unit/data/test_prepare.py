@@ -142,9 +142,9 @@ def test_choices_are_listed_with_their_letters_after_passage_and_question(tmp_pa
     assert passage.startswith("Three clerks") and question.startswith("If R works")
     assert options.splitlines()[:2] == ["(A) P", "(B) Q"]
     hub, _ = prepared("agieval", FIXTURES / "agieval-hub", tmp_path / "hub")
-    asked = "The lighthouse of Orlo was lit for the first time in spring.\n\nWhen was it lit?"
+    question = "The lighthouse of Orlo was lit for the first time in spring.\n\nWhen was it lit?"
     assert hub[1]["prompt"] == "What is the slope of $y=7x-1$?"
-    assert hub[2]["prompt"] == f"{asked}\n\n(A) in spring\n(B) in autumn"
+    assert hub[2]["prompt"] == f"{question}\n\n(A) in spring\n(B) in autumn"
 
 
 def test_blanked_solutions_are_explained_and_kept_only_on_request(
@@ -220,18 +220,18 @@ def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is downloaded here: what is asked of `datasets`, and what a user without network is told."""
-    asked: list[tuple[object, ...]] = []
+    requests: list[tuple[object, ...]] = []
 
     def load_dataset(repository: str, config: str | None, split: str) -> list[dict[str, Any]]:
-        asked.append((repository, config, split))
+        requests.append((repository, config, split))
         return [{"question": f"What is {config}?", "answer": "1"}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert tempo_data("prepare", "aime-2025", "--out", tmp_path) == 0
-    assert asked == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
+    assert requests == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
     hub = files.HubDataset("one/{part}", "test", ("a", "b"))
     assert [(str(place), part) for place, part, _ in hub.read()] == [("one/a, row 1", "a"), ("one/b, row 1", "b")]
-    assert asked[2:] == [
+    assert requests[2:] == [
         ("one/a", None, "test"),
         ("one/b", None, "test"),
     ]

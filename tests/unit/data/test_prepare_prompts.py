@@ -58,10 +58,10 @@ def source(path: Path, *rows: dict[str, Any], **settings: Any) -> SourceConfig:
 def test_a_style_asks_for_the_form_that_the_row_s_grader_reads(grader: str) -> None:
     """Each grader has its instruction after the question; judged and reasoning-gym questions stand as they are."""
     instruction = INSTRUCTIONS.get(grader, "")
-    asked = f"What is 2+2?\n\n{instruction}" if instruction else "What is 2+2?"
-    assert text_of(PromptStyle.chat, grader) == f"[user]{asked}[assistant]"
-    assert text_of(PromptStyle.chatml, grader) == f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
-    assert text_of(PromptStyle.completion, grader) == f"<s>Question: {asked}\n\nAnswer:"
+    question = f"What is 2+2?\n\n{instruction}" if instruction else "What is 2+2?"
+    assert text_of(PromptStyle.chat, grader) == f"[user]{question}[assistant]"
+    assert text_of(PromptStyle.chatml, grader) == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(PromptStyle.completion, grader) == f"<s>Question: {question}\n\nAnswer:"
     assert bool(instruction) == (grader in ("math", "choice", "free", "zebra", "exact"))
 
 
@@ -80,8 +80,8 @@ def test_a_conversation_keeps_its_turns_in_every_style() -> None:
     assert text_of(PromptStyle.chatml, messages=TALK).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 2+2?\n\n"
     )
-    asked = f"<s>Be brief.\n\nQuestion: What is 2+2?\n\n{boxed}\n\nAnswer:"
-    assert text_of(PromptStyle.completion, messages=TALK) == asked
+    prompt = f"<s>Be brief.\n\nQuestion: What is 2+2?\n\n{boxed}\n\nAnswer:"
+    assert text_of(PromptStyle.completion, messages=TALK) == prompt
 
 
 def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_an_evaluated_question_is_withheld_whatever_form_it_has(tmp_path: Path) 
         ],
         held_out=[source(tmp_path / "later.jsonl", {"messages": TALK}, {"prompt": "What is 3+3?"})],
     )
-    made = read_questions(config, Letters()).sets["labeled"]
-    assert [shown(prompt.token_ids) for prompt in made.prompts] == ["What is 2+2 ?"]
-    assert (made.withheld, made.repeated) == (2, 1)
+    prompt_set = read_questions(config, Letters()).sets["labeled"]
+    assert [shown(prompt.token_ids) for prompt in prompt_set.prompts] == ["What is 2+2 ?"]
+    assert (prompt_set.withheld, prompt_set.repeated) == (2, 1)
 
 
 def test_answers_of_conversations_are_split_off_and_leave_no_trace(tmp_path: Path) -> None:
@@ -145,9 +145,9 @@ def test_answers_of_conversations_are_split_off_and_leave_no_trace(tmp_path: Pat
     def read(*answers: str) -> tuple[object, object]:
         rows = [{"messages": [{"role": "user", "content": f"q{n}"}], "answer": a} for n, a in enumerate(answers)]
         questions = read_questions(DataConfig(unlabeled=[source(tmp_path / "new.jsonl", *rows)]), Letters())
-        made = questions.sets["unlabeled"]
-        assert [prompt.answer for prompt in made.prompts] == [None, None]
-        return (made.prompts, made.weights), questions.answers
+        prompt_set = questions.sets["unlabeled"]
+        assert [prompt.answer for prompt in prompt_set.prompts] == [None, None]
+        return (prompt_set.prompts, prompt_set.weights), questions.answers
 
     (one, kept), (other, permuted) = read("1", "2"), read("2", "1")
     assert one == other and kept != permuted
@@ -158,10 +158,10 @@ def test_weights_and_sources_stay_with_their_prompts(tmp_path: Path) -> None:
     first = source(tmp_path / "a.jsonl", {"prompt": "a"}, {"prompt": "A"}, {"prompt": "b" * 20}, weight=0.5)
     second = source(tmp_path / "b.jsonl", {"prompt": "a"}, {"prompt": "c", "source": "AIME-2025"}, weight=2)
     config = DataConfig(unlabeled=[first, second], max_prompt_tokens=10)
-    made = read_questions(config, Letters()).sets["unlabeled"]
-    assert [shown(prompt.token_ids) for prompt in made.prompts] == ["a", "c"]
-    assert made.weights == [0.5, 2]
-    assert [prompt.source for prompt in made.prompts] == ["a.jsonl", "AIME-2025"]
+    prompt_set = read_questions(config, Letters()).sets["unlabeled"]
+    assert [shown(prompt.token_ids) for prompt in prompt_set.prompts] == ["a", "c"]
+    assert prompt_set.weights == [0.5, 2]
+    assert [prompt.source for prompt in prompt_set.prompts] == ["a.jsonl", "AIME-2025"]
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
