@@ -100,8 +100,8 @@ def test_nothing_to_check_against_and_bad_files_are_errors(tmp_path: Path, capsy
 
 
 def test_the_time_grows_with_words_not_with_pairs() -> None:
-    """Twice as many questions of 20 words run twice as many lines of Python, and not four times as many as comparing
-    all pairs would."""
+    """Twice as many questions of 20 words run about twice as many lines of Python. Comparing all pairs would run four
+    times as many."""
     draw, words = random.Random(0), [f"w{n}" for n in range(5000)]
 
     def questions(stream: str, count: int) -> list[Row]:

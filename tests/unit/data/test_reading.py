@@ -1,4 +1,4 @@
-"""Files that are not UTF-8 JSONL of rows: one line with file and row, whichever command reads them."""
+"""Files that are not UTF-8 JSONL of rows give one line with file and row, whichever command reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD = b'{"prompt": "What is 1+1?", "answer": "2"}\n'
 
 
 def problems_of(content: bytes, tmp_path: Path, labeled: bool = True) -> list[str]:
-    """What is said of a file, without its path."""
+    """Return the problems of a file, without its path."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError) as raised:
@@ -60,13 +60,13 @@ def problems_of(content: bytes, tmp_path: Path, labeled: bool = True) -> list[st
     ],
 )
 def test_what_is_no_file_of_rows_is_one_line(content: bytes, problem: str, tmp_path: Path) -> None:
-    """Encodings, formats under another name, scalars, and values of other types; never an exception of Python's."""
+    """Encodings, other formats, scalars and values of other types never raise a plain Python exception."""
     (line,) = problems_of(content, tmp_path)
     assert line.startswith(problem)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
-    """Editors on Windows write one."""
+    """Editors on Windows write a byte order mark."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(codecs.BOM_UTF8 + GOOD)
     (row,) = read_rows([SourceConfig(path=str(path))], labeled=True)
@@ -74,7 +74,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
 
 
 def test_metadata_alone_is_an_answer_to_those_who_read_it(tmp_path: Path) -> None:
-    """Any file may have such a column; only reasoning-gym's scorers and a user's function are given it."""
+    """Any file may have `metadata`; only reasoning-gym's scorers and a user's own function receive it."""
     path = tmp_path / "rows.jsonl"
     graders = ("exact", "math", "reasoning_gym:countdown", "mine.function")
     path.write_text("".join(json.dumps({"prompt": g, "grader": g, "metadata": {"level": 1}}) + "\n" for g in graders))
@@ -100,7 +100,7 @@ LATIN = GOOD + b'{"prompt": "caf\xe9", "answer": "1"}\n'
 def test_every_command_that_reads_data_names_file_and_row(
     recipe: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, one line, nothing written, from each of them."""
+    """Each command exits with code 2, prints one line and writes nothing."""
     bad, good, out = tmp_path / "bad.jsonl", tmp_path / "good.jsonl", tmp_path / "out"
     bad.write_bytes(LATIN)
     good.write_bytes(GOOD)
@@ -120,8 +120,8 @@ def test_every_command_that_reads_data_names_file_and_row(
         commands.append(["launch", str(recipe), "--executor", "local", f"data.held_out=[{{path: {bad}}}]"])
     for command in commands:
         assert cli.main(command) == 2, command
-        said = capsys.readouterr().err
-        assert said.count(f"{bad}, line 2: not UTF-8: save the file as UTF-8") == 1 and "Traceback" not in said
+        message = capsys.readouterr().err
+        assert message.count(f"{bad}, line 2: not UTF-8: save the file as UTF-8") == 1 and "Traceback" not in message
         assert not out.exists() and not (tmp_path / "run").exists()
 
 
@@ -153,7 +153,7 @@ def test_every_command_that_reads_data_names_file_and_row(
 def test_a_source_in_another_form_is_one_line_with_file_and_row(
     file: str, content: bytes, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of every format that `prepare` reads; nothing is written."""
+    """This holds for every format that `prepare` reads, and nothing is written."""
     path = tmp_path / file
     path.write_bytes(content)
     assert cli.main(["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path / "out")]) == 2
@@ -179,16 +179,16 @@ def test_a_source_in_another_form_is_one_line_with_file_and_row(
 def test_rows_nested_in_another_way_are_named_in_every_source(
     name: str, row: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What Python raises on them (AttributeError, IndexError, ...) reaches nobody."""
+    """Users do not see Python's own exceptions, such as AttributeError or IndexError."""
     path = tmp_path / ("lsat-ar.jsonl" if name == "agieval" else "rows.jsonl")
     path.write_text(json.dumps(row) + "\n")
     assert cli.main(["data", "prepare", name, "--from", str(path), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert f"{path}, line 1: " in said and "docs/data.md" in said and len(said.splitlines()) == 2
+    message = capsys.readouterr().err
+    assert f"{path}, line 1: " in message and "docs/data.md" in message and len(message.splitlines()) == 2
 
 
 def test_parquet_under_another_name_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the hub's files are renamed now and then."""
+    """Files of the hub are sometimes renamed."""
     path = tmp_path / "rows.jsonl"
     pyarrow.parquet.write_table(pyarrow.table({"problem": ["a"], "answer": ["1"]}), path)
     assert cli.main(["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path / "out")]) == 2
