@@ -1,1 +1,1 @@
-"""Offline converters between Hugging Face directories and Megatron checkpoints: command line and streaming."""
+"""Offline converters between Hugging Face model directories and Megatron checkpoints."""

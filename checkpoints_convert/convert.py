@@ -1,4 +1,4 @@
-"""Hugging Face directories to checkpoints and back: tensors are read, mapped and written as they come."""
+"""Converts Hugging Face directories to checkpoints and back. Tensors are read, mapped and written one by one."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 from tempo_megatron.conversion import critics, decoder, hf_config, hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.families import family
-from tempo_megatron.conversion.hf_files import Description, listed
-from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Role
+from tempo_megatron.conversion.families import family_of
+from tempo_megatron.conversion.hf_files import TensorDescription, format_names
+from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, ParameterMapping, Role
 from tempo_megatron.conversion.source import HfSource, open_source
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 
-Descriptions = dict[str, Description]
-type _Step[Result] = tuple[Entry, Callable[[Entry], Result]]
+Descriptions = dict[str, TensorDescription]
+"""Tensor name -> shape and dtype."""
+type _Step[Result] = tuple[ParameterMapping, Callable[[ParameterMapping], Result]]
+"""A mapping, and the function that reads its tensors and converts them."""
 
 
 def to_megatron(
@@ -38,38 +40,39 @@ def to_megatron(
     seed: int = 0,
     workers: int = 2,
 ) -> None:
-    """A checkpoint of one role from a Hugging Face directory.
+    """Convert a Hugging Face directory to a checkpoint of one role.
 
-    A critic without a value head gets a fresh one from `seed`. Raises ConversionError listing all that is wrong
-    before anything is written; whatever fails later leaves no `out`.
+    A critic without a value head gets a random one from `seed`. Raises ConversionError listing every problem before it
+    writes anything. A later failure removes `out`.
     """
     source = open_source(hf, role)
     target_range = _target_range(source, hf, target_range)
     if source.head:
-        bias = any(entry.megatron_name == OUTPUT_BIAS for entry in source.entries)
-        critics.exported_config(source.config, family(source.config), bias=bias, target_range=target_range)
+        bias = any(mapping.megatron_name == OUTPUT_BIAS for mapping in source.mappings)
+        critics.exported_config(source.config, family_of(source.config), bias=bias, target_range=target_range)
 
-    def convert(entry: Entry) -> Tensor:
-        tensors = [source.read(name) for name in entry.hf_names]
-        return entry.to_megatron(*(tensor.to(dtype or tensor.dtype) for tensor in tensors))
+    def convert(mapping: ParameterMapping) -> Tensor:
+        tensors = [source.read(name) for name in mapping.hf_names]
+        return mapping.to_megatron(*(tensor.to(dtype or tensor.dtype) for tensor in tensors))
 
-    made: Descriptions = {}
-    for entry in source.entries:
-        kept = dtype or source.read.descriptions[entry.hf_names[0]].dtype
-        made[entry.megatron_name] = Description(entry.shape, kept)
-    _check_room(out, made)
-    steps: list[_Step[Tensor]] = [(entry, convert) for entry in source.entries]
+    descriptions: Descriptions = {}
+    for mapping in source.mappings:
+        written_dtype = dtype or source.read.descriptions[mapping.hf_names[0]].dtype
+        descriptions[mapping.megatron_name] = TensorDescription(mapping.shape, written_dtype)
+    _check_output(out, descriptions)
+    steps: list[_Step[Tensor]] = [(mapping, convert) for mapping in source.mappings]
     if role == "critic" and not source.head:
-        head = Entry(OUTPUT_LAYER, (), (1, source.entries[-1].shape[0]))
-        made[OUTPUT_LAYER] = Description(head.shape, next(iter(made.values())).dtype)
-        fresh = critics.fresh_value_head(head.shape[1], seed).to(made[OUTPUT_LAYER].dtype)
-        steps.append((head, lambda entry: fresh))
-    with hf_files.written_aside(out) as aside:
-        (aside / role).mkdir()
-        checkpoint_format.write_description(aside, hf, target_range)
-        arriving = ((entry.megatron_name, tensor) for entry, tensor in _in_order(steps, workers, "to Megatron"))
-        checkpoint_format.write_tensors(aside / role, made, arriving)
-        integrity.write_manifest(aside, integrity.checksum_files(aside, integrity.list_files(aside)))
+        head = ParameterMapping(OUTPUT_LAYER, (), (1, source.mappings[-1].shape[0]))
+        descriptions[OUTPUT_LAYER] = TensorDescription(head.shape, next(iter(descriptions.values())).dtype)
+        fresh_head = critics.fresh_value_head(head.shape[1], seed).to(descriptions[OUTPUT_LAYER].dtype)
+        steps.append((head, lambda mapping: fresh_head))
+    with hf_files.atomic_directory(out) as temporary:
+        (temporary / role).mkdir()
+        checkpoint_format.write_description(temporary, hf, target_range)
+        converted = _convert_in_order(steps, workers, "to Megatron")
+        tensors = ((mapping.megatron_name, tensor) for mapping, tensor in converted)
+        checkpoint_format.write_tensors(temporary / role, descriptions, tensors)
+        integrity.write_manifest(temporary, integrity.checksum_files(temporary, integrity.list_files(temporary)))
 
 
 def to_hf(
@@ -81,101 +84,118 @@ def to_hf(
     shard_bytes: int = hf_files.SHARD_BYTES,
     workers: int = 2,
 ) -> None:
-    """A Hugging Face directory from one role of any checkpoint, whatever layout wrote it; nothing else is needed.
+    """Convert one role of a checkpoint to a Hugging Face directory. Any parallel layout may have written it.
 
-    Raises ConversionError listing all that is wrong before anything is written; whatever fails later leaves no `out`.
+    The checkpoint is the only input. Raises ConversionError listing every problem before it writes anything. A later
+    failure removes `out`.
     """
     read = checkpoint_format.CheckpointReader(checkpoint, role, contents=True)
-    config, entries = open_checkpoint(checkpoint, role, read)
-    made: Descriptions = {}
-    for entry in entries:
-        kept = dtype or read.descriptions[entry.megatron_name].dtype
-        made.update(zip(entry.hf_names, (Description(size, kept) for size in entry.hf_shapes()), strict=True))
-    _check_room(out, made)
+    config, mappings = open_checkpoint(checkpoint, role, read)
+    descriptions: Descriptions = {}
+    for mapping in mappings:
+        written_dtype = dtype or read.descriptions[mapping.megatron_name].dtype
+        for name, shape in zip(mapping.hf_names, mapping.hf_shapes(), strict=True):
+            descriptions[name] = TensorDescription(shape, written_dtype)
+    _check_output(out, descriptions)
 
-    def convert(entry: Entry) -> tuple[Tensor, ...]:
-        tensor = read(entry.megatron_name)
-        return tuple(part.to(dtype or part.dtype) for part in entry.to_hf(tensor))
+    def convert(mapping: ParameterMapping) -> tuple[Tensor, ...]:
+        tensor = read(mapping.megatron_name)
+        return tuple(hf_tensor.to(dtype or hf_tensor.dtype) for hf_tensor in mapping.to_hf(tensor))
 
-    def arriving() -> Iterator[tuple[str, Tensor]]:
-        for entry, parts in _in_order([(entry, convert) for entry in entries], workers, "to Hugging Face"):
-            yield from zip(entry.hf_names, parts, strict=True)
+    def hf_tensors() -> Iterator[tuple[str, Tensor]]:
+        steps = [(mapping, convert) for mapping in mappings]
+        for mapping, tensors in _convert_in_order(steps, workers, "to Hugging Face"):
+            yield from zip(mapping.hf_names, tensors, strict=True)
 
-    with hf_files.written_aside(out) as aside:
-        hf_files.copy_side_files(checkpoint / HUGGING_FACE, aside)
-        hf_files.write_config(aside, hf_files.with_dtype(config, {described.dtype for described in made.values()}))
-        hf_files.write_tensors(aside, made, arriving(), shard_bytes)
+    with hf_files.atomic_directory(out) as temporary:
+        hf_files.copy_side_files(checkpoint / HUGGING_FACE, temporary)
+        dtypes = {description.dtype for description in descriptions.values()}
+        hf_files.write_config(temporary, hf_files.with_dtype(config, dtypes))
+        hf_files.write_tensors(temporary, descriptions, hf_tensors(), shard_bytes)
 
 
 def open_checkpoint(
     checkpoint: Path, role: Role, read: checkpoint_format.CheckpointReader
-) -> tuple[dict[str, Any], list[Entry]]:
-    """config.json and the map of what `to_hf` makes of a role. Raises ConversionError listing all that is wrong."""
+) -> tuple[dict[str, Any], list[ParameterMapping]]:
+    """Return config.json and the mappings with which `to_hf` exports a role.
+
+    Raises ConversionError listing every problem of the checkpoint.
+    """
     config = hf_files.read_config(checkpoint / HUGGING_FACE)
     settings = hf_config.backbone_settings(config)
     if role == "policy":
-        entries = decoder.policy(settings)
+        mappings = decoder.policy_mappings(settings)
     else:
         bias = OUTPUT_BIAS in read.descriptions
-        entries = decoder.critic(settings, critics.EXPORTED_HEAD, bias)
+        mappings = decoder.critic_mappings(settings, critics.EXPORTED_HEAD, bias)
         target_range = checkpoint_format.read_target_range(checkpoint)
-        config = critics.exported_config(config, family(config), bias=bias, target_range=target_range)
-    problems = [*read.problems, *unlike(read, entries)]
+        config = critics.exported_config(config, family_of(config), bias=bias, target_range=target_range)
+    problems = [*read.problems, *mapping_mismatches(read, mappings)]
     if problems:
         raise ConversionError("\n".join(problems))
-    return config, entries
+    return config, mappings
 
 
-def unlike(read: checkpoint_format.CheckpointReader, entries: Sequence[Entry]) -> Iterator[str]:
-    """In what a checkpoint's tensors are not those of the map, a line a cause."""
-    missing = {entry.megatron_name for entry in entries} - read.descriptions.keys()
+def mapping_mismatches(read: checkpoint_format.CheckpointReader, mappings: Sequence[ParameterMapping]) -> Iterator[str]:
+    """Yield a line for the tensors that a checkpoint lacks, and one for those that have another shape than the map."""
+    missing = {mapping.megatron_name for mapping in mappings} - read.descriptions.keys()
     if missing:
-        yield f"{read.directory}: no tensor {listed(missing)}"
-    others = [
-        f"{entry.megatron_name} is {list(described.shape)}, config.json asks for {list(entry.shape)}"
-        for entry in entries
-        if (described := read.descriptions.get(entry.megatron_name)) and described.shape != entry.shape
+        yield f"{read.directory}: no tensor {format_names(missing)}"
+    misshapen = [
+        f"{mapping.megatron_name} is {list(stored.shape)}, config.json asks for {list(mapping.shape)}"
+        for mapping in mappings
+        if (stored := read.descriptions.get(mapping.megatron_name)) and stored.shape != mapping.shape
     ]
-    if others:
-        more = f" and {len(others) - 1} more have other shapes too" if others[1:] else ""
-        yield f"{read.directory}: {others[0]}{more}"
+    if misshapen:
+        more = f" and {len(misshapen) - 1} more have other shapes too" if misshapen[1:] else ""
+        yield f"{read.directory}: {misshapen[0]}{more}"
 
 
-def _target_range(source: HfSource, directory: Path, given: str | None) -> str:
+def _target_range(source: HfSource, directory: Path, requested: str | None) -> str:
+    """Return the target range to write. Raises ConversionError where it is unknown, or differs from the config's."""
     stored = critics.stored_target_range(source.config)
-    if given and stored and given != stored:
-        raise ConversionError(f"{directory}: the critic's config says target range {stored}, --target-range {given}")
-    if source.head and not (given or stored):
+    if requested and stored and requested != stored:
+        raise ConversionError(
+            f"{directory}: the critic's config says target range {stored}, --target-range {requested}"
+        )
+    if source.head and not (requested or stored):
         ranges = " or ".join(critics.TARGET_RANGES)
         raise ConversionError(f"{directory}: what was {source.head} trained toward? Give --target-range {ranges}")
-    return given or stored or critics.TARGET_RANGES[0]
+    return requested or stored or critics.TARGET_RANGES[0]
 
 
-def _check_room(out: Path, descriptions: Descriptions) -> None:
+def _check_output(out: Path, descriptions: Descriptions) -> None:
+    """Raise ConversionError where `out` exists or its disk is too small."""
     if out.exists():
         raise ConversionError(f"{out}: exists already; nothing is overwritten")
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    needed, free = sum(described.bytes for described in descriptions.values()), shutil.disk_usage(above).free
+    parent = next(parent for parent in out.absolute().parents if parent.exists())
+    needed = sum(description.bytes for description in descriptions.values())
+    free = shutil.disk_usage(parent).free
     if needed > free:
         raise ConversionError(f"{out}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left")
 
 
-def _in_order[Result](steps: Sequence[_Step[Result]], workers: int, title: str) -> Iterator[tuple[Entry, Result]]:
-    """Each entry with what its step makes of it, in order, while `workers` more are being made; with a progress bar."""
-    waiting: deque[tuple[Entry, Future[Result]]] = deque()
-    coming = iter(steps)
+def _convert_in_order[Result](
+    steps: Sequence[_Step[Result]], workers: int, title: str
+) -> Iterator[tuple[ParameterMapping, Result]]:
+    """Yield each mapping with its converted tensors, in order, while `workers` threads convert the next ones.
+
+    A progress bar shows the converted weights.
+    """
+    pending: deque[tuple[ParameterMapping, Future[Result]]] = deque()
+    remaining = iter(steps)
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(desc=title, total=sum(entry.numel for entry, _ in steps), unit=" weights", unit_scale=True) as bar,
+        tqdm(desc=title, total=sum(mapping.numel for mapping, _ in steps), unit=" weights", unit_scale=True) as bar,
     ):
         try:
             while True:
-                for entry, make in itertools.islice(coming, workers - len(waiting)):
-                    waiting.append((entry, pool.submit(make, entry)))
-                if not waiting:
+                for mapping, convert in itertools.islice(remaining, workers - len(pending)):
+                    pending.append((mapping, pool.submit(convert, mapping)))
+                if not pending:
                     return
-                entry, future = waiting.popleft()
-                yield entry, future.result()
-                bar.update(entry.numel)
+                mapping, future = pending.popleft()
+                yield mapping, future.result()
+                bar.update(mapping.numel)
         finally:
             pool.shutdown(cancel_futures=True)

@@ -1,6 +1,8 @@
-"""One rank of `verify --tensor-parallel N --pipeline-parallel M`: load its part of a checkpoint, export, compare.
+"""One rank of `verify --tensor-parallel N --pipeline-parallel M`: loads its part of a checkpoint, exports, compares.
 
-usage: torchrun ... -m checkpoints_convert.layout_rank HF CHECKPOINT ROLE TP PP ANSWER
+usage: torchrun ... -m checkpoints_convert.layout_rank HF CHECKPOINT ROLE TP PP OUT
+
+Rank 0 writes the differences to the JSON file OUT.
 """
 
 from __future__ import annotations
@@ -11,30 +13,31 @@ from pathlib import Path
 
 import torch
 
-from checkpoints_convert.verify import compare
+from checkpoints_convert.verify import compare_tensors
 from tempo_megatron.config import Config, Precision
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS, Role
-from tempo_megatron.conversion.rows import whole
+from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.conversion.source import open_source
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 
 
-def main(hf: Path, saved: Path, role: Role, tensor: int, pipeline: int, answer: Path) -> None:
-    read = checkpoint_format.CheckpointReader(saved, role)
+def main(hf: Path, checkpoint: Path, role: Role, tensor_size: int, pipeline_size: int, out: Path) -> None:
+    read = checkpoint_format.CheckpointReader(checkpoint, role)
     config = Config()
-    config.parallel.tensor_model_parallel_size = tensor
-    config.parallel.pipeline_model_parallel_size = pipeline
-    narrow = all(described.dtype is torch.bfloat16 for described in read.descriptions.values())
-    config.model.precision = Precision.bf16 if narrow else Precision.fp32
-    place = topology.initialize(config.parallel, seed=0)
+    config.parallel.tensor_model_parallel_size = tensor_size
+    config.parallel.pipeline_model_parallel_size = pipeline_size
+    is_bf16 = all(description.dtype is torch.bfloat16 for description in read.descriptions.values())
+    config.model.precision = Precision.bf16 if is_bf16 else Precision.fp32
+    rank_topology = topology.initialize(config.parallel, seed=0)
     source = open_source(hf, role)
-    module = model.build_model(role, source.settings, config, place, head_bias=OUTPUT_BIAS in read.descriptions)
-    dist_checkpoint.load_weights(saved, role, module)
-    differing = list(compare(hf, source, whole(weights.export_hf_weights(module, source.entries, place))))
-    if place.rank == 0:
-        answer.write_text(json.dumps(differing))
+    module = model.build_model(role, source.settings, config, rank_topology, head_bias=OUTPUT_BIAS in read.descriptions)
+    dist_checkpoint.load_weights(checkpoint, role, module)
+    exported = assemble_tensors(weights.export_hf_weights(module, source.mappings, rank_topology))
+    differences = list(compare_tensors(hf, source, exported))
+    if rank_topology.rank == 0:
+        out.write_text(json.dumps(differences))
     topology.shutdown()
 
 

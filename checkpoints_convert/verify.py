@@ -1,4 +1,4 @@
-"""Does a checkpoint hold exactly what a Hugging Face directory holds?"""
+"""Compares a checkpoint with a Hugging Face directory, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoints_convert.convert import open_checkpoint, unlike
-from checkpoints_convert.plain_reader import PlainReader, files_beside_weights
+from checkpoints_convert.convert import mapping_mismatches, open_checkpoint
+from checkpoints_convert.reference_reader import ReferenceReader, files_beside_weights
 from tempo_megatron.config import ParallelConfig
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import Role
@@ -22,47 +22,51 @@ from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisible
 
 RankLayout = tuple[int, int]
-"""sizes of tensor and of pipeline parallelism"""
+"""The sizes of tensor and pipeline parallelism."""
 
 
 def differences(hf: Path, checkpoint: Path, role: Role, layout: RankLayout | None = None) -> list[str]:
-    """What differs, a line each, by Hugging Face's name; empty when every tensor is equal bit for bit, after the cast
-    to the checkpoint's dtype, and every side file byte for byte. With a layout, what its ranks load from the checkpoint
-    and export again is compared too. Raises ConversionError where either is unreadable or the layout cannot be."""
+    """Return the differences, one a line, by Hugging Face's names; empty where the two are equal.
+
+    Every tensor must be equal bit for bit, after the cast to the checkpoint's dtype, and every side file byte for byte.
+    With a layout, as many ranks load the checkpoint and export it again, and that export is compared too. Raises
+    ConversionError where one of the two is unreadable, or the layout does not divide the model.
+    """
     source = open_source(hf, role)
     if layout:
-        _check(layout, source)
+        _check_layout(layout, source)
     read = checkpoint_format.CheckpointReader(checkpoint, role, contents=True)
     open_checkpoint(checkpoint, role, read)
-    besides = _side_files(hf, checkpoint / checkpoint_format.HUGGING_FACE)
-    if other := list(unlike(read, source.entries)):
-        return other + besides
+    file_differences = _side_file_differences(hf, checkpoint / checkpoint_format.HUGGING_FACE)
+    if mismatches := list(mapping_mismatches(read, source.mappings)):
+        return mismatches + file_differences
 
-    def held() -> Iterator[tuple[str, Tensor]]:
-        for entry in source.entries:
-            yield from zip(entry.hf_names, entry.to_hf(read(entry.megatron_name)), strict=True)
+    def checkpoint_tensors() -> Iterator[tuple[str, Tensor]]:
+        for mapping in source.mappings:
+            yield from zip(mapping.hf_names, mapping.to_hf(read(mapping.megatron_name)), strict=True)
 
-    whole = list(compare(hf, source, held())) + besides
-    return whole + (_differences_under(layout, hf, checkpoint, role) if layout else [])
+    tensor_differences = list(compare_tensors(hf, source, checkpoint_tensors()))
+    layout_differences = _differences_under(layout, hf, checkpoint, role) if layout else []
+    return tensor_differences + file_differences + layout_differences
 
 
-def compare(hf: Path, source: HfSource, held: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
-    """A line for each tensor that is held with another value than the directory has, and for each that is not held."""
-    read = PlainReader(hf)
+def compare_tensors(hf: Path, source: HfSource, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[str]:
+    """Yield a line for each tensor that differs from the directory's, and for each that is missing in `tensors`."""
+    read = ReferenceReader(hf)
     missing = {name for name in read.names if not source.ignores(name)}
-    for name, tensor in held:
+    for name, tensor in tensors:
         missing.discard(name)
         expected = read(name).to(tensor.dtype)
         tensor = tensor.cpu()
         if not torch.equal(expected, tensor):
-            other = expected != tensor
+            differs = expected != tensor
             largest = float((expected.double() - tensor.double()).abs().max())
-            yield f"{name}: {int(other.sum())} of {other.numel()} elements differ, by at most {largest:.3g}"
+            yield f"{name}: {int(differs.sum())} of {differs.numel()} elements differ, by at most {largest:.3g}"
     yield from (f"{name}: missing in the checkpoint" for name in sorted(missing))
 
 
-def _check(layout: RankLayout, source: HfSource) -> None:
-    """Raises ConversionError for a layout that the model cannot be cut into, before a rank is started."""
+def _check_layout(layout: RankLayout, source: HfSource) -> None:
+    """Raise ConversionError for a layout that does not divide the model, before any rank starts."""
     tensor, pipeline = layout
     parallel = ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     if problems := list(divisible(parallel, source.settings)):
@@ -72,17 +76,17 @@ def _check(layout: RankLayout, source: HfSource) -> None:
 def _differences_under(layout: RankLayout, hf: Path, checkpoint: Path, role: Role) -> list[str]:
     tensor, pipeline = layout
     with tempfile.TemporaryDirectory() as directory:
-        answer = Path(directory) / "differences.json"
+        out = Path(directory) / "differences.json"
         ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tensor * pipeline}"]
-        given = [str(part) for part in (hf.absolute(), checkpoint.absolute(), role, tensor, pipeline, answer)]
-        subprocess.run([*ranks, "-m", "checkpoints_convert.layout_rank", *given], check=False)
-        if not answer.is_file():
+        arguments = [str(part) for part in (hf.absolute(), checkpoint.absolute(), role, tensor, pipeline, out)]
+        subprocess.run([*ranks, "-m", "checkpoints_convert.layout_rank", *arguments], check=False)
+        if not out.is_file():
             raise ConversionError(f"{checkpoint}: TP {tensor} x PP {pipeline} did not load; the ranks say why above")
-        found: list[str] = json.loads(answer.read_text())
-        return found
+        rank_differences: list[str] = json.loads(out.read_text())
+        return rank_differences
 
 
-def _side_files(hf: Path, copies: Path) -> list[str]:
+def _side_file_differences(hf: Path, copies: Path) -> list[str]:
     return [
         f"{name}: differs or is missing in the checkpoint"
         for name, file in sorted(files_beside_weights(hf).items())

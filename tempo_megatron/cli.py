@@ -299,10 +299,10 @@ def prepare(
     ] = False,
 ) -> int:
     """Write a source as DIR/NAME.jsonl, from its files or from the hub."""
-    from tempo_megatron.data.prepare.command import prepare_source
+    from tempo_megatron.data.prepare.command import write_source
     from tempo_megatron.grading import labels
 
-    return prepare_source(
+    return write_source(
         name, path, out, limit=limit, keep_unanswered=keep_unanswered, drop_useless=drop_useless, checks=labels
     )
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from tempo_megatron.conversion import decoder, hf_config, hf_files
-from tempo_megatron.conversion.hf_files import Description
+from tempo_megatron.conversion.hf_files import TensorDescription
 
 _TIMED = """
 import sys, time
@@ -40,9 +40,9 @@ def make(directory: Path, config: dict[str, object]) -> int:
     """A model directory of random bf16 tensors; returns its bytes."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
-    entries = decoder.policy(hf_config.backbone_settings(config))
+    entries = decoder.policy_mappings(hf_config.backbone_settings(config))
     described = {
-        name: Description(shape, torch.bfloat16)
+        name: TensorDescription(shape, torch.bfloat16)
         for entry in entries
         for name, shape in zip(entry.hf_names, entry.hf_shapes(), strict=True)
     }

@@ -1,4 +1,4 @@
-"""Intuitor (arXiv 2505.19590) as a method of a package of your own: a policy rewarded for being sure of itself.
+"""Intuitor (arXiv 2505.19590), as a method in a package of your own: it rewards a policy for its self-certainty.
 
 Run it with `PYTHONPATH=docs/examples tempo train recipes/demo.yaml method=intuitor.Intuitor`.
 """
@@ -17,7 +17,7 @@ class Intuitor(Grpo):
     """Unlabeled rollouts train the policy.
 
     Reward: self-certainty, the mean over the response's tokens of KL(uniform || p_t) (equation 3). Advantage: within
-    the group, as in GRPO. Loss: PPO's clip a token, with a small KL penalty.
+    the group, as in GRPO. Loss: PPO's clipped loss of each token, with a small KL penalty.
     """
 
     settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled", "policy.kl_coefficient": 0.005}

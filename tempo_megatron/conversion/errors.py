@@ -1,7 +1,7 @@
-"""What a conversion can fail with."""
+"""The exception that conversions raise."""
 
 from __future__ import annotations
 
 
 class ConversionError(ValueError):
-    """A Hugging Face model asks for something that the map of its family does not have; the message names it."""
+    """A model or a checkpoint cannot be converted. The message names the file, the setting or the tensor."""

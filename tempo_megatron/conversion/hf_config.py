@@ -1,4 +1,4 @@
-"""The settings of a model as transformers reads them: its own config class says what an absent key means."""
+"""The settings of a model as transformers reads them. Transformers' config class gives absent keys their values."""
 
 from __future__ import annotations
 
@@ -10,62 +10,67 @@ import transformers
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.families import family
+from tempo_megatron.conversion.families import family_of
 from tempo_megatron.conversion.mapping import BackboneSettings
 
 _ROPE = ("rope_parameters", "rope_scaling")
-"""two spellings of one setting; the config class decides which of them counts"""
-_REFUSAL = "transformers"
-"""the key of what no single setting says"""
+"""Two names of one setting. The config class decides which of them counts."""
+_WHOLE_CONFIG = "transformers"
+"""The key of a refusal that concerns no single setting."""
 
 
 def backbone_settings(config: dict[str, Any]) -> BackboneSettings:
-    """The backbone that a config.json describes. Raises ConversionError listing all that cannot be mapped."""
-    return family(config).settings(completed(config))
+    """Return the backbone that a config.json describes. Raises ConversionError listing every unsupported setting."""
+    return family_of(config).settings(complete_config(config))
 
 
-def completed(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config.json with what transformers' config class gives to the absent ones, and RoPE as it keeps
-    it. Raises ConversionError listing all that cannot be mapped."""
-    declared = family(config)
-    kind = getattr(transformers, f"{declared.name}Config")
-    mistyped = _mistyped(kind, config)
-    usable = {key: value for key, value in config.items() if key not in mistyped}
-    values, refusals = _values(kind, usable)
-    judged = values | {key: config[key] for key in mistyped if key not in _ROPE}
-    if mistyped:  # what the class derives from settings, it derived from others than these
-        said = _declared(kind, config).keys() | {"rope_parameters"}
-        judged = {key: value for key, value in judged.items() if key in said}
-    problems = mistyped | refusals | declared.problems(judged)
-    if config.get("model_type") != kind.model_type:
-        problems["model_type"] = f"{config.get('model_type')!r}; {declared.name} models have {kind.model_type!r}"
-    if problems.keys() != {_REFUSAL}:
-        problems.pop(_REFUSAL, None)  # its cause is among the others, most likely
+def complete_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json's settings with values for absent keys, and RoPE in transformers' own form.
+
+    Raises ConversionError listing every unsupported setting.
+    """
+    family = family_of(config)
+    config_class = getattr(transformers, f"{family.name}Config")
+    mistyped = _mistyped(config_class, config)
+    well_typed = {key: value for key, value in config.items() if key not in mistyped}
+    values, refusals = _values(config_class, well_typed)
+    checked = values | {key: config[key] for key in mistyped if key not in _ROPE}
+    if mistyped:  # Settings that the class derived come from its defaults, not from the mistyped values.
+        declared = _without_derived(config_class, config).keys() | {"rope_parameters"}
+        checked = {key: value for key, value in checked.items() if key in declared}
+    problems = mistyped | refusals | family.problems(checked)
+    if config.get("model_type") != config_class.model_type:
+        expected = f"{family.name} models have {config_class.model_type!r}"
+        problems["model_type"] = f"{config.get('model_type')!r}; {expected}"
+    if problems.keys() != {_WHOLE_CONFIG}:
+        problems.pop(_WHOLE_CONFIG, None)  # Another problem is most likely its cause.
     if problems:
         raise ConversionError("\n".join(f"config.json: {key}: {problem}" for key, problem in problems.items()))
     return values
 
 
-def _values(kind: Any, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """All settings of a model of a config class, and what the class refuses, by key: without RoPE where it refuses
-    that, and without what it derives where it refuses the rest."""
-    others = {key: value for key, value in config.items() if key not in _ROPE}
+def _values(config_class: Any, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return all settings of a model, and by key what its config class refuses.
+
+    Where the class refuses RoPE, the settings lack RoPE. Where it refuses the rest, they lack derived settings too.
+    """
+    without_rope = {key: value for key, value in config.items() if key not in _ROPE}
     refusals: dict[str, str] = {}
-    for given, key in ((config, "rope_parameters"), (others, _REFUSAL)):
+    for settings, key in ((config, "rope_parameters"), (without_rope, _WHOLE_CONFIG)):
         try:
-            values: dict[str, Any] = kind(**copy.deepcopy(given)).to_dict()
-        except Exception as error:  # the classes raise whatever a value that they do not expect makes them raise
-            refusals = {key: f"{kind.__name__} refuses it: {_last_line(error)}"}
+            values: dict[str, Any] = config_class(**copy.deepcopy(settings)).to_dict()
+        except Exception as error:  # An unexpected value may make the classes raise anything.
+            refusals = {key: f"{config_class.__name__} refuses it: {_last_line(error)}"}
         else:
             return values if not refusals else values | {"rope_parameters": None}, refusals
-    return _declared(kind, others), refusals
+    return _without_derived(config_class, without_rope), refusals
 
 
-def _mistyped(kind: Any, config: dict[str, Any]) -> dict[str, str]:
-    """The values that are of another type than the config class declares, by key."""
+def _mistyped(config_class: Any, config: dict[str, Any]) -> dict[str, str]:
+    """Return a problem for each value of another type than the config class declares, by key."""
     problems = {}
-    probe = kind()
-    typed = {field.name for field in dataclasses.fields(kind)}
+    probe = config_class()
+    typed = {field.name for field in dataclasses.fields(config_class)}
     for key in sorted(typed & config.keys() - {*_ROPE}):
         try:
             setattr(probe, key, copy.deepcopy(config[key]))
@@ -78,16 +83,16 @@ def _mistyped(kind: Any, config: dict[str, Any]) -> dict[str, str]:
 
 
 def _is_rope(value: Any) -> bool:
-    """Whether a value is an object of settings, or one such object, or null, for each kind of layer."""
+    """Return whether a value is an object of settings, or has such an object or null for each layer type."""
     if not isinstance(value, dict):
         return False
     return all(isinstance(value[key], dict | None) for key in value if key.endswith("_attention"))
 
 
-def _declared(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a config and what its class declares for absent ones, without what it derives from others."""
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)} | config
-    return {key: value for key, value in defaults.items() if value not in (None, dataclasses.MISSING)}
+def _without_derived(config_class: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's settings with the class's defaults, without values that the class derives from others."""
+    settings = {field.name: field.default for field in dataclasses.fields(config_class)} | config
+    return {key: value for key, value in settings.items() if value not in (None, dataclasses.MISSING)}
 
 
 def _last_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Hugging Face model directories: read and written tensor by tensor, never whole in memory."""
+"""Reads and writes Hugging Face model directories one tensor at a time. A whole model is never in memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.source_files import INDEX, SINGLE, absence, read_json, side_files, weight_files
+from tempo_megatron.conversion.source_files import (
+    INDEX,
+    SINGLE,
+    read_json,
+    side_files,
+    unavailable_reason,
+    weight_files,
+)
 
 SHARD_BYTES = 5 * 10**9
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
-"""dtype, as the safetensors format spells it, and shape, by name"""
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+StoredTensors = Mapping[str, tuple[str, tuple[int, ...]]]
+"""By tensor name: the dtype, as the safetensors format spells it, and the shape."""
 
 
 @dataclass(frozen=True)
-class Description:
-    """What a tensor is before it is read: its shape and dtype."""
+class TensorDescription:
+    """The shape and dtype of a tensor, known before its values are read."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -39,7 +46,7 @@ class Description:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a model directory. Raises ConversionError where there is none or it is no JSON object."""
+    """Return a model directory's config.json. Raises ConversionError where it is missing or no JSON object."""
     path = directory / "config.json"
     if not path.is_file() and not path.is_symlink():
         raise ConversionError(f"{directory}: no config.json here; is it a Hugging Face model directory?")
@@ -54,103 +61,112 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 class HfReader:
-    """Tensors of a model directory by name, each mapped from its safetensors file when asked for.
+    """Reads the tensors of a model directory by name. A call maps one tensor from its safetensors file.
 
-    An index decides which tensors there are and which file each is read from. Of files without an index all is read.
-    `files` is where each of the `descriptions` is read; `unassigned` are tensors that an index does not know, with
-    their files. `problems` lists what is wrong with files, a line a cause. `lost` are the tensors that these problems
-    explain, None where they may explain any.
+    With an index, the index decides which tensors exist and which file each is read from. Without an index, all
+    tensors of all files exist.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.descriptions: dict[str, Description] = {}
+        self.descriptions: dict[str, TensorDescription] = {}
+        """Shape and dtype of every tensor."""
         self.files: dict[str, Path] = {}
+        """The file of every tensor."""
         self.unassigned: dict[str, Path] = {}
+        """The file of every stored tensor that the index does not name."""
         weights = weight_files(directory)
         self.problems = weights.problems
-        self.lost: set[str] | None = set() if weights.paths else None
+        """One line for each problem of the files."""
+        self.unreadable: set[str] | None = set() if weights.paths else None
+        """The tensors whose absence `problems` explains; None where a problem may explain the absence of any tensor."""
         for file in weights.paths:
             try:
-                tensors = _tensors(file)
+                tensors = _stored_tensors(file)
             except (OSError, SafetensorError) as error:
-                self.problems.append(absence(file) or f"{file}: missing or damaged: {error}")
-                self._lose({name for name, other in weights.assigned.items() if other == file})
+                self.problems.append(unavailable_reason(file) or f"{file}: missing or damaged: {error}")
+                self._mark_unreadable({name for name, other in weights.assigned.items() if other == file})
                 continue
             if weights.has_index:
-                self._take_assigned(file, tensors, weights.assigned)
+                self._register_assigned(file, tensors, weights.assigned)
             else:
-                self._take(file, tensors)
+                self._register(file, tensors)
 
     def __call__(self, name: str) -> Tensor:
-        """Raises ConversionError where the model lacks the tensor."""
+        """Return one tensor. Raises ConversionError where the model does not have it."""
         if name not in self.files:
             raise ConversionError(f"{self.directory}: no tensor {name}")
         with safe_open(self.files[name], "pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
 
-    def _take_assigned(self, file: Path, tensors: Tensors, assigned: Mapping[str, Path]) -> None:
-        """Take from a file what the index assigns to it."""
+    def _register_assigned(self, file: Path, tensors: StoredTensors, assigned: Mapping[str, Path]) -> None:
+        """Register the tensors of a file that the index assigns to it."""
         expected = {name for name, other in assigned.items() if other == file}
         self.unassigned |= dict.fromkeys(tensors.keys() - assigned.keys(), file)
         if missing := expected - tensors.keys():
-            self.problems.append(f"{file}: no tensor {listed(missing)}; {INDEX} says that it is there")
-            self._lose(missing)
-        self._take(file, {name: described for name, described in tensors.items() if name in expected})
+            self.problems.append(f"{file}: no tensor {format_names(missing)}; {INDEX} says that it is there")
+            self._mark_unreadable(missing)
+        self._register(file, {name: stored for name, stored in tensors.items() if name in expected})
 
-    def _take(self, file: Path, tensors: Tensors) -> None:
+    def _register(self, file: Path, tensors: StoredTensors) -> None:
+        """Register the tensors of a file; note repeated names and unknown dtypes as problems."""
         repeated = tensors.keys() & self.files.keys()
         if repeated:
-            others = listed({self.files[name].name for name in repeated})
-            self.problems.append(f"{file}: {listed(repeated)} is in {others} too, and no {INDEX} says which counts")
+            others = format_names({self.files[name].name for name in repeated})
+            self.problems.append(
+                f"{file}: {format_names(repeated)} is in {others} too, and no {INDEX} says which counts"
+            )
         unknown = {name for name, (dtype, _) in tensors.items() if dtype not in _DTYPES}
         if unknown:
-            dtypes = listed({tensors[name][0] for name in unknown})
-            self.problems.append(f"{file}: {listed(unknown)} is of dtype {dtypes}; known: {', '.join(_DTYPES)}")
-            self._lose(unknown)
+            dtypes = format_names({tensors[name][0] for name in unknown})
+            self.problems.append(f"{file}: {format_names(unknown)} is of dtype {dtypes}; known: {', '.join(_DTYPES)}")
+            self._mark_unreadable(unknown)
         for name in tensors.keys() - unknown - repeated:
             dtype, shape = tensors[name]
-            self.descriptions[name] = Description(shape, _DTYPES[dtype])
+            self.descriptions[name] = TensorDescription(shape, _DTYPES[dtype])
             self.files[name] = file
 
-    def _lose(self, names: set[str]) -> None:
-        """Note that a problem explains the absence of these tensors; of any, where they have no names."""
-        self.lost = self.lost | names if names and self.lost is not None else None
+    def _mark_unreadable(self, names: set[str]) -> None:
+        """Note that a problem explains the absence of these tensors. An empty set stands for any tensor."""
+        self.unreadable = self.unreadable | names if names and self.unreadable is not None else None
 
 
-def _tensors(file: Path) -> Tensors:
-    """dtype, as the file spells it, and shape of each tensor of a file. Raises OSError or SafetensorError."""
+def _stored_tensors(file: Path) -> StoredTensors:
+    """Return dtype and shape of each tensor in a file. Raises OSError or SafetensorError."""
     with safe_open(file, "pt") as opened:
-        parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it cannot be iterated)
-        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it cannot be iterated)
+        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
-def listed(names: Collection[str], most: int = 3) -> str:
-    """Names in order with commas between them; those beyond `most` are counted."""
-    first, more = sorted(names)[:most], len(names) - most
-    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
+def format_names(names: Collection[str], limit: int = 3) -> str:
+    """Return the sorted names joined by commas: the first `limit`, then the number of the others."""
+    first, remaining = sorted(names)[:limit], len(names) - limit
+    return ", ".join(first) + (f" and {remaining} more" if remaining > 0 else "")
 
 
 @contextlib.contextmanager
-def written_aside(directory: Path) -> Iterator[Path]:
-    """A directory to write into that takes its name only when all is written and synced; an error leaves nothing."""
-    aside = directory.with_name(f".writing-{directory.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """Give a temporary directory to write into, and rename it to `directory` when all is written and synced.
+
+    An error removes what was written.
+    """
+    temporary = directory.with_name(f".writing-{directory.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield aside
-        sync(aside)
+        yield temporary
+        fsync_path(temporary)
         shutil.rmtree(directory, ignore_errors=True)
-        aside.rename(directory)
-        sync(directory.parent)
+        temporary.rename(directory)
+        fsync_path(directory.parent)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def copy_side_files(source: Path, directory: Path) -> None:
-    """Copy what stands beside the weights, contents alone: a read-only source must not make read-only copies."""
+    """Copy the side files of a model without their permissions: copies of read-only files must be writable."""
     directory.mkdir(exist_ok=True)
     for file in side_files(source):
         copy = directory / file.relative_to(source)
@@ -159,83 +175,86 @@ def copy_side_files(source: Path, directory: Path) -> None:
 
 
 def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Replace config.json where it says something else; where it says the same its bytes stay."""
+    """Write config.json, unless the present file has the same content. Then its bytes stay as they are."""
     if read_config(directory) != config:
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def with_dtype(config: dict[str, Any], dtypes: Iterable[torch.dtype]) -> dict[str, Any]:
-    """config.json whose dtype, where it names one, is that of the tensors."""
-    (*_, dtype) = kinds = set(dtypes)
+    """Return config.json with the tensors' dtype in place of the one it names. Mixed dtypes leave it unchanged."""
+    (*_, dtype) = distinct = set(dtypes)
     name = str(dtype).removeprefix("torch.")
     keys = [key for key in ("dtype", "torch_dtype") if config.get(key) is not None]
-    return config if len(kinds) > 1 else {**config, **dict.fromkeys(keys, name)}
+    return config if len(distinct) > 1 else {**config, **dict.fromkeys(keys, name)}
 
 
 def write_tensors(
     directory: Path,
-    descriptions: Mapping[str, Description],
+    descriptions: Mapping[str, TensorDescription],
     tensors: Iterable[tuple[str, Tensor]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Safetensors files of at most `shard_bytes` (a larger tensor has its own), with an index where they are several.
+    """Write safetensors files of at most `shard_bytes`, and an index where there are several.
 
-    `tensors` come in the order of `descriptions`, and each is written when it comes: the safetensors library takes a
-    file's tensors all at once, which for a shard of several gigabytes is more memory than a conversion may need.
+    A tensor larger than that has a file of its own. `tensors` come in the order of `descriptions`, and each is written
+    when it comes. The safetensors library would need all tensors of a file at once: several gigabytes of memory.
     """
-    shards = _plan(descriptions, shard_bytes)
+    shards = _split_into_shards(descriptions, shard_bytes)
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = [SINGLE]
-    coming = iter(tensors)
+    remaining = iter(tensors)
     for name, shard in zip(names, shards, strict=True):
-        _write_shard(directory / name, {key: descriptions[key] for key in shard}, coming)
-    if next(coming, None) is not None:
+        _write_shard(directory / name, {key: descriptions[key] for key in shard}, remaining)
+    if next(remaining, None) is not None:
         raise RuntimeError("more tensors than were described")
     if len(shards) > 1:
-        total = sum(described.bytes for described in descriptions.values())
-        where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        total = sum(description.bytes for description in descriptions.values())
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _plan(descriptions: Mapping[str, Description], shard_bytes: int) -> list[list[str]]:
+def _split_into_shards(descriptions: Mapping[str, TensorDescription], shard_bytes: int) -> list[list[str]]:
+    """Return the names of each shard's tensors, in the order of `descriptions`."""
     shards: list[list[str]] = [[]]
-    room = shard_bytes
-    for name, described in descriptions.items():
-        if shards[-1] and described.bytes > room:
+    free_bytes = shard_bytes
+    for name, description in descriptions.items():
+        if shards[-1] and description.bytes > free_bytes:
             shards.append([])
-            room = shard_bytes
+            free_bytes = shard_bytes
         shards[-1].append(name)
-        room -= described.bytes
+        free_bytes -= description.bytes
     return shards
 
 
-def _write_shard(path: Path, descriptions: Mapping[str, Description], coming: Iterator[tuple[str, Tensor]]) -> None:
-    """One file of the safetensors format: the header's length (8 bytes), the header (JSON), the tensors' bytes."""
+def _write_shard(
+    path: Path, descriptions: Mapping[str, TensorDescription], tensors: Iterator[tuple[str, Tensor]]
+) -> None:
+    """Write one safetensors file: the length of its header (8 bytes), the header (JSON), the tensors' bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, described in descriptions.items():
-        begin, end = end, end + described.bytes
-        dtype, shape = _DTYPE_NAMES[described.dtype], list(described.shape)
+    for name, description in descriptions.items():
+        begin, end = end, end + description.bytes
+        dtype, shape = _SAFETENSORS_NAMES[description.dtype], list(description.shape)
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for expected, described in descriptions.items():
-            name, tensor = next(coming, ("", torch.empty(0)))
-            if name != expected or Description(tuple(tensor.shape), tensor.dtype) != described:
+        for expected, description in descriptions.items():
+            name, tensor = next(tensors, ("", torch.empty(0)))
+            if name != expected or TensorDescription(tuple(tensor.shape), tensor.dtype) != description:
                 raise RuntimeError(
-                    f"expected {expected} {described}, got {name!r} {tuple(tensor.shape)} {tensor.dtype}"
+                    f"expected {expected} {description}, got {name!r} {tuple(tensor.shape)} {tensor.dtype}"
                 )
             file.write(memoryview(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()))
         file.flush()
         os.fsync(file.fileno())
 
 
-def sync(path: Path) -> None:
-    """Bring a file's bytes, or a directory's names, to stable storage."""
+def fsync_path(path: Path) -> None:
+    """Force the bytes of a file, or the names in a directory, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

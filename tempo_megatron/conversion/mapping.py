@@ -1,8 +1,8 @@
-"""What a conversion map is made of: entries that turn Hugging Face tensors into one Megatron tensor, and back.
+"""The kinds of parameter mapping. A mapping turns Hugging Face tensors into one Megatron tensor, and back.
 
-Megatron names are canonical: those of a HybridModel with a Hugging Face layer i as layers 2i (attention) and 2i + 1
-(MLP), numbered over all pipeline stages, norms not fused into projections. Nothing here changes a value: every
-conversion is a permutation of rows, a concatenation or a padding.
+Megatron names are canonical: they do not depend on the parallel layout. A model's Hugging Face layer i becomes the
+HybridModel layers 2i (attention) and 2i + 1 (MLP), numbered over all pipeline stages; norms are not fused into
+projections. No mapping changes a value: each permutes rows, concatenates or pads.
 """
 
 from __future__ import annotations
@@ -27,19 +27,16 @@ QkNorm = Literal["none", "each_head", "all_heads"]
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """What one layer's attention has to itself: `window` tokens, the present one among them (None: all), and RoPE."""
+    """The attention settings that may differ from layer to layer."""
 
     window: int | None
+    """The number of tokens that a token sees, itself included; None for all."""
     rope: Rope
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSettings:
-    """The shape of a decoder-only transformer with gated MLPs, as read from a Hugging Face config.
-
-    `norm_after`: the norm follows attention and MLP, before the residual is added, rather than preceding them.
-    `qk_norm`: queries and keys are normalized not at all, head by head, or over all heads of a token at once.
-    """
+    """The sizes and features of a decoder-only transformer with gated MLPs, read from a Hugging Face config."""
 
     num_layers: int
     hidden_size: int
@@ -50,89 +47,92 @@ class BackboneSettings:
     vocab_size: int
     rms_norm_eps: float
     tied: bool
+    """Whether the embedding serves as output layer too."""
     attention: tuple[LayerAttention, ...]
+    """One item for each layer."""
     qk_norm: QkNorm = "none"
+    """Queries and keys are not normalized, or head by head, or over all heads of a token at once."""
     norm_after: bool = False
+    """Whether norms follow attention and MLP, before the residual is added, instead of preceding them."""
     attention_bias: bool = False
     mlp_bias: bool = False
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the Megatron embedding: a multiple that no layout changes."""
+        """The number of rows of the Megatron embedding: a multiple of 128 under every parallel layout."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
     @property
     def ropes(self) -> tuple[Rope, ...]:
-        """The different rotary embeddings of the layers, in the order in which layers first use them."""
+        """The distinct rotary embeddings, in the order in which layers first use them."""
         return tuple(dict.fromkeys(layer.rope for layer in self.attention))
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One Megatron parameter and the Hugging Face tensors that it is made of; this class maps it one to one.
-
-    `shape` is that of the whole Megatron tensor. `shard_axis` is the axis that tensor parallelism splits, None where
-    the parameter is replicated. `tied_output` marks an embedding that serves as output layer too.
-    """
+class ParameterMapping:
+    """Maps one Megatron parameter to its Hugging Face tensors. This class maps one tensor to one, unchanged."""
 
     megatron_name: str
     hf_names: tuple[str, ...]
     shape: tuple[int, ...]
+    """The shape of the full Megatron tensor, before tensor parallelism splits it."""
     shard_axis: int | None = None
+    """The axis that tensor parallelism splits; None where every rank has the full parameter."""
     tied_output: bool = False
+    """Whether this is an embedding that serves as output layer too."""
 
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
     def hf_shapes(self) -> list[tuple[int, ...]]:
-        """The shapes that the Hugging Face tensors must have, in the order of `hf_names`."""
+        """Return the shapes that the Hugging Face tensors must have, in the order of `hf_names`."""
         return [tuple(tensor.shape) for tensor in self.to_hf(torch.empty(self.shape, device="meta"))]
 
     def to_megatron(self, *tensors: Tensor) -> Tensor:
-        """The whole Megatron tensor from the whole Hugging Face ones, in the order of `hf_names`."""
+        """Return the full Megatron tensor of the full Hugging Face tensors, which come in the order of `hf_names`."""
         (tensor,) = tensors
         return tensor
 
     def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The inverse of `to_megatron`, bit for bit."""
+        """Return the Hugging Face tensors of a full Megatron tensor: the exact inverse of `to_megatron`."""
         return (tensor,)
 
     def shard(self, tensor: Tensor, rank: int, ranks: int) -> Tensor:
-        """The part of a whole Megatron tensor that one tensor-parallel rank holds."""
+        """Return the part of a full Megatron tensor that one tensor-parallel rank holds."""
         if self.shard_axis is None:
             return tensor
         return tensor.chunk(ranks, self.shard_axis)[rank]
 
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
-        """The whole Megatron tensor from the shards of all tensor-parallel ranks: a view where one can be."""
+        """Return the full Megatron tensor of all tensor-parallel ranks' shards; a view where that is possible."""
         if self.shard_axis is None or len(shards) == 1:
             return shards[0]
         return torch.cat(list(shards), self.shard_axis)
 
 
 @dataclass(frozen=True)
-class Vocabulary(Entry):
-    """[vocabulary, hidden], padded with zero rows on the Megatron side."""
+class VocabularyMapping(ParameterMapping):
+    """Maps an embedding or output layer, [vocabulary, hidden]. Megatron's tensor has zero rows as padding."""
 
     vocab_size: int = 0
 
     def to_megatron(self, *tensors: Tensor) -> Tensor:
         (tensor,) = tensors
-        missing = self.shape[0] - self.vocab_size
-        return torch.nn.functional.pad(tensor, (0, 0, 0, missing)) if missing else tensor
+        padding = self.shape[0] - self.vocab_size
+        return torch.nn.functional.pad(tensor, (0, 0, 0, padding)) if padding else tensor
 
     def to_hf(self, tensor: Tensor) -> tuple[Tensor, ...]:
         return (tensor[: self.vocab_size],)
 
     def rows_to_hf(self, rows: Tensor, first: int) -> Tensor:
-        """Those of some rows of the Megatron tensor, from its row `first` on, that the Hugging Face one has too."""
+        """Return the rows without the vocabulary's padding. `first` is the Megatron tensor's index of `rows[0]`."""
         return rows[: max(0, self.vocab_size - first)]
 
 
 @dataclass(frozen=True)
-class Attention(Entry):
-    """Query, key and value projections as one, rows grouped by query group: its queries, its key, its value."""
+class QkvMapping(ParameterMapping):
+    """Maps query, key and value projections to one tensor. Its rows are grouped by query group: queries, key, value."""
 
     num_query_groups: int = 0
     kv_channels: int = 0
@@ -149,8 +149,8 @@ class Attention(Entry):
 
 
 @dataclass(frozen=True)
-class Gated(Entry):
-    """Gate and up projections as one: gate rows, then up rows, on every tensor-parallel rank."""
+class GatedMlpMapping(ParameterMapping):
+    """Maps gate and up projections to one tensor: gate rows, then up rows, on every tensor-parallel rank."""
 
     def to_megatron(self, *tensors: Tensor) -> Tensor:
         return torch.cat(tensors)

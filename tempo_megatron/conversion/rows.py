@@ -1,4 +1,4 @@
-"""Tensors that are too large to travel at once: their rows, a part at a time."""
+"""Tensors that are too large to send at once travel as blocks of rows."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorRows:
-    """`rows` [n, ...] of a tensor [of, ...], from its row `first` on."""
+    """A block of consecutive rows of a larger tensor."""
 
     rows: Tensor
+    """The rows, [n, ...]."""
     first: int
-    of: int
+    """The index of the block's first row in the tensor."""
+    total_rows: int
+    """The number of rows of the tensor."""
 
 
-def whole(tensors: Iterable[tuple[str, Tensor | TensorRows]]) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors, those that come in parts put together; each is given out when its last part has come.
+def assemble_tensors(tensors: Iterable[tuple[str, Tensor | TensorRows]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the same tensors by name, with blocks of rows joined. A tensor follows its last block.
 
-    Raises ValueError naming what has not come whole.
+    Raises ValueError that names every tensor with missing rows.
     """
-    begun: dict[str, Tensor] = {}
-    missing: dict[str, int] = {}
+    incomplete: dict[str, Tensor] = {}
+    missing_rows: dict[str, int] = {}
     for name, part in tensors:
         if isinstance(part, Tensor):
             yield name, part
             continue
-        if name not in begun:
-            begun[name] = part.rows.new_empty((part.of, *part.rows.shape[1:]))
-            missing[name] = part.of
-        begun[name][part.first : part.first + len(part.rows)] = part.rows
-        missing[name] -= len(part.rows)
-        if not missing[name]:
-            yield name, begun.pop(name)
-    if begun:
-        rows = ", ".join(f"{missing[name]} of {name}" for name in begun)
-        raise ValueError(f"rows that have not come: {rows}")
+        if name not in incomplete:
+            incomplete[name] = part.rows.new_empty((part.total_rows, *part.rows.shape[1:]))
+            missing_rows[name] = part.total_rows
+        incomplete[name][part.first : part.first + len(part.rows)] = part.rows
+        missing_rows[name] -= len(part.rows)
+        if not missing_rows[name]:
+            yield name, incomplete.pop(name)
+    if incomplete:
+        rows = ", ".join(f"{missing_rows[name]} of {name}" for name in incomplete)
+        raise ValueError(f"missing rows: {rows}")

@@ -1,4 +1,4 @@
-"""The one judge of a Hugging Face model directory. Training, planning, evaluation and converters ask it first."""
+"""Checks a Hugging Face model directory. Training, planning, evaluation and converters all call this first."""
 
 from __future__ import annotations
 
@@ -11,67 +11,66 @@ import torch
 
 from tempo_megatron.conversion import critics, decoder, hf_config, hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.families import CRITICS, architecture_of, family
-from tempo_megatron.conversion.hf_files import HfReader, listed
-from tempo_megatron.conversion.mapping import BackboneSettings, Entry, Role
+from tempo_megatron.conversion.families import CRITIC_ENDINGS, architecture_of, family_of
+from tempo_megatron.conversion.hf_files import HfReader, format_names
+from tempo_megatron.conversion.mapping import BackboneSettings, ParameterMapping, Role
 from tempo_megatron.conversion.source_files import INDEX, side_file_problems
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
-_REBUILT = "rotary_emb.inv_freq"
-"""buffers that old checkpoints carry and every loader computes anew"""
+_RECOMPUTED_BUFFER = "rotary_emb.inv_freq"
+"""The ending of buffers that old checkpoints carry. Every loader computes them anew."""
 
 
 @dataclass(frozen=True)
 class HfSource:
-    """A Hugging Face directory in which nothing is wrong, and its map under a role.
-
-    `context` is the number of tokens that the model is made for. `head` is what it calls its value head, None without
-    one. `ignored` begins the names of tensors that may be there and are not read.
-    """
+    """A Hugging Face directory without problems, and its parameter mappings for one role."""
 
     config: dict[str, Any]
     settings: BackboneSettings
     context: int
+    """The number of tokens that the model supports, `max_position_embeddings`."""
     read: HfReader
-    entries: list[Entry]
+    mappings: list[ParameterMapping]
     head: str | None
-    ignored: tuple[str, ...]
+    """The name of the value head; None for a model without one."""
+    ignored_prefixes: tuple[str, ...]
+    """Prefixes of tensors that the files may hold and that this role does not use."""
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor of the files is none of the model's under this role."""
-        return name.startswith(self.ignored) or name.endswith(_REBUILT)
+        """Return whether the files may hold this tensor though the role does not use it."""
+        return name.startswith(self.ignored_prefixes) or name.endswith(_RECOMPUTED_BUFFER)
 
 
 def open_source(directory: Path, role: Role) -> HfSource:
-    """Raises ConversionError listing all that is wrong with the directory, a line a cause."""
-    config, source_problems = hf_files.read_config(directory), side_file_problems(directory)
+    """Return the checked model. Raises ConversionError listing every problem of the directory, one a line."""
+    config, problems = hf_files.read_config(directory), side_file_problems(directory)
     read = HfReader(directory)
-    source_problems += read.problems
+    problems += read.problems
     try:
-        if role == "policy" and architecture_of(config).endswith(CRITICS):
+        if role == "policy" and architecture_of(config).endswith(CRITIC_ENDINGS):
             raise ConversionError(f"{directory}: {architecture_of(config)} is a critic; use --role critic")
-        completed = hf_config.completed(config)
-        settings = family(config).settings(completed)
+        completed = hf_config.complete_config(config)
+        settings = family_of(config).settings(completed)
     except ConversionError as error:
         lines = str(error).replace("config.json: ", f"{directory / 'config.json'}: ").splitlines()
-        raise ConversionError("\n".join([*lines, *source_problems])) from None
+        raise ConversionError("\n".join([*lines, *problems])) from None
     head = critics.find_head(read.descriptions) if role == "critic" else None
     if head:
-        entries = decoder.critic(settings, head, f"{head}.bias" in read.descriptions)
+        mappings = decoder.critic_mappings(settings, head, f"{head}.bias" in read.descriptions)
     else:
-        entries = decoder.policy(settings) if role == "policy" else decoder.backbone(settings)
+        mappings = decoder.policy_mappings(settings) if role == "policy" else decoder.backbone_mappings(settings)
     ignored = ("lm_head.",) if role == "critic" or settings.tied else ()
-    source = HfSource(config, settings, completed["max_position_embeddings"], read, entries, head, ignored)
-    source_problems += _unlike(source)
-    if settings.tied and not source_problems and not _is_tied(read):
-        source_problems.append(f"{directory}: {_OUTPUT} differs from the embedding that config.json ties it to")
-    if source_problems:
-        raise ConversionError("\n".join(source_problems))
+    source = HfSource(config, settings, completed["max_position_embeddings"], read, mappings, head, ignored)
+    problems += _tensor_problems(source)
+    if settings.tied and not problems and not _is_tied(read):
+        problems.append(f"{directory}: {_OUTPUT} differs from the embedding that config.json ties it to")
+    if problems:
+        raise ConversionError("\n".join(problems))
     return source
 
 
 def source_problems(directory: Path, role: Role) -> list[str]:
-    """What is wrong with a model directory, a line a cause; empty where nothing is."""
+    """Return the problems of a model directory, one a line."""
     try:
         open_source(directory, role)
     except ConversionError as error:
@@ -79,33 +78,37 @@ def source_problems(directory: Path, role: Role) -> list[str]:
     return []
 
 
-def _unlike(source: HfSource) -> Iterator[str]:
-    """In what the tensors are not those of the map: missing, of other shapes or dtypes, or without a place in it."""
-    read, entries = source.read, source.entries
-    expected = {name: shape for entry in entries for name, shape in zip(entry.hf_names, entry.hf_shapes(), strict=True)}
-    described = read.descriptions
-    missing = expected.keys() - described.keys()
-    if read.lost is not None and missing - read.lost:
-        yield f"{read.directory}: no tensor {listed(missing - read.lost)}"
-    others = [name for name in expected if name in described and described[name].shape != expected[name]]
-    if others:
-        name, more = others[0], f" and {len(others) - 1} more have other shapes too" if others[1:] else ""
-        has, wanted = list(described[name].shape), list(expected[name])
-        yield f"{read.files[name]}: {name} is {has}, config.json asks for {wanted}{more}"
+def _tensor_problems(source: HfSource) -> Iterator[str]:
+    """Yield how the stored tensors differ from the mappings: missing or unknown tensors, shapes, mixed dtypes."""
+    read, stored = source.read, source.read.descriptions
+    expected = {
+        name: shape
+        for mapping in source.mappings
+        for name, shape in zip(mapping.hf_names, mapping.hf_shapes(), strict=True)
+    }
+    missing = expected.keys() - stored.keys()
+    if read.unreadable is not None and missing - read.unreadable:
+        yield f"{read.directory}: no tensor {format_names(missing - read.unreadable)}"
+    misshapen = [name for name in expected if name in stored and stored[name].shape != expected[name]]
+    if misshapen:
+        name = misshapen[0]
+        more = f" and {len(misshapen) - 1} more have other shapes too" if misshapen[1:] else ""
+        shapes = f"{list(stored[name].shape)}, config.json asks for {list(expected[name])}"
+        yield f"{read.files[name]}: {name} is {shapes}{more}"
     mixed = {
-        ", ".join(entry.hf_names)
-        for entry in entries
-        if len({described[name].dtype for name in entry.hf_names if name in described}) > 1
+        ", ".join(mapping.hf_names)
+        for mapping in source.mappings
+        if len({stored[name].dtype for name in mapping.hf_names if name in stored}) > 1
     }
     if mixed:
-        yield f"{read.directory}: {listed(mixed)} differ in dtype"
-    for names, place in ((described, "the map of this architecture"), (read.unassigned, INDEX)):
-        strangers = {name for name in names.keys() - expected.keys() if not source.ignores(name)}
-        if strangers:
-            yield f"{read.directory}: {listed(strangers)} has no place in {place}"
+        yield f"{read.directory}: {format_names(mixed)} differ in dtype"
+    for names, origin in ((stored, "the map of this architecture"), (read.unassigned, INDEX)):
+        unknown = {name for name in names.keys() - expected.keys() if not source.ignores(name)}
+        if unknown:
+            yield f"{read.directory}: {format_names(unknown)} has no place in {origin}"
 
 
 def _is_tied(read: HfReader) -> bool:
-    """Whether an output layer that the files have, beside an embedding that serves as one, has the same values."""
+    """Return whether a tied model's output layer, where the files hold one, equals the embedding."""
     embedding, output = (read.descriptions.get(name) for name in (_EMBEDDING, _OUTPUT))
     return output is None or (output == embedding and torch.equal(read(_OUTPUT), read(_EMBEDDING)))

@@ -1,4 +1,4 @@
-"""Which files of a Hugging Face model directory are read: the one that holds each tensor, and all that stand beside."""
+"""Decides which files of a Hugging Face model directory are read: weight files, and side files such as tokenizers."""
 
 from __future__ import annotations
 
@@ -24,50 +24,51 @@ WEIGHT_SUFFIXES = (
     ".onnx_data",
     ".index.json",
 )
-APART = ("config.json", "manifest.json", "config.yaml")
-"""What marks a folder as a model, a checkpoint or a run of its own."""
+NESTED_DIRECTORY_MARKERS = ("config.json", "manifest.json", "config.yaml")
+"""A folder that holds one of these is a model, a checkpoint or a run of its own, and no part of the model around it."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The safetensors files that are read, in order, and what is wrong with them, a line each. With an index,
-    `assigned` is the file of each tensor."""
+    """The safetensors files of a model, in the order in which they are read."""
 
     paths: list[Path] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    """One line for each problem."""
     assigned: dict[str, Path] = field(default_factory=dict)
+    """The file of each tensor, by the index; empty without an index."""
     has_index: bool = False
 
 
 def weight_files(directory: Path) -> WeightFiles:
-    """The files that an index names, or all safetensors files of a directory that has no index."""
+    """Return the files that the index names, or all safetensors files of a directory without an index."""
     if not os.path.lexists(directory / INDEX):
         paths = sorted(directory.glob("*.safetensors"))
-        others = ", ".join(sorted(path.name for path in directory.glob("*.bin"))) or "none of another kind either"
-        return WeightFiles(paths, [] if paths else [f"{directory}: no safetensors files ({others})"])
+        other_files = ", ".join(sorted(path.name for path in directory.glob("*.bin"))) or "no *.bin files either"
+        return WeightFiles(paths, [] if paths else [f"{directory}: no safetensors files ({other_files})"])
     try:
         assigned = {name: directory / file for name, file in _weight_map(directory / INDEX).items()}
     except ConversionError as error:
         return WeightFiles(problems=[str(error)], has_index=True)
     paths, problems = sorted({*assigned.values()}), []
     if os.path.lexists(directory / SINGLE) and paths != [directory / SINGLE]:
-        problems.append(f"{directory}: {SINGLE} stands beside what {INDEX} names; remove one of them")
+        problems.append(f"{directory}: has both {SINGLE} and the files that {INDEX} names; remove one of them")
     return WeightFiles(paths, problems, assigned, has_index=True)
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The name of the file of each tensor. Raises ConversionError."""
+    """Return the file name of each tensor, as the index has it. Raises ConversionError for an unusable index."""
     index = read_json(path)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise ConversionError(f"{path}: weight_map does not say which file each tensor is in")
+        raise ConversionError(f"{path}: weight_map does not name the file of each tensor")
     return names
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ConversionError where it cannot be read or is no JSON."""
-    if reason := absence(path):
+    """Return the content of a JSON file. Raises ConversionError where it cannot be read or is no JSON."""
+    if reason := unavailable_reason(path):
         raise ConversionError(reason)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -77,11 +78,10 @@ def read_json(path: Path) -> Any:
         raise ConversionError(f"{path}: not JSON: {error}") from None
 
 
-def absence(path: Path) -> str:
-    """Why what has this name is not the file: a link that leads nowhere, or a pointer in whose place git-LFS puts the
-    file. Empty for anything else."""
+def unavailable_reason(path: Path) -> str:
+    """Return why the content of a file is not here: a broken link, or a git-LFS pointer. Empty for other files."""
     if path.is_symlink() and not path.exists():
-        return f"{path}: a link to {path.readlink()}, where nothing is"
+        return f"{path}: a broken link to {path.readlink()}"
     if path.is_file() and os.access(path, os.R_OK):
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -90,10 +90,10 @@ def absence(path: Path) -> str:
 
 
 def side_files(directory: Path) -> list[Path]:
-    """What stands beside the weights, in folders too: config, tokenizer, chat templates, generation config, license.
+    """Return all files but weights, in folders too: config, tokenizer, chat templates, generation config, license.
 
-    Hidden files are left out, and folders that are models, checkpoints or runs of their own. Links count as what they
-    lead to. One that leads nowhere is among the files, and so is a folder that cannot be read.
+    Hidden files are excluded, and so are folders that are models, checkpoints or runs of their own. Links are followed.
+    Broken links and folders that cannot be read are included, so that the caller can report them.
     """
     files: list[Path] = []
     walk = directory.walk(follow_symlinks=True, on_error=lambda error: files.append(Path(error.filename)))
@@ -104,20 +104,20 @@ def side_files(directory: Path) -> list[Path]:
 
 
 def side_file_problems(directory: Path) -> list[str]:
-    """Why side files cannot be copied, a line each."""
+    """Return why side files cannot be copied, one a line."""
     problems = []
     for path in side_files(directory):
-        if reason := absence(path):
+        if reason := unavailable_reason(path):
             problems.append(reason)
         elif not os.access(path, os.R_OK):
-            problems.append(f"{path}: this user may not read it")
+            problems.append(f"{path}: this user has no permission to read it")
     return problems
 
 
 def _belongs(folder: Path) -> bool:
-    """Whether the files of a folder travel. A link back to a folder above it would never end."""
-    apart = any((folder / mark).exists() for mark in APART)
-    return not folder.name.startswith(".") and not apart and folder.resolve() not in map(Path.resolve, folder.parents)
+    """Return whether a folder's files are part of the model. A link to a parent folder is not: it would never end."""
+    nested = any((folder / marker).exists() for marker in NESTED_DIRECTORY_MARKERS)
+    return not folder.name.startswith(".") and not nested and folder.resolve() not in map(Path.resolve, folder.parents)
 
 
 def _is_side_file(path: Path) -> bool:

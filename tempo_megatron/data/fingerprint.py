@@ -1,7 +1,7 @@
-"""What a run's data were: the contents of every file that its recipe names, and the questions that it learns from.
+"""Records a run's data: the contents of every file that its recipe names, and the questions that it learns from.
 
-A run directory keeps both in `data.json`, so that a run which resumes neither mixes two sets of questions unnoticed nor
-measures itself by questions whose answers it has learned.
+The record is `data.json` in the run directory. A resumed run compares its files with it, so that it does not silently
+mix two sets of questions, nor evaluate on questions whose answers it has learned.
 """
 
 from __future__ import annotations
@@ -16,90 +16,93 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import Config, DataChanged, DataConfig
-from tempo_megatron.data.identity import key, spoken
+from tempo_megatron.data.identity import conversation_text, question_key
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
-_NAME = "data.json"
-_KEY_LENGTH = len(key(""))
+_RECORD_NAME = "data.json"
+_KEY_LENGTH = len(question_key(""))
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A data file as it was. `rows`: of each row the `key` of its question and a hash of all that it says."""
+    """The contents of a data file."""
 
     sha256: str
     rows: list[str] = field(default_factory=list)
+    """For each row: the `question_key` of its question, followed by a hash of its bytes."""
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """`files` by the paths that the recipe names; `learned`: keys of questions that train with their answers."""
+    """What `data.json` holds."""
 
     files: dict[str, FileRecord]
+    """The data files, by the paths in the recipe."""
     learned: frozenset[str] = frozenset()
+    """The keys of the questions that train with their answers."""
 
     @property
     def contents(self) -> str:
         """A hash of all files' contents."""
-        listed = sorted((path, file.sha256) for path, file in self.files.items())
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        hashes = sorted((path, file.sha256) for path, file in self.files.items())
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def read_record(run_dir: str) -> DataRecord | None:
-    """What the run directory keeps; None where it keeps nothing, or none is named."""
-    path = Path(run_dir, _NAME)
+    """Return the record of a run directory; None where there is no record or no run directory."""
+    path = Path(run_dir, _RECORD_NAME)
     if not run_dir or not path.is_file():
         return None
-    kept = json.loads(path.read_text())
-    return DataRecord(
-        {name: FileRecord(**file) for name, file in kept["files"].items()}, frozenset(map(str, kept["learned"]))
-    )
+    stored = json.loads(path.read_text())
+    files = {name: FileRecord(**file) for name, file in stored["files"].items()}
+    return DataRecord(files, frozenset(map(str, stored["learned"])))
 
 
 def learned_questions(run_dir: str) -> frozenset[str]:
-    """Keys of the questions whose answers the run has learned from, or may have; empty for a new one."""
+    """Return the keys of the questions whose answers the run may have learned; empty for a new run."""
     record = read_record(run_dir)
     return record.learned if record else frozenset()
 
 
-def changes(config: Config) -> list[str]:
-    """A line for each file whose contents are not those that the run directory keeps: which rows differ."""
+def data_changes(config: Config) -> list[str]:
+    """Return a line for each file whose contents differ from the record, with the numbers of rows that differ."""
     record = read_record(config.run_dir)
     if record is None:
         return []
     lines = []
     for path in _paths(config.data):
-        before = record.files.get(str(path))
-        with contextlib.suppress(OSError):  # a file that cannot be read is named by who reads it for its rows
-            if before and path.is_file() and before.sha256 != _sha256(path):
-                lines.append(f"{path}: its contents are not those that the run began with: {_difference(before, path)}")
+        recorded = record.files.get(str(path))
+        with contextlib.suppress(OSError):  # An unreadable file is reported where its rows are read.
+            if recorded and path.is_file() and recorded.sha256 != _sha256(path):
+                lines.append(f"{path}: its contents changed since the run began: {_difference(recorded, path)}")
     return lines
 
 
 def fingerprint_problems(config: Config) -> list[str]:
-    """`changes` of an existing run, and what to do; empty where `data.changed` accepts them."""
-    lines = [] if config.data.changed is DataChanged.accept else changes(config)
+    """Return the `data_changes` of an existing run and the remedy; empty where `data.changed` accepts changes."""
+    lines = [] if config.data.changed is DataChanged.accept else data_changes(config)
     if lines:
         lines.append(
-            f"run_dir {config.run_dir}: put the files back to go on with it, set data.changed=accept to go on with the "
-            "new contents, or name another run_dir"
+            f"run_dir {config.run_dir}: restore the files to resume this run, set data.changed=accept to resume it "
+            "with the new contents, or name another run_dir"
         )
     return lines
 
 
-def keep_record(config: Config, learned: Iterable[str]) -> tuple[list[str], str]:
-    """Write the data of a run that begins or goes on into its directory, `learned` beside what it learned before.
+def update_record(config: Config, learned: Iterable[str]) -> tuple[list[str], str]:
+    """Write the record of a run that starts or resumes. Adds `learned` to the questions that it learned before.
 
     Returns a line for each file whose new contents are accepted, and the hash of all contents.
     """
-    before, accepted = read_record(config.run_dir), changes(config)
-    earlier = before.learned if before else frozenset()
-    files = {str(path): _describe(path) for path in _paths(config.data)}
-    now = DataRecord(files, earlier | frozenset(learned))
-    if now != before:
-        kept: dict[str, Any] = {"files": {path: asdict(file) for path, file in now.files.items()}}
-        write_text_atomically(Path(config.run_dir, _NAME), json.dumps(kept | {"learned": sorted(now.learned)}) + "\n")
-    return [f"data.changed=accept: {line}" for line in accepted], now.contents
+    previous, accepted = read_record(config.run_dir), data_changes(config)
+    learned_before = previous.learned if previous else frozenset()
+    files = {str(path): _file_record(path) for path in _paths(config.data)}
+    record = DataRecord(files, learned_before | frozenset(learned))
+    if record != previous:
+        content: dict[str, Any] = {"files": {path: asdict(file) for path, file in record.files.items()}}
+        content["learned"] = sorted(record.learned)
+        write_text_atomically(Path(config.run_dir, _RECORD_NAME), json.dumps(content) + "\n")
+    return [f"data.changed=accept: {line}" for line in accepted], record.contents
 
 
 def _paths(data: DataConfig) -> list[Path]:
@@ -111,25 +114,26 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _describe(path: Path) -> FileRecord:
+def _file_record(path: Path) -> FileRecord:
     rows = [line for line in path.read_bytes().split(b"\n") if line.strip()]
-    return FileRecord(_sha256(path), [_question(row) + hashlib.sha256(row).hexdigest()[:_KEY_LENGTH] for row in rows])
+    return FileRecord(_sha256(path), [_row_key(row) + hashlib.sha256(row).hexdigest()[:_KEY_LENGTH] for row in rows])
 
 
-def _question(row: bytes) -> str:
-    """The key of a row's question; of a row that none can be read of, that of its bytes."""
+def _row_key(row: bytes) -> str:
+    """Return the key of a row's question, or of the row's bytes where no question can be read."""
     try:
-        read = json.loads(row)
-        return key(spoken(read["messages"]) if read.get("messages") else read["prompt"])
+        fields = json.loads(row)
+        return question_key(conversation_text(fields["messages"]) if fields.get("messages") else fields["prompt"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        return key(repr(row))
+        return question_key(repr(row))
 
 
-def _difference(before: FileRecord, path: Path) -> str:
-    """How many rows are gone, new, or of the same question and say something else."""
-    rows, now = Counter(before.rows), Counter(_describe(path).rows)
-    gone, new = (Counter(row[:_KEY_LENGTH] for row in one.elements()) for one in (rows - now, now - rows))
-    changed = (gone & new).total()
-    if not (gone or new):
+def _difference(recorded: FileRecord, path: Path) -> str:
+    """Return how many rows are removed, added, or have the same question and other contents."""
+    before, after = Counter(recorded.rows), Counter(_file_record(path).rows)
+    removed = Counter(row[:_KEY_LENGTH] for row in (before - after).elements())
+    added = Counter(row[:_KEY_LENGTH] for row in (after - before).elements())
+    changed = (removed & added).total()
+    if not (removed or added):
         return "the same rows in another order or form"
-    return f"{gone.total() - changed} rows removed, {new.total() - changed} added, {changed} changed"
+    return f"{removed.total() - changed} rows removed, {added.total() - changed} added, {changed} changed"

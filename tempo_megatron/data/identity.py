@@ -1,4 +1,4 @@
-"""When two questions are the same question."""
+"""Decides when two questions are the same question."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 
-def identity(text: str) -> str:
-    """The text with case folded and every run of whitespace as one space; punctuation and word order are kept.
+def normalize_question(text: str) -> str:
+    """Return the text with case folded and each run of whitespace as one space. Punctuation and word order stay.
 
-    Two questions with one identity are one question: duplicates are dropped by it, evaluated questions are withheld
-    by it, and exact contamination is counted by it. Options in another order make another question.
+    Two questions with the same normalized text are one question. Duplicates are dropped, evaluated questions are
+    withheld and exact contamination is counted by it. Options in another order make another question.
     """
     return " ".join(text.casefold().split())
 
 
-def key(text: str) -> str:
-    """16 hexadecimal digits that stand for a question: a hash of its identity."""
-    return hashlib.sha256(identity(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def question_key(text: str) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 of the normalized text. They stand for the question."""
+    return hashlib.sha256(normalize_question(text).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def spoken(messages: Iterable[Mapping[str, str]]) -> str:
-    """The question of a conversation: what is said in it, without system messages.
+def text_hash(text: str) -> str:
+    """Return the first 16 hexadecimal digits of the text's SHA-256: the id of a question that has none of its own."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    A single user's turn is therefore the same question as a prompt of the same text.
+
+def conversation_text(messages: Iterable[Mapping[str, str]]) -> str:
+    """Return the question of a conversation: the content of all turns but the system's.
+
+    A single user turn is therefore the same question as a prompt of the same text.
     """
     return "\n".join(turn["content"] for turn in messages if turn["role"] != "system")

@@ -1,4 +1,4 @@
-"""The four streams' questions of a run, read and checked together."""
+"""Reads and checks the questions of a run's four streams together."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ from tempo_megatron.data.templates import Tokenizer
 from tempo_megatron.data.types import Prompt
 
 _HIDDEN = ("unlabeled", "held_out")
+"""The streams whose answers are split off."""
 _LABELED = ("labeled", "warm_start")
 
 
 @dataclass(frozen=True)
 class Questions:
-    """`sets` by stream: labeled, unlabeled, held_out, warm_start. `answers` of the hidden streams, for evaluation."""
+    """The questions of a run."""
 
     sets: dict[str, PromptSet]
+    """The prompts by stream: labeled, unlabeled, held_out, warm_start."""
     answers: Answers
+    """The answers of the unlabeled and held-out streams, for evaluation only."""
 
     def with_answers(self) -> dict[str, list[Prompt]]:
-        """The prompts of each hidden stream that can be evaluated; a stream that has none is left out."""
-        known = {name: [p for p in self.sets[name].prompts if p.id in self.answers] for name in _HIDDEN}
-        return {name: prompts for name, prompts in known.items() if prompts}
+        """Return the prompts that can be evaluated, by stream: unlabeled and held_out, each unless it has none."""
+        evaluated = {name: [p for p in self.sets[name].prompts if p.id in self.answers] for name in _HIDDEN}
+        return {name: prompts for name, prompts in evaluated.items() if prompts}
 
-    def graders(self) -> dict[str, str]:
-        """The graders of all prompts, each with where it is named first: stream, file, line."""
-        found: dict[str, str] = {}
-        for stream, made in self.sets.items():
-            for grader, where in made.graders.items():
-                found.setdefault(grader, f"data.{stream}: {where}")
-        return found
+    def grader_locations(self) -> dict[str, str]:
+        """Return the graders of all prompts, each with the stream and the place that name it first."""
+        locations: dict[str, str] = {}
+        for stream, prompt_set in self.sets.items():
+            for grader, location in prompt_set.grader_locations.items():
+                locations.setdefault(grader, f"data.{stream}: {location}")
+        return locations
 
 
 def read_questions(config: DataConfig, tokenizer: Tokenizer, learned: Set[str] = frozenset()) -> Questions:
-    """Read every stream, the evaluated ones first: their questions are withheld from the streams that show answers.
+    """Read every stream. The evaluated streams come first: the labeled ones must not contain their questions.
 
-    `learned`: keys of questions that a run has learned with their answers, which are left out of the evaluated streams:
-    its data have changed since. Raises DataError listing every problem of every stream, one a line, each with its key
-    in front.
+    `learned` has the keys of questions that the run has learned with their answers before its data changed. They are
+    excluded from the evaluated streams. Raises DataError listing every problem of every stream, one a line, each after
+    the stream's config key.
     """
-    unusable = templates.template_problems(config, tokenizer)
-    if unusable:
-        raise DataError("\n".join(unusable))
+    template_problems = templates.template_problems(config, tokenizer)
+    if template_problems:
+        raise DataError("\n".join(template_problems))
     answers: Answers = {}
     withheld: set[str] = set()
     sets: dict[str, PromptSet] = {}
@@ -65,14 +68,14 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer, learned: Set[str] =
         if not labeled:
             withheld |= prompt_set.questions
         sets[name] = prompt_set
-    problems += _without_text(sets) + _shared_ids(sets)
+    problems += _missing_answers(sets) + _shared_ids(sets)
     if problems:
         raise DataError("\n".join(problems))
     return Questions(sets, answers)
 
 
-def unreadable(config: DataConfig) -> list[str]:
-    """What is wrong with the files of all streams, one line each with its key in front. Needs no tokenizer."""
+def data_file_problems(config: DataConfig) -> list[str]:
+    """Return the problems of all streams' files, one a line, each after the stream's config key. Needs no tokenizer."""
     problems: list[str] = []
     for name in (*_HIDDEN, *_LABELED):
         files = [source for source in getattr(config, name) if source.path]
@@ -83,31 +86,30 @@ def unreadable(config: DataConfig) -> list[str]:
     return problems
 
 
-def set_aside(labeled: PromptSet, count: int, learned: Set[str] = frozenset()) -> list[Prompt]:
-    """Labeled questions that nothing is trained on, nor was (`learned`, by their keys), to measure by; fewer than
-    `count` where there are no more.
-
-    They are the first of a hashed order, so that they do not follow the order of files; the run's seed is not in it, so
-    that a run that goes on from another's checkpoint does not measure by questions which that one learned.
+def reserve_labeled_questions(labeled: PromptSet, count: int, learned: Set[str] = frozenset()) -> list[Prompt]:
+    """Return `count` labeled questions, or fewer, that the run measures with and never trains on.
+    Questions with a key in `learned` are excluded, because the run has trained on them. The order is hashed, so that it
+    does not depend on the files. It does not depend on the run's seed either: a run that starts from another run's
+    checkpoint measures with the questions that the other run did not learn.
     """
     unseen = [prompt for prompt in labeled.prompts if prompt.question not in learned]
     return sorted(unseen, key=lambda prompt: derive_seed("set aside", prompt.id))[:count]
 
 
-def _without_text(sets: dict[str, PromptSet]) -> list[str]:
-    """Questions of the warm start that some reasoning-gym tasks score but give no answer to."""
+def _missing_answers(sets: dict[str, PromptSet]) -> list[str]:
+    """Return the sources of the warm start with questions that have a scorer but no answer, one a line."""
     prompts = sets["warm_start"].prompts if "warm_start" in sets else []
     sources = {prompt.source for prompt in prompts if prompt.answer is None or prompt.answer["answer"] is None}
     return [f"data.warm_start: {source} has questions without an answer to learn" for source in sorted(sources)]
 
 
 def _shared_ids(sets: dict[str, PromptSet]) -> list[str]:
-    """Two questions under one id would be graded by one answer."""
-    seen: dict[str, tuple[int, ...]] = {}
+    """Return the ids of more than one question, one a line. One answer would grade both questions."""
+    tokens_by_id: dict[str, tuple[int, ...]] = {}
     shared = {
         prompt.id
-        for made in sets.values()
-        for prompt in made.prompts
-        if seen.setdefault(prompt.id, prompt.token_ids) != prompt.token_ids
+        for prompt_set in sets.values()
+        for prompt in prompt_set.prompts
+        if tokens_by_id.setdefault(prompt.id, prompt.token_ids) != prompt.token_ids
     }
     return [f"data: two different questions have the id {id_}" for id_ in sorted(shared)]

@@ -1,4 +1,4 @@
-"""Text files and their rows as they are read, and what is wrong with them by file and row."""
+"""Reads text files and their rows, and reports problems by file and row."""
 
 from __future__ import annotations
 
@@ -26,105 +26,109 @@ _NUMBERS_SHOWN = 10
 
 
 class DataError(ValueError):
-    """A data file or task is not usable; the message lists file, row and reason, one problem a line."""
+    """A data file or task is not usable. The message has one line a problem, with file, row and reason."""
 
 
 class RowLocation(NamedTuple):
-    """A row of a file, or the file alone where `number` is 0. Numbers count from 1."""
+    """A row of a file, or the file as a whole."""
 
     file: str
     number: int = 0
+    """The row's number, from 1; 0 for the file as a whole."""
     unit: str = "line"
-    """`line`, or `row` where a row may take several lines or none"""
+    """`line`, or `row` in formats whose rows are not lines."""
 
     def __str__(self) -> str:
         return f"{self.file}, {self.unit} {self.number}" if self.number else self.file
 
 
 Problem = tuple[RowLocation, str]
-"""where, and what is wrong there"""
+"""The location of a problem, and the reason."""
 
 
-def listed(problems: Iterable[Problem]) -> list[str]:
-    """One line for each reason in each file, with the numbers of its rows: the first ten, then how many more."""
+def format_problems(problems: Iterable[Problem]) -> list[str]:
+    """Return one line for each reason in each file, with the numbers of its first ten rows and how many follow."""
     numbers: dict[tuple[str, str, str], list[int]] = {}
-    for place, reason in problems:
-        numbers.setdefault((place.file, place.unit, reason), []).append(place.number)
-    return [f"{_rows(file, unit, rows)}: {reason}" for (file, unit, reason), rows in numbers.items()]
+    for location, reason in problems:
+        numbers.setdefault((location.file, location.unit, reason), []).append(location.number)
+    return [f"{_format_rows(file, unit, rows)}: {reason}" for (file, unit, reason), rows in numbers.items()]
 
 
-def _rows(file: str, unit: str, numbers: list[int]) -> str:
+def _format_rows(file: str, unit: str, numbers: list[int]) -> str:
     numbers = list(dict.fromkeys(numbers))
     if len(numbers) == 1:
         return str(RowLocation(file, numbers[0], unit))
-    shown = [str(number) for number in numbers[:_NUMBERS_SHOWN]]
-    last = f"{len(numbers) - _NUMBERS_SHOWN:,} more" if len(numbers) > _NUMBERS_SHOWN else shown.pop()
-    return f"{file}, {unit}s {', '.join(shown)} and {last}"
+    first_numbers = [str(number) for number in numbers[:_NUMBERS_SHOWN]]
+    last = f"{len(numbers) - _NUMBERS_SHOWN:,} more" if len(numbers) > _NUMBERS_SHOWN else first_numbers.pop()
+    return f"{file}, {unit}s {', '.join(first_numbers)} and {last}"
 
 
 def text_lines(path: Path, problems: list[Problem]) -> Iterator[tuple[RowLocation, str]]:
-    """The lines of a UTF-8 file, each with its end; a byte order mark is left out.
+    """Yield the lines of a UTF-8 file with their line feeds, without a byte order mark.
 
-    Only a line feed ends a line: texts may hold the further ends of `str.splitlines`. A file that is something else,
+    Only a line feed ends a line: texts may contain the other line ends of `str.splitlines`. A file in another format,
     and each line that is not UTF-8, is added to `problems`.
     """
     try:
         with path.open("rb") as file:
-            first = file.read(_BLOCK)
-            if kind := _other_kind(first):
-                problems.append((RowLocation(str(path)), f"{kind}, not UTF-8 text"))
+            head = file.read(_BLOCK)
+            if other_format := _other_format(head):
+                problems.append((RowLocation(str(path)), f"{other_format}, not UTF-8 text"))
                 return
-            file.seek(len(codecs.BOM_UTF8) if first.startswith(codecs.BOM_UTF8) else 0)
+            file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
             for number, line in enumerate(file, 1):
-                place = RowLocation(str(path), number)
+                location = RowLocation(str(path), number)
                 try:
-                    yield place, line.decode()
+                    yield location, line.decode()
                 except UnicodeDecodeError:
-                    problems.append((place, "not UTF-8: save the file as UTF-8"))
+                    problems.append((location, "not UTF-8: save the file as UTF-8"))
     except OSError as error:
         problems.append((RowLocation(str(path)), f"not readable: {error.strerror or error}"))
 
 
-def _other_kind(first: bytes) -> str:
-    """What a file is that begins so, where it is no text in UTF-8."""
-    named = (kind for signature, kind in _SIGNATURES.items() if first.startswith(signature))
-    return next(named, "UTF-16 text or binary" if b"\0" in first else "")
+def _other_format(head: bytes) -> str:
+    """Return the format of a file by its first bytes; empty for UTF-8 text."""
+    formats = (name for signature, name in _SIGNATURES.items() if head.startswith(signature))
+    return next(formats, "UTF-16 text or binary" if b"\0" in head else "")
 
 
 def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, without a byte order mark. Raises DataError listing what cannot be read."""
+    """Return the text of a UTF-8 file, without a byte order mark. Raises DataError listing what cannot be read."""
     problems: list[Problem] = []
     text = "".join(line for _, line in text_lines(path, problems))
     if problems:
-        raise DataError("\n".join(listed(problems)))
+        raise DataError("\n".join(format_problems(problems)))
     return text
 
 
 def json_rows(path: Path, problems: list[Problem]) -> Iterator[tuple[RowLocation, dict[str, Any]]]:
-    """The objects of a JSONL file, one a line. Lines that hold anything else are added to `problems`."""
+    """Yield the objects of a JSONL file, one a line. Adds lines with anything else to `problems`."""
     empty = True
-    for place, line in text_lines(path, problems):
+    for location, line in text_lines(path, problems):
         if not line.strip():
             continue
         empty = False
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # too many digits are a ValueError, too many brackets the other
-            problems.append((place, f"not JSON: {getattr(error, 'msg', error)}"))
+        except (ValueError, RecursionError) as error:  # Too many digits are a ValueError, too many brackets the other.
+            problems.append((location, f"not JSON: {getattr(error, 'msg', error)}"))
             continue
-        if reason := no_row(row, may_be_cut=bool(_SURROGATE.search(line))):
-            problems.append((place, reason))
+        if reason := row_problem(row, check_surrogates=bool(_SURROGATE.search(line))):
+            problems.append((location, reason))
         else:
-            yield place, row
+            yield location, row
     if empty and not problems:
         problems.append((RowLocation(str(path)), "the data file is empty"))
 
 
-def no_row(value: Any, may_be_cut: bool = True) -> str:
-    r"""Why a JSON value is no row; empty where it is one. `may_be_cut`: its texts may hold escapes such as `\ud83d`."""
+def row_problem(value: Any, check_surrogates: bool = True) -> str:
+    r"""Return why a JSON value is no row; empty for a row.
+
+    `check_surrogates` looks for half a surrogate pair, such as `\ud83d` alone, which no UTF-8 file can hold.
+    """
     if not isinstance(value, dict):
-        return f"a row is an object of keys and values, not {json_type(value)}"
-    if may_be_cut:
+        return f"a row is an object of keys and values, not {json_type_name(value)}"
+    if check_surrogates:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -133,8 +137,8 @@ def no_row(value: Any, may_be_cut: bool = True) -> str:
     return ""
 
 
-def json_type(value: Any) -> str:
-    """What JSON calls the type of a value, or Python where JSON has no such type."""
+def json_type_name(value: Any) -> str:
+    """Return JSON's name for the type of a value, or Python's where JSON has none."""
     if isinstance(value, float) and not isfinite(value):
         return str(value)
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", NoneType: "null"}

@@ -1,12 +1,11 @@
-"""Questions from JSONL files and reasoning-gym tasks, with the label firewall.
+"""Reads questions from JSONL files and reasoning-gym tasks, and applies the label firewall.
 
-Answers of streams that are not labeled leave the rows as they are read: they go into an `Answers` that evaluation
-alone is given, and nothing that a `Prompt` of such a stream carries depends on them.
+The answers of unlabeled and held-out streams are split off when rows become prompts. They go into `Answers`, which only
+evaluation receives. Nothing in a `Prompt` of such a stream depends on them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -16,13 +15,13 @@ from typing import Any
 
 from tempo_megatron.config import DataConfig, Overlong, SourceConfig, missing_files
 from tempo_megatron.data import tasks, templates
-from tempo_megatron.data.identity import key, spoken
-from tempo_megatron.data.reading import DataError, Problem, RowLocation, json_rows, json_type, listed
+from tempo_megatron.data.identity import conversation_text, question_key, text_hash
+from tempo_megatron.data.reading import DataError, Problem, RowLocation, format_problems, json_rows, json_type_name
 from tempo_megatron.data.templates import Message, Tokenizer
 from tempo_megatron.data.types import Prompt
 
 Answers = dict[str, dict[str, Any]]
-"""prompt id -> what its grader needs"""
+"""Prompt id -> what the prompt's grader needs."""
 
 
 _OPTIONAL = (
@@ -31,55 +30,64 @@ _OPTIONAL = (
     ("id", "a text or a number", (str, int)),
     ("metadata", "an object", (dict,)),
 )
-"""keys that a row may leave out: what each is, and the types of its values"""
+"""Optional keys of a row: the name, the description in errors, and the types of the value."""
 
 
 @dataclass(frozen=True)
 class Row:
+    """One question as it is read, before it becomes a prompt."""
+
     question: str
+    """The question's text; of a conversation, all turns but the system's."""
     answer: dict[str, Any] | None
+    """What the grader needs; None for a row without an answer."""
     id: str
     source: str
     grader: str
     messages: tuple[Message, ...] | None = None
-    """the conversation that `question` is the text of, where the row has one"""
+    """The conversation, where the row has one instead of a prompt."""
     weight: float = 1.0
-    names_grader: str = ""
-    """where the grader is named: a file's line, the file alone where its source says it of all, or the task"""
-    place: RowLocation | None = None
-    """where the row is; None where it is drawn from a task"""
+    """How many times a pass takes the question; the weight of its source."""
+    grader_location: str = ""
+    """What names the grader: a row, a file whose source names it for all rows, or a task."""
+    location: RowLocation | None = None
+    """The row's place in a file; None for a question of a task."""
 
 
 @dataclass
 class PromptSet:
-    """Prompts of one stream. Questions that repeat are kept once; the counts are of prompts left out."""
+    """The prompts of one stream, each question once, and the numbers of excluded prompts."""
 
     prompts: list[Prompt] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
-    """of each prompt, its source's: times that a pass takes it"""
+    """For each prompt, how many times a pass takes it."""
     questions: set[str] = field(default_factory=set)
-    """keys of all questions that the stream was given, overlong ones too"""
-    graders: dict[str, str] = field(default_factory=dict)
-    """the prompts' graders, each with where it is named first"""
+    """The keys of all questions of the stream, overlong ones included."""
+    grader_locations: dict[str, str] = field(default_factory=dict)
+    """The prompts' graders, each with the first place that names it."""
     overlong: int = 0
+    """Prompts with more tokens than `data.max_prompt_tokens`."""
     repeated: int = 0
+    """Prompts whose question occurred before in the stream."""
     withheld: int = 0
+    """Prompts whose question is evaluated."""
     learned: int = 0
+    """Prompts whose question the run has learned with its answer."""
 
     def without(self, prompts: Sequence[Prompt]) -> PromptSet:
-        """The same but for the prompts that ask what these ask, from whichever file."""
-        questions = {prompt.question for prompt in prompts}
-        left = [pair for pair in zip(self.prompts, self.weights, strict=True) if pair[0].question not in questions]
-        return replace(self, prompts=[prompt for prompt, _ in left], weights=[weight for _, weight in left])
+        """Return the set without the questions of these prompts, whichever file they are from."""
+        excluded = {prompt.question for prompt in prompts}
+        kept = [pair for pair in zip(self.prompts, self.weights, strict=True) if pair[0].question not in excluded]
+        return replace(self, prompts=[prompt for prompt, _ in kept], weights=[weight for _, weight in kept])
 
     def left_out(self) -> str:
-        """The counts, in words."""
+        """Return the numbers of excluded prompts, in words."""
         learned = f", {self.learned} learned with their answers before the data changed" if self.learned else ""
         return f"left out: {self.overlong} overlong, {self.repeated} repeated, {self.withheld} also evaluated{learned}"
 
 
 def read_rows(sources: Sequence[SourceConfig], labeled: bool) -> list[Row]:
-    """The rows of all sources. Raises DataError listing every problem of all of them."""
+    """Return the rows of all sources. Raises DataError listing every problem of every source."""
     rows: list[Row] = []
     problems: list[str] = []
     for source in sources:
@@ -97,14 +105,17 @@ def read_rows(sources: Sequence[SourceConfig], labeled: bool) -> list[Row]:
     return rows
 
 
-def answered_rows(sources: Iterable[SourceConfig]) -> list[Row]:
-    """The rows of files that have an answer, each row of a file once. What cannot be read is left out: `read_rows`
-    lists it. Tasks are left out: what they draw is right by their own scorers."""
+def read_answered_rows(sources: Iterable[SourceConfig]) -> list[Row]:
+    """Return the rows of files that have an answer, each row of a file once for each grader.
+
+    Unreadable rows are skipped, because `read_rows` reports them. Tasks are skipped, because their own scorers accept
+    their answers.
+    """
     rows: dict[tuple[RowLocation | None, str], Row] = {}
     for source in sources:
         if Path(source.path).is_file():
-            answered = (row for row in _readable_rows(source, [], labeled=False) if row.answer is not None)
-            rows |= {(row.place, row.grader): row for row in answered}
+            answered = (row for row in _valid_rows(source, [], labeled=False) if row.answer is not None)
+            rows |= {(row.location, row.grader): row for row in answered}
     return list(rows.values())
 
 
@@ -116,96 +127,96 @@ def to_prompts(
     withhold: Set[str] = frozenset(),
     learned: Set[str] = frozenset(),
 ) -> PromptSet:
-    """Rows as prompts. With `answers` the stream is not labeled: its answers are moved there.
+    """Return the rows as prompts. `answers` receives the answers of an unlabeled stream; it is None for a labeled one.
 
-    Questions whose keys are in `withhold` are left out: one that is evaluated must not be learned from with its answer;
-    so are those in `learned`, which were. Raises DataError listing conversations that the chat template refuses and,
-    where `data.overlong` is "error", prompts that are too long.
+    Questions with a key in `withhold` are excluded: they are evaluated, and must not be learned with their answers.
+    Questions with a key in `learned` are excluded, because they were learned with their answers. Raises DataError
+    listing conversations that the chat template refuses and, where `data.overlong` is "error", overlong prompts.
     """
-    made = PromptSet()
+    prompt_set = PromptSet()
     problems: list[Problem] = []
     for row in rows:
-        question = key(row.question)
+        question = question_key(row.question)
         if question in withhold:
-            made.withheld += 1
+            prompt_set.withheld += 1
             continue
         if question in learned:
-            made.learned += 1
+            prompt_set.learned += 1
             continue
-        if question in made.questions:
-            made.repeated += 1
+        if question in prompt_set.questions:
+            prompt_set.repeated += 1
             continue
-        made.questions.add(question)
+        prompt_set.questions.add(question)
         try:
-            token_ids = templates.encode(row.question, row.messages, row.grader, config, tokenizer)
+            token_ids = templates.encode_prompt(row.question, row.messages, row.grader, config, tokenizer)
         except ValueError as error:
-            problems.append((row.place or RowLocation(row.source), str(error)))
+            problems.append((row.location or RowLocation(row.source), str(error)))
             continue
         if len(token_ids) > config.max_prompt_tokens:
             if config.overlong is Overlong.error:
                 too_long = f"{len(token_ids)} tokens, data.max_prompt_tokens is {config.max_prompt_tokens}"
-                problems.append((row.place or RowLocation(row.source), too_long))
-            made.overlong += 1
+                problems.append((row.location or RowLocation(row.source), too_long))
+            prompt_set.overlong += 1
             continue
         if answers is not None and row.answer is not None:
             answers[row.id] = row.answer
         answer = row.answer if answers is None else None
-        made.prompts.append(Prompt(row.id, tuple(token_ids), row.source, row.grader, answer, question))
-        made.weights.append(row.weight)
-        made.graders.setdefault(row.grader, row.names_grader)
+        prompt_set.prompts.append(Prompt(row.id, tuple(token_ids), row.source, row.grader, answer, question))
+        prompt_set.weights.append(row.weight)
+        prompt_set.grader_locations.setdefault(row.grader, row.grader_location)
     if problems:
-        raise DataError("\n".join(listed(problems)))
-    return made
+        raise DataError("\n".join(format_problems(problems)))
+    return prompt_set
 
 
 def _file_rows(source: SourceConfig, labeled: bool) -> list[Row]:
     if missing := missing_files([source]):
         raise DataError("\n".join(missing))
     problems: list[Problem] = []
-    rows = list(_readable_rows(source, problems, labeled))
+    rows = list(_valid_rows(source, problems, labeled))
     if problems:
-        raise DataError("\n".join(listed(problems)))
+        raise DataError("\n".join(format_problems(problems)))
     return rows
 
 
-def _readable_rows(source: SourceConfig, problems: list[Problem], labeled: bool) -> Iterator[Row]:
-    """The rows that are as they must be; what is wrong with the others is added to `problems`."""
+def _valid_rows(source: SourceConfig, problems: list[Problem], labeled: bool) -> Iterator[Row]:
+    """Yield the valid rows of a file, and add the problems of the others to `problems`."""
     path = Path(source.path)
-    for place, row in json_rows(path, problems):
+    for location, row in json_rows(path, problems):
         grader = row.get("grader") or source.grader or "exact"
         answer = _answer(row, str(grader))
-        wrong = list(_wrong_keys(row))
+        reasons = list(_type_problems(row))
         if labeled and answer is None:
-            wrong.append("a labeled row needs `answer`")
-        if wrong:
-            problems += [(place, reason) for reason in wrong]
+            reasons.append("a labeled row needs `answer`")
+        if reasons:
+            problems += [(location, reason) for reason in reasons]
             continue
         messages = tuple(row["messages"]) if row.get("messages") else None
-        question = spoken(messages) if messages else row["prompt"]
+        question = conversation_text(messages) if messages else row["prompt"]
         own_id = row.get("id")
         yield Row(
             question,
             answer,
-            f"{path.name}:{_hash(question) if own_id in (None, '') else own_id}",
+            f"{path.name}:{text_hash(question) if own_id in (None, '') else own_id}",
             row.get("source") or path.name,
             grader,
             messages,
             source.weight,
-            str(place) if row.get("grader") else str(path),
-            place,
+            str(location) if row.get("grader") else str(path),
+            location,
         )
 
 
-def _wrong_keys(row: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the types of a row's values."""
+def _type_problems(row: dict[str, Any]) -> Iterator[str]:
+    """Yield which values of a row have the wrong type."""
     if not (_is_messages(row["messages"]) if row.get("messages") else _is_prompt(row.get("prompt"))):
         yield (
             "a row needs `prompt`, a text, or `messages`, a list of turns with `role` and `content` "
             "that ends with the user's"
         )
-    for name, kind, types in _OPTIONAL:
+    for name, description, types in _OPTIONAL:
         if not isinstance(row.get(name), (*types, NoneType)) or isinstance(row.get(name), bool):
-            yield f"`{name}` is {kind}, got {json_type(row[name])}"
+            yield f"`{name}` is {description}, got {json_type_name(row[name])}"
 
 
 def _is_prompt(value: Any) -> bool:
@@ -227,9 +238,9 @@ def _is_messages(value: Any) -> bool:
 
 
 def _answer(row: dict[str, Any], grader: str) -> dict[str, Any] | None:
-    """What the row's grader needs, None where the row has no answer.
+    """Return what the row's grader needs; None for a row without an answer.
 
-    Reasoning-gym scorers and a user's own function are given `metadata`, too, and may need nothing else.
+    Reasoning-gym scorers and a user's own function receive `metadata` too, and may need nothing else.
     """
     answer, metadata = row.get("answer"), row.get("metadata")
     if metadata is not None and (answer is not None or ":" in grader or "." in grader):
@@ -239,15 +250,11 @@ def _answer(row: dict[str, Any], grader: str) -> dict[str, Any] | None:
 
 def _task_rows(source: SourceConfig) -> Iterator[Row]:
     try:
-        entries = tasks.entries(source)
+        entries = tasks.task_entries(source)
     except ValueError as error:
         raise DataError(str(error)) from error
     for entry in entries:
         answer = {"question": entry["question"], "answer": entry["answer"], "metadata": entry["metadata"]}
-        id_ = f"{source.task}:{_hash(entry['question'])}"
+        id_ = f"{source.task}:{text_hash(entry['question'])}"
         grader = f"reasoning_gym:{source.task}"
         yield Row(entry["question"], answer, id_, source.task, grader, None, source.weight, source.task)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

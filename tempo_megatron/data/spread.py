@@ -1,4 +1,4 @@
-"""A part of some prompts that every source takes part in."""
+"""Orders prompts so that a subset represents every source."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tempo_megatron.data.types import Prompt
 
 
 def spread_over_sources(prompts: Sequence[Prompt], purpose: str) -> list[Prompt]:
-    """The prompts in an order whose every beginning has of each source in proportion to its size.
+    """Return the prompts in an order in which the first n hold every source in proportion to its size, for every n.
 
-    The first prompts are one of each source. Within a source the order is hashed from the purpose and the prompt's id,
-    so that it follows neither files nor the run's seed.
+    The order begins with one prompt of each source. Within a source it is hashed from the purpose and the prompt's id,
+    so that it depends on neither files nor the run's seed.
     """
-    hashed = sorted(prompts, key=lambda prompt: derive_seed(purpose, prompt.id))
+    hashed_order = sorted(prompts, key=lambda prompt: derive_seed(purpose, prompt.id))
     sizes = Counter(prompt.source for prompt in prompts)
-    taken: Counter[str] = Counter()
-    places: dict[str, float] = {}
-    for prompt in hashed:
-        places[prompt.id] = taken[prompt.source] / sizes[prompt.source]
-        taken[prompt.source] += 1
-    return sorted(hashed, key=lambda prompt: places[prompt.id])
+    counts: Counter[str] = Counter()
+    positions: dict[str, float] = {}
+    for prompt in hashed_order:
+        positions[prompt.id] = counts[prompt.source] / sizes[prompt.source]
+        counts[prompt.source] += 1
+    return sorted(hashed_order, key=lambda prompt: positions[prompt.id])

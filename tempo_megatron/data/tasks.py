@@ -1,4 +1,4 @@
-"""Questions drawn from reasoning-gym."""
+"""Generates questions with reasoning-gym."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from tempo_megatron.config import SourceConfig
 
 
-def entries(source: SourceConfig) -> Iterable[dict[str, Any]]:
-    """The task's questions, each with `question`, `answer` (None where only a scorer can tell) and `metadata`.
+def task_entries(source: SourceConfig) -> Iterable[dict[str, Any]]:
+    """Return the task's questions, each with `question`, `answer` and `metadata`.
 
-    Raises ValueError naming the task where reasoning-gym refuses it or its options.
+    `answer` is None where only the task's scorer can recognize a right answer. Raises ValueError, with the task's name,
+    where reasoning-gym refuses the task or its options.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym needs, when first compiled
+        warnings.simplefilter("ignore", SyntaxWarning)  # A dependency of reasoning-gym warns when it is compiled.
         import reasoning_gym
 
     options = {str(key): value for key, value in source.options.items()}

@@ -1,4 +1,4 @@
-"""Questions as token ids: the instruction that a grader needs, in the form that a model family has met."""
+"""Turns questions into token ids: adds the grader's instruction and the prompt style of the model family."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from tempo_megatron.config import DataConfig, PromptStyle
 
 Message = dict[str, str]
-"""`role` (system, user or assistant) and `content`"""
+"""A turn of a conversation: `role` (system, user or assistant) and `content`."""
 
 INSTRUCTIONS = {
     "math": "Reason step by step. Write the final answer, and nothing else, inside \\boxed{}.",
@@ -20,7 +20,7 @@ INSTRUCTIONS = {
     '{"solution": {"House 1": {"COLUMN": "value", ...}, "House 2": {...}, ...}}',
     "exact": "Reply with the answer alone.",
 }
-"""By grader. General questions (`judge`) stand as they are, and reasoning-gym tasks say themselves what they want."""
+"""The instruction of each grader. Judged questions need none, and reasoning-gym tasks contain their own."""
 
 _TURN_START, _TURN_END = "<|im_start|>", "<|im_end|>"
 _SPEAKERS = {"system": "", "user": "Question: ", "assistant": "Answer: "}
@@ -38,60 +38,61 @@ class Tokenizer(Protocol):
 
 
 def template_problems(config: DataConfig, tokenizer: Tokenizer) -> list[str]:
-    """What keeps the settings' style from being used with this tokenizer, one a line."""
-    style, found = config.prompt_style, []
+    """Return why the prompt style cannot be used with this tokenizer, one reason a line."""
+    style, problems = config.prompt_style, []
     if style is not PromptStyle.none and (config.chat_template or config.prompt_template != "{question}"):
-        found.append(
+        problems.append(
             f"data.prompt_style: {style.value} replaces data.prompt_template and data.chat_template; unset them"
         )
     if style is PromptStyle.chat and not tokenizer.chat_template:
-        found.append(
+        problems.append(
             "data.prompt_style: chat, but the tokenizer has no chat template; base models take chatml or completion"
         )
     if style is PromptStyle.chatml and len(tokenizer.encode(_TURN_START, add_special_tokens=False)) != 1:
-        found.append(f"data.prompt_style: chatml, but the tokenizer has no token {_TURN_START}; take completion")
-    return found
+        problems.append(f"data.prompt_style: chatml, but the tokenizer has no token {_TURN_START}; take completion")
+    return problems
 
 
 def end_token_ids(config: DataConfig, tokenizer: Tokenizer) -> list[int]:
-    """Tokens that end a response: the tokenizer's end of sequence and, where the model was shown turns, their end."""
-    ends = [int(tokenizer.eos_token_id)]
+    """Return the tokens that end a response: the end of sequence and, in the style `chatml`, the end of a turn."""
+    end_ids = [int(tokenizer.eos_token_id)]
     if config.prompt_style is PromptStyle.chatml:
-        ends += [end for end in tokenizer.encode(_TURN_END, add_special_tokens=False) if end not in ends]
-    return ends
+        turn_end = tokenizer.encode(_TURN_END, add_special_tokens=False)
+        end_ids += [token_id for token_id in turn_end if token_id not in end_ids]
+    return end_ids
 
 
-def encode(
+def encode_prompt(
     question: str, messages: Sequence[Message] | None, grader: str, config: DataConfig, tokenizer: Tokenizer
 ) -> list[int]:
-    """Token ids of a question, or of a conversation that ends with the user's turn.
+    """Return the token ids of a question, or of a conversation that ends with the user's turn.
 
-    Raises ValueError where a chat template is needed and there is none, or it refuses the conversation.
+    Raises ValueError where a chat template is needed and the tokenizer has none, or where it refuses the conversation.
     """
     if config.prompt_style is PromptStyle.none:
         text = config.prompt_template.replace("{question}", question)
         if messages is None and not config.chat_template:
             return tokenizer.encode(text, add_special_tokens=False)
-        return _chat(messages or [{"role": "user", "content": text}], tokenizer)
-    turns = _instructed(messages or [{"role": "user", "content": question}], INSTRUCTIONS.get(grader, ""))
+        return _apply_chat_template(messages or [{"role": "user", "content": text}], tokenizer)
+    turns = _with_instruction(messages or [{"role": "user", "content": question}], INSTRUCTIONS.get(grader, ""))
     if config.prompt_style is PromptStyle.chat:
-        return _chat(turns, tokenizer)
+        return _apply_chat_template(turns, tokenizer)
     if config.prompt_style is PromptStyle.chatml:
-        said = "".join(f"{_TURN_START}{turn['role']}\n{turn['content']}{_TURN_END}\n" for turn in turns)
-        return tokenizer.encode(f"{said}{_TURN_START}assistant\n", add_special_tokens=False)
-    said = "\n\n".join(_SPEAKERS[turn["role"]] + turn["content"] for turn in turns)
-    # Special tokens, because a family that begins every text with one (Llama) has never met a text without.
-    return tokenizer.encode(f"{said}\n\nAnswer:", add_special_tokens=True)
+        text = "".join(f"{_TURN_START}{turn['role']}\n{turn['content']}{_TURN_END}\n" for turn in turns)
+        return tokenizer.encode(f"{text}{_TURN_START}assistant\n", add_special_tokens=False)
+    text = "\n\n".join(_SPEAKERS[turn["role"]] + turn["content"] for turn in turns)
+    # With special tokens: Llama begins every text with one, and was never trained on a text without it.
+    return tokenizer.encode(f"{text}\n\nAnswer:", add_special_tokens=True)
 
 
-def _instructed(messages: Sequence[Message], instruction: str) -> list[Message]:
-    """The conversation with the instruction at the end of its last turn."""
-    *before, last = messages
+def _with_instruction(messages: Sequence[Message], instruction: str) -> list[Message]:
+    """Return the conversation with the instruction at the end of its last turn."""
+    *earlier, last = messages
     content = f"{last['content']}\n\n{instruction}" if instruction else last["content"]
-    return [*before, {**last, "content": content}]
+    return [*earlier, {**last, "content": content}]
 
 
-def _chat(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+def _apply_chat_template(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("a list of messages needs a chat template, and the tokenizer has none; set data.prompt_style")
     try:

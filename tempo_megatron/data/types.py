@@ -1,4 +1,4 @@
-"""What flows through the loop."""
+"""The data types of the training loop: prompts and rollouts."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ class Prompt:
     """A question as the model reads it. `answer` is None unless the prompt comes from a labeled stream."""
 
     id: str
-    """unique within the run, and the same in every run over the same data"""
+    """The prompt's id: unique within the run, and the same in every run over the same data."""
     token_ids: tuple[int, ...]
     source: str
     grader: str
-    """its name, as `grading` knows it: `exact`, `math`, `choice`, ..., `reasoning_gym:<task>`"""
+    """The name of the grader, for example `exact`, `math`, `choice` or `reasoning_gym:<task>`."""
     answer: dict[str, Any] | None = None
-    """what the grader needs: always the key `answer`; reasoning-gym entries carry `metadata` too"""
+    """What the grader needs: always the key `answer`, and `metadata` for reasoning-gym tasks."""
     question: str = ""
-    """`identity.key` of the question: the same in every file that has it"""
+    """The `identity.question_key` of the question: the same in every file that contains the question."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response, ending in the end-of-sequence token unless it was cut."""
+    """One sampled response. It ends with the end-of-sequence token unless it was truncated."""
 
     prompt: Prompt
     sample: int
-    """index among the prompt's samples of this iteration"""
+    """The index among the prompt's samples of this iteration."""
     response_ids: tuple[int, ...]
     generator_log_probs: tuple[float, ...] = field(repr=False)
-    """log-probability of each response token under the sampling distribution's temperature, from the generator"""
+    """The generator's log-probability of each response token, at the temperature of sampling."""
     finish_reason: str
-    """`stop` or `length`"""
+    """`stop`, or `length` for a truncated response."""
 
     @property
     def truncated(self) -> bool:

@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory, and whether the model has an entry for each token that it will meet."""
+"""Loads the tokenizer of a model directory, and checks that the model's vocabulary contains every token in use."""
 
 from __future__ import annotations
 
@@ -12,46 +12,52 @@ from tempo_megatron.config import DataConfig
 from tempo_megatron.data.templates import Tokenizer, end_token_ids
 from tempo_megatron.data.types import Prompt
 
-_SHOWN = 3
+_TOKENS_SHOWN = 3
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Raises ValueError with one line where the directory's files make no tokenizer."""
+    """Return the tokenizer of a directory. Raises ValueError of one line where it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises whatever a broken file makes its parsers raise
+    except Exception as error:  # A broken file may make transformers' parsers raise anything.
         (reason, *_) = str(error).splitlines() or [type(error).__name__]
         raise ValueError(f"no tokenizer can be loaded: {reason}") from None
 
 
-def taught_ids(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Token ids of a labeled question's answer, end of sequence included."""
+def answer_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the token ids of a labeled question's answer, followed by the end of sequence."""
     answer = str((prompt.answer or {})["answer"])
     return (*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id)
 
 
-def end_problems(config: DataConfig, tokenizer: Any, vocab_size: int) -> Iterator[str]:
-    """Why responses could not end with these tokens, a line a cause."""
+def end_token_problems(config: DataConfig, tokenizer: Any, vocab_size: int) -> Iterator[str]:
+    """Yield why no response could end, one reason a line."""
     if tokenizer.eos_token_id is None:
         yield "the tokenizer has no eos_token, so that no response could end; tokenizer_config.json names it"
         return
-    if beyond := _beyond(end_token_ids(config, tokenizer), vocab_size):
-        yield f"what ends a response is past the model's {vocab_size} tokens: {_spelled(beyond, tokenizer)}"
+    if outside := _outside_vocabulary(end_token_ids(config, tokenizer), vocab_size):
+        tokens = _format_tokens(outside, tokenizer)
+        yield f"an end token is past the model's {vocab_size} tokens: {tokens}"
 
 
 def token_problems(sequences: Mapping[str, Sequence[int]], tokenizer: Any, vocab_size: int) -> Iterator[str]:
-    """A line where sequences, by the ids of their prompts, have tokens that the model lacks."""
-    beyond = {name: ids for name, sequence in sequences.items() if (ids := _beyond(sequence, vocab_size))}
-    if beyond:
-        ids = sorted({id_ for ids in beyond.values() for id_ in ids})
-        (first, *_), tokens = beyond, _spelled(ids, tokenizer)
-        yield f"{len(beyond)} prompts, {first} first, have tokens past the model's {vocab_size}: {tokens}"
+    """Yield one line where token sequences, by the ids of their prompts, contain tokens that the model lacks."""
+    outside = {
+        prompt_id: token_ids
+        for prompt_id, sequence in sequences.items()
+        if (token_ids := _outside_vocabulary(sequence, vocab_size))
+    }
+    if outside:
+        distinct = sorted({token_id for token_ids in outside.values() for token_id in token_ids})
+        (first_prompt, *_), tokens = outside, _format_tokens(distinct, tokenizer)
+        yield f"{len(outside)} prompts, {first_prompt} first, have tokens past the model's {vocab_size}: {tokens}"
 
 
-def _beyond(sequence: Sequence[int], vocab_size: int) -> list[int]:
-    return sorted({id_ for id_ in sequence if id_ >= vocab_size})
+def _outside_vocabulary(sequence: Sequence[int], vocab_size: int) -> list[int]:
+    return sorted({token_id for token_id in sequence if token_id >= vocab_size})
 
 
-def _spelled(ids: Sequence[int], tokenizer: Any) -> str:
-    shown = ", ".join(f"{id_} ({tokenizer.convert_ids_to_tokens(id_)})" for id_ in ids[:_SHOWN])
-    return shown + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+def _format_tokens(token_ids: Sequence[int], tokenizer: Any) -> str:
+    first_ids, remaining = token_ids[:_TOKENS_SHOWN], len(token_ids) - _TOKENS_SHOWN
+    tokens = ", ".join(f"{token_id} ({tokenizer.convert_ids_to_tokens(token_id)})" for token_id in first_ids)
+    return tokens + (f" and {remaining} more" if remaining > 0 else "")

@@ -12,7 +12,7 @@ from typing import Any
 from tempo_megatron.config import Config, DataConfig, GradingConfig, SourceConfig
 from tempo_megatron.data.questions import read_questions
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.data.sources import Answers, answered_rows
+from tempo_megatron.data.sources import Answers, read_answered_rows
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.evaluation.protocol import Protocol, ProtocolOverrides, protocol_of, protocol_problems
 from tempo_megatron.grading import labels
@@ -88,7 +88,7 @@ def read_benchmarks(
         problems += protocol_problems(benchmark.name, benchmark.protocol)
         problems += _grader_problems(config.grading, benchmark)
     if not torchrun.is_checked():
-        rows = answered_rows(source for benchmark_sources in sources.values() for source in benchmark_sources)
+        rows = read_answered_rows(source for benchmark_sources in sources.values() for source in benchmark_sources)
         problems += labels.label_problems(rows, config.grading)
     if problems:
         raise DataError("\n".join(dict.fromkeys(problems)))  # each benchmark names a setting's problem again
@@ -120,7 +120,7 @@ def _read_benchmark(
         name,
         prompts,
         {prompt.id: questions.answers[prompt.id] for prompt in prompts},
-        {grader: place for grader, place in held_out.graders.items() if grader in graders},
+        {grader: place for grader, place in held_out.grader_locations.items() if grader in graders},
         f"{held_out.left_out()}, {len(held_out.prompts) - len(prompts)} without an answer",
         protocol_of(names, overrides, config.evaluation),
     )

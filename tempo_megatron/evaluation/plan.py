@@ -15,7 +15,7 @@ from tempo_megatron.config import Config, Precision, load_checked
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.data.vocabulary import end_problems, load_tokenizer, token_problems
+from tempo_megatron.data.vocabulary import end_token_problems, load_tokenizer, token_problems
 from tempo_megatron.evaluation import store
 from tempo_megatron.evaluation.benchmarks import (
     Benchmark,
@@ -123,7 +123,7 @@ def _load_tokenizer(config: Config) -> Any:
 
 def _vocabulary_problems(plan: Plan, vocab_size: int) -> Iterator[str]:
     """Yields a line for each token of a prompt or of a response's end on which model and tokenizer disagree."""
-    yield from (f"--model: {problem}" for problem in end_problems(plan.config.data, plan.tokenizer, vocab_size))
+    yield from (f"--model: {problem}" for problem in end_token_problems(plan.config.data, plan.tokenizer, vocab_size))
     for benchmark in plan.benchmarks:
         prompts = {prompt.id: prompt.token_ids for prompt in benchmark.prompts}
         yield from (f"{benchmark.name}: {line}" for line in token_problems(prompts, plan.tokenizer, vocab_size))

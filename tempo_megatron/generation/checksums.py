@@ -69,7 +69,7 @@ def expected_checksums(name: str, sent: Tensor | TensorRows, rank: int, ranks: i
 
 
 def _of_vocabulary(sent: TensorRows, rank: int, ranks: int) -> Tensor:
-    padded = -(-sent.of // _VLLM_VOCABULARY_MULTIPLE) * _VLLM_VOCABULARY_MULTIPLE
+    padded = -(-sent.total_rows // _VLLM_VOCABULARY_MULTIPLE) * _VLLM_VOCABULARY_MULTIPLE
     begin, end = rank * padded // ranks, (rank + 1) * padded // ranks
     local_rows = sent.rows[max(0, begin - sent.first) : max(0, end - sent.first)]
     return checksum(local_rows, max(0, sent.first - begin) * sent.rows[0].numel())

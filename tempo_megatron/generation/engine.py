@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tempo_megatron.config import CheckWeights, GenerationConfig, RolloutPrecision
-from tempo_megatron.conversion.rows import TensorRows, whole
+from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation import random_state, row_invariance, shared_memory
 from tempo_megatron.generation.checksums import compare, expected_checksums
 from tempo_megatron.generation.loading import load_live_weights, pack_output_layer, reset_attention_scales
@@ -256,7 +256,7 @@ class Generator:
         if live:
             self._llm.apply_model(lambda model: load_live_weights(model, tensors))
         else:  # Weights that vLLM packs or quantizes after loading must pass through its reload, layer by layer.
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": whole(tensors)})
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": assemble_tensors(tensors)})
             self._llm.apply_model(pack_output_layer)
         if self._on_gpu:
             torch.cuda.synchronize()  # After this the trainer may offload its weights.

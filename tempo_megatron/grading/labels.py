@@ -8,10 +8,10 @@ import re
 from collections.abc import Sequence
 
 from tempo_megatron.config import Config, GradingConfig
-from tempo_megatron.data.identity import identity
-from tempo_megatron.data.questions import unreadable
-from tempo_megatron.data.reading import Problem, RowLocation, listed
-from tempo_megatron.data.sources import Row, answered_rows
+from tempo_megatron.data.identity import normalize_question
+from tempo_megatron.data.questions import data_file_problems
+from tempo_megatron.data.reading import Problem, RowLocation, format_problems
+from tempo_megatron.data.sources import Row, read_answered_rows
 from tempo_megatron.grading.choice import gold_letter
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.grader import worker_pool
@@ -31,13 +31,16 @@ def label_problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> li
     """
     problems = unanswerable(rows, config)
     unanswerable_places = {place for place, _ in problems}
-    answerable = [row for row in rows if row.place not in unanswerable_places]
-    return listed([*problems, *map(contradiction, contradictions(answerable, config))])
+    answerable = [row for row in rows if row.location not in unanswerable_places]
+    return format_problems([*problems, *map(contradiction, contradictions(answerable, config))])
 
 
 def problems_of_files(config: Config) -> list[str]:
     """Returns what is wrong with a recipe's data files and their labels, one line each. It needs no tokenizer."""
-    return [*unreadable(config.data), *label_problems(answered_rows(config.data.sources()), config.grading)]
+    return [
+        *data_file_problems(config.data),
+        *label_problems(read_answered_rows(config.data.sources()), config.grading),
+    ]
 
 
 def unanswerable(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[Problem]:
@@ -51,7 +54,7 @@ def unanswerable(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list
     reasons = dict(zip(distinct, map(_failure_reason, _run(tasks, config)), strict=True))
     row_reasons = [(row, reasons[row.grader, _as_json(row.answer)] or _missing_option_reason(row)) for row in checked]
     return [
-        (row.place or RowLocation(row.source), f"grader {row.grader}: {reason}")
+        (row.location or RowLocation(row.source), f"grader {row.grader}: {reason}")
         for row, reason in row_reasons
         if reason
     ]
@@ -65,7 +68,7 @@ def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> li
     repeats: dict[tuple[str, str], dict[str, Row]] = {}
     for row in _with_loadable_grader(rows):
         if not row.grader.startswith(_REASONING_GYM):
-            repeats.setdefault((identity(row.question), row.grader), {}).setdefault(_label_text(row), row)
+            repeats.setdefault((normalize_question(row.question), row.grader), {}).setdefault(_label_text(row), row)
     conflicting = [by_value for by_value in repeats.values() if len(by_value) > 1]
     tasks = [
         GradingTask(next(iter(by_value.values())).grader, "cluster", (list(by_value),), config.group_time_limit_seconds)
@@ -85,9 +88,9 @@ def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> li
 def contradiction(rows: Sequence[Row]) -> Problem:
     """Returns the problem of one list that `contradictions` returns, at the place of its first row."""
     first, *others = rows
-    elsewhere = ", ".join(f"{_label(row)!r:.80} in {row.place or row.source}" for row in others)
+    elsewhere = ", ".join(f"{_label(row)!r:.80} in {row.location or row.source}" for row in others)
     reason = f"the question has the answer {_label(first)!r:.80} here and {elsewhere}: keep the right one"
-    return first.place or RowLocation(first.source), reason
+    return first.location or RowLocation(first.source), reason
 
 
 def _run(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:

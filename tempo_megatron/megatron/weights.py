@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, Entry, Vocabulary
+from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, ParameterMapping, VocabularyMapping
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
@@ -39,7 +39,12 @@ def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
 
 @torch.no_grad()
 def load_hf_weights(
-    model: torch.nn.Module, entries: Sequence[Entry], read: Callable[[str], Tensor], topology: Topology, *, critic: bool
+    model: torch.nn.Module,
+    entries: Sequence[ParameterMapping],
+    read: Callable[[str], Tensor],
+    topology: Topology,
+    *,
+    critic: bool,
 ) -> None:
     """Fills this rank's parameters from Hugging Face tensors, which `read` returns by name.
 
@@ -74,7 +79,7 @@ def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
 
 @torch.no_grad()
 def export_hf_weights(
-    model: torch.nn.Module, entries: Sequence[Entry], topology: Topology
+    model: torch.nn.Module, entries: Sequence[ParameterMapping], topology: Topology
 ) -> Iterator[tuple[str, Tensor | TensorRows]]:
     """Yields each Hugging Face tensor on every rank, in the (layer) order of the map. Collective over TP and PP.
 
@@ -111,7 +116,7 @@ def _one_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:
 class _Part:
     """The part of an entry that one bucket holds: the shard of each TP rank, or these rows of it."""
 
-    entry: Entry
+    entry: ParameterMapping
     shard_shape: tuple[int, ...]
     rows: slice | None = None
 
@@ -131,7 +136,7 @@ class _Part:
         if self.rows is None:
             yield from zip(self.entry.hf_names, self.entry.to_hf(self.entry.unshard(rank_shards)), strict=True)
             return
-        assert isinstance(self.entry, Vocabulary)
+        assert isinstance(self.entry, VocabularyMapping)
         for rank, shard in enumerate(rank_shards):
             first = rank * self.shard_shape[0] + self.rows.start
             rows = self.entry.rows_to_hf(shard, first)
@@ -139,11 +144,11 @@ class _Part:
                 yield self.entry.hf_names[0], TensorRows(rows, first, self.entry.vocab_size)
 
 
-def _parts(entry: Entry, dtype: torch.dtype, topology: Topology) -> Iterator[_Part]:
+def _parts(entry: ParameterMapping, dtype: torch.dtype, topology: Topology) -> Iterator[_Part]:
     """Yields an entry as one part, or a vocabulary that is larger than a bucket as blocks of rows."""
     shape = tuple(entry.shard(torch.empty(entry.shape, device="meta"), 0, topology.tensor_size).shape)
     sharded = topology.tensor_size * topology.pipeline_size > 1
-    if not (sharded and isinstance(entry, Vocabulary) and entry.numel * dtype.itemsize > BUCKET_BYTES):
+    if not (sharded and isinstance(entry, VocabularyMapping) and entry.numel * dtype.itemsize > BUCKET_BYTES):
         yield _Part(entry, shape)
         return
     block_rows = max(1, BUCKET_BYTES // (topology.tensor_size * math.prod(shape[1:]) * dtype.itemsize))
@@ -161,7 +166,7 @@ class _Bucket:
 
 
 def _buckets(
-    entries: Sequence[Entry], stages_and_dtypes: dict[str, tuple[int, torch.dtype]], topology: Topology
+    entries: Sequence[ParameterMapping], stages_and_dtypes: dict[str, tuple[int, torch.dtype]], topology: Topology
 ) -> Iterator[_Bucket]:
     bucket: _Bucket | None = None
     filled = 0
@@ -236,7 +241,7 @@ def _broadcast(flat: Tensor | None, sizes: Sequence[int], bucket: _Bucket, topol
 
 
 def _stages_and_dtypes(
-    parameters: dict[str, torch.nn.Parameter], entries: Sequence[Entry], topology: Topology
+    parameters: dict[str, torch.nn.Parameter], entries: Sequence[ParameterMapping], topology: Topology
 ) -> dict[str, tuple[int, torch.dtype]]:
     """Returns for each entry the first stage that holds it, and its dtype."""
     names = {entry.megatron_name for entry in entries}

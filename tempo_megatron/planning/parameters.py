@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tempo_megatron.conversion import decoder
-from tempo_megatron.conversion.mapping import OUTPUT_LAYER, BackboneSettings, Entry, Role
+from tempo_megatron.conversion.mapping import OUTPUT_LAYER, BackboneSettings, ParameterMapping, Role
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -45,13 +45,13 @@ def parameters(settings: BackboneSettings, role: Role, tensor: int, pipeline: in
     return Parameters(by_kind, linear, frozenset(shapes))
 
 
-def _entries(settings: BackboneSettings, role: Role) -> list[Entry]:
+def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
     if role == "critic":
-        return decoder.critic(replace(settings, tied=False), head="score", bias=False)
-    return decoder.policy(settings)
+        return decoder.critic_mappings(replace(settings, tied=False), head="score", bias=False)
+    return decoder.policy_mappings(settings)
 
 
-def _stages(entry: Entry, settings: BackboneSettings, pipeline: int) -> set[int]:
+def _stages(entry: ParameterMapping, settings: BackboneSettings, pipeline: int) -> set[int]:
     """Stages that hold this parameter: an embedding that serves as output layer is on the first and on the last."""
     layer = _LAYER.match(entry.megatron_name)
     if layer:
@@ -61,7 +61,7 @@ def _stages(entry: Entry, settings: BackboneSettings, pipeline: int) -> set[int]
     return {pipeline - 1}
 
 
-def _kind(entry: Entry, role: Role) -> str:
+def _kind(entry: ParameterMapping, role: Role) -> str:
     name = entry.megatron_name
     if name == _EMBEDDING:
         return "embedding"
@@ -72,5 +72,5 @@ def _kind(entry: Entry, role: Role) -> str:
     return "attention" if ".self_attention." in name else "MLP"
 
 
-def _shard(entry: Entry, tensor: int) -> tuple[int, ...]:
+def _shard(entry: ParameterMapping, tensor: int) -> tuple[int, ...]:
     return tuple(size // tensor if axis == entry.shard_axis else size for axis, size in enumerate(entry.shape))

@@ -169,7 +169,7 @@ def _enter_directory(config: Config, data: RunData, lock: RunLock | None, consol
         try:
             lock.take()
             open_run(config)
-            accepted, contents = fingerprint.keep_record(config, data.learned)
+            accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
                 console.say(line)
         except RunDirectoryInUse as error:

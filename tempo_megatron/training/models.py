@@ -44,7 +44,7 @@ class Models:
         self._config, self._topology, self._residency, self._checkpoint = config, topology, residency, checkpoint
         self._hf_path = checkpoint / checkpoint_format.HUGGING_FACE if checkpoint else Path(config.model.hf_path)
         self.settings = hf_config.backbone_settings(hf_files.read_config(self._hf_path))
-        self.entries = decoder.policy(self.settings)
+        self.entries = decoder.policy_mappings(self.settings)
         """The conversion map of the policy."""
         policy = self.build("policy", config.policy.checkpoint)
         schedule = schedule_in_optimizer_steps(config.policy)

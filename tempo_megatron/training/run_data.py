@@ -8,7 +8,7 @@ from typing import Any
 
 from tempo_megatron.config import Config, LearnsFrom
 from tempo_megatron.data import fingerprint
-from tempo_megatron.data.questions import Questions, read_questions, set_aside
+from tempo_megatron.data.questions import Questions, read_questions, reserve_labeled_questions
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.training.phases.warm_start import Example, example
@@ -45,7 +45,7 @@ def load_run_data(config: Config, tokenizer: Any) -> RunData:
     learned_before = fingerprint.learned_questions(config.run_dir)
     questions = read_questions(config.data, tokenizer, learned_before)
     sets, seed = questions.sets, config.seed
-    measured = set_aside(sets["labeled"], config.calibration.questions, learned_before)
+    measured = reserve_labeled_questions(sets["labeled"], config.calibration.questions, learned_before)
     labeled, warm_start = (sets[name].without(measured) for name in ("labeled", "warm_start"))
     learns_from_labels = (
         config.policy.learns_from is not LearnsFrom.unlabeled

@@ -19,7 +19,7 @@ from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.conversion.rope import YarnRope
 from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
-from tempo_megatron.data.vocabulary import end_problems, taught_ids, token_problems
+from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems, token_problems
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisible, shareable, windows
 from tempo_megatron.run_dir.layout import as_saved, saved_model
@@ -75,7 +75,7 @@ def _judged(directory: Path) -> tuple[BackboneSettings, int]:
 def _described(directory: Path) -> tuple[BackboneSettings, int]:
     """The same of a directory without weights, such as a checkpoint has."""
     config = hf_files.read_config(directory)
-    return hf_config.backbone_settings(config), hf_config.completed(config)["max_position_embeddings"]
+    return hf_config.backbone_settings(config), hf_config.complete_config(config)["max_position_embeddings"]
 
 
 def vocabulary_problems(config: Config, tokenizer: Any, questions: Questions) -> Iterator[str]:
@@ -84,13 +84,13 @@ def vocabulary_problems(config: Config, tokenizer: Any, questions: Questions) ->
         vocab_size = hf_config.backbone_settings(hf_files.read_config(Path(as_saved(config).model.hf_path))).vocab_size
     except ConversionError:  # it is said already
         return
-    ends = list(end_problems(config.data, tokenizer, vocab_size))
+    ends = list(end_token_problems(config.data, tokenizer, vocab_size))
     yield from (f"model.hf_path: {problem}" for problem in ends)
     for stream, made in questions.sets.items():
         prompts = {prompt.id: prompt.token_ids for prompt in made.prompts}
         yield from (f"data.{stream}: {problem}" for problem in token_problems(prompts, tokenizer, vocab_size))
     if not ends:
-        taught = {prompt.id: taught_ids(prompt, tokenizer) for prompt in questions.sets["warm_start"].prompts}
+        taught = {prompt.id: answer_token_ids(prompt, tokenizer) for prompt in questions.sets["warm_start"].prompts}
         answers = token_problems(taught, tokenizer, vocab_size)
         yield from (f"data.warm_start: answers of {problem}" for problem in answers)
 

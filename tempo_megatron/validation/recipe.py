@@ -16,9 +16,9 @@ from tempo_megatron.config import (
     WandbMode,
 )
 from tempo_megatron.data import fingerprint
-from tempo_megatron.data.questions import read_questions, set_aside, unreadable
+from tempo_megatron.data.questions import data_file_problems, read_questions, reserve_labeled_questions
 from tempo_megatron.data.reading import DataError
-from tempo_megatron.data.sources import answered_rows
+from tempo_megatron.data.sources import read_answered_rows
 from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import grading_problems
@@ -45,7 +45,11 @@ def recipe_problems(config: Config) -> list[str]:
 
 
 def _labels(config: Config) -> list[str]:
-    return [] if torchrun.is_checked() else labels.label_problems(answered_rows(config.data.sources()), config.grading)
+    return (
+        []
+        if torchrun.is_checked()
+        else labels.label_problems(read_answered_rows(config.data.sources()), config.grading)
+    )
 
 
 def _required(config: Config) -> Iterator[str]:
@@ -151,7 +155,7 @@ def _data(config: Config) -> Iterator[str]:
     except ValueError as error:
         if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
             yield f"model.hf_path: {error}"
-        yield from unreadable(config.data)
+        yield from data_file_problems(config.data)
         return
     if config.data.chat_template and not tokenizer.chat_template:
         yield "data.chat_template: the tokenizer has none"
@@ -166,10 +170,10 @@ def _data(config: Config) -> Iterator[str]:
     labeled, aside = len(questions.sets["labeled"].prompts), config.calibration.questions
     if aside and aside >= labeled:
         yield f"calibration.questions: {aside} of {labeled} labeled questions leave none to learn from"
-    measured = set_aside(questions.sets["labeled"], aside, learned)
+    measured = reserve_labeled_questions(questions.sets["labeled"], aside, learned)
     if aside and not measured:
         yield "calibration.questions: the run has learned from all labeled questions that are left; add new ones"
     taught = questions.sets["warm_start"].without(measured)
     if config.stages.warm_start.steps and not taught.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"
-    yield from grading_problems(config.grading, questions.graders())
+    yield from grading_problems(config.grading, questions.grader_locations())

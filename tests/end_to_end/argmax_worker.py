@@ -35,7 +35,9 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
         if saved:
             dist_checkpoint.load_weights(directory, "policy", module)
         else:
-            weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
+            weights.load_hf_weights(
+                module, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
+            )
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         cut = settings.vocab_size
         score = Score(

@@ -12,7 +12,7 @@ from tests.conftest import write_recipe
 from tests.end_to_end.test_train import metrics, train_by_command
 from tests.models import CONFIGS, write_model
 from tests.parallel.launcher import run_ranks
-from tests.parallel.test_logits import WORKER, by_transformers
+from tests.parallel.test_logits import WORKER, transformers_logits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -29,7 +29,7 @@ def test_logits_are_near_those_of_transformers(
     run_ranks(WORKER, 1, tmp_path / "models", tmp_path / "out.pt", 1, 1, precision)
     outputs, shares = torch.load(tmp_path / "out.pt"), {}
     for name in CONFIGS:
-        expected = by_transformers(tmp_path / "models" / name, upcast=precision == "bf16")
+        expected = transformers_logits(tmp_path / "models" / name, upcast=precision == "bf16")
         errors = [(outputs[name][row, : len(truth)] - truth).abs().max() for row, truth in enumerate(expected)]
         shares[name] = float(max(errors) / max(truth.abs().max() for truth in expected))
     print(f"{precision}: " + ", ".join(f"{name} {share:.2e}" for name, share in shares.items()))

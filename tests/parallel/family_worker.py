@@ -19,7 +19,7 @@ from torch import Tensor
 from tempo_megatron.config import Config, OptimizerConfig, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.conversion.mapping import Role
-from tempo_megatron.conversion.rows import whole
+from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.topology import Topology
@@ -47,7 +47,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
             dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
     for parameter in trainer.module.parameters():
         parameter.data = parameter.main_grad.float()
-    exported = whole(weights.export_hf_weights(trainer.module, entries, trainer.topology))
+    exported = assemble_tensors(weights.export_hf_weights(trainer.module, entries, trainer.topology))
     return {name: tensor.cpu().clone() for name, tensor in exported}
 
 
@@ -57,7 +57,7 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     settings = hf_config.backbone_settings(described)
     module = model.build_model(role, settings, config, place)
     weights.load_hf_weights(
-        module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=role == "critic"
+        module, decoder.policy_mappings(settings), hf_files.HfReader(hf_path), place, critic=role == "critic"
     )
     budget = config.policy.micro_batch_tokens
     trainer = Trainer(module, OptimizerConfig(), config, place, budget)
@@ -75,7 +75,11 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 
     trainer.optimizer.step = lambda: (True, 1.0, 0)
     reported, _ = trainer.step(batch, score, loss)
-    entries = decoder.policy(settings) if role == "policy" else decoder.critic(settings, "score", bias=False)
+    entries = (
+        decoder.policy_mappings(settings)
+        if role == "policy"
+        else decoder.critic_mappings(settings, "score", bias=False)
+    )
     return {"loss": reported["total"] / count, **gradients(trainer, entries)}
 
 

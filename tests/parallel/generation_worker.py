@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_files
-from tempo_megatron.conversion.rows import TensorRows, whole
+from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
 from tempo_megatron.megatron import weights
@@ -71,7 +71,7 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     run = build_recorded(config)
     weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
     assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())
-    policy = {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
+    policy = {name: tensor.clone() for name, tensor in assemble_tensors(run.models.policy_tensors())}
     if dist.get_rank() == 0:
         hf_files.copy_side_files(Path(config.model.hf_path), Path(export))  # the weights come from the trainer
     dist.barrier()

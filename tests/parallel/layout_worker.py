@@ -16,7 +16,7 @@ import torch
 
 from tempo_megatron.algorithms.experience import STATISTICS
 from tempo_megatron.config import load_config
-from tempo_megatron.conversion.rows import whole
+from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.engine import Request
 from tempo_megatron.megatron import topology, weights
@@ -66,7 +66,7 @@ def computed(run: Run, iterations: int) -> dict[str, Any]:
 
 
 def exported(run: Run) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
+    return {name: tensor.clone() for name, tensor in assemble_tensors(run.models.policy_tensors())}
 
 
 def state(run: Run) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""A rank of test_logits: what several models compute under one layout.
+"""A rank of test_logits: saves the logits and values of several models under one parallel layout.
 
-usage: logits_worker.py MODELS OUT TP PP DTYPE; MODELS is a directory of model directories, and one called `NAME.critic`
-is a checkpoint with a critic of the model NAME.
+usage: logits_worker.py MODELS OUT TP PP DTYPE
+
+MODELS is a directory of model directories. One called `NAME.critic` is a checkpoint with a critic of the model NAME.
 """
 
 from __future__ import annotations
@@ -28,30 +29,30 @@ def sequences(vocab_size: int) -> list[list[int]]:
     return [torch.randint(vocab_size, (length,), generator=random).tolist() for length in LENGTHS]
 
 
-def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
-    """For each attention layer of this rank, by its number in Hugging Face: the positions that the last one sees."""
+def visible_positions(module: Any, length: int) -> dict[int, list[int]]:
+    """Return the positions that the last token sees, by the Hugging Face index of this rank's layers."""
     from megatron.core.packed_seq_params import PackedSeqParams
 
-    seen = {}
+    positions = {}
     for layer in module.decoder.layers:
         if not hasattr(layer.self_attention, "core_attention"):
             continue
-        core = layer.self_attention.core_attention
-        around = layer.self_attention
-        heads, groups = around.num_attention_heads_per_partition, around.num_query_groups_per_partition
-        channels = around.hidden_size_per_attention_head
+        attention = layer.self_attention
+        core = attention.core_attention
+        heads, groups = attention.num_attention_heads_per_partition, attention.num_query_groups_per_partition
+        channels = attention.hidden_size_per_attention_head
         query, key = torch.zeros(length, heads, channels), torch.zeros(length, groups, channels)
         core.angles = torch.zeros(length, 1, 1, channels)
-        whole = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
-        weights_of_last = []
+        one_sequence = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
+        attention_weights = []
         for position in range(length):
             value = torch.zeros(length, groups, channels)
             value[position] = 1.0
-            output = core(query, key, value, None, packed_seq_params=whole)
-            weights_of_last.append(float(output[-1].sum()))
-        number = (layer.layer_number - 1) // 2
-        seen[number] = [position for position, weight in enumerate(weights_of_last) if weight > 0]
-    return seen
+            output = core(query, key, value, None, packed_seq_params=one_sequence)
+            attention_weights.append(float(output[-1].sum()))
+        index = (layer.layer_number - 1) // 2
+        positions[index] = [position for position, weight in enumerate(attention_weights) if weight > 0]
+    return positions
 
 
 def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str) -> None:
@@ -60,37 +61,40 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
     config.model.precision = Precision(dtype)
     config.parallel.tensor_model_parallel_size = int(tensor_size)
     config.parallel.pipeline_model_parallel_size = int(pipeline_size)
-    place = topology.initialize(config.parallel, seed=0)
+    rank_topology = topology.initialize(config.parallel, seed=0)
 
-    def whole(hidden: torch.Tensor, _: torch.Tensor, weight: torch.Tensor) -> NamedTensors:
+    def full_logits(hidden: torch.Tensor, _: torch.Tensor, weight: torch.Tensor) -> NamedTensors:
         logits = hidden.float() @ weight.float().t()
-        parts = [torch.empty_like(logits) for _ in range(place.tensor_size)]
-        dist.all_gather(parts, logits, group=place.tensor_group)
-        return {"output": torch.cat(parts, -1)}
+        shards = [torch.empty_like(logits) for _ in range(rank_topology.tensor_size)]
+        dist.all_gather(shards, logits, group=rank_topology.tensor_group)
+        return {"output": torch.cat(shards, -1)}
 
     outputs: dict[str, Any] = {}
     for directory in sorted(Path(models).iterdir()):
         critic = directory.suffix == ".critic"
-        described = hf_files.read_config(directory / "huggingface" if critic else directory)
-        settings = hf_config.backbone_settings(described)
-        module = model.build_model("critic" if critic else "policy", settings, config, place)
+        hf_settings = hf_files.read_config(directory / "huggingface" if critic else directory)
+        settings = hf_config.backbone_settings(hf_settings)
+        module = model.build_model("critic" if critic else "policy", settings, config, rank_topology)
         if critic:
             dist_checkpoint.load_weights(directory, "critic", module)
         else:
-            weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
-            seen: list[dict[int, list[int]]] = [{}] * place.world_size
+            weights.load_hf_weights(
+                module, decoder.policy_mappings(settings), hf_files.HfReader(directory), rank_topology, critic=False
+            )
+            visible_by_rank: list[dict[int, list[int]]] = [{}] * rank_topology.world_size
             with cpu.accelerator_names():
-                local = dtype == "fp32" and place.device.type == "cpu"
-                seen_here = seen_from_last_token(module, 40) if local else {}
-            dist.all_gather_object(seen, seen_here)
-            outputs[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
-        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
+                on_cpu = dtype == "fp32" and rank_topology.device.type == "cpu"
+                visible = visible_positions(module, 40) if on_cpu else {}
+            dist.all_gather_object(visible_by_rank, visible)
+            outputs[f"{directory.name} seen"] = {
+                layer: positions for visible in visible_by_rank for layer, positions in visible.items()
+            }
+        trainer = Trainer(module, OptimizerConfig(), config, rank_topology, micro_batch_tokens=0)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
-        read = (lambda values, _, __: {"output": values}) if critic else whole
-        outputs[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
-            ..., : settings.vocab_size
-        ]
-    if place.rank == 0:
+        read = (lambda values, _, __: {"output": values}) if critic else full_logits
+        scores = trainer.score(batch, Score(read, about_next=False))
+        outputs[directory.name] = scores["output"][..., : settings.vocab_size]
+    if rank_topology.rank == 0:
         torch.save(outputs, out)
 
 

@@ -60,7 +60,9 @@ def main(models: str, tensor_size: str) -> None:
         described = hf_files.read_config(directory)
         settings = hf_config.backbone_settings(described)
         module = model.build_model("policy", settings, config, place)
-        weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(directory), place, critic=False)
+        weights.load_hf_weights(
+            module, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
+        )
         ours = {gpt_name(name): parameter for name, parameter in weights.canonical_parameters(module).items()}
         loaded = Empty(ours)
         with cpu.accelerator_names(), torch.no_grad():

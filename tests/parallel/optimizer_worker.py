@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempo_megatron.config import OptimizerConfig, load_config
 from tempo_megatron.conversion import decoder, hf_files
-from tempo_megatron.conversion.families import family
+from tempo_megatron.conversion.families import family_of
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
@@ -37,9 +37,9 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
     config = load_config(None, ["model.precision=fp32"])
     place = topology.initialize(config.parallel, seed=0)
     described = hf_files.read_config(hf_path)
-    settings = family(described).settings(described)
+    settings = family_of(described).settings(described)
     module = model.build_model("critic", settings, config, place, head_bias=True)
-    weights.load_hf_weights(module, decoder.policy(settings), hf_files.HfReader(hf_path), place, critic=True)
+    weights.load_hf_weights(module, decoder.policy_mappings(settings), hf_files.HfReader(hf_path), place, critic=True)
     with torch.no_grad():
         module.output_layer.bias.fill_(1.0)
     trainer = Trainer(module, OptimizerConfig(learning_rate=0.1, weight_decay=1.0), config, place, 64)

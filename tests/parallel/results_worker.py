@@ -180,9 +180,9 @@ def fewer_iterations(trials: Trials) -> dict[str, Any]:
 
 
 def key_of(row: dict[str, str]) -> str:
-    from tempo_megatron.data.identity import key
+    from tempo_megatron.data.identity import question_key
 
-    return key(row["prompt"])
+    return question_key(row["prompt"])
 
 
 def main(path: str, model: str, out: str) -> None:

@@ -1,4 +1,4 @@
-"""What Megatron computes against transformers, for every family and layout."""
+"""Megatron's logits and values equal transformers', for every family and layout."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def computed(models: Path, out: Path, tensor_size: int, pipeline_size: int, dtype: str) -> dict[str, Any]:
+def megatron_outputs(models: Path, out: Path, tensor_size: int, pipeline_size: int, dtype: str) -> dict[str, Any]:
     run_ranks(WORKER, tensor_size * pipeline_size, models, out, tensor_size, pipeline_size, dtype)
     outputs: dict[str, Any] = torch.load(out)
     assert outputs.keys() >= CONFIGS.keys()
     return outputs
 
 
-def by_transformers(directory: Path, dtype: torch.dtype = torch.float32, upcast: bool = False) -> list[Tensor]:
-    """Logits of each sequence, [sequence, vocabulary]; `upcast` computes in fp32 with weights rounded to bf16."""
+def transformers_logits(directory: Path, dtype: torch.dtype = torch.float32, upcast: bool = False) -> list[Tensor]:
+    """Return the logits of each sequence, [sequence, vocabulary]. `upcast` computes in fp32 with bf16 weights."""
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16 if upcast else dtype)
     reference = reference.float() if upcast else reference
     with torch.no_grad():
@@ -50,14 +50,17 @@ def by_transformers(directory: Path, dtype: torch.dtype = torch.float32, upcast:
 def test_logits_values_and_windows_are_those_of_transformers(
     models: Path, tmp_path: Path, tensor_size: int, pipeline_size: int
 ) -> None:
-    """Within 1e-5 in fp32, with random norms and biases, an odd vocabulary, tied and untied, Llama 3's scaling and YaRN
-    at three times their original context, a window a quarter of the sequence. A converted critic's values too. Each
-    layer of OLMo 3 sees its own window and no other, and all other layers see everything."""
-    outputs = computed(models, tmp_path / "out.pt", tensor_size, pipeline_size, "fp32")
+    """They agree within 1e-5 in fp32, and so do the values of a converted critic.
+
+    The models have random norms and biases, an odd vocabulary, tied and untied embeddings, Llama 3's scaling and YaRN
+    at three times their original context, and a window of a quarter of the sequence. Each sliding layer of OLMo 3 sees
+    its window only, and all other layers see every token.
+    """
+    outputs = megatron_outputs(models, tmp_path / "out.pt", tensor_size, pipeline_size, "fp32")
     for name in CONFIGS:
-        for row, expected in enumerate(by_transformers(models / name)):
+        for row, expected in enumerate(transformers_logits(models / name)):
             assert expected.std() > 0.3
-            close(outputs[name][row, : len(expected)], expected, name)
+            assert_close(outputs[name][row, : len(expected)], expected, name)
         windows = [WINDOW, WINDOW, WINDOW, 40] if name == "olmo-3" else [40] * SHAPE["num_hidden_layers"]
         assert outputs[f"{name} seen"] == {layer: list(range(40 - window, 40)) for layer, window in enumerate(windows)}
     for name in CRITICS:
@@ -67,21 +70,21 @@ def test_logits_values_and_windows_are_those_of_transformers(
             with torch.no_grad():
                 expected = backbone(torch.tensor([ids])).last_hidden_state[0] @ head.T
             assert expected.std() > 0.01
-            close(outputs[f"{name}.critic"][row, : len(ids)], expected, name)
+            assert_close(outputs[f"{name}.critic"][row, : len(ids)], expected, name)
 
 
-def close(actual: Tensor, expected: Tensor, name: str) -> None:
+def assert_close(actual: Tensor, expected: Tensor, name: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
 def test_bf16_logits_are_as_near_the_truth_as_those_of_transformers(models: Path, tmp_path: Path) -> None:
-    """Against fp32 logits of the same bf16 weights, at TP2 x PP2, where sums are rounded once more: the largest
-    error is under twice that of transformers in bf16 and under 2.5e-2 of the largest logit."""
-    outputs = computed(models, tmp_path / "out.pt", 2, 2, "bf16")
+    """The reference is fp32 logits of the same bf16 weights, at TP2 x PP2, which rounds sums once more. The largest
+    error is under twice that of transformers in bf16, and under 2.5e-2 of the largest logit."""
+    outputs = megatron_outputs(models, tmp_path / "out.pt", 2, 2, "bf16")
     for name in CONFIGS:
-        in_bf16 = by_transformers(models / name, torch.bfloat16)
-        exact = by_transformers(models / name, upcast=True)
-        for row, (rounded, truth) in enumerate(zip(in_bf16, exact, strict=True)):
-            error = (outputs[name][row, : len(truth)] - truth).abs().max()
-            assert 0 < error < 2 * (rounded - truth).abs().max(), name
-            assert error < 2.5e-2 * truth.abs().max(), name
+        bf16_logits = transformers_logits(models / name, torch.bfloat16)
+        fp32_logits = transformers_logits(models / name, upcast=True)
+        for row, (bf16, fp32) in enumerate(zip(bf16_logits, fp32_logits, strict=True)):
+            error = (outputs[name][row, : len(fp32)] - fp32).abs().max()
+            assert 0 < error < 2 * (bf16 - fp32).abs().max(), name
+            assert error < 2.5e-2 * fp32.abs().max(), name

@@ -16,7 +16,7 @@ from benchmarking.lengths import Lengths
 from benchmarking.report import Figures
 from benchmarking.setup import Setup, build
 from tempo_megatron.conversion import decoder
-from tempo_megatron.conversion.rows import whole
+from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.generation.engine import Generator, Request
 from tempo_megatron.megatron import weights
@@ -36,7 +36,7 @@ class RolloutWorkload:
 def start(setup: Setup) -> Generator:
     """A generator that pulls its weights from a policy without an optimizer."""
     config, module = setup.config, build(setup, "policy")
-    entries = decoder.policy(setup.settings)
+    entries = decoder.policy_mappings(setup.settings)
     return Generator(
         Path(config.model.hf_path),
         config.generation,
@@ -188,7 +188,7 @@ def measure_sync(generator: Any, steps: int) -> Figures:
 def _load_alone(generator: Any, steps: int) -> tuple[int, list[float]]:
     """Bytes of all weights, and seconds of each loading of them from this device's memory."""
     source = generator.weights
-    gathered = [(name, tensor.clone()) for name, tensor in whole(source())]
+    gathered = [(name, tensor.clone()) for name, tensor in assemble_tensors(source())]
     generator.weights = lambda: iter(gathered)
     seconds = clock.repeated(generator.load_weights, steps, warm_up=0)
     generator.weights = source

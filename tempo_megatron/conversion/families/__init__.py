@@ -1,4 +1,8 @@
-"""The family of a Hugging Face model, by the architecture that its config.json names."""
+"""The registry of model families, and the family of a Hugging Face model.
+
+To add a family, write one file here that declares a `Family`, then add it to the tuple of `FAMILIES` below.
+Nothing else in the package names a family.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,29 @@ from tempo_megatron.conversion.families.olmo2 import OLMO2
 from tempo_megatron.conversion.families.olmo3 import OLMO3
 from tempo_megatron.conversion.families.qwen3 import QWEN3
 
-FAMILIES = {made.name: made for made in (QWEN3, OLMO3, OLMO2, LLAMA)}
-LANGUAGE_MODEL = "ForCausalLM"
-CRITICS = ("ForTokenClassification", "ForSequenceClassification")
+FAMILIES = {family.name: family for family in (QWEN3, OLMO3, OLMO2, LLAMA)}
+"""The supported families by name. The order is that of error messages."""
+LANGUAGE_MODEL_ENDING = "ForCausalLM"
+CRITIC_ENDINGS = ("ForTokenClassification", "ForSequenceClassification")
 
 
 def architecture_of(config: dict[str, Any]) -> str:
-    """The class that a model says it is of, "none" where it does not. Raises ConversionError for no list of names."""
+    """Return the first class that `architectures` names, or "none" without one.
+
+    Raises ConversionError where `architectures` is no list of names.
+    """
     names = config.get("architectures") or ["none"]
     if not isinstance(names, list) or not isinstance(names[0], str):
         raise ConversionError(f"config.json: architectures: {names!r} is no list of names")
     return names[0]
 
 
-def family(config: dict[str, Any]) -> Family:
-    """The family of this model. Raises ConversionError for an architecture that has none."""
+def family_of(config: dict[str, Any]) -> Family:
+    """Return the family of this model. Raises ConversionError where no family supports its architecture."""
     architecture = architecture_of(config)
-    for ending in (LANGUAGE_MODEL, *CRITICS):
+    for ending in (LANGUAGE_MODEL_ENDING, *CRITIC_ENDINGS):
         name = architecture.removesuffix(ending)
         if name != architecture and name in FAMILIES:
             return FAMILIES[name]
-    known = ", ".join(f"{name}{LANGUAGE_MODEL}" for name in FAMILIES)
+    known = ", ".join(f"{name}{LANGUAGE_MODEL_ENDING}" for name in FAMILIES)
     raise ConversionError(f"config.json: architecture {architecture} has no map; known: {known}")

@@ -1,11 +1,11 @@
-"""Llama 3.x, RoPE scaling included, and models of its architecture such as SmolLM2."""
+"""Llama 3.x with its RoPE scaling, and models of the same architecture such as SmolLM2."""
 
 from tempo_megatron.conversion.decoder import Family
 
 LLAMA = Family(
     name="Llama",
-    critic="ForTokenClassification",
+    critic_ending="ForTokenClassification",
     rope_types=("default", "llama3"),
-    only={"pretraining_tp": 1},
-    biases=("attention_bias", "mlp_bias"),
+    fixed_settings={"pretraining_tp": 1},
+    optional_biases=("attention_bias", "mlp_bias"),
 )

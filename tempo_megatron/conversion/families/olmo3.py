@@ -1,12 +1,12 @@
-"""OLMo 3: OLMo 2 with three layers in four seeing a window, and YaRN in the others."""
+"""OLMo 3: as OLMo 2, with sliding-window attention in three layers of four and YaRN in the others."""
 
 from tempo_megatron.conversion.decoder import Family
 
 OLMO3 = Family(
     name="Olmo3",
-    critic="ForSequenceClassification",
+    critic_ending="ForSequenceClassification",
     rope_types=("default", "yarn"),
     qk_norm="all_heads",
     norm_after=True,
-    windows=True,
+    sliding_windows=True,
 )

@@ -1,1 +1,1 @@
-"""Public sources as normalized JSONL, and how much of the evaluation the labeled ones have already seen."""
+"""Writes public data sets as JSONL files that a run reads, and finds labeled questions that are also evaluated."""

@@ -1,4 +1,4 @@
-"""The sources by name: where each is, what the paper does with it, how its rows become questions."""
+"""The public sources by name: where each is, its role in the paper, and how its rows become questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.data.prepare import files, general, mathematics, offline
-from tempo_megatron.data.prepare.files import Hub, SourceRows
+from tempo_megatron.data.prepare.files import HubDataset, SourceRows
 from tempo_megatron.data.prepare.question import PreparedQuestion
 from tempo_megatron.data.reading import Problem
 
@@ -45,25 +45,30 @@ _BBH_TASKS = (
 
 @dataclass(frozen=True)
 class CatalogSource:
-    """One source. `question` makes a question of a row and the name of the part that the row is from."""
+    """One public source."""
 
     description: str
     role: str
-    """what the paper does with it, "-" where it does not name it"""
+    """The source's role in the paper; "-" where the paper does not name it."""
     grader: str
     question: Callable[[dict[str, Any], str], PreparedQuestion]
-    hub: Hub | None = None
+    """Makes a question of a row and the name of the row's part."""
+    hub: HubDataset | None = None
     pattern: str = "*"
-    """of the files that are read where --from is a directory"""
+    """The names of the files to read where `--from` is a directory."""
     unanswered: str = ""
-    """what to do where a copy has no answers"""
+    """What to do where a copy of the source has no answers."""
 
     def rows(self, path: Path | None, problems: list[Problem]) -> SourceRows:
-        """Those of the path, or of the hub without one. What cannot be read is added to `problems`."""
+        """Return the rows of the path, or of the hub without a path. Adds what cannot be read to `problems`."""
         if path is None:
             assert self.hub
             return self.hub.read()
-        return offline.read_mix(path) if path.suffix in (".yaml", ".yml") else files.read(path, self.pattern, problems)
+        return (
+            offline.read_task_mix(path)
+            if path.suffix in (".yaml", ".yml")
+            else files.read_files(path, self.pattern, problems)
+        )
 
 
 SOURCES = {
@@ -72,70 +77,70 @@ SOURCES = {
         "maths, labeled",
         "math",
         mathematics.dapo,
-        Hub("BytedTsinghua-SIA/DAPO-Math-17k", "train"),
+        HubDataset("BytedTsinghua-SIA/DAPO-Math-17k", "train"),
     ),
     "aime-2024": CatalogSource(
         "30 problems of the American Invitational Mathematics Examination",
         "maths, unlabeled",
         "math",
         mathematics.competition("AIME-2024"),
-        Hub("HuggingFaceH4/aime_2024", "train"),
+        HubDataset("HuggingFaceH4/aime_2024", "train"),
     ),
     "aime-2025": CatalogSource(
         "30 problems, I and II",
         "maths, unlabeled",
         "math",
         mathematics.competition("AIME-2025"),
-        Hub("opencompass/AIME2025", "test", ("AIME2025-I", "AIME2025-II")),
+        HubDataset("opencompass/AIME2025", "test", ("AIME2025-I", "AIME2025-II")),
     ),
     "beyond-aime": CatalogSource(
         "100 problems of AIME's form, harder",
         "maths, unlabeled",
         "math",
         mathematics.competition("BeyondAIME"),
-        Hub("ByteDance-Seed/BeyondAIME", "test"),
+        HubDataset("ByteDance-Seed/BeyondAIME", "test"),
     ),
     "aime-2026": CatalogSource(
         "30 problems, I and II",
         "maths, held out",
         "math",
         mathematics.competition("AIME-2026"),
-        Hub("MathArena/aime_2026", "train"),
+        HubDataset("MathArena/aime_2026", "train"),
     ),
     "olymmath": CatalogSource(
         "200 olympiad problems in English, half of them hard",
         "maths, held out",
         "math",
         mathematics.olymmath,
-        Hub("RUC-AIBOX/OlymMATH", "test", ("en-easy", "en-hard")),
+        HubDataset("RUC-AIBOX/OlymMATH", "test", ("en-easy", "en-hard")),
     ),
     "dolci-rl-zero-general": CatalogSource(
         "12.8K general requests with reference answers",
         "general, labeled",
         "judge",
         general.dolci,
-        Hub("allenai/Dolci-RL-Zero-General-7B", "train"),
+        HubDataset("allenai/Dolci-RL-Zero-General-7B", "train"),
     ),
     "big-bench-hard": CatalogSource(
         "27 tasks of reasoning and language",
         "general, unlabeled",
         "free, choice",
         general.big_bench_hard,
-        Hub("lukaemon/bbh", "test", _BBH_TASKS),
+        HubDataset("lukaemon/bbh", "test", _BBH_TASKS),
     ),
     "agieval": CatalogSource(
         "admission and qualification exams, the English subsets",
         "general, unlabeled",
         "choice, math",
         general.agieval,
-        Hub("hails/agieval-{part}", "test", general.AGIEVAL_SUBSETS),
+        HubDataset("hails/agieval-{part}", "test", general.AGIEVAL_SUBSETS),
     ),
     "zebralogic": CatalogSource(
         "1000 logic grid puzzles",
         "general, unlabeled",
         "zebra",
         general.zebralogic,
-        Hub("WildEval/ZebraLogic", "test", ("grid_mode",)),
+        HubDataset("WildEval/ZebraLogic", "test", ("grid_mode",)),
         unanswered="allenai/ZebraLogicBench has its solutions blanked; they are in WildEval/ZebraLogic and, for those "
         "who were given access, in allenai/ZebraLogicBench-private",
     ),
@@ -144,7 +149,7 @@ SOURCES = {
         "general, held out",
         "choice",
         general.gpqa,
-        Hub("Idavidrein/gpqa", "train", ("gpqa_diamond",)),
+        HubDataset("Idavidrein/gpqa", "train", ("gpqa_diamond",)),
         pattern="*diamond*",
     ),
     "bigbench": CatalogSource(
@@ -155,7 +160,7 @@ SOURCES = {
         pattern="task.json",
     ),
     "reasoning-gym": CatalogSource(
-        "a mix of reasoning-gym tasks, drawn here from a YAML list of {task, size, seed, options}",
+        "a mix of reasoning-gym tasks, generated from a YAML list of {task, size, seed, options}",
         "-",
         "reasoning_gym:TASK",
         offline.reasoning_gym,

@@ -10,13 +10,13 @@ from pathlib import Path
 from tempo_megatron.data.prepare import contamination
 from tempo_megatron.data.prepare.catalog import SOURCES
 from tempo_megatron.data.prepare.question import NO_ANSWER
-from tempo_megatron.data.prepare.writing import LabelChecks, prepare
+from tempo_megatron.data.prepare.writing import LabelChecks, prepare_source
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import print_table, refuse
 
 
-def prepare_source(
+def write_source(
     name: str,
     path: Path | None,
     directory: Path,
@@ -39,7 +39,7 @@ def prepare_source(
         if limit is not None and limit < 1:
             raise DataError(f"--limit: at least 1, got {limit}")
         out = directory / f"{name}.jsonl"
-        count = prepare(
+        count = prepare_source(
             source,
             path,
             out,
@@ -88,16 +88,18 @@ def check_contamination(
     try:
         if not any(evaluated_files.values()):
             raise DataError("nothing to check against: give --unlabeled or --held-out files")
-        rows = contamination.read([*labeled_files, *unlabeled_files, *held_out_files], checks.label_problems)
+        rows = contamination.read_prepared_files(
+            [*labeled_files, *unlabeled_files, *held_out_files], checks.label_problems
+        )
         labeled = {path: rows[path] for path in labeled_files}
         labeled_rows = [row for file_rows in labeled.values() for row in file_rows]
         evaluated = {
             stream: [row for path in dict.fromkeys(files) for row in rows[path]]
             for stream, files in evaluated_files.items()
         }
-        pairs = contamination.pairs(labeled_rows, evaluated)
-        report = contamination.report(labeled_rows, evaluated, pairs)
-        print(contamination.table(report))
+        pairs = contamination.contaminated_pairs(labeled_rows, evaluated)
+        report = contamination.contamination_report(labeled_rows, evaluated, pairs)
+        print(contamination.format_table(report))
         if out:
             write_text_atomically(out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         if clean:

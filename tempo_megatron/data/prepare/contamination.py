@@ -1,4 +1,4 @@
-"""Which labeled questions are also evaluated: the same text, or a run of 13 words in common."""
+"""Finds labeled questions that are also evaluated: the same text, or 13 consecutive words in common."""
 
 from __future__ import annotations
 
@@ -10,85 +10,99 @@ from pathlib import Path
 from typing import Any
 
 from tempo_megatron.config import SourceConfig
-from tempo_megatron.data.identity import identity
+from tempo_megatron.data.identity import normalize_question
 from tempo_megatron.data.reading import DataError, read_text
-from tempo_megatron.data.sources import Row, answered_rows, read_rows
+from tempo_megatron.data.sources import Row, read_answered_rows, read_rows
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
-WORDS = 13
-"""the length of run that GPT-3's and later contamination studies count"""
+NGRAM_WORDS = 13
+"""The length of n-gram, in words, of GPT-3's contamination study and of later ones."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A labeled question that an evaluated one repeats."""
+class ContaminatedPair:
+    """A labeled question and an evaluated one that repeats it."""
 
     labeled: str
+    """The id of the labeled question."""
     evaluated: str
+    """The id of the evaluated question."""
     stream: str
+    """The stream of the evaluated question: `unlabeled` or `held_out`."""
     source: str
+    """The source of the evaluated question."""
     exact: bool
+    """Whether the texts are the same; otherwise they share an n-gram."""
 
     def as_dict(self) -> dict[str, str]:
-        kind = "exact" if self.exact else f"{WORDS}-gram"
+        kind = "exact" if self.exact else f"{NGRAM_WORDS}-gram"
         return {"labeled": self.labeled, self.stream: self.evaluated, "source": self.source, "kind": kind}
 
 
-def read(files: Iterable[Path], problems: Callable[[Sequence[Row]], list[str]]) -> dict[Path, list[Row]]:
-    """The rows of normalized files. `problems` says what is wrong with the labels of rows, a line each.
+def read_prepared_files(
+    paths: Iterable[Path], label_problems: Callable[[Sequence[Row]], list[str]]
+) -> dict[Path, list[Row]]:
+    """Return the rows of normalized files. `label_problems` returns what is wrong with the rows' labels, one a line.
 
     Raises DataError listing every problem of files, rows and labels.
     """
-    rows, wrong = {}, []
-    sources = {path: SourceConfig(path=str(path)) for path in files}
+    rows, problems = {}, []
+    sources = {path: SourceConfig(path=str(path)) for path in paths}
     for path, source in sources.items():
         try:
             rows[path] = read_rows([source], labeled=False)
         except DataError as error:
-            wrong.append(str(error))
-    wrong += problems(answered_rows(sources.values()))
-    if wrong:
-        raise DataError("\n".join(wrong))
+            problems.append(str(error))
+    problems += label_problems(read_answered_rows(sources.values()))
+    if problems:
+        raise DataError("\n".join(problems))
     return rows
 
 
-def pairs(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> list[Pair]:
-    """All pairs of a labeled question and one of each stream that are the same or share a run of words.
+def contaminated_pairs(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]]) -> list[ContaminatedPair]:
+    """Return all pairs of a labeled question and an evaluated one that have the same text or share an n-gram.
 
-    A question shorter than 13 words is one run, so that it only matches a question of the same text. Time and memory
-    grow with the number of words, not of pairs.
+    `evaluated` has the rows of each stream. A question shorter than 13 words is one n-gram, so that it only matches a
+    question of the same text. Time and memory grow with the number of words, not of pairs.
     """
-    texts = [identity(row.question) for row in labeled]
-    runs = [_runs(text) for text in texts]
-    every = {run for of_one in runs for run in of_one}
-    others = [(stream, row) for stream, rows in evaluated.items() for row in rows]
-    other_texts = [identity(row.question) for _, row in others]
-    where: defaultdict[int, list[int]] = defaultdict(list)
-    for index, text in enumerate(other_texts):
-        for run in set(_runs(text)) & every:
-            where[run].append(index)
-    return [
-        Pair(row.id, others[index][1].id, others[index][0], others[index][1].source, text == other_texts[index])
-        for row, text, of_one in zip(labeled, texts, runs, strict=True)
-        for index in sorted({index for run in of_one for index in where.get(run, ())})
-    ]
+    texts = [normalize_question(row.question) for row in labeled]
+    ngrams = [_ngram_hashes(text) for text in texts]
+    labeled_ngrams = {ngram for text_ngrams in ngrams for ngram in text_ngrams}
+    evaluated_rows = [(stream, row) for stream, rows in evaluated.items() for row in rows]
+    evaluated_texts = [normalize_question(row.question) for _, row in evaluated_rows]
+    indices_by_ngram: defaultdict[int, list[int]] = defaultdict(list)
+    for index, text in enumerate(evaluated_texts):
+        for ngram in set(_ngram_hashes(text)) & labeled_ngrams:
+            indices_by_ngram[ngram].append(index)
+    pairs = []
+    for row, text, text_ngrams in zip(labeled, texts, ngrams, strict=True):
+        for index in sorted({index for ngram in text_ngrams for index in indices_by_ngram.get(ngram, ())}):
+            stream, other = evaluated_rows[index]
+            pairs.append(ContaminatedPair(row.id, other.id, stream, other.source, text == evaluated_texts[index]))
+    return pairs
 
 
-def _runs(text: str) -> array[int]:
-    """Hashes (64 bits) of the runs of 13 words in a normalized text, or of the whole where it is shorter."""
+def _ngram_hashes(text: str) -> array[int]:
+    """Return 64-bit hashes of a normalized text's 13-word n-grams, or of the full text where it is shorter."""
     words = text.split(" ")
-    return array("q", [hash(" ".join(words[i : i + WORDS])) for i in range(max(1, len(words) - WORDS + 1))])
+    count = max(1, len(words) - NGRAM_WORDS + 1)
+    return array("q", [hash(" ".join(words[i : i + NGRAM_WORDS])) for i in range(count)])
 
 
-def report(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], found: Sequence[Pair]) -> dict[str, Any]:
-    """Counts and shares, overall and for every evaluated source, and all pairs. A share is of the questions counted."""
-    contaminated = {pair.labeled for pair in found}
+def contamination_report(
+    labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], pairs: Sequence[ContaminatedPair]
+) -> dict[str, Any]:
+    """Return counts and shares of contaminated questions, overall and by evaluated source, and all pairs.
+
+    A share is of the questions that are counted.
+    """
+    contaminated = {pair.labeled for pair in pairs}
     sources = []
     for stream, rows in evaluated.items():
         for source in sorted({row.source for row in rows}):
-            here = [pair for pair in found if (pair.stream, pair.source) == (stream, source)]
-            exact = {pair.evaluated for pair in here if pair.exact}
-            overlap = {pair.evaluated for pair in here} - exact
+            source_pairs = [pair for pair in pairs if (pair.stream, pair.source) == (stream, source)]
+            exact = {pair.evaluated for pair in source_pairs if pair.exact}
+            overlap = {pair.evaluated for pair in source_pairs} - exact
             questions = sum(row.source == source for row in rows)
             sources.append(
                 {
@@ -96,7 +110,7 @@ def report(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], found
                     "source": source,
                     "questions": questions,
                     "exact": len(exact),
-                    f"{WORDS}-gram": len(overlap),
+                    f"{NGRAM_WORDS}-gram": len(overlap),
                     "share": round((len(exact) + len(overlap)) / questions, 6),
                 }
             )
@@ -107,23 +121,23 @@ def report(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[Row]], found
             "share": round(len(contaminated) / len(labeled), 6) if labeled else 0.0,
         },
         "evaluated": sources,
-        "pairs": [pair.as_dict() for pair in found],
+        "pairs": [pair.as_dict() for pair in pairs],
     }
 
 
-def table(figures: Mapping[str, Any]) -> str:
-    """The report's counts to read."""
-    columns = ("stream", "source", "questions", "exact", f"{WORDS}-gram", "share")
-    lines = [columns] + [tuple(str(row[name]) for name in columns) for row in figures["evaluated"]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    total = figures["labeled"]
+def format_table(report: Mapping[str, Any]) -> str:
+    """Return the report's counts as a table."""
+    columns = ("stream", "source", "questions", "exact", f"{NGRAM_WORDS}-gram", "share")
+    cells = [columns] + [tuple(str(source[name]) for name in columns) for source in report["evaluated"]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    total = report["labeled"]
     contaminated = f"{total['contaminated']} of {total['questions']} ({total['share']:.2%})"
-    return "\n".join([*shown, f"labeled questions that are also evaluated: {contaminated}"])
+    return "\n".join([*lines, f"labeled questions that are also evaluated: {contaminated}"])
 
 
 def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], directory: Path) -> dict[Path, int]:
-    """The files without their contaminated rows, under their own names; returns the rows kept of each.
+    """Write the files without their contaminated rows, under their own names, and return the number of rows kept.
 
     Raises DataError where two files would have one name, or a file would replace itself.
     """

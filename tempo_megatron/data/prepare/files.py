@@ -1,4 +1,4 @@
-"""Rows of Parquet, JSONL, JSON and CSV files and of the hub, each with the name of the part that it is from."""
+"""Reads rows of Parquet, JSONL, JSON and CSV files and of the hub. Each row has the name of its part."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tempo_megatron.data.reading import (
     Problem,
     RowLocation,
     json_rows,
-    json_type,
-    no_row,
+    json_type_name,
     read_text,
+    row_problem,
     text_lines,
 )
 
 SourceRows = Iterator[tuple[RowLocation, str, dict[str, Any]]]
-"""where the row is, its part (a subset's or task's name, "" where there is one part only), and the row"""
+"""The location of a row; its part, which is the name of a subset or task, or "" for a source of one part; the row."""
 
 _SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 
 @dataclass(frozen=True)
-class Hub:
-    """A data set of the hub. A repository with `{part}` in its name is one for each part, else parts are configs."""
+class HubDataset:
+    """A data set of the hub. `{part}` in its name stands for one repository a part; otherwise parts are configs."""
 
     repository: str
     split: str
@@ -41,7 +41,7 @@ class Hub:
         return self.repository
 
     def read(self) -> SourceRows:
-        """Raises DataError where a part cannot be had, saying what to do instead."""
+        """Yield the rows of all parts. Raises DataError, with the remedy, where a part cannot be downloaded."""
         import datasets
 
         for part in self.parts:
@@ -49,7 +49,7 @@ class Hub:
             config = None if repository != self.repository else part or None
             try:
                 rows = datasets.load_dataset(repository, config, split=self.split)
-            except Exception as error:  # network, access and format errors of half a dozen packages
+            except Exception as error:  # Network, access and format errors of several packages.
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
                 raise DataError(
                     f"{repository}: {reason}\ndownload its files where there is a network (a gated set needs its terms "
@@ -59,8 +59,8 @@ class Hub:
                 yield RowLocation(" ".join(filter(None, (repository, config))), number, "row"), part, row
 
 
-def read(path: Path, pattern: str, problems: list[Problem]) -> SourceRows:
-    """The rows of a file, or of a directory's files that match. What cannot be read is added to `problems`.
+def read_files(path: Path, pattern: str, problems: list[Problem]) -> SourceRows:
+    """Yield the rows of a file, or of a directory's files that match. Adds what cannot be read to `problems`.
 
     Raises DataError where there is no file to read.
     """
@@ -71,47 +71,48 @@ def read(path: Path, pattern: str, problems: list[Problem]) -> SourceRows:
         raise DataError(f"{path}: no {pattern} of {', '.join(_SUFFIXES)} in it")
     for file in files:
         try:
-            yield from _file(file, problems)
+            yield from _read_file(file, problems)
         except (OSError, ValueError, RecursionError, csv.Error, ArrowException) as error:
             problems.append((RowLocation(str(file)), f"not readable: {' '.join(str(error).split())}"))
 
 
-def _file(path: Path, problems: list[Problem]) -> SourceRows:
+def _read_file(path: Path, problems: list[Problem]) -> SourceRows:
     part = path.stem
     if path.suffix == ".jsonl":
-        yield from ((place, part, row) for place, row in json_rows(path, problems))
+        yield from ((location, part, row) for location, row in json_rows(path, problems))
         return
     if path.suffix == ".parquet":
-        rows = _parquet(path)
+        rows = _parquet_rows(path)
     elif path.suffix == ".csv":
         rows = iter(csv.DictReader(line for _, line in text_lines(path, problems)))
     elif path.suffix == ".json":
-        part, rows = _json(json.loads(read_text(path)), part)
+        part, rows = _rows_of_json(json.loads(read_text(path)), part)
     else:
-        raise ValueError(f"known are {', '.join(_SUFFIXES)}")
+        raise ValueError(f"supported formats are {', '.join(_SUFFIXES)}")
     for number, row in enumerate(rows, 1):
-        place = RowLocation(str(path), number, "row")
-        if reason := _wrong(row):
-            problems.append((place, reason))
+        location = RowLocation(str(path), number, "row")
+        if reason := _problem_of(row):
+            problems.append((location, reason))
         else:
-            yield place, part, row
+            yield location, part, row
 
 
-def _wrong(row: Any) -> str:
-    surplus = isinstance(row, dict) and None in row
-    return "more values than the header has columns" if surplus else no_row(row)
+def _problem_of(row: Any) -> str:
+    has_surplus_values = isinstance(row, dict) and None in row  # csv.DictReader keeps them under None.
+    return "more values than the header has columns" if has_surplus_values else row_problem(row)
 
 
-def _parquet(path: Path) -> Iterator[Any]:
+def _parquet_rows(path: Path) -> Iterator[Any]:
     with pyarrow.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches():
             yield from batch.to_pylist()
 
 
-def _json(content: Any, part: str) -> tuple[str, Iterator[Any]]:
-    """The part's name and its rows: of a list, or a task's `examples`, each with the task's own texts.
+def _rows_of_json(content: Any, part: str) -> tuple[str, Iterator[Any]]:
+    """Return the name of a JSON file's part, and its rows.
 
-    The task's `name` is the part's. An object with neither gathers sub-tasks in files of their own.
+    The file holds a list of rows, or a task with `name` and `examples`. Each example gets the task's own texts. A task
+    without `examples` has sub-tasks in other files.
     """
     if isinstance(content, list):
         return part, iter(content)
@@ -120,5 +121,5 @@ def _json(content: Any, part: str) -> tuple[str, Iterator[Any]]:
     texts = {name: value for name, value in content.items() if isinstance(value, str)}
     examples = content.get("examples", [])
     if not isinstance(examples, list):
-        raise ValueError(f"`examples` is a list of rows, not {json_type(examples)}")
+        raise ValueError(f"`examples` is a list of rows, not {json_type_name(examples)}")
     return texts.get("name", part), (texts | row if isinstance(row, dict) else row for row in examples)

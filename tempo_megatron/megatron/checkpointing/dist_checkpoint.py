@@ -110,7 +110,7 @@ def write(
         integrity.write_manifest(temporary, manifest | integrity.checksum_files(temporary, other_files))
         remove(checkpoint)
         temporary.rename(checkpoint)
-        hf_files.sync(checkpoint.parent)
+        hf_files.fsync_path(checkpoint.parent)
 
     run_on_first_rank(finish, group)
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.hf_files import Description
+from tempo_megatron.conversion.hf_files import TensorDescription
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 
 HUGGING_FACE = "huggingface"
@@ -111,7 +111,7 @@ class CheckpointReader:
             raise ConversionError("\n".join(metadata_problems))
         self._metadata = safe_pickle.read_metadata(self.directory)
         self.descriptions = {
-            name: Description(tuple(item.size), item.properties.dtype)
+            name: TensorDescription(tuple(item.size), item.properties.dtype)
             for name, item in self._metadata.state_dict_metadata.items()
             if isinstance(item, TensorStorageMetadata)
         }
@@ -144,7 +144,7 @@ class _StreamingPlanner(DefaultSavePlanner):
 
 
 def write_tensors(
-    directory: Path, descriptions: Mapping[str, Description], tensors: Iterable[tuple[str, Tensor]]
+    directory: Path, descriptions: Mapping[str, TensorDescription], tensors: Iterable[tuple[str, Tensor]]
 ) -> None:
     """Writes one role's torch_dist directory, one file per tensor. megatron-core loads it under any TP x PP.
 

@@ -48,7 +48,7 @@ def write_manifest(checkpoint: Path, files: Mapping[str, FileRecord]) -> None:
     """Writes the manifest, then syncs all files and directories of the checkpoint to disk."""
     (checkpoint / MANIFEST_NAME).write_text(_text(files))
     for path in [*checkpoint.rglob("*"), checkpoint]:
-        hf_files.sync(path)
+        hf_files.fsync_path(path)
 
 
 def read_manifest(checkpoint: Path) -> Manifest:

@@ -269,7 +269,7 @@ def _link(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.rename(link)
-    hf_files.sync(link.parent)
+    hf_files.fsync_path(link.parent)
 
 
 def _is_named(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from tempo_megatron.data.types import Prompt
-from tempo_megatron.data.vocabulary import taught_ids
+from tempo_megatron.data.vocabulary import answer_token_ids
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.trainer import NamedTensors, Score, Trainer
 
@@ -18,7 +18,7 @@ Example = tuple[tuple[int, ...], tuple[int, ...]]
 
 def example(prompt: Prompt, tokenizer: Any) -> Example:
     """Return a labeled question with its answer, which the end of sequence follows."""
-    return prompt.token_ids, taught_ids(prompt, tokenizer)
+    return prompt.token_ids, answer_token_ids(prompt, tokenizer)
 
 
 def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) -> float:

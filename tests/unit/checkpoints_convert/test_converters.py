@@ -1,4 +1,4 @@
-"""The offline converters, through their command line."""
+"""The offline converters, run through their command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 @pytest.fixture
 def model(tmp_path: Path, demo_model: Path) -> Callable[..., Path]:
-    """Makes a model directory of a row of CONFIGS, with the demo's tokenizer beside its weights."""
+    """Return a function that writes a model of a row of CONFIGS with the demo's tokenizer."""
 
     def make(name: str, **options: Any) -> Path:
         directory = tmp_path / "hf"
@@ -54,10 +54,10 @@ def tensors(directory: Path) -> dict[str, Tensor]:
     return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+        assert actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor), name
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -65,8 +65,8 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_a_model_comes_back_bit_for_bit_with_every_file(
     name: str, dtype: torch.dtype, model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Protects what people leave with: tensors, config, tokenizer, chat template, generation config; in shards with an
-    index that transformers reads. The checkpoint alone is enough: the model it came from is gone."""
+    """Protects exports: tensors, config, tokenizer, chat template and generation config, in shards with an index that
+    transformers reads. The checkpoint is the only input: the source model is deleted before."""
     hf = model(name, dtype=dtype)
     assert run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint") == 0
     assert run("verify", "--hf", hf, "--checkpoint", tmp_path / "checkpoint") == 0
@@ -86,7 +86,7 @@ def test_a_model_comes_back_bit_for_bit_with_every_file(
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
 
-def test_a_cast_is_said_in_the_config(model: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_cast_changes_the_dtype_in_the_config(model: Callable[..., Path], tmp_path: Path) -> None:
     """`--dtype` changes tensors and the config's dtype together, and nothing else."""
     hf = model("qwen3")
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint", "--dtype", "bfloat16")
@@ -105,9 +105,9 @@ CLASSIFIER = {"num_labels": 2, "problem_type": "single_label_classification", "i
 def test_a_critic_is_exported_as_plain_transformers_loads_it(
     name: str, leftovers: dict[str, Any], model: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A fresh value head, exported: transformers finds every tensor it wants and no other, and its logits are the
-    backbone's final hidden states times that head; OLMo's one logit is that of the last token. What the source's config
-    says of another classifier has no say in it."""
+    """A fresh value head is exported. Transformers finds every tensor that it needs and no other. Its logits are the
+    backbone's final hidden states times that head; OLMo's one logit is that of the last token. The settings of another
+    classifier in the source's config have no effect."""
     hf = model(name)
     (hf / "config.json").write_text(json.dumps(hf_files.read_config(hf) | leftovers))
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint", "--role", "critic", "--seed", "3")
@@ -125,25 +125,25 @@ def test_a_critic_is_exported_as_plain_transformers_loads_it(
     backbone = AutoModelForCausalLM.from_pretrained(hf)
     hidden = backbone(ids, output_hidden_states=True).hidden_states[-1]
     expected = (hidden @ head.T)[0, :, 0]
-    found = critic.eval()(ids).logits
-    torch.testing.assert_close(found.flatten(), expected[-1:] if olmo else expected, rtol=0, atol=1e-5)
+    logits = critic.eval()(ids).logits
+    torch.testing.assert_close(logits.flatten(), expected[-1:] if olmo else expected, rtol=0, atol=1e-5)
     assert expected.std() > 0.01
 
 
 def with_trl_head(directory: Path, bias: float | None) -> None:
-    """The value head as TRL's AutoModelForCausalLMWithValueHead writes it, beside a language model's tensors."""
-    held = load_file(directory / "model.safetensors")
-    held["v_head.summary.weight"] = torch.randn(1, held["model.norm.weight"].shape[0])
+    """Add a value head to a language model's tensors, as TRL's AutoModelForCausalLMWithValueHead writes it."""
+    stored = load_file(directory / "model.safetensors")
+    stored["v_head.summary.weight"] = torch.randn(1, stored["model.norm.weight"].shape[0])
     if bias is not None:
-        held["v_head.summary.bias"] = torch.tensor([bias])
-    save_file(held, directory / "model.safetensors", {"format": "pt"})
+        stored["v_head.summary.bias"] = torch.tensor([bias])
+    save_file(stored, directory / "model.safetensors", {"format": "pt"})
 
 
 def test_a_critic_of_verl_and_one_of_trl_are_read_with_their_bias(
     model: Callable[..., Path], tmp_path: Path, demo_model: Path
 ) -> None:
-    """Bring your own critic: a token-classification model and a value head beside a language model. What is exported
-    again has the same values."""
+    """Users bring their own critics: a token-classification model, or a language model with a value head. Exported
+    again, they have the same values."""
     verl = tmp_path / "verl"
     config = config_of("qwen3", num_labels=1)
     save(AutoModelForTokenClassification.from_config(config), verl)
@@ -151,9 +151,9 @@ def test_a_critic_of_verl_and_one_of_trl_are_read_with_their_bias(
     with_trl_head(trl, 0.25)
     for source, head in ((verl, "score"), (trl, "v_head.summary")):
         saved, back = tmp_path / f"{source.name}-checkpoint", tmp_path / f"{source.name}-back"
-        given = ("--hf", source, "--role", "critic")
-        assert run("to-megatron", *given, "--out", saved, "--target-range", "minus_one_one") == 0
-        assert run("verify", *given, "--checkpoint", saved) == 0
+        options = ("--hf", source, "--role", "critic")
+        assert run("to-megatron", *options, "--out", saved, "--target-range", "minus_one_one") == 0
+        assert run("verify", *options, "--checkpoint", saved) == 0
         assert run("to-hf", "--checkpoint", saved, "--out", back, "--role", "critic") == 0
         expected = {name: tensor for name, tensor in tensors(source).items() if not name.startswith("lm_head")}
         renamed = {name.replace(head, "score"): tensor for name, tensor in expected.items()}
@@ -164,19 +164,19 @@ def test_a_critic_of_verl_and_one_of_trl_are_read_with_their_bias(
         assert checkpoint_format.read_target_range(tmp_path / f"{source.name}-again") == "minus_one_one"
 
 
-def test_a_critic_whose_targets_nobody_named_is_refused(
+def test_a_critic_with_an_unknown_target_range_is_refused(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Values toward -1 read as values toward 0 would be wrong in silence."""
+    """Values trained toward -1 and read as values toward 0 would be silently wrong."""
     hf = model("olmo-3")
     with_trl_head(hf, None)
-    given = ("to-megatron", "--hf", hf, "--role", "critic", "--out", tmp_path / "critic")
-    assert run(*given) == 2
+    command = ("to-megatron", "--hf", hf, "--role", "critic", "--out", tmp_path / "critic")
+    assert run(*command) == 2
     assert "--target-range zero_one or minus_one_one" in capsys.readouterr().err
-    assert run(*given, "--target-range", "zero_one") == 0
+    assert run(*command, "--target-range", "zero_one") == 0
     shutil.rmtree(tmp_path / "critic")
     with_trl_head(hf, 0.5)
-    assert run(*given, "--target-range", "zero_one") == 2
+    assert run(*command, "--target-range", "zero_one") == 2
     assert "Olmo3ForSequenceClassification has no bias" in capsys.readouterr().err
 
 
@@ -190,16 +190,16 @@ def test_a_recipe_must_fit_the_checkpoints_it_starts_from(
     overrides = [*start, "stages.warm_start.steps=0"]
     for target_range in ("zero_one", "minus_one_one"):
         assert recipe_problems(load_config(recipe, [*overrides, f"critic.target_range={target_range}"])) == []
-    found = recipe_problems(load_config(recipe, [*start, f"policy.checkpoint={tmp_path / 'critic'}"]))
-    assert any("no policy in this checkpoint (models: critic)" in line for line in found)
-    assert any("critic.checkpoint: a warm start would replace it" in line for line in found)
+    problems = recipe_problems(load_config(recipe, [*start, f"policy.checkpoint={tmp_path / 'critic'}"]))
+    assert any("no policy in this checkpoint (models: critic)" in line for line in problems)
+    assert any("critic.checkpoint: a warm start would replace it" in line for line in problems)
     run("to-megatron", "--hf", model("llama"), "--out", tmp_path / "other")
-    found = recipe_problems(load_config(recipe, [f"policy.checkpoint={tmp_path / 'other'}"]))
-    assert any("is another model than model.hf_path" in line and "qk_norm" in line for line in found)
+    problems = recipe_problems(load_config(recipe, [f"policy.checkpoint={tmp_path / 'other'}"]))
+    assert any("is another model than model.hf_path" in line and "qk_norm" in line for line in problems)
 
 
 def test_a_yarn_factor_that_the_generator_does_not_read_is_refused(model: Callable[..., Path], recipe: Path) -> None:
-    """vLLM would generate from another model than the one that trains, in silence."""
+    """vLLM would silently generate from another model than the one that trains."""
     hf = model("olmo-3")
     overrides = [f"model.hf_path={hf}"]
     assert recipe_problems(load_config(recipe, overrides)) == []
@@ -213,12 +213,12 @@ def test_a_yarn_factor_that_the_generator_does_not_read_is_refused(model: Callab
 def test_verify_names_the_tensor_in_which_one_element_is_changed(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Protects against a damaged or another checkpoint: one element of one part of a fused tensor."""
+    """Protects against a damaged or wrong checkpoint: one element of one part of a fused tensor differs."""
     hf = model("qwen3")
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint")
-    held = tensors(hf)
-    held["model.layers.2.self_attn.k_proj.weight"][3, 5] += 1e-3
-    save_file(held, hf / "model.safetensors", {"format": "pt"})
+    changed = tensors(hf)
+    changed["model.layers.2.self_attn.k_proj.weight"][3, 5] += 1e-3
+    save_file(changed, hf / "model.safetensors", {"format": "pt"})
     capsys.readouterr()
     assert run("verify", "--hf", hf, "--checkpoint", tmp_path / "checkpoint") == 1
     first, last = capsys.readouterr().out.splitlines()
@@ -232,7 +232,7 @@ def test_verify_names_the_tensor_in_which_one_element_is_changed(
 def test_all_that_is_wrong_with_a_model_is_one_error_that_leaves_nothing(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A truncated shard, a missing tensor, a shape that does not fit, a tensor too many: listed together."""
+    """A truncated shard, a missing tensor, a wrong shape and an unknown tensor are listed together."""
     run("to-megatron", "--hf", model("llama"), "--out", tmp_path / "whole")
     hf = tmp_path / "sharded"
     run("to-hf", "--checkpoint", tmp_path / "whole", "--out", hf, "--shard-size", "250000")
@@ -258,10 +258,10 @@ def test_all_that_is_wrong_with_a_model_is_one_error_that_leaves_nothing(
     assert f"{third}: missing or damaged" in capsys.readouterr().err
 
 
-def test_an_unknown_family_and_a_directory_in_the_way_are_refused(
+def test_an_unknown_family_and_an_existing_output_are_refused(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, the reason, nothing written."""
+    """The exit code is 2, the reason is shown, and nothing is written."""
     hf = model("llama")
     config = hf_files.read_config(hf)
     (hf / "config.json").write_text(json.dumps(config | {"architectures": ["GPT2LMHeadModel"]}))
@@ -276,22 +276,22 @@ def test_an_unknown_family_and_a_directory_in_the_way_are_refused(
     assert "is it a checkpoint?" in capsys.readouterr().err
 
 
-def limited() -> None:
+def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
 @pytest.mark.parametrize("command", ["to-megatron", "to-hf"])
 def test_a_write_that_fails_half_way_leaves_nothing(command: str, model: Callable[..., Path], tmp_path: Path) -> None:
-    """As on a full disk, here by a limit on the size of files: exit code 2, the system's own words, no directory."""
+    """A limit on file sizes stands for a full disk: exit code 2, the system's own message, no directory."""
     hf = model("qwen3", vocab_size=1009)
-    given = ["--hf", hf]
+    source = ["--hf", hf]
     if command == "to-hf":
         run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint")
-        given = ["--checkpoint", tmp_path / "checkpoint"]
-    line = [sys.executable, "-m", "checkpoints_convert", command, *given, "--out", tmp_path / "out"]
-    done = subprocess.run(line, preexec_fn=limited, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "File too large" in done.stderr and "Traceback" not in done.stderr
+        source = ["--checkpoint", tmp_path / "checkpoint"]
+    arguments = [sys.executable, "-m", "checkpoints_convert", command, *source, "--out", tmp_path / "out"]
+    process = subprocess.run(arguments, preexec_fn=limit_file_size, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert "File too large" in process.stderr and "Traceback" not in process.stderr
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -307,7 +307,7 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
 def test_a_checkpoint_that_was_cut_short_is_named(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Protects the way back: a file cut short and one that is gone, in one error."""
+    """Protects exports: a truncated file and a missing one are in one error."""
     run("to-megatron", "--hf", model("qwen3"), "--out", tmp_path / "checkpoint")
     first, second, *_ = sorted((tmp_path / "checkpoint" / "policy").glob("*.distcp"))
     first.write_bytes(first.read_bytes()[:-10])
@@ -322,21 +322,21 @@ def test_a_checkpoint_that_was_cut_short_is_named(
 def test_inspect_says_what_a_directory_holds(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For models, for checkpoints, and an error for anything else."""
+    """It describes models and checkpoints, and fails on anything else."""
     hf = model("olmo-3")
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint", "--role", "critic")
     capsys.readouterr()
     assert run("inspect", hf) == run("inspect", tmp_path / "checkpoint") == 0
-    shown = capsys.readouterr().out
-    assert shown.count("architecture: Olmo3ForCausalLM") == 2
-    assert "critic: 35, " in shown and "target range zero_one" in shown and "chat_template.jinja" in shown
+    output = capsys.readouterr().out
+    assert output.count("architecture: Olmo3ForCausalLM") == 2
+    assert "critic: 35, " in output and "target range zero_one" in output and "chat_template.jinja" in output
     assert run("inspect", tmp_path) == 2
 
 
 def test_a_source_without_a_tokenizer_is_a_warning(
     model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It converts; whoever needs the tokenizer is told early."""
+    """The model is converted, and users who need the tokenizer learn of it early."""
     hf = model("llama")
     for name in TOKENIZER:
         (hf / name).unlink()

@@ -1,4 +1,4 @@
-"""The maps between Hugging Face and Megatron: exact, invertible, and in Megatron's layout."""
+"""The maps between Hugging Face and Megatron are exact, invertible, and in Megatron's layout."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tempo_megatron.conversion import decoder, hf_config
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.families import family
-from tempo_megatron.conversion.mapping import Attention, Gated, Vocabulary
+from tempo_megatron.conversion.families import family_of
+from tempo_megatron.conversion.mapping import GatedMlpMapping, QkvMapping, VocabularyMapping
 from tempo_megatron.conversion.rope import Rope
 from tests.models import ABSENT, CONFIGS, LLAMA_3_ROPE, config_of, described
 
@@ -22,25 +22,25 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(name: str, ranks: int) -> None:
-    """Protects exports: no tensor forgotten, none changed, every shape foretold, whatever TP cut it into."""
+    """Protects exports: no tensor is missing or changed, and every shape is predicted, under any TP."""
     config = config_of(name)
     model = AutoModelForCausalLM.from_config(config)
     tensors = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
-    back = {}
-    for entry in decoder.policy(hf_config.backbone_settings(described(name))):
-        whole = entry.to_megatron(*(tensors[name] for name in entry.hf_names))
-        assert whole.shape == entry.shape
-        assert entry.hf_shapes() == [tuple(tensors[name].shape) for name in entry.hf_names]
-        again = entry.unshard([entry.shard(whole, rank, ranks) for rank in range(ranks)])
-        back.update(zip(entry.hf_names, entry.to_hf(again), strict=True))
-    assert back.keys() == tensors.keys()
-    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    round_trip = {}
+    for mapping in decoder.policy_mappings(hf_config.backbone_settings(described(name))):
+        full = mapping.to_megatron(*(tensors[name] for name in mapping.hf_names))
+        assert full.shape == mapping.shape
+        assert mapping.hf_shapes() == [tuple(tensors[name].shape) for name in mapping.hf_names]
+        joined = mapping.unshard([mapping.shard(full, rank, ranks) for rank in range(ranks)])
+        round_trip.update(zip(mapping.hf_names, mapping.to_hf(joined), strict=True))
+    assert round_trip.keys() == tensors.keys()
+    assert all(torch.equal(round_trip[name], tensors[name]) for name in tensors)
 
 
 def test_llama_3_frequencies_are_those_of_transformers() -> None:
-    """Protects long contexts: each of the three bands of Llama 3's scaling is met by some frequency here."""
+    """Protects long contexts: the frequencies here cover all three bands of Llama 3's scaling."""
     config = config_of("llama-3", head_dim=64)
     expected, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     (rope,) = hf_config.backbone_settings(described("llama-3", head_dim=64)).ropes
@@ -51,10 +51,10 @@ def test_llama_3_frequencies_are_those_of_transformers() -> None:
 
 @pytest.mark.parametrize("attention_factor", [None, 1.2])
 def test_yarn_scales_the_full_attention_layers_of_olmo_3_alone(attention_factor: float | None) -> None:
-    """Protects long contexts of OLMo 3: frequencies and softmax scale of transformers, sliding layers left plain."""
-    given = YARN | {"rope_theta": 500000.0} | ({"attention_factor": attention_factor} if attention_factor else {})
+    """Protects long contexts of OLMo 3: transformers' frequencies and softmax scale, sliding layers unscaled."""
+    yarn = YARN | {"rope_theta": 500000.0} | ({"attention_factor": attention_factor} if attention_factor else {})
     plain = {"rope_type": "default", "rope_theta": 500000.0}
-    config = config_of("olmo-3", rope_parameters={"full_attention": given, "sliding_attention": plain})
+    config = config_of("olmo-3", rope_parameters={"full_attention": yarn, "sliding_attention": plain})
     expected, scale = ROPE_INIT_FUNCTIONS["yarn"](config, torch.device("cpu"), layer_type="full_attention")
     layers = hf_config.backbone_settings(described("olmo-3", rope_parameters=config.rope_parameters)).attention
     assert [layer.window for layer in layers] == [24, 24, 24, None]
@@ -77,26 +77,26 @@ def test_olmo_3_reads_the_old_spelling_of_its_config_too() -> None:
 def test_attention_rows_stand_query_group_by_query_group() -> None:
     """Protects the layout that SelfAttention splits: a group's queries, then its key, then its value."""
     query, key, value = (torch.arange(rows)[:, None] + base for rows, base in ((8, 0), (4, 100), (4, 200)))
-    entry = Attention("qkv", ("q", "k", "v"), (16, 1), 0, num_query_groups=2, kv_channels=2)
-    whole = entry.to_megatron(query, key, value)
-    assert whole[:, 0].tolist() == [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
+    mapping = QkvMapping("qkv", ("q", "k", "v"), (16, 1), 0, num_query_groups=2, kv_channels=2)
+    qkv = mapping.to_megatron(query, key, value)
+    assert qkv[:, 0].tolist() == [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
 
 
 def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
     """Protects the gated MLP under tensor parallelism: a rank multiplies gate and up rows of the same channels."""
-    entry = Gated("fc1", ("gate", "up"), (8, 1), 0)
-    whole = entry.to_megatron(torch.arange(4)[:, None], torch.arange(4)[:, None] + 10)
-    assert [entry.shard(whole, rank, 2)[:, 0].tolist() for rank in (0, 1)] == [[0, 1, 10, 11], [2, 3, 12, 13]]
+    mapping = GatedMlpMapping("fc1", ("gate", "up"), (8, 1), 0)
+    fc1 = mapping.to_megatron(torch.arange(4)[:, None], torch.arange(4)[:, None] + 10)
+    assert [mapping.shard(fc1, rank, 2)[:, 0].tolist() for rank in (0, 1)] == [[0, 1, 10, 11], [2, 3, 12, 13]]
 
 
 def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
     """Protects resharding: padding must not depend on tensor parallelism."""
-    entry = Vocabulary("embedding", ("embed",), (128, 2), 0, vocab_size=101)
-    assert entry.to_megatron(torch.ones(101, 2)).sum(1).tolist() == [2.0] * 101 + [0.0] * 27
+    mapping = VocabularyMapping("embedding", ("embed",), (128, 2), 0, vocab_size=101)
+    assert mapping.to_megatron(torch.ones(101, 2)).sum(1).tolist() == [2.0] * 101 + [0.0] * 27
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "named"),
+    ("name", "change", "message"),
     [
         ("qwen3", {"mlp_bias": True}, "mlp_bias"),
         ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
@@ -111,15 +111,15 @@ def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
         ("olmo-3", {"rope_parameters": {"sliding_attention": YARN}}, "rope_type=.yarn."),
     ],
 )
-def test_an_unsupported_setting_is_named(name: str, change: dict[str, Any], named: str) -> None:
+def test_an_unsupported_setting_is_named(name: str, change: dict[str, Any], message: str) -> None:
     """Protects users from a model that converts and computes something else."""
     hf_config.backbone_settings(described(name))
-    with pytest.raises(ConversionError, match=named):
+    with pytest.raises(ConversionError, match=message):
         hf_config.backbone_settings(described(name, **change))
 
 
 def test_all_that_is_wrong_with_a_config_is_listed_at_once() -> None:
-    """Protects users' time."""
+    """Protects users' time: one attempt shows every problem."""
     config = described("olmo-2", attention_bias=True, hidden_act="gelu", rms_norm_eps="1e-5", num_attention_heads=5)
     config |= {"vocab_size": None, "rope_scaling": "yarn", "model_type": "llama"}
     with pytest.raises(ConversionError) as caught:
@@ -131,6 +131,6 @@ def test_all_that_is_wrong_with_a_config_is_listed_at_once() -> None:
 
 
 def test_an_unknown_architecture_is_named() -> None:
-    """Protects users from a wrong map."""
+    """Protects users from a conversion with the map of another architecture."""
     with pytest.raises(ConversionError, match="GPT2LMHeadModel"):
-        family({"architectures": ["GPT2LMHeadModel"]})
+        family_of({"architectures": ["GPT2LMHeadModel"]})

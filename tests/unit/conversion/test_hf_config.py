@@ -1,4 +1,4 @@
-"""A config.json means what transformers' own config class makes of it."""
+"""A config.json has the meaning that transformers' own config class gives it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ YARN_SCALING = {key: value for key, value in YARN_ROPE.items() if key not in ("r
 
 
 def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
-    """Every tensor, every layer's window, frequencies and softmax scale are those of the model that transformers makes
-    of the config."""
+    """Assert that tensors, windows, frequencies and softmax scales are those of transformers' model of the config."""
     settings = hf_config.backbone_settings(config)
     expected = getattr(transformers, f"{config['architectures'][0].removesuffix('ForCausalLM')}Config")(**config)
     with torch.device("meta"):
@@ -29,8 +28,8 @@ def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if expected.tie_word_embeddings:
         shapes.pop("lm_head.weight")
-    entries = decoder.policy(settings)
-    assert {name: shape for e in entries for name, shape in zip(e.hf_names, e.hf_shapes(), strict=True)} == shapes
+    mappings = decoder.policy_mappings(settings)
+    assert {name: shape for m in mappings for name, shape in zip(m.hf_names, m.hf_shapes(), strict=True)} == shapes
     rotary = type(model.model.rotary_emb)(expected)
     for layer, attention in zip(model.model.layers, settings.attention, strict=True):
         assert attention.window == getattr(layer.self_attn, "sliding_window", None)
@@ -63,8 +62,8 @@ def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
     ],
 )
 def test_a_key_that_is_absent_means_what_transformers_means(name: str, key: str) -> None:
-    """Protects configs that leave out what they share with their family. OLMo 3 without `sliding_window` has a window
-    of 4,096; it had none here."""
+    """Protects configs that omit their family's defaults. OLMo 3 without `sliding_window` has a window of 4,096; an
+    earlier version gave it none."""
     changes = {key: ABSENT} | ({"layer_types": ABSENT} if key == "num_hidden_layers" else {})
     assert_as_in_transformers(described(name, **changes))
 
@@ -107,7 +106,7 @@ def test_absent_sizes_of_attention_differ_from_family_to_family() -> None:
 def test_every_form_of_rope_settings_has_the_precedence_that_transformers_gives_it(
     name: str, ropes: dict[str, Any]
 ) -> None:
-    """Protects models with an old and a new spelling side by side: merging them, logits were off by 3.4."""
+    """Protects models with an old and a new spelling side by side. A version that merged them had logits off by 3.4."""
     assert_as_in_transformers(described(name, **ropes))
 
 
@@ -143,7 +142,7 @@ def test_every_form_of_rope_settings_has_the_precedence_that_transformers_gives_
     ],
 )
 def test_a_value_that_no_model_can_have_is_one_line(name: str, change: dict[str, Any], key: str) -> None:
-    """Protects users from tracebacks: types, nulls, divisibility and lengths of lists are judged at start."""
+    """Protects users from tracebacks: types, nulls, divisibility and lengths of lists are checked at start."""
     with pytest.raises(ConversionError) as caught:
         hf_config.backbone_settings(described(name, **change))
     (line,) = str(caught.value).splitlines()
@@ -163,14 +162,14 @@ def test_a_value_that_no_model_can_have_is_one_line(name: str, change: dict[str,
 def test_what_follows_from_a_wrong_value_is_no_problem_of_its_own(
     name: str, change: dict[str, Any], keys: set[str]
 ) -> None:
-    """One cause is one line: sizes that are derived from others are not judged where these are wrong."""
+    """One cause is one line: a size that is derived from a wrong one is not reported."""
     with pytest.raises(ConversionError) as caught:
         hf_config.backbone_settings(described(name, **change))
     assert {line.split(": ")[1] for line in str(caught.value).splitlines()} == keys
 
 
 def test_a_refusal_of_ropes_hides_nothing_else() -> None:
-    """Protects users' time where transformers' class raises before the other settings are judged."""
+    """Protects users' time where transformers' class raises before the other settings are checked."""
     config = described("olmo-3", rope_parameters=OLMO_3["rope_parameters"] | {"full_attention": {"rope_type": "yarn"}})
     with pytest.raises(ConversionError) as caught:
         hf_config.backbone_settings(config | {"attention_bias": True})
@@ -178,7 +177,7 @@ def test_a_refusal_of_ropes_hides_nothing_else() -> None:
 
 
 def test_a_config_is_not_changed_by_being_read() -> None:
-    """Protects the config.json that is exported: transformers' class writes into what it is given."""
+    """Protects the config.json that is exported: transformers' class modifies the dictionary that it receives."""
     config = described("olmo-3", rope_scaling={"rope_type": "yarn", "factor": 3.0})
     before = repr(config)
     hf_config.backbone_settings(config)

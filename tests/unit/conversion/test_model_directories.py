@@ -1,4 +1,4 @@
-"""What is read of a Hugging Face model directory, and the one judge of it, whoever asks."""
+"""Which files of a Hugging Face model directory are read, and the one check of it that every command uses."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def sharded(hf: Path) -> Path:
 
 @pytest.fixture
 def copied_model(tmp_path: Path, demo_model: Path) -> Path:
-    """The demo's model, to be changed."""
+    """A copy of the demo's model that a test may change."""
     return shutil.copytree(demo_model, tmp_path / "changed")
 
 
 def test_an_index_decides_what_is_read(sharded: Path, tmp_path: Path) -> None:
-    """Protects against shards of an earlier save: they were converted, verified and exported in silence."""
+    """Protects against shards of an earlier save, which were once converted, verified and exported silently."""
     expected = load_file(sharded / "model-00001-of-00001.safetensors")
     zeros = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
     save_file(zeros, sharded / "model-00001-of-00002.safetensors", {"format": "pt"})
@@ -69,21 +69,21 @@ def test_an_index_decides_what_is_read(sharded: Path, tmp_path: Path) -> None:
 
 
 def test_tensors_that_could_be_read_from_two_files_are_refused(hf: Path) -> None:
-    """Nobody could say which values count; each cause is one line, not one a tensor."""
+    """It is unknown which values count. Each cause is one line, not one line a tensor."""
     shutil.copy(hf / "model.safetensors", hf / "model-00001-of-00002.safetensors")
     (line,) = source.source_problems(hf, "policy")
     assert "model.safetensors: model.embed_tokens.weight" in line and "model-00001-of-00002.safetensors too" in line
     names = load_file(hf / "model.safetensors")
     (hf / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model-00001-of-00002.safetensors")}))
     (line,) = source.source_problems(hf, "policy")
-    assert line.endswith(f"model.safetensors stands beside what {INDEX} names; remove one of them")
+    assert line.endswith(f"has both model.safetensors and the files that {INDEX} names; remove one of them")
     (hf / "model.safetensors").unlink()
     assert source.source_problems(hf, "policy") == []
 
 
 @pytest.mark.parametrize("text", ['{"weight_map": null}', '{"weight_map": {"a": 3}}', "[]", "{}", "{", POINTER])
 def test_an_index_that_assigns_nothing_is_one_line(text: str, sharded: Path) -> None:
-    """It was a traceback; nor does each tensor make a line of its own."""
+    """It was once a traceback. The tensors do not add a line each."""
     (sharded / INDEX).write_text(text)
     (line,) = source.source_problems(sharded, "policy")
     assert line.startswith(f"{sharded / INDEX}: ")
@@ -92,7 +92,7 @@ def test_an_index_that_assigns_nothing_is_one_line(text: str, sharded: Path) -> 
 def test_verify_does_not_share_a_fault_of_the_converters_reader(
     hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that gives zeros, and one that overlooks side files, made checkpoints that `verify` called equal."""
+    """With a shared reader, one that returns zeros or misses side files went unnoticed by `verify`."""
     (hf / "LICENSE").write_text("of this model")
     with monkeypatch.context() as patch:
         patch.setattr(hf_files.HfReader, "__call__", lambda self, name: torch.zeros(self.descriptions[name].shape))
@@ -116,8 +116,8 @@ def trained(model: Path, recipe: Path) -> int:
 
 
 def evaluated(model: Path, recipe: Path) -> int:
-    given = ["--model", model, "--recipe", recipe, "--out", recipe.parent / "out"]
-    return cli.main(["eval", *map(str, given)])
+    arguments = ["--model", model, "--recipe", recipe, "--out", recipe.parent / "out"]
+    return cli.main(["eval", *map(str, arguments)])
 
 
 def converted(model: Path, recipe: Path) -> int:
@@ -128,34 +128,34 @@ def verified(model: Path, recipe: Path) -> int:
     return run("verify", "--hf", model, "--checkpoint", recipe.parent / "out")
 
 
-@pytest.mark.parametrize("ask", [trained, planned, launched, evaluated, converted, verified])
-def test_whoever_reads_a_model_refuses_it_for_the_same_reasons(
-    ask: Callable[[Path, Path], int],
+@pytest.mark.parametrize("command", [trained, planned, launched, evaluated, converted, verified])
+def test_every_command_refuses_a_model_for_the_same_reasons(
+    command: Callable[[Path, Path], int],
     copied_model: Path,
     recipe: Path,
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    """A tied model with another output layer was refused by converters, and trained without that layer. A pointer, a
-    link that leads nowhere and a shape that does not fit are listed with it."""
-    if ask is launched:
+    """Converters once refused a tied model with another output layer, while training ignored that layer. A git-LFS
+    pointer, a broken link and a wrong shape are listed with it."""
+    if command is launched:
         request.getfixturevalue("nemo_home")
     edit(copied_model / "config.json", tie_word_embeddings=True)
-    assert ask(copied_model, recipe) == 2
+    assert command(copied_model, recipe) == 2
     assert "lm_head.weight differs from the embedding that config.json ties it to" in capsys.readouterr().err
     (copied_model / "tokenizer.model").symlink_to("blobs/gone")
     (copied_model / "README.md").write_text(POINTER)
     edit(copied_model / "config.json", hidden_size=256)
-    assert ask(copied_model, recipe) == 2
+    assert command(copied_model, recipe) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if str(copied_model) in line]
     assert len(lines) == 3
-    assert f"{copied_model / 'tokenizer.model'}: a link to blobs/gone, where nothing is" in "\n".join(lines)
+    assert f"{copied_model / 'tokenizer.model'}: a broken link to blobs/gone" in "\n".join(lines)
     assert f"{copied_model / 'README.md'}: a git-LFS pointer" in "\n".join(lines)
     assert "config.json asks for [" in "\n".join(lines) and "more have other shapes too" in "\n".join(lines)
 
 
 def test_an_output_layer_that_repeats_the_embedding_it_is_tied_to_is_no_problem(hf: Path) -> None:
-    """Some tools write both."""
+    """Some tools write both tensors."""
     tensors = load_file(hf / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, hf / "model.safetensors", {"format": "pt"})
@@ -163,8 +163,8 @@ def test_an_output_layer_that_repeats_the_embedding_it_is_tied_to_is_no_problem(
 
 
 def test_side_files_travel_in_their_folders_and_without_permissions(hf: Path, tmp_path: Path) -> None:
-    """Read-only models made read-only copies, in which a finished run could not write its config; folders were
-    dropped. What is weights, hidden, or a model or a run of its own stays."""
+    """Read-only models once made read-only copies, in which a finished run could not write its config, and folders were
+    dropped. Weights, hidden files, and models or runs in subfolders are not copied."""
     (hf / "additional_chat_templates").mkdir()
     (hf / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
     (hf / "additional_chat_templates" / "again").symlink_to("..")
@@ -189,38 +189,38 @@ def test_side_files_travel_in_their_folders_and_without_permissions(hf: Path, tm
     assert all(path.stat().st_mode & 0o200 and not path.is_symlink() for path in copies)
     assert hf_files.read_config(tmp_path / "back")["dtype"] == "bfloat16"
     (tmp_path / "checkpoint" / "huggingface" / "additional_chat_templates" / "tool_use.jinja").write_text("other")
-    assert verify._side_files(hf, tmp_path / "checkpoint" / "huggingface") == [
+    assert verify._side_file_differences(hf, tmp_path / "checkpoint" / "huggingface") == [
         "additional_chat_templates/tool_use.jinja: differs or is missing in the checkpoint"
     ]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "generation_config.json"])
-def test_a_file_that_is_not_there_is_refused_by_name(name: str, hf: Path) -> None:
-    """Links of a hub cache whose blobs are gone, and clones without git-LFS."""
+def test_a_pointer_and_a_broken_link_are_refused_by_name(name: str, hf: Path) -> None:
+    """They come from a hub cache whose blobs are gone, and from clones without git-LFS."""
     (hf / name).write_text(POINTER)
     (line,) = source.source_problems(hf, "policy")
     assert line.startswith(f"{hf / name}: a git-LFS pointer")
     (hf / name).unlink()
     (hf / name).symlink_to("../blobs/gone")
     (line,) = source.source_problems(hf, "policy")
-    assert line == f"{hf / name}: a link to ../blobs/gone, where nothing is"
+    assert line == f"{hf / name}: a broken link to ../blobs/gone"
 
 
 def test_settings_that_no_model_can_have_are_listed_with_what_is_wrong_with_files(
     hf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One list of all, with the file that has it; `inspect` shows each of them too."""
+    """One list has them all, each with its file. `inspect` shows each of them too."""
     edit(hf / "config.json", num_attention_heads=5, vocab_size=101.0)
     (hf / "merges.txt").write_text(POINTER)
     lines = source.source_problems(hf, "policy")
     assert [line.removeprefix(f"{hf}/").split(":")[0] for line in lines] == ["config.json", "config.json", "merges.txt"]
     assert run("inspect", hf) == 0
-    said = capsys.readouterr().out
-    assert said.count("cannot be converted: config.json: ") == 2 and said.count("problem: ") == 1
+    output = capsys.readouterr().out
+    assert output.count("cannot be converted: config.json: ") == 2 and output.count("problem: ") == 1
 
 
 def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path, recipe: Path) -> None:
-    """Tokens past the vocabulary were trained on without a word: in prompts, in answers that are taught, at the end."""
+    """Training once accepted tokens past the vocabulary silently: in prompts, in answers of the warm start, as end."""
     tokenizer = json.loads((copied_model / "tokenizer.json").read_text())
     size = hf_files.read_config(copied_model)["vocab_size"]
     token = {"id": size, "content": "~", "single_word": False, "lstrip": False, "rstrip": False}
@@ -237,27 +237,26 @@ def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path,
     assert "answers of 1 prompts" in streams[2]
     edit(copied_model / "tokenizer_config.json", eos_token="~")
     (line,) = recipe_problems(load_config(recipe, model))[:1]
-    assert line == f"model.hf_path: what ends a response is past the model's {size} tokens: {size} (~)"
+    assert line == f"model.hf_path: an end token is past the model's {size} tokens: {size} (~)"
 
 
 def test_a_tokenizer_without_an_end_is_refused(
     copied_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It passed all checks and failed while starting, with `int(None)`."""
+    """It once passed all checks, and the start failed with `int(None)`."""
     edit(copied_model / "tokenizer_config.json", eos_token=None)
-    for ask in (trained, evaluated):
-        assert ask(copied_model, recipe) == 2
+    for command in (trained, evaluated):
+        assert command(copied_model, recipe) == 2
         assert "the tokenizer has no eos_token, so that no response could end" in capsys.readouterr().err
 
 
-def test_a_layout_that_cannot_be_is_one_line(
+def test_a_layout_that_does_not_divide_the_model_is_one_line(
     hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: Path
 ) -> None:
-    """Three ranks started and each failed with a traceback."""
+    """Three ranks once started, and each failed with a traceback."""
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint")
     capsys.readouterr()
-    given = ("--hf", hf, "--checkpoint", tmp_path / "checkpoint", "--tensor-parallel", 3)
-    assert run("verify", *given) == 2
+    assert run("verify", "--hf", hf, "--checkpoint", tmp_path / "checkpoint", "--tensor-parallel", 3) == 2
     _, line = capsys.readouterr().err.splitlines()
     sizes = "4 attention heads, 2 KV heads, 128 padded vocabulary entries"
     assert line.endswith(f"tensor_model_parallel_size: 3 does not divide the model's {sizes}")
@@ -270,7 +269,7 @@ def test_a_layout_that_cannot_be_is_one_line(
 def test_a_checkpoint_of_another_model_is_named_as_one(
     hf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Comparing tensors of different shapes raised; a line a cause, and the side files."""
+    """Comparing tensors of different shapes once raised. Each cause is one line; side files are compared too."""
     run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint")
     write_model("llama", tmp_path / "other", num_hidden_layers=6, hidden_size=128)
     capsys.readouterr()

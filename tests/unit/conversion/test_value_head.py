@@ -1,4 +1,4 @@
-"""The critic's value head goes from one range of targets to the other."""
+"""The critic's value head is rescaled from one target range to the other."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ RANGES = (TargetRange.zero_one, TargetRange.minus_one_one)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_critic_means_the_same_under_another_range_of_targets(dtype: torch.dtype, bias: bool) -> None:
-    """A method with targets -1 and 1 starts from the critic of an RLVR run with 0 and 1: what was believed to be right
-    stays believed, at every value and there and back, exactly, since scales are powers of 2."""
+    """A method with targets -1 and 1 starts from the critic of an RLVR run with 0 and 1. Every value keeps its meaning,
+    and rescaling there and back is exact, because the factors are powers of 2."""
     config = SimpleNamespace(sequence_parallel=False, hidden_size=8, params_dtype=dtype)
     head = ValueHead(config, 0, bias)
     hidden = torch.randn(5, 1, 8, generator=torch.Generator().manual_seed(1))
-    believed = head(hidden)[0]
+    initial_values = head(hidden)[0]
     for trained, other in (RANGES, RANGES[::-1]):
         before = head(hidden)[0]
         head.rescale(*trained.to(other))
@@ -29,4 +29,4 @@ def test_a_critic_means_the_same_under_another_range_of_targets(dtype: torch.dty
         torch.testing.assert_close(head(hidden)[0], expected)
         assert len(list(head.parameters())) == 2
         assert all(parameter.is_embedding_or_output_parameter for parameter in head.parameters())
-    torch.testing.assert_close(head(hidden)[0], believed)
+    torch.testing.assert_close(head(hidden)[0], initial_values)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.config import DataConfig, SourceConfig
-from tempo_megatron.data.identity import key
-from tempo_megatron.data.questions import read_questions, set_aside
+from tempo_megatron.data.identity import question_key
+from tempo_megatron.data.questions import read_questions, reserve_labeled_questions
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.sources import Answers, Row, to_prompts
@@ -17,17 +17,17 @@ from tempo_megatron.data.streams import Stream
 
 
 def test_a_stream_resumes_from_its_position_alone() -> None:
-    """Checkpoints hold one number: the same prompts must follow, over the end of a pass too."""
-    whole = Stream(range(10), 0, "labeled")
-    expected = [whole.take(7) for _ in range(5)]
+    """Checkpoints hold one number. The same prompts must follow it, also over the end of a pass."""
+    stream = Stream(range(10), 0, "labeled")
+    expected = [stream.take(7) for _ in range(5)]
     resumed = Stream(range(10), 0, "labeled")
     resumed.position = 21
     assert [resumed.take(7), resumed.take(7)] == expected[3:]
-    assert whole.passes == 3.5
+    assert stream.passes == 3.5
 
 
 def test_a_pass_takes_every_item_once_in_an_order_of_its_own() -> None:
-    """No prompt is seen twice before all have been seen once."""
+    """Every item occurs once before any occurs twice."""
     stream = Stream(range(50), 0, "unlabeled")
     first, second = stream.take(50), stream.take(50)
     assert sorted(first) == sorted(second) == list(range(50))
@@ -58,7 +58,7 @@ class Letters:
 
 
 def test_evaluated_questions_are_withheld_from_labeled_streams() -> None:
-    """A question that is adapted to or held out must not be learned with its answer; the answers go elsewhere."""
+    """A question that is adapted to or held out must not be learned with its answer. Its answer goes to `answers`."""
     rows = [Row(text, {"answer": text}, f"id-{text}", "here", "exact") for text in ("a", "b", "b", "c")]
     answers: Answers = {}
     hidden = to_prompts(rows[:2], DataConfig(), Letters(), answers)
@@ -77,7 +77,7 @@ def source(directory: Path, name: str, *rows: dict[str, object]) -> SourceConfig
 
 
 def test_questions_without_answers_are_learned_from_and_not_evaluated(tmp_path: Path) -> None:
-    """The case that the method is for: nobody has the answers."""
+    """This is the case that the method is made for: nobody has the answers."""
     config = DataConfig(
         labeled=[source(tmp_path, "known.jsonl", {"prompt": "k", "answer": "1"})],
         unlabeled=[source(tmp_path, "new.jsonl", {"prompt": "a"}, {"prompt": "b", "answer": "2"})],
@@ -89,7 +89,7 @@ def test_questions_without_answers_are_learned_from_and_not_evaluated(tmp_path: 
 
 
 def test_a_stream_with_no_prompt_left_and_two_questions_under_one_id_are_errors(tmp_path: Path) -> None:
-    """Found at start, together: a run would end in a division by zero, or grade by another question's answer."""
+    """Both are errors at start. A run would end in a division by zero, or grade with another question's answer."""
     config = DataConfig(
         labeled=[source(tmp_path, "known.jsonl", {"prompt": "a", "answer": "1"})],
         unlabeled=[
@@ -106,42 +106,44 @@ def test_a_stream_with_no_prompt_left_and_two_questions_under_one_id_are_errors(
 
 
 def test_a_template_may_hold_braces_of_its_own() -> None:
-    """`\\boxed{}` is what most mathematical templates ask for."""
+    """Most mathematical templates ask for `\\boxed{}`."""
     config = DataConfig(prompt_template="{question} Answer in \\boxed{}.")
-    made = to_prompts([Row("1+1", None, "i", "here", "math")], config, Letters(), {})
-    assert "".join(map(chr, made.prompts[0].token_ids)) == "1+1 Answer in \\boxed{}."
+    prompt_set = to_prompts([Row("1+1", None, "i", "here", "math")], config, Letters(), {})
+    assert "".join(map(chr, prompt_set.prompts[0].token_ids)) == "1+1 Answer in \\boxed{}."
 
 
-def test_questions_set_aside_leave_every_stream_that_is_learned_from(tmp_path: Path) -> None:
-    """They measure the critic, open the gate and choose a checkpoint: a warm start on their answers would flatter all
-    three. Which they are depends on neither the run's seed nor the order of rows; weights stay with their questions."""
+def test_reserved_questions_leave_every_stream_that_trains(tmp_path: Path) -> None:
+    """Reserved questions measure the critic, open the gate and choose a checkpoint. A warm start on their answers would
+    bias all three. Their choice depends on neither the run's seed nor the order of rows. Weights are kept."""
     rows: list[dict[str, object]] = [{"prompt": text, "answer": "1"} for text in "abcdefgh"]
     known, again = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "known.jsonl", *rows)
     known.weight, again.weight = 2.0, 0.5
     sets = read_questions(DataConfig(labeled=[known], warm_start=[again]), Letters()).sets
-    aside = set_aside(sets["labeled"], 3)
+    reserved = reserve_labeled_questions(sets["labeled"], 3)
     for name, weight in (("labeled", 2.0), ("warm_start", 0.5)):
-        left = sets[name].without(aside)
-        assert len(left.prompts) == 5 and left.weights == [weight] * 5
-        assert not {prompt.id for prompt in left.prompts} & {prompt.id for prompt in aside}
+        remaining = sets[name].without(reserved)
+        assert len(remaining.prompts) == 5 and remaining.weights == [weight] * 5
+        assert not {prompt.id for prompt in remaining.prompts} & {prompt.id for prompt in reserved}
     source(tmp_path, "known.jsonl", *reversed(rows))
-    turned = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
-    assert {prompt.id for prompt in set_aside(turned, 3)} == {prompt.id for prompt in aside}
-    elsewhere = source(tmp_path, "copied.jsonl", *rows)
-    copied = read_questions(DataConfig(warm_start=[elsewhere]), Letters()).sets["warm_start"]
-    assert len(copied.without(aside).prompts) == 5  # though each file gives a question an id of its own
+    reordered = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
+    assert {prompt.id for prompt in reserve_labeled_questions(reordered, 3)} == {prompt.id for prompt in reserved}
+    other_file = source(tmp_path, "copied.jsonl", *rows)
+    copied = read_questions(DataConfig(warm_start=[other_file]), Letters()).sets["warm_start"]
+    assert len(copied.without(reserved).prompts) == 5  # Ids differ, because they contain the file's name.
 
 
-def test_what_a_run_has_learned_measures_nothing_however_its_files_change(tmp_path: Path) -> None:
-    """`learned` questions are neither set aside nor evaluated, and are counted; fewer are set aside where no more are
-    left."""
+def test_learned_questions_measure_nothing_however_files_change(tmp_path: Path) -> None:
+    """Learned questions are counted, and neither reserved nor evaluated. Fewer are reserved where none are left."""
     rows: list[dict[str, object]] = [{"prompt": text, "answer": "1"} for text in "abcdefgh"]
     known, later = source(tmp_path, "known.jsonl", *rows), source(tmp_path, "later.jsonl", *rows[:2], {"prompt": "z"})
     before = read_questions(DataConfig(labeled=[known]), Letters()).sets["labeled"]
-    aside = set_aside(before, 3)
-    learned = {prompt.question for prompt in before.without(aside).prompts}
-    assert set_aside(before, 3, learned) == aside and set_aside(before, 8, learned) == aside
-    learned |= {key("a"), key("B")}
+    reserved = reserve_labeled_questions(before, 3)
+    learned = {prompt.question for prompt in before.without(reserved).prompts}
+    assert (
+        reserve_labeled_questions(before, 3, learned) == reserved
+        and reserve_labeled_questions(before, 8, learned) == reserved
+    )
+    learned |= {question_key("a"), question_key("B")}
     held_out = read_questions(DataConfig(held_out=[later]), Letters(), learned).sets["held_out"]
-    assert [prompt.question for prompt in held_out.prompts] == [key("z")]
+    assert [prompt.question for prompt in held_out.prompts] == [question_key("z")]
     assert held_out.left_out().endswith("0 also evaluated, 2 learned with their answers before the data changed")

@@ -1,8 +1,7 @@
-"""`tempo data prepare`: every source from files in its own schema to rows that a run reads."""
+"""`tempo data prepare` turns every source, from files in its own schema, into rows that a run reads."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import string
@@ -17,7 +16,7 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import GradingConfig, SourceConfig
-from tempo_megatron.data.prepare import catalog, command, files
+from tempo_megatron.data.prepare import catalog, files
 from tempo_megatron.data.prepare.question import hashed_order
 from tempo_megatron.data.sources import Row, read_rows
 from tempo_megatron.grading import labels
@@ -27,19 +26,17 @@ FIXTURES = Path(__file__).parents[2] / "fixtures" / "data"
 
 
 def tempo_data(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]), labels)
+    return cli.main(["data", *map(str, arguments)])
 
 
 @pytest.fixture(autouse=True)
 def labels_are_graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without workers, whose start takes seconds; `test_labels.py` has those."""
+    """Grade without workers, whose start takes seconds; `test_labels.py` has those."""
     monkeypatch.setattr(labels, "_run", in_this_process)
 
 
 def in_this_process(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:
-    """The outcomes of calling the scorers directly."""
+    """Return the outcomes of calling the scorers directly."""
     outcomes = []
     for task in tasks:
         try:
@@ -50,7 +47,7 @@ def in_this_process(tasks: Sequence[GradingTask], config: GradingConfig) -> list
 
 
 def as_parquet(path: Path, directory: Path) -> Path:
-    """A JSONL fixture as the Parquet file that the hub has."""
+    """Write a JSONL fixture as a Parquet file, as the hub has it."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     target = directory / "test-00000-of-00001.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), target)
@@ -58,7 +55,7 @@ def as_parquet(path: Path, directory: Path) -> Path:
 
 
 def prepared(name: str, path: Path, out: Path, *options: object) -> tuple[list[dict[str, Any]], list[Row]]:
-    """What the command writes, as it is in the file and as a run reads it."""
+    """Return what the command writes: the rows of the file, and the rows as a run reads them."""
     assert tempo_data("prepare", name, "--from", path, "--out", out, *options) == 0
     written = out / f"{name}.jsonl"
     assert [file.name for file in out.iterdir()] == [written.name]
@@ -95,14 +92,14 @@ CASES: list[tuple[str, str, bool, list[tuple[str, Any]]]] = [
     ("zebralogic", "zebralogic.jsonl", True, [("zebra", GRID)]),
     ("bigbench", "bigbench", False, [("free", "lamp"), ("free", "oar"), ("choice", "A")]),
 ]
-"""Name, fixture, whether the hub has it as Parquet, and the graders and answers to expect."""
+"""The name, the fixture, whether the hub has it as Parquet, and the expected graders and answers."""
 
 
 @pytest.mark.parametrize(("name", "fixture", "parquet", "expected"), CASES)
 def test_a_source_in_its_own_schema_becomes_rows_that_a_run_reads(
     name: str, fixture: str, parquet: bool, expected: list[tuple[str, Any]], tmp_path: Path
 ) -> None:
-    """Graders and answers, in the file and after it has been read as a labeled stream."""
+    """Graders and answers are right in the file, and after a labeled stream has read it."""
     path = as_parquet(FIXTURES / fixture, tmp_path) if parquet else FIXTURES / fixture
     rows, read = prepared(name, path, tmp_path / "out")
     graded = [(row["grader"], row["answer"]) for row in rows]
@@ -112,7 +109,7 @@ def test_a_source_in_its_own_schema_becomes_rows_that_a_run_reads(
 
 
 def test_every_source_has_a_test() -> None:
-    """A source that is added comes with a file in its schema."""
+    """A new source needs a file in its schema."""
     assert {name for name, *_ in CASES} | {"gpqa-diamond", "reasoning-gym"} == set(catalog.SOURCES)
 
 
@@ -128,7 +125,7 @@ def test_dapo_is_unwrapped_and_its_copies_are_dropped(tmp_path: Path, capsys: py
 
 
 def test_a_conversation_stays_one_and_a_single_turn_becomes_a_prompt(tmp_path: Path) -> None:
-    """Dolci has both; the mark of the user's turn is not part of the question."""
+    """Dolci has both. The mark of the user's turn is not part of the question."""
     rows, read = prepared("dolci-rl-zero-general", FIXTURES / "dolci-rl-zero-general.jsonl", tmp_path / "out")
     assert rows[0]["prompt"] == "Name a river of the imaginary land of Orlo."
     assert "prompt" not in rows[1] and [turn["role"] for turn in rows[1]["messages"]] == ["user", "assistant", "user"]
@@ -142,15 +139,15 @@ def test_choices_are_listed_with_their_letters_after_passage_and_question(tmp_pa
     assert passage.startswith("Three clerks") and question.startswith("If R works")
     assert options.splitlines()[:2] == ["(A) P", "(B) Q"]
     hub, _ = prepared("agieval", FIXTURES / "agieval-hub", tmp_path / "hub")
-    asked = "The lighthouse of Orlo was lit for the first time in spring.\n\nWhen was it lit?"
+    question = "The lighthouse of Orlo was lit for the first time in spring.\n\nWhen was it lit?"
     assert hub[1]["prompt"] == "What is the slope of $y=7x-1$?"
-    assert hub[2]["prompt"] == f"{asked}\n\n(A) in spring\n(B) in autumn"
+    assert hub[2]["prompt"] == f"{question}\n\n(A) in spring\n(B) in autumn"
 
 
 def test_blanked_solutions_are_explained_and_kept_only_on_request(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The public copy of ZebraLogic has no answers: enough to adapt to, nothing to evaluate with."""
+    """The public copy of ZebraLogic has no answers: enough for an unlabeled stream, not for evaluation."""
     rows, _ = prepared("zebralogic", FIXTURES / "zebralogic.jsonl", tmp_path / "out")
     assert rows[0]["prompt"].endswith("with the columns: House | Name | Drink")
     assert "WildEval/ZebraLogic" in capsys.readouterr().out
@@ -163,7 +160,7 @@ def test_blanked_solutions_are_explained_and_kept_only_on_request(
 
 
 def test_gpqa_s_letter_points_at_the_right_option_wherever_the_order_put_it(tmp_path: Path) -> None:
-    """And only the gated file's questions and options are copied, nothing else of it."""
+    """Only the questions and options of the gated file are copied."""
     rows, _ = prepared("gpqa-diamond", FIXTURES / "gpqa_diamond.csv", tmp_path / "out")
     right = {"recInvented1": "one unit of twist", "recInvented2": "green"}
     for row in rows:
@@ -174,7 +171,7 @@ def test_gpqa_s_letter_points_at_the_right_option_wherever_the_order_put_it(tmp_
 
 
 def test_neither_order_nor_id_tells_which_option_is_right(tmp_path: Path) -> None:
-    """The label firewall reaches into preparation: swap right and wrong, and what the model sees must not change."""
+    """The label firewall includes preparation: after right and wrong are swapped, the model sees the same prompt."""
     source = (FIXTURES / "gpqa_diamond.csv").read_text()
     swapped = tmp_path / "gpqa_diamond.csv"
     swapped.write_text(source.replace("green,red", "red,green"))
@@ -191,7 +188,7 @@ def test_neither_order_nor_id_tells_which_option_is_right(tmp_path: Path) -> Non
 def test_big_bench_options_are_reordered_and_ambiguous_examples_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tasks often list the right option first, and two options may score alike."""
+    """Tasks often list the right option first, and two options may have the same score."""
     rows, _ = prepared("bigbench", FIXTURES / "bigbench", tmp_path / "out")
     (chosen,) = (row for row in rows if row["grader"] == "choice")
     assert chosen["prompt"].startswith("Choose the odd one out.\n\nFruit or tool?\n\n(A) ")
@@ -203,7 +200,7 @@ def test_big_bench_options_are_reordered_and_ambiguous_examples_dropped(
 
 
 def test_a_reasoning_gym_mix_is_scored_from_its_file(tmp_path: Path) -> None:
-    """A row carries the whole entry: its task's own scorer accepts its answer and refuses another."""
+    """A row carries the full entry. Its task's own scorer accepts its answer and refuses another."""
     from reasoning_gym import get_score_answer_fn
 
     rows, read = prepared("reasoning-gym", FIXTURES / "mix.yaml", tmp_path / "out")
@@ -219,19 +216,19 @@ def test_a_reasoning_gym_mix_is_scored_from_its_file(tmp_path: Path) -> None:
 def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is downloaded here: what is asked of `datasets`, and what a user without network is told."""
-    asked: list[tuple[object, ...]] = []
+    """Nothing is downloaded. The test checks the calls of `datasets`, and the message to a user without network."""
+    requests: list[tuple[object, ...]] = []
 
     def load_dataset(repository: str, config: str | None, split: str) -> list[dict[str, Any]]:
-        asked.append((repository, config, split))
+        requests.append((repository, config, split))
         return [{"question": f"What is {config}?", "answer": "1"}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     assert tempo_data("prepare", "aime-2025", "--out", tmp_path) == 0
-    assert asked == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
-    hub = files.Hub("one/{part}", "test", ("a", "b"))
+    assert requests == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
+    hub = files.HubDataset("one/{part}", "test", ("a", "b"))
     assert [(str(place), part) for place, part, _ in hub.read()] == [("one/a, row 1", "a"), ("one/b, row 1", "b")]
-    assert asked[2:] == [
+    assert requests[2:] == [
         ("one/a", None, "test"),
         ("one/b", None, "test"),
     ]
@@ -258,7 +255,7 @@ def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
 def test_what_is_not_in_the_schema_is_named_and_leaves_nothing(
     name: str, content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """File, row and field; an earlier result stays as it was."""
+    """The error names file, row and field. An earlier output stays as it was."""
     path, out = tmp_path / "rows.jsonl", tmp_path / "out"
     path.write_text(content)
     out.mkdir()
@@ -269,7 +266,7 @@ def test_what_is_not_in_the_schema_is_named_and_leaves_nothing(
 
 
 def test_sources_without_hub_limits_and_mixes_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command's own mistakes; and `--limit` keeps the first questions."""
+    """Wrong arguments are errors, and `--limit` keeps the first questions."""
     assert tempo_data("prepare", "bigbench", "--out", tmp_path) == 2
     assert tempo_data("prepare", "aime-2024", "--from", tmp_path / "nowhere") == 2
     mix = tmp_path / "mix.yaml"
@@ -285,7 +282,7 @@ def test_sources_without_hub_limits_and_mixes_are_checked(tmp_path: Path, capsys
 
 
 def test_list_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
-    """What can be prepared, and from where; `tempo` has the command."""
+    """The list has every source and its hub address, and `tempo` has the command."""
     assert cli.main(["data", "list"]) == 0
     shown = capsys.readouterr().out
     assert all(f"{name}: " in shown for name in catalog.SOURCES)
@@ -293,7 +290,7 @@ def test_list_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_ids_that_parts_share_stay_apart(tmp_path: Path) -> None:
-    """Two files that number their rows alike would be graded by one answer."""
+    """One answer would otherwise grade the rows with the same id in two files."""
     shutil.copy(FIXTURES / "aime-2024.jsonl", tmp_path / "one.jsonl")
     other = (FIXTURES / "aime-2024.jsonl").read_text().replace("Find", "Compute").replace("multiples", "powers")
     (tmp_path / "two.jsonl").write_text(other)

@@ -25,31 +25,31 @@ def write(path: Path, *questions: str) -> Path:
     return path
 
 
-def found(labeled: str, evaluated: str) -> list[bool]:
-    """Whether each pair of the two questions is exact."""
+def exact_matches(labeled: str, evaluated: str) -> list[bool]:
+    """Return, for each contaminated pair of the two questions, whether it is exact."""
     one, other = (Row(text, None, text, "s", "exact") for text in (labeled, evaluated))
-    return [pair.exact for pair in contamination.pairs([one], {"held_out": [other]})]
+    return [pair.exact for pair in contamination.contaminated_pairs([one], {"held_out": [other]})]
 
 
 def test_thirteen_words_in_common_are_contamination_and_twelve_are_not() -> None:
-    """The boundary, wherever the run stands in either question."""
+    """The boundary holds wherever the n-gram is in either question."""
     for start in (0, 4, 7):
         thirteen, twelve = " ".join(TWENTY[start : start + 13]), " ".join(TWENTY[start : start + 12])
-        assert found(f"before {thirteen} after", " ".join(TWENTY)) == [False]
-        assert found(f"before {twelve} after it ends so", " ".join(TWENTY)) == []
+        assert exact_matches(f"before {thirteen} after", " ".join(TWENTY)) == [False]
+        assert exact_matches(f"before {twelve} after it ends so", " ".join(TWENTY)) == []
 
 
 def test_a_question_shorter_than_thirteen_words_matches_as_a_whole() -> None:
-    """In any case and spacing; punctuation and anything around it make it another question."""
-    assert found("What  is\nONE and one?", "what is one and one?") == [True]
-    assert found("What is one and one", "what is one and one?") == []
-    assert found("What is one and one? Say it.", "what is one and one?") == []
+    """Case and spacing do not matter; punctuation and any other text make another question."""
+    assert exact_matches("What  is\nONE and one?", "what is one and one?") == [True]
+    assert exact_matches("What is one and one", "what is one and one?") == []
+    assert exact_matches("What is one and one? Say it.", "what is one and one?") == []
 
 
 def test_the_report_counts_by_stream_and_source_and_clean_files_lose_those_rows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From files to JSON, table and cleaned files; a conversation is found by what is said in it."""
+    """From files to JSON, table and cleaned files. A conversation matches by the text of its turns."""
     labeled = write(tmp_path / "known.jsonl", "short one", " ".join(TWENTY), "kept alone", "said in turns")
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Said in  turns"}]
     talk = tmp_path / "talk.jsonl"
@@ -57,8 +57,8 @@ def test_the_report_counts_by_stream_and_source_and_clean_files_lose_those_rows(
     adapted = write(tmp_path / "adapted.jsonl", "Short ONE", "unrelated")
     held_out = write(tmp_path / "later.jsonl", " ".join(["before", *TWENTY[:13]]))
     report, clean = tmp_path / "report.json", tmp_path / "clean"
-    given = ("--labeled", labeled, "--unlabeled", adapted, talk, "--held-out", held_out)
-    assert tempo_data("check", *given, "--out", report, "--clean", clean) == 0
+    options = ("--labeled", labeled, "--unlabeled", adapted, talk, "--held-out", held_out)
+    assert tempo_data("check", *options, "--out", report, "--clean", clean) == 0
     figures = json.loads(report.read_text())
     assert figures["labeled"] == {"questions": 4, "contaminated": 3, "share": 0.75}
     assert figures["evaluated"] == [
@@ -73,14 +73,14 @@ def test_the_report_counts_by_stream_and_source_and_clean_files_lose_those_rows(
     ]
     assert "3 of 4 (75.00%)" in capsys.readouterr().out
     assert (clean / "known.jsonl").read_text() == labeled.read_text().splitlines(keepends=True)[2]
-    assert tempo_data("check", *given, "--clean", tmp_path) == 2  # would replace what it reads
+    assert tempo_data("check", *options, "--clean", tmp_path) == 2  # It would replace the files that it reads.
     assert len(labeled.read_text().splitlines()) == 4
 
 
 def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A full disk is named, and half a report would pass for one of fewer pairs."""
+    """The error names the full disk. Half a report would look like one with fewer pairs."""
     known, report = write(tmp_path / "known.jsonl", "a"), tmp_path / "out" / "report.json"
     report.parent.mkdir()
     report.write_text("earlier")
@@ -91,7 +91,7 @@ def test_a_report_that_cannot_be_written_leaves_the_earlier_one(
 
 
 def test_nothing_to_check_against_and_bad_files_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """All unreadable files at once."""
+    """The error lists all unreadable files."""
     labeled = write(tmp_path / "known.jsonl", "a")
     assert tempo_data("check", "--labeled", labeled) == 2
     assert tempo_data("check", "--labeled", labeled, "--held-out", tmp_path / "x.jsonl", tmp_path / "y.jsonl") == 2
@@ -100,15 +100,15 @@ def test_nothing_to_check_against_and_bad_files_are_errors(tmp_path: Path, capsy
 
 
 def test_the_time_grows_with_words_not_with_pairs() -> None:
-    """Twice as many questions of 20 words run twice as many lines of Python, and not four times as many as comparing
-    all pairs would."""
+    """Twice as many questions of 20 words run about twice as many lines of Python. Comparing all pairs would run four
+    times as many."""
     draw, words = random.Random(0), [f"w{n}" for n in range(5000)]
 
     def questions(stream: str, count: int) -> list[Row]:
         return [Row(" ".join(draw.choices(words, k=20)), None, f"{stream}{n}", "s", "exact") for n in range(count)]
 
     def lines(count: int) -> int:
-        """That run while so many questions are compared with as many and the copy of one."""
+        """Return the lines that run while `count` questions are compared with as many others and one copy."""
         labeled, evaluated, run = questions("l", count), questions("e", count), 0
         evaluated.append(Row(labeled[7].question.upper(), None, "copy", "s", "exact"))
 
@@ -120,7 +120,7 @@ def test_the_time_grows_with_words_not_with_pairs() -> None:
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            pairs = contamination.pairs(labeled, {"unlabeled": evaluated})
+            pairs = contamination.contaminated_pairs(labeled, {"unlabeled": evaluated})
         finally:
             sys.settrace(before)
         assert [(pair.labeled, pair.evaluated, pair.exact) for pair in pairs] == [("l7", "copy", True)]

@@ -1,4 +1,4 @@
-"""No prompt depends on an answer: what `tempo data prepare` makes of rows whose answers are replaced."""
+"""No prompt depends on an answer, even when `tempo data prepare` reads rows whose answers are replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OTHERS = ("(A)", "B", "dearth", "", None, "7", "True", "$x$")
 
 
 def key(*path: str, of: tuple[Any, ...] = OTHERS) -> Callable[[Row], Iterator[Row]]:
-    """Copies of a row with each of these values at a path of keys."""
+    """Return a function that copies a row with each of these values at a path of keys."""
 
     def replaced(row: Row) -> Iterator[Row]:
         for value in of:
@@ -39,14 +39,14 @@ def key(*path: str, of: tuple[Any, ...] = OTHERS) -> Callable[[Row], Iterator[Ro
 
 
 def swapped(row: Row) -> Iterator[Row]:
-    """GPQA's right option in the place of each wrong one."""
+    """Yield rows with GPQA's right option in the place of each wrong one."""
     for number in (1, 2, 3):
         wrong = f"Incorrect Answer {number}"
         yield {**row, "Correct Answer": row[wrong], wrong: row["Correct Answer"]}
 
 
 def scored(row: Row) -> Iterator[Row]:
-    """BIG-bench's target, or its scores handed round."""
+    """Yield rows with other BIG-bench targets, or with the scores exchanged between options."""
     yield from key("target", of=(*OTHERS[:4], ["this", "that"]))(row)
     options = list(row.get("target_scores", ()))
     for right in [*options, None]:
@@ -54,7 +54,7 @@ def scored(row: Row) -> Iterator[Row]:
 
 
 def filled(row: Row) -> Iterator[Row]:
-    """ZebraLogic's cells, all of them, some of them, or none."""
+    """Yield rows with other ZebraLogic cells: all filled, blank or empty, or no rows."""
     header = row["solution"]["header"]
     for cell in ("a", "___", ""):
         yield {**row, "solution": {"header": header, "rows": [[cell] * len(header)]}}
@@ -76,7 +76,7 @@ ANSWERS: dict[str, list[Callable[[Row], Iterator[Row]]]] = {
     "bigbench": [scored],
     "reasoning-gym": [key("answer", of=("1", "a", None))],
 }
-"""Of each source, what the rows' answers are replaced by."""
+"""For each source, the functions that replace the answers of its rows."""
 
 FILES = [(name, fixture) for name, fixture, *_ in CASES] + [
     ("gpqa-diamond", "gpqa_diamond.csv"),
@@ -85,7 +85,7 @@ FILES = [(name, fixture) for name, fixture, *_ in CASES] + [
 
 
 def visible(source: catalog.CatalogSource, row: Row, part: str) -> tuple[Any, ...]:
-    """All of a question that a model, the order of questions or a seed may follow from; or why there is none."""
+    """Return all of a question that a model, an order or a seed may depend on, or why there is no question."""
     try:
         question = source.question(row, part)
     except SkippedRow as reason:
@@ -95,8 +95,8 @@ def visible(source: catalog.CatalogSource, row: Row, part: str) -> tuple[Any, ..
 
 @pytest.mark.parametrize(("name", "fixture"), FILES)
 def test_another_answer_leaves_every_question_as_it_was(name: str, fixture: str) -> None:
-    """Whatever stands where a source has its answers: prompt, grader (whose instruction the prompt ends with), source,
-    id and whether there is a question at all follow from the question alone."""
+    """Prompt, grader (whose instruction ends the prompt), source, id and whether a row becomes a question depend on the
+    question alone, whatever the source's answer is."""
     source, compared = catalog.SOURCES[name], 0
     for _, part, row in source.rows(FIXTURES / fixture, []):
         before = visible(source, deepcopy(row), part)
@@ -108,13 +108,13 @@ def test_another_answer_leaves_every_question_as_it_was(name: str, fixture: str)
 
 
 def test_every_source_s_answers_are_replaced() -> None:
-    """A source that is added says where its answers are."""
+    """A new source needs a function that replaces its answers."""
     assert set(ANSWERS) == {name for name, _ in FILES} == set(catalog.SOURCES)
 
 
 @pytest.mark.parametrize("target", ["(A)", "dearth", "rearth", "(B)", "Yes", ""])
 def test_the_instruction_of_a_big_bench_hard_question_follows_from_its_options(target: str, tmp_path: Path) -> None:
-    """From the file to the prompt: options by letters ask for a letter, also where the target is another text."""
+    """From the file to the prompt: options with letters ask for a letter, also where the target is another text."""
     question = "Which is a funny edit?\nOptions:\n(A) dearth\n(B) rearth"
     task = tmp_path / "ruin_names.json"
     task.write_text(json.dumps({"examples": [{"input": question, "target": target}]}))
@@ -132,7 +132,7 @@ def test_the_instruction_of_a_big_bench_hard_question_follows_from_its_options(t
 
 
 def test_options_without_letters_are_answered_in_words(tmp_path: Path) -> None:
-    """Navigate's, formal fallacies' and causal judgment's options are words."""
+    """Navigate, formal fallacies and causal judgment have options without letters."""
     task = tmp_path / "navigate.json"
     example = {"input": "Do you return to the starting point?\nOptions:\n- Yes\n- No", "target": "No"}
     task.write_text(json.dumps({"examples": [example]}))

@@ -1,4 +1,4 @@
-"""Rows as prompts: conversations, prompt styles by grader, weights, and the label firewall over all of them."""
+"""Rows become prompts: conversations, prompt styles by grader, weights, and the label firewall."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 
 
 class Letters:
-    """A tokenizer of one token a character and a beginning of text; its template and special tokens can be left out."""
+    """A tokenizer of one token a character and a beginning of text. Template and special tokens are optional."""
 
     def __init__(self, chat_template: str | None = "template", specials: tuple[str, ...] = ("<|im_start|>",)) -> None:
         self.chat_template = chat_template
@@ -56,36 +56,36 @@ def source(path: Path, *rows: dict[str, Any], **settings: Any) -> SourceConfig:
 
 @pytest.mark.parametrize("grader", ["math", "choice", "free", "zebra", "exact", "judge", "reasoning_gym:chain_sum"])
 def test_a_style_asks_for_the_form_that_the_row_s_grader_reads(grader: str) -> None:
-    """Each grader has its instruction after the question; judged and reasoning-gym questions stand as they are."""
+    """Each grader's instruction follows the question. Judged and reasoning-gym questions get none."""
     instruction = INSTRUCTIONS.get(grader, "")
-    asked = f"What is 2+2?\n\n{instruction}" if instruction else "What is 2+2?"
-    assert text_of(PromptStyle.chat, grader) == f"[user]{asked}[assistant]"
-    assert text_of(PromptStyle.chatml, grader) == f"<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
-    assert text_of(PromptStyle.completion, grader) == f"<s>Question: {asked}\n\nAnswer:"
+    question = f"What is 2+2?\n\n{instruction}" if instruction else "What is 2+2?"
+    assert text_of(PromptStyle.chat, grader) == f"[user]{question}[assistant]"
+    assert text_of(PromptStyle.chatml, grader) == f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(PromptStyle.completion, grader) == f"<s>Question: {question}\n\nAnswer:"
     assert bool(instruction) == (grader in ("math", "choice", "free", "zebra", "exact"))
 
 
 def test_without_a_style_the_two_settings_rule_alone() -> None:
-    """The demo and every earlier recipe: no instruction, no special token."""
+    """The demo and every earlier recipe have no instruction and no special token."""
     assert text_of(PromptStyle.none) == "What is 2+2?"
     assert text_of(PromptStyle.none, prompt_template="Q: {question}!") == "Q: What is 2+2?!"
     assert text_of(PromptStyle.none, chat_template=True) == "[user]What is 2+2?[assistant]"
 
 
 def test_a_conversation_keeps_its_turns_in_every_style() -> None:
-    """And the instruction stands at the end of the last one."""
+    """The instruction is at the end of the last turn."""
     boxed = INSTRUCTIONS["math"]
     assert text_of(PromptStyle.none, messages=TALK) == "[system]Be brief.[user]What is 2+2?[assistant]"
     assert text_of(PromptStyle.chat, messages=TALK) == f"[system]Be brief.[user]What is 2+2?\n\n{boxed}[assistant]"
     assert text_of(PromptStyle.chatml, messages=TALK).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 2+2?\n\n"
     )
-    asked = f"<s>Be brief.\n\nQuestion: What is 2+2?\n\n{boxed}\n\nAnswer:"
-    assert text_of(PromptStyle.completion, messages=TALK) == asked
+    prompt = f"<s>Be brief.\n\nQuestion: What is 2+2?\n\n{boxed}\n\nAnswer:"
+    assert text_of(PromptStyle.completion, messages=TALK) == prompt
 
 
 def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path: Path) -> None:
-    """By source and row: no chat template, or one that refuses these roles."""
+    """The error names source and row: the tokenizer has no chat template, or the template refuses the roles."""
     row = {"id": "q7", "messages": TALK}
     config = DataConfig(unlabeled=[source(tmp_path / "talk.jsonl", row)])
     with pytest.raises(DataError, match=r"data.unlabeled: .*talk.jsonl, line 1: .*the tokenizer has none"):
@@ -101,13 +101,13 @@ def test_a_conversation_that_cannot_be_rendered_is_named(tmp_path: Path) -> None
     [[], "hello", [{"role": "user"}], [{"role": "robot", "content": "a"}], [{"role": "assistant", "content": "a"}]],
 )
 def test_malformed_messages_are_named_with_file_and_line(messages: object, tmp_path: Path) -> None:
-    """Nothing, no list, no content, an unknown role, an end on the assistant's turn."""
+    """The messages are empty, no list, without content, of an unknown role, or end on the assistant's turn."""
     with pytest.raises(DataError, match=r"talk.jsonl, line 2: a row needs `prompt`, a text, or `messages`"):
         read_rows([source(tmp_path / "talk.jsonl", {"prompt": "fine"}, {"messages": messages})], labeled=False)
 
 
 def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
-    """Before any question is read, and with what to take instead."""
+    """The error comes before any question is read, and names the style to use instead."""
     bare = Letters(chat_template=None, specials=())
     for config, message in (
         (DataConfig(prompt_style=PromptStyle.chat), "chat, but the tokenizer has no chat template"),
@@ -121,7 +121,7 @@ def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
 
 
 def test_an_evaluated_question_is_withheld_whatever_form_it_has(tmp_path: Path) -> None:
-    """As a prompt or as a conversation, in any case and spacing; another punctuation is another question."""
+    """Prompt or conversation, case and spacing make no difference; other punctuation makes another question."""
     config = DataConfig(
         labeled=[
             source(
@@ -134,9 +134,9 @@ def test_an_evaluated_question_is_withheld_whatever_form_it_has(tmp_path: Path) 
         ],
         held_out=[source(tmp_path / "later.jsonl", {"messages": TALK}, {"prompt": "What is 3+3?"})],
     )
-    made = read_questions(config, Letters()).sets["labeled"]
-    assert [shown(prompt.token_ids) for prompt in made.prompts] == ["What is 2+2 ?"]
-    assert (made.withheld, made.repeated) == (2, 1)
+    prompt_set = read_questions(config, Letters()).sets["labeled"]
+    assert [shown(prompt.token_ids) for prompt in prompt_set.prompts] == ["What is 2+2 ?"]
+    assert (prompt_set.withheld, prompt_set.repeated) == (2, 1)
 
 
 def test_answers_of_conversations_are_split_off_and_leave_no_trace(tmp_path: Path) -> None:
@@ -145,34 +145,34 @@ def test_answers_of_conversations_are_split_off_and_leave_no_trace(tmp_path: Pat
     def read(*answers: str) -> tuple[object, object]:
         rows = [{"messages": [{"role": "user", "content": f"q{n}"}], "answer": a} for n, a in enumerate(answers)]
         questions = read_questions(DataConfig(unlabeled=[source(tmp_path / "new.jsonl", *rows)]), Letters())
-        made = questions.sets["unlabeled"]
-        assert [prompt.answer for prompt in made.prompts] == [None, None]
-        return (made.prompts, made.weights), questions.answers
+        prompt_set = questions.sets["unlabeled"]
+        assert [prompt.answer for prompt in prompt_set.prompts] == [None, None]
+        return (prompt_set.prompts, prompt_set.weights), questions.answers
 
     (one, kept), (other, permuted) = read("1", "2"), read("2", "1")
     assert one == other and kept != permuted
 
 
 def test_weights_and_sources_stay_with_their_prompts(tmp_path: Path) -> None:
-    """Parallel to the prompts that are left, when some are dropped; a row's own source comes before the file's name."""
+    """Weights stay parallel to the prompts when some are dropped. A row's own source replaces the file's name."""
     first = source(tmp_path / "a.jsonl", {"prompt": "a"}, {"prompt": "A"}, {"prompt": "b" * 20}, weight=0.5)
     second = source(tmp_path / "b.jsonl", {"prompt": "a"}, {"prompt": "c", "source": "AIME-2025"}, weight=2)
     config = DataConfig(unlabeled=[first, second], max_prompt_tokens=10)
-    made = read_questions(config, Letters()).sets["unlabeled"]
-    assert [shown(prompt.token_ids) for prompt in made.prompts] == ["a", "c"]
-    assert made.weights == [0.5, 2]
-    assert [prompt.source for prompt in made.prompts] == ["a.jsonl", "AIME-2025"]
+    prompt_set = read_questions(config, Letters()).sets["unlabeled"]
+    assert [shown(prompt.token_ids) for prompt in prompt_set.prompts] == ["a", "c"]
+    assert prompt_set.weights == [0.5, 2]
+    assert [prompt.source for prompt in prompt_set.prompts] == ["a.jsonl", "AIME-2025"]
 
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_weight_that_takes_nothing_is_refused(weight: float, tmp_path: Path) -> None:
-    """A source that is never taken is a source to leave out."""
+    """A source that no pass takes is an error."""
     with pytest.raises(DataError, match=r"a.jsonl: weight is a number above 0, got"):
         read_rows([source(tmp_path / "a.jsonl", {"prompt": "a"}, weight=weight)], labeled=False)
 
 
 def test_texts_with_unicode_line_ends_stay_one_row(tmp_path: Path) -> None:
-    """Files are written with their characters as they are, and U+2028 ends no row of JSONL."""
+    """Files contain their characters unescaped, and U+2028 ends no row of JSONL."""
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\n", encoding="utf-8")
     (row,) = read_rows([SourceConfig(path=str(path))], labeled=False)

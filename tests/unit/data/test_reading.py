@@ -1,4 +1,4 @@
-"""Files that are not UTF-8 JSONL of rows: one line with file and row, whichever command reads them."""
+"""Files that are not UTF-8 JSONL of rows give one line with file and row, whichever command reads them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import SourceConfig, load_config, to_yaml
-from tempo_megatron.data.reading import DataError, RowLocation, listed
+from tempo_megatron.data.reading import DataError, RowLocation, format_problems
 from tempo_megatron.data.sources import read_rows
 
 GOOD = b'{"prompt": "What is 1+1?", "answer": "2"}\n'
 
 
 def problems_of(content: bytes, tmp_path: Path, labeled: bool = True) -> list[str]:
-    """What is said of a file, without its path."""
+    """Return the problems of a file, without its path."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)
     with pytest.raises(DataError) as raised:
@@ -60,21 +60,21 @@ def problems_of(content: bytes, tmp_path: Path, labeled: bool = True) -> list[st
     ],
 )
 def test_what_is_no_file_of_rows_is_one_line(content: bytes, problem: str, tmp_path: Path) -> None:
-    """Encodings, formats under another name, scalars, and values of other types; never an exception of Python's."""
+    """Encodings, other formats, scalars and values of other types never raise a plain Python exception."""
     (line,) = problems_of(content, tmp_path)
     assert line.startswith(problem)
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
-    """Editors on Windows write one."""
+    """Editors on Windows write a byte order mark."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(codecs.BOM_UTF8 + GOOD)
     (row,) = read_rows([SourceConfig(path=str(path))], labeled=True)
-    assert row.question == "What is 1+1?" and str(row.place) == f"{path}, line 1"
+    assert row.question == "What is 1+1?" and str(row.location) == f"{path}, line 1"
 
 
 def test_metadata_alone_is_an_answer_to_those_who_read_it(tmp_path: Path) -> None:
-    """Any file may have such a column; only reasoning-gym's scorers and a user's function are given it."""
+    """Any file may have `metadata`; only reasoning-gym's scorers and a user's own function receive it."""
     path = tmp_path / "rows.jsonl"
     graders = ("exact", "math", "reasoning_gym:countdown", "mine.function")
     path.write_text("".join(json.dumps({"prompt": g, "grader": g, "metadata": {"level": 1}}) + "\n" for g in graders))
@@ -88,7 +88,7 @@ def test_all_that_is_wrong_is_listed_and_a_cause_that_many_rows_share_once(tmp_p
     schema, syntax, answer = problems_of(content, tmp_path)
     assert schema.startswith(", lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more: a row needs `prompt`")
     assert syntax.startswith(", line 13: not JSON") and answer == ", line 15: a labeled row needs `answer`"
-    assert listed([(RowLocation("f", 2), "r"), (RowLocation("f", 5), "r"), (RowLocation("g"), "r")]) == [
+    assert format_problems([(RowLocation("f", 2), "r"), (RowLocation("f", 5), "r"), (RowLocation("g"), "r")]) == [
         "f, lines 2 and 5: r",
         "g: r",
     ]
@@ -100,7 +100,7 @@ LATIN = GOOD + b'{"prompt": "caf\xe9", "answer": "1"}\n'
 def test_every_command_that_reads_data_names_file_and_row(
     recipe: Path, demo_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, one line, nothing written, from each of them."""
+    """Each command exits with code 2, prints one line and writes nothing."""
     bad, good, out = tmp_path / "bad.jsonl", tmp_path / "good.jsonl", tmp_path / "out"
     bad.write_bytes(LATIN)
     good.write_bytes(GOOD)
@@ -120,8 +120,8 @@ def test_every_command_that_reads_data_names_file_and_row(
         commands.append(["launch", str(recipe), "--executor", "local", f"data.held_out=[{{path: {bad}}}]"])
     for command in commands:
         assert cli.main(command) == 2, command
-        said = capsys.readouterr().err
-        assert said.count(f"{bad}, line 2: not UTF-8: save the file as UTF-8") == 1 and "Traceback" not in said
+        message = capsys.readouterr().err
+        assert message.count(f"{bad}, line 2: not UTF-8: save the file as UTF-8") == 1 and "Traceback" not in message
         assert not out.exists() and not (tmp_path / "run").exists()
 
 
@@ -147,13 +147,13 @@ def test_every_command_that_reads_data_names_file_and_row(
         ("rows.csv", b"problem,answer\na,1,2\n", "rows.csv, row 1: more values than the header has columns"),
         ("rows.parquet", GOOD, "rows.parquet: not readable"),
         ("rows.parquet", b"", "rows.parquet: not readable"),
-        ("rows.txt", GOOD, "rows.txt: not readable: known are"),
+        ("rows.txt", GOOD, "rows.txt: not readable: supported formats are"),
     ],
 )
 def test_a_source_in_another_form_is_one_line_with_file_and_row(
     file: str, content: bytes, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of every format that `prepare` reads; nothing is written."""
+    """This holds for every format that `prepare` reads, and nothing is written."""
     path = tmp_path / file
     path.write_bytes(content)
     assert cli.main(["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path / "out")]) == 2
@@ -179,16 +179,16 @@ def test_a_source_in_another_form_is_one_line_with_file_and_row(
 def test_rows_nested_in_another_way_are_named_in_every_source(
     name: str, row: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What Python raises on them (AttributeError, IndexError, ...) reaches nobody."""
+    """Users do not see Python's own exceptions, such as AttributeError or IndexError."""
     path = tmp_path / ("lsat-ar.jsonl" if name == "agieval" else "rows.jsonl")
     path.write_text(json.dumps(row) + "\n")
     assert cli.main(["data", "prepare", name, "--from", str(path), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert f"{path}, line 1: " in said and "docs/data.md" in said and len(said.splitlines()) == 2
+    message = capsys.readouterr().err
+    assert f"{path}, line 1: " in message and "docs/data.md" in message and len(message.splitlines()) == 2
 
 
 def test_parquet_under_another_name_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As the hub's files are renamed now and then."""
+    """Files of the hub are sometimes renamed."""
     path = tmp_path / "rows.jsonl"
     pyarrow.parquet.write_table(pyarrow.table({"problem": ["a"], "answer": ["1"]}), path)
     assert cli.main(["data", "prepare", "aime-2024", "--from", str(path), "--out", str(tmp_path / "out")]) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import GradingConfig, SourceConfig, load_config
-from tempo_megatron.data.sources import answered_rows
+from tempo_megatron.data.sources import read_answered_rows
 from tempo_megatron.grading import labels
 from tempo_megatron.grading.scorers import scorer
 from tempo_megatron.launch import torchrun
@@ -27,7 +27,7 @@ def source_of(path: Path, *rows: dict[str, Any]) -> SourceConfig:
 
 
 def problems(*sources: SourceConfig) -> list[str]:
-    return labels.label_problems(answered_rows(sources))
+    return labels.label_problems(read_answered_rows(sources))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_a_reasoning_gym_row_is_graded_by_its_scorer(tmp_path: Path, no_workers:
     assert problems(source_of(tmp_path / "a.jsonl", row | {"answer": entry["answer"]})) == []
     (line,) = problems(source_of(tmp_path / "b.jsonl", row | {"answer": "many"}))
     assert "line 1: grader reasoning_gym:countdown: the task's scorer does not accept 'many' itself" in line
-    assert answered_rows([SourceConfig(task="countdown", size=3)]) == []
+    assert read_answered_rows([SourceConfig(task="countdown", size=3)]) == []
 
 
 def test_repeats_with_another_answer_are_listed_across_files(tmp_path: Path, no_workers: None) -> None:
@@ -170,7 +170,7 @@ def test_a_label_whose_grading_does_not_end_is_named_after_the_time_limit(tmp_pa
     hangs = {"prompt": "hangs", "answer": "word", "grader": f"{SCORERS}.never_checked"}
     source = source_of(tmp_path / "rows.jsonl", *rows, hangs)
     config = GradingConfig(time_limit_seconds=0.5, workers=1)
-    assert labels.label_problems(answered_rows([source]), config) == [
+    assert labels.label_problems(read_answered_rows([source]), config) == [
         f"{source.path}, line 4: grader {SCORERS}.never_checked: to grade the label against itself takes over 0.5 s"
     ]
 

@@ -1,6 +1,6 @@
-"""A model directory as transformers reads it: what `verify` compares with.
+"""Reads a model directory as transformers does: the reference that `verify` compares with.
 
-Nothing here is shared with the converters' own reader, so that a fault of that one shows as a difference.
+It shares no code with the converters' own reader, so that a fault in that reader shows as a difference.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from tempo_megatron.conversion.source_files import APART, WEIGHT_SUFFIXES
+from tempo_megatron.conversion.source_files import NESTED_DIRECTORY_MARKERS, WEIGHT_SUFFIXES
 
 
-class PlainReader:
-    """Tensors by name: of model.safetensors where there is one, else of the files that the index names, else of all
-    safetensors files. `names` are all that there are."""
+class ReferenceReader:
+    """Reads tensors by name.
+
+    They come from model.safetensors where it exists; else from the files that the index names; else from all
+    safetensors files. `names` holds the names of all tensors.
+    """
 
     def __init__(self, directory: Path) -> None:
         if (directory / SAFE_WEIGHTS_NAME).is_file():
@@ -44,14 +47,18 @@ def _contents(file: Path) -> dict[str, Path]:
 
 
 def files_beside_weights(directory: Path) -> dict[str, Path]:
-    """Every file that is neither hidden nor weights, by its path in the directory; folders that are a model, a
-    checkpoint or a run of their own are no part of it."""
+    """Return every file that is neither hidden nor weights, by its path in the directory.
+
+    Folders that are a model, a checkpoint or a run of their own are excluded.
+    """
     files: dict[str, Path] = {}
     for path in directory.iterdir():
         if path.name[0] == ".":
             continue
         if not path.is_dir():
             files |= {} if path.name.endswith(WEIGHT_SUFFIXES) else {path.name: path}
-        elif path.resolve() not in map(Path.resolve, path.parents) and not {*os.listdir(path)} & {*APART}:
+        elif path.resolve() not in map(Path.resolve, path.parents) and not {*os.listdir(path)} & {
+            *NESTED_DIRECTORY_MARKERS
+        }:
             files |= {f"{path.name}/{name}": file for name, file in files_beside_weights(path).items()}
     return files
