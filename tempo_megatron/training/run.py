@@ -23,8 +23,8 @@ from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
-from tempo_megatron.metrics.alarms import raised
-from tempo_megatron.metrics.plots import draw_apart
+from tempo_megatron.metrics.alarms import arithmetic_alarms
+from tempo_megatron.metrics.plots import draw_in_subprocess
 from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.run_dir.layout import interrupted_mark, open_run, saved_checkpoint, write_summary
 from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
@@ -307,7 +307,7 @@ class Run:
         self._state["lines"] += 1
         number = self.iteration if iteration is None else iteration
         drawn = {f"generation/{name}": value for name, value in self.generator.take_figures().items()}
-        alarms, lines = raised(metrics, self.config)
+        alarms, lines = arithmetic_alarms(metrics, self.config)
         metrics = metrics | drawn | alarms
         if self.log_file:
             for line in lines:
@@ -398,7 +398,7 @@ class Run:
             self.say(write_summary(self.directory, summary(self.config, self._present())))
         if self.log_file:
             self.log_file.close()
-            if warning := draw_apart(self.directory):
+            if warning := draw_in_subprocess(self.directory):
                 self.say(warning)
         self._leave()
         topology.shutdown()

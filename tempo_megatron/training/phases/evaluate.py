@@ -15,8 +15,8 @@ from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
-from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
+from tempo_megatron.metrics.question_metrics import Metrics, Samples, mean, mean_over_questions, question_metrics
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import GradedAnswer, graded, verdicts
 from tempo_megatron.utils.atomic_files import written_whole
@@ -51,8 +51,8 @@ class Evaluator:
         self._max_tokens = max_tokens
         self._samples_directory = samples_directory
 
-    def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Figures]:
-        """For each set the means over questions of `metrics.figures.question_figures`, avg@k, pass@k and cons@k also
+    def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Metrics]:
+        """For each set the means over questions of `question_metrics`, avg@k, pass@k and cons@k also
         with their standard errors; for a set of several sources also those of each, named `SET/SOURCE`. Empty without
         sets.
 
@@ -78,19 +78,19 @@ class Evaluator:
         names = [name for name, _ in chosen]
         self._keep([name for name in names for _ in range(samples)], rollouts, judged, iteration)
 
-        def measure(mine: Sequence[int]) -> list[Figures]:
+        def measure(mine: Sequence[int]) -> list[Metrics]:
             parts = [slice(question * samples, (question + 1) * samples) for question in mine]
             return [self._measure(rollouts[part], judged[part]) for part in parts]
 
         mixed = {name for name, prompts in asked.items() if len({prompt.source for prompt in prompts}) > 1}
-        rows: dict[str, list[Figures]] = {name: [] for name in asked}
+        rows: dict[str, list[Metrics]] = {name: [] for name in asked}
         for (name, prompt), row in zip(chosen, divided(range(len(chosen)), measure), strict=True):
             rows[name].append(row)
             if name in mixed:
                 rows.setdefault(f"{name}/{prompt.source}", []).append(row)
-        return {name: summarize(figures) for name, figures in rows.items()}
+        return {name: mean_over_questions(figures) for name, figures in rows.items()}
 
-    def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Figures:
+    def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Metrics:
         """How right the M-step's own rollouts are, of the questions whose answers are known; {} where none is.
 
         `avg` over rollouts; `pass@n` over questions, n being the fewest rollouts that one has. With `rewards`, the
@@ -112,7 +112,7 @@ class Evaluator:
             found["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
         return {f"{_OBSERVED}/{name}": value for name, value in found.items() if value is not None}
 
-    def _measure(self, rollouts: Sequence[Rollout], judged: Sequence[GradedAnswer]) -> Figures:
+    def _measure(self, rollouts: Sequence[Rollout], judged: Sequence[GradedAnswer]) -> Metrics:
         tick()
         samples = Samples(
             correct=[verdict.correct for verdict in judged],
@@ -122,7 +122,7 @@ class Evaluator:
             truncated=[rollout.truncated for rollout in rollouts],
         )
         k = self._config.k
-        return question_figures(samples, average_at=k, k=[k], ngrams=_NGRAMS)
+        return question_metrics(samples, average_at=k, k=[k], ngrams=_NGRAMS)
 
     @expect_pace(Pace.untimed)
     def _keep(
@@ -160,7 +160,7 @@ def record(rollout: Rollout, verdict: GradedAnswer, decode: Decode) -> dict[str,
     }
 
 
-def _pass_at_fewest(correct: Sequence[float], prompts: Sequence[str]) -> Figures:
+def _pass_at_fewest(correct: Sequence[float], prompts: Sequence[str]) -> Metrics:
     """pass@n, n being the fewest rollouts of a prompt; {} where a prompt has only one."""
     grades: dict[str, list[float]] = {}
     for grade, prompt in zip(correct, prompts, strict=True):

@@ -13,8 +13,8 @@ from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.trainer import ScoringModel
-from tempo_megatron.metrics.choice import Candidate, choose
-from tempo_megatron.metrics.figures import mean, standard_error
+from tempo_megatron.metrics.checkpoint_choice import Candidate, best_checkpoint
+from tempo_megatron.metrics.question_metrics import mean, standard_error
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.utils.atomic_files import written_whole
@@ -44,7 +44,7 @@ class Chooser:
         others = [row for row in self.state["candidates"] if row["iteration"] != iteration]
         before = [Candidate(**row) for row in others if row["iteration"] in kept]
         scored = from_first(self._score(critic, [*before, self._add(collector, iteration)]))
-        best, reason = choose(scored)
+        best, reason = best_checkpoint(scored)
         self.resume({"candidates": [asdict(one) for one in scored], "best": best.iteration, "reason": reason})
 
     def resume(self, state: dict[str, Any]) -> None:
