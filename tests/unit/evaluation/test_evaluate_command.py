@@ -159,10 +159,10 @@ def test_another_model_or_another_answer_is_refused(
 ) -> None:
     """The same paths with other contents: a trained model, a corrected answer."""
     run(arguments, monkeypatch)
-    before = make_plan(parse(arguments)).settings()
+    before = make_plan(parse(arguments, monkeypatch)).settings()
     write_questions(tmp_path / "words.jsonl", answer="b")
     monkeypatch.setattr("tempo_megatron.evaluation.store.differences", lambda out, settings: [])
-    assert make_plan(parse(arguments)).settings() != before
+    assert make_plan(parse(arguments, monkeypatch)).settings() != before
     weights = tmp_path / "model.safetensors"
     content = bytearray((demo_model / weights.name).read_bytes())
     weights.write_bytes(content)
