@@ -209,12 +209,12 @@ def test_a_wrong_argument_is_named(
 
 
 def test_questions_without_answers_are_counted_or_an_error(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unanswered question must not count as a wrong one; a file of none is a mistake."""
     path = tmp_path / "words.jsonl"
     path.write_text(path.read_text() + json.dumps({"prompt": "zz"}))
-    (benchmark,) = make_plan(parse(arguments)).benchmarks
+    (benchmark,) = make_plan(parse(arguments, monkeypatch)).benchmarks
     assert len(benchmark.prompts) == 5 and "1 without an answer" in benchmark.left_out
     path.write_text(json.dumps({"prompt": "zz"}))
     assert cli.main(["eval", *arguments]) == 2
