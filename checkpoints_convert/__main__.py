@@ -45,10 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _byte_count(text: str) -> int:
+    """Returns the number of bytes that a text such as 500MB stands for."""
     unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
     number = text.removesuffix(unit)
     if not number.isdigit() or int(number) < 1:
-        raise typer.BadParameter(f"{text!r}: a number of bytes, or one with {', '.join(_UNITS)}")
+        problem = f"{text!r}: a number of bytes, or one with {', '.join(_UNITS)}"
+        raise typer.BadParameter(problem, param_hint="--shard-size")
     return int(number) * _UNITS.get(unit, 1)
 
 
@@ -103,16 +105,15 @@ def to_hf(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="Model directory to write.", metavar="DIR")],
     shard_size: Annotated[
-        int,
-        typer.Option(
-            help="Largest size of a file, such as 500MB.", parser=_byte_count, metavar="SIZE", show_default="5GB"
-        ),
-    ] = hf_files.SHARD_BYTES,
+        str | None,
+        typer.Option(help="Largest size of a file, such as 500MB.", metavar="SIZE", show_default="5GB"),
+    ] = None,
     dtype: Dtype = None,
     workers: Workers = 2,
     role: Role = "policy",
 ) -> int:
     """Write a Hugging Face directory from any checkpoint."""
+    shard_bytes = _byte_count(shard_size) if shard_size else hf_files.SHARD_BYTES
 
     def write() -> int:
         if (checkpoint / HUGGING_FACE).is_dir() and not hf_files.has_tokenizer(checkpoint / HUGGING_FACE):
@@ -122,7 +123,7 @@ def to_hf(
             out,
             role=role,
             dtype=_DTYPES[dtype] if dtype else None,
-            shard_bytes=shard_size,
+            shard_bytes=shard_bytes,
             workers=workers,
         )
         print(out)

@@ -21,7 +21,8 @@ _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     help="Test-time training of reasoning models by the TEMPO algorithm. A recipe is a YAML file; `tempo settings` "
-    "lists its keys. `tempo COMMAND --help` explains a command.",
+    "lists its keys. `tempo COMMAND --help` explains a command. The environment variable TEMPO_LOG_LEVEL (INFO) sets "
+    "the lowest level of log lines on standard error; results go to standard output.",
     add_completion=False,
     context_settings=_HELP_OPTIONS,
     rich_markup_mode="rich",

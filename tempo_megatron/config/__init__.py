@@ -1,7 +1,8 @@
 """Every setting of a run: typed, documented, and the same on a laptop and on a cluster.
 
-A recipe is a YAML file of these dataclasses. `load` merges it with `key=value` overrides; an unknown key, or a value of
-the wrong type or out of its bounds, is a `ConfigError` that names the key and, for unknown ones, the nearest there is.
+A recipe is a YAML file of these dataclasses. `load_config` merges it with `key=value` overrides. An unknown key, or a
+value of the wrong type or outside its bounds, raises a `ConfigError` that names the key and, for an unknown key, the
+nearest known one.
 """
 
 from tempo_megatron.config.data import DataChanged, DataConfig, Overlong, PromptStyle, SourceConfig, missing_files

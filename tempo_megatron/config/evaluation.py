@@ -1,4 +1,4 @@
-"""What a run measures, keeps and reports."""
+"""Settings of evaluation, checkpoints and logs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class WandbMode(StrEnum):
 @dataclass
 class EvaluationConfig:
     every: int = setting(
-        10, "iterations between evaluations; both ends are always evaluated. 0: only the ends", at_least=0
+        10, "iterations between evaluations; start and end are always evaluated; 0: start and end alone", at_least=0
     )
-    samples: int = setting(16, "responses a question", at_least=1)
+    samples: int = setting(16, "responses to a question", at_least=1)
     k: int = setting(8, "k of avg@k, pass@k and cons@k, at most `samples`", at_least=1)
-    final_samples: int = setting(0, "responses a question at both ends; 0 takes `samples`", at_least=0)
+    final_samples: int = setting(0, "responses to a question at start and end; 0: `samples`", at_least=0)
     questions: int = setting(
         0,
-        "questions of each set between the ends, of every source in proportion to its size; 0 takes all",
+        "questions of each set between start and end, from every source in proportion to its size; 0: all",
         at_least=0,
     )
     temperature: float = setting(1.0, "sampling temperature", at_least=0)
@@ -33,44 +33,48 @@ class EvaluationConfig:
 
 @dataclass
 class CalibrationConfig:
-    """Labeled questions that nothing is trained on: they measure the critic, open the gate, choose a checkpoint."""
+    """Labeled questions that are never trained on. They measure the critic, open the gate and select a checkpoint."""
 
     questions: int = setting(
-        0, "labeled questions set aside, the first ones of a hashed order; 0: none is measured", at_least=0
+        0, "labeled questions that are set aside, the first ones of a hashed order; 0: no calibration", at_least=0
     )
-    samples: int = setting(4, "responses a question at each measurement", at_least=1)
+    samples: int = setting(4, "responses to a question at each measurement", at_least=1)
     every: int = setting(1, "iterations between measurements", at_least=1)
 
 
 @dataclass
 class CheckpointConfig:
     every: int = setting(
-        10, "iterations between checkpoints, in the critic start too; the last one is always saved", at_least=1
+        10, "iterations between checkpoints, also of the critic start; the last iteration is always saved", at_least=1
     )
     keep: int = setting(
-        2, "newest checkpoints kept, beside the best and one that an interrupted run goes on from", at_least=1
+        2, "number of newest checkpoints that are kept, beside the best and one to resume an interruption", at_least=1
     )
     keep_every: int = setting(
-        0, "checkpoints of iterations that are multiples of this are kept too; 0: none", at_least=0
+        0, "checkpoints of iterations that are multiples of this number are kept as well; 0: none", at_least=0
     )
     asynchronous: bool = setting(
         False,
-        "write while the run goes on, from copies in host memory beside what rests there: of weights and, on the first "
-        "of the data-parallel ranks, fp32 weights and Adam's moments",
+        "write checkpoints in the background, from copies in host memory: weights on every rank, fp32 weights and "
+        "Adam's moments on the first data-parallel rank",
     )
-    select_best: bool = setting(False, "point checkpoints/best at the best one kept, by the rule in docs/algorithms.md")
+    select_best: bool = setting(
+        False, "link checkpoints/best to the best kept checkpoint, by the rule in docs/algorithms.md"
+    )
     selection_prompts: int = setting(
         64,
-        "unlabeled prompts whose responses the critic scores for each candidate; none where the policy learns from "
-        "labeled ones alone",
+        "unlabeled prompts whose responses the critic scores for each candidate; a policy that learns from labeled "
+        "prompts alone needs none",
         at_least=1,
     )
-    selection_samples: int = setting(4, "responses a question, labeled and unlabeled, of a candidate", at_least=1)
-    patience: int = setting(0, "stop once this many candidates have come after the best; 0: never", at_least=0)
+    selection_samples: int = setting(4, "responses of a candidate to each labeled and unlabeled question", at_least=1)
+    patience: int = setting(0, "stop the run once so many candidates have followed the best one; 0: never", at_least=0)
 
 
 @dataclass
 class LoggingConfig:
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
-    wandb: WandbMode = setting(WandbMode.disabled, "write to Weights & Biases too (needs its package): offline, online")
+    wandb: WandbMode = setting(
+        WandbMode.disabled, "log to Weights & Biases too, which needs the extra `wandb`: disabled, offline or online"
+    )
     wandb_project: str = setting("tempo-megatron", "project of the W&B run")

@@ -1,4 +1,4 @@
-"""A documented field of a group of settings."""
+"""Fields of settings, each with its meaning and its bounds."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import operator
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
-_ENDS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+_COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between which ends a number lies; None: there is no such end."""
+    """The bounds of a number. None means no such bound."""
 
     at_least: float | None = None
     above: float | None = None
@@ -19,20 +19,20 @@ class Bounds:
     below: float | None = None
 
     def hold(self, value: float) -> bool:
-        """False for what is no number, too."""
-        return all(_ENDS[name](value, end) for name, end in self._ends().items())
+        """Whether a value is within the bounds. NaN never is."""
+        return all(_COMPARISONS[name](value, bound) for name, bound in self._present().items())
 
     def __str__(self) -> str:
-        return " and ".join(f"{name.replace('_', ' ')} {end:g}" for name, end in self._ends().items())
+        return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in self._present().items())
 
-    def _ends(self) -> dict[str, float]:
-        return {name: end for name, end in asdict(self).items() if end is not None}
+    def _present(self) -> dict[str, float]:
+        return {name: bound for name, bound in asdict(self).items() if bound is not None}
 
 
-def setting(default: Any, help: str, **ends: float) -> Any:
-    """A dataclass field with its meaning (and unit) attached, and the ends of its `Bounds`; mutable defaults are copied
-    for every instance."""
-    metadata = {"help": help, "bounds": Bounds(**ends)}
+def setting(default: Any, help: str, **bounds: float) -> Any:
+    """Returns a dataclass field with its meaning, which names the unit, and the `Bounds` of its value. Every instance
+    gets a copy of a mutable default."""
+    metadata = {"help": help, "bounds": Bounds(**bounds)}
     if isinstance(default, (list, dict)) or is_dataclass(default):
         return field(default_factory=type(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -1,4 +1,4 @@
-"""Recipes and overrides in, a `Config` out."""
+"""Reads a recipe and its overrides into a `Config`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tempo_megatron.config.root import Config
 
 
 class ConfigError(ValueError):
-    """One or more settings are wrong; the message lists every problem found, one a line.
+    """One or more settings are wrong. The message has a line for each problem.
 
-    `rest` is the config without the settings that are wrong, where all files could be read.
+    `rest` is the config without the wrong settings; None where a file could not be read.
     """
 
     def __init__(self, message: str, rest: Config | None = None) -> None:
@@ -29,29 +29,29 @@ class ConfigError(ValueError):
 
 
 def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """The recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all bad keys and values, with
-    the file that says them; those of `key=value` stand alone.
+    """Returns the recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all wrong keys and
+    values, each with its file; those of `key=value` overrides have none.
 
-    From weakest to strongest: defaults, what the method brings, the files that the recipe includes in their order, the
-    recipe itself, further files of settings among the overrides (`parts/fp8.yaml`), the overrides `key=value`.
+    From weakest to strongest: the defaults, the settings of the method, the files that the recipe includes in their
+    order, the recipe itself, the files among the overrides (`parts/fp8.yaml`), the overrides `key=value`.
     """
     overlays = [item for item in overrides if "=" not in item and item.endswith((".yaml", ".yml"))]
     parts: list[DictConfig] = []
     problems: list[str] = []
-    unread: list[str] = []
+    unreadable: list[str] = []
     for file in [*([recipe] if recipe else []), *overlays]:
         try:
-            read, wrong = _read(Path(file))
+            file_parts, file_problems = _read(Path(file))
         except ConfigError as error:
-            unread.append(str(error))
+            unreadable.append(str(error))
             continue
-        parts, problems = [*parts, *read], [*problems, *wrong]
-    dotted, wrong = _overridden([item for item in overrides if item not in overlays])
-    problems = [*unread, *problems, *wrong]
-    if unread:
+        parts, problems = [*parts, *file_parts], [*problems, *file_problems]
+    dotted, override_problems = _overridden([item for item in overrides if item not in overlays])
+    problems = [*unreadable, *problems, *override_problems]
+    if unreadable:
         raise ConfigError("\n".join(problems))
     try:
-        config = _built([*parts, dotted])
+        config = _merged([*parts, dotted])
     except ConfigError as error:
         raise ConfigError("\n".join([*problems, str(error)])) from error
     if problems:
@@ -62,53 +62,55 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
 def load_checked(
     recipe: str | Path | None, overrides: Sequence[str], check: Callable[[Config], Sequence[str]]
 ) -> Config:
-    """As `load`, and the config passes the check, which gives a line a problem. Raises ConfigError listing what is
-    wrong with settings together with what the check finds without them."""
-    wrong: list[str] = []
+    """Returns the config of `load_config` if it passes the check, which returns a line for each problem.
+
+    Raises ConfigError listing the wrong settings, and the problems that the check finds in the config without them.
+    """
+    wrong_settings: list[str] = []
     try:
         config = load_config(recipe, overrides)
     except ConfigError as error:
         if not error.rest:
             raise
-        config, wrong = error.rest, str(error).splitlines()
-    found = check(config)
-    if wrong and found:
-        wrong.append("and, with the settings above left out:")
-    if wrong or found:
-        raise ConfigError("\n".join([*wrong, *found]))
+        config, wrong_settings = error.rest, str(error).splitlines()
+    problems = check(config)
+    if wrong_settings and problems:
+        wrong_settings.append("and, with the settings above left out:")
+    if wrong_settings or problems:
+        raise ConfigError("\n".join([*wrong_settings, *problems]))
     return config
 
 
-def _built(parts: Sequence[DictConfig]) -> Config:
-    """The config of what was given, weakest first. Raises ConfigError."""
-    from tempo_megatron.algorithms.methods import method  # torch, which grading's workers do not import
+def _merged(parts: Sequence[DictConfig]) -> Config:
+    """Returns the config of these parts, the weakest first. Raises ConfigError."""
+    from tempo_megatron.algorithms.methods import method  # imports torch, which grading's workers do without
 
-    given = OmegaConf.merge(*parts)
-    name = str(OmegaConf.select(given, "method", default=Config().method))
+    recipe_settings = OmegaConf.merge(*parts)
+    name = str(OmegaConf.select(recipe_settings, "method", default=Config().method))
     try:
-        brought = method(name).settings
+        method_settings = method(name).settings
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
     preset = OmegaConf.from_dotlist([])
-    for key, value in brought.items():
+    for key, value in method_settings.items():
         OmegaConf.update(preset, key, value, force_add=True)
-    refused = [f"method {name}: {problem}" for problem in _sound(preset)[1]]
-    if refused:
-        raise ConfigError("\n".join(refused))
+    preset_problems = [f"method {name}: {problem}" for problem in _valid_part(preset)[1]]
+    if preset_problems:
+        raise ConfigError("\n".join(preset_problems))
     try:
-        whole = OmegaConf.merge(OmegaConf.structured(Config), preset, given)
-        config = OmegaConf.to_object(whole)
+        merged = OmegaConf.merge(OmegaConf.structured(Config), preset, recipe_settings)
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
-    assert isinstance(config, Config) and isinstance(whole, DictConfig)
-    outside = _sound(whole, resolve=True)[1]  # what stood for another setting has its value now
-    if outside:
-        raise ConfigError("\n".join(outside))
+    assert isinstance(config, Config) and isinstance(merged, DictConfig)
+    problems = _valid_part(merged, resolve=True)[1]  # a reference to another setting has its value by now
+    if problems:
+        raise ConfigError("\n".join(problems))
     return config
 
 
 def _overridden(settings: Sequence[str]) -> tuple[DictConfig, list[str]]:
-    """The settings `key=value` that are sound, and what is wrong with the others."""
+    """Returns the valid settings of `key=value` overrides, and a line for each of the others."""
     readable, problems = [], []
     for item in settings:
         if "=" not in item:
@@ -120,46 +122,47 @@ def _overridden(settings: Sequence[str]) -> tuple[DictConfig, list[str]]:
             problems.append(f"{item!r}: not a readable override: {_first_line(error)}")
             continue
         readable.append(item)
-    sound, wrong = _sound(OmegaConf.from_dotlist(readable))
-    return sound, [*problems, *wrong]
+    valid, invalid = _valid_part(OmegaConf.from_dotlist(readable))
+    return valid, [*problems, *invalid]
 
 
 def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[DictConfig], list[str]]:
-    """The sound settings of a recipe's included files and its own, weakest first, and what is wrong with the others.
+    """Returns the valid settings of the files that a recipe includes and of the recipe, the weakest first, and a line
+    for each invalid setting.
 
-    `include` names files relative to the one that says it. Raises ConfigError where there is nothing to read.
+    `include` names files relative to the including file. Raises ConfigError for a file that cannot be read.
     """
-    by = f", included by {includers[-1]}" if includers else ""
+    includer = f", included by {includers[-1]}" if includers else ""
     if path.resolve() in includers:
-        raise ConfigError(f"{path}: includes itself{by}")
+        raise ConfigError(f"{path}: includes itself{includer}")
     if not path.is_file():
-        raise ConfigError(f"{path}: no such recipe file{by}")
+        raise ConfigError(f"{path}: no such recipe file{includer}")
     try:
-        given = OmegaConf.load(path)
+        recipe = OmegaConf.load(path)
     except Exception as error:  # OmegaConf lets the YAML parser's own exceptions through
         raise ConfigError(f"{path}: not a readable recipe: {error}") from error
-    if not isinstance(given, DictConfig):
+    if not isinstance(recipe, DictConfig):
         raise ConfigError(f"{path}: a recipe is a mapping of settings")
-    included = given.pop("include", [])
+    included = recipe.pop("include", [])
     if isinstance(included, str):
         raise ConfigError(f"{path}: include: expected a list of files, got {included!r}")
     parts: list[DictConfig] = []
     problems: list[str] = []
     for name in included:
-        theirs, wrong = _read(path.parent / name, (*includers, path.resolve()))
-        parts += theirs
-        problems += wrong
-    sound, wrong = _sound(given)
-    return [*parts, sound], [*problems, *(f"{path}: {problem}" for problem in wrong)]
+        included_parts, included_problems = _read(path.parent / name, (*includers, path.resolve()))
+        parts += included_parts
+        problems += included_problems
+    valid, invalid = _valid_part(recipe)
+    return [*parts, valid], [*problems, *(f"{path}: {problem}" for problem in invalid)]
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config as YAML; `load` reads it back to an equal config."""
+    """Returns the resolved config as YAML, which `load_config` reads back to an equal config."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Each setting as (dotted key, default, help with its bounds), depth first, in the order they are written here."""
+    """Yields each setting as (dotted key, default, meaning with bounds), depth first, in the order of definition."""
     for item, default in zip(fields(cls), vars(cls()).values(), strict=True):
         if is_dataclass(default) and not isinstance(default, type):
             yield from documented_keys(type(default), f"{prefix}{item.name}.")
@@ -168,56 +171,58 @@ def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{item.name}", default, "; ".join(filter(None, [item.metadata["help"], bounds]))
 
 
-def _sound(part: DictConfig, resolve: bool = False) -> tuple[DictConfig, list[str]]:
-    """The settings that are there, of their type and within bounds, and a line for each of the others. `resolve`: what
-    stands for other settings is replaced by their values."""
-    found: list[str] = []
+def _valid_part(part: DictConfig, resolve: bool = False) -> tuple[DictConfig, list[str]]:
+    """Returns the settings that are known, of their type and within their bounds, and a line for each of the others.
+    `resolve` replaces references to other settings by their values."""
+    problems: list[str] = []
 
     def visit(node: Any, cls: type, prefix: str) -> dict[str, Any]:
         hints = get_type_hints(cls)
         if not isinstance(node, dict):
-            found.append(f"{prefix.rstrip('.')}: expected a group of settings, got {node!r}")
+            problems.append(f"{prefix.rstrip('.')}: expected a group of settings, got {node!r}")
             return {}
-        kept: dict[str, Any] = {}
+        valid: dict[str, Any] = {}
         bounds = {item.name: item.metadata["bounds"] for item in fields(cls)}
         for key, value in node.items():
             name = f"{prefix}{key}"
             if key not in hints:
-                found.append(f"{name}: unknown setting{_hint(str(key), name, hints)}")
+                problems.append(f"{name}: unknown setting{_hint(str(key), name, hints)}")
             elif is_dataclass(hints[key]):
-                kept[key] = visit(value, hints[key], f"{name}.")
+                valid[key] = visit(value, hints[key], f"{name}.")
             elif get_args(hints[key]) == (SourceConfig,):
                 if not isinstance(value, list):
-                    found.append(f"{name}: expected a list of sources, got {value!r}")
+                    problems.append(f"{name}: expected a list of sources, got {value!r}")
                     continue
-                kept[key] = [visit(source, SourceConfig, f"{name}[{at}].") for at, source in enumerate(value)]
-            elif problem := _refused(_group(cls), str(key), value, bounds[key]):
-                found.append(f"{name}: {problem}")
+                valid[key] = [visit(source, SourceConfig, f"{name}[{index}].") for index, source in enumerate(value)]
+            elif problem := _value_problem(_group(cls), str(key), value, bounds[key]):
+                problems.append(f"{name}: {problem}")
             else:
-                kept[key] = value
-        return kept
+                valid[key] = value
+        return valid
 
-    sound = visit(OmegaConf.to_container(part, resolve=resolve), Config, "")
-    return OmegaConf.create(sound), found
+    valid_settings = visit(OmegaConf.to_container(part, resolve=resolve), Config, "")
+    return OmegaConf.create(valid_settings), problems
 
 
 def _hint(key: str, name: str, hints: Collection[str]) -> str:
-    """What an unknown key may have been meant to be."""
-    every = [dotted for dotted, _, _ in documented_keys()]
-    near = difflib.get_close_matches(key, hints, n=1) or difflib.get_close_matches(name, every, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(hints)}"
+    """Returns a suggestion for an unknown key: the nearest known key, or all keys of its group."""
+    all_keys = [dotted for dotted, _, _ in documented_keys()]
+    nearest = difflib.get_close_matches(key, hints, n=1) or difflib.get_close_matches(name, all_keys, n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(hints)}"
 
 
 @functools.cache
 def _group(cls: type) -> DictConfig:
-    """One to try values in, each in place of the last; kept, since making one takes milliseconds."""
+    """Returns a group of settings to try values in, each in place of the last one. It is cached because its
+    construction takes milliseconds."""
     return OmegaConf.structured(cls)
 
 
-def _refused(group: DictConfig, key: str, value: Any, bounds: Bounds) -> str:
-    """Why the setting's type or its bounds refuse this value; empty where they do not, and the group has it."""
+def _value_problem(group: DictConfig, key: str, value: Any, bounds: Bounds) -> str:
+    """Returns why the setting's type or bounds refuse this value; empty, with the value set in the group, where they
+    accept it."""
     if isinstance(value, str) and "${" in value:
-        return ""  # stands for a setting of another part, and is checked when all parts are merged
+        return ""  # a reference to a setting of another part is checked when all parts are merged
     try:
         OmegaConf.update(group, key, value, merge=False)
     except OmegaConfBaseException as error:

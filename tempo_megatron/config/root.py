@@ -17,25 +17,31 @@ from tempo_megatron.config.training import CriticConfig, LoopConfig, PolicyConfi
 
 @dataclass
 class Config:
-    run_dir: str = setting("", "directory of everything that the run writes (required); the same command resumes it")
-    seed: int = setting(0, "seed that every random choice of training is hashed from; evaluation always uses the same")
-    method: str = setting("tempo", "what the policy learns from: a method by name, or package.module.Class of your own")
+    run_dir: str = setting(
+        "", "directory of all files that the run writes (required); the same command resumes the run"
+    )
+    seed: int = setting(0, "seed of every random choice in training; evaluation has the same seeds in every run")
+    method: str = setting(
+        "tempo", "method that the policy learns by: its name, or package.module.Class of your own method"
+    )
     export: bool = setting(True, "write the final policy as a Hugging Face directory, run_dir/hf")
-    model: ModelConfig = setting(ModelConfig(), "the model")
-    parallel: ParallelConfig = setting(ParallelConfig(), "how it is spread over ranks")
-    memory: MemoryConfig = setting(MemoryConfig(), "what rests in host memory while others work on a GPU")
+    model: ModelConfig = setting(ModelConfig(), "the model and its precision")
+    parallel: ParallelConfig = setting(ParallelConfig(), "how the model is distributed over ranks")
+    memory: MemoryConfig = setting(MemoryConfig(), "which state of idle models moves to host memory")
     preflight: PreflightConfig = setting(
         PreflightConfig(), "checks of the nodes, before training and by `tempo doctor`"
     )
-    data: DataConfig = setting(DataConfig(), "questions")
-    generation: GenerationConfig = setting(GenerationConfig(), "the generator and its sampling")
+    data: DataConfig = setting(DataConfig(), "questions and prompts")
+    generation: GenerationConfig = setting(GenerationConfig(), "the vLLM generator and its sampling")
     grading: GradingConfig = setting(GradingConfig(), "how responses are graded")
-    policy: PolicyConfig = setting(PolicyConfig(), "the M-step")
-    critic: CriticConfig = setting(CriticConfig(), "the E-step")
-    stages: StagesConfig = setting(StagesConfig(), "what comes before the first iteration")
+    policy: PolicyConfig = setting(PolicyConfig(), "the policy and its M-step")
+    critic: CriticConfig = setting(CriticConfig(), "the critic and its E-step")
+    stages: StagesConfig = setting(StagesConfig(), "stages before the first iteration")
     loop: LoopConfig = setting(LoopConfig(), "the iterations")
     evaluation: EvaluationConfig = setting(EvaluationConfig(), "evaluation during the run")
-    calibration: CalibrationConfig = setting(CalibrationConfig(), "measuring the critic")
+    calibration: CalibrationConfig = setting(
+        CalibrationConfig(), "measurements of the critic on labeled questions that are set aside"
+    )
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "checkpoints")
-    faults: FaultsConfig = setting(FaultsConfig(), "when a run gives up")
+    faults: FaultsConfig = setting(FaultsConfig(), "when a run stops because of faults")
     logging: LoggingConfig = setting(LoggingConfig(), "where metrics go")

@@ -1,4 +1,4 @@
-"""The E-step, the M-step, their schedule, and what comes before them."""
+"""Settings of the E-step, the M-step, their schedule, and the stages before them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CriticTraining(StrEnum):
 
     @property
     def learns(self) -> bool:
-        """Whether iterations teach the critic; a frozen one may have learned in the critic start."""
+        """Whether iterations train the critic. A frozen critic may have been trained in the critic start."""
         return self in (CriticTraining.calibrated, CriticTraining.returns)
 
 
@@ -80,158 +80,182 @@ class TargetRange(StrEnum):
 
     @property
     def wrong(self) -> float:
-        """The target of a wrong answer; that of a right one is 1."""
+        """The target of a wrong answer. The target of a right answer is 1."""
         return 0.0 if self is TargetRange.zero_one else -1.0
 
     def to(self, other: TargetRange) -> tuple[float, float]:
-        """(scale, offset) with which a value of this range, scale * value + offset, is one of the other."""
+        """Returns (scale, offset) such that scale * value + offset maps a value of this range to the other range."""
         scale = (1 - other.wrong) / (1 - self.wrong)
         return scale, other.wrong - scale * self.wrong
 
 
 @dataclass
 class OptimizerConfig:
-    learning_rate: float = setting(1e-6, "Adam's step size after warm-up", at_least=0)
+    learning_rate: float = setting(1e-6, "Adam's learning rate after warm-up", at_least=0)
     schedule: LearningRateSchedule = setting(
-        LearningRateSchedule.constant, "how the step size goes from there: constant, or linear or cosine decay"
+        LearningRateSchedule.constant, "schedule of the learning rate after warm-up: constant, linear or cosine decay"
     )
     schedule_unit: ScheduleUnit = setting(
         ScheduleUnit.optimizer_step,
-        "what the next settings count: optimizer steps, or batches, each the optimizer steps of one E-step or M-step",
+        "unit of warmup_steps and decay_steps: optimizer_step, or batch, the optimizer steps of one E-step or M-step",
     )
-    warmup_steps: int = setting(0, "units over which the step size rises from 0", at_least=0)
+    warmup_steps: int = setting(0, "units over which the learning rate rises from 0", at_least=0)
     warmup_share: float = setting(
-        0.0, "warm-up as a share of decay_steps, rounded down to a unit, instead of warmup_steps", at_least=0, below=1
+        0.0, "warm-up as a share of decay_steps, rounded down, instead of warmup_steps", at_least=0, below=1
     )
-    decay_steps: int = setting(0, "units, warm-up included, after which a decay has reached its end", at_least=0)
-    minimum_learning_rate: float = setting(0.0, "step size at the end of a decay and after it", at_least=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay; norms and biases have none", at_least=0)
+    decay_steps: int = setting(0, "units until a decay ends, warm-up included", at_least=0)
+    minimum_learning_rate: float = setting(0.0, "learning rate at the end of a decay and after it", at_least=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay of all parameters but norms and biases", at_least=0)
     beta1: float = setting(0.9, "Adam's decay of the first moment", at_least=0, below=1)
     beta2: float = setting(0.999, "Adam's decay of the second moment", at_least=0, below=1)
-    epsilon: float = setting(1e-8, "Adam's denominator offset", above=0)
-    gradient_clip: float = setting(1.0, "largest global gradient norm; larger ones are scaled down to it", above=0)
+    epsilon: float = setting(1e-8, "constant that Adam adds to its denominator", above=0)
+    gradient_clip: float = setting(1.0, "largest global gradient norm; larger gradients are scaled down to it", above=0)
 
 
 @dataclass
 class CriticConfig:
     training: CriticTraining = setting(
         CriticTraining.calibrated,
-        "what the critic learns: correctness of labeled rollouts, the policy step's returns, nothing any more "
-        "(frozen); none: there is no critic",
+        "what the critic learns: calibrated (correctness of labeled rollouts), returns (those of the policy step), "
+        "frozen (nothing in iterations); none: there is no critic",
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the critic's optimizer")
-    labels: Labels = setting(Labels.graded, "target of calibration; `shuffled` is a control of an experiment")
+    labels: Labels = setting(
+        Labels.graded, "targets of calibration: graded, or shuffled among rollouts as a control experiment"
+    )
     checkpoint: str = setting(
-        "", "directory of a checkpoint whose critic this one starts from; empty: model.hf_path and a fresh value head"
+        "", "checkpoint directory that the critic starts from; empty: model.hf_path with a new value head"
     )
-    target_range: TargetRange = setting(TargetRange.zero_one, "targets of a wrong and a right answer: 0, 1 or -1, 1")
+    target_range: TargetRange = setting(
+        TargetRange.zero_one, "targets of a wrong and a right answer: zero_one or minus_one_one"
+    )
     value_clip: float = setting(
-        0.0, "a value gains nothing by moving farther than this in one update; 0: unlimited", at_least=0
+        0.0, "the value loss clips a value's change within one update to this distance; 0: no clip", at_least=0
     )
-    mini_batches: int = setting(4, "optimizer steps that one epoch over the critic's rollouts is cut into", at_least=1)
-    epochs: int = setting(1, "passes over an iteration's rollouts", at_least=1)
+    mini_batches: int = setting(4, "optimizer steps of one epoch over the critic's rollouts", at_least=1)
+    epochs: int = setting(1, "epochs over an iteration's rollouts", at_least=1)
     micro_batch_tokens: int = setting(
         0,
-        "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be",
+        "tokens of one forward pass, counted over its CP ranks; 0: those of the longest possible sequence",
         at_least=0,
     )
 
 
 @dataclass
 class PolicyConfig:
-    learns_from: LearnsFrom = setting(LearnsFrom.unlabeled, "rollouts that train the policy: unlabeled, labeled, both")
+    learns_from: LearnsFrom = setting(
+        LearnsFrom.unlabeled, "rollouts that train the policy: unlabeled, labeled or both"
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the policy's optimizer")
-    checkpoint: str = setting("", "directory of a checkpoint whose policy this one starts from; empty: model.hf_path")
-    mini_batches: int = setting(4, "optimizer steps that one epoch over the policy's rollouts is cut into", at_least=1)
-    epochs: int = setting(1, "passes over an iteration's rollouts", at_least=1)
+    checkpoint: str = setting("", "checkpoint directory that the policy starts from; empty: model.hf_path")
+    mini_batches: int = setting(4, "optimizer steps of one epoch over the policy's rollouts", at_least=1)
+    epochs: int = setting(1, "epochs over an iteration's rollouts", at_least=1)
     micro_batch_tokens: int = setting(
         0,
-        "tokens of one forward pass, over the CP ranks that share it; 0: those of the longest sequence there can be",
+        "tokens of one forward pass, counted over its CP ranks; 0: those of the longest possible sequence",
         at_least=0,
     )
-    loss: PolicyLoss = setting(PolicyLoss.gspo, "gspo clips a ratio a sequence, ppo one a token")
+    loss: PolicyLoss = setting(PolicyLoss.gspo, "policy loss: gspo clips one ratio per sequence, ppo one per token")
     average_over: AverageOver = setting(
         AverageOver.sequences,
-        "the loss is a mean over sequences of means over their tokens (as published, biased by their lengths), a mean "
-        "over tokens, or a mean over sequences of sums over a constant, generation.max_response_tokens (unbiased)",
+        "average of the loss: sequences (mean over sequences of the mean over tokens, as published, biased by length), "
+        "tokens (mean over tokens), constant (mean over sequences of the sum over tokens, divided by "
+        "generation.max_response_tokens, unbiased)",
     )
     clip_range_low: float = setting(3e-4, "the ratio is clipped below at 1 - clip_range_low", above=0)
     clip_range_high: float = setting(5e-4, "the ratio is clipped above at 1 + clip_range_high", above=0)
     dual_clip: float = setting(
         0.0,
-        "bound, as a multiple above 1 of a negative advantage, on what a large ratio makes of it; 0: none",
+        "largest multiple, above 1, of a negative advantage that a large ratio may cause; 0: no bound",
         at_least=0,
     )
     kl_coefficient: float = setting(
         0.0,
-        "weight of KL(policy || policy at the first iteration); above 0 a third model is held",
+        "weight of KL(policy || policy at the first iteration); above 0 the run holds a third model, the reference",
         at_least=0,
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
     importance_cap: float = setting(
         0.0,
-        "weight tokens by min(p_trainer / p_generator, this): truncated importance sampling; 0: no weights",
+        "cap of the token weights p_trainer / p_generator of truncated importance sampling; 0: no weights",
         at_least=0,
     )
     baseline: Baseline = setting(
-        Baseline.before_token, "value that token t's advantage subtracts: V(x, y_<t), unbiased, or V(x, y_<=t), literal"
+        Baseline.before_token,
+        "baseline of token t's advantage: before_token, V(x, y_<t), which is unbiased, or after_token, V(x, y_<=t)",
     )
-    gamma: float = setting(1.0, "gamma of generalized advantages, a token", at_least=0, at_most=1)
-    gae_lambda: float = setting(1.0, "lambda of generalized advantages", at_least=0, at_most=1)
+    gamma: float = setting(
+        1.0, "discount factor gamma per token, of generalized advantage estimation", at_least=0, at_most=1
+    )
+    gae_lambda: float = setting(1.0, "lambda of generalized advantage estimation", at_least=0, at_most=1)
     whiten_advantages: bool = setting(
-        False, "shift and scale the batch's advantages to mean 0 and variance 1 over tokens"
+        False, "shift and scale the advantages of a batch to mean 0 and variance 1 over tokens"
     )
     truncated: Truncated = setting(
-        Truncated.value, "reward of a response cut at the limit: as of any other, that of a wrong answer, or left out"
+        Truncated.value,
+        "reward of a truncated response: value (as any other), wrong (as a wrong answer), mask (it is left out)",
     )
 
 
 @dataclass
 class LoopConfig:
-    iterations: int = setting(100, "iterations: E-steps and M-steps as below; 0 ends after the stages", at_least=0)
+    iterations: int = setting(
+        100, "number of iterations of E-steps and M-steps; 0: the run ends after the stages", at_least=0
+    )
     labeled_prompts: int = setting(
-        128, "labeled prompts of an E-step, or of a policy step that learns from them", at_least=1
+        128, "labeled prompts of an E-step, or of an M-step that learns from labeled prompts", at_least=1
     )
     unlabeled_prompts: int = setting(128, "unlabeled prompts of an M-step", at_least=1)
-    samples_per_prompt: int = setting(8, "responses a prompt", at_least=1)
+    samples_per_prompt: int = setting(8, "responses to a prompt", at_least=1)
     votes_per_prompt: int = setting(
         0,
-        "responses that vote on an unlabeled prompt's answer, the first samples_per_prompt train; 0: those alone",
+        "responses that vote on an unlabeled prompt's answer; the first samples_per_prompt of them also train; 0: "
+        "samples_per_prompt",
         at_least=0,
     )
-    e_steps: int = setting(1, "E-steps of an iteration that recalibrates, each on prompts of its own", at_least=1)
-    m_steps: int = setting(1, "M-steps an iteration, each on rollouts of the policy that the last one made", at_least=1)
-    e_step_interval: int = setting(1, "iterations from one E-step to the next", at_least=1)
+    e_steps: int = setting(1, "E-steps of an iteration that has any, each on new prompts", at_least=1)
+    m_steps: int = setting(1, "M-steps of an iteration, each on rollouts of the current policy", at_least=1)
+    e_step_interval: int = setting(1, "every so many iterations have E-steps", at_least=1)
     order: Order = setting(
-        Order.critic_first, "values_first reads the M-step's values before the E-step moves the critic"
+        Order.critic_first,
+        "critic that values the M-step's rollouts: critic_first (after the E-step), values_first (before)",
     )
-    drop_uniform_prompts: bool = setting(False, "replace labeled prompts whose responses are all right or all wrong")
-    refill_tries: int = setting(10, "rounds of sampling that look for their replacements", at_least=0)
+    drop_uniform_prompts: bool = setting(
+        False, "replace labeled prompts whose responses are all right or all wrong by others"
+    )
+    refill_tries: int = setting(10, "largest number of sampling rounds that look for such replacements", at_least=0)
     gate: float = setting(
         0.0,
-        "the policy waits while the critic's AUROC on questions set aside (`calibration`) is below this; 0: never",
+        "the M-step is skipped while the critic's AUROC on questions set aside (`calibration`) is below this; 0: never",
         at_least=0,
         below=1,
     )
-    gate_on: GateOn = setting(GateOn.auroc_within_prompts, "over all pairs of rollouts, or those of one prompt")
+    gate_on: GateOn = setting(
+        GateOn.auroc_within_prompts,
+        "AUROC of the gate: auroc (over all pairs of rollouts), auroc_within_prompts (over pairs of one prompt)",
+    )
 
 
 @dataclass
 class WarmStartConfig:
     steps: int = setting(
-        0, "supervised steps on data.warm_start before anything else; 0 leaves the policy as it is", at_least=0
+        0, "supervised optimizer steps on data.warm_start before all other stages; 0: no warm start", at_least=0
     )
-    batch_size: int = setting(64, "examples a step", at_least=1)
-    optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimizer of the warm start, dropped after it")
+    batch_size: int = setting(64, "examples of a step", at_least=1)
+    optimizer: OptimizerConfig = setting(
+        OptimizerConfig(), "the optimizer of the warm start; its state is dropped afterwards"
+    )
 
 
 @dataclass
 class CriticStartConfig:
-    iterations: int = setting(0, "E-steps on labeled prompts alone before the first M-step", at_least=0)
-    prompts: int = setting(128, "labeled prompts of each", at_least=1)
+    iterations: int = setting(0, "E-steps before the first M-step", at_least=0)
+    prompts: int = setting(128, "labeled prompts of each of these E-steps", at_least=1)
 
 
 @dataclass
 class StagesConfig:
     warm_start: WarmStartConfig = setting(WarmStartConfig(), "supervised warm start of the policy")
-    critic_start: CriticStartConfig = setting(CriticStartConfig(), "labeled-only calibration of the critic")
+    critic_start: CriticStartConfig = setting(
+        CriticStartConfig(), "calibration of the critic before the first iteration"
+    )

@@ -12,7 +12,7 @@ from tempo_megatron.evaluation.benchmarks import Benchmark
 from tempo_megatron.evaluation.plan import Plan
 from tempo_megatron.evaluation.store import Record
 from tempo_megatron.metrics.bootstrap import confidence_interval
-from tempo_megatron.metrics.figures import Figures, Samples, by_figure, mean, question_figures
+from tempo_megatron.metrics.question_metrics import Metrics, Samples, mean, question_metrics, values_by_metric
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.packages import installed_versions
 
@@ -24,7 +24,7 @@ _LEVEL = 0.95
 def benchmark_results(benchmark: Benchmark, samples: Mapping[str, Sequence[Record]], seed: int) -> dict[str, Any]:
     """Returns the figures of a benchmark, each a mean over its questions with an interval. Every question has
     samples."""
-    columns = by_figure([_question_figures(samples[prompt.id], benchmark) for prompt in benchmark.prompts])
+    columns = values_by_metric([_metrics_of_question(samples[prompt.id], benchmark) for prompt in benchmark.prompts])
     figures = {}
     for name, values in columns.items():
         resampling = derive_seed(seed, "bootstrap", benchmark.name, name)
@@ -85,7 +85,7 @@ def _cell(name: str, figure: Mapping[str, Any] | None) -> str:
     return f"{value} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
-def _question_figures(records: Sequence[Record], benchmark: Benchmark) -> Figures:
+def _metrics_of_question(records: Sequence[Record], benchmark: Benchmark) -> Metrics:
     samples = Samples(
         correct=[record["correct"] for record in records],
         clusters=[record["cluster"] for record in records],
@@ -94,4 +94,4 @@ def _question_figures(records: Sequence[Record], benchmark: Benchmark) -> Figure
         truncated=[record["finish_reason"] == "length" for record in records],
     )
     protocol = benchmark.protocol
-    return question_figures(samples, average_at=protocol.samples, k=protocol.k, ngrams=_NGRAMS)
+    return question_metrics(samples, average_at=protocol.samples, k=protocol.k, ngrams=_NGRAMS)

@@ -1,1 +1,1 @@
-"""Figures of a run: writers, pass@k, calibration, plots."""
+"""Metrics of a run and of an evaluation: how they are computed, written, plotted and watched."""

@@ -1,4 +1,4 @@
-"""Where figures go: metrics.jsonl always, TensorBoard and Weights & Biases when asked."""
+"""Writers of metrics: metrics.jsonl always, TensorBoard and Weights & Biases by the settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ logger = get_logger(__name__)
 
 
 class MetricsLog:
-    """Writers of a run directory; made on one rank. `lines` is what a checkpoint keeps, to cut the log back to it."""
+    """The writers of a run directory, which one rank has. A checkpoint keeps `lines`, the length of the log, so that a
+    resumed run can cut the log back to it."""
 
     def __init__(self, run_dir: Path, config: LoggingConfig, lines: int) -> None:
         self.path = run_dir / "metrics.jsonl"
@@ -44,9 +45,9 @@ class MetricsLog:
 
     @expect_pace(Pace.untimed)
     def write(self, row: dict[str, Any]) -> None:
-        """One line of metrics.jsonl; numbers also to the other writers, at the line's number as step.
+        """Writes a line of metrics.jsonl, and its numbers to the other writers with the line's number as step.
 
-        The line is on the disk when this returns: a checkpoint that counts it may outlive the node.
+        The line is on the disk when this returns, since a checkpoint that counts it may outlive the node.
         """
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -62,28 +63,28 @@ class MetricsLog:
         self.lines += 1
 
     def close(self) -> None:
-        """End the other writers. What they fail with is a warning: every figure is in metrics.jsonl."""
-        for name, end in (
+        """Closes the other writers. Their errors are warnings, because metrics.jsonl has every metric."""
+        for name, close in (
             ("TensorBoard", self._tensorboard and self._tensorboard.close),
             ("W&B", self._wandb and self._wandb.finish),
         ):
-            if not end:
+            if not close:
                 continue
             try:
-                end()
+                close()
             except Exception as error:  # trackers raise what they like
                 logger.warning(f"{name} did not take the end of the run: {error!r}")
 
 
 def _cut(path: Path, lines: int) -> None:
-    """Make a log of its first lines, where it lies: whoever is killed meanwhile has lost none of them."""
+    """Cuts a log back to its first lines in place, so that a process killed meanwhile loses none of them."""
     with path.open("a+b") as file:
         file.seek(0)
         file.truncate(sum(map(len, islice(file, lines))))
 
 
 def _wandb_id(run_dir: Path) -> str:
-    """The W&B run of a run directory: made once and kept in it, so that a resumed run goes on in the same one."""
+    """Returns the W&B run of a run directory. The directory keeps it, so that a resumed run continues the same one."""
     path = run_dir / "wandb_id"
     if not path.exists():
         write_text_atomically(path, uuid.uuid4().hex)

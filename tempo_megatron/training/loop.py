@@ -3,7 +3,7 @@
 Where to read on:
 
 - The M-step's advantage: `algorithms/advantages.py` has the formulas, `phases/advantages.py` applies the method's.
-- The best checkpoint: `metrics/choice.py` has the rule, `phases/select_checkpoint.py` gathers what it compares.
+- The best checkpoint: `phases/select_checkpoint.py` gathers candidates, `metrics/checkpoint_choice.py` has the rule.
 - SIGTERM: `supervision/interruption.py` notes the signal; `lifecycle.py` raises Interrupted where the run can be saved.
 - What a run consists of: `build.py` puts it together, and `state.py` lists what a checkpoint holds beside models.
 """

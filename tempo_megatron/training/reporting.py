@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from tempo_megatron.config import Config
 from tempo_megatron.generation.recorded import RecordedGenerator
-from tempo_megatron.metrics.alarms import raised
-from tempo_megatron.metrics.figures import Figures
+from tempo_megatron.metrics.alarms import arithmetic_alarms
+from tempo_megatron.metrics.question_metrics import Metrics
 from tempo_megatron.metrics.writers import MetricsLog
 from tempo_megatron.training.phases.select_checkpoint import Selection
 from tempo_megatron.training.residency import DeviceResidency
@@ -67,7 +67,7 @@ class RunLog:
         usage = self.residency.take_usage()
         self.state.log_lines += 1
         figures = {f"generation/{name}": value for name, value in self.generator.take_figures().items()}
-        alarms, lines = raised(metrics, self.config)
+        alarms, lines = arithmetic_alarms(metrics, self.config)
         metrics = {**metrics, **figures, **alarms}
         if self.writers:
             for line in lines:
@@ -84,7 +84,7 @@ class RunLog:
             self.writers.close()
 
 
-def evaluation_line(results: Mapping[str, Figures]) -> str:
+def evaluation_line(results: Mapping[str, Metrics]) -> str:
     """Return a line for the user with the accuracies of each whole evaluation set."""
     figures = {f"{name}/{key}": row[key] for name, row in results.items() if "/" not in name for key in row}
     accuracies = {name: value for name, value in figures.items() if "@" in name and "error" not in name}

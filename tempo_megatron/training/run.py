@@ -14,7 +14,7 @@ from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.metrics.plots import draw_apart
+from tempo_megatron.metrics.plots import draw_in_subprocess
 from tempo_megatron.run_dir.layout import interrupted_mark, write_summary
 from tempo_megatron.run_dir.lock import RunLock
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -199,7 +199,7 @@ class Run:
         if self.console.is_first:
             self.console.say(write_summary(self.directory, summary(self.config, self.snapshot())))
             self.metrics_log.close()
-            if warning := draw_apart(self.directory):
+            if warning := draw_in_subprocess(self.directory):
                 self.console.say(warning)
         self._leave_directory()
         topology.shutdown()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tempo_megatron.megatron.checkpointing.saver import ITERATION, Position
-from tempo_megatron.metrics.figures import Figures
+from tempo_megatron.metrics.question_metrics import Metrics
 from tempo_megatron.training.phases.select_checkpoint import Selection
 
 
@@ -37,11 +37,11 @@ class RunState:
     selection: Selection = field(default_factory=Selection)
     data_contents: str | None = None
     """A hash of the data files' contents."""
-    generation_figures: Figures = field(default_factory=dict)
+    generation_figures: Metrics = field(default_factory=dict)
     """The generator's figures that no line of the log has yet."""
-    initial_evaluation: dict[str, Figures] | None = None
+    initial_evaluation: dict[str, Metrics] | None = None
     """The figures of each evaluation set before iteration 1. They are None until that evaluation is over."""
-    final_evaluation: dict[str, Figures] | None = None
+    final_evaluation: dict[str, Metrics] | None = None
     """The figures of each evaluation set after the last iteration."""
     final_iteration: int = 0
     """The iteration after which the run was last evaluated as complete."""

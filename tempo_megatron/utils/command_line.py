@@ -17,32 +17,36 @@ _OPTION = re.compile(r"-[^\d.]")
 class SeveralValuesCommand(TyperCommand):
     """A command whose list options take several values: `--k 1 8` means `--k 1 --k 8`.
 
-    A list option ends at the next option. Where the command takes overrides, a `key=value` is one wherever it stands.
+    A list option ends at the next option. An option that is given twice has the values of its last place. Where the
+    command takes overrides, a `key=value` is one wherever it stands.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         list_options = {option for param in self.params if getattr(param, "multiple", False) for option in param.opts}
-        if any(param.name == "overrides" for param in self.params):
-            overrides = [argument for argument in args if _OVERRIDE.match(argument)]
-            args = [argument for argument in args if argument not in overrides]
-        else:
-            overrides = []
-        return super().parse_args(ctx, [*_repeat_options(args, list_options), *overrides])
+        takes_overrides = any(param.name == "overrides" for param in self.params)
+        overrides = [argument for argument in args if takes_overrides and _OVERRIDE.match(argument)]
+        others = [argument for argument in args if argument not in overrides]
+        return super().parse_args(ctx, [*_repeat_options(others, list_options), *overrides])
 
 
 def _repeat_options(arguments: Sequence[str], list_options: set[str]) -> list[str]:
-    """Returns the arguments with a list option repeated before each of its values."""
-    repeated: list[str] = []
+    """Returns the arguments with a list option before each of its values, behind all other arguments."""
+    others: list[str] = []
+    values: dict[str, list[str]] = {}
     option = ""
     for argument in arguments:
-        if _OPTION.match(argument):
-            option = argument if argument in list_options else ""
-            repeated.append(argument)
-        elif option and repeated[-1] != option:
-            repeated += [option, argument]
+        if argument in list_options:
+            option, values[argument] = argument, []
+        elif _OPTION.match(argument):
+            option = ""
+            others.append(argument)
+        elif option:
+            values[option].append(argument)
         else:
-            repeated.append(argument)
-    return repeated
+            others.append(argument)
+    repeated = [[option, value] for option, option_values in values.items() for value in option_values]
+    without_value = [option for option, option_values in values.items() if not option_values]
+    return [*others, *(argument for pair in repeated for argument in pair), *without_value]
 
 
 def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int:

@@ -65,33 +65,21 @@ def test_overrides_may_stand_among_the_options(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_list_options_take_several_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options of `tempo eval`, with settings in between, and the rest of its request."""
+    """Options of `tempo eval` with settings in between. An option that is given again replaces its earlier values."""
     requests = []
     monkeypatch.setattr(command, "evaluate_model", lambda request, arguments: requests.append((request, arguments)))
-    arguments = [
-        "eval",
-        "--data",
-        "a.jsonl",
-        "seed=3",
-        "b.jsonl",
-        "--model",
-        "m/n",
-        "--k",
-        "1",
-        "8",
-        "--processes",
-        "2",
-        "--data",
-        "c.jsonl",
-        "--top-p",
-        "0.5",
-    ]
-    assert cli.main(arguments) == 0
+    line = "eval --k 2 --data a.jsonl seed=3 b.jsonl --model m/n --k 1 8 --processes 2 --top-p 0.5"
+    assert cli.main(line.split()) == 0
     request, arguments_of_ranks = requests[0]
-    assert request.data == ("a.jsonl", "b.jsonl", "c.jsonl") and request.model == Path("m/n")
+    assert request.data == ("a.jsonl", "b.jsonl") and request.model == Path("m/n")
     assert request.protocol.k == (1, 8) and request.protocol.top_p == 0.5 and request.protocol.samples is None
     assert request.overrides == ("seed=3", "parallel.processes_per_node=2")
-    assert request.directory == Path("runs/eval/m-n") and arguments_of_ranks == arguments
+    assert request.directory.parts[:2] == ("runs", "eval") and arguments_of_ranks == line.split()
+
+
+def test_a_list_option_needs_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["eval", "--data", "--model", "m"]) == 2
+    assert "'--data' requires an argument" in capsys.readouterr().err
 
 
 def test_settings_are_plain_lines_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

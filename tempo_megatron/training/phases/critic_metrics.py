@@ -14,7 +14,7 @@ from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
 from tempo_megatron.metrics.evidence import evidence_terms
-from tempo_megatron.metrics.figures import mean
+from tempo_megatron.metrics.question_metrics import mean
 from tempo_megatron.training.phases.advantages import AdvantageBatch
 from tempo_megatron.training.phases.scoring import to_batch, values
 

@@ -15,8 +15,8 @@ from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
-from tempo_megatron.metrics.figures import Figures, Samples, mean, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
+from tempo_megatron.metrics.question_metrics import Metrics, Samples, mean, mean_over_questions, question_metrics
 from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import GradedAnswer, graded, graded_answers
@@ -54,8 +54,8 @@ class Evaluator:
         self._max_tokens = max_tokens
         self._samples_directory = samples_directory
 
-    def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Figures]:
-        """Return the figures of each set: means over questions of `metrics.figures.question_figures`.
+    def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Metrics]:
+        """Return the figures of each set: means over questions of `question_metrics`.
 
         avg@k, pass@k and cons@k also have their standard errors. A set of several sources has figures of each, named
         `SET/SOURCE`. Without sets the result is empty.
@@ -81,19 +81,19 @@ class Evaluator:
         answers = graded_answers(self._grader, rollouts, self._answers)
         self._write_samples([name for name, _ in questions for _ in range(samples)], rollouts, answers, iteration)
 
-        def measure(indices: Sequence[int]) -> list[Figures]:
+        def measure(indices: Sequence[int]) -> list[Metrics]:
             parts = [slice(index * samples, (index + 1) * samples) for index in indices]
             return [self._question_figures(rollouts[part], answers[part]) for part in parts]
 
         mixed = {name for name, prompts in sets.items() if len({prompt.source for prompt in prompts}) > 1}
-        rows: dict[str, list[Figures]] = {name: [] for name in sets}
+        rows: dict[str, list[Metrics]] = {name: [] for name in sets}
         for (name, prompt), row in zip(questions, map_over_ranks(range(len(questions)), measure), strict=True):
             rows[name].append(row)
             if name in mixed:
                 rows.setdefault(f"{name}/{prompt.source}", []).append(row)
-        return {name: summarize(figures) for name, figures in rows.items()}
+        return {name: mean_over_questions(figures) for name, figures in rows.items()}
 
-    def observe_unlabeled(self, step: PolicyRollouts, batch: AdvantageBatch, *, reads_values: bool) -> Figures:
+    def observe_unlabeled(self, step: PolicyRollouts, batch: AdvantageBatch, *, reads_values: bool) -> Metrics:
         """Return how right the unlabeled rollouts of an M-step are, and how its rewards compare with that.
 
         Where the method `reads_values`, its rewards are on the scale of the critic's targets and are scaled to [0, 1].
@@ -103,7 +103,7 @@ class Evaluator:
         rewards = (batch.rewards - wrong) / (1 - wrong)
         return self.observe([step.rollouts[row] for row in rows], [float(rewards[row]) for row in rows])
 
-    def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Figures:
+    def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Metrics:
         """Return how right rollouts are whose answers are known; {} where no answer is known.
 
         `avg` is the mean over rollouts. `pass@n` is the mean over questions, where n is the smallest number of rollouts
@@ -127,7 +127,7 @@ class Evaluator:
             figures["reward_auroc_within_prompts"] = auroc_within_groups(scores, correct, prompts)
         return {f"{_OBSERVED}/{name}": value for name, value in figures.items() if value is not None}
 
-    def _question_figures(self, rollouts: Sequence[Rollout], answers: Sequence[GradedAnswer]) -> Figures:
+    def _question_figures(self, rollouts: Sequence[Rollout], answers: Sequence[GradedAnswer]) -> Metrics:
         tick()
         samples = Samples(
             correct=[answer.correct for answer in answers],
@@ -137,7 +137,7 @@ class Evaluator:
             truncated=[rollout.truncated for rollout in rollouts],
         )
         k = self._config.k
-        return question_figures(samples, average_at=k, k=[k], ngrams=_NGRAMS)
+        return question_metrics(samples, average_at=k, k=[k], ngrams=_NGRAMS)
 
     @expect_pace(Pace.untimed)
     def _write_samples(
@@ -153,7 +153,7 @@ class Evaluator:
                 file.write(json.dumps(row) + "\n")
 
 
-def evaluation_metrics(results: dict[str, Figures]) -> dict[str, float]:
+def evaluation_metrics(results: dict[str, Metrics]) -> dict[str, float]:
     """Return the figures of evaluation sets as metrics, named `evaluation/SET/FIGURE`."""
     return {f"evaluation/{name}/{key}": value for name, row in results.items() for key, value in row.items()}
 
@@ -180,7 +180,7 @@ def _subset(prompts: list[Prompt], count: int) -> list[Prompt]:
     return [prompt for prompt in prompts if prompt.id in ids]
 
 
-def _pass_at_fewest(correct: Sequence[float], prompts: Sequence[str]) -> Figures:
+def _pass_at_fewest(correct: Sequence[float], prompts: Sequence[str]) -> Metrics:
     """Return pass@n, where n is the smallest number of rollouts of a prompt; {} where n is 1."""
     grades: dict[str, list[float]] = {}
     for grade, prompt in zip(correct, prompts, strict=True):

@@ -1,6 +1,6 @@
 """The best checkpoint: keeps the candidates' responses and lets one critic score them all.
 
-`metrics/choice.py` has the rule by which the best candidate is chosen.
+`metrics/checkpoint_choice.py` has the rule by which the best candidate is chosen.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.trainer import MegatronModel
-from tempo_megatron.metrics.choice import Candidate, choose
-from tempo_megatron.metrics.figures import mean, standard_error
+from tempo_megatron.metrics.checkpoint_choice import Candidate, best_checkpoint
+from tempo_megatron.metrics.question_metrics import mean, standard_error
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.utils.atomic_files import atomic_path
@@ -75,7 +75,7 @@ class CheckpointSelector:
         candidates = broadcast_from_first(
             self._with_values(critic, [*earlier, self._sample_candidate(collector, iteration)])
         )
-        best, reason = choose(candidates)
+        best, reason = best_checkpoint(candidates)
         self.restore(Selection(candidates, best.iteration, reason))
         return self.selection
 

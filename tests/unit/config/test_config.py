@@ -113,8 +113,10 @@ def test_values_are_judged_by_themselves() -> None:
 def test_what_a_value_stands_for_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """An escaped template, and what the environment says, are no settings."""
     monkeypatch.setenv("TEMPO_TEST_PLACE", "${seed}")
-    found = load_config(None, [r"data.prompt_template='{question} \${x}'", "run_dir='${oc.env:TEMPO_TEST_PLACE}'"])
-    assert (found.data.prompt_template, found.run_dir) == ("{question} ${x}", "${seed}")
+    config_read = load_config(
+        None, [r"data.prompt_template='{question} \${x}'", "run_dir='${oc.env:TEMPO_TEST_PLACE}'"]
+    )
+    assert (config_read.data.prompt_template, config_read.run_dir) == ("{question} ${x}", "${seed}")
 
 
 def test_defaults_are_within_their_bounds_and_numbers_have_some() -> None:

@@ -31,8 +31,9 @@ class FakeGrader(GraderOfText):
         self._decode = decode
 
     def grade(self, rollouts: Sequence[Any], answers: dict[str, dict[str, Any]]) -> list[float]:
-        texts = [self._decode(made.response_ids) for made in rollouts]
-        return [float(text[0] == answers[made.prompt.id]["answer"]) for text, made in zip(texts, rollouts, strict=True)]
+        texts = [self._decode(rollout.response_ids) for rollout in rollouts]
+        labels = [answers[rollout.prompt.id]["answer"] for rollout in rollouts]
+        return [float(text[0] == label) for text, label in zip(texts, labels, strict=True)]
 
 
 class SeededEngine:
@@ -47,12 +48,12 @@ class SeededEngine:
         if len(self.calls) == self._last:
             raise KeyboardInterrupt
         self.calls.append(len(requests))
-        made = []
+        completions = []
         for request in requests:
             random_ = random.Random(request.seed)
             ids = tuple(random_.choices(self.ids, k=random_.randint(1, 3)))
-            made.append(Completion(ids, (0.0,) * len(ids), random_.choice(["stop", "stop", "length"])))
-        return made
+            completions.append(Completion(ids, (0.0,) * len(ids), random_.choice(["stop", "stop", "length"])))
+        return completions
 
 
 def write_questions(path: Path, count: int = 5, answer: str = "a") -> Path:
@@ -65,8 +66,8 @@ def write_questions(path: Path, count: int = 5, answer: str = "a") -> Path:
 def arguments(demo_model: Path, tmp_path: Path) -> list[str]:
     """Five questions, one a generate call: four samples are the four batches of one sequence that a call holds."""
     questions = write_questions(tmp_path / "words.jsonl")
-    given = f"--model {demo_model} --data {questions} --out {tmp_path / 'out'} --samples 4 --k 2 --precision fp32"
-    return [*given.split(), "--max-response-tokens", "8", "data.max_prompt_tokens=16", "generation.max_num_seqs=1"]
+    options = f"--model {demo_model} --data {questions} --out {tmp_path / 'out'} --samples 4 --k 2 --precision fp32"
+    return [*options.split(), "--max-response-tokens", "8", "data.max_prompt_tokens=16", "generation.max_num_seqs=1"]
 
 
 def parse(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> EvaluationRequest:
@@ -117,14 +118,14 @@ def test_results_have_intervals_settings_and_versions(
 ) -> None:
     """What a reader needs to use a figure: its interval, over how many questions, sampled how, with what."""
     run(arguments, monkeypatch)
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
-    words = found["benchmarks"]["words"]
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    words = report["benchmarks"]["words"]
     assert (words["questions"], words["samples"], words["temperature"]) == (5, 4, 1.0)
     assert {"avg@4", "pass@2", "cons@2", "length", "truncated", "distinct_answers"} < words["figures"].keys()
     for figure in words["figures"].values():
         low, high = figure["interval"]
         assert low <= figure["value"] <= high
-    assert found["settings"]["max_response_tokens"] == 8 and found["versions"]["torch"] and found["date"]
+    assert report["settings"]["max_response_tokens"] == 8 and report["versions"]["torch"] and report["date"]
     table = (tmp_path / "out" / "results.md").read_text()
     assert f"| words | 5 | {100 * words['figures']['avg@4']['value']:.1f} [" in table
 
@@ -158,10 +159,10 @@ def test_another_model_or_another_answer_is_refused(
 ) -> None:
     """The same paths with other contents: a trained model, a corrected answer."""
     run(arguments, monkeypatch)
-    before = make_plan(parse(arguments)).settings()
+    before = make_plan(parse(arguments, monkeypatch)).settings()
     write_questions(tmp_path / "words.jsonl", answer="b")
     monkeypatch.setattr("tempo_megatron.evaluation.store.differences", lambda out, settings: [])
-    assert make_plan(parse(arguments)).settings() != before
+    assert make_plan(parse(arguments, monkeypatch)).settings() != before
     weights = tmp_path / "model.safetensors"
     content = bytearray((demo_model / weights.name).read_bytes())
     weights.write_bytes(content)
@@ -208,12 +209,12 @@ def test_a_wrong_argument_is_named(
 
 
 def test_questions_without_answers_are_counted_or_an_error(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An unanswered question must not count as a wrong one; a file of none is a mistake."""
     path = tmp_path / "words.jsonl"
     path.write_text(path.read_text() + json.dumps({"prompt": "zz"}))
-    (benchmark,) = make_plan(parse(arguments)).benchmarks
+    (benchmark,) = make_plan(parse(arguments, monkeypatch)).benchmarks
     assert len(benchmark.prompts) == 5 and "1 without an answer" in benchmark.left_out
     path.write_text(json.dumps({"prompt": "zz"}))
     assert cli.main(["eval", *arguments]) == 2
@@ -235,25 +236,29 @@ def test_the_papers_protocols_are_those_of_its_tables() -> None:
     )
 
 
-def test_benchmarks_are_named_after_files_and_take_their_protocol(arguments: list[str], tmp_path: Path) -> None:
+def test_benchmarks_are_named_after_files_and_take_their_protocol(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`AIME-2024.jsonl` is AIME 2024, whatever its writer's taste in names."""
     files = [write_questions(tmp_path / "AIME-2024.jsonl"), tmp_path / "words.jsonl"]
     plain = [part for part in arguments if part not in ("--samples", "4", "--k", "2")]
-    made = make_plan(parse([*plain, "--data", *map(str, files)])).benchmarks
-    assert [benchmark.name for benchmark in made] == ["aime_2024", "words"]
-    assert [benchmark.protocol.samples for benchmark in made] == [16, 16]
+    benchmarks = make_plan(parse([*plain, "--data", *map(str, files)], monkeypatch)).benchmarks
+    assert [benchmark.name for benchmark in benchmarks] == ["aime_2024", "words"]
+    assert [benchmark.protocol.samples for benchmark in benchmarks] == [16, 16]
     (tmp_path / "other").mkdir()
     twice = ["--data", str(files[1]), str(write_questions(tmp_path / "other" / "words.jsonl"))]
     with pytest.raises(ValueError, match=r"words\.jsonl and .*words\.jsonl have one name"):
-        make_plan(parse([*plain, *twice]))
+        make_plan(parse([*plain, *twice], monkeypatch))
 
 
-def test_a_recipe_brings_its_settings_and_its_evaluated_sets(recipe: Path, demo_model: Path, tmp_path: Path) -> None:
+def test_a_recipe_brings_its_settings_and_its_evaluated_sets(
+    recipe: Path, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both hidden streams are benchmarks, told apart where they share a source; flags and overrides win."""
-    given = (
+    arguments = (
         f"--model {demo_model} --recipe {recipe} --out {tmp_path / 'out'} generation.max_response_tokens=7 --samples 5"
     )
-    plan = make_plan(parse(given.split()))
+    plan = make_plan(parse(arguments.split(), monkeypatch))
     assert [benchmark.name for benchmark in plan.benchmarks] == ["unlabeled_spell_backward", "held_out_spell_backward"]
     assert [len(benchmark.prompts) for benchmark in plan.benchmarks] == [12, 8]
     assert {(benchmark.protocol.samples, benchmark.protocol.k) for benchmark in plan.benchmarks} == {(5, (4,))}
@@ -263,11 +268,11 @@ def test_a_recipe_brings_its_settings_and_its_evaluated_sets(recipe: Path, demo_
 
 def test_a_table_leaves_out_what_a_benchmark_does_not_report() -> None:
     """Benchmarks of different protocols stand in one table; one question has no interval."""
-    made = {
+    benchmarks = {
         "one": {"questions": 30, "figures": {"avg@16": {"value": 0.5, "interval": [0.25, 0.75]}}},
         "two": {"questions": 1, "figures": {"length": {"value": 10.4, "interval": None}}},
     }
-    assert to_table(made).splitlines()[:4] == [
+    assert to_table(benchmarks).splitlines()[:4] == [
         "| benchmark | questions | avg@16 | length |",
         "| --- | --- | --- | --- |",
         "| one | 30 | 50.0 [25.0, 75.0] |  |",

@@ -32,9 +32,9 @@ def test_a_95_percent_interval_covers_the_mean_95_times_in_100(difficulty: str, 
 def test_intervals_are_those_of_their_seed_and_stay_within_the_values() -> None:
     """A repeated evaluation prints the same numbers; no accuracy is above 1."""
     values = [1.0] * 28 + [0.0, 0.5]
-    found = confidence_interval(values, seed=3)
-    assert found == confidence_interval(values, seed=3) != confidence_interval(values, seed=4)
-    assert found and 0 <= found[0] < sum(values) / 30 < found[1] <= 1
+    interval = confidence_interval(values, seed=3)
+    assert interval == confidence_interval(values, seed=3) != confidence_interval(values, seed=4)
+    assert interval and 0 <= interval[0] < sum(values) / 30 < interval[1] <= 1
 
 
 def test_more_confidence_is_wider_and_order_does_not_matter_much() -> None:

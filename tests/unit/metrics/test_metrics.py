@@ -11,8 +11,8 @@ import torch
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
 from tempo_megatron.metrics.evidence import evidence_terms
-from tempo_megatron.metrics.figures import Samples, question_figures, summarize
 from tempo_megatron.metrics.pass_at_k import pass_at_k
+from tempo_megatron.metrics.question_metrics import Samples, mean_over_questions, question_metrics
 from tempo_megatron.training.phases.critic_metrics import value_evidence, value_metrics
 
 SIX = range(7)
@@ -29,23 +29,23 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_correct_answer(correct: int, k
 
 def measured(grades: list[int], k: int) -> dict[str, float]:
     samples = Samples(grades, grades, ["a b"] * len(grades), [3] * len(grades), [False] * len(grades))
-    return question_figures(samples, average_at=k, k=[k], ngrams=[1, 2, 3])
+    return question_metrics(samples, average_at=k, k=[k], ngrams=[1, 2, 3])
 
 
 def test_a_summary_averages_over_questions_not_samples() -> None:
     """Standard errors are over questions: samples of one question are not independent evidence."""
-    found = summarize([measured(grades, k=2) for grades in ([1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0])])
-    assert found["avg@2"] == pytest.approx(0.5)
-    assert found["pass@2"] == pytest.approx((1 + 0 + 5 / 6) / 3)
-    assert found["avg@2_standard_error"] == pytest.approx(0.5 / 3**0.5)
+    metrics = mean_over_questions([measured(grades, k=2) for grades in ([1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0])])
+    assert metrics["avg@2"] == pytest.approx(0.5)
+    assert metrics["pass@2"] == pytest.approx((1 + 0 + 5 / 6) / 3)
+    assert metrics["avg@2_standard_error"] == pytest.approx(0.5 / 3**0.5)
 
 
 def test_a_figure_that_a_question_lacks_is_averaged_over_the_others() -> None:
     """A question whose responses are too short for an n-gram says nothing of n-grams."""
     short, long = measured([1, 0], k=1), measured([1, 0], k=1) | {"distinct_3grams": 0.25}
     assert "distinct_3grams" not in short
-    assert summarize([short, long])["distinct_3grams"] == 0.25
-    assert summarize([short, long])["distinct_2grams"] == 0.5
+    assert mean_over_questions([short, long])["distinct_3grams"] == 0.25
+    assert mean_over_questions([short, long])["distinct_2grams"] == 0.5
 
 
 def test_a_critic_that_only_knows_hard_prompts_has_half_within_prompts() -> None:
@@ -65,13 +65,13 @@ def test_calibration_error_is_the_mean_gap_of_the_bins() -> None:
 
 def test_the_evidence_bound_is_the_difference_of_its_terms_and_the_log_of_the_mean() -> None:
     """By hand: beliefs 0.2 and 0.6 give q = (1/4, 3/4); a question with equal beliefs has no divergence."""
-    found = evidence_terms([[0.2, 0.6], [0.5, 0.5]])
+    metrics = evidence_terms([[0.2, 0.6], [0.5, 0.5]])
     divergence = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     correctness = 0.25 * math.log(0.2) + 0.75 * math.log(0.6)
-    assert found["divergence_from_policy"] == pytest.approx(divergence / 2)
-    assert found["expected_log_correctness"] == pytest.approx((correctness + math.log(0.5)) / 2)
-    assert found["bound"] == pytest.approx(found["expected_log_correctness"] - found["divergence_from_policy"])
-    assert found["bound"] == pytest.approx((math.log(0.4) + math.log(0.5)) / 2)
+    assert metrics["divergence_from_policy"] == pytest.approx(divergence / 2)
+    assert metrics["expected_log_correctness"] == pytest.approx((correctness + math.log(0.5)) / 2)
+    assert metrics["bound"] == pytest.approx(metrics["expected_log_correctness"] - metrics["divergence_from_policy"])
+    assert metrics["bound"] == pytest.approx((math.log(0.4) + math.log(0.5)) / 2)
 
 
 def test_the_evidence_bound_is_never_above_the_true_log_evidence() -> None:
@@ -87,11 +87,11 @@ def test_the_critic_is_measured_on_the_way_through_a_response() -> None:
     mask = torch.tensor([[0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]).bool()
     read = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.9], [7.0, 0.6, 0.5, 0.2, 7.0]])
     rollouts = [Rollout(Prompt(name, (1,), "here", "exact"), 0, (), (), "stop") for name in "ab"]
-    found = value_metrics(read, mask, rollouts, [1.0, 0.0])
-    assert found["brier_at_000"] == pytest.approx((0.9**2 + 0.6**2) / 2)
-    assert found["brier_at_050"] == pytest.approx((0.7**2 + 0.5**2) / 2)
-    assert found["brier"] == pytest.approx((0.1**2 + 0.2**2) / 2)
-    assert found["auroc"] == 1.0 and found["auroc_at_000"] == 0.0
+    metrics = value_metrics(read, mask, rollouts, [1.0, 0.0])
+    assert metrics["brier_at_000"] == pytest.approx((0.9**2 + 0.6**2) / 2)
+    assert metrics["brier_at_050"] == pytest.approx((0.7**2 + 0.5**2) / 2)
+    assert metrics["brier"] == pytest.approx((0.1**2 + 0.2**2) / 2)
+    assert metrics["auroc"] == 1.0 and metrics["auroc_at_000"] == 0.0
 
 
 def test_a_value_that_is_not_finite_is_counted_and_takes_no_part() -> None:
@@ -100,13 +100,13 @@ def test_a_value_that_is_not_finite_is_counted_and_takes_no_part() -> None:
     read = torch.tensor([[0.1, 0.2, 0.9], [0.5, 0.5, float("nan")], [0.4, 0.3, 0.2]])
     rollouts = [Rollout(Prompt(name, (1,), "here", "exact"), 0, (), (), "stop") for name in "aab"]
     correct = [1.0, 1.0, 0.0]
-    found, without = (
+    metrics, without = (
         value_metrics(read[rows], mask[rows], [rollouts[row] for row in rows], [correct[row] for row in rows])
         for rows in ([0, 1, 2], [0, 2])
     )
-    assert (found["non_finite_values"], without["non_finite_values"]) == (1.0, 0.0)
+    assert (metrics["non_finite_values"], without["non_finite_values"]) == (1.0, 0.0)
     for name in ("auroc", "brier", "calibration_error", "mean_value"):
-        assert found[name] == without[name], name
+        assert metrics[name] == without[name], name
     none = value_metrics(torch.full((3, 3), float("inf")), mask, rollouts, correct)
     assert none == {"non_finite_values": 3.0, "correct": pytest.approx(2 / 3)}
     assert value_evidence(read[:, -1], rollouts, 0.0) == value_evidence(

@@ -14,7 +14,7 @@ import pytest
 
 from tempo_megatron.config import Config
 from tempo_megatron.metrics import plots
-from tempo_megatron.metrics.plots import draw_apart
+from tempo_megatron.metrics.plots import draw_in_subprocess
 from tempo_megatron.training import run as run_module
 from tempo_megatron.training.run import Run
 from tempo_megatron.training.state import RunState
@@ -25,9 +25,9 @@ ROW = {"stage": "train", "iteration": 1, "evaluation/held_out/avg@4": 0.5, "crit
 def test_a_run_is_drawn(tmp_path: Path) -> None:
     """By the command that a warning names."""
     (tmp_path / "metrics.jsonl").write_text(json.dumps(ROW) + "\n")
-    assert draw_apart(tmp_path) == ""
-    drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert drawn == ["accuracy.png", "critic.png", "diversity.png", "reward.png"]
+    assert draw_in_subprocess(tmp_path) == ""
+    plots_written = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert plots_written == ["accuracy.png", "critic.png", "diversity.png", "reward.png"]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_crash_is_a_warning_that_names_the_end(
 ) -> None:
     """An interpreter that dies of a signal, and an error."""
     stand_in(tmp_path, program, monkeypatch)
-    warning = draw_apart(tmp_path)
+    warning = draw_in_subprocess(tmp_path)
     assert warning.startswith(f"warning: {tmp_path} lacks plots, which `python -m tempo_megatron.metrics.plots")
     assert warning.endswith(told)
 
@@ -51,7 +51,7 @@ def test_drawing_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The other ranks wait for it."""
     stand_in(tmp_path, "exec sleep 600", monkeypatch)
     monkeypatch.setattr(plots, "_LIMIT_SECONDS", 0.1)
-    assert "more than 0 s" in draw_apart(tmp_path)
+    assert "more than 0 s" in draw_in_subprocess(tmp_path)
 
 
 def stand_in(directory: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +79,14 @@ def test_the_summary_is_there_before_anything_that_may_fail_after_it(
     order: list[str] = []
 
     def note(what: str, result: Any = None) -> Any:
-        return lambda *given: order.append(what) or result
+        return lambda *_: order.append(what) or result
 
-    for name, result in {"export_run": None, "summary": {}, "write_summary": "", "draw_apart": "warning"}.items():
+    for name, result in {
+        "export_run": None,
+        "summary": {},
+        "write_summary": "",
+        "draw_in_subprocess": "warning",
+    }.items():
         monkeypatch.setattr(run_module, name, note(name, result))
     monkeypatch.setattr(run_module.topology, "shutdown", note("shutdown"))
     fake: Any = SimpleNamespace(
@@ -96,4 +101,12 @@ def test_the_summary_is_there_before_anything_that_may_fail_after_it(
         _leave_directory=note("leave"),
     )
     Run.finish(fake)
-    assert order[2:] == ["export_run", "summary", "write_summary", "trackers", "draw_apart", "leave", "shutdown"]
+    assert order[2:] == [
+        "export_run",
+        "summary",
+        "write_summary",
+        "trackers",
+        "draw_in_subprocess",
+        "leave",
+        "shutdown",
+    ]

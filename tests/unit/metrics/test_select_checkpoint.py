@@ -13,7 +13,7 @@ import torch
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.checkpointing.saver import kept_iterations
-from tempo_megatron.metrics.choice import Candidate, choose
+from tempo_megatron.metrics.checkpoint_choice import Candidate, best_checkpoint
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
 
 
@@ -25,20 +25,20 @@ def test_labeled_accuracy_comes_first_and_the_critic_decides_among_equals() -> N
         Candidate(20, 0.59, 0.02, 0.45),
         Candidate(30, 0.40, 0.02, 0.90),
     ]
-    best, reason = choose(candidates)
+    best, reason = best_checkpoint(candidates)
     assert best.iteration == 20
     assert "2 of 4 candidates within a standard error" in reason and "0.6000" in reason
 
 
 def test_without_a_critic_accuracy_decides_and_the_earliest_of_equals_wins() -> None:
     """TTRL, EMPO and GRPO have no value to compare."""
-    best, reason = choose([Candidate(0, 0.5, 0.1), Candidate(5, 0.6, 0.1), Candidate(9, 0.6, 0.1)])
+    best, reason = best_checkpoint([Candidate(0, 0.5, 0.1), Candidate(5, 0.6, 0.1), Candidate(9, 0.6, 0.1)])
     assert best.iteration == 5 and "no critic" in reason
 
 
 def test_equal_values_keep_the_earliest() -> None:
     """A run that does not move does not count as getting better: the stopping rule relies on it."""
-    assert choose([Candidate(3, 0.5, 0.1, 0.4), Candidate(6, 0.5, 0.1, 0.4)])[0].iteration == 3
+    assert best_checkpoint([Candidate(3, 0.5, 0.1, 0.4), Candidate(6, 0.5, 0.1, 0.4)])[0].iteration == 3
 
 
 class FakeCollector:
@@ -51,14 +51,14 @@ class FakeCollector:
         self.sampled: dict[str, int] = {}
 
     def sample(
-        self, drawn: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], *_: Any, **__: Any
+        self, prompts_by_stream: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], *_: Any, **__: Any
     ) -> dict[str, list[Rollout]]:
-        found = {
+        rollouts_by_stream = {
             name: [Rollout(prompt, 0, (2,), (0.0,), "stop") for prompt in prompts for _ in range(samples[name])]
-            for name, prompts in drawn.items()
+            for name, prompts in prompts_by_stream.items()
         }
-        self.sampled = {name: len(rollouts) for name, rollouts in found.items()}
-        return found
+        self.sampled = {name: len(rollouts) for name, rollouts in rollouts_by_stream.items()}
+        return rollouts_by_stream
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
         return self.right
@@ -93,9 +93,9 @@ def test_a_value_that_is_not_finite_is_never_the_best() -> None:
     nan, inf = float("nan"), float("inf")
     for order in (1, -1):
         candidates = [Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.5, 0.1, 0.4), Candidate(9, 0.9, 0.1, inf)][::order]
-        best, reason = choose(candidates)
+        best, reason = best_checkpoint(candidates)
         assert best.iteration == 5 and "2 left out, whose value is not finite" in reason
-    best, reason = choose([Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.6, 0.1, nan)])
+    best, reason = best_checkpoint([Candidate(0, 0.5, 0.1, nan), Candidate(5, 0.6, 0.1, nan)])
     assert best.iteration == 5 and "no value of the critic is finite" in reason
 
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, ITERATION, Position
-from tempo_megatron.metrics.choice import Candidate
+from tempo_megatron.metrics.checkpoint_choice import Candidate
 from tempo_megatron.training.phases.select_checkpoint import Selection
 from tempo_megatron.training.state import RunState
 
