@@ -2,8 +2,8 @@
 
 usage: python tools/make_demo_model.py DIRECTORY [--seed N]
 
-The tokenizer has one token for each letter and one for the fixed text of reasoning-gym's `spell_backward` question, so
-that a prompt is as long as its word.
+The tokenizer has one token for each letter, and one for the fixed text of reasoning-gym's `spell_backward` question.
+So a prompt has about as many tokens as its word has letters.
 """
 
 from __future__ import annotations
