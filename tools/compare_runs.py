@@ -1,14 +1,15 @@
-"""Variants of a run against each other from one start, over seeds: runs, tables and figure in one command.
+"""Compares variants of a run from the same start over seeds. One command makes the runs, the tables and the figure.
 
 usage: python tools/compare_runs.py DIRECTORY [--variants methods] [--recipe recipes/demo.yaml] [--seeds 0,1,2]
        [--jobs 1] [--gpus 0,1] [--delay 0] [key=value ...]
 
-For every seed one run makes the start (the recipe's stages and nothing after them), and every variant goes on from that
-run's policy and critic. The same command again resumes what is not finished. DIRECTORY gets comparison.md,
-comparison.json and comparison.png.
+For each seed, one run makes the start: the recipe's stages before the loop. Each variant continues from that run's
+policy and critic. The same command resumes unfinished runs. DIRECTORY gets comparison.md, comparison.json and
+comparison.png.
 
-`--variants methods`: all train the policy on 256 rollouts an iteration. Those that compare a prompt's responses with
-each other take 8 of 32 prompts, the others 2 of 128. TEMPO's critic learns from the recipe's labeled rollouts besides.
+`--variants methods`: each method trains the policy on 256 rollouts an iteration. Methods that compare a prompt's
+responses with each other take 8 of 32 prompts, the others 2 of 128. TEMPO's critic also learns from the recipe's
+labeled rollouts.
 `--variants precisions`: training in bf16 and in FP8, with bf16 rollouts.
 """
 
@@ -35,11 +36,11 @@ from tempo_megatron.metrics.pass_at_k import pass_at_k
 K = 8
 GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
 DIFFERENCE = "generation/exp_log_prob_difference_mean"
-ENDS = 10
-"""iterations at either end that the table of log-prob differences averages"""
+AVERAGED_ITERATIONS = 10
+"""Number of first and of last iterations that the table of log-prob differences averages."""
 
 Variants = dict[str, tuple[str, ...]]
-"""name -> settings"""
+"""Maps a variant's name to its settings."""
 VARIANTS: dict[str, Variants] = {
     "methods": {
         "tempo": ("method=tempo",),
@@ -53,121 +54,135 @@ VARIANTS: dict[str, Variants] = {
 
 
 def train(recipe: Path, run: Path, overrides: Sequence[str], gpu: str | None) -> None:
-    """A run to its end, on one GPU where it is named; one that has a summary is left as it is. Its output goes into its
-    directory."""
+    """Trains a run to its end, on GPU `gpu` if it is named. Skips a run that has a summary.
+
+    The output goes to the run's directory.
+    """
     if (run / "summary.json").is_file():
         return
     run.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tempo_megatron.cli", "train", str(recipe), f"run_dir={run}", *overrides]
     with (run / "output.log").open("a") as log:
         environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}; see {run / 'output.log'}")
+        process = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {run / 'output.log'}")
     print(f"{run.name}: done", flush=True)
 
 
-def compare(given: argparse.Namespace, variants: Variants, seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """All runs, `jobs` at a time, spread evenly over the GPUs: the starts, then the variants. Raises ExceptionGroup
-    once all have ended."""
-    gpus: list[str | None] = list(given.gpus.split(",")) if given.gpus else [None]
-    begins = {gpu: threading.Lock() for gpu in gpus}
-    free: queue.Queue[str | None] = queue.Queue()
-    for number in range(given.jobs):
-        free.put(gpus[number % len(gpus)])
+def compare(options: argparse.Namespace, variants: Variants, seeds: Sequence[int], overrides: Sequence[str]) -> None:
+    """Makes all runs, first the starts and then the variants: `jobs` at a time, spread evenly over the GPUs.
+
+    Raises ExceptionGroup once all have ended.
+    """
+    gpus: list[str | None] = list(options.gpus.split(",")) if options.gpus else [None]
+    start_locks = {gpu: threading.Lock() for gpu in gpus}
+    free_gpus: queue.Queue[str | None] = queue.Queue()
+    for number in range(options.jobs):
+        free_gpus.put(gpus[number % len(gpus)])
 
     def run(name: str, seed: int, settings: Sequence[str]) -> None:
-        gpu = free.get()
+        gpu = free_gpus.get()
         try:
-            with begins[gpu]:
-                time.sleep(given.delay)
-            train(given.recipe, given.directory / f"{name}-{seed}", [*settings, f"seed={seed}"], gpu)
+            with start_locks[gpu]:
+                time.sleep(options.delay)
+            train(options.recipe, options.directory / f"{name}-{seed}", [*settings, f"seed={seed}"], gpu)
         finally:
-            free.put(gpu)
+            free_gpus.put(gpu)
 
     def after_start(seed: int) -> list[str]:
-        begun = given.directory / f"start-{seed}" / "checkpoints" / "iteration-000000"
+        start = options.directory / f"start-{seed}" / "checkpoints" / "iteration-000000"
         return [
-            f"policy.checkpoint={begun}",
-            f"critic.checkpoint={begun}",
+            f"policy.checkpoint={start}",
+            f"critic.checkpoint={start}",
             "stages.warm_start.steps=0",
             "stages.critic_start.iterations=0",
         ]
 
-    made = [(name, seed, settings) for seed in seeds for name, settings in variants.items()]
-    with ThreadPoolExecutor(given.jobs) as pool:
-        starts = [*overrides, "loop.iterations=0"]
-        finish([pool.submit(run, "start", seed, starts) for seed in seeds])
+    variant_runs = [(name, seed, settings) for seed in seeds for name, settings in variants.items()]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        start_settings = [*overrides, "loop.iterations=0"]
+        finish([pool.submit(run, "start", seed, start_settings) for seed in seeds])
         finish(
-            [pool.submit(run, name, seed, [*settings, *overrides, *after_start(seed)]) for name, seed, settings in made]
+            [
+                pool.submit(run, name, seed, [*settings, *overrides, *after_start(seed)])
+                for name, seed, settings in variant_runs
+            ]
         )
 
 
 def finish(runs: Sequence[Future[None]]) -> None:
-    """Wait for all of them. Raises ExceptionGroup."""
+    """Waits for all runs. Raises ExceptionGroup if some failed."""
     failed = [error for run in runs if isinstance(error := run.exception(), Exception)]
     if failed:
         raise ExceptionGroup("some runs failed; the same command tries them again", failed)
 
 
-def questions(run: Path, at: str) -> dict[str, dict[str, list[float]]]:
-    """Grades of the first (`initial`) or last (`final`) evaluation: set -> question -> grade of each sample."""
+def grades_by_question(run: Path, evaluation: str) -> dict[str, dict[str, list[float]]]:
+    """Returns the grades of the `initial` or `final` evaluation: set -> question -> grade of each sample."""
     files = sorted((run / "samples").glob("iteration-*.jsonl"))
-    rows = [json.loads(line) for line in files[0 if at == "initial" else -1].read_text().splitlines()]
-    found: dict[str, dict[str, list[float]]] = {}
+    rows = [json.loads(line) for line in files[0 if evaluation == "initial" else -1].read_text().splitlines()]
+    grades: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        found.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(row["correct"])
-    return found
+        grades.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(row["correct"])
+    return grades
 
 
-def figures(runs: Sequence[Path], at: str, of: str) -> dict[str, tuple[float, float, float]]:
-    """avg@8 and pass@8 with 95% intervals over questions, each question averaged over the runs that have it."""
+def summary(runs: Sequence[Path], evaluation: str, question_set: str) -> dict[str, tuple[float, float, float]]:
+    """Returns avg@8 and pass@8 as (mean, low, high) with 95% intervals over questions.
+
+    Each question is averaged over the runs that have it.
+    """
     by_question: dict[str, list[list[float]]] = {}
     for run in runs:
-        for prompt, grades in questions(run, at)[of].items():
+        for prompt, grades in grades_by_question(run, evaluation)[question_set].items():
             by_question.setdefault(prompt, []).append(grades)
     measures = {
         f"avg@{K}": lambda grades: sum(grades) / len(grades),
         f"pass@{K}": lambda grades: pass_at_k(round(sum(grades)), len(grades), K),
     }
-    found = {}
+    summary_by_measure = {}
     for name, measure in measures.items():
         values = [statistics.mean(map(measure, rows)) for rows in by_question.values()]
         interval = confidence_interval(values, seed=derive_seed("comparison", name)) or (values[0], values[0])
-        found[name] = (statistics.mean(values), *interval)
-    return found
+        summary_by_measure[name] = (statistics.mean(values), *interval)
+    return summary_by_measure
 
 
 def table(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    """Rows of variant and set, the mean over seeds with its interval, and each seed's avg@8."""
+    """Returns a row for each variant and set: means over seeds with intervals, and each seed's avg@8."""
     lines = [
         f"| variant | set | avg@{K} | pass@{K} | avg@{K} of seeds {', '.join(map(str, seeds))} |",
         "|---|---|---|---|---|",
     ]
     results: dict[str, Any] = {}
-    for of in ("unlabeled", "held_out"):
+    for question_set in ("unlabeled", "held_out"):
         for name in ("start", *variants):
             runs = [directory / f"{name}-{seed}" for seed in seeds]
-            at = "initial" if name == "start" else "final"
-            found = figures(runs, at, of)
-            alone = [figures([run], at, of)[f"avg@{K}"][0] for run in runs]
-            results[f"{name}/{of}"] = {**found, "seeds": alone}
-            cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in found.values()]
-            lines.append(f"| {name} | {of} | {' | '.join(cells)} | {', '.join(f'{value:.3f}' for value in alone)} |")
+            evaluation = "initial" if name == "start" else "final"
+            measures = summary(runs, evaluation, question_set)
+            by_seed = [summary([run], evaluation, question_set)[f"avg@{K}"][0] for run in runs]
+            results[f"{name}/{question_set}"] = {**measures, "seeds": by_seed}
+            cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in measures.values()]
+            seed_cell = ", ".join(f"{value:.3f}" for value in by_seed)
+            lines.append(f"| {name} | {question_set} | {' | '.join(cells)} | {seed_cell} |")
     return "\n".join(lines) + "\n", results
 
 
 def curve(run: Path, key: str) -> list[tuple[int, float]]:
-    """(iteration, value) of a metric of a run, where it was logged."""
+    """Returns (iteration, value) of a run's metric for each iteration that logged it."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["iteration"], row[key]) for row in rows if key in row]
 
 
 def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    """Rows of variant and seed: mean of exp|log-prob of the generator - of the trainer| over the first and the last
-    iterations, and what a line through all of them rises by in ten."""
+    """Returns a row for each variant and seed about exp|log-prob of the generator - log-prob of the trainer|.
+
+    A row has the mean over the first and over the last iterations, and the rise of a fitted line in ten iterations.
+    """
     lines = [
-        f"| variant | seed | mean of exp(log-prob difference), first {ENDS} | last {ENDS} | rise in 10 iterations |",
+        f"| variant | seed | mean of exp(log-prob difference), first {AVERAGED_ITERATIONS} "
+        f"| last {AVERAGED_ITERATIONS} | rise in 10 iterations |",
         "|---|---|---|---|---|",
     ]
     results: dict[str, Any] = {}
@@ -175,7 +190,7 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
         for seed in seeds:
             points = curve(directory / f"{name}-{seed}", DIFFERENCE)
             values = [value for _, value in points]
-            first, last = statistics.mean(values[:ENDS]), statistics.mean(values[-ENDS:])
+            first, last = statistics.mean(values[:AVERAGED_ITERATIONS]), statistics.mean(values[-AVERAGED_ITERATIONS:])
             rise = 10 * statistics.linear_regression(*zip(*points, strict=True)).slope if len(points) > 1 else 0.0
             results[f"{name}/log_prob_difference/{seed}"] = {"first": first, "last": last, "rise": rise}
             lines.append(f"| {name} | {seed} | {first:.5f} | {last:.5f} | {rise:+.5f} |")
@@ -183,39 +198,39 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
 
 
 def draw(path: Path, directory: Path, variants: Variants, seeds: Sequence[int], results: dict[str, Any]) -> None:
-    """Ends with their intervals, learning curves on unlabeled questions, and log-prob differences, a line a seed."""
+    """Draws final results with intervals, learning curves on unlabeled questions, and log-prob differences by seed."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, (ends, curves, differences) = pyplot.subplots(1, 3, figsize=(19, 5), layout="constrained")
+    figure, (final_axes, curve_axes, difference_axes) = pyplot.subplots(1, 3, figsize=(19, 5), layout="constrained")
     names = ["start", *variants]
     for offset, (measure, marker) in enumerate(((f"avg@{K}", "o"), (f"pass@{K}", "s"))):
         values = [results[f"{name}/unlabeled"][measure] for name in names]
         means = [mean for mean, _, _ in values]
-        reach = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
-        at = [number + 0.2 * offset for number in range(len(names))]
-        ends.errorbar(at, means, yerr=reach, fmt=marker, capsize=4, label=measure)
-    ends.set_xticks(range(len(names)), names, rotation=20)
-    ends.set_title(f"unlabeled questions, mean of {len(seeds)} seeds, 95% over questions")
-    ends.set_ylim(0, 1.02)
-    ends.grid(alpha=0.3)
-    ends.legend()
+        error_bars = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
+        positions = [number + 0.2 * offset for number in range(len(names))]
+        final_axes.errorbar(positions, means, yerr=error_bars, fmt=marker, capsize=4, label=measure)
+    final_axes.set_xticks(range(len(names)), names, rotation=20)
+    final_axes.set_title(f"unlabeled questions, mean of {len(seeds)} seeds, 95% over questions")
+    final_axes.set_ylim(0, 1.02)
+    final_axes.grid(alpha=0.3)
+    final_axes.legend()
     key = f"evaluation/unlabeled/avg@{K}"
     for number, name in enumerate(variants):
         for seed in seeds:
-            look: dict[str, Any] = {"color": f"C{number}", "alpha": 0.8, "label": name if seed == seeds[0] else None}
-            for axes, of in ((curves, key), (differences, DIFFERENCE)):
-                axes.plot(*zip(*curve(directory / f"{name}-{seed}", of), strict=True), marker=".", **look)
-    curves.set_title(f"avg@{K} on unlabeled questions")
-    curves.set_xlabel("iteration")
-    curves.set_ylim(0, 1.02)
-    curves.grid(alpha=0.3)
-    curves.legend()
-    differences.set_title("mean of exp|log-prob of generator - of trainer|")
-    differences.set_xlabel("iteration")
-    differences.grid(alpha=0.3)
+            style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.8, "label": name if seed == seeds[0] else None}
+            for axes, metric in ((curve_axes, key), (difference_axes, DIFFERENCE)):
+                axes.plot(*zip(*curve(directory / f"{name}-{seed}", metric), strict=True), marker=".", **style)
+    curve_axes.set_title(f"avg@{K} on unlabeled questions")
+    curve_axes.set_xlabel("iteration")
+    curve_axes.set_ylim(0, 1.02)
+    curve_axes.grid(alpha=0.3)
+    curve_axes.legend()
+    difference_axes.set_title("mean of exp|log-prob of generator - of trainer|")
+    difference_axes.set_xlabel("iteration")
+    difference_axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
@@ -224,24 +239,24 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
     parser.add_argument("--variants", choices=VARIANTS, default="methods")
-    parser.add_argument("--seeds", default="0,1,2", help="with commas")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds with commas between them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--gpus", default="", help="numbers with commas: each run is given one that is free")
+    parser.add_argument("--gpus", default="", help="GPU numbers with commas: each run gets a free one")
     parser.add_argument(
         "--delay",
         type=float,
         default=0.0,
-        help="seconds between starts on a GPU: engines that share it measure it then, and fail where another ends",
+        help="seconds between starts on a GPU; engines that share it measure its memory, and fail if another ends then",
     )
-    given, overrides = parser.parse_known_args()
-    seeds = [int(seed) for seed in given.seeds.split(",")]
-    variants = VARIANTS[given.variants]
-    compare(given, variants, seeds, overrides)
-    text, results = table(given.directory, variants, seeds)
-    rises, differences = trends(given.directory, variants, seeds)
-    (given.directory / "comparison.md").write_text(f"{text}\n{rises}")
-    (given.directory / "comparison.json").write_text(json.dumps(results | differences, indent=2) + "\n")
-    draw(given.directory / "comparison.png", given.directory, variants, seeds, results)
+    options, overrides = parser.parse_known_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    variants = VARIANTS[options.variants]
+    compare(options, variants, seeds, overrides)
+    text, results = table(options.directory, variants, seeds)
+    rises, differences = trends(options.directory, variants, seeds)
+    (options.directory / "comparison.md").write_text(f"{text}\n{rises}")
+    (options.directory / "comparison.json").write_text(json.dumps(results | differences, indent=2) + "\n")
+    draw(options.directory / "comparison.png", options.directory, variants, seeds, results)
     print(f"{text}\n{rises}")
 
 

@@ -1,9 +1,9 @@
-"""Make the demo's model: a Qwen3 of a million parameters with random weights, and a tokenizer that spells words.
+"""Makes the demo's model: a Qwen3 of a million parameters with random weights, and a tokenizer that spells words.
 
 usage: python tools/make_demo_model.py DIRECTORY [--seed N]
 
-The tokenizer has one token for each letter and one for the fixed text of reasoning-gym's `spell_backward` question, so
-that a prompt is as long as its word.
+The tokenizer has one token for each letter, and one for the fixed text of reasoning-gym's `spell_backward` question.
+So a prompt has about as many tokens as its word has letters.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAD, END = "<pad>", "<eos>"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a letter; decoding joins tokens without spaces, so that a word survives the round trip."""
+    """Returns a tokenizer with one token a letter. Decoding joins tokens without spaces, so words stay unchanged."""
     words = [PAD, END, QUESTION, *string.ascii_letters, *string.digits, *"'-. "]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=PAD))
     pieces = Regex(f"{QUESTION.replace('(', '[(]').replace(')', '[)]')}|.")
@@ -34,7 +34,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Random weights from `seed`."""
+    """Returns a model with random weights from `seed`."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -59,19 +59,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    aside = given.directory.with_name(f".writing-{given.directory.name}")
-    shutil.rmtree(aside, ignore_errors=True)
+    options = parser.parse_args()
+    temporary_dir = options.directory.with_name(f".writing-{options.directory.name}")
+    shutil.rmtree(temporary_dir, ignore_errors=True)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer, given.seed)
+    model = make_model(tokenizer, options.seed)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    shutil.rmtree(given.directory, ignore_errors=True)
-    aside.rename(given.directory)
-    print(f"{given.directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+    model.save_pretrained(temporary_dir)
+    tokenizer.save_pretrained(temporary_dir)
+    shutil.rmtree(options.directory, ignore_errors=True)
+    temporary_dir.rename(options.directory)
+    print(f"{options.directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
 
 
 if __name__ == "__main__":

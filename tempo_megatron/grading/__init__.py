@@ -16,8 +16,12 @@ A response flows through these modules, in this order:
    - `mathematics.py`: a mathematical value. `math_prose.py` finds it in prose. `math_values/` parses values and
      compares them.
 
-The graders share `boxes.py` (the boxes that end a response), `answer_statements.py` (what follows "the answer is" and
-the like), `ascii_text.py` (characters in ASCII) and `label_text.py` (labels that must be a text or a number).
+The graders share these modules:
+
+- `boxes.py`: the boxes that end a response.
+- `answer_statements.py`: what follows "the answer is" and the like.
+- `ascii_text.py`: characters in ASCII.
+- `label_text.py`: labels that must be a text or a number.
 
 `labels.py` grades each label against itself before a run starts, in the same workers.
 """

@@ -1,1 +1,1 @@
-"""A small run that is killed and goes on."""
+"""Kills and resumes a small run."""

@@ -1,4 +1,4 @@
-"""One attempt at a run: forked from this process, which has imported everything, so that a restart takes a second."""
+"""One attempt at a run, forked from this process. All imports are done here, so a restart takes a second."""
 
 from __future__ import annotations
 
@@ -23,51 +23,52 @@ _FORK = multiprocessing.get_context("fork")
 
 
 class Attempt:
-    """The ranks of a run, all processes of it in one group. What they print goes to `log`."""
+    """The ranks of a run, in one process group. Their output goes to `log`."""
 
     def __init__(self, recipe: Path, overrides: list[str], ranks: int, log: Path) -> None:
         cpu.install()  # imports megatron-core
         config = load_config(recipe, overrides)
         self._log = log
-        self._process = _FORK.Process(target=_lead, args=(config, ranks, log))
+        self._process = _FORK.Process(target=_run_ranks, args=(config, ranks, log))
         self._process.start()
         self._group = self._process.pid
         assert self._group is not None
-        os.setpgid(self._group, self._group)  # here and in the child: whoever comes first
+        os.setpgid(self._group, self._group)  # also in the child, because either may be first
 
     def ended(self, seconds: float) -> bool:
-        """Whether it ends of itself within that time. Raises RuntimeError if it fails."""
+        """Returns whether the run ends by itself within this time. Raises RuntimeError if it fails."""
         self._process.join(seconds)
         if self._process.exitcode:
             raise RuntimeError(f"the run failed; {self._log} says why")
         return self._process.exitcode == 0
 
     def kill(self) -> None:
-        """End every process at once, as the kernel does."""
+        """Kills all processes at once, as the kernel does."""
         os.killpg(self._group, signal.SIGKILL)
         self._process.join()
 
 
-def _lead(config: Config, ranks: int, log: Path) -> None:
+def _run_ranks(config: Config, ranks: int, log: Path) -> None:
+    """Leads the process group: starts the ranks and waits for them."""
     os.setpgid(0, 0)
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started: list[BaseProcess] = []
+    with socket.socket() as free_port:
+        free_port.bind(("127.0.0.1", 0))
+        port = free_port.getsockname()[1]
+    processes: list[BaseProcess] = []
     for rank in range(ranks):
-        started.append(_FORK.Process(target=_rank, args=(config, rank, ranks, port)))
-        started[-1].start()
-    for process in started:
+        processes.append(_FORK.Process(target=_run_rank, args=(config, rank, ranks, port)))
+        processes[-1].start()
+    for process in processes:
         process.join()
-    sys.exit(any(process.exitcode for process in started))
+    sys.exit(any(process.exitcode for process in processes))
 
 
-def _rank(config: Config, rank: int, ranks: int, port: int) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in {**place, **where}.items()})
+def _run_rank(config: Config, rank: int, ranks: int, port: int) -> None:
+    rank_variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    address_variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in {**rank_variables, **address_variables}.items()})
     torch.set_num_threads(1)
     train(config, partial(build_run, make_generator=lambda *_: Recorded(), make_grader=Parity))

@@ -1,4 +1,4 @@
-"""The command line of kill_test: an uninterrupted run, killed ones beside it, a table."""
+"""The command line of kill_test: runs an uninterrupted run and killed runs, and writes a table."""
 
 from __future__ import annotations
 
@@ -17,58 +17,64 @@ _COLUMNS = ("kill", "run", "writes", "aimed at", "s", "save under way", "newest 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 all held, 1 something did not."""
-    given = _parser().parse_args(arguments)
-    directory: Path = given.directory
+    """Returns the exit code: 0 if all checks pass, 1 otherwise."""
+    options = _parser().parse_args(arguments)
+    directory: Path = options.directory
     directory.mkdir(parents=True)
-    recipe = write_recipe(directory, given.model, given.ranks, given.iterations)
-    whole, begun = directory / "whole", time.monotonic()
-    finish(Attempt(recipe, [f"run_dir={whole}"], given.ranks, whole.with_suffix(".log")))
-    killer = Killer(recipe, directory, given.ranks, given.seed, time.monotonic() - begun)
+    recipe = write_recipe(directory, options.model, options.ranks, options.iterations)
+    reference_dir, started = directory / "whole", time.monotonic()
+    finish(Attempt(recipe, [f"run_dir={reference_dir}"], options.ranks, reference_dir.with_suffix(".log")))
+    killer = Killer(recipe, directory, options.ranks, options.seed, time.monotonic() - started)
     kills: list[Kill] = []
-    found: list[str] = []
+    run_differences: list[str] = []
     runs = 0
-    while len(kills) < given.kills:
+    while len(kills) < options.kills:
         runs += 1
-        kills += killer.run(f"killed-{runs}", len(kills) + 1, given.kills)
-        found += differences(directory / f"killed-{runs}", whole)
-    text = _table(kills, found, given.ranks, given.seed, killer.span)
+        kills += killer.run(f"killed-{runs}", len(kills) + 1, options.kills)
+        run_differences += differences(directory / f"killed-{runs}", reference_dir)
+    text = _table(kills, run_differences, options.ranks, options.seed, killer.reference_seconds)
     (directory / "kills.md").write_text(text)
-    written = {"seed": given.seed, "ranks": given.ranks, "uninterrupted_seconds": round(killer.span, 1)}
-    listed = {"kills": [asdict(kill) for kill in kills], "differences": found}
-    (directory / "kills.json").write_text(json.dumps(written | listed, indent=2) + "\n")
+    settings = {
+        "seed": options.seed,
+        "ranks": options.ranks,
+        "uninterrupted_seconds": round(killer.reference_seconds, 1),
+    }
+    outcome = {"kills": [asdict(kill) for kill in kills], "differences": run_differences}
+    (directory / "kills.json").write_text(json.dumps(settings | outcome, indent=2) + "\n")
     print(text, end="")
-    return int(bool(found or any(kill.problems for kill in kills)))
+    return int(bool(run_differences or any(kill.problems for kill in kills)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("kill_test", description="Kill a small run at random moments.")
-    parser.add_argument("directory", type=Path, help="made by the command; must not exist")
+    parser = argparse.ArgumentParser("kill_test", description="Kills a small run at random moments.")
+    parser.add_argument("directory", type=Path, help="the command creates it; it must not exist")
     parser.add_argument("--kills", type=int, default=30, help="(30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (0)")
     parser.add_argument("--ranks", type=int, default=2, help="tensor-parallel ranks (2)")
-    parser.add_argument("--iterations", type=int, default=8, help="of a run (8)")
-    parser.add_argument("--model", type=Path, help="a demo model; made where none is given")
+    parser.add_argument("--iterations", type=int, default=8, help="iterations of a run (8)")
+    parser.add_argument("--model", type=Path, help="a demo model; the command makes one by default")
     return parser
 
 
-def _table(kills: Sequence[Kill], found: Sequence[str], ranks: int, seed: int, span: float) -> str:
+def _table(
+    kills: Sequence[Kill], run_differences: Sequence[str], ranks: int, seed: int, reference_seconds: float
+) -> str:
     lines = [
-        f"{len(kills)} kills of {ranks} ranks, seed {seed}; the uninterrupted run took {span:.1f} s.",
+        f"{len(kills)} kills of {ranks} ranks, seed {seed}; the uninterrupted run took {reference_seconds:.1f} s.",
         "",
         f"| {' | '.join(_COLUMNS)} |",
         "|---" * len(_COLUMNS) + "|",
         *(f"| {' | '.join(_cells(kill))} |" for kill in kills),
         "",
         "Metrics, kept checkpoints and exported weights of every run at its end, beside the uninterrupted run's: "
-        + ("equal." if not found else "different."),
-        *(f"- {line}" for line in found),
+        + ("equal." if not run_differences else "different."),
+        *(f"- {line}" for line in run_differences),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _cells(kill: Kill) -> list[str]:
-    newest = [at or "none" for at in (kill.newest_before, kill.newest_after)]
+    newest = [checkpoint or "none" for checkpoint in (kill.newest_before, kill.newest_after)]
     return [
         str(kill.number),
         kill.run,

@@ -1,4 +1,4 @@
-"""Kills at random moments, and what is looked at after each and at the end."""
+"""Kills runs at random moments, and checks their checkpoints after each kill and their results at the end."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.megatron.checkpointing.saver import checkpoint_order, complete_checkpoints, resumable_checkpoints
 
-_LIMIT = 300.0
-"""seconds that a run, or the wait for a save, may take"""
+_TIME_LIMIT = 300.0
+"""Seconds that a run, or the wait for a save, may take."""
 _SAVE_SECONDS = 0.5
-"""after a save has begun, within which an aimed kill comes"""
-_UNREPEATABLE = ("seconds/", "memory/")
+"""A kill that is aimed at a save comes within this time after the save starts."""
+_UNREPEATABLE_METRICS = ("seconds/", "memory/")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill. `problems`: checkpoints that it cost, or left half-written under a checkpoint's name."""
+    """One kill and the state that it left."""
 
     number: int
     run: str
@@ -34,21 +34,22 @@ class Kill:
     newest_before: str | None
     newest_after: str | None
     problems: tuple[str, ...]
+    """The checkpoints that the kill destroyed, or left incomplete under a checkpoint's name."""
 
 
 @dataclass(frozen=True)
 class Killer:
-    """Starts `recipe` in directories below `directory`. `span` is how long an uninterrupted run takes, in seconds: a
-    kill comes within half of it, so that runs get on."""
+    """Starts a recipe in subdirectories of `directory` and kills the runs."""
 
     recipe: Path
     directory: Path
     ranks: int
     seed: int
-    span: float
+    reference_seconds: float
+    """Duration of the uninterrupted run. A kill comes within half of it, so that runs make progress."""
 
     def run(self, name: str, first: int, last: int) -> list[Kill]:
-        """A run to its end, after kills that are numbered from `first` to at most `last`."""
+        """Runs a recipe to its end and returns its kills, numbered from `first` to at most `last`."""
         run_dir, kills = self.directory / name, []
         for number in range(first, last + 1):
             kill = self._kill(run_dir, number)
@@ -64,89 +65,102 @@ class Killer:
         return Attempt(self.recipe, overrides, self.ranks, run_dir.with_suffix(".log"))
 
     def _kill(self, run_dir: Path, number: int) -> Kill | None:
-        """Start the run, kill it at this kill's moment, and look at what is left; None if it ends before."""
+        """Starts the run, kills it at its moment and checks its checkpoints; returns None if the run ends before."""
         checkpoints = run_dir / "checkpoints"
-        before, left, begun = resumable_checkpoints(checkpoints)[-1:], _unfinished(checkpoints), time.monotonic()
-        share = derive_seed("kill", self.seed, number) % 10**6 / 10**6
+        before, unfinished_before, started = resumable_checkpoints(checkpoints)[-1:], _unfinished(checkpoints), time.monotonic()
+        fraction = derive_seed("kill", self.seed, number) % 10**6 / 10**6
         attempt, aimed = self._start(run_dir, number), number % 3 == 0
         if aimed:
-            if not _save_begins(attempt, checkpoints):
+            if not _save_starts(attempt, checkpoints):
                 return None
-            time.sleep(_SAVE_SECONDS * share)
-        elif attempt.ended(share * self.span / 2):
+            time.sleep(_SAVE_SECONDS * fraction)
+        elif attempt.ended(fraction * self.reference_seconds / 2):
             return None
         attempt.kill()
-        seconds, after = round(time.monotonic() - begun, 2), resumable_checkpoints(checkpoints)[-1:]
-        was, now = (found[0].name if found else None for found in (before, after))
-        problems = _damaged(checkpoints)
+        seconds, after = round(time.monotonic() - started, 2), resumable_checkpoints(checkpoints)[-1:]
+        name_before, name_after = (newest[0].name if newest else None for newest in (before, after))
+        problems = _checkpoint_problems(checkpoints)
         if before and (not after or checkpoint_order(after[0]) < checkpoint_order(before[0])):
-            problems.append(f"the newest checkpoint was {was} and is {now}")
-        saving = bool(_unfinished(checkpoints) - left)
-        return Kill(number, run_dir.name, _is_asynchronous(number), aimed, seconds, saving, was, now, tuple(problems))
+            problems.append(f"the newest checkpoint was {name_before} and is {name_after}")
+        return Kill(
+            number=number,
+            run=run_dir.name,
+            asynchronous=_is_asynchronous(number),
+            aimed_at_a_save=aimed,
+            seconds=seconds,
+            during_a_save=bool(_unfinished(checkpoints) - unfinished_before),
+            newest_before=name_before,
+            newest_after=name_after,
+            problems=tuple(problems),
+        )
 
 
 def finish(attempt: Attempt) -> None:
-    """Wait for the end. Raises TimeoutError."""
-    if not attempt.ended(_LIMIT):
+    """Waits for the run's end. Raises TimeoutError."""
+    if not attempt.ended(_TIME_LIMIT):
         attempt.kill()
-        raise TimeoutError(f"a run did not end within {_LIMIT:.0f} s; its log says how far it came")
+        raise TimeoutError(f"a run did not end within {_TIME_LIMIT:.0f} s; its log shows its progress")
 
 
-def differences(run_dir: Path, whole: Path) -> list[str]:
-    """What of an ended run is not as in the uninterrupted one: metrics, kept checkpoints, exported weights; and
-    checkpoints that a restart would not use."""
-    mine, theirs = _metrics(run_dir), _metrics(whole)
-    found = []
-    if len(mine) != len(theirs):
-        found.append(f"{len(mine)} lines of metrics, uninterrupted {len(theirs)}")
-    for at, (one, other) in enumerate(zip(mine, theirs, strict=False)):
-        keys = [key for key in one | other if one.get(key) != other.get(key)]
-        found += [f"line {at}: {key} is {one.get(key)}, uninterrupted {other.get(key)}" for key in keys]
-    kept, expected = ([path.name for path in complete_checkpoints(run / "checkpoints")] for run in (run_dir, whole))
+def differences(run_dir: Path, reference_dir: Path) -> list[str]:
+    """Returns how the results of a killed run differ from the uninterrupted run's.
+
+    It compares metrics, kept checkpoints and exported weights, and lists checkpoints that a restart skipped.
+    """
+    metrics, reference_metrics = _metrics(run_dir), _metrics(reference_dir)
+    lines = []
+    if len(metrics) != len(reference_metrics):
+        lines.append(f"{len(metrics)} lines of metrics, uninterrupted {len(reference_metrics)}")
+    for index, (row, reference) in enumerate(zip(metrics, reference_metrics, strict=False)):
+        keys = [key for key in row | reference if row.get(key) != reference.get(key)]
+        lines += [f"line {index}: {key} is {row.get(key)}, uninterrupted {reference.get(key)}" for key in keys]
+    kept, expected = ([path.name for path in complete_checkpoints(run / "checkpoints")] for run in (run_dir, reference_dir))
     if kept != expected:
-        found.append(f"checkpoints {kept}, uninterrupted {expected}")
-    exported, wanted = (run / "hf" / "model.safetensors" for run in (run_dir, whole))
-    if exported.read_bytes() != wanted.read_bytes():
-        found.append("the exported weights differ")
+        lines.append(f"checkpoints {kept}, uninterrupted {expected}")
+    exported, reference_export = (run / "hf" / "model.safetensors" for run in (run_dir, reference_dir))
+    if exported.read_bytes() != reference_export.read_bytes():
+        lines.append("the exported weights differ")
     log = run_dir.with_suffix(".log").read_text(errors="replace")
-    found += [line for line in log.splitlines() if "passed over" in line]
-    return [f"{run_dir.name}: {line}" for line in found]
+    lines += [line for line in log.splitlines() if "passed over" in line]
+    return [f"{run_dir.name}: {line}" for line in lines]
 
 
 def _is_asynchronous(number: int) -> bool:
     return number % 2 == 0
 
 
-def _save_begins(attempt: Attempt, checkpoints: Path) -> bool:
-    """Wait until a checkpoint begins to be written; False if the run ends before. What an earlier kill left is none."""
-    left = set(checkpoints.glob(".writing-*"))
-    deadline = time.monotonic() + _LIMIT
+def _save_starts(attempt: Attempt, checkpoints: Path) -> bool:
+    """Waits for a new checkpoint write; returns False if the run ends before. Leftovers of kills do not count."""
+    leftovers = set(checkpoints.glob(".writing-*"))
+    deadline = time.monotonic() + _TIME_LIMIT
     while time.monotonic() < deadline:
-        now = set(checkpoints.glob(".writing-*"))
-        if now - left:
+        unfinished = set(checkpoints.glob(".writing-*"))
+        if unfinished - leftovers:
             return True
-        left &= now
+        leftovers &= unfinished
         if attempt.ended(0.002):
             return False
     attempt.kill()
-    raise TimeoutError(f"no save within {_LIMIT:.0f} s")
+    raise TimeoutError(f"no save within {_TIME_LIMIT:.0f} s")
 
 
 def _unfinished(checkpoints: Path) -> set[tuple[Path, int]]:
-    """Directories of writes that did not end; one that was written into since is another."""
+    """Returns the directories of unfinished writes with their modification times, so that new writes to one count."""
     return {(path, path.stat().st_mtime_ns) for path in checkpoints.glob(".writing-*")}
 
 
-def _damaged(checkpoints: Path) -> list[str]:
-    found = []
+def _checkpoint_problems(checkpoints: Path) -> list[str]:
+    """Returns what the manifests show to be wrong with the checkpoints that a restart may use."""
+    problems = []
     for saved in resumable_checkpoints(checkpoints):
         try:
-            found += integrity.manifest_problems(saved, integrity.read_manifest(saved), contents=True)
+            problems += integrity.manifest_problems(saved, integrity.read_manifest(saved), contents=True)
         except ConversionError as error:
-            found.append(str(error))
-    return found
+            problems.append(str(error))
+    return problems
 
 
 def _metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Returns the logged metrics that a repetition reproduces."""
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith(_UNREPEATABLE)} for row in rows]
+    return [{name: value for name, value in row.items() if not name.startswith(_UNREPEATABLE_METRICS)} for row in rows]

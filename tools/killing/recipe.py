@@ -1,4 +1,4 @@
-"""The run that is killed: everything that a checkpoint holds, as small as it goes."""
+"""The recipe of the killed runs: as small as possible, with everything that a checkpoint can hold."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ _RECIPE: dict[str, Any] = {
 
 
 def write_recipe(directory: Path, model: Path | None, ranks: int, iterations: int) -> Path:
-    """The recipe for tensor-parallel ranks, around a demo model, which is made where none is given."""
+    """Writes the recipe for tensor-parallel ranks and returns its path. Without `model` it makes a demo model."""
     if model is None:
         model = directory / "model"
-        maker = Path(__file__).parents[1] / "make_demo_model.py"
-        subprocess.run([sys.executable, maker, model], check=True)
+        script = Path(__file__).parents[1] / "make_demo_model.py"
+        subprocess.run([sys.executable, script, model], check=True)
     recipe = {
         **_RECIPE,
         "model": {**_RECIPE["model"], "hf_path": str(model.absolute())},

@@ -1,4 +1,4 @@
-"""Rollouts and grades that depend on the request alone, in the place of vLLM and of grading processes."""
+"""Replaces vLLM and the grading processes: rollouts and grades depend only on the request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tempo_megatron.generation.requests import Completion, Request
 
 
 class Recorded:
-    """A generator that gives the same responses whatever the policy is, the layout, or how often a run was resumed."""
+    """A generator whose responses depend on neither the policy nor the layout nor the number of restarts."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [self._respond(request) for request in requests]
@@ -30,11 +30,11 @@ class Recorded:
 
 
 class Parity:
-    """A grader without processes: a response of even length is right."""
+    """A grader without processes. A response of even length is right."""
 
     errors = timeouts = 0
 
-    def __init__(self, *given: Any) -> None: ...
+    def __init__(self, *args: Any) -> None: ...
 
     def twin(self) -> Parity:
         return self
