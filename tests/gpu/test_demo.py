@@ -17,12 +17,13 @@ SHORT = ("stages.critic_start.iterations=3", "loop.iterations=3", "evaluation.ev
 
 
 def test_the_demo_learns_to_spell_and_its_export_loads(demo_model: Path, tmp_path: Path) -> None:
-    """The warm start, whole, teaches the policy to spell some words backward, which the generator, fed by sync, shows;
-    then every part of an iteration is seen to work, and first ratios to be exactly 1."""
+    """The whole warm start teaches the policy to spell some words backward, as samples of the synced generator show.
+    Then every part of an iteration works, and first ratios are exactly 1."""
     run = train_by_command(
         ROOT / "recipes" / "demo.yaml",
         f"run_dir={tmp_path / 'run'}",
         f"model.hf_path={demo_model}",
+        "parallel.tensor_model_parallel_size=2",
         "model.precision=bf16",
         "generation.enforce_eager=true",
         "generation.gpu_memory_utilization=0.3",
