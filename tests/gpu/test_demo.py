@@ -31,11 +31,11 @@ def test_the_demo_learns_to_spell_and_its_export_loads(demo_model: Path, tmp_pat
     )
     rows = [row for row in metrics(run) if row["stage"] == "train"]
     accuracy = {row["iteration"]: row["evaluation/unlabeled/avg@8"] for row in rows if row["iteration"] in (0, 3)}
-    shown = [row["generation/exp_log_prob_difference_mean"] for row in rows if row["iteration"]]
+    differences = [row["generation/exp_log_prob_difference_mean"] for row in rows if row["iteration"]]
     deviations = [row["policy/first_ratio_deviation"] for row in rows if row["iteration"]]
-    print(f"avg@8 {accuracy}, mean of exp|difference| of log-probs {shown}, first ratios off 1 by {deviations}")
+    print(f"avg@8 {accuracy}, mean of exp|difference| of log-probs {differences}, first ratios off 1 by {deviations}")
     assert [row["iteration"] for row in rows] == [0, 1, 2, 3]
     assert min(accuracy.values()) > 0.1
-    assert max(shown) < 1.05
+    assert max(differences) < 1.05
     assert max(deviations) == 0
     AutoModelForCausalLM.from_pretrained(run / "hf")

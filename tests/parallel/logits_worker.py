@@ -42,12 +42,12 @@ def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
         channels = around.hidden_size_per_attention_head
         query, key = torch.zeros(length, heads, channels), torch.zeros(length, groups, channels)
         core.angles = torch.zeros(length, 1, 1, channels)
-        whole = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
+        one_sequence = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
         weights_of_last = []
         for position in range(length):
             value = torch.zeros(length, groups, channels)
             value[position] = 1.0
-            output = core(query, key, value, None, packed_seq_params=whole)
+            output = core(query, key, value, None, packed_seq_params=one_sequence)
             weights_of_last.append(float(output[-1].sum()))
         number = (layer.layer_number - 1) // 2
         seen[number] = [position for position, weight in enumerate(weights_of_last) if weight > 0]
