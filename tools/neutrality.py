@@ -26,7 +26,6 @@ UNREPEATABLE = ("seconds/", "memory/")
 SHORT = (
     "parallel.tensor_model_parallel_size=2",
     "generation.max_num_seqs=256",
-    "policy.optimizer.learning_rate=3.0e-5",
     "stages.warm_start.steps=60",
     "stages.critic_start.iterations=4",
     "stages.critic_start.prompts=64",
