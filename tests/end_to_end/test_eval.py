@@ -89,11 +89,11 @@ def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_
     assert figures["distinct_answers"]["value"] == pytest.approx(2 / 16, abs=0.01)
     assert 0.4 < figures["answer_entropy"]["value"] < math.log(2)
 
-    whole = samples.read_bytes()
-    samples.write_bytes(whole[: len(whole) // 2 + 10])
+    all_samples = samples.read_bytes()
+    samples.write_bytes(all_samples[: len(all_samples) // 2 + 10])
     (out / "results.json").unlink()
     run_ranks("-m", 1, "tempo_megatron.cli", "eval", *arguments, *limits, "generation.max_num_seqs=9")
-    assert samples.read_bytes() == whole
+    assert samples.read_bytes() == all_samples
     assert results(out) == figures
 
 

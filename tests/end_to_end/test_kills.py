@@ -30,11 +30,11 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(demo_model: Path, tmp_path
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     try:
-        said, _ = process.communicate(timeout=LIMIT)
+        output, _ = process.communicate(timeout=LIMIT)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said[-6000:]
+    assert process.returncode == 0, output[-6000:]
     report = json.loads((out / "kills.json").read_text())
     assert [kill["number"] for kill in report["kills"]] == [1, 2, 3] and report["differences"] == []
     assert report["kills"][2]["aimed_at_a_save"] and not any(kill["problems"] for kill in report["kills"])

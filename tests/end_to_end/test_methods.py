@@ -69,8 +69,8 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
                 [*shared, f"method={name}", f"run_dir={run}", f"data.unlabeled={hidden}", rollouts]
             )
         runs_of_methods[name] = pair
-    with ThreadPoolExecutor() as both:  # each on a core
-        list(both.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
+    with ThreadPoolExecutor() as executor:  # each on a core
+        list(executor.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
     return runs_of_methods
 
 
@@ -99,9 +99,9 @@ def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple
         assert same_weights(run, permuted), name
         assert chosen(run) == chosen(permuted), name
         assert training_log(run) == training_log(permuted), name
-        told = [key for key in rows[-1] if key.startswith("evaluation/unlabeled")]
-        assert told and any(rows[-1][key] != metrics(permuted)[-1].get(key) for key in told), name
+        evaluation_keys = [key for key in rows[-1] if key.startswith("evaluation/unlabeled")]
+        assert evaluation_keys and any(rows[-1][key] != metrics(permuted)[-1].get(key) for key in evaluation_keys), name
         seen[name] = learned(run, tmp_path / "last" / name)
-    assert not any(torch.equal(seen[one], seen[other]) for one in seen for other in seen if one < other), (
+    assert not any(torch.equal(seen[name_a], seen[name_b]) for name_a in seen for name_b in seen if name_a < name_b), (
         "two methods did the same"
     )

@@ -57,10 +57,10 @@ def main(recipe: str, *overrides: str) -> None:
     generator.sleep()
     asleep = free_gib()
     assert asleep > awake + 0.5
-    again = generator.generate(requests)
+    second_completions = generator.generate(requests)
     generator.sleep()
     assert free_gib() > asleep - 0.05  # not against the start: what NCCL takes at its first use it keeps
-    torch.testing.assert_close(first_log_probs(again), first_log_probs(before), rtol=0, atol=2e-2)
+    torch.testing.assert_close(first_log_probs(second_completions), first_log_probs(before), rtol=0, atol=2e-2)
     scale = 3.0
     generator.load_weights()
     assert (first_log_probs(generator.generate(requests)) - first_log_probs(before)).abs().max() > 0.1

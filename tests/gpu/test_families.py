@@ -55,6 +55,6 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
         "loop.iterations=2",
     )
     rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
-    shown = [row["generation/log_prob_difference_mean"] for row in rows]
-    print(f"{name}: mean difference of log-probs {shown}")
-    assert len(rows) == 2 and max(shown) < 0.05
+    differences = [row["generation/log_prob_difference_mean"] for row in rows]
+    print(f"{name}: mean difference of log-probs {differences}")
+    assert len(rows) == 2 and max(differences) < 0.05

@@ -81,31 +81,31 @@ def failure_of_one_rank(run: Run) -> dict[str, Any]:
         writer.write_data = full
     run.state.iteration += 1
     run.save()
-    told = ""
+    failure = ""
     try:
         run.lifecycle.saver.wait()
     except Exception:
-        told = traceback.format_exc()
-    every = [""] * dist.get_world_size()
-    dist.all_gather_object(every, told)
-    left = iterations(run)
+        failure = traceback.format_exc()
+    failures = [""] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    checkpoints_left = iterations(run)
     writer.write_data = write_data
     run.save()
     run.lifecycle.saver.wait()
-    return {"told": every, "complete_after_failure": left, "complete_at_last": iterations(run)}
+    return {"told": failures, "complete_after_failure": checkpoints_left, "complete_at_last": iterations(run)}
 
 
 def interruptions(run: Run) -> dict[str, Any]:
     """The checkpoints after interruptions at iterations 4 and 5, and after the regular save of iteration 5."""
-    there, said = [], []
+    checkpoints, lines = [], []
     for run.state.iteration in (4, 5):
         run.lifecycle.begin_iteration(run.snapshot())
-        said.append(run.lifecycle.save_interrupted())
-        there.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
+        lines.append(run.lifecycle.save_interrupted())
+        checkpoints.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
     run.save()
-    said.append(run.lifecycle.save_interrupted())
-    there.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
-    return {"there_when_interrupted": there, "said_when_interrupted": said}
+    lines.append(run.lifecycle.save_interrupted())
+    checkpoints.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
+    return {"there_when_interrupted": checkpoints, "said_when_interrupted": lines}
 
 
 def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:

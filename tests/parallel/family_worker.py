@@ -67,10 +67,10 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 
     def loss(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
         if role == "critic":
-            each = (scores["values"] - rows.columns["advantages"]).square()
+            losses = (scores["values"] - rows.columns["advantages"]).square()
         else:
-            each = -scores["log_probs"] * rows.columns["advantages"] - 0.01 * scores["entropy"]
-        total = (each * rows.response_mask).sum(1)
+            losses = -scores["log_probs"] * rows.columns["advantages"] - 0.01 * scores["entropy"]
+        total = (losses * rows.response_mask).sum(1)
         return total.sum() / count, {"total": total.detach()}
 
     trainer.optimizer.step = lambda: (True, 1.0, 0)

@@ -95,20 +95,20 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
 
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
     steps = heartbeat.ticks()
-    together = generator.generate(requests)
+    completions = generator.generate(requests)
     assert heartbeat.ticks() - steps >= 8  # an engine step a token, by which one that hangs is found
     generator.check(expected)
     assert random_states() == before
     figures = generator.take_figures()
     assert figures["requests"] == 9 and figures["tokens"] == sum(
-        len(completion.response_ids) for completion in together
+        len(completion.response_ids) for completion in completions
     )
     assert figures["preemptions"] == 0 and generator.take_figures() == {}
-    assert generator.generate(requests[::-1])[::-1] == together
-    assert generator.generate(requests[4:5]) == together[4:5]
-    assert len({completion.response_ids for completion in together}) > 1
+    assert generator.generate(requests[::-1])[::-1] == completions
+    assert generator.generate(requests[4:5]) == completions[4:5]
+    assert len({completion.response_ids for completion in completions}) > 1
     if dtype is torch.float32:
-        assert difference(run, requests, together) < 1e-5
+        assert difference(run, requests, completions) < 1e-5
 
     generator.should_stop = lambda: dist.get_rank() == 1
     try:
@@ -117,18 +117,18 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
         generator.should_stop = None
     else:
         raise AssertionError("one replica stopped, and not all did")
-    assert generator.generate(requests) == together
+    assert generator.generate(requests) == completions
     stops_while_steps_are_slow(generator, requests)
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
     generator.weights = changed.items
     generator.load_weights()
     others = generator.generate(requests)
-    assert others != together
+    assert others != completions
     assert difference(run, requests, others) > 1e-3
     generator.weights = trainers
     generator.load_weights()
-    assert generator.generate(requests) == together
+    assert generator.generate(requests) == completions
 
     changed = {**policy, "model.norm.weight": policy["model.norm.weight"] + 0.5}
     generator.weights = changed.items

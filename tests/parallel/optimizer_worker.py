@@ -52,13 +52,15 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
     with trainer.onloaded(StateKind.weights):
         shares = {name: parameter.detach() / before[name] for name, parameter in module.named_parameters()}
     leave_groups()
-    kept = {name: share[before[name] != 0] for name, share in shares.items()}
+    nonzero = {name: share[before[name] != 0] for name, share in shares.items()}
     return {
-        name: (before[name].dim(), float(share.min()), float(share.max())) for name, share in kept.items() if len(share)
+        name: (before[name].dim(), float(share.min()), float(share.max()))
+        for name, share in nonzero.items()
+        if len(share)
     }
 
 
-def held(run: Run) -> dict[str, Any]:
+def critic_state(run: Run) -> dict[str, Any]:
     """What a run has of its critic beside weights: in `trainers`, on the device, in host memory, in its checkpoints."""
     critic: Any = run.models.critic
     saved = {path.name: path for path in resumable_checkpoints(run.lifecycle.saver.directory)}
@@ -81,20 +83,20 @@ def frozen(recipe: Path) -> dict[str, Any]:
     starts from its checkpoint and never learns."""
     run, _ = started((recipe, FROZEN), "frozen")
     loop.start_critic(run)
-    critics = {"frozen": held(run)}
+    critics = {"frozen": critic_state(run)}
     leave_groups()
 
     run, _ = started((recipe, FROZEN), "frozen")
-    critics["resumed in the stage"] = held(run)
+    critics["resumed in the stage"] = critic_state(run)
     loop.start_critic(run)
     run.save()
     (first,) = advance(run, 1)
     leave_groups()
 
     run, _ = started((recipe, FROZEN), "frozen")
-    critics["resumed"] = held(run)
-    (again,) = advance(run, 1)
-    critics["differ"] = {name for name in first if first[name] != again[name]}
+    critics["resumed"] = critic_state(run)
+    (resumed_metrics,) = advance(run, 1)
+    critics["differ"] = {name for name in first if first[name] != resumed_metrics[name]}
     start = run.lifecycle.saver.directory / "iteration-000000"
     leave_groups()
 
@@ -102,7 +104,7 @@ def frozen(recipe: Path) -> dict[str, Any]:
     run, _ = started((recipe, never), "never")
     list(advance(run, 1))
     run.save()
-    critics["never"] = held(run) | {"scorer": type(run.models.critic) is MegatronModel}
+    critics["never"] = critic_state(run) | {"scorer": type(run.models.critic) is MegatronModel}
     leave_groups()
     return critics
 
@@ -122,9 +124,9 @@ def spoilt(recipe: Path) -> dict[str, Any]:
     critic.score = one_nan  # type: ignore[method-assign]
     metrics = loop.run_e_step(run, collected.labeled, collected.correct, 1)
     metrics |= loop.run_m_step(run, loop.policy_rollouts(run, collected))
-    kept = sorted(path.name for path in (run.directory / "non_finite").iterdir())
+    kept_files = sorted(path.name for path in (run.directory / "non_finite").iterdir())
     leave_groups()
-    return {"metrics": metrics, "kept": kept}
+    return {"metrics": metrics, "kept": kept_files}
 
 
 def main(hf_path: str, recipe: str, out: str) -> None:

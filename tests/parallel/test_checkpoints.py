@@ -72,8 +72,8 @@ def test_a_failed_write_is_told_to_every_rank_and_leaves_no_checkpoint(ran: tupl
     """A full disk of one rank, in the thread: all ranks get its error with the traceback, nothing takes the
     checkpoint's name, and the next save works."""
     report, _ = ran
-    for told in report["told"]:
-        assert "No space left on the disk of rank 1" in told and "in full" in told
+    for messages in report["told"]:
+        assert "No space left on the disk of rank 1" in messages and "in full" in messages
     assert report["complete_after_failure"] == ["iteration-000001", BEFORE]
     assert report["complete_at_last"] == ["iteration-000001", BEFORE, NEWEST]
 
@@ -170,8 +170,8 @@ def test_the_converter_refuses_damage(checkpoints: Path, tmp_path: Path, capsys:
     flip(checkpoints / NEWEST / "huggingface" / "tokenizer.json", 0.5)
     arguments = ["--checkpoint", str(checkpoints / NEWEST), "--out", str(tmp_path / "hf")]
     assert main(["to-hf", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert "__1_1.distcp: damaged" in told and "tokenizer.json: damaged" in told
+    messages = capsys.readouterr().err
+    assert "__1_1.distcp: damaged" in messages and "tokenizer.json: damaged" in messages
     assert not (tmp_path / "hf").exists()
     assert main(["to-hf", *arguments, "--role", "critic"]) == 2
     (checkpoints / NEWEST / integrity.MANIFEST_NAME).unlink()

@@ -85,13 +85,13 @@ def start_bad_nodes(directory: Path) -> Examined:
     scontrol.write_text("#!/bin/sh\nprintf 'n1\\nn2\\nn3\\n'\n")
     scontrol.chmod(0o755)
     slurm = {"SLURM_STEP_NODELIST": "n[1-3]", "PATH": f"{directory}:{os.environ['PATH']}"}
-    came = [
+    present_ranks = [
         place(0, 4, "n1", directory, local_rank=0),
         place(1, 4, "n1", directory, local_rank=1),
         place(2, 4, "n2", directory / "elsewhere"),
     ]
     limits = ["preflight.presence_seconds=10", "preflight.bad_nodes=leave_out"]
-    return start(directory, [slurm | rank for rank in came], *limits)
+    return start(directory, [slurm | rank for rank in present_ranks], *limits)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def examined(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Examined]:
     directories = {name: tmp_path_factory.mktemp(name) for name in ("good", "bad")}
     good = [place(rank, 2, f"n{rank}", directories["good"]) for rank in range(2)]
     examinations = {"bad": start_bad_nodes(directories["bad"]), "good": start(directories["good"], good)}
-    for each in examinations.values():
-        each.finish()
+    for examination in examinations.values():
+        examination.finish()
     return examinations
 
 

@@ -70,8 +70,10 @@ def distances(actual: dict[str, dict[str, Tensor]], expected: dict[str, dict[str
         errors = {name: actual[role][name] - reference[name] for name in names}
         assert all(reference[name].norm() > 0 for name in names)
         shares[f"{role} loss"] = float((actual[role]["loss"] - reference["loss"]).norm() / reference["loss"].norm())
-        whole = torch.cat([reference[name].flatten() for name in names])
-        shares[f"{role} gradient"] = float(torch.cat([e.flatten() for e in errors.values()]).norm() / whole.norm())
+        flat_reference = torch.cat([reference[name].flatten() for name in names])
+        shares[f"{role} gradient"] = float(
+            torch.cat([e.flatten() for e in errors.values()]).norm() / flat_reference.norm()
+        )
         shares[f"{role} worst"] = max(float(error.norm() / reference[name].norm()) for name, error in errors.items())
     return shares
 

@@ -37,9 +37,9 @@ def test_micro_batches_and_data_parallel_ranks_change_no_gradient(recipe: Path) 
     """Every step of both models within 1e-5 of the gradient's length, for GSPO and PPO with every term of the loss.
     Budgets from a sequence to a hundred tokens; rows differ in length, and their number does not divide by the ranks:
     means of means would show."""
-    alone = gradients(recipe, 1, 1, 100)
-    expected = alone[1]
-    for actual in (alone[100], gradients(recipe, 2, 40)[40]):
+    of_one_rank = gradients(recipe, 1, 1, 100)
+    expected = of_one_rank[1]
+    for actual in (of_one_rank[100], gradients(recipe, 2, 40)[40]):
         for name, steps in expected.items():
             assert len(steps) == len(actual[name]) == 4
             for gradient, reference in zip(actual[name], steps, strict=True):

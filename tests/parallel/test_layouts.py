@@ -73,7 +73,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one_process(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process: an iteration of one mini-batch, and three whole iterations."""
     recipe = write_recipe(tmp_path_factory.mktemp("alone"), demo_model)
     return trained(
@@ -117,25 +117,25 @@ def four_ranks(demo_model: Path, olmo: Path, tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.parametrize("name", ["TP2 x PP2", *TWO_RANKS])
 def test_every_layout_learns_what_one_process_learns(
-    name: str, demo_model: Path, alone: dict[str, Any], request: pytest.FixtureRequest
+    name: str, demo_model: Path, one_process: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     """After one step: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5 absolute. What
     each layout exports before it is the model that all started from, bit for bit."""
     if name in TWO_RANKS:
-        together = request.getfixturevalue("two_ranks")[name]
+        several_ranks = request.getfixturevalue("two_ranks")[name]
     else:
-        together = request.getfixturevalue("four_ranks")[0]["one step"]
-    assert_close(together, alone["one step"], 1e-5)
-    assert_same(together["at_start"], load_file(demo_model / "model.safetensors"))
+        several_ranks = request.getfixturevalue("four_ranks")[0]["one step"]
+    assert_close(several_ranks, one_process["one step"], 1e-5)
+    assert_same(several_ranks["at_start"], load_file(demo_model / "model.safetensors"))
 
 
-def test_three_iterations_stay_together(four_ranks: tuple[dict[str, Any], Path], alone: dict[str, Any]) -> None:
+def test_three_iterations_stay_together(four_ranks: tuple[dict[str, Any], Path], one_process: dict[str, Any]) -> None:
     """Differences of rounding do not grow over several mini-batches and iterations: 1e-5 relative."""
-    assert_close(four_ranks[0]["three"], alone["three"], 1e-5)
+    assert_close(four_ranks[0]["three"], one_process["three"], 1e-5)
 
 
 def test_a_checkpoint_goes_on_under_any_layout(
-    recipe: Path, four_ranks: tuple[dict[str, Any], Path], alone: dict[str, Any]
+    recipe: Path, four_ranks: tuple[dict[str, Any], Path], one_process: dict[str, Any]
 ) -> None:
     """Saved by TP2 x PP2, optimizers and all: TP2, DP2 and the offline converter read the same weights, bit for bit,
     and the next iteration is that of one process which was never interrupted."""
@@ -148,7 +148,7 @@ def test_a_checkpoint_goes_on_under_any_layout(
     for name in places:
         shutil.copytree(run, recipe.parent / name)
     resumed = trained(recipe, 2, {name: (1, [*SMALL_STEPS, *place]) for name, place in places.items()})
-    expected = {name: rows[1:2] for name, rows in alone["three"].items() if name != "at_start"}
+    expected = {name: rows[1:2] for name, rows in one_process["three"].items() if name != "at_start"}
     for resumed_run in resumed.values():
         assert_same(resumed_run["at_start"], saved)
         assert_close(resumed_run, expected, 1e-5)

@@ -32,8 +32,8 @@ def test_weight_decay_leaves_norms_and_biases_alone(report: dict[str, Any]) -> N
     else."""
     assert {dimensions for dimensions, _, _ in report["decayed"].values()} == {1, 2}
     for name, (dimensions, least, most) in report["decayed"].items():
-        wanted = 1.0 if dimensions == 1 else 0.9
-        assert (least, most) == (pytest.approx(wanted), pytest.approx(wanted)), name
+        expected_share = 1.0 if dimensions == 1 else 0.9
+        assert (least, most) == (pytest.approx(expected_share), pytest.approx(expected_share)), name
     assert {"output_layer.weight", "output_layer.bias", "decoder.final_norm.weight"} <= report["decayed"].keys()
 
 

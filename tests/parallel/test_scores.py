@@ -49,6 +49,6 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     for name, column in expected.items():
         torch.testing.assert_close(computed["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
         gradients = torch.autograd.grad((column * upstream).sum(), leaves, retain_graph=True)
-        for of, gradient in zip(("hidden", "weight"), gradients, strict=True):
+        for leaf, gradient in zip(("hidden", "weight"), gradients, strict=True):
             # Without the column that makes a token impossible: 1e15 times nothing.
-            torch.testing.assert_close(computed["gradients"][name][of].double()[:, :5], gradient[:, :5], **close)
+            torch.testing.assert_close(computed["gradients"][name][leaf].double()[:, :5], gradient[:, :5], **close)

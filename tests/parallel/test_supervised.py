@@ -22,10 +22,10 @@ def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: P
     uninterrupted run, and no stage repeats what it had learned. A finished run that is started once more adds
     nothing to its log. The ranks of the uninterrupted run count work in every phase in which the watchdog takes an
     idle rank for a hanging one."""
-    whole = tmp_path / "whole"
-    run_ranks(WORKER, 2, whole, recipe, *SHORT)
-    assert metrics(tmp_path / "run") == metrics(whole)
-    assert len(exported(whole)) > 10 and same_weights(tmp_path / "run", whole)
+    uninterrupted = tmp_path / "whole"
+    run_ranks(WORKER, 2, uninterrupted, recipe, *SHORT)
+    assert metrics(tmp_path / "run") == metrics(uninterrupted)
+    assert len(exported(uninterrupted)) > 10 and same_weights(tmp_path / "run", uninterrupted)
 
 
 def test_a_second_run_in_a_directory_is_refused(recipe: Path, tmp_path: Path) -> None:
@@ -46,9 +46,9 @@ def test_the_rank_that_fails_is_the_one_with_the_traceback(recipe: Path, tmp_pat
     """The other rank only says which rank it lost."""
     with pytest.raises(AssertionError) as failed:
         run_under_torchrun(WORKER, 2, "fail", recipe, *SHORT)
-    shown = str(failed.value)
-    assert "rank 1" in shown and "ValueError: what rank 1 stumbled over" in shown
-    assert "ends because rank 1 failed" in shown
+    output = str(failed.value)
+    assert "rank 1" in output and "ValueError: what rank 1 stumbled over" in output
+    assert "ends because rank 1 failed" in output
     assert "ValueError: what rank 1" in (tmp_path / "run" / "failures" / "rank-1.txt").read_text()
     assert not (tmp_path / "run" / "failures" / "rank-0.txt").exists()
 
@@ -58,11 +58,11 @@ def test_a_rank_that_hangs_ends_the_run_and_is_named(recipe: Path, tmp_path: Pat
     shows the hang. Rank 1's stack comes first and shows where it hangs."""
     with pytest.raises(AssertionError) as failed:
         run_ranks(WORKER, 2, "hang", recipe, *SHORT)
-    shown = str(failed.value)
-    assert "no end within" not in shown
-    _, _, said = shown.partition("ERROR rank ")
-    assert said.startswith("1 on ") and "hangs: in advantages, where no rank has done anything for 15 s" in said
-    first, _, then = said.partition("ERROR rank ")
-    assert "in hangs" in first and then.startswith("0 on ") and "ends because rank 1 hangs" in then
+    output = str(failed.value)
+    assert "no end within" not in output
+    _, _, report = output.partition("ERROR rank ")
+    assert report.startswith("1 on ") and "hangs: in advantages, where no rank has done anything for 15 s" in report
+    first, _, rest = report.partition("ERROR rank ")
+    assert "in hangs" in first and rest.startswith("0 on ") and "ends because rank 1 hangs" in rest
     assert "in hangs" in (tmp_path / "run" / "flight" / "rank-1.txt").read_text()
     assert not (tmp_path / "run" / "flight" / "rank-0.txt").exists()

@@ -48,8 +48,8 @@ def test_models_leave_the_device_to_the_generator(comparison: dict[str, Any]) ->
 
 def test_saving_leaves_models_at_rest(comparison: dict[str, Any]) -> None:
     """A checkpoint loads one model after the other onto the device, not all at once."""
-    every = ["gradients", "optimizer", "weights"]
-    assert comparison["resting_after_save"] == {"policy": every, "critic": every, "reference": every}
+    kinds = ["gradients", "optimizer", "weights"]
+    assert comparison["resting_after_save"] == {"policy": kinds, "critic": kinds, "reference": kinds}
 
 
 def test_weights_that_were_only_read_are_not_copied_back(comparison: dict[str, Any]) -> None:

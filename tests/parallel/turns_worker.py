@@ -101,13 +101,13 @@ def state(run: Run) -> dict[str, list[Tensor]]:
     return tensors
 
 
-def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
+def same(state_a: dict[str, list[Tensor]], state_b: dict[str, list[Tensor]]) -> bool:
     """Whether two states are equal on every rank."""
-    assert one.keys() == other.keys() and all(len(one[name]) == len(other[name]) > 0 for name in one)
-    here = all(torch.equal(*pair) for name in one for pair in zip(one[name], other[name], strict=True))
-    everywhere = [False] * dist.get_world_size()
-    dist.all_gather_object(everywhere, here)
-    return all(everywhere)
+    assert state_a.keys() == state_b.keys() and all(len(state_a[name]) == len(state_b[name]) > 0 for name in state_a)
+    equal_here = all(torch.equal(*pair) for name in state_a for pair in zip(state_a[name], state_b[name], strict=True))
+    equal_by_rank = [False] * dist.get_world_size()
+    dist.all_gather_object(equal_by_rank, equal_here)
+    return all(equal_by_rank)
 
 
 def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:

@@ -99,8 +99,8 @@ class Cluster:
 
     def job(self, number: int | str) -> dict[str, str]:
         """What `scontrol show job` says of a job, or of an element of an array, as 7_1."""
-        shown = self.run("scontrol", "--oneliner", "show", "job", number)
-        return dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
+        output = self.run("scontrol", "--oneliner", "show", "job", number)
+        return dict(pair.split("=", 1) for pair in output.split() if "=" in pair)
 
     def state(self, number: int | str) -> str:
         return self.job(number)["JobState"]
@@ -148,10 +148,10 @@ def running(directory: Path) -> Iterator[Cluster]:
             wait_for(lambda: not cluster.run("squeue", "--noheader"), LIMIT, lambda: cluster.run("squeue"))
 
 
-def wait_for(is_so: Callable[[], bool], limit: float, describe: Callable[[], str]) -> None:
-    """Wait until `is_so` returns True. Raises AssertionError with `describe()` after `limit` seconds."""
+def wait_for(is_true: Callable[[], bool], limit: float, describe: Callable[[], str]) -> None:
+    """Wait until `is_true` returns True. Raises AssertionError with `describe()` after `limit` seconds."""
     deadline = time.monotonic() + limit
-    while not is_so():
+    while not is_true():
         assert time.monotonic() < deadline, f"not within {limit} s: {describe()}"
         time.sleep(0.2)
 

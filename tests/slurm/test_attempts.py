@@ -93,9 +93,11 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
     assert places == [f"on {node}, left " for node in ("node1", "node1", "node2", "node2")]
 
     assert (job.run / "FINISHED").is_file()
-    again = cluster.sbatch(f"--output={tmp_path / 'again.log'}", *LAYOUT, SCRIPT, cwd=ROOT, TEMPO_OUTPUT=job.run.parent)
-    assert cluster.wait(again, LIMIT) == "COMPLETED"
-    assert not (job.run / "logs" / str(again)).exists()
+    second = cluster.sbatch(
+        f"--output={tmp_path / 'again.log'}", *LAYOUT, SCRIPT, cwd=ROOT, TEMPO_OUTPUT=job.run.parent
+    )
+    assert cluster.wait(second, LIMIT) == "COMPLETED"
+    assert not (job.run / "logs" / str(second)).exists()
 
 
 def test_bad_nodes_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
@@ -134,10 +136,10 @@ def test_elements_of_an_array_are_jobs_of_their_own(cluster: Cluster, tmp_path: 
     log = f"--output={tmp_path}/%a.log"
     array = cluster.sbatch(*layout, log, script, cwd=ROOT, TEMPO_VENV=tmp_path / "venv")
     ended = {element: cluster.wait(f"{array}_{element}", LIMIT) for element in (1, 2)}
-    said = "".join((tmp_path / f"{element}.log").read_text() for element in (1, 2))
-    assert ended == {1: "COMPLETED", 2: "FAILED"}, said
-    assert [cluster.restarts(f"{array}_{element}") for element in (1, 2)] == [1, 3], said
-    assert "nothing was saved in 4 attempts: no more" in said and not (tmp_path / "run-2" / "FINISHED").exists()
+    output = "".join((tmp_path / f"{element}.log").read_text() for element in (1, 2))
+    assert ended == {1: "COMPLETED", 2: "FAILED"}, output
+    assert [cluster.restarts(f"{array}_{element}") for element in (1, 2)] == [1, 3], output
+    assert "nothing was saved in 4 attempts: no more" in output and not (tmp_path / "run-2" / "FINISHED").exists()
     (rank,) = tmp_path.glob("run-1/logs/*/attempt-1/rank-000.log")
     assert re.fullmatch(r"until \d+\n", rank.read_text())
 

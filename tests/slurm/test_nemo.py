@@ -61,8 +61,8 @@ def test_four_tasks_end_with_an_evaluated_model(nemo: Any, cluster: Cluster, tmp
     jobs = submit(nemo, python, f"run_dir={run}", f"model.hf_path={demo_model}", *settings)
     assert list(jobs) == ["convert", "train", "export", "evaluate"]
     states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
-    assert states == dict.fromkeys(jobs, "COMPLETED"), said(cluster, jobs)
-    assert "TP 1 x CP 1 x PP 2 x DP 1" in said(cluster, jobs)
+    assert states == dict.fromkeys(jobs, "COMPLETED"), output_of_jobs(cluster, jobs)
+    assert "TP 1 x CP 1 x PP 2 x DP 1" in output_of_jobs(cluster, jobs)
     assert AutoModelForCausalLM.from_pretrained(run / "hf").num_parameters() > 0
     assert json.loads((run / "evaluation" / "results.json").read_text())
 
@@ -75,7 +75,7 @@ def test_a_training_that_fails_cancels_what_follows(
     jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
     states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
     expected = {"convert": "COMPLETED", "train": "FAILED", "export": "CANCELLED", "evaluate": "CANCELLED"}
-    assert states == expected, said(cluster, jobs)
+    assert states == expected, output_of_jobs(cluster, jobs)
 
 
 def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
@@ -85,11 +85,11 @@ def test_an_interrupted_training_is_requeued(nemo: Any, cluster: Cluster, tmp_pa
     python = stand_in(tmp_path, f'[ "$3" != train ] && exit\n{attempts}')
     jobs = submit(nemo, python, f"run_dir={tmp_path / 'run'}", f"model.hf_path={demo_model}", "critic.checkpoint=''")
     states = {name: cluster.wait(job, LIMIT) for name, job in jobs.items()}
-    assert states == dict.fromkeys(jobs, "COMPLETED"), said(cluster, jobs)
+    assert states == dict.fromkeys(jobs, "COMPLETED"), output_of_jobs(cluster, jobs)
     assert cluster.restarts(jobs["train"]) == 2
 
 
-def said(cluster: Cluster, jobs: dict[str, int]) -> str:
+def output_of_jobs(cluster: Cluster, jobs: dict[str, int]) -> str:
     """All that the tasks' jobs and ranks wrote."""
     directories = [Path(cluster.job(job)["StdOut"]).parent for job in jobs.values()]
     return "\n".join(f"{path}\n{path.read_text()}" for folder in directories for path in folder.glob("*.out"))

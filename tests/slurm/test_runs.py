@@ -168,6 +168,6 @@ def test_what_interrupts_a_run_leaves_no_trace(
     end = f"loop.iterations={training.iteration() + 2}"
     assert training.wait(training.submit(end, options=ONE_NODE)) == "COMPLETED", training.everything_said()
 
-    whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv, tempo_alone=True)
-    assert whole.wait(whole.submit(end)) == "COMPLETED", whole.everything_said()
-    assert training.rows() == whole.rows()
+    uninterrupted = Training(cluster, tmp_path / "whole", demo_model, quick_venv, tempo_alone=True)
+    assert uninterrupted.wait(uninterrupted.submit(end)) == "COMPLETED", uninterrupted.everything_said()
+    assert training.rows() == uninterrupted.rows()
