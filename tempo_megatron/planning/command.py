@@ -1,4 +1,4 @@
-"""`tempo plan`: what a recipe takes of a cluster, and whether it fits."""
+"""`tempo plan`: memory, time and layouts of a recipe on a cluster, and whether it fits."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning import HOST_GIB, report, shapes
-from tempo_megatron.planning.choose import ranked
-from tempo_megatron.planning.fit import indivisible, plan_problems, too_much
+from tempo_megatron.planning.fit import layout_problems, memory_problems, plan_problems
 from tempo_megatron.planning.layout import Machine
+from tempo_megatron.planning.layout_search import rank_layouts
 from tempo_megatron.planning.phases import PlannedRun
-from tempo_megatron.planning.schedule import Load
+from tempo_megatron.planning.schedule import Workload
 
 _CANNOT = 2
 
@@ -48,10 +48,10 @@ def main(
     method_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
-    """Exit code 0, or 2 where the recipe is wrong or does not fit; every reason is on stderr.
+    """Print the plan. Returns 0, or 2 if the recipe is wrong or does not fit. Every reason goes to stderr.
 
-    `method_problems` says what is wrong with a recipe's method, a line each. `as_saved` gives a config whose model
-    is the one that the run's own checkpoint describes, where it has one.
+    `method_problems` returns what is wrong with a recipe's method, one line per problem. `as_saved` returns a config
+    with the model of the run's own checkpoint, if there is one.
     """
     given = _parser().parse_intermixed_args(arguments)
     try:
@@ -62,30 +62,32 @@ def main(
         return _refuse(given.recipe, str(error).splitlines())
     settings = _settings(as_saved(config), given.model)
     runs = [PlannedRun(settings, config, machine) for machine in _machines(given)]
-    most = config.generation.max_response_tokens
-    mean = given.response_tokens or -(-most // 2)
+    longest = config.generation.max_response_tokens
+    mean = given.response_tokens or -(-longest // 2)
     beside = {"questions": given.questions, "storage_gbs": given.storage, "uniform_share": given.uniform_share}
-    work = Load.uniform(mean, most, **beside)
+    workload = Workload.uniform(mean, longest, **beside)
     if len(runs) > 1:
-        print(report.growth([(run, plan_problems(run), ranked(run, work)) for run in runs], work))
+        print(
+            report.format_node_table([(run, plan_problems(run), rank_layouts(run, workload)) for run in runs], workload)
+        )
         return 0
     (run,) = runs
-    wrong = indivisible(run)
-    if not wrong:
-        print(report.plan(run, work, ranked(run, work)))
-        wrong = too_much(run)
-    return _refuse(given.recipe, wrong) if wrong else 0
+    problems = layout_problems(run)
+    if not problems:
+        print(report.format_plan(run, workload, rank_layouts(run, workload)))
+        problems = memory_problems(run)
+    return _refuse(given.recipe, problems) if problems else 0
 
 
 def _problems(config: Config, given: argparse.Namespace) -> list[str]:
-    """Why there is nothing to plan, a line each."""
-    found: list[str] = []
+    """Return why there is nothing to plan, one line per problem."""
+    problems: list[str] = []
     for read in (lambda: _settings(config, given.model), lambda: _machines(given)):
         try:
             read()
         except (ConfigError, ConversionError) as error:
-            found += str(error).splitlines()
-    return found
+            problems += str(error).splitlines()
+    return problems
 
 
 def _machines(given: argparse.Namespace) -> list[Machine]:
@@ -103,9 +105,9 @@ def _machines(given: argparse.Namespace) -> list[Machine]:
 
 def _settings(config: Config, model: str | None) -> BackboneSettings:
     if model:
-        return shapes.backbone_shape(shapes.config(model, None, None))
+        return shapes.backbone_shape(shapes.shape_config(model, None, None))
     try:
-        return shapes.of_model(config.model.hf_path)
+        return shapes.model_shape(config.model.hf_path)
     except ConversionError as error:
         lines = "\n".join(f"model.hf_path: {line}" for line in str(error).splitlines())
         raise ConfigError(f"{lines}; --model names a known shape") from error

@@ -115,7 +115,7 @@ def _measure(given: argparse.Namespace) -> None:
     unknown = set(sections).difference(SECTIONS)
     if unknown:
         raise SystemExit(f"--sections: {', '.join(sorted(unknown))}: unknown; there are {', '.join(SECTIONS)}")
-    described = shapes.config(given.shape, given.layers, given.vocabulary)
+    described = shapes.shape_config(given.shape, given.layers, given.vocabulary)
     recipes = given.fp8.split(",")
     config = _config(given, recipes[0], _longest(given, _TRAINING, sections))
     place = topology.initialize(config.parallel, config.seed)
