@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "export":
         return _export(given.run)
     if given.command == "replay":
-        recipe, overrides = replay.of_run(Path(given.run), given.overrides)
+        recipe, overrides = replay.replay_arguments(Path(given.run), given.overrides)
         return _train(recipe, overrides, ["train", recipe, *overrides])
     return _train(given.recipe, given.overrides, arguments)
 
@@ -121,7 +121,7 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
     try:
         finished = train(config)
     except RunDirectoryInUse as occupied:
-        if os.environ["RANK"] == "0" or not torchrun.started_this():  # srun's ranks have logs of their own
+        if os.environ["RANK"] == "0" or not torchrun.started_this_rank():  # srun's ranks have logs of their own
             print(f"tempo: {occupied}", file=sys.stderr)
         _end(_BAD_INPUT)
     except BaseException as error:  # torch.distributed.checkpoint's are no Exceptions
@@ -129,7 +129,7 @@ def _train(recipe: str, overrides: Sequence[str], arguments: Sequence[str]) -> i
             raise
         failure.end_failed_rank(error, Path(config.run_dir))
     if not finished:
-        _end(0 if torchrun.started_this() else interruption.EXIT_CODE)
+        _end(0 if torchrun.started_this_rank() else interruption.EXIT_CODE)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`tempo launch` from its arguments to jobs or results."""
+"""`tempo launch`: submits a recipe as jobs of a cluster, or runs its tasks on this machine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from tempo_megatron import planning
 from tempo_megatron.config import Config, ConfigError, CriticTraining, load_checked
 from tempo_megatron.conversion.source import source_problems
-from tempo_megatron.launch.experiment import tasks
-from tempo_megatron.launch.job import mounts, seconds
+from tempo_megatron.launch.experiment import build_tasks
+from tempo_megatron.launch.job import container_mounts, time_limit_seconds
 
 _BAD_INPUT = 2
 _LEAD = 600
-"""seconds before the limit of a training's job at which its ranks are told to save"""
+"""The seconds before the time limit of a training job at which Slurm signals its ranks to save."""
 _HOME = "NEMORUN_HOME"
-"""environment variable: NeMo-Run's directory of experiments, their scripts and logs. It reads it as it is imported"""
+"""The environment variable with NeMo-Run's directory of experiments. NeMo-Run reads it on import."""
 
 
 def main(
@@ -29,10 +29,10 @@ def main(
     recipe_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
-    """Exit codes: 0 done or submitted, 1 a task failed here, 2 bad input (nothing was started).
+    """Run `tempo launch`. Returns 0 (done or submitted), 1 (a task failed here) or 2 (bad input, nothing was started).
 
-    `recipe_problems` says what is wrong with a recipe's method and data files, a line each. `as_saved` gives a
-    config whose model is the one that the run's own checkpoint describes, where it has one.
+    `recipe_problems` returns what is wrong with a recipe's method and data files, one line per problem. `as_saved`
+    returns a config with the model of the run's own checkpoint, if there is one.
     """
     given = _parser().parse_intermixed_args(arguments)
     if not find_spec("nemo_run"):
@@ -46,18 +46,18 @@ def main(
         )
         described = as_saved(config)
         python = "python" if given.container else sys.executable
-        steps = tasks(given.recipe, given.overrides, python)
+        steps = build_tasks(given.recipe, given.overrides, python)
     except ConfigError as error:
         lines = "\n".join(f"  {line}" for line in str(error).splitlines())
         print(f"tempo launch: {given.recipe}: this cannot run:\n{lines}", file=sys.stderr)
         return _BAD_INPUT
     os.environ[_HOME] = str(_home(config))
-    with warnings.catch_warnings(action="ignore"):  # of packages that it imports
+    with warnings.catch_warnings(action="ignore"):  # warnings of packages that NeMo-Run imports
         from tempo_megatron.launch import nemo  # seconds of imports
 
     title = Path(given.recipe).stem
     if given.executor == "local":
-        return 0 if nemo.run_here(title, steps) else 1
+        return 0 if nemo.run_locally(title, steps) else 1
     cluster = nemo.Cluster(
         nodes=given.nodes,
         tasks_per_node=config.parallel.processes_per_node,
@@ -70,10 +70,10 @@ def main(
         mounts=tuple(_mounts(config, described)) if given.container else (),
     )
     try:
-        with _leaving_no_directories(_home(config) / "experiments" / title):
-            experiment = nemo.on_slurm(title, steps, cluster, Path(config.run_dir))
+        with _removing_new_directories(_home(config) / "experiments" / title):
+            experiment = nemo.slurm_experiment(title, steps, cluster, Path(config.run_dir))
             if given.dry_run:
-                print("\n".join(nemo.written(experiment).values()))
+                print("\n".join(nemo.sbatch_scripts(experiment).values()))
                 return 0
             jobs = nemo.submit(experiment)
     except nemo.LaunchError as error:
@@ -85,7 +85,7 @@ def main(
 
 
 def _home(config: Config) -> Path:
-    """Where NeMo-Run keeps its own files: in the run's directory, unless the environment says it."""
+    """Return the directory of NeMo-Run's own files: in the run directory, unless the environment names another."""
     return Path(os.environ.get(_HOME) or Path(config.run_dir, "nemo_run")).absolute()
 
 
@@ -112,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 @contextlib.contextmanager
-def _leaving_no_directories(path: Path) -> Iterator[None]:
-    """What of this path is made meanwhile, and is empty in the end, is removed again."""
+def _removing_new_directories(path: Path) -> Iterator[None]:
+    """Remove the directories of this path that were made within this context and are empty at its end."""
     absent = [each for each in (path, *path.parents) if not each.exists()]
     try:
         yield
@@ -129,22 +129,24 @@ def _gpus_per_node(config: Config, given: argparse.Namespace) -> int:
 
 
 def _directories(config: Config, described: Config) -> dict[Path, Path]:
-    """Where a run reads and writes, each with the directory that an image is given for it: what is not there yet cannot
-    be mounted, but what it will be in."""
+    """Return each path that a run reads or writes, with the directory to mount for it.
+
+    A path that does not exist yet cannot be mounted: its nearest existing parent is.
+    """
     files = [Path(source.path) for source in config.data.sources()]
     origins = [Path(origin) for origin in _origins(config, described).values()]
-    wanted = [Path(config.run_dir), *origins, *(file.parent for file in files)]
-    paths = [path.absolute() for path in wanted]
-    return {path: next(above for above in (path, *path.parents) if above.is_dir()) for path in paths}
+    used = [Path(config.run_dir), *origins, *(file.parent for file in files)]
+    paths = [path.absolute() for path in used]
+    return {path: next(parent for parent in (path, *path.parents) if parent.is_dir()) for path in paths}
 
 
 def _mounts(config: Config, described: Config) -> list[str]:
-    """What an image is given: the present directory, and those of the run. Raises ValueError."""
-    return mounts([Path().absolute(), *sorted(set(_directories(config, described).values()))])
+    """Return the mounts of an image: the working directory, and those of the run. Raises ValueError."""
+    return container_mounts([Path().absolute(), *sorted(set(_directories(config, described).values()))])
 
 
 def _origins(config: Config, described: Config) -> dict[str, str]:
-    """The directories that a run starts from, by their settings; none once it goes on from its own checkpoint."""
+    """Return the directories that a run starts from, by setting; none if it resumes from its own checkpoint."""
     if described.model.hf_path != config.model.hf_path:
         return {}
     origins = {"model.hf_path": config.model.hf_path, "policy.checkpoint": config.policy.checkpoint}
@@ -154,39 +156,43 @@ def _origins(config: Config, described: Config) -> dict[str, str]:
 
 
 def _problems(config: Config, described: Config, given: argparse.Namespace) -> list[str]:
-    """What can be seen before a job waits in a queue."""
+    """Return the problems that can be seen before a job waits in a queue."""
     required = {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}
-    found = [f"{key}: required" for key, value in required.items() if not value]
+    problems = [f"{key}: required" for key, value in required.items() if not value]
     origins = _origins(config, described)
     if config.model.hf_path in origins.values() and Path(config.model.hf_path).is_dir():
-        found += [f"model.hf_path: {problem}" for problem in source_problems(Path(config.model.hf_path), "policy")]
-    found += [f"{key}: {origin} is no directory here" for key, origin in origins.items() if not Path(origin).is_dir()]
+        problems += [f"model.hf_path: {problem}" for problem in source_problems(Path(config.model.hf_path), "policy")]
+    problems += [
+        f"{key}: {origin} is no directory here" for key, origin in origins.items() if not Path(origin).is_dir()
+    ]
     if given.container:
-        found += [
-            f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"
-            for path, there in _directories(config, described).items()
-            if there == Path("/")
+        problems += [
+            f"{path}: nothing of this path is here, and / cannot be mounted in an image: make or correct it"
+            for path, mounted in _directories(config, described).items()
+            if mounted == Path("/")
         ]
         try:
             _mounts(config, described)
         except ValueError as error:
-            found.append(f"--container: {error}")
+            problems.append(f"--container: {error}")
     if given.nodes < 1:
-        found.append(f"--nodes: at least 1, got {given.nodes}")
+        problems.append(f"--nodes: at least 1, got {given.nodes}")
     if given.executor == "local" and (given.nodes > 1 or given.dry_run):
-        found.append("--nodes and --dry-run: with --executor slurm")
+        problems.append("--nodes and --dry-run: with --executor slurm")
     if given.executor == "slurm":
-        found += _refused_by_slurm(config, given.time)
+        problems += _slurm_problems(config, given.time)
     gpus = _gpus_per_node(config, given)
-    if given.executor == "slurm" and gpus and not found:
-        found += planning.check_plan(described, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory)
-    return found
+    if given.executor == "slurm" and gpus and not problems:
+        problems += planning.check_plan(
+            described, nodes=given.nodes, gpus_per_node=gpus, gpu_memory_gb=given.gpu_memory
+        )
+    return problems
 
 
-def _refused_by_slurm(config: Config, time: str) -> Iterator[str]:
+def _slurm_problems(config: Config, time: str) -> Iterator[str]:
     try:
-        if seconds(time) <= _LEAD:
-            yield f"--time: {time} is no longer than the {_LEAD} s before its end at which ranks are told to save"
+        if time_limit_seconds(time) <= _LEAD:
+            yield f"--time: {time} is no longer than the {_LEAD} s before its end at which ranks are signaled to save"
     except ValueError as error:
         yield f"--time: {error}"
     home = str(_home(config))

@@ -1,4 +1,4 @@
-"""torchrun on this machine."""
+"""Starts the ranks of this machine under torchrun, and recognizes ranks."""
 
 from __future__ import annotations
 
@@ -11,57 +11,61 @@ from collections.abc import Mapping, Sequence
 
 import psutil
 
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-"""variables of every rank, unless they are set already"""
+RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+"""The variables of every rank, unless they are already set."""
 _CHECKED = "TEMPO_CHECKED"
-"""environment variable of ranks that `tempo` starts, which need not grade the labels again that it has graded"""
-_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variable of ranks whose `tempo` parent has already graded the labels against themselves."""
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started as one of a run's ranks: a launcher names all of its place, what is left of one
-    in a shell may be a part."""
-    return all(name in environment for name in _PLACE)
+    """Return whether this process was started as a rank.
+
+    A launcher sets all rank variables. Leftovers of another launcher in a shell may be only a part of them.
+    """
+    return all(name in environment for name in _RANK_VARIABLES)
 
 
-def started_this(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this rank."""
+def started_this_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether torchrun started this rank."""
     return "TORCHELASTIC_RUN_ID" in environment
 
 
 def is_checked(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the `tempo` that started this rank has graded its labels against themselves."""
+    """Return whether the `tempo` that started this rank has graded its labels against themselves."""
     return environment.get(_CHECKED) == "1"
 
 
 def launch_ranks(arguments: Sequence[str], processes: int) -> int:
-    """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
+    """Run `tempo` with these arguments as `processes` ranks. Returns torchrun's exit code, 0 or 1.
 
-    SIGTERM and SIGUSR1 go to the ranks, which save and end; torchrun itself, which would end them, does not hear of it.
-    SIGINT is passed on, and ends them.
+    SIGTERM and SIGUSR1 go to the ranks, which save and end. They bypass torchrun, which would kill the ranks. SIGINT
+    goes to torchrun, which ends the ranks.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**ENVIRONMENT, **os.environ, _CHECKED: "1"}
+    environment = {**RANK_ENVIRONMENT, **os.environ, _CHECKED: "1"}
     ranks = subprocess.Popen([*command, "-m", "tempo_megatron.cli", *arguments], env=environment)
-    signal.signal(signal.SIGINT, lambda got, _: ranks.send_signal(got))
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, lambda got, _: asked.append(got))
+    signal.signal(signal.SIGINT, lambda number, _: ranks.send_signal(number))
+    received: list[int] = []
+    for stop_signal in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(stop_signal, lambda number, _: received.append(number))
     while True:
         try:
             return ranks.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            if asked and interrupt_ranks(ranks.pid, asked[0]):
-                asked.clear()
+            if received and interrupt_ranks(ranks.pid, received[0]):
+                received.clear()
 
 
 def interrupt_ranks(launcher: int, number: int) -> bool:
-    """Send the ranks that `launcher` started a signal, which they name as their reason. Whether there were any to tell:
-    torchrun takes seconds to start them."""
-    told = False
-    with contextlib.suppress(psutil.Error):  # they end as they like
+    """Send a signal to the ranks that `launcher` (a process id) started. Returns whether any rank existed.
+
+    torchrun takes seconds to start them. The ranks report this signal as the reason of their interruption.
+    """
+    sent = False
+    with contextlib.suppress(psutil.Error):  # a rank may end at any time
         for child in psutil.Process(launcher).children():
             if "tempo_megatron.cli" in child.cmdline():
                 child.send_signal(number)
-                told = True
-    return told
+                sent = True
+    return sent

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_intermixed_args(arguments)
     if not torchrun.is_rank():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.gpus}"]
-        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.ENVIRONMENT, **os.environ})
+        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.RANK_ENVIRONMENT, **os.environ})
     _measure(given)
     return 0
 

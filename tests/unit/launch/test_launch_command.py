@@ -15,7 +15,7 @@ import pytest
 from tempo_megatron import cli, planning
 from tempo_megatron.config import load_config
 from tempo_megatron.launch import command, job
-from tempo_megatron.launch.experiment import LaunchTask, tasks
+from tempo_megatron.launch.experiment import LaunchTask, build_tasks
 from tempo_megatron.run_dir.layout import as_saved
 
 
@@ -108,7 +108,7 @@ def test_a_job_is_requeued_after_an_interruption_alone(
 ) -> None:
     """As the scripts of slurm/ do it: failures, hangs and canceled jobs stay as they are, and restarts have an end,
     early where nothing is saved. Ranks are told their nodes, and nothing of another launcher."""
-    from tempo_megatron.launch.nemo import setup
+    from tempo_megatron.launch.nemo import setup_lines
 
     squeue = f'for word; do case $word in *%T*) echo "7 {state} 7" ;; esac; done'
     scontrol = f'case $* in *hostnames*) echo node1; echo node2 ;; requeue*) echo "$@" >> {tmp_path}/asked ;; esac'
@@ -126,7 +126,7 @@ def test_a_job_is_requeued_after_an_interruption_alone(
     environment = {**os.environ, **variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     ranks = f'bash -c "echo \\$TEMPO_NODES\\$RANK\\$TEMPO_DEADLINE; exit {code}"\nexit=$?\nset -e\nexit $exit'
     made = subprocess.run(
-        ["bash", "-c", f"{setup(run)}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
+        ["bash", "-c", f"{setup_lines(run)}\n{ranks}"], env=environment, stdout=subprocess.PIPE, timeout=120
     )
     assert made.returncode == code and made.stdout.startswith(b"node1 node2\n")
     asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
@@ -188,9 +188,9 @@ def test_an_image_is_given_what_links_lead_to(tmp_path: Path, monkeypatch: pytes
     name.symlink_to(snapshot)
     place = tmp_path.parent / "blobs" / "abc"  # where the relative link leads from the name
     expected = [f"{snapshot}:{snapshot}", f"{blob}:{blob}", f"{name}:{name}", f"{blob}:{place}"]
-    assert job.mounts([name]) == expected
+    assert job.container_mounts([name]) == expected
     monkeypatch.chdir(tmp_path)  # the image sees the link itself, too
-    assert job.mounts([name]) == expected[:2]
+    assert job.container_mounts([name]) == expected[:2]
 
 
 def test_an_image_cannot_be_given_any_path(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,32 +215,32 @@ def test_an_image_cannot_be_given_any_path(recipe: Path, capsys: pytest.CaptureF
 )
 def test_a_time_limit_is_read_as_sbatch_reads_it(limit: str, expected: float) -> None:
     """One number is minutes, after a dash it is hours."""
-    assert job.seconds(limit) == expected
+    assert job.time_limit_seconds(limit) == expected
 
 
 def test_jobs_of_nemo_run_and_of_the_scripts_start_ranks_alike() -> None:
     """A site's SLURM_DISTRIBUTION would part neighbors, SLURM_EXPORT_ENV their environment."""
-    assert f"RANKS=({' '.join(job.RANKS)})" in job.JOB.read_text()
+    assert f"RANKS=({' '.join(job.SRUN_RANK_OPTIONS)})" in job.JOB_SCRIPT.read_text()
 
 
 def test_here_nothing_starts_after_a_failure(tmp_path: Path, nemo_home: Path) -> None:
     """NeMo-Run's local executor goes on; an export of a run that failed would look like a success."""
-    from tempo_megatron.launch.nemo import run_here
+    from tempo_megatron.launch.nemo import run_locally
 
     steps = [
         LaunchTask("train", f"touch {tmp_path}/trained; exit 3"),
         LaunchTask("export", f"touch {tmp_path}/exported"),
     ]
-    assert not run_here("failing", steps)
+    assert not run_locally("failing", steps)
     assert (tmp_path / "trained").exists() and not (tmp_path / "exported").exists()
-    assert run_here("succeeding", [LaunchTask("train", "true"), steps[1]])
+    assert run_locally("succeeding", [LaunchTask("train", "true"), steps[1]])
     assert (tmp_path / "exported").exists()
 
 
 def test_a_recipe_with_a_start_of_its_own_converts_nothing(recipe: Path) -> None:
     """A run's export is asked for, which knows whether a best checkpoint was chosen; evaluation reads it."""
     chosen = ["policy.checkpoint=start", "checkpoint.select_best=true", "run_dir=runs/x"]
-    train, export, evaluate = tasks(str(recipe), chosen, "python")
+    train, export, evaluate = build_tasks(str(recipe), chosen, "python")
     assert (train.name, export.name, evaluate.name) == ("train", "export", "evaluate")
     assert train.all_nodes and not export.all_nodes and not evaluate.all_nodes
     assert "run_dir=runs/x export=false" in train.script and "runs/x/start" not in train.script
@@ -256,7 +256,7 @@ def test_a_run_that_has_a_checkpoint_is_launched_again_without_what_it_started_f
     given = ["launch", str(recipe), "--executor", "local", "--nodes", "2", "model.hf_path=/gone"]
     assert cli.main([*given, "policy.checkpoint=/gone-too"]) == 2
     assert capsys.readouterr().err.count("is no directory here") == 2
-    convert = tasks(str(recipe), [], "false")[0].script
+    convert = build_tasks(str(recipe), [], "false")[0].script
     assert subprocess.run(["bash", "-c", convert]).returncode == 1
     copy = saved.with_suffix(".bak")
     copy.mkdir(parents=True)
