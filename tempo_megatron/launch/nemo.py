@@ -29,7 +29,7 @@ requeue_if_it_helps() {
     case $1 in 69 | 75 | 138 | 143) ;; *) return ;; esac
     [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
     if [ "$1" != 143 ] && ! grep -qs SIGTERM "$run/interrupted"; then
-        [ "$(attempts_in_vain "$run")" -le "$MOST_IN_VAIN" ] || return
+        [ "$(attempts_without_save "$run")" -le "$MAX_WITHOUT_SAVE" ] || return
     fi
     requeue_job "$run"
 }
