@@ -64,8 +64,8 @@ def main(
     runs = [PlannedRun(settings, config, machine) for machine in _machines(given)]
     longest = config.generation.max_response_tokens
     mean = given.response_tokens or -(-longest // 2)
-    beside = {"questions": given.questions, "storage_gbs": given.storage, "uniform_share": given.uniform_share}
-    workload = Workload.uniform(mean, longest, **beside)
+    fields = {"questions": given.questions, "storage_gbs": given.storage, "uniform_share": given.uniform_share}
+    workload = Workload.uniform(mean, longest, **fields)
     if len(runs) > 1:
         print(
             report.format_node_table([(run, plan_problems(run), rank_layouts(run, workload)) for run in runs], workload)
