@@ -19,7 +19,7 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.conversion.source import HfSource, open_source
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.planning.layout import divisible
+from tempo_megatron.planning.layout import divisibility_problems
 
 RankLayout = tuple[int, int]
 """The sizes of tensor and pipeline parallelism."""
@@ -69,7 +69,7 @@ def _check_layout(layout: RankLayout, source: HfSource) -> None:
     """Raise ConversionError for a layout that does not divide the model, before any rank starts."""
     tensor, pipeline = layout
     parallel = ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
-    if problems := list(divisible(parallel, source.settings)):
+    if problems := list(divisibility_problems(parallel, source.settings)):
         raise ConversionError("\n".join(line.removeprefix("parallel.") for line in problems))
 
 

@@ -1,4 +1,4 @@
-"""What jobs of `tempo launch` share with those of the sbatch scripts: `job.sh`."""
+"""What jobs of `tempo launch` share with those of the sbatch scripts (`job.sh`)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-JOB = Path(__file__).with_name("job.sh")
-RANKS = ("--export=ALL", "--distribution=block,NoPack", "--cpu-bind=none")
-"""options of srun for ranks, against a site's"""
+JOB_SCRIPT = Path(__file__).with_name("job.sh")
+SRUN_RANK_OPTIONS = ("--export=ALL", "--distribution=block,NoPack", "--cpu-bind=none")
+"""The options of srun for ranks. They override defaults of the site."""
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
-def mounts(directories: Sequence[Path]) -> list[str]:
-    """Mounts of an image, HERE:THERE each: the directories by their names, and what links lead to.
+def container_mounts(directories: Sequence[Path]) -> list[str]:
+    """Return the mounts of an image as HOST_PATH:IMAGE_PATH: the directories, and the targets of links in them.
 
-    Raises ValueError for a path that cannot be said to an image.
+    Raises ValueError for a path that cannot be mounted.
     """
-    command = ["bash", "-c", 'source "$0" && mounts "$@"', str(JOB), *map(str, directories)]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    if shown.returncode:
-        raise ValueError(shown.stderr.strip())
-    return shown.stdout.splitlines()
+    command = ["bash", "-c", 'source "$0" && mounts "$@"', str(JOB_SCRIPT), *map(str, directories)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise ValueError(process.stderr.strip())
+    return process.stdout.splitlines()
 
 
-def seconds(limit: str) -> float:
-    """Seconds of a time limit as sbatch's --time has it, such as 90 (minutes), 24:00:00 or 2-12; inf for none.
+def time_limit_seconds(limit: str) -> float:
+    """Return the seconds of a time limit in the form of sbatch's --time; inf for no limit.
 
-    Raises ValueError for anything else.
+    Examples are 90 (minutes), 24:00:00 and 2-12 (days-hours). Raises ValueError for anything else.
     """
     if limit.lower() in ("unlimited", "infinite", "0"):
         return math.inf
@@ -39,9 +39,9 @@ def seconds(limit: str) -> float:
     days, *parts = match.groups()
     numbers = [int(part) for part in parts if part is not None]
     if days is not None:
-        hours, minutes, rest = [*numbers, 0, 0][:3]
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
     elif len(numbers) < 3:
-        hours, (minutes, rest) = 0, [*numbers, 0][:2]
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
     else:
-        hours, minutes, rest = numbers
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
+        hours, minutes, seconds = numbers
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,12 +1,13 @@
-# What a batch job clears, what it asks Slurm, and what an image is given. slurm/common.sh reads this file, and
-# launch/nemo.py puts it into the scripts that NeMo-Run writes.
-TRIES=5        # of a question to Slurm
-PAUSE=10       # seconds between two tries
-MOST_IN_VAIN=3 # times in a row that a job is requeued after an attempt that saved nothing new
-RANKS=(--export=ALL --distribution=block,NoPack --cpu-bind=none) # options of srun for ranks, against a site's
+# The environment of a batch job, its requests to Slurm, and the mounts of an image. slurm/common.sh sources this file,
+# and launch/nemo.py puts it into the scripts that NeMo-Run writes.
+TRIES=5            # tries of a request to Slurm
+PAUSE=10           # seconds between two tries
+MAX_WITHOUT_SAVE=3 # attempts in a row that may save nothing new and still be requeued
+# srun's options for ranks, which override defaults of the site.
+RANKS=(--export=ALL --distribution=block,NoPack --cpu-bind=none)
 
-# Variables by which srun, squeue and scontrol take options, whoever set them, and those that a launcher has left in the
-# environment of sbatch: ranks would take them for their own place.
+# Clears variables that srun, squeue and scontrol read as options, and leftovers of a launcher in the environment of
+# sbatch, which ranks would read as their own.
 unset "${!SQUEUE_@}" "${!SCONTROL_@}" "${!TORCHELASTIC_@}" "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}" \
     SLURM_EXPORT_ENV SRUN_EXPORT_ENV SLURM_CLUSTERS SLURM_DEBUG SRUN_DEBUG SLURM_DISABLE_STATUS SLURM_DISTRIBUTION \
     SLURM_DIST_PLANESIZE SLURM_EXACT SLURM_EXCLUSIVE SLURM_HINT SLURM_IMMEDIATE SLURM_KILL_BAD_EXIT SLURM_LABELIO \
@@ -19,12 +20,12 @@ export SLURM_TIME_FORMAT=standard
 [ -z "${TEMPO_MASTER_ADDR:-}" ] || export MASTER_ADDR=$TEMPO_MASTER_ADDR
 [ -z "${TEMPO_MASTER_PORT:-}" ] || export MASTER_PORT=$TEMPO_MASTER_PORT
 
-# Runs a command until it succeeds, TRIES times at most: a question that failed is not an answer. Prints what it says.
+# Runs a command until it succeeds, at most TRIES times, and prints its output. A request that failed is no answer.
 ask() {
-    local try said
+    local try output
     for ((try = 1; try <= TRIES; try++)); do
-        if said=$(timeout 60 "$@"); then
-            echo "$said"
+        if output=$(timeout 60 "$@"); then
+            echo "$output"
             return 0
         fi
         [ "$try" -eq "$TRIES" ] || sleep "$PAUSE"
@@ -32,33 +33,35 @@ ask() {
     return 1
 }
 
-# Prints fields of squeue (its --format) about this job; nothing where they are unknown. An element of an array may have
-# the array's id, by which squeue lists all elements: %A tells them apart.
-about_job() {
+# Prints fields of this job in the --format of squeue, or nothing if they are unknown. An element of an array may have
+# the array's id, by which squeue lists all elements: %A distinguishes them.
+job_fields() {
     ask squeue --noheader --array --job "$SLURM_JOB_ID" --format "%A $1" | sed -n "s/^ *$SLURM_JOB_ID  *//p" || true
 }
 
-# Prints the second since 1970 at which Slurm ends the job: its start and its time limit, however long the set-up takes.
-# Nothing where there is no limit, or it is unknown.
+# Prints the time at which Slurm ends the job, in seconds since the epoch. The set-up of the job counts. Prints nothing if
+# there is no limit or it is unknown.
 deadline() {
     local end
-    end=$(about_job %e)
+    end=$(job_fields %e)
     [ -z "$end" ] || date --date "$end" +%s 2>/dev/null || true
 }
 
-# Directory of this attempt's logs in the run $1.
-attempt_of() { echo "$1/logs/$SLURM_JOB_ID/attempt-${SLURM_RESTART_COUNT:-0}"; }
+# Prints the directory of this attempt's logs in the run $1.
+attempt_directory() { echo "$1/logs/$SLURM_JOB_ID/attempt-${SLURM_RESTART_COUNT:-0}"; }
 
 # Begins an attempt of the run $1.
-begin_attempt() { mkdir -p "$(attempt_of "$1")" && touch "$(attempt_of "$1")/begun"; }
+begin_attempt() { mkdir -p "$(attempt_directory "$1")" && touch "$(attempt_directory "$1")/begun"; }
 
-# Whether this attempt of the run $1 has left a checkpoint.
-saved_anything() {
-    [ -n "$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 -name 'i*-*' -newer "$(attempt_of "$1")/begun" 2>/dev/null)" ]
+# Succeeds if this attempt has saved a checkpoint of the run $1.
+saved_checkpoint() {
+    local begun
+    begun=$(attempt_directory "$1")/begun
+    [ -n "$(find "$1/checkpoints" -mindepth 1 -maxdepth 1 -name 'i*-*' -newer "$begun" 2>/dev/null)" ]
 }
 
-# Prints how many attempts in a row, up to this one, have the mark $2 in the run $1.
-in_a_row() {
+# Prints how many attempts in a row, up to this one, have the marker file $2 in the run $1.
+marks_in_a_row() {
     local restarts=${SLURM_RESTART_COUNT:-0} row=0
     while [ -e "$1/logs/$SLURM_JOB_ID/attempt-$((restarts - row))/$2" ]; do
         row=$((row + 1))
@@ -67,25 +70,25 @@ in_a_row() {
 }
 
 # Prints how many attempts in a row, up to this one, have saved nothing new in the run $1.
-attempts_in_vain() {
-    saved_anything "$1" || touch "$(attempt_of "$1")/in_vain"
-    in_a_row "$1" in_vain
+attempts_without_save() {
+    saved_checkpoint "$1" || touch "$(attempt_directory "$1")/in_vain"
+    marks_in_a_row "$1" in_vain
 }
 
-# Requeues the job of the run $1 and prints what became of it. One that was canceled stays so. Where Slurm does not say
-# whether it was, it is requeued a few times in a row.
+# Requeues the job of the run $1 and prints the result. A canceled job is not requeued. If Slurm does not say whether it
+# was canceled, it is requeued a few times in a row.
 requeue_job() {
     local state name described
-    read -r state name < <(about_job '%T %i') || true
+    read -r state name < <(job_fields '%T %i') || true
     [ -n "$name" ] || name=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
     name=${name:-$SLURM_JOB_ID}
     described=$(ask scontrol show job "$name") || true
     [ -n "$state" ] || state=$(sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p' <<<"$described")
-    [ -n "$state" ] || touch "$(attempt_of "$1")/unknown"
+    [ -n "$state" ] || touch "$(attempt_directory "$1")/unknown"
     if [ "${state:-RUNNING}" != RUNNING ]; then
         echo "the job is not requeued, as it is $state"
-    elif [ "$(in_a_row "$1" unknown)" -gt "$MOST_IN_VAIN" ]; then
-        echo "Slurm has not said for $((MOST_IN_VAIN + 1)) attempts whether the job is canceled: submit it again to go on"
+    elif [ "$(marks_in_a_row "$1" unknown)" -gt "$MAX_WITHOUT_SAVE" ]; then
+        echo "Slurm has not said for $((MAX_WITHOUT_SAVE + 1)) attempts whether the job is canceled: submit it again to go on"
     elif [[ $described = *Requeue=0* ]]; then
         echo "the job cannot be requeued, as it has --no-requeue: submit it again to go on"
     elif ask scontrol requeue "$name" >/dev/null; then
@@ -95,9 +98,9 @@ requeue_job() {
     fi
 }
 
-# Prints mounts of an image, HERE:THERE a line, for directories by the names that settings have for them. Links in them
-# lead out of them (a hub's cache has such), as names do: what they lead to is there too, where they look for it.
-# Fails where a path cannot be said to an image.
+# Prints the mounts of an image for these directories, one HOST_PATH:IMAGE_PATH per line, at the paths in the settings.
+# The targets of symbolic links in the paths and in the directories (such as a hub's cache) are mounted where the links
+# point. Fails for a path that cannot be mounted.
 mounts() {
     if [[ $* = *[,:]* ]]; then
         echo "an image cannot be given a path with a comma or a colon: $*" >&2
@@ -108,22 +111,22 @@ mounts() {
         name=$(realpath --canonicalize-missing --no-symlinks "$name")
         real=$(realpath --canonicalize-missing "$name")
         echo "$real:$real"
-        linked_from "$real"
-        # The image sees the present directory, and links in it as they are.
+        link_mounts "$real"
+        # The image has the working directory, with its links as they are.
         [[ $name = "$real" || $name = "$PWD"/* ]] && continue
         echo "$name:$name"
-        linked_from "$name"
+        link_mounts "$name"
     done | awk '!seen[$0]++'
 }
 
-# Prints a mount for each link in the directory $1 that leads out of it.
-linked_from() {
-    local link place depth=3
-    [ "$1" != "$(realpath "$PWD")" ] || depth=1 # the repository: links in an environment are its own
+# Prints a mount for each link in the directory $1 that points out of it.
+link_mounts() {
+    local link target depth=3
+    [ "$1" != "$(realpath "$PWD")" ] || depth=1 # the repository: the links of a virtual environment stay within it
     while IFS= read -r link; do
-        place=$(readlink "$link")
-        [[ $place = /* ]] || place=${link%/*}/$place
-        place=$(realpath --canonicalize-missing --no-symlinks "$place")
-        [[ ! -e $link || $place/ = "$1"/* ]] || echo "$(realpath "$link"):$place"
+        target=$(readlink "$link")
+        [[ $target = /* ]] || target=${link%/*}/$target
+        target=$(realpath --canonicalize-missing --no-symlinks "$target")
+        [[ ! -e $link || $target/ = "$1"/* ]] || echo "$(realpath "$link"):$target"
     done < <(find "$1/" -maxdepth "$depth" -type l 2>/dev/null)
 }

@@ -1,4 +1,4 @@
-"""Ranks on this machine whose own exit codes matter; torchrun makes 1 of them all."""
+"""Starts ranks on this machine and returns their own exit code. torchrun turns every failure into 1."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from tempo_megatron.launch.torchrun import ENVIRONMENT
+from tempo_megatron.launch.torchrun import RANK_ENVIRONMENT
 
 
 def launch_locally(arguments: Sequence[str], processes: int) -> int:
-    """Run `tempo` with these arguments as `processes` ranks, which must end by themselves; the highest exit code."""
+    """Run `tempo` as `processes` ranks, which must end by themselves. Returns the highest exit code."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
@@ -21,7 +21,7 @@ def launch_locally(arguments: Sequence[str], processes: int) -> int:
         subprocess.Popen(
             [sys.executable, "-m", "tempo_megatron.cli", *arguments],
             env={
-                **ENVIRONMENT,
+                **RANK_ENVIRONMENT,
                 **{name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")},
                 **{name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()},
             },

@@ -1,4 +1,4 @@
-"""NeMo-Run: a recipe's tasks as one experiment, on this machine or on a Slurm cluster."""
+"""Runs a recipe's tasks as one NeMo-Run experiment, on this machine or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from invoke.exceptions import UnexpectedExit
 from nemo_run.config import get_nemorun_home
 
 from tempo_megatron.launch.experiment import LaunchTask
-from tempo_megatron.launch.job import JOB, RANKS
-from tempo_megatron.launch.torchrun import ENVIRONMENT
+from tempo_megatron.launch.job import JOB_SCRIPT, SRUN_RANK_OPTIONS
+from tempo_megatron.launch.torchrun import RANK_ENVIRONMENT
 
 _REQUEUE = r"""
-# NeMo-Run would requeue after every failure or after none. This is after "interrupted and saved", where SIGUSR1 or
-# SIGTERM came before the ranks listened for it, and where nodes cannot train and Slurm may give others. It has an end,
-# early where nothing was saved, unless Slurm took the nodes away.
+# NeMo-Run requeues after every failure or after none. This requeues after "interrupted and saved" (75), after SIGUSR1
+# or SIGTERM before the ranks listened (138, 143), and if nodes cannot train (69), since Slurm may give others. It gives
+# up after 50 restarts, or after a few attempts that saved nothing, unless Slurm took the nodes away.
 requeue_if_it_helps() {
     case $1 in 69 | 75 | 138 | 143) ;; *) return ;; esac
     [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ] || return
     if [ "$1" != 143 ] && ! grep -qs SIGTERM "$run/interrupted"; then
-        [ "$(attempts_in_vain "$run")" -le "$MOST_IN_VAIN" ] || return
+        [ "$(attempts_without_save "$run")" -le "$MAX_WITHOUT_SAVE" ] || return
     fi
     requeue_job "$run"
 }
@@ -39,86 +39,88 @@ export TEMPO_NODES="$(ask scontrol show hostnames "$SLURM_JOB_NODELIST" | paste 
 """
 
 
-def setup(run: Path) -> str:
-    """The lines of bash that a job of a run's experiment begins with."""
-    return f"{JOB.read_text()}\nrun={shlex.quote(str(run.absolute()))}\n{_REQUEUE}"
+def setup_lines(run: Path) -> str:
+    """Return the bash lines with which each job of a run begins."""
+    return f"{JOB_SCRIPT.read_text()}\nrun={shlex.quote(str(run.absolute()))}\n{_REQUEUE}"
 
 
 class LaunchError(RuntimeError):
-    """NeMo-Run or sbatch refused a task: nothing is queued, and nothing is left of the experiment."""
+    """NeMo-Run or sbatch refused a task. Nothing is queued, and no files of the experiment remain."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is asked of Slurm for each task."""
+    """The resources of each task."""
 
     nodes: int = 1
-    """of the training task; the others take one"""
+    """The nodes of the training task. Other tasks take one."""
     tasks_per_node: int = 8
-    """ranks of the training task on a node: one a GPU"""
+    """The ranks of the training task on a node, one per GPU."""
     gpus_per_node: int = 8
     account: str | None = None
     partition: str | None = None
     time: str = "24:00:00"
-    """limit of a task, as Slurm writes it"""
+    """The time limit of a task in Slurm's format."""
     lead: int = 600
-    """seconds before the limit at which ranks are told to save"""
+    """The seconds before the time limit at which Slurm signals the ranks to save."""
     container: str | None = None
-    """image to run in, by pyxis"""
+    """The image that tasks run in, by pyxis."""
     mounts: tuple[str, ...] = ()
-    """what tasks see in the image, HERE:THERE each"""
+    """The mounts of the image, each as HOST_PATH:IMAGE_PATH."""
 
 
-def on_slurm(title: str, tasks: Sequence[LaunchTask], cluster: Cluster, run: Path) -> nemo_run.Experiment:
-    """The experiment of a run, each task waiting for the one before; when one fails, Slurm cancels those that wait for
-    it. Raises LaunchError."""
-    executors = [_slurm(task, cluster, run) for task in tasks]
-    with _refusals():
+def slurm_experiment(title: str, tasks: Sequence[LaunchTask], cluster: Cluster, run: Path) -> nemo_run.Experiment:
+    """Return the experiment of a run, in which each task waits for the one before.
+
+    If a task fails, Slurm cancels those that wait for it. Raises LaunchError.
+    """
+    executors = [_slurm_executor(task, cluster, run) for task in tasks]
+    with _catch_refusals():
         return _experiment(title, tasks, executors, [task.script for task in tasks])
 
 
 def submit(experiment: nemo_run.Experiment) -> dict[str, str]:
-    """Submit every task of an experiment of `on_slurm` at once; returns the number of each one's job.
+    """Submit all tasks of a `slurm_experiment`. Returns the job number of each task.
 
-    Raises LaunchError when a task is refused; those that are queued by then are canceled.
+    Raises LaunchError if a task is refused, after canceling the tasks that are already queued.
     """
-    submitted = Path(get_nemorun_home(), ".slurm_jobs")
-    is_first = not submitted.exists()
+    jobs_file = Path(get_nemorun_home(), ".slurm_jobs")
+    is_first = not jobs_file.exists()
     try:
-        with _refusals() as printed, experiment:
+        with _catch_refusals() as printed, experiment:
             experiment.run(detach=True)
     except LaunchError:
-        for number in _numbers(experiment).values():
+        for number in _job_numbers(experiment).values():
             subprocess.run(["scancel", number], check=False)
         shutil.rmtree(experiment._exp_dir, ignore_errors=True)
         if is_first:
-            submitted.unlink(missing_ok=True)
+            jobs_file.unlink(missing_ok=True)
         raise
     print(printed.getvalue(), end="")
-    return _numbers(experiment)
+    return _job_numbers(experiment)
 
 
-def _numbers(experiment: nemo_run.Experiment) -> dict[str, str]:
-    """The jobs of the tasks that are queued."""
+def _job_numbers(experiment: nemo_run.Experiment) -> dict[str, str]:
+    """Return the job numbers of the tasks that are queued."""
     return {job.id: job.handle.partition("://")[2].split("/")[1] for job in experiment.jobs if job.handle}
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[io.StringIO]:
-    """Gives what NeMo-Run prints, where a refusal would be lost. What it raises becomes a LaunchError of one line."""
+def _catch_refusals() -> Iterator[io.StringIO]:
+    """Capture what NeMo-Run prints, and turn its exceptions into a LaunchError of one line."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
             yield printed
     except UnexpectedExit as error:
-        said = [line.removeprefix("sbatch: error: ") for line in error.result.stderr.splitlines() if line]
-        raise LaunchError("sbatch refuses the job: " + "; ".join(said)) from error
-    except Exception as error:  # NeMo-Run has no class of its own for what it refuses
+        lines = [line.removeprefix("sbatch: error: ") for line in error.result.stderr.splitlines() if line]
+        raise LaunchError("sbatch refuses the job: " + "; ".join(lines)) from error
+    except Exception as error:  # NeMo-Run has no exception class for refusals
         raise LaunchError(f"NeMo-Run refuses the job: {' '.join(str(error).split())}") from error
 
 
-def written(experiment: nemo_run.Experiment) -> dict[str, str]:
-    """The text of each task's sbatch script, followed by what it runs. Nothing is submitted or left behind."""
+def sbatch_scripts(experiment: nemo_run.Experiment) -> dict[str, str]:
+    """Return each task's sbatch script, followed by the script that it runs. Submits nothing and leaves no files."""
     with experiment:
         experiment.dryrun(log=False, delete_exp_dir=False)
     texts = {}
@@ -130,26 +132,27 @@ def written(experiment: nemo_run.Experiment) -> dict[str, str]:
     return texts
 
 
-def run_here(title: str, tasks: Sequence[LaunchTask]) -> bool:
-    """Run the tasks one after the other on this machine; whether all succeeded. The first failure is the last to start.
+def run_locally(title: str, tasks: Sequence[LaunchTask]) -> bool:
+    """Run the tasks in order on this machine. Returns whether all succeeded. No task starts after a failure.
 
-    NeMo-Run's LocalExecutor goes on after a failure, hence the marks that tasks leave for their successors.
+    NeMo-Run's LocalExecutor continues after a failure. So each successful task leaves a marker file for the next one.
     """
     with tempfile.TemporaryDirectory(prefix="tempo-launch-") as directory:
-        marks = [Path(directory, task.name) for task in tasks]
+        markers = [Path(directory, task.name) for task in tasks]
         scripts = [
-            _after(before, f"(\n{task.script}\n) && touch {mark}")
-            for before, task, mark in zip([None, *marks], tasks, marks, strict=False)
+            _after(predecessor, f"(\n{task.script}\n) && touch {marker}")
+            for predecessor, task, marker in zip([None, *markers], tasks, markers, strict=False)
         ]
         with _experiment(title, tasks, [nemo_run.LocalExecutor() for _ in tasks], scripts) as experiment:
             experiment.run(tail_logs=True)
-        return marks[-1].exists()
+        return markers[-1].exists()
 
 
-def _after(mark: Path | None, script: str) -> str:
-    if mark is None:
+def _after(marker: Path | None, script: str) -> str:
+    """Return the script, which fails at once if the marker of its predecessor is missing."""
+    if marker is None:
         return script
-    return f'[ -e {mark} ] || {{ echo "not started: {mark.name} failed"; exit 1; }}\n{script}'
+    return f'[ -e {marker} ] || {{ echo "not started: {marker.name} failed"; exit 1; }}\n{script}'
 
 
 def _experiment(
@@ -157,15 +160,15 @@ def _experiment(
 ) -> nemo_run.Experiment:
     experiment = nemo_run.Experiment(title, skip_status_at_exit=True)
     with experiment:
-        before: list[str] = []
+        predecessor: list[str] = []
         for task, executor, script in zip(tasks, executors, scripts, strict=True):
             inline = f"cd {shlex.quote(os.getcwd())} || exit 1\n{script}"
-            made = nemo_run.Script(inline=inline)
-            before = [experiment.add(made, executor=executor, name=task.name, dependencies=before)]
+            job = nemo_run.Script(inline=inline)
+            predecessor = [experiment.add(job, executor=executor, name=task.name, dependencies=predecessor)]
     return experiment
 
 
-def _slurm(task: LaunchTask, cluster: Cluster, run: Path) -> nemo_run.SlurmExecutor:
+def _slurm_executor(task: LaunchTask, cluster: Cluster, run: Path) -> nemo_run.SlurmExecutor:
     return nemo_run.SlurmExecutor(
         account=cluster.account,
         partition=cluster.partition,
@@ -179,10 +182,10 @@ def _slurm(task: LaunchTask, cluster: Cluster, run: Path) -> nemo_run.SlurmExecu
         signal=f"USR1@{cluster.lead}" if task.all_nodes else None,
         container_image=cluster.container,
         container_mounts=list(cluster.mounts),
-        # Not as NeMo-Run has it: srun would end ranks that still save, and hide that others have.
-        srun_args=[*RANKS, "--kill-on-bad-exit=0"],
-        env_vars=dict(ENVIRONMENT),
-        setup_lines=setup(run),
+        # NeMo-Run's default would let srun kill ranks that still save, and hide the exit codes of others.
+        srun_args=[*SRUN_RANK_OPTIONS, "--kill-on-bad-exit=0"],
+        env_vars=dict(RANK_ENVIRONMENT),
+        setup_lines=setup_lines(run),
         additional_parameters={"kill_on_invalid_dep": "yes"},
         tunnel=nemo_run.LocalTunnel(job_dir=""),
         packager=nemo_run.Packager(),

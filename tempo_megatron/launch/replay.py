@@ -1,4 +1,4 @@
-"""Training alone, on what a run has generated."""
+"""Training without a generator, on the rollouts that a run kept."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def of_run(run: Path, overrides: Sequence[str]) -> tuple[str, list[str]]:
-    """Recipe and overrides that train by a run's resolved config on the rollouts that it kept."""
+def replay_arguments(run: Path, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the recipe and overrides that train by a run's own config on the rollouts that it kept."""
     return str(run / "config.yaml"), [*overrides, f"generation.replay={run / 'rollouts'}"]

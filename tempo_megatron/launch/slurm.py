@@ -1,4 +1,4 @@
-"""Ranks that `srun` starts, one a task."""
+"""Joins the ranks that `srun` starts, one per task."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tempo_megatron.config import ConfigError
 from tempo_megatron.launch import torchrun
 
 NODES = "TEMPO_NODES"
-"""environment variable: names of a step's nodes, for tasks in an image, which has no `scontrol`"""
+"""The environment variable with the names of a step's nodes, for tasks in an image, which has no `scontrol`."""
 _FIRST_PORT, _PORTS = 20000, 10000
 _PAUSES = (1.0, 5.0)
-"""seconds between tries of `scontrol`"""
+"""The seconds between tries of `scontrol`."""
 
 
 def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Describe this task's place in an `srun` step of several tasks as torchrun would: RANK, MASTER_ADDR and so on.
+    """Set RANK, WORLD_SIZE, MASTER_ADDR and so on for this task of an `srun` step, as torchrun would.
 
-    Nothing is done outside such a step, or where torchrun started this. RANK and the like are left of something else
-    otherwise: sbatch hands on its user's environment. The rendezvous is at MASTER_ADDR, else on the step's first node;
-    its port follows from job and step, so that steps sharing a node do not meet. Raises ConfigError where
-    `scontrol` cannot list the step's nodes.
+    Outside a step of several tasks, or under torchrun, nothing changes. Otherwise an existing RANK is a leftover of
+    another launcher, because sbatch passes on its user's environment, and it is overwritten. The rendezvous is at
+    MASTER_ADDR, otherwise on the step's first node. Its port follows from job and step, so that steps on one node do
+    not meet. Raises ConfigError if `scontrol` cannot list the step's nodes.
     """
-    if torchrun.started_this(environment) or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    if torchrun.started_this_rank(environment) or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
     if "MASTER_ADDR" not in environment:
         environment["MASTER_ADDR"] = step_nodes(environment)[0]
@@ -41,7 +41,7 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int:
-    """Tasks of this step on this node, of a list such as `8(x3),4`: three nodes of 8, one of 4."""
+    """Return the number of this step's tasks on this node. Slurm's `8(x3),4` means three nodes of 8 and one of 4."""
     tasks: list[int] = []
     for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment["SLURM_STEP_TASKS_PER_NODE"]):
         tasks += [int(count)] * int(nodes or 1)
@@ -49,16 +49,19 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
 
 
 def step_nodes(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """Names of this step's nodes, by the batch script or by Slurm; empty outside a step. Raises as `join_step`."""
-    if named := environment.get(NODES):
-        return named.split()
-    listed = environment.get("SLURM_STEP_NODELIST")
-    return _expanded(listed) if listed else []
+    """Return the names of this step's nodes, from the batch script or from Slurm; empty outside a step.
+
+    Raises ConfigError if `scontrol` cannot list them.
+    """
+    if names := environment.get(NODES):
+        return names.split()
+    node_list = environment.get("SLURM_STEP_NODELIST")
+    return _expand(node_list) if node_list else []
 
 
-def _expanded(listed: str) -> list[str]:
-    """The names in a list such as node[3-4]. `scontrol` is asked a few times."""
-    command = ["scontrol", "show", "hostnames", listed]
+def _expand(node_list: str) -> list[str]:
+    """Return the names in a list such as node[3-4]. `scontrol` is tried a few times."""
+    command = ["scontrol", "show", "hostnames", node_list]
     problem = ""
     for pause in (*_PAUSES, 0.0):
         try:

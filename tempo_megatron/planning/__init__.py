@@ -1,6 +1,15 @@
-"""What a recipe takes of a cluster before anything is queued: memory in each phase, time, and which layout to choose.
+"""Plans a run before it is queued: memory of each phase, time, and layouts that fit. See `docs/planning.md`.
 
-No process group, no GPU: shapes and settings in, figures out.
+Planning needs no GPU and no process group: it computes from model shapes and settings.
+
+- `command`, `report`: `tempo plan` and what it prints
+- `layout`: the cluster, and how models are spread over it
+- `shapes`, `parameters`: shapes of known models, and the parameters of one rank
+- `activations`, `memory`: memory of one model in training
+- `generator`: memory of vLLM, and the size of its KV cache
+- `phases`, `host`: memory of a GPU in each phase, and memory of a node
+- `fit`, `layout_search`: whether a run fits, and which layout to choose
+- `flops`, `rates`, `schedule`: seconds of each phase and of the run
 """
 
 from __future__ import annotations
@@ -8,13 +17,13 @@ from __future__ import annotations
 from tempo_megatron.config import Config
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.planning import host, shapes
-from tempo_megatron.planning.fit import indivisible, plan_problems
+from tempo_megatron.planning.fit import layout_problems, plan_problems
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.memory import GIB
 from tempo_megatron.planning.phases import PlannedRun
 
 HOST_GIB = 1536.0
-"""host memory of a node where nothing else is said"""
+"""The default host memory of a node in GiB."""
 
 
 def check_plan(
@@ -25,21 +34,22 @@ def check_plan(
     gpu_memory_gb: float = 80.0,
     host_memory_gib: float = HOST_GIB,
 ) -> list[str]:
-    """Why this run cannot work on so many nodes, one line a reason; empty when it fits.
+    """Return why this run does not fit these nodes, one line per reason; empty if it fits.
 
-    `gpu_memory_gb`: that a GPU is sold with. A model that is not there yet is known by the name of its directory.
+    `gpu_memory_gb` is the nominal memory of a GPU. A model whose files are missing is recognized by the name of its
+    directory.
     """
     try:
-        settings = shapes.of_model(config.model.hf_path)
+        settings = shapes.model_shape(config.model.hf_path)
     except ConversionError as error:
         return [f"model.hf_path: {line}" for line in str(error).splitlines()]
     return plan_problems(PlannedRun(settings, config, Machine(nodes, gpus_per_node, gpu_memory_gb, host_memory_gib)))
 
 
 def checkpoint_gib(config: Config, *, gpus: int) -> float:
-    """GiB of a checkpoint of this run; 0 where its model is not known, or cannot be spread over so many GPUs."""
+    """Return the GiB of a checkpoint of this run; 0 if its model is not known, or does not divide over `gpus`."""
     try:
-        run = PlannedRun(shapes.of_model(config.model.hf_path), config, Machine(1, gpus, 80.0, HOST_GIB))
+        run = PlannedRun(shapes.model_shape(config.model.hf_path), config, Machine(1, gpus, 80.0, HOST_GIB))
     except ConversionError:
         return 0.0
-    return 0.0 if indivisible(run) else host.checkpoint(run) / GIB
+    return 0.0 if layout_problems(run) else host.checkpoint_bytes(run) / GIB

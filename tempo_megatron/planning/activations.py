@@ -1,9 +1,12 @@
-"""Bytes that the activations of one micro-batch take on one rank, as megatron-core's HybridModel of Transformer Engine
-layers keeps them.
+"""Bytes of the activations of one micro-batch on one rank.
 
-Two moments of a step are the highest: `at_loss`, when the logits have become their gradient and the output layer makes
-its weight's, or the last chunk of them is read, and `at_backward`, in the backward pass of the last layer. Which one is
-higher depends on the vocabulary.
+The figures are those of megatron-core's HybridModel with Transformer Engine layers.
+
+A step has two candidates for its memory peak. Which one is higher depends on the vocabulary:
+
+- `at_loss`: the logits have become their gradient and the output layer computes its weight gradient, or the last chunk
+  of logits is read
+- `at_backward`: the backward pass of the last layer
 """
 
 from __future__ import annotations
@@ -17,27 +20,25 @@ from tempo_megatron.planning.layout import Layout
 _FP32 = 4
 
 LOGITS_CHUNK = 2**28
-"""bytes of logits in fp32 that are there at a time (`megatron/log_probs.py`)"""
+"""The bytes of fp32 logits that exist at a time (`megatron/log_probs.py`)."""
 
 
 @dataclass(frozen=True)
-class Sublayer:
-    """Bytes of attention or an MLP with its norm and residual.
+class SublayerMemory:
+    """Bytes of attention or an MLP with its norm and residual."""
 
-    `entrance`: its input. `kept`: all that its forward pass leaves for the backward pass, the input included.
-    `backward`: the most that the backward pass takes beside `kept`. `forward`: the most that a forward pass takes that
-    keeps nothing.
-    """
-
-    entrance: int
+    input: int
     kept: int
+    """All that the forward pass keeps for the backward pass, including the input."""
     backward: int
+    """The peak of the backward pass beside `kept`."""
     forward: int
+    """The peak of a forward pass that keeps nothing."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one micro-batch of `tokens` over all context-parallel ranks, on a rank of a model under `config`."""
+    """Activations on one rank, of a micro-batch with `tokens` tokens over all context-parallel ranks."""
 
     settings: BackboneSettings
     config: Config
@@ -45,125 +46,127 @@ class Activations:
     tokens: int
 
     @property
-    def whole(self) -> int:
-        """Tokens where a tensor-parallel region holds all of them."""
+    def region_tokens(self) -> int:
+        """The tokens on a rank inside a tensor-parallel region, which holds all tokens."""
         return self.tokens // self.layout.context
 
     @property
-    def split(self) -> int:
-        """Tokens where sequence parallelism has split them."""
-        return self.whole // (self.layout.tensor if self.layout.sequence_parallel else 1)
+    def split_tokens(self) -> int:
+        """The tokens on a rank where sequence parallelism splits them."""
+        return self.region_tokens // (self.layout.tensor if self.layout.sequence_parallel else 1)
 
     @property
     def width(self) -> int:
-        """Bytes of an activation."""
+        """The bytes of one activation."""
         return 2 if self.config.model.precision is Precision.bf16 else _FP32
 
     @property
     def hidden(self) -> int:
-        """Bytes of the residual stream."""
-        return self.split * self.settings.hidden_size * self.width
+        """The bytes of the residual stream."""
+        return self.split_tokens * self.settings.hidden_size * self.width
 
     @property
     def _gathered(self) -> int:
-        """Bytes of a whole copy of the residual stream that sequence parallelism makes for a product."""
-        return self.whole * self.settings.hidden_size * self.width if self.layout.sequence_parallel else 0
+        """The bytes of the gathered residual stream that sequence parallelism makes for a matrix product."""
+        return self.region_tokens * self.settings.hidden_size * self.width if self.layout.sequence_parallel else 0
 
     @property
-    def _eight_bits(self) -> bool:
+    def _is_fp8(self) -> bool:
         return self.config.model.fp8 is not Fp8.none
 
     def _operand(self, elements: int) -> int:
-        """Bytes that a linear layer keeps of an input that nothing else keeps."""
-        return elements * (1 if self._eight_bits else self.width)
+        """Return the bytes that a linear layer keeps of an input that nothing else keeps."""
+        return elements * (1 if self._is_fp8 else self.width)
 
     @property
-    def _entrance(self) -> tuple[int, int]:
-        """Of a sub-layer: its input, and what is kept of it and of the norm around it."""
-        elements = self.split * self.settings.hidden_size
+    def _input_and_norm(self) -> tuple[int, int]:
+        """The bytes of a sub-layer's input, and what is kept of the input and of the norm."""
+        elements = self.split_tokens * self.settings.hidden_size
         if self.settings.norm_after:  # the projection keeps its input, the norm that follows keeps its own
             return self.hidden, self._operand(elements) + self.hidden
         return self.hidden, self.hidden + self._operand(elements)
 
     @property
-    def attention(self) -> Sublayer:
+    def attention(self) -> SublayerMemory:
         shape, tensor = self.settings, self.layout.tensor
-        queries = self.whole * shape.num_attention_heads * shape.kv_channels // tensor
-        keys = self.whole * shape.num_query_groups * shape.kv_channels // tensor
-        entrance, kept = self._entrance
-        normed = {"none": 0, "each_head": self.width, "all_heads": 2 * _FP32}[shape.qk_norm] * (queries + keys)
-        kept += normed + self.width * (2 * queries + 2 * keys)  # rotated queries and keys, values, the output
-        kept += _FP32 * self.whole * shape.num_attention_heads // tensor  # the softmax's normalizers
+        queries = self.region_tokens * shape.num_attention_heads * shape.kv_channels // tensor
+        keys = self.region_tokens * shape.num_query_groups * shape.kv_channels // tensor
+        input_bytes, kept = self._input_and_norm
+        qk_norm = {"none": 0, "each_head": self.width, "all_heads": 2 * _FP32}[shape.qk_norm] * (queries + keys)
+        kept += qk_norm + self.width * (2 * queries + 2 * keys)  # rotated queries and keys, values, the output
+        kept += _FP32 * self.region_tokens * shape.num_attention_heads // tensor  # the softmax's normalizers
         if self.config.model.fp8 is Fp8.delayed:
-            kept += queries  # the output once more, in 8 bits
+            kept += queries  # a second copy of the output, in 8 bits
         if len(shape.ropes) > 1:
-            kept += _FP32 * self.whole * shape.kv_channels  # the layer's own angles
+            kept += _FP32 * self.region_tokens * shape.kv_channels  # the layer's own RoPE angles
         gradients = self.width * (2 * queries + 2 * keys) + _FP32 * queries
         exchanged = 4 * keys * self.width if self.layout.context > 1 else 0
-        backward = self.hidden + self._gathered + max(gradients + exchanged, 3 * _FP32 * queries * bool(normed))
-        forward = 2 * self.hidden + self._gathered + self.width * (2 * queries + 2 * keys) + normed
-        return Sublayer(entrance, kept, backward, forward)
+        backward = self.hidden + self._gathered + max(gradients + exchanged, 3 * _FP32 * queries * bool(qk_norm))
+        forward = 2 * self.hidden + self._gathered + self.width * (2 * queries + 2 * keys) + qk_norm
+        return SublayerMemory(input_bytes, kept, backward, forward)
 
     @property
-    def mlp(self) -> Sublayer:
-        channels = self.whole * self.settings.ffn_hidden_size // self.layout.tensor
-        entrance, kept = self._entrance
-        wide, activated = 2 * channels * self.width, self._operand(channels)
-        kept += wide + activated
-        narrow = channels * self.width
-        whole = self.whole * self.settings.hidden_size
-        # In 8 bits a gradient is there twice more, once for each product, and operands go when their layer is done.
-        into_second = self._gathered + (2 * whole if self._eight_bits else 0) + narrow
-        into_activation = narrow + wide - (0 if self._eight_bits else activated)
-        into_first = (4 * channels if self._eight_bits else 0) + self._gathered + whole * self.width - activated
-        backward = self.hidden + max(into_second, into_activation, into_first)
-        forward = 2 * self.hidden + self._gathered + wide + narrow + (channels if self._eight_bits else 0)
-        return Sublayer(entrance, kept, backward, forward)
+    def mlp(self) -> SublayerMemory:
+        channels = self.region_tokens * self.settings.ffn_hidden_size // self.layout.tensor
+        input_bytes, kept = self._input_and_norm
+        gate_and_up, activated = 2 * channels * self.width, self._operand(channels)
+        kept += gate_and_up + activated
+        product = channels * self.width
+        hidden_elements = self.region_tokens * self.settings.hidden_size
+        # With FP8 each gradient has two more copies, one for each product, and operands are freed after their layer.
+        second_layer = self._gathered + (2 * hidden_elements if self._is_fp8 else 0) + product
+        activation = product + gate_and_up - (0 if self._is_fp8 else activated)
+        first_layer = (4 * channels if self._is_fp8 else 0) + self._gathered + hidden_elements * self.width - activated
+        backward = self.hidden + max(second_layer, activation, first_layer)
+        forward = 2 * self.hidden + self._gathered + gate_and_up + product + (channels if self._is_fp8 else 0)
+        return SublayerMemory(input_bytes, kept, backward, forward)
 
     def kept(self, layers: int) -> int:
-        """What a forward pass through so many transformer layers keeps."""
-        return layers * sum(part.kept - self._given_up(part, again) for part, again in self._parts)
+        """Return the bytes that a forward pass through `layers` transformer layers keeps."""
+        return layers * sum(
+            sublayer.kept - self._not_kept(sublayer, recomputes) for sublayer, recomputes in self._sublayers
+        )
 
     def at_backward(self) -> int:
-        """The most that the backward pass takes beside what is kept, recomputation included."""
-        gone = most = 0
-        for part, again in reversed(self._parts):
-            recomputed = self._given_up(part, again) + self.hidden if again else 0
-            most = max(most, recomputed + part.backward - gone)
-            gone = part.kept - self._given_up(part, again)
-        return most
+        """Return the peak bytes of the backward pass beside what is kept, including recomputation."""
+        freed = peak = 0
+        for sublayer, recomputes in reversed(self._sublayers):
+            recomputed = self._not_kept(sublayer, recomputes) + self.hidden if recomputes else 0
+            peak = max(peak, recomputed + sublayer.backward - freed)
+            freed = sublayer.kept - self._not_kept(sublayer, recomputes)
+        return peak
 
     def at_loss(self, role: Role) -> dict[str, int]:
-        """What the last stage holds beside what is kept when its output layer makes its gradients."""
-        shape, whole = self.settings, self.whole * self.settings.hidden_size
+        """Return the parts that the last stage holds beside what is kept, while the output layer computes gradients."""
+        shape, hidden_elements = self.settings, self.region_tokens * self.settings.hidden_size
         final_norm = 2 * self.hidden
-        if role == "critic":  # its head works in fp32
-            gathered = whole * self.width if self.layout.sequence_parallel else 0
-            return {"output layer": final_norm + gathered + whole * (2 * _FP32 + self.width)}
+        if role == "critic":  # the value head computes in fp32
+            gathered = hidden_elements * self.width if self.layout.sequence_parallel else 0
+            return {"output layer": final_norm + gathered + hidden_elements * (2 * _FP32 + self.width)}
         weight = shape.padded_vocab_size // self.layout.tensor * shape.hidden_size * self.width
-        made = max(weight + whole * self.width, self._chunk)
-        return {"logits": self._logits * self.width, "output layer": final_norm + self._gathered + made}
+        gradients = max(weight + hidden_elements * self.width, self._chunk)
+        return {"logits": self._logits * self.width, "output layer": final_norm + self._gathered + gradients}
 
     @property
     def _logits(self) -> int:
-        return self.whole * self.settings.padded_vocab_size // self.layout.tensor
+        return self.region_tokens * self.settings.padded_vocab_size // self.layout.tensor
 
     @property
     def _chunk(self) -> int:
         return min(LOGITS_CHUNK, self._logits * _FP32)
 
-    def reading(self, role: Role) -> int:
-        """The most that a forward pass takes that keeps nothing."""
-        read = self.whole * self.settings.hidden_size
-        last = self._gathered + self._chunk if role == "policy" else read * _FP32
-        return max(self.attention.forward, self.mlp.forward, 2 * self.hidden + last)
+    def pass_peak(self, role: Role) -> int:
+        """Return the peak bytes of a forward pass that keeps nothing."""
+        hidden_elements = self.region_tokens * self.settings.hidden_size
+        output_layer = self._gathered + self._chunk if role == "policy" else hidden_elements * _FP32
+        return max(self.attention.forward, self.mlp.forward, 2 * self.hidden + output_layer)
 
     @property
-    def _parts(self) -> tuple[tuple[Sublayer, bool], ...]:
-        """The sub-layers in their order, and whether the backward pass computes them again."""
+    def _sublayers(self) -> tuple[tuple[SublayerMemory, bool], ...]:
+        """The sub-layers in order, and whether the backward pass recomputes them."""
         recompute = self.config.model.recompute
         return (self.attention, recompute is Recompute.full), (self.mlp, recompute is not Recompute.none)
 
-    def _given_up(self, part: Sublayer, again: bool) -> int:
-        """What is not kept of a part that is computed again."""
-        return part.kept - part.entrance if again else 0
+    def _not_kept(self, sublayer: SublayerMemory, recomputes: bool) -> int:
+        """Return the bytes that recomputation saves: all but the input."""
+        return sublayer.kept - sublayer.input if recomputes else 0

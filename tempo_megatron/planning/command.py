@@ -1,4 +1,4 @@
-"""`tempo plan`: the memory and time of a recipe on a cluster, and whether it fits."""
+"""`tempo plan`: memory, time and layouts of a recipe on a cluster, and whether it fits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tempo_megatron.config import Config, ConfigError, load_checked
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning import report, shapes
-from tempo_megatron.planning.choose import ranked
-from tempo_megatron.planning.fit import indivisible, plan_problems, too_much
+from tempo_megatron.planning.fit import layout_problems, memory_problems, plan_problems
 from tempo_megatron.planning.layout import Machine
+from tempo_megatron.planning.layout_search import rank_layouts
 from tempo_megatron.planning.phases import PlannedRun
-from tempo_megatron.planning.schedule import Load
+from tempo_megatron.planning.schedule import Workload
 from tempo_megatron.utils.terminal import print_markdown, refuse
 
 
@@ -40,11 +40,33 @@ def plan_recipe(
     method_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
-    """Prints the plan of a recipe and returns exit code 0, or 2 where the recipe is wrong or does not fit; standard
-    error lists every reason.
+    """Prints the plan of a recipe and returns exit code 0, for each")
+    parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB that a GPU is sold with (default: 80)")
+    parser.add_argument("--host-memory", type=float, default=HOST_GIB, help="GiB of a node (default: 1536)")
+    parser.add_argument("--model", choices=shapes.SHAPES, help="the shape, instead of that of model.hf_path")
+    parser.add_argument("--response-tokens", type=int, help="mean of a response (default: half of the longest)")
+    parser.add_argument("--questions", type=int, default=300, help="questions of an evaluation (default: 300)")
+    parser.add_argument(
+        "--uniform-share",
+        type=float,
+        default=0.5,
+        help="share of labeled prompts whose responses all score alike, for loop.drop_uniform_prompts (default: 0.5)",
+    )
+    parser.add_argument("--storage", type=float, default=2.0, help="GB/s of the shared storage (default: 2)")
+    return parser
 
-    `method_problems` returns a line for each problem of a recipe's method. `as_saved` returns the config whose model is
-    the one that the run's own checkpoint describes, where the run has one.
+
+def main(
+    arguments: Sequence[str],
+    method_problems: Callable[[Config], list[str]],
+    as_saved: Callable[[Config], Config],
+) -> int:
+    """Print the plan. Returns 0, or 2 if the recipe is wrong or does not fit. Every reason goes to reason.
+
+    `method_problems` returns a line for each problem of a recipe's method, one line per problem. `as_saved` returns the config
+    with is
+    the model of the run's own checkpoint, if there is one.
     """
     try:
         config = load_checked(
@@ -56,25 +78,26 @@ def plan_recipe(
     runs = [PlannedRun(backbone, config, machine) for machine in _machines(options)]
     longest = config.generation.max_response_tokens
     load = Load.uniform(
-        options.response_tokens or -(-longest // 2),
-        longest,
-        questions=options.questions,
+        options.response_tokens or -(-longest // 2)
+    fields = {"questions=options.questions,
         storage_gbs=options.storage,
-        uniform_share=options.uniform_share,
-    )
+        uniform_share}
+    workload = Workload.uniform(mean, longest, **fields)
     if len(runs) > 1:
-        print_markdown(report.growth([(run, plan_problems(run), ranked(run, load)) for run in runs], load))
+        print_markdown(
+            report.format_node_table([(run, plan_problems(run), rank_layouts(run, workload)) for run in runs], workload)
+        )
         return 0
     (run,) = runs
-    problems = indivisible(run)
+    problems = layout_problems(run)
     if not problems:
-        print_markdown(report.plan(run, load, ranked(run, load)))
-        problems = too_much(run)
+        print_markdown(report.format_plan(run, workload, rank_layouts(run, workload)))
+        problems = memory_problems(run)
     return _refuse(recipe, problems) if problems else 0
 
 
 def _option_problems(config: Config, options: PlanOptions) -> list[str]:
-    """Returns a line for each reason why nothing can be planned."""
+    """Return why line for each reason why one can per problem."""
     problems: list[str] = []
     for read in (lambda: _backbone(config, options.model), lambda: _machines(options)):
         try:
@@ -103,9 +126,9 @@ def _backbone(config: Config, model: str | None) -> BackboneSettings:
     if model:
         if model not in shapes.SHAPES:
             raise ConfigError(f"--model: {model} is none of {', '.join(shapes.SHAPES)}")
-        return shapes.backbone_shape(shapes.config(model, None, None))
+        return shapes.backbone_shape(shapes.shape_config(model, None, None))
     try:
-        return shapes.of_model(config.model.hf_path)
+        return shapes.model_shape(config.model.hf_path)
     except ConversionError as error:
         lines = "\n".join(f"model.hf_path: {line}" for line in str(error).splitlines())
         raise ConfigError(f"{lines}; --model names a known shape") from error

@@ -1,4 +1,7 @@
-"""What vLLM takes of a GPU, and how many sequences fit into it."""
+"""Memory of vLLM on one GPU: its weights, its workspace and its KV cache.
+
+The KV cache gets what is left of `generation.gpu_memory_utilization` (`EngineMemory.kv_cache_bytes`).
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,17 @@ from tempo_megatron.config import Config, Precision, RolloutPrecision
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import GIB, Parts
-from tempo_megatron.planning.parameters import parameters
+from tempo_megatron.planning.parameters import rank_parameters
 
 _STEP_TOKENS = 16384
-"""tokens of a step of chunked prefill, vLLM's choice on these GPUs"""
+"""The tokens of one step of chunked prefill, as vLLM chooses them on these GPUs."""
 _SAMPLER_COPIES = 3
-"""fp32 copies of the logits of all sequences: raw, scaled, log-probs"""
+"""The fp32 copies of the logits of all sequences: raw logits, scaled logits and log-probs."""
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """A replica's part on one GPU."""
+    """The memory of one replica on one of its GPUs."""
 
     settings: BackboneSettings
     config: Config
@@ -26,38 +29,42 @@ class EngineMemory:
     machine: Machine
 
     @property
-    def weights(self) -> int:
-        held = parameters(self.settings, "policy", self.layout.replica, 1, 0)
+    def weight_bytes(self) -> int:
+        parameters = rank_parameters(self.settings, "policy", self.layout.replica, 1, 0)
         width = 2 if self.config.model.precision is Precision.bf16 else 4
-        spared = held.linear if self.config.generation.precision is RolloutPrecision.fp8 else 0
-        return held.total * width - spared * (width - 1)
+        fp8_elements = parameters.linear if self.config.generation.precision is RolloutPrecision.fp8 else 0
+        return parameters.total * width - fp8_elements * (width - 1)
 
     @property
-    def working(self) -> int:
-        """Activations of a step of prefill and what sampling takes, which vLLM measures as it starts."""
+    def workspace_bytes(self) -> int:
+        """Bytes of a prefill step's activations and of sampling, which vLLM measures at its start."""
         shape, ranks = self.settings, self.layout.replica
-        token = 2 * (4 * shape.hidden_size + 3 * shape.ffn_hidden_size // ranks)
-        sampled = self.config.generation.max_num_seqs * shape.padded_vocab_size * 4 * _SAMPLER_COPIES
-        return _STEP_TOKENS * token + sampled
+        token_bytes = 2 * (4 * shape.hidden_size + 3 * shape.ffn_hidden_size // ranks)
+        logits = self.config.generation.max_num_seqs * shape.padded_vocab_size * 4 * _SAMPLER_COPIES
+        return _STEP_TOKENS * token_bytes + logits
 
     @property
-    def cache(self) -> int:
-        """Bytes of the KV cache; negative where the rest takes more than vLLM may."""
+    def kv_cache_bytes(self) -> int:
+        """Bytes that vLLM's share of the GPU leaves for the KV cache. Negative if the rest exceeds the share."""
         budget = self.config.generation.gpu_memory_utilization * self.machine.usable_gib * GIB
-        return int(budget) - self.weights - self.working
+        return int(budget) - self.weight_bytes - self.workspace_bytes
 
-    def sequence(self, tokens: int) -> int:
-        """Bytes of the KV cache that a sequence of so many tokens takes on a rank."""
+    def sequence_cache_bytes(self, tokens: int) -> int:
+        """Return the bytes of the KV cache that a sequence of `tokens` tokens takes on one rank."""
         shape = self.settings
         groups = max(1, shape.num_query_groups // self.layout.replica)
         width = 2 if self.config.model.precision is Precision.bf16 else 4
-        held = sum(min(tokens, layer.window or tokens) for layer in shape.attention)
-        return 2 * groups * shape.kv_channels * width * held
+        cached_tokens = sum(min(tokens, layer.window or tokens) for layer in shape.attention)
+        return 2 * groups * shape.kv_channels * width * cached_tokens
 
-    def together(self, tokens: float) -> int:
-        """Sequences that are decoded at once when each holds `tokens` on average."""
-        fit = self.cache // max(1, self.sequence(max(1, round(tokens))))
+    def concurrent_sequences(self, tokens: float) -> int:
+        """Return how many sequences are decoded at once if each holds `tokens` tokens on average."""
+        fit = self.kv_cache_bytes // max(1, self.sequence_cache_bytes(max(1, round(tokens))))
         return max(0, min(self.config.generation.max_num_seqs, fit))
 
     def parts(self) -> Parts:
-        return {"weights of the generator": self.weights, "work of the generator": self.working, "KV cache": self.cache}
+        return {
+            "weights of the generator": self.weight_bytes,
+            "work of the generator": self.workspace_bytes,
+            "KV cache": self.kv_cache_bytes,
+        }

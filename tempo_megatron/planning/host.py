@@ -1,69 +1,69 @@
-"""Host memory of a node, and the size of a checkpoint."""
+"""Host memory of a rank and of a node, and the size of a checkpoint."""
 
 from __future__ import annotations
 
 from tempo_megatron.planning.memory import GIB, Parts
-from tempo_megatron.planning.phases import PlannedRun, total
+from tempo_megatron.planning.phases import PlannedRun, total_bytes
 
-_PROCESS = int(3.2 * GIB)
-"""resident set of a rank without what rests in it: measured"""
+_PROCESS_BYTES = int(3.2 * GIB)
+"""The resident set of a rank without offloaded state. Measured."""
 
 
-def pinned(run: PlannedRun) -> Parts:
-    """Bytes that rest in a rank's pinned memory, by model and kind."""
+def pinned_memory(run: PlannedRun) -> Parts:
+    """Return the bytes of offloaded state in a rank's pinned memory, by model and kind."""
     return {
         f"{name}'s {kind}": size
         for name in run.models
         for kind, size in run.state(name).items()
-        if kind != "gradients" and run.moves(kind)
+        if kind != "gradients" and run.is_offloaded(kind)
     }
 
 
-def budgeted(run: PlannedRun) -> Parts:
-    """Bytes that count against a rank's budget: what rests, and its part of an asynchronous save's copies."""
-    copies = _copies(run) // run.machine.gpus_per_node
-    return pinned(run) | ({"an asynchronous save's copies": copies} if copies else {})
+def budgeted_memory(run: PlannedRun) -> Parts:
+    """Return the bytes that count against a rank's budget: offloaded state, and its part of an asynchronous save."""
+    copies = _save_copies(run) // run.machine.gpus_per_node
+    return pinned_memory(run) | ({"an asynchronous save's copies": copies} if copies else {})
 
 
-def budget(run: PlannedRun) -> float:
-    """Bytes of host memory that a rank may take for those."""
+def budget_bytes(run: PlannedRun) -> float:
+    """Return the bytes of host memory that a rank may take for these."""
     return run.config.memory.budget_gib(run.machine.host_gib, run.machine.gpus_per_node) * GIB
 
 
-def node(run: PlannedRun) -> Parts:
-    """Bytes of a node's memory, on the node that takes most."""
+def node_memory(run: PlannedRun) -> Parts:
+    """Return the bytes of host memory on the node that takes most."""
     ranks = run.machine.gpus_per_node
     parts = {
-        "processes": ranks * _PROCESS,
-        "pinned": ranks * total(pinned(run)),
-        "a model as it is saved": _saving(run),
+        "processes": ranks * _PROCESS_BYTES,
+        "pinned": ranks * total_bytes(pinned_memory(run)),
+        "a model as it is saved": max(_saved_models(run).values()),  # models are saved one after the other
     }
-    return parts | {"an asynchronous save's copies": _copies(run)}
+    return parts | {"an asynchronous save's copies": _save_copies(run)}
 
 
-def _saving(run: PlannedRun) -> int:
-    """One model is saved after the other."""
-    return max(_gathered(run).values())
+def _save_copies(run: PlannedRun) -> int:
+    """Return the bytes of all models that an asynchronous save holds until they are written.
+
+    The model that is being gathered comes on top.
+    """
+    return sum(_saved_models(run).values()) if run.config.checkpoint.asynchronous else 0
 
 
-def _copies(run: PlannedRun) -> int:
-    """What an asynchronous save holds of all models until it is written, beside the one that is being gathered."""
-    return sum(_gathered(run).values()) if run.config.checkpoint.asynchronous else 0
+def _saved_models(run: PlannedRun) -> Parts:
+    """Return the bytes of a node for each model that is saved.
 
-
-def _gathered(run: PlannedRun) -> Parts:
-    """Bytes of a node for each model that is saved: its weights, and the optimizer's state gathered over its
-    data-parallel ranks by the first of them."""
-    gathering = min(run.machine.gpus_per_node, run.layout.tensor * run.layout.pipeline)
+    These are the weights, and the optimizer state that the first of the data-parallel ranks gathers.
+    """
+    gathering_ranks = min(run.machine.gpus_per_node, run.layout.tensor * run.layout.pipeline)
     states = {name: run.state(name) for name in run.models if name != "reference"}
     return {
-        name: gathering * (state["weights"] + state.get("optimizer", 0) * run.layout.optimizer_ranks)
+        name: gathering_ranks * (state["weights"] + state.get("optimizer", 0) * run.layout.optimizer_ranks)
         for name, state in states.items()
     }
 
 
-def checkpoint(run: PlannedRun) -> int:
-    """Bytes of a checkpoint: weights of policy and critic, and the optimizer state of what iterations teach."""
+def checkpoint_bytes(run: PlannedRun) -> int:
+    """Return the bytes of a checkpoint: weights of policy and critic, and optimizer state of what iterations train."""
     layout, learns = run.layout, {"policy": True, "critic": run.config.critic.training.learns}
     size = 0
     for name in [name for name in learns if name in run.models]:

@@ -1,4 +1,4 @@
-"""How many GPUs there are, and how a run's models are spread over them."""
+"""The cluster, and how the models of a run are spread over its GPUs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from tempo_megatron.config import Config, ParallelConfig
 from tempo_megatron.conversion.mapping import BackboneSettings
 
-_USABLE = 0.989
-"""GiB that CUDA reports for each GB that a GPU is sold with: 79.1 of an H100's 80"""
+_USABLE_GIB_PER_GB = 0.989
+"""The GiB that CUDA reports for each nominal GB of a GPU: 79.1 of an H100's 80."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """`gpu_gb` are the GB that a GPU is sold with (80, 141), `host_gib` is a node's memory."""
+    """The nodes and GPUs that a run gets."""
 
     nodes: int
     gpus_per_node: int
     gpu_gb: float
+    """The nominal memory of a GPU in GB, such as 80 or 141."""
     host_gib: float
+    """The host memory of a node."""
 
     @property
     def gpus(self) -> int:
@@ -27,13 +29,13 @@ class Machine:
 
     @property
     def usable_gib(self) -> float:
-        """GiB of a GPU that CUDA reports."""
-        return self.gpu_gb * _USABLE
+        """The memory of a GPU in GiB, as CUDA reports it."""
+        return self.gpu_gb * _USABLE_GIB_PER_GB
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Parallel sizes; `replica` is the generator's TP."""
+    """Parallel sizes."""
 
     tensor: int
     pipeline: int
@@ -41,9 +43,10 @@ class Layout:
     data: int
     sequence_parallel: bool
     replica: int
+    """The tensor parallel size of the generator."""
 
     @classmethod
-    def of(cls, config: Config, gpus: int) -> Layout:
+    def from_config(cls, config: Config, gpus: int) -> Layout:
         parallel = config.parallel
         tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
         context = parallel.context_parallel_size
@@ -58,7 +61,7 @@ class Layout:
 
     @property
     def optimizer_ranks(self) -> int:
-        """Ranks that the optimizer's state of one shard of the model is spread over."""
+        """The number of ranks that share the optimizer state of one shard of the model."""
         return self.data * self.context
 
     def __str__(self) -> str:
@@ -66,8 +69,8 @@ class Layout:
         return " ".join([f"{name}{size}" for name, size in sizes.items() if size > 1] + [f"DP{self.data}"])
 
 
-def divisible(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
-    """What the parallel sizes do not divide, a line a size."""
+def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
+    """Yield one line for each parallel size that does not divide the model."""
     parts = {
         "tensor_model_parallel_size": {
             "attention heads": settings.num_attention_heads,
@@ -79,28 +82,30 @@ def divisible(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[
     }
     for key, counts in parts.items():
         size = getattr(parallel, key)
-        undivided = [f"{count} {what}" for what, count in counts.items() if size > 0 and count % size]
+        undivided = [f"{count} {name}" for name, count in counts.items() if size > 0 and count % size]
         if undivided:
             yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
 
 
-def shareable(replica: int, settings: BackboneSettings) -> Iterator[str]:
-    """What the ranks of one vLLM replica cannot share. It would copy KV heads to more ranks than there are heads, and
-    the check of synced weights knows no copies."""
+def replica_problems(replica: int, settings: BackboneSettings) -> Iterator[str]:
+    """Yield what the ranks of one vLLM replica cannot share.
+
+    vLLM would copy KV heads to the surplus ranks, and the check of synced weights does not support copies.
+    """
     heads = (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups))
-    undivided = [f"{count} {what} heads" for what, count in heads if replica > 0 and count % replica]
+    undivided = [f"{count} {name} heads" for name, count in heads if replica > 0 and count % replica]
     if undivided:
         yield f"generation.tensor_parallel_size: {replica} does not divide the model's {', '.join(undivided)}"
 
 
-def windows(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
-    """Context parallelism deals the heads of layers with a window out to its ranks."""
+def window_problems(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:
+    """Yield problems of context parallelism, which distributes the heads of layers with a window over its ranks."""
     ranks = max(1, parallel.tensor_model_parallel_size) * max(1, parallel.context_parallel_size)
     if parallel.context_parallel_size < 2 or not any(layer.window for layer in settings.attention):
         return
-    for what, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
+    for name, count in (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups)):
         if count % ranks:
             yield (
                 f"parallel.context_parallel_size: layers with a sliding window need TP x CP = {ranks} to divide the "
-                f"model's {count} {what} heads"
+                f"model's {count} {name} heads"
             )

@@ -1,4 +1,4 @@
-"""Parameters that one rank holds, read off the conversion maps."""
+"""Parameters of one rank, from the conversion maps."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """`by_kind`: elements of each kind of parameter. `linear`: elements of the weights of linear layers but the output
-    layer. `linear_shapes`: the distinct shapes of these weights."""
+class RankParameters:
+    """The number of parameters of one rank."""
 
     by_kind: Counter[str]
+    """The number of elements of each kind of parameter."""
     linear: int
+    """The number of elements in weights of linear layers, without the output layer."""
     linear_shapes: frozenset[tuple[int, ...]]
+    """The distinct shapes of these weights."""
 
     @property
     def total(self) -> int:
@@ -29,20 +31,23 @@ class Parameters:
 
 
 @lru_cache(maxsize=4096)
-def parameters(settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int) -> Parameters:
-    """What a rank of pipeline stage `stage` (from 0) of `pipeline` holds under tensor parallelism over `tensor`."""
+def rank_parameters(settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int) -> RankParameters:
+    """Return the parameters of a rank of pipeline stage `stage` (from 0).
+
+    `tensor` and `pipeline` are the parallel sizes.
+    """
     by_kind: Counter[str] = Counter()
     linear, shapes = 0, set()
     for entry in _entries(settings, role):
         if stage not in _stages(entry, settings, pipeline):
             continue
-        kind, shape = _kind(entry, role), _shard(entry, tensor)
+        kind, shape = _kind(entry, role), _shard_shape(entry, tensor)
         count = entry.numel // (tensor if entry.shard_axis is not None else 1)
         by_kind[kind] += count
         if kind in ("attention", "MLP") and len(shape) == 2:
             linear += count
             shapes.add(shape)
-    return Parameters(by_kind, linear, frozenset(shapes))
+    return RankParameters(by_kind, linear, frozenset(shapes))
 
 
 def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
@@ -52,7 +57,7 @@ def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
 
 
 def _stages(entry: ParameterMapping, settings: BackboneSettings, pipeline: int) -> set[int]:
-    """Stages that hold this parameter: an embedding that serves as output layer is on the first and on the last."""
+    """Return the stages that hold this parameter. A tied embedding is on the first and on the last stage."""
     layer = _LAYER.match(entry.megatron_name)
     if layer:
         return {int(layer[1]) // 2 * pipeline // settings.num_layers}
@@ -72,5 +77,5 @@ def _kind(entry: ParameterMapping, role: Role) -> str:
     return "attention" if ".self_attention." in name else "MLP"
 
 
-def _shard(entry: ParameterMapping, tensor: int) -> tuple[int, ...]:
+def _shard_shape(entry: ParameterMapping, tensor: int) -> tuple[int, ...]:
     return tuple(size // tensor if axis == entry.shard_axis else size for axis, size in enumerate(entry.shape))

@@ -1,4 +1,4 @@
-"""What lies on a GPU in each phase, after the table of `turns.py`: who works is there, all else rests."""
+"""Memory of a GPU in each phase. State that a phase does not use is offloaded, as in `training/residency.py`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tempo_megatron.config import Config, CriticTraining
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.generator import EngineMemory
 from tempo_megatron.planning.layout import Layout, Machine
-from tempo_megatron.planning.memory import GIB, Model, Parts
+from tempo_megatron.planning.memory import GIB, ModelMemory, Parts
 
-_PROCESS = int(3.7 * GIB)
-"""contexts of CUDA and NCCL, kernels, and what vLLM keeps while it sleeps, CUDA graphs above all; measured in a sync"""
-_SLACK = int(1.3 * GIB)
-"""what torch's allocator holds beyond its tensors while a model works: measured beside `_PROCESS`"""
-_BESIDE_ENGINE = int(1.1 * GIB)
-"""contexts and CUDA graphs beside what vLLM counts as its share: measured"""
-BUCKETS = 896 * 2**20
-"""a sync's three buckets and the shards of one (`megatron/weights.py`)"""
+_PROCESS_BYTES = int(3.7 * GIB)
+"""CUDA and NCCL contexts, kernels, and what vLLM keeps while it sleeps, mainly CUDA graphs. Measured in a sync."""
+_ALLOCATOR_BYTES = int(1.3 * GIB)
+"""What torch's allocator holds beyond its tensors while a model works. Measured together with `_PROCESS_BYTES`."""
+_BESIDE_ENGINE_BYTES = int(1.1 * GIB)
+"""Contexts and CUDA graphs that vLLM does not count in its share. Measured."""
+SYNC_BUCKET_BYTES = 896 * 2**20
+"""A sync's three buckets and the shards of one bucket (`megatron/weights.py`)."""
 
-WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
+PHASE_STATE: dict[str, dict[str, tuple[str, ...]]] = {
     "generate": {},
     "sync": {"policy": ("weights",)},
     "e_step": {"critic": ("weights", "gradients", "optimizer")},
@@ -28,7 +28,7 @@ WORKERS: dict[str, dict[str, tuple[str, ...]]] = {
     "m_step": {"policy": ("weights", "gradients", "optimizer")},
     "save": {},
 }
-"""Kinds of each model's state that a phase works with; the generator works in the first two"""
+"""The kinds of each model's state that a phase uses. The first two phases also use the generator."""
 
 
 @dataclass(frozen=True)
@@ -41,100 +41,101 @@ class PlannedRun:
 
     @cached_property
     def layout(self) -> Layout:
-        return Layout.of(self.config, self.machine.gpus)
+        return Layout.from_config(self.config, self.machine.gpus)
 
     @cached_property
     def engine(self) -> EngineMemory:
         return EngineMemory(self.settings, self.config, self.layout, self.machine)
 
     @cached_property
-    def models(self) -> dict[str, Model]:
-        """By the names of `turns.py`."""
+    def models(self) -> dict[str, ModelMemory]:
+        """The models of the run, by the names of `training/residency.py`."""
         config = self.config
-        found = {"policy": self._model("policy", config.policy.micro_batch_tokens)}
+        models = {"policy": self._model("policy", config.policy.micro_batch_tokens)}
         if config.critic.training is not CriticTraining.none:
-            found["critic"] = self._model("critic", config.critic.micro_batch_tokens)
+            models["critic"] = self._model("critic", config.critic.micro_batch_tokens)
         if config.policy.kl_coefficient:
-            found["reference"] = found["policy"]
-        return found
+            models["reference"] = models["policy"]
+        return models
 
     @property
     def critic_learns(self) -> bool:
-        """Whether there is a critic that has an optimizer, be it in the critic start alone."""
+        """Whether the run has a critic with an optimizer, even if only in the critic start."""
         learns = self.config.critic.training.learns or self.config.stages.critic_start.iterations > 0
         return "critic" in self.models and learns
 
-    def _model(self, role: Role, tokens: int) -> Model:
+    def _model(self, role: Role, tokens: int) -> ModelMemory:
         longest = self.config.data.max_prompt_tokens + self.config.generation.max_response_tokens
-        return Model(self.settings, role, self.config, self.layout, tokens or longest, self.layout.pipeline)
+        return ModelMemory(self.settings, role, self.config, self.layout, tokens or longest, self.layout.pipeline)
 
-    def phases(self) -> dict[str, Parts]:
-        """Bytes on the GPU that takes most, part by part, at the highest moment of each phase."""
-        found = {
-            "generate": self.engine.parts() | {"contexts": _BESIDE_ENGINE},
+    def phase_memory(self) -> dict[str, Parts]:
+        """Return the bytes of each part at the peak of each phase, on the GPU with the highest peak."""
+        phases = {
+            "generate": self.engine.parts() | {"contexts": _BESIDE_ENGINE_BYTES},
             "sync": self._sync(),
         }
         if self.critic_learns:
-            found["e_step"] = self._working(self.models["critic"].learning())
-        found["advantages"] = self._working(self._estimate())
-        found["m_step"] = self._working(self.models["policy"].learning())
-        found["save"] = self._working(max(map(self._saved, self.models), key=total))
-        for name, parts in found.items():
-            staying = self._staying(name)
-            if staying:
-                parts["state of resting models"] = staying
-        return found
+            phases["e_step"] = self._with_process(self.models["critic"].step_peak())
+        phases["advantages"] = self._with_process(self._advantages())
+        phases["m_step"] = self._with_process(self.models["policy"].step_peak())
+        phases["save"] = self._with_process(max(map(self._saved_state, self.models), key=total_bytes))
+        for phase, parts in phases.items():
+            not_offloaded = self._not_offloaded(phase)
+            if not_offloaded:
+                parts["state of resting models"] = not_offloaded
+        return phases
 
-    def _working(self, parts: Parts) -> Parts:
-        return parts | {"contexts": _PROCESS, "allocator": _SLACK}
+    def _with_process(self, parts: Parts) -> Parts:
+        return parts | {"contexts": _PROCESS_BYTES, "allocator": _ALLOCATOR_BYTES}
 
     def _sync(self) -> Parts:
-        """Under TP or PP the tensors on their way are there too."""
+        """Return the parts of a weight sync. Under TP or PP these include the tensors in transfer."""
         weights = max(self.models["policy"].state(stage)["weights"] for stage in range(self.layout.pipeline))
-        spread = self.layout.tensor * self.layout.pipeline > 1
-        parts = {"weights": weights, "weights of the generator": self.engine.weights}
-        return parts | {"buckets": BUCKETS if spread else 0, "contexts": _PROCESS}
+        is_sharded = self.layout.tensor * self.layout.pipeline > 1
+        parts = {"weights": weights, "weights of the generator": self.engine.weight_bytes}
+        return parts | {"buckets": SYNC_BUCKET_BYTES if is_sharded else 0, "contexts": _PROCESS_BYTES}
 
-    def _estimate(self) -> Parts:
-        """The policy's pass is the higher one; the others' weights stay beside it."""
-        parts = dict(self.models["policy"].reading())
+    def _advantages(self) -> Parts:
+        """Return the parts of the policy's pass, which is the highest, and the weights of the other models."""
+        parts = dict(self.models["policy"].pass_peak())
         for name, model in self.models.items():
             if name != "policy":
-                parts[f"weights of the {name}"] = model.reading()["weights"]
+                parts[f"weights of the {name}"] = model.pass_peak()["weights"]
         return parts
 
-    def _saved(self, name: str) -> Parts:
+    def _saved_state(self, name: str) -> Parts:
         return {kind: size for kind, size in self.state(name).items() if kind != "gradients"}
 
-    def _staying(self, phase: str) -> int:
-        """State that `memory.offload_*` leaves on the GPU though its model rests."""
+    def _not_offloaded(self, phase: str) -> int:
+        """Return the bytes of state that `memory.offload_*` leaves on the GPU although the phase does not use it."""
         return sum(
             size
             for name in self.models
             for kind, size in self.state(name).items()
-            if not self.moves(kind) and kind not in WORKERS[phase].get(name, ())
+            if not self.is_offloaded(kind) and kind not in PHASE_STATE[phase].get(name, ())
         )
 
     def state(self, name: str) -> Parts:
-        """What the model `name` keeps from step to step, on the stage that holds most."""
+        """Return the state that the model `name` keeps from step to step, on the stage that holds most."""
         stages = range(self.layout.pipeline)
-        return max((self.state_of_stage(name, stage) for stage in stages), key=total)
+        return max((self.stage_state(name, stage) for stage in stages), key=total_bytes)
 
-    def state_of_stage(self, name: str, stage: int) -> Parts:
-        """The same of one pipeline stage: weights, and of a model that learns gradients and optimizer state."""
+    def stage_state(self, name: str, stage: int) -> Parts:
+        """Return the state of one pipeline stage: weights, and for a model that learns gradients and optimizer."""
         state = self.models[name].state(stage)
         learns = name == "policy" or (name == "critic" and self.critic_learns)
         return state if learns else {"weights": state["weights"]}
 
-    def moves(self, kind: str) -> bool:
+    def is_offloaded(self, kind: str) -> bool:
+        """Return whether this kind of state moves to host memory while its model is not used."""
         memory = self.config.memory
-        moves = {
+        offloaded = {
             "weights": memory.offload_weights,
             "gradients": memory.offload_gradients,
             "optimizer": memory.offload_optimizer,
         }
-        return moves[kind]
+        return offloaded[kind]
 
 
-def total(parts: Parts) -> int:
+def total_bytes(parts: Parts) -> int:
     return sum(parts.values())

@@ -1,7 +1,7 @@
-"""How fast things went where they were measured, and what is assumed where they were not.
+"""Measured rates, and assumptions where nothing was measured.
 
-Measured on H100s and, whole iterations, on H200s (docs/results/2026-11-25-gpu.md, 2026-11-26-gpu.md). The assumptions
-are guesses, to be replaced by measurements on a cluster; `tempo plan` prints them with its estimate.
+Steps and passes were measured on H100s, whole iterations on H200s (docs/results/2026-11-25-gpu.md, 2026-11-26-gpu.md).
+The assumptions are guesses, to be replaced by measurements on a cluster. `tempo plan` prints them with its estimate.
 """
 
 from __future__ import annotations
@@ -16,60 +16,71 @@ STEP_FLOPS: dict[tuple[Role, bool], float] = {
     ("critic", False): 524 * TERA,
     ("critic", True): 690 * TERA,
 }
-"""FLOP/s of a GPU in a step, by role and whether in 8 bits, one GPU: the policy's on packed responses in micro-batches
-of 16,384 tokens, the critic's on equal lengths of 8,192"""
+"""The FLOP/s of one GPU in a training step, by role and whether FP8 is used.
+
+The policy was measured on packed responses in micro-batches of 16,384 tokens, the critic on equal lengths of 8,192.
+"""
 PASS_FLOPS: dict[tuple[Role, bool], float] = {
     ("policy", False): 562 * TERA,
     ("policy", True): 722 * TERA,
     ("critic", False): 578 * TERA,
     ("critic", True): 829 * TERA,
 }
-"""of a pass without gradients, on equal lengths"""
+"""The FLOP/s of a pass without gradients, measured on equal lengths."""
 
 _PACKED_VALUES = 134322 * 8 * 4096
-EXPOSED_A_VALUE = {
+EXPOSED_SECONDS_PER_VALUE = {
     False: (1.4899 - 2.5881 / 2) / _PACKED_VALUES / (1 / 2),
     True: (1.3134 - 2.0385 / 2) / _PACKED_VALUES / (1 / 2),
 }
-"""seconds that a step at TP2 took beyond half of one GPU's, by whether in 8 bits: for each value of the residual stream
-of a layer, times the share (TP - 1) / TP of it that comes from other ranks"""
-EXPOSED_OF_A_PASS = 0.4
-"""of that in a pass without gradients: 4 of a step's 10 exchanges a layer"""
-CONTEXT = 421 / 586
-"""speed that is left for each doubling of CP: CP2 on sequences of 8,192, one step"""
+"""The seconds of exposed tensor-parallel communication, by whether FP8 is used.
 
-SPEED_IN_A_RUN = 0.7
-"""of passes and steps in whole iterations, over that of the benchmark's steps above: their sequences are shorter, their
-mini-batches smaller, their vocabulary larger. Fitted to iterations of a 1.7B and an 8B shape in bf16 on two GPUs"""
+This is what a step at TP2 took beyond half of one GPU's time. It counts for each value of the residual stream of a
+layer, times the share (TP - 1) / TP that comes from other ranks.
+"""
+PASS_EXPOSED_SHARE = 0.4
+"""The share of it in a pass without gradients, which has 4 of a step's 10 exchanges per layer."""
+CONTEXT_PARALLEL_SPEED = 421 / 586
+"""The speed that remains after each doubling of CP, from one step at CP2 on sequences of 8,192."""
 
-HOST_BYTES = 30e9
-"""bytes a second between a GPU and pinned host memory"""
-SYNC_BYTES = 54e9
-"""bytes a second of a sync, for each GPU of a replica"""
+RUN_SPEED = 0.7
+"""The speed of passes and steps in whole iterations, relative to the benchmark's steps above.
+
+Iterations have shorter sequences, smaller mini-batches and a larger vocabulary. Fitted to iterations of a 1.7B and an
+8B shape in bf16 on two GPUs.
+"""
+
+HOST_BYTES_PER_SECOND = 30e9
+"""The rate between a GPU and pinned host memory."""
+SYNC_BYTES_PER_SECOND = 54e9
+"""The rate of a weight sync, for each GPU of a replica."""
 SWITCH_SECONDS = 0.35
-"""waking and putting to sleep the generator"""
+"""The seconds to wake the generator and put it to sleep."""
 DECODE_STEP_SECONDS = 2e-3
-"""a decoding step beside what it reads and multiplies"""
-_DECODE_SHARE = 0.8
-"""of the memory's bandwidth that weights and KV cache are read at; fitted, as the line above, to a rollout at TP1"""
-_BANDWIDTH_FROM_GB = ((100, 4.8e12), (0, 3.35e12))
-"""bytes a second by the GB that a GPU has at least: H200 and H100, NVIDIA's data sheets"""
+"""The seconds of a decoding step beside memory reads and matrix products."""
+_DECODE_BANDWIDTH_SHARE = 0.8
+"""The share of the memory bandwidth at which weights and KV cache are read.
+
+Fitted to a rollout at TP1, as is `DECODE_STEP_SECONDS`.
+"""
+_BANDWIDTH_BY_GB = ((100, 4.8e12), (0, 3.35e12))
+"""The memory bandwidth in bytes per second by the least GB of a GPU: H200 and H100, from NVIDIA's data sheets."""
 
 
-def decode_bytes(gpu_gb: float) -> float:
-    """Bytes a second that a decoding GPU reads, by the memory that it is sold with."""
-    return _DECODE_SHARE * next(bandwidth for least, bandwidth in _BANDWIDTH_FROM_GB if gpu_gb >= least)
+def decode_bytes_per_second(gpu_gb: float) -> float:
+    """Return the bytes per second that a decoding GPU reads, by its nominal memory in GB."""
+    return _DECODE_BANDWIDTH_SHARE * next(bandwidth for least_gb, bandwidth in _BANDWIDTH_BY_GB if gpu_gb >= least_gb)
 
 
 DECODE_REDUCE_SECONDS = 1e-5
-"""an all-reduce of a decoding step, two a layer, where a replica has several GPUs"""
-REDUCE_BYTES = {"node": 150e9, "network": 40e9}
-"""bytes a second of a gradient reduction, for each GPU, within a node and between nodes"""
+"""The seconds of one all-reduce of a decoding step. A replica of several GPUs has two per layer."""
+REDUCE_BYTES_PER_SECOND = {"node": 150e9, "network": 40e9}
+"""The rate of a gradient reduction for each GPU, within a node and between nodes."""
 
 ASSUMED = {
     "TP beyond 2, PP and CP": "extrapolated from two GPUs",
     "an all-reduce of a decoding step": f"{DECODE_REDUCE_SECONDS * 1e6:g} us",
-    "gradients between nodes": f"{REDUCE_BYTES['network'] / 1e9:g} GB/s a GPU",
-    "gradients within a node": f"{REDUCE_BYTES['node'] / 1e9:g} GB/s a GPU",
+    "gradients between nodes": f"{REDUCE_BYTES_PER_SECOND['network'] / 1e9:g} GB/s a GPU",
+    "gradients within a node": f"{REDUCE_BYTES_PER_SECOND['node'] / 1e9:g} GB/s a GPU",
 }
-"""what nobody has measured yet, in words"""
+"""The assumptions that nobody has measured yet, as `tempo plan` prints them."""

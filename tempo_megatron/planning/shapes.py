@@ -1,4 +1,4 @@
-"""Shapes of published models by name, as Hugging Face configs."""
+"""The shapes of published models by name, as Hugging Face configs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tempo_megatron.conversion import hf_config, hf_files
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.conversion.source import open_source
 
-# No shape names an end-of-sequence token: responses are as long as they are asked to be.
+# No shape has an end-of-sequence token: responses get the requested length.
 _COMMON = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
@@ -92,31 +92,32 @@ DIRECTORIES = {
     "Olmo-3-1025-7B": "olmo3-7b",
     "Llama-3.1-8B": "llama3-8b",
 }
-"""names under which the models are published -> shapes"""
+"""The shape of each published model name."""
 
 
-def config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, Any]:
-    """config.json of a shape, with fewer layers or another vocabulary where they are given."""
-    made = dict(SHAPES[name])
+def shape_config(name: str, layers: int | None, vocabulary: int | None) -> dict[str, Any]:
+    """Return the config.json of a shape, with `layers` and `vocabulary` in place of its own if they are given."""
+    config = dict(SHAPES[name])
     if layers:
-        made["num_hidden_layers"] = layers
+        config["num_hidden_layers"] = layers
     if vocabulary:
-        made["vocab_size"] = vocabulary
-    return made
+        config["vocab_size"] = vocabulary
+    return config
 
 
-def backbone_shape(described: dict[str, Any]) -> BackboneSettings:
-    return hf_config.backbone_settings(described)
+def backbone_shape(config: dict[str, Any]) -> BackboneSettings:
+    """Return the shape that a config.json describes."""
+    return hf_config.backbone_settings(config)
 
 
-def of_model(hf_path: str) -> BackboneSettings:
-    """The shape of a Hugging Face directory, or, where there is none, of the model that is published under its name.
+def model_shape(hf_path: str) -> BackboneSettings:
+    """Return the shape of a model from its directory, or from its published name if there is no directory.
 
-    What a run's checkpoint says of its model, beside weights in another form, is one too. Raises ConversionError.
+    A checkpoint of a run also counts as a directory: it holds the config.json of its model. Raises ConversionError.
     """
     directory = Path(hf_path)
     if (directory.parent / "state.json").is_file():
         return backbone_shape(hf_files.read_config(directory))
     if not directory.is_dir() and directory.name in DIRECTORIES:
-        return backbone_shape(config(DIRECTORIES[directory.name], None, None))
+        return backbone_shape(shape_config(DIRECTORIES[directory.name], None, None))
     return open_source(directory, "policy").settings

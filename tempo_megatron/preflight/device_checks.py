@@ -129,7 +129,7 @@ def check_driver(facts: Facts, config: Config) -> Iterator[Finding]:
                 "driver",
                 node,
                 NodeVerdict.bad,
-                f"torch {node_facts.versions.get('torch')} is built without CUDA, beside driver {node_facts.driver}",
+                f"torch {node_facts.versions.get('torch')} is built without CUDA; the driver is {node_facts.driver}",
                 "install the extra `cuda`",
             )
         elif int(node_facts.driver_cuda.split(".")[0]) < int(wheels.split(".")[0]):

@@ -21,7 +21,7 @@ from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
 from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems, token_problems
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.planning.layout import divisible, shareable, windows
+from tempo_megatron.planning.layout import divisibility_problems, replica_problems, window_problems
 from tempo_megatron.run_dir.layout import as_saved, saved_model
 
 
@@ -53,9 +53,9 @@ def _model(config: Config) -> Iterator[str]:
     wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if wanted > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
-    yield from divisible(config.parallel, settings)
-    yield from windows(config.parallel, settings)
-    yield from shareable(config.generation.tensor_parallel_size, settings)
+    yield from divisibility_problems(config.parallel, settings)
+    yield from window_problems(config.parallel, settings)
+    yield from replica_problems(config.generation.tensor_parallel_size, settings)
     yield from _eight_bits(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:

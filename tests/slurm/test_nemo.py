@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tempo_megatron.launch.experiment import tasks
+from tempo_megatron.launch.experiment import build_tasks
 from tests.conftest import ROOT
 from tests.slurm.cluster import LIMIT, Cluster
 from tests.warm.start import warm_shell
@@ -35,9 +35,11 @@ def nemo(cluster: Cluster, nemo_home: Path) -> Iterator[Any]:
 def submit(nemo: Any, python: Path, *overrides: str) -> dict[str, int]:
     """The job of each task; two pipeline stages, a node each."""
     settings = ["tests/slurm/tiny.yaml", "policy.checkpoint=''", "parallel.tensor_model_parallel_size=1", *overrides]
-    steps = tasks(RECIPE, settings, str(python))
+    steps = build_tasks(RECIPE, settings, str(python))
     (run,) = [value for key, _, value in (setting.partition("=") for setting in settings) if key == "run_dir"]
-    experiment = nemo.on_slurm("tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=1, gpus_per_node=1), Path(run))
+    experiment = nemo.slurm_experiment(
+        "tiny", steps, nemo.Cluster(nodes=2, tasks_per_node=1, gpus_per_node=1), Path(run)
+    )
     return {name: int(job) for name, job in nemo.submit(experiment).items()}
 
 

@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(arguments)
     if not torchrun.is_rank():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}"]
-        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.ENVIRONMENT, **os.environ})
+        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.RANK_ENVIRONMENT, **os.environ})
     _measure(options)
     return 0
 
@@ -119,7 +119,7 @@ def _measure(options: argparse.Namespace) -> None:
     unknown = set(sections).difference(SECTIONS)
     if unknown:
         raise SystemExit(f"--sections: unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SECTIONS)}")
-    hf_config = shapes.config(options.shape, options.layers, options.vocabulary)
+    hf_config = shapes.shape_config(options.shape, options.layers, options.vocabulary)
     recipes = options.fp8.split(",")
     config = _config(options, recipes[0], _longest(options, _TRAINING, sections))
     topology = initialize(config.parallel, config.seed)

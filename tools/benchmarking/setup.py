@@ -25,7 +25,7 @@ from tempo_megatron.megatron import model
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.megatron.weights import canonical_parameters
-from tempo_megatron.planning.work import Work
+from tempo_megatron.planning.flops import ModelFlops
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 GROUP = 4
@@ -40,8 +40,8 @@ class Setup:
     config: Config
     topology: Topology
 
-    def work(self, role: Role) -> Work:
-        return Work(self.settings, role)
+    def work(self, role: Role) -> ModelFlops:
+        return ModelFlops(self.settings, role)
 
 
 def write_directory(directory: Path, hf_config: dict[str, Any], prompt_tokens: int, questions: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tempo_megatron.config import load_config
 from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
 from tempo_megatron.generation.requests import Completion, Request
-from tempo_megatron.launch.replay import of_run
+from tempo_megatron.launch.replay import replay_arguments
 from tempo_megatron.run_dir.layout import open_run
 from tempo_megatron.validation.recipe import recipe_problems
 
@@ -49,9 +49,10 @@ def test_a_replay_is_the_run_itself_on_what_it_kept(recipe: Path, tmp_path: Path
     (run / "rollouts").mkdir()
     (run / "rollouts" / "one.safetensors").touch()
     assert any(
-        "a replay needs a directory of its own" in line for line in recipe_problems(load_config(*of_run(run, [])))
+        "a replay needs a directory of its own" in line
+        for line in recipe_problems(load_config(*replay_arguments(run, [])))
     )
-    again = load_config(*of_run(run, [f"run_dir={tmp_path / 'again'}", "policy.clip_range_low=0.3"]))
+    again = load_config(*replay_arguments(run, [f"run_dir={tmp_path / 'again'}", "policy.clip_range_low=0.3"]))
     assert recipe_problems(again) == []
     kept.run_dir, kept.generation.replay, kept.policy.clip_range_low = again.run_dir, str(run / "rollouts"), 0.3
     assert again == kept

@@ -1,4 +1,4 @@
-"""A job of the sbatch scripts with shell scripts in the place of Slurm's programs."""
+"""Runs the sbatch scripts with shell scripts in place of Slurm's programs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ def submit(
     programs: Mapping[str, str] = MappingProxyType({}),
     **environment: str,
 ) -> tuple[int, str]:
-    """A job whose `srun` runs these lines of bash; its exit code and what it said. All of its nodes answer. `programs`
-    replace others of Slurm's."""
+    """Run a job whose `srun` is these lines of bash. Returns its exit code and output.
+
+    All nodes answer. `programs` replace other programs of Slurm.
+    """
     nodes_answer = '[ "${*: -1}" != true ] || exit 0'
-    stand_ins = {
+    fake_programs = {
         "srun": f'{nodes_answer}\necho "$@" >> {directory}/called\n{srun}',
         "squeue": 'for word; do case $word in *%T*) echo "7 RUNNING 7" ;; esac; done',
-        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" >> {directory}/asked',
+        "scontrol": f'[ "$1" = show ] && echo node1 || echo "$@" >> {directory}/requests',
         "sleep": "",
     } | dict(programs)
-    for name, text in stand_ins.items():
+    for name, text in fake_programs.items():
         program = directory / name
         program.write_text(f"#!/bin/bash\n{text}\n")
         program.chmod(0o755)
@@ -49,13 +51,13 @@ def submit(
 
 
 def commands(script: str, directory: Path, *settings: str, **environment: str) -> list[str]:
-    """The lines that the `srun` of a job that succeeds is called with."""
-    code, said = submit(script, directory, f"{DOCTOR}\n{FINISHES}", *settings, **environment)
-    assert code == 0, said
+    """Return the command lines of `srun` in a job that succeeds."""
+    code, output = submit(script, directory, f"{DOCTOR}\n{FINISHES}", *settings, **environment)
+    assert code == 0, output
     return (directory / "called").read_text().splitlines()
 
 
 def requeues(directory: Path) -> int:
-    """How often jobs asked to be started again."""
-    requests = directory / "asked"
+    """Return how often the job requested a requeue."""
+    requests = directory / "requests"
     return requests.read_text().splitlines().count("requeue 7") if requests.exists() else 0

@@ -1,4 +1,4 @@
-"""How a process learns that it is a rank, and that it is to stop."""
+"""How a process becomes a rank, and how signals reach ranks."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ STEP = {
 
 
 def test_tasks_of_a_step_become_ranks(tmp_path: Path, monkeypatch: object) -> None:
-    """`srun tempo train` joins: every task is told the same first node and port, and its own place."""
+    """In `srun tempo train` all tasks get the same first node and port, and each its own rank."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\n[ \"$*\" = 'show hostnames node[3-4]' ] && printf 'node3\\nnode4\\n'\n")
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")  # type: ignore[attr-defined]
-    found = dict(STEP)
-    slurm.join_step(found)
+    environment = dict(STEP)
+    slurm.join_step(environment)
     other = {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     slurm.join_step(other)
-    assert torchrun.is_rank(found)
-    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("3", "1", "4")
-    assert found["MASTER_ADDR"] == other["MASTER_ADDR"] == "node3"
-    assert found["MASTER_PORT"] == other["MASTER_PORT"]
+    assert torchrun.is_rank(environment)
+    assert (environment["RANK"], environment["LOCAL_RANK"], environment["WORLD_SIZE"]) == ("3", "1", "4")
+    assert environment["MASTER_ADDR"] == other["MASTER_ADDR"] == "node3"
+    assert environment["MASTER_PORT"] == other["MASTER_PORT"]
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,14 @@ def test_tasks_of_a_step_become_ranks(tmp_path: Path, monkeypatch: object) -> No
     [("8(x4)", 3, "8"), ("8(x3),4", 2, "8"), ("8(x3),4", 3, "4"), ("4,8(x2),2", 1, "8"), ("16", 0, "16")],
 )
 def test_ranks_know_how_many_share_their_node(listed: str, node: int, tasks: str) -> None:
-    """Or each would take all of its cores."""
+    """Otherwise each rank would take all cores of the node."""
     environment = {**STEP, "TEMPO_NODES": "n0", "SLURM_STEP_TASKS_PER_NODE": listed, "SLURM_NODEID": str(node)}
     slurm.join_step(environment)
     assert environment["LOCAL_WORLD_SIZE"] == tasks
 
 
 def test_a_batch_script_and_a_single_task_start_alone() -> None:
-    """`tempo train` in an sbatch script, or in a step of one task, starts its own ranks."""
+    """`tempo train` starts its own ranks in an sbatch script, and in a step of one task."""
     for changes in ({"SLURM_STEP_NUM_TASKS": "1"}, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}):
         environment = dict(changes)
         slurm.join_step(environment)
@@ -62,30 +62,30 @@ def test_a_batch_script_and_a_single_task_start_alone() -> None:
         assert not torchrun.is_rank(environment)
 
 
-def test_what_torchrun_said_is_kept() -> None:
-    """torchrun inside an srun step: its ranks are not renumbered."""
+def test_ranks_of_torchrun_keep_their_numbers() -> None:
+    """Ranks of torchrun inside an srun step are not renumbered."""
     environment = {**STEP, "RANK": "9", "WORLD_SIZE": "16", "TORCHELASTIC_RUN_ID": "1"}
     before = dict(environment)
     slurm.join_step(environment)
     assert environment == before
 
 
-def test_what_another_launcher_left_is_not_this_steps() -> None:
-    """Every task would be rank 0 of 1, and train on its own."""
+def test_leftovers_of_another_launcher_are_overwritten() -> None:
+    """Otherwise every task would be rank 0 of 1, and train on its own."""
     environment = {**STEP, "TEMPO_NODES": "node3 node4", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     slurm.join_step(environment)
     assert [environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")] == ["3", "4", "1"]
 
 
-def test_a_part_of_a_place_makes_no_rank() -> None:
-    """RANK and WORLD_SIZE alone are left of another launcher: the ranks of this machine are started."""
-    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    assert torchrun.is_rank(place)
-    assert not any(torchrun.is_rank({k: v for k, v in place.items() if k != absent}) for absent in place)
+def test_a_process_with_only_some_rank_variables_is_no_rank() -> None:
+    """RANK and WORLD_SIZE alone are leftovers of another launcher. The ranks of this machine are started."""
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    assert torchrun.is_rank(variables)
+    assert not any(torchrun.is_rank({k: v for k, v in variables.items() if k != absent}) for absent in variables)
 
 
-def test_scontrol_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One failure is no answer. Where it stays, or there is no such program, a line says what to give instead."""
+def test_scontrol_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One failure is no answer. If all tries fail, or the program is missing, the error says what to set instead."""
     monkeypatch.setattr(slurm, "_PAUSES", (0.0, 0.0))
     tries = f"echo x >> {tmp_path}/tries"
     scontrol = tmp_path / "scontrol"
@@ -102,30 +102,32 @@ def test_scontrol_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_task_in_an_image_needs_no_slurm_programs() -> None:
-    """A container has no scontrol: the batch script outside names the nodes."""
+    """A container has no scontrol. The batch script outside sets TEMPO_NODES."""
     environment = {**STEP, "TEMPO_NODES": "node3 node4", "PATH": "/nowhere"}
     slurm.join_step(environment)
     assert environment["MASTER_ADDR"] == "node3" and environment["RANK"] == "3"
     assert slurm.step_nodes(environment) == ["node3", "node4"]
 
 
-def test_a_rendezvous_is_where_it_is_given() -> None:
-    """The batch scripts clear what is left of another job, and hand on TEMPO_MASTER_ADDR."""
+def test_a_given_rendezvous_address_is_used() -> None:
+    """The batch scripts clear leftovers of another job, and set MASTER_ADDR from TEMPO_MASTER_ADDR."""
     environment = {**STEP, "TEMPO_NODES": "node3 node4", "MASTER_ADDR": "node3-ib", "MASTER_PORT": "29000"}
     slurm.join_step(environment)
     assert (environment["MASTER_ADDR"], environment["MASTER_PORT"]) == ("node3-ib", "29000")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_ranks_have_the_signal_that_came(number: signal.Signals, tmp_path: Path) -> None:
-    """A run says by what it was interrupted: who reads SIGUSR1 looks for Slurm's warning, not for a preemption."""
+def test_ranks_get_the_same_signal_as_their_launcher(number: signal.Signals, tmp_path: Path) -> None:
+    """A run reports the signal that interrupted it: SIGUSR1 is Slurm's warning, SIGTERM a preemption."""
     rank = (
         "import pathlib, signal, sys; numbers = {signal.SIGTERM, signal.SIGUSR1}; "
         "signal.pthread_sigmask(signal.SIG_BLOCK, numbers); pathlib.Path(sys.argv[1], 'listens').touch(); "
         "pathlib.Path(sys.argv[1], 'heard').write_text(signal.Signals(signal.sigwait(numbers)).name)"
     )
-    starts_it = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:], 'tempo_megatron.cli'])"
-    launcher = subprocess.Popen([sys.executable, "-c", starts_it, rank, str(tmp_path)])
+    launcher_code = (
+        "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:], 'tempo_megatron.cli'])"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", launcher_code, rank, str(tmp_path)])
     deadline = time.monotonic() + 120
     while not (tmp_path / "listens").exists():
         assert launcher.poll() is None and time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""What the sbatch scripts make of their environment, of Slurm's answers, and of attempts that come to nothing."""
+"""The sbatch scripts with a site's environment, failing requests to Slurm, and attempts that save nothing."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from tests.unit.launch.slurm_job import FINISHES, requeues, submit
 STATE = '*%T*) echo "7 RUNNING 7" ;;'
 SAVED = 'echo "srun: error: node1: tasks 0-7: Exited with exit code 75" >&2; exit 75'
 FAILS_TWICE = 'echo x >> "$0.tries"; [ "$(wc -l < "$0.tries")" -gt 2 ] || exit 1\n'
-LEFT_OVER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "old", "MASTER_PORT": "1"}
-LEFT_OVER |= {"TORCHELASTIC_RUN_ID": "none", "TEMPO_DEADLINE": "1"}
-OF_A_SITE = {"SLURM_EXPORT_ENV": "NONE", "SLURM_DISTRIBUTION": "cyclic", "SLURM_LABELIO": "1", "SLURM_WAIT": "1"}
-OF_A_SITE |= {"SQUEUE_STATES": "PD", "SLURM_TIME_FORMAT": "%d/%m/%Y %H:%M", "SLURM_CLUSTERS": "other"}
+LEFTOVERS = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "old", "MASTER_PORT": "1"}
+LEFTOVERS |= {"TORCHELASTIC_RUN_ID": "none", "TEMPO_DEADLINE": "1"}
+SITE_VARIABLES = {"SLURM_EXPORT_ENV": "NONE", "SLURM_DISTRIBUTION": "cyclic", "SLURM_LABELIO": "1", "SLURM_WAIT": "1"}
+SITE_VARIABLES |= {"SQUEUE_STATES": "PD", "SLURM_TIME_FORMAT": "%d/%m/%Y %H:%M", "SLURM_CLUSTERS": "other"}
 
 
 def test_ranks_do_not_depend_on_variables_of_a_site_or_a_launcher(tmp_path: Path) -> None:
-    """sbatch hands on the environment that it was called in, and Slurm's programs read options there."""
+    """sbatch passes on the environment that it was called in, and Slurm's programs read options from it."""
     end = '*%e*) [ "$SLURM_TIME_FORMAT" = standard ] && echo "7 2033-05-18T03:33:20" ;;'
     squeue = f'[ -z "${{SQUEUE_STATES:-}}" ] || exit 0\nfor word; do case $word in {end} {STATE} esac; done'
     ranks = f"env > {tmp_path}/env; {FINISHES}"
-    left = {**LEFT_OVER, **OF_A_SITE, "TZ": "UTC", "TEMPO_MASTER_PORT": "29000"}
-    code, said = submit("tempo_14b.sh", tmp_path, ranks, programs={"squeue": squeue}, **left)
-    assert code == 0, said
+    variables = {**LEFTOVERS, **SITE_VARIABLES, "TZ": "UTC", "TEMPO_MASTER_PORT": "29000"}
+    code, output = submit("tempo_14b.sh", tmp_path, ranks, programs={"squeue": squeue}, **variables)
+    assert code == 0, output
     environment = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
-    ours = {"TEMPO_DEADLINE": "2000000000", "MASTER_PORT": "29000", "SLURM_TIME_FORMAT": "standard"}
-    assert {name: environment[name] for name in LEFT_OVER | OF_A_SITE if name in environment} == ours
+    expected = {"TEMPO_DEADLINE": "2000000000", "MASTER_PORT": "29000", "SLURM_TIME_FORMAT": "standard"}
+    assert {name: environment[name] for name in LEFTOVERS | SITE_VARIABLES if name in environment} == expected
     called = (tmp_path / "called").read_text().splitlines()
     assert all("--export=ALL --distribution=block" in line for line in called)
 
 
-def test_a_question_that_failed_is_asked_again(tmp_path: Path) -> None:
-    """An overloaded controller does not answer: the job is not taken for one that was canceled."""
+def test_a_failed_request_is_tried_again(tmp_path: Path) -> None:
+    """An overloaded controller may not answer. The job does not count as canceled then."""
     squeue = f"{FAILS_TWICE}for word; do case $word in {STATE} esac; done"
-    scontrol = f'[ "$1" = show ] && {{ echo node1; exit; }}\n{FAILS_TWICE}echo "$@" >> {tmp_path}/asked'
-    _, said = submit("tempo_14b.sh", tmp_path, SAVED, programs={"squeue": squeue, "scontrol": scontrol})
-    assert requeues(tmp_path) == 1, said
+    scontrol = f'[ "$1" = show ] && {{ echo node1; exit; }}\n{FAILS_TWICE}echo "$@" >> {tmp_path}/requests'
+    _, output = submit("tempo_14b.sh", tmp_path, SAVED, programs={"squeue": squeue, "scontrol": scontrol})
+    assert requeues(tmp_path) == 1, output
     nodes = f'if [ "${{*: -1}}" = true ]; then {FAILS_TWICE} exit 0; fi\necho failed >&2; exit 1'
-    code, said = submit("tempo_14b.sh", tmp_path, "", programs={"srun": nodes})
-    assert (code, requeues(tmp_path)) == (1, 1) and "failed with exit code 1" in said
+    code, output = submit("tempo_14b.sh", tmp_path, "", programs={"srun": nodes})
+    assert (code, requeues(tmp_path)) == (1, 1) and "failed with exit code 1" in output
 
 
 @pytest.mark.parametrize(
@@ -51,23 +51,27 @@ def test_a_question_that_failed_is_asked_again(tmp_path: Path) -> None:
         ("exit 0", {}, 1),
         ("", {"srun": 'echo "srun: error: node1: task 0: Exited with exit code 3" >&2; exit 3'}, 3),
     ],
-    ids=["nobody says what the job is", "always interrupted", "always ends early", "nodes never answer"],
+    ids=["unknown state", "always interrupted", "always ends early", "nodes never answer"],
 )
-def test_what_fails_again_and_again_has_an_end(ranks: str, programs: dict[str, str], code: int, tmp_path: Path) -> None:
-    """Three attempts more, unless one saves something: the fourth in a row is the last."""
-    for before, expected in ((2, (75, 1)), (3, (code, 1))):
-        came_to_nothing(tmp_path, before)
-        ended, said = submit("tempo_14b.sh", tmp_path, ranks, programs=programs, SLURM_RESTART_COUNT=str(before))
-        assert (ended, requeues(tmp_path)) == expected, said
-    assert "nothing was saved in 4 attempts: no more" in said
+def test_attempts_that_save_nothing_are_limited(
+    ranks: str, programs: dict[str, str], code: int, tmp_path: Path
+) -> None:
+    """The fourth attempt in a row that saves nothing is the last one."""
+    for failed_attempts, expected in ((2, (75, 1)), (3, (code, 1))):
+        record_attempts(tmp_path, failed_attempts)
+        exit_code, output = submit(
+            "tempo_14b.sh", tmp_path, ranks, programs=programs, SLURM_RESTART_COUNT=str(failed_attempts)
+        )
+        assert (exit_code, requeues(tmp_path)) == expected, output
+    assert "nothing was saved in 4 attempts: no more" in output
 
 
-def came_to_nothing(directory: Path, attempts: int, name: str = "in_vain") -> None:
-    """So many attempts of a job's first run have failed before, or ended with another mark."""
+def record_attempts(directory: Path, attempts: int, name: str = "in_vain") -> None:
+    """Record this many earlier attempts of the job's first run, each with this marker file."""
     for attempt in range(attempts):
-        mark = directory / "runs" / "rlvr" / "logs" / "7" / f"attempt-{attempt}" / name
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        marker = directory / "runs" / "rlvr" / "logs" / "7" / f"attempt-{attempt}" / name
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
 
 
 @pytest.mark.parametrize(
@@ -78,43 +82,42 @@ def came_to_nothing(directory: Path, attempts: int, name: str = "in_vain") -> No
     ],
     ids=["saves", "is preempted"],
 )
-def test_what_is_no_failure_may_be_followed_by_any_number_of_attempts(ranks: str, tmp_path: Path) -> None:
-    """The limit is for what fails whenever it is tried. A run has many interruptions, and others may take its nodes
-    before it could save anything."""
-    came_to_nothing(tmp_path, 3)
-    _, said = submit("tempo_14b.sh", tmp_path, f"{ranks}\n{SAVED}", SLURM_RESTART_COUNT="3")
-    assert requeues(tmp_path) == 1, said
+def test_attempts_that_save_or_are_preempted_are_not_limited(ranks: str, tmp_path: Path) -> None:
+    """A run may have many interruptions, and may be preempted before it could save anything."""
+    record_attempts(tmp_path, 3)
+    _, output = submit("tempo_14b.sh", tmp_path, f"{ranks}\n{SAVED}", SLURM_RESTART_COUNT="3")
+    assert requeues(tmp_path) == 1, output
 
 
-def test_what_stays_unknown_is_not_requeued_for_ever(tmp_path: Path) -> None:
-    """Its owner may have canceled it, and Slurm would start it again whenever it is told to. `scontrol` is the second
-    to be asked."""
-    saves = 'for word; do [[ $word != run_dir=* ]] || mkdir -p "${word#run_dir=}/checkpoints/iteration-000003"; done'
-    came_to_nothing(tmp_path, 3, "unknown")
+def test_a_job_of_unknown_state_is_not_requeued_forever(tmp_path: Path) -> None:
+    """Its owner may have canceled it, and Slurm would start it again at each requeue. If `squeue` fails, `scontrol` is
+    tried."""
+    save = 'for word; do [[ $word != run_dir=* ]] || mkdir -p "${word#run_dir=}/checkpoints/iteration-000003"; done'
+    record_attempts(tmp_path, 3, "unknown")
     programs = {"squeue": "exit 1"}
-    _, said = submit("tempo_14b.sh", tmp_path, f"{saves}\n{SAVED}", programs=programs, SLURM_RESTART_COUNT="3")
-    assert requeues(tmp_path) == 0 and "Slurm has not said for 4 attempts whether the job is canceled" in said
+    _, output = submit("tempo_14b.sh", tmp_path, f"{save}\n{SAVED}", programs=programs, SLURM_RESTART_COUNT="3")
+    assert requeues(tmp_path) == 0 and "Slurm has not said for 4 attempts whether the job is canceled" in output
     programs["scontrol"] = '[ "$2" != hostnames ] || echo node1; [ "$2" != job ] || echo " JobState=CANCELLED"'
-    _, said = submit("tempo_14b.sh", tmp_path, SAVED, programs=programs)
-    assert requeues(tmp_path) == 0 and "the job is not requeued, as it is CANCELLED" in said
+    _, output = submit("tempo_14b.sh", tmp_path, SAVED, programs=programs)
+    assert requeues(tmp_path) == 0 and "the job is not requeued, as it is CANCELLED" in output
 
 
-def test_an_element_of_an_array_asks_for_itself(tmp_path: Path) -> None:
-    """The id of the last element is the array's: by it Slurm lists, and requeues, all."""
+def test_an_array_element_requeues_only_itself(tmp_path: Path) -> None:
+    """The last element has the id of the array, by which Slurm lists and requeues all elements."""
     squeue = "for word; do case $word in *%T*) printf '8 CANCELLED 7_1\\n7 RUNNING 7_2\\n' ;; esac; done"
     submit("tempo_14b.sh", tmp_path, SAVED, programs={"squeue": squeue})
-    assert (tmp_path / "asked").read_text() == "requeue 7_2\n"
-    (tmp_path / "asked").unlink()
+    assert (tmp_path / "requests").read_text() == "requeue 7_2\n"
+    (tmp_path / "requests").unlink()
     array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
     submit("tempo_14b.sh", tmp_path, SAVED, programs={"squeue": "exit 1"}, **array)
-    assert (tmp_path / "asked").read_text() == "requeue 7_2\n"
+    assert (tmp_path / "requests").read_text() == "requeue 7_2\n"
 
 
-def test_a_job_that_may_not_be_requeued_says_so(tmp_path: Path) -> None:
-    """`sbatch --no-requeue` is the owner's word; a controller that refuses is named as well."""
+def test_a_job_that_cannot_be_requeued_says_so(tmp_path: Path) -> None:
+    """The reason is `sbatch --no-requeue`, or a controller that refuses."""
     scontrol = '[ "$2" != hostnames ] || echo node1; [ "$2" != job ] || echo "   Requeue=0 Restarts=0"'
-    code, said = submit("tempo_14b.sh", tmp_path, SAVED, programs={"scontrol": scontrol})
-    assert code == 75 and "it has --no-requeue: submit it again to go on" in said
+    code, output = submit("tempo_14b.sh", tmp_path, SAVED, programs={"scontrol": scontrol})
+    assert code == 75 and "it has --no-requeue: submit it again to go on" in output
     refuses = '[ "$1" = show ] && echo node1 || exit 1'
-    code, said = submit("tempo_14b.sh", tmp_path, SAVED, programs={"scontrol": refuses})
-    assert code == 75 and "the job could not be requeued: submit it again to go on" in said
+    code, output = submit("tempo_14b.sh", tmp_path, SAVED, programs={"scontrol": refuses})
+    assert code == 75 and "the job could not be requeued: submit it again to go on" in output

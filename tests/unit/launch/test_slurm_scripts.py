@@ -1,4 +1,4 @@
-"""The commands of the sbatch scripts, with shell scripts in the place of Slurm's programs."""
+"""The commands of the sbatch scripts, with shell scripts in place of Slurm's programs."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ STOPPED = [
     ("node1: task 1: Exited with exit code 1\nsrun: error: node1: tasks 0,2-3: Terminated", 143, False, ""),
     ("node1: task 3: Killed", 137, False, ""),
 ]
-"""what srun says, its exit code, whether the job is requeued, whether it is the doctor's"""
+"""Message of srun, its exit code, whether the job is requeued, TEMPO_DOCTOR."""
 
 
-def test_a_first_run_that_was_removed_is_not_made_anew(tmp_path: Path) -> None:
-    """TEMPO has a checkpoint, and goes on from that alone. A first run that is there goes on as ever."""
+def test_a_first_run_that_was_removed_is_not_trained_again(tmp_path: Path) -> None:
+    """TEMPO has a checkpoint and resumes from it. A first run that exists is resumed as usual."""
     saved = tmp_path / "runs" / "tempo" / "checkpoints" / "iteration-000001"
     saved.mkdir(parents=True)
     (saved / "state.json").touch()
@@ -55,85 +55,91 @@ def test_both_runs_of_a_model(script: str, recipes: str, tmp_path: Path) -> None
     assert all((tmp_path / "runs" / name / "FINISHED").is_file() for name in ("rlvr", "tempo"))
 
 
-def test_how_the_second_run_learns_is_not_said_to_the_first(tmp_path: Path) -> None:
-    """By another method the first would learn from the questions that it must not see."""
+def test_the_second_runs_method_does_not_reach_the_first(tmp_path: Path) -> None:
+    """With another method the first run would train on questions that it must not see."""
     first, second = commands("tempo_14b.sh", tmp_path, "method=ttrl", "loop.iterations=3", "critic.checkpoint=")
     assert "_rlvr.yaml" in first and "loop.iterations=3" in first and "method=" not in first
     assert "critic" not in first and second.endswith("loop.iterations=3 method=ttrl critic.checkpoint=")
 
 
-def test_a_method_s_own_settings_reach_the_second_run_alone(tmp_path: Path) -> None:
-    """TTRL's file brings its method, which would train the first run on the questions that it must not see."""
-    way, elsewhere = "recipes/methods/ttrl.yaml", f"{ROOT}/recipes/methods/empo.yaml"
-    first, second = commands("tempo_14b.sh", tmp_path, way, elsewhere, "recipes/parts/fp8.yaml")
+def test_a_methods_own_settings_reach_only_the_second_run(tmp_path: Path) -> None:
+    """TTRL's file sets its method, which would train the first run on questions that it must not see."""
+    settings_file, other_file = "recipes/methods/ttrl.yaml", f"{ROOT}/recipes/methods/empo.yaml"
+    first, second = commands("tempo_14b.sh", tmp_path, settings_file, other_file, "recipes/parts/fp8.yaml")
     assert first.endswith("model.hf_path=models/Qwen3-14B-Base recipes/parts/fp8.yaml")
-    assert second.endswith(f"recipes/parts/fp8.yaml {way} {elsewhere}")
+    assert second.endswith(f"recipes/parts/fp8.yaml {settings_file} {other_file}")
 
 
-def test_a_policy_and_a_critic_of_its_own_spare_tempo_the_first_run(tmp_path: Path) -> None:
-    """The model itself, for one: hours of a first run would not be used."""
+def test_the_first_run_is_skipped_if_tempo_has_its_own_policy_and_critic(tmp_path: Path) -> None:
+    """For example, both may start from the model itself. The first run would take hours and not be used."""
     (only,) = commands("tempo_14b.sh", tmp_path, "policy.checkpoint=", "critic.checkpoint=", "seed=3")
     assert "train recipes/qwen3_14b_math.yaml" in only and only.endswith("seed=3 policy.checkpoint= critic.checkpoint=")
 
 
 def test_any_recipe_runs_with_its_settings(tmp_path: Path) -> None:
-    """The recipes that a judge grades, and a user's own: the model is the recipe's unless TEMPO_MODEL names another."""
+    """Also recipes with a judge and a user's own. The model is the recipe's unless TEMPO_MODEL names another."""
     run, judge = tmp_path / "runs" / "mine", "grading.judge_url=http://judge:8000/v1"
-    given = ("recipes/qwen3_14b_general_rlvr.yaml", str(run), judge)
-    (called,) = commands("recipe.sh", tmp_path, *given)
-    assert called.endswith(f"train {given[0]} run_dir={run} {judge}")
+    arguments = ("recipes/qwen3_14b_general_rlvr.yaml", str(run), judge)
+    (called,) = commands("recipe.sh", tmp_path, *arguments)
+    assert called.endswith(f"train {arguments[0]} run_dir={run} {judge}")
     assert (run / "FINISHED").is_file()
     (run / "FINISHED").unlink()
     model = tmp_path / "m"
     model.mkdir()
-    _, called = commands("recipe.sh", tmp_path, *given, TEMPO_MODEL=str(model), TEMPO_CONTAINER="image.sqsh")
+    _, called = commands("recipe.sh", tmp_path, *arguments, TEMPO_MODEL=str(model), TEMPO_CONTAINER="image.sqsh")
     assert called.endswith(f"run_dir={run} model.hf_path={model} {judge}") and f",{model}:{model}," in called
     (run / "FINISHED").unlink()
-    *_, called = commands("recipe.sh", tmp_path, *given, TEMPO_CONTAINER="image.sqsh")
+    *_, called = commands("recipe.sh", tmp_path, *arguments, TEMPO_CONTAINER="image.sqsh")
     assert f"--container-mounts={ROOT}:{ROOT},{ROOT}/data:{ROOT}/data,{run}:{run} " in called
 
 
-@pytest.mark.parametrize("given", [(), ("recipe.yaml",), ("recipe.yaml", "seed=1"), ("recipe.yaml", "parts/fp8.yaml")])
-def test_a_run_without_a_directory_is_refused(given: tuple[str, ...], tmp_path: Path) -> None:
-    """A setting in its place would be a directory of that name."""
-    code, said = submit("recipe.sh", tmp_path, FINISHES, *given)
-    assert code == 2 and "usage: sbatch slurm/recipe.sh RECIPE RUN" in said and not (tmp_path / "called").exists()
+@pytest.mark.parametrize(
+    "arguments", [(), ("recipe.yaml",), ("recipe.yaml", "seed=1"), ("recipe.yaml", "parts/fp8.yaml")]
+)
+def test_a_run_without_a_directory_is_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """A setting in its place would become a directory of that name."""
+    code, output = submit("recipe.sh", tmp_path, FINISHES, *arguments)
+    assert code == 2 and "usage: sbatch slurm/recipe.sh RECIPE RUN" in output and not (tmp_path / "called").exists()
 
 
 @pytest.mark.parametrize(("script", "recipes"), SCRIPTS.items())
 def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> None:
-    """One node by default, a task and a GPU a rank, and by `tempo plan` everything fits."""
-    asked = {
+    """By default one node, with a task and a GPU per rank. By `tempo plan` everything fits."""
+    options = {
         key.removeprefix("#SBATCH --"): value
         for line in (ROOT / "slurm" / script).read_text().splitlines()
-        for key, found, value in [line.partition("=")]
-        if found
+        for key, separator, value in [line.partition("=")]
+        if separator
     }
     for name in (f"{recipes}_math_rlvr", f"{recipes}_math"):
         config = load_config(ROOT / "recipes" / f"{name}.yaml")
-        assert asked["ntasks-per-node"] == asked["gpus-per-node"] == str(config.parallel.processes_per_node)
-        assert planning.check_plan(config, nodes=int(asked["nodes"]), gpus_per_node=int(asked["gpus-per-node"])) == []
+        assert options["ntasks-per-node"] == options["gpus-per-node"] == str(config.parallel.processes_per_node)
+        assert (
+            planning.check_plan(config, nodes=int(options["nodes"]), gpus_per_node=int(options["gpus-per-node"])) == []
+        )
 
 
 def test_a_container_sees_what_a_run_reads_and_writes(tmp_path: Path) -> None:
-    """pyxis's options, which plain Slurm refuses, are there with an image alone; paths are the same inside. What a name
-    leads to by a link is there too."""
+    """Paths are the same inside the image, and the targets of links are mounted too.
+
+    pyxis's options are passed only with an image, because plain Slurm refuses them.
+    """
     scratch, real = tmp_path / "scratch", tmp_path / "file-system-7"
-    scratch.symlink_to(real)  # settings name it so, and so must the image
+    scratch.symlink_to(real)  # settings use this path, so the image must have it
     (real / "m").mkdir(parents=True)
-    given = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": f"{scratch}/./m", "TEMPO_DATA": "data"}
-    first, _ = commands("tempo_14b.sh", tmp_path, **given)
+    variables = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": f"{scratch}/./m", "TEMPO_DATA": "data"}
+    first, _ = commands("tempo_14b.sh", tmp_path, **variables)
     assert f"--container-image=image.sqsh --container-workdir={ROOT} --container-mounts={ROOT}:{ROOT}," in first
     assert (
         f",{real}/m:{real}/m,{scratch}/m:{scratch}/m,{ROOT}/data:{ROOT}/data,{tmp_path}/runs:{tmp_path}/runs " in first
     )
-    given["TEMPO_MODEL"] = f"{scratch}/gone"  # a run that has a checkpoint needs none
+    variables["TEMPO_MODEL"] = f"{scratch}/gone"  # a run that has a checkpoint needs none
     (tmp_path / "runs" / "tempo" / "FINISHED").unlink()
-    assert all("/gone:" not in command for command in commands("tempo_14b.sh", tmp_path, **given))
+    assert all("/gone:" not in command for command in commands("tempo_14b.sh", tmp_path, **variables))
 
 
-def test_an_image_is_given_paths_with_blanks_and_what_links_lead_to(tmp_path: Path) -> None:
-    """A list of mounts that was split at a blank is another list. Files of a hub's snapshot are links out of it."""
+def test_paths_with_blanks_and_targets_of_links_are_mounted(tmp_path: Path) -> None:
+    """The list of mounts must not be split at a blank. Files of a hub's snapshot are links out of it."""
     runs, snapshot = tmp_path / "a b" / "runs", tmp_path / "hub" / "snapshots" / "1"
     blob = tmp_path / "hub" / "blobs" / "abc"
     for directory in (snapshot, blob.parent):
@@ -142,85 +148,87 @@ def test_an_image_is_given_paths_with_blanks_and_what_links_lead_to(tmp_path: Pa
     (snapshot / "model.safetensors").symlink_to("../../blobs/abc")
     (snapshot / "gone.safetensors").symlink_to("../../blobs/gone")
     variables = {"TEMPO_CONTAINER": "image.sqsh", "TEMPO_MODEL": str(snapshot), "TEMPO_OUTPUT": str(runs)}
-    code, said = submit("tempo_14b.sh", tmp_path, f'printf "%s\n" "$@" > {tmp_path}/words; {FINISHES}', **variables)
-    assert code == 0, said
+    code, output = submit("tempo_14b.sh", tmp_path, f'printf "%s\n" "$@" > {tmp_path}/words; {FINISHES}', **variables)
+    assert code == 0, output
     words = (tmp_path / "words").read_text().splitlines()
     (mounts,) = [word.partition("=")[2].split(",") for word in words if word.startswith("--container-mounts")]
     assert {f"{path}:{path}" for path in (runs, snapshot, blob)} < set(mounts) and "gone" not in str(mounts)
     variables["TEMPO_OUTPUT"] = str(tmp_path / "a,b")
-    code, said = submit("tempo_14b.sh", tmp_path, FINISHES, **variables)
-    assert code == 2 and "cannot be given a path with a comma" in said
+    code, output = submit("tempo_14b.sh", tmp_path, FINISHES, **variables)
+    assert code == 2 and "cannot be given a path with a comma" in output
 
 
-def test_ranks_are_told_their_nodes(tmp_path: Path) -> None:
-    """An image has no scontrol to ask, and a node that never comes must have a name."""
-    submit("tempo_14b.sh", tmp_path, f'echo "$TEMPO_NODES" > {tmp_path}/told\n{FINISHES}')
-    assert (tmp_path / "told").read_text() == "node1\n"
+def test_ranks_get_the_names_of_their_nodes(tmp_path: Path) -> None:
+    """An image has no scontrol, and a node that never comes must have a name."""
+    submit("tempo_14b.sh", tmp_path, f'echo "$TEMPO_NODES" > {tmp_path}/nodes\n{FINISHES}')
+    assert (tmp_path / "nodes").read_text() == "node1\n"
 
 
-@pytest.mark.parametrize(("says", "code", "expected", "doctor"), STOPPED)
+@pytest.mark.parametrize(("message", "code", "expected", "doctor"), STOPPED)
 def test_a_job_that_is_preempted_as_it_starts_is_requeued(
-    says: str, code: int, expected: bool, doctor: str, tmp_path: Path
+    message: str, code: int, expected: bool, doctor: str, tmp_path: Path
 ) -> None:
-    """Slurm tells the ranks alone, and before they listen SIGTERM ends them: the first that srun names was not ended by
-    srun itself, as those after a failure are."""
-    ranks = f'echo "srun: error: {says}" >&2; exit {code}'
-    _, said = submit("tempo_14b.sh", tmp_path, ranks, TEMPO_DOCTOR=doctor)
-    assert requeues(tmp_path) == expected, said
+    """Slurm signals only the ranks, and SIGTERM ends them before they listen.
+
+    The first rank that srun names was not ended by srun itself, as other ranks are after a failure.
+    """
+    ranks = f'echo "srun: error: {message}" >&2; exit {code}'
+    _, output = submit("tempo_14b.sh", tmp_path, ranks, TEMPO_DOCTOR=doctor)
+    assert requeues(tmp_path) == expected, output
 
 
 @pytest.mark.parametrize("doctor", ["", "yes"])
 def test_a_job_with_a_bad_node_is_requeued_a_few_times(doctor: str, tmp_path: Path) -> None:
-    """Slurm may give other nodes; where all are bad, starting again has an end. A recipe that is wrong stays wrong."""
+    """Slurm may give other nodes. If all are bad, the number of restarts is limited. A wrong recipe is not requeued."""
     for attempt in range(4):
         ranks = f'{TABLE}\necho "srun: error: node1: tasks 0-7: Exited with exit code 69" >&2; exit 69'
-        given = {"TEMPO_DOCTOR": doctor, "SLURM_RESTART_COUNT": str(attempt)}
-        code, said = submit("tempo_14b.sh", tmp_path, ranks, **given)
-        assert "n2 is bad" in said
-        assert (code, requeues(tmp_path)) == ((75, attempt + 1) if attempt < 3 else (69, 3)), said
+        variables = {"TEMPO_DOCTOR": doctor, "SLURM_RESTART_COUNT": str(attempt)}
+        code, output = submit("tempo_14b.sh", tmp_path, ranks, **variables)
+        assert "n2 is bad" in output
+        assert (code, requeues(tmp_path)) == ((75, attempt + 1) if attempt < 3 else (69, 3)), output
     ranks = 'echo "srun: error: node1: tasks 0-7: Exited with exit code 2" >&2; exit 2'
     submit("tempo_14b.sh", tmp_path, ranks, SLURM_RESTART_COUNT="4", TEMPO_DOCTOR=doctor)
     assert requeues(tmp_path) == 3
 
 
-def test_an_old_summary_is_no_sign_of_the_end_and_stays(tmp_path: Path) -> None:
-    """It may be that of another job, which works in the directory and has just ended while this one was refused."""
+def test_an_old_summary_does_not_mean_the_run_is_finished(tmp_path: Path) -> None:
+    """It may belong to another job in the directory, which has just ended while this one was refused."""
     summary, finished = (tmp_path / "runs" / "rlvr" / name for name in ("summary.json", "FINISHED"))
     summary.parent.mkdir(parents=True)
     summary.write_text("{}")
-    _, said = submit("tempo_14b.sh", tmp_path, "exit 2")
-    assert requeues(tmp_path) == 0 and summary.exists() and not finished.exists(), said
-    _, said = submit("tempo_14b.sh", tmp_path, "exit 0")  # as srun may, where a node failed
-    assert requeues(tmp_path) == 1 and summary.exists() and not finished.exists(), said
-    _, said = submit("tempo_14b.sh", tmp_path, FINISHES)
-    assert finished.exists(), said
+    _, output = submit("tempo_14b.sh", tmp_path, "exit 2")
+    assert requeues(tmp_path) == 0 and summary.exists() and not finished.exists(), output
+    _, output = submit("tempo_14b.sh", tmp_path, "exit 0")  # srun may return 0 although a node failed
+    assert requeues(tmp_path) == 1 and summary.exists() and not finished.exists(), output
+    _, output = submit("tempo_14b.sh", tmp_path, FINISHES)
+    assert finished.exists(), output
 
 
-def test_a_first_rank_that_fails_in_the_checks_is_no_bad_node(tmp_path: Path) -> None:
-    """The others' exit code is that of bad nodes, since the first rank was absent to them."""
-    said = "node1: task 0: Exited with exit code 1\nsrun: error: node1: tasks 1-7: Exited with exit code 69"
-    _, printed = submit("tempo_14b.sh", tmp_path, f'echo "srun: error: {said}" >&2; exit 69')
+def test_a_failure_of_the_first_rank_is_no_bad_node(tmp_path: Path) -> None:
+    """The others end with the exit code of bad nodes, because they report the first rank as absent."""
+    message = "node1: task 0: Exited with exit code 1\nsrun: error: node1: tasks 1-7: Exited with exit code 69"
+    _, printed = submit("tempo_14b.sh", tmp_path, f'echo "srun: error: {message}" >&2; exit 69')
     assert requeues(tmp_path) == 0 and "rank 0 failed first" in printed
 
 
-def test_a_bad_node_where_nothing_starts_is_the_doctors_to_judge(tmp_path: Path) -> None:
-    """It fails first, and the doctor's verdict comes after it."""
-    said = "node2: tasks 4-7: Exited with exit code 127\nsrun: error: node1: tasks 0-3: Exited with exit code 69"
-    submit("tempo_14b.sh", tmp_path, f'{TABLE}\necho "srun: error: {said}" >&2; exit 127', TEMPO_DOCTOR="yes")
+def test_a_node_where_nothing_starts_is_judged_by_the_doctor(tmp_path: Path) -> None:
+    """The node fails first, and the doctor's verdict comes later."""
+    message = "node2: tasks 4-7: Exited with exit code 127\nsrun: error: node1: tasks 0-3: Exited with exit code 69"
+    submit("tempo_14b.sh", tmp_path, f'{TABLE}\necho "srun: error: {message}" >&2; exit 127', TEMPO_DOCTOR="yes")
     assert requeues(tmp_path) == 1
 
 
 def test_a_bad_nodes_early_end_does_not_end_the_doctor(tmp_path: Path) -> None:
-    """srun counts --wait from the first rank that ends, which may be at once: a node without the environment."""
+    """srun counts --wait from the first rank that ends. A rank of a node without the environment ends at once."""
     first, *_ = commands("tempo_14b.sh", tmp_path, TEMPO_DOCTOR="yes")
     limits = PreflightConfig()
-    needed = 2 * limits.presence_seconds + limits.time_limit_seconds + 30
+    longest = 2 * limits.presence_seconds + limits.time_limit_seconds + 30
     for text in (first, (ROOT / "docs" / "doctor.md").read_text()):
-        assert [int(seconds) > needed for seconds in re.findall(r"--wait=(\d+)", text)] == [True]
+        assert [int(seconds) > longest for seconds in re.findall(r"--wait=(\d+)", text)] == [True]
 
 
 def test_recipes_read_the_directory_of_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TEMPO_DATA of the scripts reaches every source."""
+    """TEMPO_DATA of the scripts applies to every data source."""
     monkeypatch.setenv("TEMPO_DATA", "/elsewhere")
     for recipe in ("qwen3_14b_math", "qwen3_14b_general"):
         data = load_config(ROOT / "recipes" / f"{recipe}.yaml").data

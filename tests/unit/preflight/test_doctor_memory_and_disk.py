@@ -85,7 +85,7 @@ def test_a_full_disk_is_not_blamed_on_nodes(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_cannot_fit_is_wrong_on_any_nodes() -> None:
-    """`tempo plan` judges the GPUs present, before models are built. An unknown model or GPU gives no finding."""
+    """`tempo plan` judges the GPUs before models are built. An unknown model or GPU gives no finding."""
     config = load_config(ROOT / "recipes" / "qwen3_14b_math.yaml")
     facts = dict.fromkeys(("n1", "n2"), replace(GOOD, gpus=eight_gpus(total_gib=39.6)))
     assert [finding.verdict for finding in check_memory({"n1": GOOD}, config, 1)] == [NodeVerdict.good]

@@ -1,4 +1,4 @@
-"""The paper's rows: every recipe's whole configuration can start where its files and GPUs are."""
+"""The recipes of the paper's rows can start if their files and GPUs are there, and have the paper's settings."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from tests.models import write_model
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 MODELS = {"qwen3_8b": "qwen3", "qwen3_14b": "qwen3", "olmo3_7b": "olmo-3"}
-OWN = {"ttrl, own": "ttrl", "empo, own": "empo", "tempo_reference_code": "tempo_reference_code"}
-"""rows with a file of recipes/methods"""
-ROWS = ("ppo", "tempo", "frozen_critic", "ttrl", "empo", *OWN)
-EVERY = [(model, domain, name) for model in MODELS for domain in ("math", "general") for name in ROWS]
+OWN_CODE = {"ttrl, own": "ttrl", "empo, own": "empo", "tempo_reference_code": "tempo_reference_code"}
+"""The rows that have a file in recipes/methods."""
+ROWS = ("ppo", "tempo", "frozen_critic", "ttrl", "empo", *OWN_CODE)
+ALL_ROWS = [(model, domain, name) for model in MODELS for domain in ("math", "general") for name in ROWS]
 
 
 @functools.cache
 def row(model: str, domain: str, name: str) -> Config:
-    if name in OWN:
+    if name in OWN_CODE:
         size = "_14b" if (name, model) == ("tempo_reference_code", "qwen3_14b") else ""
-        way = str(RECIPES / "methods" / f"{OWN[name]}{size}.yaml")
+        override = str(RECIPES / "methods" / f"{OWN_CODE[name]}{size}.yaml")
     else:
-        way = f"method={name}"
-    return load_config(RECIPES / f"{model}_{domain}{'_rlvr' if name == 'ppo' else ''}.yaml", [way])
+        override = f"method={name}"
+    return load_config(RECIPES / f"{model}_{domain}{'_rlvr' if name == 'ppo' else ''}.yaml", [override])
 
 
 @pytest.fixture(scope="module")
-def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with what the recipes name: tiny models of each family, a file for each data source."""
-    directory = tmp_path_factory.mktemp("place")
+def recipe_inputs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a tiny model of each family and a file for each data source of the recipes."""
+    directory = tmp_path_factory.mktemp("inputs")
     for model, family in MODELS.items():
         hf_path = directory / row(model, "math", "tempo").model.hf_path
         write_model(
@@ -54,12 +54,12 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for domain in ("math", "general"):
             config = row(model, domain, "tempo")
             for role, start in (("policy", config.policy.checkpoint), ("critic", config.critic.checkpoint)):
-                made = directory / f"{model}-{role}"
-                if not made.exists():
-                    given = ["--hf", str(hf_path), "--out", str(made), "--role", role]
-                    assert main(["to-megatron", *given]) == 0
+                converted = directory / f"{model}-{role}"
+                if not converted.exists():
+                    arguments = ["--hf", str(hf_path), "--out", str(converted), "--role", role]
+                    assert main(["to-megatron", *arguments]) == 0
                 best = directory / start
-                shutil.copytree(made, best, dirs_exist_ok=True)
+                shutil.copytree(converted, best, dirs_exist_ok=True)
                 integrity.write_manifest(best, integrity.checksum_files(best, integrity.list_files(best)))
             data = config.data
             for source in (*data.labeled, *data.unlabeled, *data.held_out):
@@ -70,20 +70,22 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("model", "domain", "name"), EVERY)
+@pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
 def test_every_row_of_the_tables_can_start(
-    model: str, domain: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, domain: str, name: str, recipe_inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Model, layout, data, method, schedule and starting checkpoints together; only the GPU is missing here. The
-    authors' code has critic targets of its own, and starts from the same RLVR run."""
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("TEMPO_CHECKED", "1")  # the invented labels: workers that grade them take a second to start
+    """Model, layout, data, method, schedule and starting checkpoints fit together. Only the GPU is missing here.
+
+    The authors' code has its own critic targets, and starts from the same RLVR run.
+    """
+    monkeypatch.chdir(recipe_inputs)
+    monkeypatch.setenv("TEMPO_CHECKED", "1")  # skips grading the invented labels, whose workers take a second to start
     config = row(model, domain, name)
     assert recipe_problems(config) == ["model.precision: bf16 needs a GPU; this machine has none, use fp32"]
-    assert config.run_dir == f"runs/{model}_{domain}_{'rlvr' if name == 'ppo' else OWN.get(name, name)}"
+    assert config.run_dir == f"runs/{model}_{domain}_{'rlvr' if name == 'ppo' else OWN_CODE.get(name, name)}"
 
 
-@pytest.mark.parametrize(("model", "domain", "name"), EVERY)
+@pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
 def test_recipes_name_data_that_can_be_prepared(model: str, domain: str, name: str) -> None:
     """`tempo data prepare NAME` writes data/NAME.jsonl."""
     data = row(model, domain, name).data
@@ -91,11 +93,11 @@ def test_recipes_name_data_that_can_be_prepared(model: str, domain: str, name: s
     assert paths and all(path.parent == Path("data") and path.stem in SOURCES for path in paths)
 
 
-# The tables that recipes are held against. Where the paper (arXiv 2604.19295) says nothing, the authors' code does.
+# The expected settings, from the paper (arXiv 2604.19295) or, where it says nothing, from the authors' code.
 BATCH = {"olmo3_7b": (256, 64), "qwen3_8b": (256, 64), "qwen3_14b": (128, 32)}
-"""prompts of a batch and of a mini-batch"""
+"""The prompts of a batch and of a mini-batch."""
 ITERATIONS = {"olmo3_7b": 256, "qwen3_8b": 256, "qwen3_14b": 224}
-EVERY_ROW: dict[str, Any] = {
+COMMON_SETTINGS: dict[str, Any] = {
     "data.max_prompt_tokens": 2048,
     "generation.max_response_tokens": 16384,
     "generation.temperature": 1.0,
@@ -130,7 +132,7 @@ TEMPO: dict[str, Any] = {
 }
 VOTES: dict[str, Any] = {"critic.training": "none", "policy.learns_from": "unlabeled"}
 SETTINGS: dict[str, dict[str, Any]] = {
-    # RLVR and where its critic comes from: the older init script, whose 50 warm-up steps are batches.
+    # The critic's settings are those of the older init script, whose 50 warm-up steps are batches.
     "ppo": {
         "policy.learns_from": "labeled",
         "critic.training": "returns",
@@ -150,10 +152,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "loop.drop_uniform_prompts": True,
         "loop.refill_tries": 10,
     },
-    # As the paper may have run them: it says nothing of their settings.
+    # The paper does not give the settings of these rows.
     "ttrl": {**VOTES, "policy.kl_coefficient": 0.001, "loop.votes_per_prompt": 0},
     "empo": VOTES,
-    # As their own code has them.
+    # The settings of their own code.
     "ttrl, own": {
         **VOTES,
         "loop.iterations": 1600,
@@ -186,22 +188,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 OWN_BATCH = {"ttrl, own": (8, 1), "empo, own": (256, 32)}
 EVALUATION = {"math": (16, 8), "general": (1, 1)}
-"""responses a question during a run, and k; GPQA-Diamond's 8 are of `tempo eval`"""
+"""The responses per question during a run, and k. `tempo eval` samples 8 for GPQA-Diamond."""
 
 
-@pytest.mark.parametrize(("model", "domain", "name"), EVERY)
+@pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
 def test_the_settings_are_those_of_the_paper(model: str, domain: str, name: str) -> None:
-    """Every row against the tables above."""
+    """Every row has the settings of the tables above."""
     config = OmegaConf.structured(row(model, domain, name))
-    expected = {**EVERY_ROW, "loop.iterations": ITERATIONS[model], **SETTINGS[name]}
+    expected = {**COMMON_SETTINGS, "loop.iterations": ITERATIONS[model], **SETTINGS[name]}
     assert {key: OmegaConf.select(config, key) for key in expected} == expected
     assert (config.evaluation.samples, config.evaluation.k) == EVALUATION[domain]
 
 
-@pytest.mark.parametrize(("model", "domain", "name"), EVERY)
-def test_whoever_learns_takes_the_paper_s_batch(model: str, domain: str, name: str) -> None:
-    """Prompts of a policy step and of a mini-batch. The critic's E-step takes as many; where one mixed batch trains
-    both, its labeled half."""
+@pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
+def test_policy_and_critic_train_on_the_papers_batch(model: str, domain: str, name: str) -> None:
+    """The critic's E-step takes as many prompts as a policy step. If one mixed batch trains both, the critic takes its
+    labeled half."""
     config = row(model, domain, name)
     loop, source = config.loop, config.policy.learns_from
     prompts = {"labeled": loop.labeled_prompts, "unlabeled": loop.unlabeled_prompts}
@@ -210,13 +212,13 @@ def test_whoever_learns_takes_the_paper_s_batch(model: str, domain: str, name: s
     assert (learned, learned / config.policy.mini_batches) == expected
     if config.critic.training in (CriticTraining.calibrated, CriticTraining.returns):
         share = 2 if source is LearnsFrom.both else 1
-        taken = loop.labeled_prompts, loop.labeled_prompts / config.critic.mini_batches
-        assert taken == (expected[0] / share, expected[1] / share)
+        critic_batch = loop.labeled_prompts, loop.labeled_prompts / config.critic.mini_batches
+        assert critic_batch == (expected[0] / share, expected[1] / share)
 
 
 def test_each_run_starts_from_the_rlvr_run_of_its_model_and_domain() -> None:
-    """Policy and critic from one checkpoint, which RLVR chooses by labeled accuracy (`test_choice.py`)."""
-    for model, domain, name in EVERY:
+    """Policy and critic start from one checkpoint, which RLVR chooses by labeled accuracy."""
+    for model, domain, name in ALL_ROWS:
         config = row(model, domain, name)
         if name == "ppo":
             assert config.policy.checkpoint == config.critic.checkpoint == "" and config.checkpoint.select_best
@@ -225,8 +227,8 @@ def test_each_run_starts_from_the_rlvr_run_of_its_model_and_domain() -> None:
         assert config.policy.checkpoint == config.critic.checkpoint == f"{rlvr}/checkpoints/best"
 
 
-def test_an_included_file_is_weaker_than_the_one_that_includes_it(tmp_path: Path) -> None:
-    """Composition: later includes win over earlier ones, the recipe over both, and paths are relative to the file."""
+def test_a_recipe_overrides_the_files_that_it_includes(tmp_path: Path) -> None:
+    """Later includes override earlier ones, the recipe overrides both, and paths are relative to the file."""
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "a.yaml").write_text("seed: 1\nloop: {iterations: 5, e_steps: 2}")
     (tmp_path / "parts" / "b.yaml").write_text("include: [a.yaml]\nloop: {iterations: 6}")
@@ -248,7 +250,7 @@ def test_an_included_file_is_weaker_than_the_one_that_includes_it(tmp_path: Path
     ],
 )
 def test_a_wrong_include_is_named(text: str, message: str, tmp_path: Path) -> None:
-    """With the file that says it."""
+    """The message names the file with the include."""
     (tmp_path / "bad.yaml").write_text("loop: {iteratons: 3}")
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):

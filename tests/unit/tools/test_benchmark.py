@@ -11,8 +11,8 @@ import pytest
 from benchmarking.kernels import Kernel, kernel_summary, merge_intervals, total_length, transfer_time
 from benchmarking.lengths import Lengths
 
-from tempo_megatron.planning.shapes import SHAPES, backbone_shape, config
-from tempo_megatron.planning.work import Work
+from tempo_megatron.planning.flops import ModelFlops
+from tempo_megatron.planning.shapes import SHAPES, backbone_shape, shape_config
 from tests.warm.start import warm_python
 
 ROOT = Path(__file__).parents[3]
@@ -20,28 +20,28 @@ ROOT = Path(__file__).parents[3]
 
 def test_flops_of_a_tiny_shape_by_hand() -> None:
     """Two layers of width 64, MLP 128, four query heads and two groups of 32 channels, 256 tokens in the vocabulary."""
-    shape = backbone_shape(config("tiny", None, None))
+    shape = backbone_shape(shape_config("tiny", None, None))
     query, key, value, output = 64 * 128, 64 * 64, 64 * 64, 128 * 64
     layer = query + key + value + output + 3 * 64 * 128
     weights = 2 * layer + 64 * 256
     # A token attends to half the sequence on average: a score and a weighted sum of 128 channels each, in both layers.
     attention = 2 * (2 * 128 + 2 * 128) * (10 * 10 / 2 + 6 * 6 / 2)
-    assert Work(shape, "policy").forward([10, 6]) == 2 * weights * 16 + attention
-    assert Work(shape, "policy").step([10, 6]) == 3 * Work(shape, "policy").forward([10, 6])
-    assert Work(shape, "critic").weights == 2 * layer + 64
+    assert ModelFlops(shape, "policy").forward([10, 6]) == 2 * weights * 16 + attention
+    assert ModelFlops(shape, "policy").step([10, 6]) == 3 * ModelFlops(shape, "policy").forward([10, 6])
+    assert ModelFlops(shape, "critic").weights == 2 * layer + 64
 
 
 def test_flops_agree_with_the_usual_formula_on_equal_lengths() -> None:
     """6 (N - V H) tokens + 12 L H sequence tokens / 2, as for Llama 3 8B with 8 layers and 32,768 tokens."""
-    shape = backbone_shape(config("llama3-8b", 8, 32768))
+    shape = backbone_shape(shape_config("llama3-8b", 8, 32768))
     parameters = 8 * (4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336) + 2 * 32768 * 4096
     usual = 6 * (parameters - 32768 * 4096) * 8192 + 12 * 8 * 4096 * 8192 * 8192 / 2
-    assert Work(shape, "policy").step([8192]) == pytest.approx(usual, rel=1e-12)
+    assert ModelFlops(shape, "policy").step([8192]) == pytest.approx(usual, rel=1e-12)
 
 
 def test_flops_of_a_window_count_the_tokens_inside_it() -> None:
     """In OLMo 3 three of four layers attend to 4,096 tokens."""
-    work = Work(backbone_shape(config("olmo3-7b", 4, None)), "policy")
+    work = ModelFlops(backbone_shape(shape_config("olmo3-7b", 4, None)), "policy")
     attention = work.forward([8192]) - 2 * work.weights * 8192
     full, window = 8192**2 / 2, 4096**2 / 2 + 4096 * 4096
     assert attention == 4 * 4096 * (full + 3 * window)
@@ -49,7 +49,7 @@ def test_flops_of_a_window_count_the_tokens_inside_it() -> None:
 
 def test_every_shape_can_be_built() -> None:
     for name in SHAPES:
-        assert backbone_shape(config(name, 2, 512)).num_layers == 2
+        assert backbone_shape(shape_config(name, 2, 512)).num_layers == 2
 
 
 def test_lengths_follow_their_seed_and_stay_within_bounds() -> None:
@@ -114,7 +114,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
             *passes,
         )
     }
-    work = Work(backbone_shape(config("tiny", None, None)), "policy")
+    work = ModelFlops(backbone_shape(shape_config("tiny", None, None)), "policy")
     for name in ("policy step", "raw Megatron"):
         figures = measured[f"{name}, fp8 none"]
         assert figures["tokens"] == 4 * 64

@@ -1,0 +1,73 @@
+"""Searches the layouts that fit a number of GPUs, and orders them by speed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from tempo_megatron.config import Recompute
+from tempo_megatron.planning.fit import plan_problems
+from tempo_megatron.planning.memory import GIB
+from tempo_megatron.planning.phases import PlannedRun, total_bytes
+from tempo_megatron.planning.schedule import Schedule, Workload
+
+EQUAL_SPEED_MARGIN = 0.08
+"""Times that differ by a smaller share count as equal, because the estimate is no more precise."""
+_TENSOR_SIZES, _PIPELINE_SIZES, _CONTEXT_SIZES = (1, 2, 4, 8), (1, 2, 4), (1, 2)
+
+
+@dataclass(frozen=True)
+class LayoutChoice:
+    """A layout with its recomputation, the seconds of an iteration, and the GiB of its highest phase."""
+
+    run: PlannedRun
+    seconds: float
+    peak_gib: float
+
+    def __str__(self) -> str:
+        return f"{self.run.layout}, recompute {self.run.config.model.recompute}"
+
+
+def rank_layouts(run: PlannedRun, workload: Workload) -> list[LayoutChoice]:
+    """Return all layouts of the run's model on its machine that fit, the best first.
+
+    Layouts about as fast as the fastest come first, ordered by simplicity: the cost of pipeline and context parallelism
+    has not been measured at size. The others follow by speed.
+    """
+    fitting = [candidate for candidate in _layouts(run) if not plan_problems(candidate)]
+    choices = [
+        LayoutChoice(candidate, Schedule(candidate, workload).iteration_seconds(), _peak_gib(candidate))
+        for candidate in fitting
+    ]
+    fastest = min((choice.seconds for choice in choices), default=0.0)
+
+    def order(choice: LayoutChoice) -> tuple[bool, int, float]:
+        layout = choice.run.layout
+        is_fast = choice.seconds <= fastest * (1 + EQUAL_SPEED_MARGIN)
+        return not is_fast, layout.pipeline * layout.context if is_fast else 0, choice.seconds
+
+    return sorted(choices, key=order)
+
+
+def _layouts(run: PlannedRun) -> Iterator[PlannedRun]:
+    """Yield all layouts, less recomputation first, then smaller sizes first."""
+    for recompute in Recompute:
+        for pipeline in _PIPELINE_SIZES:
+            for context in _CONTEXT_SIZES:
+                for tensor in _TENSOR_SIZES:
+                    config = copy.deepcopy(run.config)
+                    config.model.recompute = recompute
+                    config.generation.tensor_parallel_size = run.layout.replica
+                    config.parallel = replace(
+                        config.parallel,
+                        tensor_model_parallel_size=tensor,
+                        pipeline_model_parallel_size=pipeline,
+                        context_parallel_size=context,
+                        sequence_parallel=tensor > 1,
+                    )
+                    yield PlannedRun(run.settings, config, run.machine)
+
+
+def _peak_gib(run: PlannedRun) -> float:
+    return max(map(total_bytes, run.phase_memory().values())) / GIB
