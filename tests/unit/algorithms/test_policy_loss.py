@@ -93,24 +93,24 @@ def test_the_surrogate_equals_its_formula(ratio: str, average_over: str, dual_cl
 
 
 def test_a_loss_is_divided_by_one_count() -> None:
-    """Rows that learn, tokens that learn, or rows that learn times the longest response: a row without a token that
-    learns counts nowhere."""
+    """The count is the rows that learn, the tokens that learn, or the rows that learn times the longest response. A row
+    without a token that learns is never counted."""
     mask = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
     assert [loss_count(mask, over, 16) for over in ("sequences", "tokens", "constant")] == [2, 3, 32]
 
 
-def test_the_dual_clip_bounds_what_a_large_ratio_makes_of_a_negative_advantage() -> None:
-    """Without it the loss of one token grows with its ratio, without end."""
-    one = torch.ones(1, 1).bool()
-    given = (torch.tensor([[3.0]]), torch.zeros(1, 1), -torch.ones(1, 1), one)
-    free = clipped_surrogate(*given, ratio="token", clip_range_low=0.2, clip_range_high=0.2)
-    bounded = clipped_surrogate(*given, ratio="token", clip_range_low=0.2, clip_range_high=0.2, dual_clip=3.0)
+def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage_with_a_large_ratio() -> None:
+    """Without it the loss of one token is unbounded in its ratio."""
+    mask = torch.ones(1, 1).bool()
+    inputs = (torch.tensor([[3.0]]), torch.zeros(1, 1), -torch.ones(1, 1), mask)
+    free = clipped_surrogate(*inputs, ratio="token", clip_range_low=0.2, clip_range_high=0.2)
+    bounded = clipped_surrogate(*inputs, ratio="token", clip_range_low=0.2, clip_range_high=0.2, dual_clip=3.0)
     assert free.total.item() == pytest.approx(math.exp(3)) and bounded.total.item() == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_unchanged_weights_have_ratios_of_exactly_1(ratio: str) -> None:
-    """The first mini-batch of an iteration: nothing is clipped."""
+    """In the first mini-batch of an iteration nothing is clipped."""
     old = -torch.rand(4, 5)
     mask = torch.ones(4, 5).bool()
     loss = clipped_surrogate(
@@ -120,7 +120,7 @@ def test_unchanged_weights_have_ratios_of_exactly_1(ratio: str) -> None:
 
 
 def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
-    """p_trainer / p_generator up to the cap: a token that the generator thought impossible must not dominate."""
+    """The weight is p_trainer / p_generator up to the cap, so that a token with p_generator near 0 cannot dominate."""
     old = torch.tensor([[0.0, 0.0, 0.0]], requires_grad=True)
     generated = torch.tensor([[0.5, -0.5, -9.0]])
     weights = truncated_importance(old, generated, torch.tensor([[True, True, True]]), cap=2.0)
@@ -132,11 +132,11 @@ def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
 def test_the_kl_penalty_equals_its_formula(average_over: str) -> None:
     """r - 1 - log r with r = p_reference / p, and the gradient (1 - r) / weight, in float64."""
     data = batch()
-    found = kl_to_reference(data["log_probs"], data["old_log_probs"], data["mask"], average_over)
-    found.sum().backward()
+    kl = kl_to_reference(data["log_probs"], data["old_log_probs"], data["mask"], average_over)
+    kl.sum().backward()
     r = (data["old_log_probs"] - data["log_probs"].detach()).exp()
     per_row = data["mask"].sum(1, keepdim=True).clamp_min(1) if average_over == "sequences" else 1
-    torch.testing.assert_close(found.detach(), (((r - 1 - r.log()) * data["mask"]) / per_row).sum(1))
+    torch.testing.assert_close(kl.detach(), (((r - 1 - r.log()) * data["mask"]) / per_row).sum(1))
     assert data["log_probs"].grad is not None
     torch.testing.assert_close(data["log_probs"].grad, (1 - r) * data["mask"] / per_row)
 
@@ -150,7 +150,7 @@ def test_the_kl_estimate_is_unbiased() -> None:
 
 
 def test_the_entropy_bonus_averages_as_the_loss_does() -> None:
-    """A mean over tokens of means, or a sum over tokens; what lies off the mask counts nothing."""
+    """It is a sum over rows of means over tokens, or a sum over tokens. Entries outside the mask count 0."""
     entropy = torch.tensor([[1.0, 3.0, 99.0], [5.0, 99.0, 99.0]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert entropy_bonus(entropy, mask, "sequences").item() == pytest.approx(2 + 5)
