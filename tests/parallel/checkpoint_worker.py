@@ -1,4 +1,4 @@
-"""A rank of test_checkpoints: a run that goes on while its checkpoints are written slowly, or fail to be written.
+"""A rank of test_checkpoints: a run that continues while its checkpoints are written slowly, or fail to be written.
 
 usage: checkpoint_worker.py RECIPE OUT [key=value ...]
 """
@@ -20,22 +20,22 @@ from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, save
 from tempo_megatron.megatron.checkpointing.saver import complete_checkpoints, resumable_checkpoints
 from tempo_megatron.training.run import Run
 from tests.clock import Clock
-from tests.parallel.turns_worker import RESTS, advance, same, started, state
+from tests.parallel.turns_worker import OFFLOADS, advance, same, started, state
 from tools.killing.recorded import Parity
 
 
 class SlowDisk:
-    """Writes wait until they may go on."""
+    """Blocks writes until `may_write` is set."""
 
     def __init__(self) -> None:
-        self.goes_on = threading.Event()
+        self.may_write = threading.Event()
         self.written: list[str] = []
         self._write = capture.write
         self._module: Any = capture
         self._module.write = self.write
 
     def write(self, captured: Any, directory: Path, group: Any) -> None:
-        assert self.goes_on.wait(120)
+        assert self.may_write.wait(120)
         self._write(captured, directory, group)
         self.written.append(f"{directory.parent.name}/{directory.name}")
 
@@ -47,77 +47,77 @@ def iterations(run: Run) -> list[str]:
     return [path.name for path in complete_checkpoints(run.course.saver.directory)]
 
 
-def written_while_the_run_goes_on(run: Run, disk: SlowDisk) -> dict[str, Any]:
-    """Save, learn and rest on, and only then let the write go on; then load what was written."""
+def written_while_the_run_continues(run: Run, disk: SlowDisk) -> dict[str, Any]:
+    """Saves, learns and offloads while the write is blocked, then lets it continue and loads its checkpoint."""
     list(advance(run, 1))
     at_save = state(run)
     run.save()
     before = iterations(run)
     list(advance(run, 1))
-    moved_on = not same(state(run), at_save)
-    done_before = list(disk.written)
-    threading.Timer(0.5, disk.goes_on.set).start()
+    has_learned = not same(state(run), at_save)
+    written_before = list(disk.written)
+    threading.Timer(0.5, disk.may_write.set).start()
     run.save()
     after_next_save = list(disk.written)
     run.course.saver.wait()
     dist_checkpoint.load_checkpoint(run.course.saver.directory / "iteration-000001", run.trainers)
     return {
         "complete_at_first": before,
-        "written_at_first": done_before,
+        "written_at_first": written_before,
         "written_when_the_next_was_saved": after_next_save[:2],
         "complete": iterations(run),
-        "moved_on": moved_on,
+        "moved_on": has_learned,
         "same_state": same(state(run), at_save),
     }
 
 
 def failure_of_one_rank(run: Run) -> dict[str, Any]:
-    """The disk of rank 1 is full: what the ranks are told, and what is left."""
+    """The disk of rank 1 is full. Returns the errors of all ranks and the remaining checkpoints."""
     writer: Any = capture.FileSystemWriter
     write_data = writer.write_data
 
-    def full(*given: Any) -> None:
+    def raise_disk_full(*args: Any) -> None:
         raise OSError(28, "No space left on the disk of rank 1")
 
     if dist.get_rank() == 1:
-        writer.write_data = full
+        writer.write_data = raise_disk_full
     run.iteration += 1
     run.save()
-    told = ""
+    error = ""
     try:
         run.course.saver.wait()
     except Exception:
-        told = traceback.format_exc()
-    every = [""] * dist.get_world_size()
-    dist.all_gather_object(every, told)
-    left = iterations(run)
+        error = traceback.format_exc()
+    errors = [""] * dist.get_world_size()
+    dist.all_gather_object(errors, error)
+    remaining = iterations(run)
     writer.write_data = write_data
     run.save()
     run.course.saver.wait()
-    return {"told": every, "complete_after_failure": left, "complete_at_last": iterations(run)}
+    return {"errors": errors, "complete_after_failure": remaining, "complete_at_last": iterations(run)}
 
 
 def interruptions(run: Run) -> dict[str, Any]:
-    """What is there after a run was interrupted at iterations 4 and 5 and has then saved 5 as it would have anyway."""
-    there, said = [], []
+    """Returns the checkpoints of a run that is interrupted at iterations 4 and 5, and then saves 5 regularly."""
+    checkpoints, messages = [], []
     for run.iteration in (4, 5):
         run.course.begin()
-        said.append(run.course.save_interrupted())
-        there.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
+        messages.append(run.course.save_interrupted())
+        checkpoints.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
     run.save()
-    said.append(run.course.save_interrupted())
-    there.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
-    return {"there_when_interrupted": there, "said_when_interrupted": said}
+    messages.append(run.course.save_interrupted())
+    checkpoints.append([path.name for path in resumable_checkpoints(run.course.saver.directory)])
+    return {"checkpoints_when_interrupted": checkpoints, "messages_when_interrupted": messages}
 
 
 def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
-    """How long a save took to the end of its writing, half a minute after it had let the run go on, and what the
-    deadline then leaves room for."""
+    """Returns the duration of a save whose write takes 30 s in the background, and the time reserved before the
+    deadline."""
     disk, clock = SlowDisk(), Clock()
     saver.time = clock
     run.save()
     clock.sleep(30)
-    disk.goes_on.set()
+    disk.may_write.set()
     run.course.saver.wait()
     disk.repair()
     run.course.pause()
@@ -128,18 +128,18 @@ def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     run_module: Any = tempo_megatron.training.run
     run_module.Grader = Parity
-    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
+    run, _ = started((Path(path), overrides), "run", OFFLOADS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
-    found = written_while_the_run_goes_on(run, disk)
+    report = written_while_the_run_continues(run, disk)
     disk.repair()
-    found |= failure_of_one_rank(run)
-    found |= interruptions(run)
-    found |= seconds_of_a_slow_write(run)
-    counted = [0] * dist.get_world_size()
-    dist.all_gather_object(counted, sum(map(dist_checkpoint.host_copy_bytes, run.trainers.values())))
-    found["copied_bytes"] = sum(counted)
+    report |= failure_of_one_rank(run)
+    report |= interruptions(run)
+    report |= seconds_of_a_slow_write(run)
+    copied_bytes = [0] * dist.get_world_size()
+    dist.all_gather_object(copied_bytes, sum(map(dist_checkpoint.host_copy_bytes, run.trainers.values())))
+    report["copied_bytes"] = sum(copied_bytes)
     if dist.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(report, Path(out))
     topology.shutdown()
 
 

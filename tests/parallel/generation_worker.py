@@ -34,28 +34,28 @@ def random_states() -> list[object]:
 
 
 def difference(run: Run, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
-    """Mean distance of the generator's log-probs of its own responses from the trainer's."""
-    prompts, responses = [request.prompt_ids for request in requests], [done.response_ids for done in completions]
+    """Returns the mean distance between the generator's and the trainer's log-probs of the generator's responses."""
+    prompts, responses = [request.prompt_ids for request in requests], [each.response_ids for each in completions]
     batch = from_sequences(prompts, responses)
     trainer = run.policy.score(batch, run.scores())["log_probs"][batch.response_mask]
-    generator = torch.tensor([value for done in completions for value in done.log_probs])
+    generator = torch.tensor([value for each in completions for value in each.log_probs])
     return float((trainer - generator).abs().mean())
 
 
 def stops_while_steps_are_slow(generator: Generator, requests: Sequence[Request]) -> None:
-    """Asked to stop a second after it began, generation of nine slow steps does not go on to its end."""
+    """Checks that a request to stop after one second ends a generation of nine slow steps early."""
     engine: Any = generator._llm.llm_engine
-    made, begun = engine.step, time.monotonic()
+    original_step, begun = engine.step, time.monotonic()
 
     def slow() -> object:
         time.sleep(0.8)
-        return made()
+        return original_step()
 
     engine.step, generator.should_stop = slow, lambda: time.monotonic() > begun + 1
     try:
         generator.generate(requests)
     except GenerationStopped:
-        engine.step, generator.should_stop = made, None
+        engine.step, generator.should_stop = original_step, None
     else:
         raise AssertionError("it did not hear the request before its end")
 
@@ -66,11 +66,11 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     config = load_config(recipe, [*layout, *overrides])
     run = Run(config, generator=Recorded())
-    weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
+    weights.BUCKET_BYTES = 2**13  # The vocabulary comes in rows.
     assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())
     policy = {name: tensor.clone() for name, tensor in whole(run.models.policy_tensors())}
     if dist.get_rank() == 0:
-        hf_files.copy_side_files(run.hf_path, Path(export))  # the weights come from the trainer
+        hf_files.copy_side_files(run.hf_path, Path(export))  # The weights come from the trainer.
     dist.barrier()
 
     def trainers() -> Iterable[tuple[str, Tensor | TensorRows]]:
@@ -93,15 +93,15 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
     steps = heartbeat.ticks()
     together = generator.generate(requests)
-    assert heartbeat.ticks() - steps >= 8  # an engine step a token, by which one that hangs is found
+    assert heartbeat.ticks() - steps >= 8  # One tick per engine step, by which the watchdog detects a hang.
     generator.check(expected)
     assert random_states() == before
     figures = generator.take_figures()
-    assert figures["requests"] == 9 and figures["tokens"] == sum(len(done.response_ids) for done in together)
+    assert figures["requests"] == 9 and figures["tokens"] == sum(len(each.response_ids) for each in together)
     assert figures["preemptions"] == 0 and generator.take_figures() == {}
     assert generator.generate(requests[::-1])[::-1] == together
     assert generator.generate(requests[4:5]) == together[4:5]
-    assert len({done.response_ids for done in together}) > 1
+    assert len({each.response_ids for each in together}) > 1
     if dtype is torch.float32:
         assert difference(run, requests, together) < 1e-5
 

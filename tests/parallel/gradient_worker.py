@@ -1,4 +1,4 @@
-"""A rank of test_gradients: gradients of policy and critic on the same rollouts, however they are cut up.
+"""A rank of test_gradients: gradients of policy and critic on the same rollouts under several token budgets.
 
 usage: gradient_worker.py RECIPE OUT MICRO_BATCH_TOKENS,... [key=value ...]
 """
@@ -22,7 +22,7 @@ from tests.parallel.layout_worker import Recorded
 
 
 def whole_gradient(trainer: Trainer) -> Tensor:
-    """Every gradient, unclipped, from the shards that data-parallel ranks hold after reduction."""
+    """Returns all gradients, unclipped, from the shards that data-parallel ranks hold after reduction."""
     parts = []
     for buffer in trainer.model.buffers:
         for bucket in buffer.buckets:
@@ -34,8 +34,8 @@ def whole_gradient(trainer: Trainer) -> Tensor:
     return torch.cat(parts)
 
 
-def recorded(trainer: Trainer, into: list[Tensor]) -> None:
-    """Keep each step's gradient, and leave the weights as they are."""
+def record_gradients(trainer: Trainer, into: list[Tensor]) -> None:
+    """Appends each step's gradient to `into` instead of changing the weights."""
 
     def step() -> tuple[bool, float, int]:
         into.append(whole_gradient(trainer))
@@ -50,9 +50,9 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     run = Run(load_config(recipe, overrides), generator=generator)
     gradients: dict[str, list[Tensor]] = {name: [] for name in run.trainers}
     for name, trainer in run.trainers.items():
-        recorded(trainer, gradients[name])
+        record_gradients(trainer, gradients[name])
     run.iteration = 1
-    found: dict[int, dict[str, list[Tensor]]] = {}
+    gradients_by_budget: dict[int, dict[str, list[Tensor]]] = {}
     for size in map(int, sizes.split(",")):
         run.labeled.position = run.unlabeled.position = 0
         for trainer in run.trainers.values():
@@ -60,11 +60,11 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
         for loss, average in ((PolicyLoss.gspo, AverageOver.sequences), (PolicyLoss.ppo, AverageOver.tokens)):
             run.config.policy.loss, run.config.policy.average_over = loss, average
             iterate(run)
-        found[size] = {name: list(steps) for name, steps in gradients.items()}
+        gradients_by_budget[size] = {name: list(steps) for name, steps in gradients.items()}
         for steps in gradients.values():
             steps.clear()
     if run.is_first:
-        torch.save(found, Path(out))
+        torch.save(gradients_by_budget, Path(out))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A rank of test_logits: what several models compute under one layout.
+"""A rank of test_logits: outputs of several models under one layout.
 
 usage: logits_worker.py MODELS OUT TP PP DTYPE; MODELS is a directory of model directories, and one called `NAME.critic`
 is a checkpoint with a critic of the model NAME.
@@ -29,7 +29,7 @@ def sequences(vocab_size: int) -> list[list[int]]:
 
 
 def seen_from_last_token(module: Any, length: int) -> dict[int, list[int]]:
-    """For each attention layer of this rank, by its number in Hugging Face: the positions that the last one sees."""
+    """Returns the positions that the last token attends to, by Hugging Face number of each layer on this rank."""
     from megatron.core.packed_seq_params import PackedSeqParams
 
     seen = {}
@@ -68,7 +68,7 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         dist.all_gather(parts, logits, group=place.tensor_group)
         return {"output": torch.cat(parts, -1)}
 
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     for directory in sorted(Path(models).iterdir()):
         critic = directory.suffix == ".critic"
         described = hf_files.read_config(directory / "huggingface" if critic else directory)
@@ -81,17 +81,17 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
             seen: list[dict[int, list[int]]] = [{}] * place.world_size
             with cpu.accelerator_names():
                 local = dtype == "fp32" and place.device.type == "cpu"
-                mine = seen_from_last_token(module, 40) if local else {}
-            dist.all_gather_object(seen, mine)
-            found[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
+                local_seen = seen_from_last_token(module, 40) if local else {}
+            dist.all_gather_object(seen, local_seen)
+            outputs[f"{directory.name} seen"] = {number: part[number] for part in seen for number in part}
         trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
         read = (lambda values, _, __: {"output": values}) if critic else whole
-        found[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
+        outputs[directory.name] = trainer.score(batch, Score(read, about_next=False))["output"][
             ..., : settings.vocab_size
         ]
     if place.rank == 0:
-        torch.save(found, out)
+        torch.save(outputs, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A rank of test_scores: what it makes of its part of the vocabulary, against dense float64.
+"""A rank of test_scores: scores and gradients from its part of the vocabulary.
 
 usage: scores_worker.py OUT
 """
@@ -23,11 +23,11 @@ def main(out: str) -> None:
     inputs = torch.load(Path(out).with_name("inputs.pt"))
     log_probs.CHUNK_ELEMENTS = inputs["chunk"]
     half = len(inputs["output_layer"]) // 2
-    mine = inputs["output_layer"][place.tensor_rank * half :][:half]
-    found, gradients = {}, {}
+    local_weight = inputs["output_layer"][place.tensor_rank * half :][:half]
+    scores, gradients = {}, {}
     for name in ("log_probs", *STATISTICS):
-        hidden, weight = inputs["hidden"].clone().requires_grad_(), mine.clone().requires_grad_()
-        found = token_scores(
+        hidden, weight = inputs["hidden"].clone().requires_grad_(), local_weight.clone().requires_grad_()
+        scores = token_scores(
             hidden,
             weight,
             inputs["tokens"],
@@ -36,13 +36,13 @@ def main(out: str) -> None:
             topology=place,
             statistics=STATISTICS,
         )
-        share, gradient = torch.autograd.grad((found[name] * inputs["upstream"]).sum(), (hidden, weight))
+        share, gradient = torch.autograd.grad((scores[name] * inputs["upstream"]).sum(), (hidden, weight))
         dist.all_reduce(share, group=place.tensor_group)
         parts = [torch.empty_like(gradient) for _ in range(2)]
         dist.all_gather(parts, gradient, group=place.tensor_group)
         gradients[name] = {"hidden": share, "weight": torch.cat(parts)}
     if place.rank == 0:
-        torch.save({"scores": {name: column.detach() for name, column in found.items()}, "gradients": gradients}, out)
+        torch.save({"scores": {name: column.detach() for name, column in scores.items()}, "gradients": gradients}, out)
 
 
 if __name__ == "__main__":

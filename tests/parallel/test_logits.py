@@ -1,4 +1,4 @@
-"""What Megatron computes against transformers, for every family and layout."""
+"""Megatron's outputs against those of transformers, for every family and layout."""
 
 from __future__ import annotations
 
@@ -33,13 +33,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def computed(models: Path, out: Path, tensor_size: int, pipeline_size: int, dtype: str) -> dict[str, Any]:
     run_ranks(WORKER, tensor_size * pipeline_size, models, out, tensor_size, pipeline_size, dtype)
-    found: dict[str, Any] = torch.load(out)
-    assert found.keys() >= CONFIGS.keys()
-    return found
+    outputs: dict[str, Any] = torch.load(out)
+    assert outputs.keys() >= CONFIGS.keys()
+    return outputs
 
 
 def by_transformers(directory: Path, dtype: torch.dtype = torch.float32, upcast: bool = False) -> list[Tensor]:
-    """Logits of each sequence, [sequence, vocabulary]; `upcast` computes in fp32 with weights rounded to bf16."""
+    """Returns logits of each sequence, [sequence, vocabulary].
+
+    `upcast` computes in fp32 with weights rounded to bf16.
+    """
     reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16 if upcast else dtype)
     reference = reference.float() if upcast else reference
     with torch.no_grad():
@@ -50,16 +53,16 @@ def by_transformers(directory: Path, dtype: torch.dtype = torch.float32, upcast:
 def test_logits_values_and_windows_are_those_of_transformers(
     models: Path, tmp_path: Path, tensor_size: int, pipeline_size: int
 ) -> None:
-    """Within 1e-5 in fp32, with random norms and biases, an odd vocabulary, tied and untied, Llama 3's scaling and YaRN
-    at three times their original context, a window a quarter of the sequence. A converted critic's values too. Each
-    layer of OLMo 3 sees its own window and no other, and all other layers see everything."""
-    found = computed(models, tmp_path / "out.pt", tensor_size, pipeline_size, "fp32")
+    """Logits, and values of a converted critic, agree within 1e-5 in fp32. Models have random norms and biases, an odd
+    vocabulary, tied and untied outputs, Llama 3's scaling and YaRN at three times their original context, and a window
+    of a quarter of the sequence. Each layer of OLMo 3 attends to its own window, all other layers to all tokens."""
+    outputs = computed(models, tmp_path / "out.pt", tensor_size, pipeline_size, "fp32")
     for name in CONFIGS:
         for row, expected in enumerate(by_transformers(models / name)):
             assert expected.std() > 0.3
-            close(found[name][row, : len(expected)], expected, name)
+            close(outputs[name][row, : len(expected)], expected, name)
         windows = [WINDOW, WINDOW, WINDOW, 40] if name == "olmo-3" else [40] * SHAPE["num_hidden_layers"]
-        assert found[f"{name} seen"] == {layer: list(range(40 - window, 40)) for layer, window in enumerate(windows)}
+        assert outputs[f"{name} seen"] == {layer: list(range(40 - window, 40)) for layer, window in enumerate(windows)}
     for name in CRITICS:
         head = checkpoint_format.CheckpointReader(models / f"{name}.critic", "critic")("output_layer.weight")
         backbone = AutoModel.from_pretrained(models / name)
@@ -67,20 +70,22 @@ def test_logits_values_and_windows_are_those_of_transformers(
             with torch.no_grad():
                 expected = backbone(torch.tensor([ids])).last_hidden_state[0] @ head.T
             assert expected.std() > 0.01
-            close(found[f"{name}.critic"][row, : len(ids)], expected, name)
+            close(outputs[f"{name}.critic"][row, : len(ids)], expected, name)
 
 
-def close(found: Tensor, expected: Tensor, name: str) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")
+def close(actual: Tensor, expected: Tensor, name: str) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
 def test_bf16_logits_are_as_near_the_truth_as_those_of_transformers(models: Path, tmp_path: Path) -> None:
-    """Against fp32 logits of the same bf16 weights, at TP2 x PP2, where sums are rounded once more: the largest
-    error is under twice that of transformers in bf16 and under 2.5e-2 of the largest logit."""
-    found = computed(models, tmp_path / "out.pt", 2, 2, "bf16")
+    """The reference is fp32 logits of the same bf16 weights. At TP2 x PP2, where sums are rounded once more, the largest
+    error is below twice that of transformers in bf16 and below 2.5e-2 of the largest logit."""
+    outputs = computed(models, tmp_path / "out.pt", 2, 2, "bf16")
     for name in CONFIGS:
         rounded = by_transformers(models / name, torch.bfloat16)
-        for row, (theirs, truth) in enumerate(zip(rounded, by_transformers(models / name, upcast=True), strict=True)):
-            error = (found[name][row, : len(truth)] - truth).abs().max()
-            assert 0 < error < 2 * (theirs - truth).abs().max(), name
+        for row, (reference, truth) in enumerate(
+            zip(rounded, by_transformers(models / name, upcast=True), strict=True)
+        ):
+            error = (outputs[name][row, : len(truth)] - truth).abs().max()
+            assert 0 < error < 2 * (reference - truth).abs().max(), name
             assert error < 2.5e-2 * truth.abs().max(), name

@@ -21,43 +21,43 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def found(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def report(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of two data-parallel ranks: policy, critic and reference, two iterations, a checkpoint and a resume between."""
     directory = tmp_path_factory.mktemp("turns")
-    recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
+    recipe, out = write_recipe(directory, demo_model), directory / "report.pt"
     run_ranks(WORKER, 2, recipe, out, *(f"{key}={value}" for key, value in SETTINGS.items()))
-    result: dict[str, Any] = torch.load(out)
-    return result
+    loaded: dict[str, Any] = torch.load(out)
+    return loaded
 
 
-def test_resting_changes_nothing_that_is_learned(found: dict[str, Any]) -> None:
-    """Weights, optimizer states and metrics are those of a run whose models never rest, bit for bit."""
-    assert found["same_state"]
-    assert found["metrics_differ"] == []
+def test_offloading_changes_no_result(report: dict[str, Any]) -> None:
+    """Weights, optimizer states and metrics equal those of a run without offloading, bit for bit."""
+    assert report["same_state"]
+    assert report["metrics_differ"] == []
 
 
-def test_models_leave_the_device_to_the_generator(found: dict[str, Any]) -> None:
-    """Whenever it generates, no storage of any model has a byte; whenever weights are synced, the policy's weights
-    alone are there. Without offloading they all are: the measure sees them."""
-    assert min(found["stayed_bytes"]) > 0
-    assert len(found["rested_bytes"]) == len(found["stayed_bytes"]) == 2
-    assert found["rested_bytes"] == [0, 0]
-    assert found["sync_bytes"] == [0, 0]
+def test_models_leave_the_device_to_the_generator(report: dict[str, Any]) -> None:
+    """During generation no storage of a model has a byte on the device. During a weight sync the policy's weights alone
+    are there. Without offloading all of them are, which shows that the measurement works."""
+    assert min(report["stayed_bytes"]) > 0
+    assert len(report["rested_bytes"]) == len(report["stayed_bytes"]) == 2
+    assert report["rested_bytes"] == [0, 0]
+    assert report["sync_bytes"] == [0, 0]
 
 
-def test_saving_leaves_models_at_rest(found: dict[str, Any]) -> None:
-    """A checkpoint wakes one model after the other, not all at once."""
-    every = ["gradients", "optimizer", "weights"]
-    assert found["resting_after_save"] == {"policy": every, "critic": every, "reference": every}
+def test_models_are_offloaded_after_a_save(report: dict[str, Any]) -> None:
+    """A save onloads one model after the other, not all at once."""
+    all_kinds = ["gradients", "optimizer", "weights"]
+    assert report["offloaded_after_save"] == {"policy": all_kinds, "critic": all_kinds, "reference": all_kinds}
 
 
-def test_weights_that_were_only_read_are_not_copied_back(found: dict[str, Any]) -> None:
-    """One way, host to device: the host's copy is still equal."""
-    copied, size = found["read_only_bytes"]
+def test_weights_that_were_only_read_are_not_copied_back(report: dict[str, Any]) -> None:
+    """They are copied from host to device alone, since the host's copy is still equal."""
+    copied, size = report["read_only_bytes"]
     assert copied == size > 0
 
 
-def test_too_little_host_memory_is_one_error_that_names_need_and_setting(found: dict[str, Any]) -> None:
-    """Before anything is copied."""
+def test_too_little_host_memory_is_one_error_that_names_need_and_setting(report: dict[str, Any]) -> None:
+    """The error comes before any copy."""
     for part in ("policy's weights", "policy's optimizer", "memory.host_gib"):
-        assert part in found["refusal"]
+        assert part in report["refusal"]

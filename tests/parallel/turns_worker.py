@@ -1,4 +1,4 @@
-"""A rank of test_turns: one run whose models rest between phases, beside one whose models stay.
+"""A rank of test_turns: one run whose models are offloaded between phases, and one whose models stay on the device.
 
 usage: turns_worker.py RECIPE OUT [key=value ...]
 """
@@ -26,13 +26,13 @@ from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tools.killing.recorded import Parity, Recorded
 
-RESTS = "memory.offload_on_cpu=true"
-STAYS = [f"memory.offload_{kind}=false" for kind in StateKind]
+OFFLOADS = "memory.offload_on_cpu=true"
+NO_OFFLOAD = [f"memory.offload_{kind}=false" for kind in StateKind]
 ITERATIONS = 2
 
 
 def device_bytes(model: MegatronModel, *kinds: StateKind) -> int:
-    """What storages of these kinds take, whatever the offloader says of them."""
+    """Returns the device bytes of all storages of these kinds, without use of the offloader."""
     storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for kind in kinds or tuple(StateKind)
@@ -42,15 +42,15 @@ def device_bytes(model: MegatronModel, *kinds: StateKind) -> int:
 
 
 def eight_bit_bytes() -> int:
-    """What matrices of 8 bits take of the GPU, whoever keeps them: Transformer Engine's copies of weights in FP8."""
+    """Returns the GPU bytes of all 8-bit matrices, such as Transformer Engine's FP8 copies of weights."""
     gc.collect()
-    alive = [held for held in gc.get_objects() if isinstance(held, Tensor) and held.is_cuda and held.dim() == 2]
-    storages = {held.untyped_storage()._cdata: held.nbytes for held in alive if held.dtype is torch.uint8}
+    matrices = [each for each in gc.get_objects() if isinstance(each, Tensor) and each.is_cuda and each.dim() == 2]
+    storages = {each.untyped_storage()._cdata: each.nbytes for each in matrices if each.dtype is torch.uint8}
     return sum(storages.values())
 
 
 class Watching(Recorded):
-    """Notes what the models take of the device whenever vLLM would take its own."""
+    """Records the models' device bytes whenever vLLM would use the device."""
 
     def __init__(self) -> None:
         self.models: dict[str, MegatronModel] = {}
@@ -87,30 +87,30 @@ def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
 
 
 def state(run: Run) -> dict[str, list[Tensor]]:
-    """Every weight and every tensor of an optimizer, as this rank has them."""
-    found = {}
+    """Returns this rank's part of every weight and every optimizer tensor."""
+    report = {}
     for name, trainer in run.trainers.items():
         with trainer.onloaded():
             kinds = (StateKind.weights, StateKind.optimizer)
-            found[name] = [
+            report[name] = [
                 tensor.detach().clone()
                 for kind in kinds
                 for tensor in offload.state_tensors(kind, trainer.model, trainer.optimizer)
             ]
-    return found
+    return report
 
 
-def same(one: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
-    """On every rank."""
-    assert one.keys() == other.keys() and all(len(one[name]) == len(other[name]) > 0 for name in one)
-    here = all(torch.equal(*pair) for name in one for pair in zip(one[name], other[name], strict=True))
-    everywhere = [False] * dist.get_world_size()
-    dist.all_gather_object(everywhere, here)
-    return all(everywhere)
+def same(state: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
+    """Returns whether two states are equal on every rank. Collective."""
+    assert state.keys() == other.keys() and all(len(state[name]) == len(other[name]) > 0 for name in state)
+    equal_here = all(torch.equal(*pair) for name in state for pair in zip(state[name], other[name], strict=True))
+    equal_on_ranks = [False] * dist.get_world_size()
+    dist.all_gather_object(equal_on_ranks, equal_here)
+    return all(equal_on_ranks)
 
 
 def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:
-    """What a model at rest copies to be read and to rest again, and what its weights take."""
+    """Returns the bytes that an offloaded model copies when it is read and offloaded again, and its weights' bytes."""
     before = policy.offloader.bytes
     with policy.onloaded(StateKind.weights):
         size = device_bytes(policy, StateKind.weights)
@@ -122,41 +122,45 @@ def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
     run_module: Any = tempo_megatron.training.run
     run_module.Grader = Parity
-    run, watched = started(recipe, "stays", *STAYS)
+    run, watched = started(recipe, "stays", *NO_OFFLOAD)
     warm_start(run)
     stayed = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
     leave_groups()
 
-    run, watched = started(recipe, "rests", RESTS)
+    run, watched = started(recipe, "rests", OFFLOADS)
     warm_start(run)
     run.course.keep_reference()
     metrics = list(advance(run, ITERATIONS - 1))
     run.save()
-    resting = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.turns.models.items()}
+    offloaded_after_save = {
+        name: sorted(map(str, model.offloader.offloaded)) for name, model in run.turns.models.items()
+    }
     read_only = bytes_of_reading(run.policy)
     leave_groups()
 
-    run, again = started(recipe, "rests", RESTS)
+    run, again = started(recipe, "rests", OFFLOADS)
     metrics += list(advance(run, 1))
-    found = {
-        "metrics_differ": [mine for mine, theirs in zip(metrics, stayed["metrics"], strict=True) if mine != theirs],
+    report = {
+        "metrics_differ": [
+            offloaded for offloaded, kept in zip(metrics, stayed["metrics"], strict=True) if offloaded != kept
+        ],
         "same_state": same(state(run), stayed["state"]),
         "stayed_bytes": stayed["bytes"],
         "rested_bytes": watched.while_generating + again.while_generating,
         "eight_bit_bytes": watched.eight_bit_bytes,
         "sync_bytes": watched.while_syncing + again.while_syncing,
-        "resting_after_save": resting,
+        "offloaded_after_save": offloaded_after_save,
         "read_only_bytes": read_only,
     }
     leave_groups()
 
     try:
-        started(recipe, "refused", RESTS, "memory.host_gib=0.000001")
-        found["refusal"] = ""
+        started(recipe, "refused", OFFLOADS, "memory.host_gib=0.000001")
+        report["refusal"] = ""
     except HostMemoryError as error:
-        found["refusal"] = str(error)
+        report["refusal"] = str(error)
     if dist.get_rank() == 0:
-        torch.save(found, Path(out))
+        torch.save(report, Path(out))
     topology.shutdown()
 
 
