@@ -9,7 +9,7 @@ from tests.parallel.test_family_gradients import (
     FAMILIES,
     LAYOUTS,
     PACKED,
-    Found,
+    Results,
     compute,
     distances,
     every_layout,
@@ -32,10 +32,10 @@ FP8_BOUNDS = {"delayed packed": 0.6}
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Results:
     models = tmp_path_factory.mktemp("models")
     write_models(models, hidden_size=512, intermediate_size=1024, num_attention_heads=8, head_dim=64)
-    made: Found = {}
+    made: Results = {}
     for ranks in (1, 2):
         eight = {name: ("qwen3", settings) for name, (wanted, settings) in FP8.items() if wanted == ranks}
         made |= compute(models, ranks, every_layout(ranks) | eight, "bf16")
@@ -50,7 +50,7 @@ def shown(case: str, shares: dict[str, float]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "alone"])
 def test_every_layout_has_the_losses_and_gradients_of_sequences_by_themselves(
-    name: str, family: str, found: Found
+    name: str, family: str, found: Results
 ) -> None:
     """bf16, each sequence by itself on one GPU as the reference: losses and the whole gradient within 1.5e-2, tensor
     parallel ones within 3e-2. A matrix product of more rows is added up in another order, so that no layout is bit
@@ -67,7 +67,7 @@ def test_every_layout_has_the_losses_and_gradients_of_sequences_by_themselves(
 
 
 @pytest.mark.parametrize("name", FP8)
-def test_fp8_is_near_bf16(name: str, found: Found) -> None:
+def test_fp8_is_near_bf16(name: str, found: Results) -> None:
     """Losses within 5% and gradients within 30% of bf16's length: what the three bits of E4M3's mantissa and the two of
     E5M2's leave. And not at no distance: it was FP8."""
     shares = distances(found[name], found["qwen3 alone"])
@@ -77,7 +77,7 @@ def test_fp8_is_near_bf16(name: str, found: Found) -> None:
         assert 1e-2 < shares[f"{role} gradient"] < FP8_BOUNDS.get(name, 0.3)
 
 
-def test_first_and_last_layer_in_bf16_bring_the_gradients_nearer(found: Found) -> None:
+def test_first_and_last_layer_in_bf16_bring_the_gradients_nearer(found: Results) -> None:
     """model.fp8_edges_in_bf16=1 leaves two of the four layers in FP8."""
     edges = distances(found[EDGES], found["qwen3 alone"])
     every = distances(found["tensorwise packed"], found["qwen3 alone"])

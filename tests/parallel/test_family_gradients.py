@@ -63,7 +63,7 @@ def every_layout(ranks: int) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def distances(actual: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-    """Returns relative distances (norm of the difference over norm) of losses, of the gradient, and of the worst tensor."""
+    """Returns relative distances (norm of the difference / norm) of losses, gradients and the worst tensor."""
     shares = {}
     for role, reference in expected.items():
         names = [name for name in reference if name != "loss"]
@@ -88,7 +88,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_every_layout_has_the_losses_and_gradients_of_single_sequences(
     name: str, family: str, results: Results
 ) -> None:
-    """In fp32, with lengths from 5 to 700 tokens in one micro-batch, losses, the whole gradient and each tensor's gradient
-    agree up to rounding. OLMo 3 has windows, norms after sub-layers, and norms over all heads, split over TP ranks."""
+    """In fp32, with lengths from 5 to 700 tokens in one micro-batch, losses, the whole gradient and each tensor's
+    gradient agree up to rounding. OLMo 3 has windows, norms after sub-layers, and norms over all heads that
+    are split over TP ranks."""
     shares = distances(results[f"{family} {name}"], results[f"{family} alone"])
     assert max(shares.values()) < 2e-5, shares

@@ -78,8 +78,8 @@ def close(actual: Tensor, expected: Tensor, name: str) -> None:
 
 
 def test_bf16_logits_are_as_near_the_truth_as_those_of_transformers(models: Path, tmp_path: Path) -> None:
-    """The reference is fp32 logits of the same bf16 weights. At TP2 x PP2, where sums are rounded once more, the largest
-    error is below twice that of transformers in bf16 and below 2.5e-2 of the largest logit."""
+    """The reference is fp32 logits of the same bf16 weights. At TP2 x PP2, where sums are rounded once more, the
+    largest error is below twice that of transformers in bf16 and below 2.5e-2 of the largest logit."""
     outputs = computed(models, tmp_path / "out.pt", 2, 2, "bf16")
     for name in CONFIGS:
         rounded = by_transformers(models / name, torch.bfloat16)

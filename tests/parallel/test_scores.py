@@ -19,8 +19,8 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
 ) -> None:
     """The reference is float64 on one process. Two ranks score chunks of three tokens and a last one of four, with a
     temperature, an impossible token, and a padded vocabulary. The vocabulary ends on the second rank, or on
-    the first one so that the second has none. A sum over ranks that is counted twice or missing would fail. Scores of a bf16 model
-    are as exact as in fp32, with logits of up to 60, which bf16 rounds to quarters."""
+    the first one so that the second has none. A sum over ranks that is counted twice or missing would fail. Scores of
+    a bf16 model are as exact as in fp32, with logits of up to 60, which bf16 rounds to quarters."""
     torch.manual_seed(0)
     hidden, output_layer = 3 * torch.randn(10, 6), 3 * torch.randn(24, 6)
     tokens, upstream = torch.randint(0, vocab_size, (10,)), torch.randn(10)
