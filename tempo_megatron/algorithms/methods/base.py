@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from tempo_megatron.algorithms.experience import Experience
 
 
+@runtime_checkable
 class Settings(Protocol):
     """The settings of the `policy` group that advantages depend on."""
 
