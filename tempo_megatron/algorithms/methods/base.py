@@ -12,7 +12,7 @@ from tempo_megatron.algorithms.experience import Experience
 
 
 @runtime_checkable
-class Settings(Protocol):
+class AdvantageSettings(Protocol):
     """The settings of the `policy` group that advantages depend on."""
 
     @property
@@ -46,7 +46,7 @@ class Method:
         raise NotImplementedError
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
     ) -> Float[Tensor, "rows sequence"]:
         """Returns the advantage A of each response token, 0 elsewhere."""
         raise NotImplementedError
