@@ -1,14 +1,14 @@
-# Each target does its own set-up: git, make, Python 3.12 and a package index are all that it needs; with GPUs a C++ compiler too.
+# Each target does its own set-up. It needs git, make, Python 3.12 and a package index, and with GPUs a C++ compiler too.
 SHELL := /bin/bash
-# A pyenv shim of uv may exist and refuse to run under this directory's .python-version, hence the call, not the look.
+# This calls uv and does not only look for it: a shim of pyenv may exist and refuse to run under this .python-version.
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
 EXTRA := $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo cuda || echo cpu)
 RUN := $(UV) run --frozen --no-sync
-# Transformer Engine's PyTorch part is compiled with headers and nvcc that other packages of the environment bring.
+# Other packages of the environment bring the headers and the nvcc that compile Transformer Engine's PyTorch part.
 NVIDIA := $(CURDIR)/.venv/lib/python3.12/site-packages/nvidia
 HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test test-unit lint
 .DEFAULT_GOAL := setup
 
 .tools/bin/uv:
@@ -18,7 +18,7 @@ HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 
 setup: $(filter .tools/%,$(UV))
 	@echo "== installing the locked environment ($(EXTRA)) into .venv"
-	@# Compiled once: where Python may not write bytecode, each rank would compile for 5 to 9 seconds at every start.
+	@# Bytecode is compiled here once. Where Python may not write it, each rank would compile for 5 to 9 seconds at every start.
 	CPATH="$(HEADERS)$${CPATH:+:$$CPATH}" CUDA_HOME="$${CUDA_HOME:-$(NVIDIA)/cu13}" $(UV) sync --frozen --quiet --compile-bytecode --extra $(EXTRA) --extra launch
 
 demo: setup
@@ -33,6 +33,13 @@ lint: setup
 	$(RUN) mypy
 	$(RUN) lint-imports
 
+# Two workers, since many tests wait for Slurm or start ranks of their own. tests/conftest.py says which tests share a worker.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup
 	@echo "== tests"
-	OMP_NUM_THREADS=1 $(RUN) pytest
+	$(PYTEST)
+
+test-unit: setup
+	@echo "== unit tests"
+	$(PYTEST) tests/unit

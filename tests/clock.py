@@ -1,4 +1,4 @@
-"""Time that passes as a test says, for code that watches others."""
+"""Clocks whose time passes as a test says, for code that watches other processes."""
 
 from __future__ import annotations
 

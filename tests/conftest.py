@@ -2,26 +2,69 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from tests.shapes import check_shapes
+from tests.warm import start
 
 check_shapes()
 
 ROOT = Path(__file__).parents[1]
+BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu")
+"""The tests of these directories take longest. They start in this order."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name a directory for the warm server of this test run; workers of pytest-xdist inherit the name."""
+    if not hasattr(config, "workerinput"):
+        directory = Path(tempfile.mkdtemp(prefix="tempo-warm-"))
+        start.announce(directory)
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the busiest directories first, and keep together what shares fixtures: a module, the Slurm cluster, a GPU.
+
+    A group runs on one worker of pytest-xdist (`--dist loadgroup`).
+    """
+    items.sort(key=_turn)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections skip the hundreds of thousands of objects that imports have made."""
+    gc.collect()
+    gc.freeze()
+
+
+def _turn(item: pytest.Item) -> int:
+    module = item.nodeid.partition("::")[0]
+    return next((turn for turn, place in enumerate(BUSIEST) if module.startswith(place)), len(BUSIEST))
+
+
+def _group(item: pytest.Item) -> str:
+    module = item.nodeid.partition("::")[0]
+    if torch.cuda.is_available() and not module.startswith("tests/unit"):
+        return "device"
+    return "slurm" if module.startswith("tests/slurm") else module
 
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory as the demo starts from."""
+    """The model directory that the demo starts from."""
     directory = tmp_path_factory.mktemp("model") / "hf"
     subprocess.run([sys.executable, ROOT / "tools" / "make_demo_model.py", directory], check=True)
     return directory
@@ -29,7 +72,8 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nemo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where NeMo-Run keeps its own files; skipped where it is not installed. To be had before it is imported."""
+    """The directory where NeMo-Run keeps its own files. Use it before NeMo-Run is imported; skips where that is not
+    installed."""
     if not find_spec("nemo_run"):
         pytest.skip("the extra `launch` is not installed")
     with pytest.MonkeyPatch.context() as patch:

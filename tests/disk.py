@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def full_after(size: int) -> Iterator[None]:
-    """No file takes a byte beyond so many: what this process writes there raises OSError."""
+    """Raise OSError at each write of this process that would make a file longer than this many bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

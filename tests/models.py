@@ -54,7 +54,7 @@ OLMO: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-"""vLLM takes OLMo's channels a head from hidden_size / heads"""
+"""vLLM computes OLMo's channels per head as hidden_size / heads."""
 OLMO_3 = {"sliding_window": 24, "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": PLAIN_ROPE}}
 CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "qwen3": (Qwen3Config, {"tie_word_embeddings": False}),
@@ -65,16 +65,16 @@ CONFIGS: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "olmo-2": (Olmo2Config, OLMO),
     "olmo-3": (Olmo3Config, {**OLMO, **OLMO_3}),
 }
-"""a row a test model: its config class, and what differs from SHAPE"""
+"""Each row is a test model: its config class, and what differs from SHAPE."""
 ABSENT = object()
-"""a value of `described`: the key is left out"""
+"""`described` leaves out a key with this value."""
 
 
 def config_of(name: str, **changes: Any) -> PretrainedConfig:
-    """The named row's config, with changes."""
+    """The config of the named row, with changes."""
     kind, settings = CONFIGS[name]
-    given = {key: value for key, value in {**SHAPE, **settings, **changes}.items() if value is not None}
-    return kind(**given)
+    shape = {key: value for key, value in {**SHAPE, **settings, **changes}.items() if value is not None}
+    return kind(**shape)
 
 
 def described(name: str, **changes: Any) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def write_model(name: str, directory: Path, *, dtype: torch.dtype = torch.float3
 
 
 def save(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.float32) -> None:
-    """The model with every tensor random."""
+    """Save the model with random values in every tensor."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -68,16 +68,16 @@ class _CountedPattern:
         return self._pattern.fullmatch(text)
 
     def search(self, text: str, *bounds: int) -> re.Match[str] | None:
-        found = self._pattern.search(text, *bounds)
-        self._count_until(text, bounds[0] if bounds else 0, found)
-        return found
+        match = self._pattern.search(text, *bounds)
+        self._count_until(text, bounds[0] if bounds else 0, match)
+        return match
 
     def finditer(self, text: str) -> Iterator[re.Match[str]]:
         start = 0
-        for found in self._pattern.finditer(text):
-            self._count_until(text, start, found)
-            start = max(found.end(), found.start() + 1)
-            yield found
+        for match in self._pattern.finditer(text):
+            self._count_until(text, start, match)
+            start = max(match.end(), match.start() + 1)
+            yield match
         self._count_until(text, start, None)
 
     def findall(self, text: str) -> list[Any]:
@@ -95,11 +95,11 @@ class _CountedPattern:
         list(self.finditer(text))
         return self._pattern.split(text)
 
-    def _count_until(self, text: str, start: int, found: re.Match[str] | None) -> None:
+    def _count_until(self, text: str, start: int, match: re.Match[str] | None) -> None:
         """Count an attempt at each position, from `start` to where the match is or to the text's end."""
-        for position in range(start, found.start() + 1 if found else len(text) + 1):
+        for position in range(start, match.start() + 1 if match else len(text) + 1):
             end = self._count(text, position)
-            assert (end is not None) == (found is not None and position == found.start()), (self._pattern, position)
+            assert (end is not None) == (match is not None and position == match.start()), (self._pattern, position)
 
     def _count(self, text: str, start: int) -> int | None:
         return self._run(text, start, lambda end: end)

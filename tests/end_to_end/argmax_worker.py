@@ -1,4 +1,4 @@
-"""A rank of test_smollm2: the most probable next token at every position of a batch, by several models.
+"""A rank of test_smollm2: computes the most probable next token at every position of a batch by several models.
 
 usage: argmax_worker.py SEQUENCES OUT PP DIRECTORY ..., each a Hugging Face directory or a checkpoint of a policy
 """
@@ -26,7 +26,7 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
     place = topology.initialize(config.parallel, seed=0)
     rows = torch.load(sequences)
     batch = from_sequences(rows, [[] for _ in rows])
-    found = {}
+    next_tokens = {}
     for directory in map(Path, directories):
         saved = (directory / "policy").is_dir()
         described = hf_files.read_config(directory / "huggingface" if saved else directory)
@@ -41,9 +41,9 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
         score = Score(
             lambda hidden, _, weight, cut=cut: {"next": (hidden @ weight[:cut].t()).argmax(-1)}, about_next=False
         )  # type: ignore
-        found[str(directory)] = trainer.score(batch, score)["next"].long()
+        next_tokens[str(directory)] = trainer.score(batch, score)["next"].long()
     if place.rank == 0:
-        torch.save(found, out)
+        torch.save(next_tokens, out)
 
 
 if __name__ == "__main__":

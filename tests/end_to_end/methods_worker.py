@@ -17,13 +17,13 @@ from tempo_megatron.validation.recipe import recipe_problems
 
 
 def share_what_takes_long() -> None:
-    """One process group and one engine for all runs; each starts by sending the engine its own weights."""
+    """Give all runs one process group and one engine. Each run begins by sending the engine its own weights."""
     initialize, build = topology.initialize, Run._build_generator
     places: list[topology.Topology] = []
     engines: list[Any] = []
 
-    def one_place(*given: Any) -> topology.Topology:
-        places[:] = places or [initialize(*given)]
+    def one_place(*arguments: Any) -> topology.Topology:
+        places[:] = places or [initialize(*arguments)]
         return places[0]
 
     def one_engine(run: Run) -> Any:

@@ -15,14 +15,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.parallel.launcher import run_ranks
+
 LIMIT = 280
 CHANCES = {"a": 0.5, "b": 0.25, "c": 0.25}
-"""of the first token; `a` and `b` are followed by the end, `c` by itself until it is cut"""
+"""These are the probabilities of the first token. The end follows `a` and `b`; `c` follows `c` until the limit."""
 
 
 @pytest.fixture
 def known_model(demo_model: Path, tmp_path: Path) -> Path:
-    """The demo's model with its layers silenced: the next token depends on the last one alone, by CHANCES."""
+    """The demo's model with silenced layers: the next token depends on the last one alone, by CHANCES."""
     directory = tmp_path / "hf"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(demo_model), AutoTokenizer.from_pretrained(demo_model)
     size = model.config.hidden_size
@@ -46,8 +48,8 @@ def known_model(demo_model: Path, tmp_path: Path) -> Path:
     return directory
 
 
-def evaluate(*arguments: object) -> str:
-    """What it printed."""
+def evaluate_by_command(*arguments: object) -> str:
+    """What `tempo eval` prints when it is started as a user starts it."""
     command = [sys.executable, "-m", "tempo_megatron.cli", "eval", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=subprocess.PIPE, text=True)
@@ -61,37 +63,38 @@ def evaluate(*arguments: object) -> str:
 
 
 def test_figures_are_the_models_and_a_torn_evaluation_resumes_bit_for_bit(known_model: Path, tmp_path: Path) -> None:
-    """Sixteen samples of each of twelve questions by AIME's protocol: every figure within five standard errors of what
-    the model's probabilities say. Then the samples lose their second half, in the middle of a line, as by a kill: the
-    same command draws what is missing, from calls of other sizes, to the same bytes and the same results."""
+    """AIME's protocol draws sixteen samples of each of twelve questions. Every figure lies within five standard errors
+    of what the model's probabilities give. The test then cuts the file of samples in the middle of a line, as a kill
+    does. The evaluation draws the missing samples again, in calls of other sizes: file and results are the same
+    bytes."""
     questions = tmp_path / "aime_2024.jsonl"
     texts = [f"{letter}z" for letter in "abcdefghijkl"]
     questions.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in texts))
     out = tmp_path / "out"
-    given = ("--model", known_model, "--data", questions, "--out", out, "--precision", "fp32")
+    arguments = ("--model", known_model, "--data", questions, "--out", out, "--precision", "fp32")
     limits = ("--max-response-tokens", 5, "data.max_prompt_tokens=4")
-    printed = evaluate(*given, *limits, "generation.max_num_seqs=20")
+    printed = evaluate_by_command(*arguments, *limits, "generation.max_num_seqs=20")
     assert (out / "results.md").read_text().partition("\n\n")[2] in printed
 
-    found = results(out)
+    figures = results(out)
     samples = out / "samples" / "aime_2024.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(rows) == 12 * 16 and len({row["prompt"] for row in rows}) == 12
     assert all(row["tokens"] == (5 if row["response"] == "ccccc" else 2) for row in rows)
-    close(found["avg@16"], 0.5, math.sqrt(0.25 / 192))
-    close(found["pass@8"], 1 - 0.5**8, 0.02)
-    close(found["cons@8"], plurality(8), 0.06)
-    close(found["truncated"], 0.25, math.sqrt(0.1875 / 192))
-    close(found["length"], 0.75 * 2 + 0.25 * 5, 3 * math.sqrt(0.1875 / 192))
-    assert found["distinct_answers"]["value"] == pytest.approx(2 / 16, abs=0.01)
-    assert 0.4 < found["answer_entropy"]["value"] < math.log(2)
+    close(figures["avg@16"], 0.5, math.sqrt(0.25 / 192))
+    close(figures["pass@8"], 1 - 0.5**8, 0.02)
+    close(figures["cons@8"], plurality(8), 0.06)
+    close(figures["truncated"], 0.25, math.sqrt(0.1875 / 192))
+    close(figures["length"], 0.75 * 2 + 0.25 * 5, 3 * math.sqrt(0.1875 / 192))
+    assert figures["distinct_answers"]["value"] == pytest.approx(2 / 16, abs=0.01)
+    assert 0.4 < figures["answer_entropy"]["value"] < math.log(2)
 
-    whole = samples.read_bytes()
-    samples.write_bytes(whole[: len(whole) // 2 + 10])
+    all_samples = samples.read_bytes()
+    samples.write_bytes(all_samples[: len(all_samples) // 2 + 10])
     (out / "results.json").unlink()
-    evaluate(*given, *limits, "generation.max_num_seqs=9")
-    assert samples.read_bytes() == whole
-    assert results(out) == found
+    run_ranks("-m", 1, "tempo_megatron.cli", "eval", *arguments, *limits, "generation.max_num_seqs=9")
+    assert samples.read_bytes() == all_samples
+    assert results(out) == figures
 
 
 def close(figure: dict[str, Any], expected: float, error: float) -> None:
@@ -100,7 +103,7 @@ def close(figure: dict[str, Any], expected: float, error: float) -> None:
 
 
 def plurality(k: int) -> float:
-    """Chance that `a` wins the vote of k responses, `c` having none and ties being shared."""
+    """The probability that `a` wins a vote of k responses. `c` is no answer, and a tie is shared."""
     total = 0.0
     for a in range(k + 1):
         for b in range(k + 1 - a):
@@ -111,5 +114,5 @@ def plurality(k: int) -> float:
 
 
 def results(out: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "results.json").read_text())["benchmarks"]["aime_2024"]["figures"]
-    return found
+    figures: dict[str, Any] = json.loads((out / "results.json").read_text())["benchmarks"]["aime_2024"]["figures"]
+    return figures

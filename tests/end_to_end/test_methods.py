@@ -1,4 +1,4 @@
-"""Every method by its key alone, on the real generator, with and without the right hidden answers."""
+"""Every method by its key alone, on the real generator, with right and with wrong hidden answers."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ NAMES = (*METHODS, "intuitor.Intuitor")
 
 
 def questions(path: Path, words: list[str], shift: int = 0) -> str:
-    """A file of questions that are easy to learn, the answers moved on by `shift`."""
-    asked = [f"{sign} {word}" for word in words for sign in "-."]
-    answers = [text[0] for text in asked]
+    """Write a file of questions that are easy to learn, with answers shifted by `shift` rows; returns the setting for
+    it."""
+    prompts = [f"{sign} {word}" for word in words for sign in "-."]
+    answers = [text[0] for text in prompts]
     answers = answers[shift:] + answers[:shift]
-    rows = [{"prompt": text, "answer": answer} for text, answer in zip(asked, answers, strict=True)]
+    rows = [{"prompt": text, "answer": answer} for text, answer in zip(prompts, answers, strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)))
     return f"[{{path: {path}}}]"
 
 
 @pytest.fixture
 def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Path, Path]]:
-    """By method: its run, and one on the same rollouts in which all hidden answers are wrong."""
+    """Each method's run, and a run on the same rollouts in which all hidden answers are wrong."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "docs" / "examples"))
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
     words = {
@@ -54,9 +55,10 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "checkpoint.selection_prompts=4",
         "checkpoint.patience=2",
         "checkpoint.keep=3",
+        "grading.workers=1",
     )
     plans: list[list[list[str]]] = [[], []]
-    made = {}
+    runs_of_methods = {}
     for number, name in enumerate(NAMES):
         pair = (tmp_path / name, tmp_path / f"{name}-permuted")
         for shift, run in enumerate(pair):
@@ -66,10 +68,10 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
             plans[number % 2].append(
                 [*shared, f"method={name}", f"run_dir={run}", f"data.unlabeled={hidden}", rollouts]
             )
-        made[name] = pair
-    with ThreadPoolExecutor() as both:  # each on a core
-        list(both.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
-    return made
+        runs_of_methods[name] = pair
+    with ThreadPoolExecutor() as executor:  # each on a core
+        list(executor.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
+    return runs_of_methods
 
 
 def chosen(run: Path) -> tuple[Any, ...]:
@@ -80,14 +82,15 @@ def chosen(run: Path) -> tuple[Any, ...]:
 
 
 def learned(run: Path, out: Path) -> torch.Tensor:
-    """A weight of the policy after the last iteration: what a run exports is the best, which may be the start."""
+    """A weight of the policy after the last iteration. A run exports its best policy, which may be the one at the
+    start."""
     to_hf(max((run / "checkpoints").glob("iteration-*")), out, role="policy")
     return load_file(out / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
 
 
 def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    """Two iterations and more by the method's key alone; with permuted hidden answers the weights, the best checkpoint,
-    the stopping iteration and the training log are the same bit for bit, while what evaluation says is not."""
+    """Each method trains for at least two iterations, set by its key alone. Shifted hidden answers leave weights, best
+    checkpoint, stopping iteration and training log the same bit for bit. They change the evaluation."""
     seen = {}
     for name, (run, permuted) in runs.items():
         rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
@@ -96,9 +99,9 @@ def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple
         assert same_weights(run, permuted), name
         assert chosen(run) == chosen(permuted), name
         assert training_log(run) == training_log(permuted), name
-        told = [key for key in rows[-1] if key.startswith("evaluation/unlabeled")]
-        assert told and any(rows[-1][key] != metrics(permuted)[-1].get(key) for key in told), name
+        evaluation_keys = [key for key in rows[-1] if key.startswith("evaluation/unlabeled")]
+        assert evaluation_keys and any(rows[-1][key] != metrics(permuted)[-1].get(key) for key in evaluation_keys), name
         seen[name] = learned(run, tmp_path / "last" / name)
-    assert not any(torch.equal(seen[one], seen[other]) for one in seen for other in seen if one < other), (
+    assert not any(torch.equal(seen[name_a], seen[name_b]) for name_a in seen for name_b in seen if name_a < name_b), (
         "two methods did the same"
     )

@@ -59,33 +59,34 @@ def greedy(directories: list[Path]) -> list[tuple[int, Tensor]]:
 def test_greedy_tokens_of_transformers_are_megatrons_before_and_after_the_round_trip(
     pipeline_size: int, directories: list[Path], greedy: list[tuple[int, Tensor]], tmp_path: Path
 ) -> None:
-    """One teacher-forced pass: at every position of the 64 new tokens of five prompts, the argmax is transformers'."""
+    """One teacher-forced pass over five prompts: the argmax at each position of the 64 new tokens is that of
+    transformers."""
     torch.save([ids.tolist() for _, ids in greedy], tmp_path / "sequences.pt")
-    given = (tmp_path / "sequences.pt", tmp_path / "next.pt", pipeline_size, *directories)
-    run_ranks(WORKER, pipeline_size, *given)
-    found = torch.load(tmp_path / "next.pt")
-    assert len(found) == 3
-    for predicted in found.values():
+    arguments = (tmp_path / "sequences.pt", tmp_path / "next.pt", pipeline_size, *directories)
+    run_ranks(WORKER, pipeline_size, *arguments)
+    predictions = torch.load(tmp_path / "next.pt")
+    assert len(predictions) == 3
+    for predicted in predictions.values():
         for row, (prompt, ids) in enumerate(greedy):
             assert len(ids) == prompt + NEW
             assert torch.equal(predicted[row, prompt - 1 : len(ids) - 1], ids[prompt:])
 
 
 def test_the_round_trip_is_exact(directories: list[Path]) -> None:
-    """Every tensor and every file."""
+    """Every tensor and every file comes back as it was."""
     hf, _, back = directories
     expected = load_file(hf / "model.safetensors")
-    found = {name: tensor for file in back.glob("*.safetensors") for name, tensor in load_file(file).items()}
-    assert len(list(back.glob("*.safetensors"))) > 1 and found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    tensors = {name: tensor for file in back.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    assert len(list(back.glob("*.safetensors"))) > 1 and tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (back / file).read_bytes() == (hf / file).read_bytes()
 
 
 def test_its_converted_policy_generates_and_trains_one_iteration(directories: list[Path], tmp_path: Path) -> None:
-    """Policy and critic start from checkpoints, the critic from one of another target range, which gives its head a
-    bias; vLLM generates with the policy's weights, whose log-probs it shares with the trainer; one TEMPO iteration at
-    PP2 moves the weights, and what is exported loads in transformers."""
+    """Policy and critic start from checkpoints. The critic's checkpoint has another target range, which gives its head
+    a bias. vLLM generates with the policy's weights, and its log-probs agree with the trainer's. One TEMPO iteration
+    at PP2 moves the weights, and transformers loads the export."""
     hf, saved, _ = directories
     convert.to_megatron(hf, tmp_path / "critic", role="critic", target_range="minus_one_one")
     sums = {"task": "chain_sum", "options": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}}

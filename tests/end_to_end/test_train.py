@@ -19,24 +19,43 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tempo_megatron.config import load_config
 from tempo_megatron.data.sources import read_rows
+from tests.parallel.launcher import start_ranks
 
 LIMIT = 400
+RANKS = 2
 UNREPEATABLE = ("seconds/", "memory/")
 
 
-def start(recipe: Path, *overrides: str) -> subprocess.Popen[bytes]:
+def train_by_command(recipe: Path, *overrides: str) -> Path:
+    """Run `tempo train` as a user does, with torchrun, to its end; returns the run directory."""
     command = [sys.executable, "-m", "tempo_megatron.cli", "train", str(recipe), *overrides]
-    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def train(recipe: Path, *overrides: str) -> Path:
-    """Run to the end; returns the run directory."""
-    process = start(recipe, *overrides)
+    process = subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
         assert process.wait(timeout=LIMIT) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+    return Path(load_config(recipe, overrides).run_dir)
+
+
+def start(recipe: Path, *overrides: str) -> list[subprocess.Popen[bytes]]:
+    """The ranks of `tempo train`, as forks of the warm server."""
+    return start_ranks(RANKS, sys.__stderr__.fileno(), "-m", "tempo_megatron.cli", "train", recipe, *overrides)
+
+
+def kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+
+
+def train(recipe: Path, *overrides: str) -> Path:
+    """Run the ranks of `tempo train` to their end; returns the run directory."""
+    ranks = start(recipe, *overrides)
+    try:
+        assert [rank.wait(timeout=LIMIT) for rank in ranks] == [0] * RANKS
+    finally:
+        kill(ranks)
     return Path(load_config(recipe, overrides).run_dir)
 
 
@@ -56,9 +75,9 @@ def same_weights(one: Path, other: Path) -> bool:
 
 @pytest.mark.timeout(3 * LIMIT)
 def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_path: Path) -> None:
-    """One uninterrupted run is compared with one that replays its rollouts, is killed, and goes on with
-    a generator of its own: weights and log are bit-identical, with a reference model, a decaying step size and a
-    choice of the best checkpoint to carry on. Weights are checked after every sync."""
+    """One run goes through. Another replays its rollouts, is killed, and goes on with a generator of its own. Weights
+    and log agree bit for bit; a reference model, a decaying step size and the choice of the best checkpoint are
+    carried on. Weights are checked after every sync."""
     questions = tmp_path / "unlabeled.jsonl"
     rows = read_rows(load_config(recipe).data.unlabeled, labeled=False)
     easy = [f"{sign} {row.question[-3:]}" for row in rows for sign in "-."]
@@ -69,8 +88,8 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     )
 
     def write(answers: list[str]) -> None:
-        asked = [row.question for row in rows] + easy
-        lines = [json.dumps({"prompt": text, "answer": answer}) for text, answer in zip(asked, answers, strict=True)]
+        prompts = [row.question for row in rows] + easy
+        lines = [json.dumps({"prompt": text, "answer": answer}) for text, answer in zip(prompts, answers, strict=True)]
         questions.write_text("\n".join(lines))
 
     answers = [str((row.answer or {})["answer"]) for row in rows] + [text[0] for text in easy]
@@ -87,7 +106,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
         "checkpoint.select_best=true",
         "checkpoint.keep=3",
     )
-    whole = train(recipe, *sources, "generation.keep_rollouts=true")
+    whole = train_by_command(recipe, *sources, "generation.keep_rollouts=true")
 
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["iterations"] == 4
@@ -108,22 +127,23 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     assert tokenizer.decode(tokenizer.encode(rows[0].question)) == rows[0].question
 
     killed = f"run_dir={tmp_path / 'killed'}"
-    process = start(recipe, *sources, killed, f"generation.replay={whole / 'rollouts'}")
-    wait_for(tmp_path / "killed" / "checkpoints" / "iteration-000002" / "state.json", process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    ranks = start(recipe, *sources, killed, f"generation.replay={whole / 'rollouts'}")
+    try:
+        wait_for(tmp_path / "killed" / "checkpoints" / "iteration-000002" / "state.json", ranks)
+    finally:
+        kill(ranks)
     resumed = train(recipe, *sources, killed)
     assert metrics(resumed) == metrics(whole)
     assert same_weights(resumed, whole)
 
 
 def training_log(run: Path) -> list[dict[str, Any]]:
-    """Everything but what is known of the unlabeled answers, which is evaluation's."""
+    """The metrics without those about unlabeled answers, which only evaluation knows."""
     return [{n: v for n, v in row.items() if not n.startswith("evaluation/unlabeled")} for row in metrics(run)]
 
 
-def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+def wait_for(path: Path, ranks: list[subprocess.Popen[bytes]]) -> None:
     deadline = time.monotonic() + LIMIT
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, f"no {path}"
+        assert all(rank.poll() is None for rank in ranks) and time.monotonic() < deadline, f"no {path}"
         time.sleep(0.02)

@@ -20,7 +20,7 @@ from tests.parallel.layout_worker import Recorded
 
 
 def first_log_probs(completions: Sequence[Completion]) -> Tensor:
-    return torch.tensor([done.log_probs[0] for done in completions])
+    return torch.tensor([completion.log_probs[0] for completion in completions])
 
 
 def free_gib() -> float:
@@ -52,15 +52,15 @@ def main(recipe: str, *overrides: str) -> None:
     )
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 16, 1.0, 1.0) for n in range(64)]
     before = generator.generate(requests)
-    assert generator.take_figures()["tokens"] == sum(len(done.response_ids) for done in before)
+    assert generator.take_figures()["tokens"] == sum(len(completion.response_ids) for completion in before)
     awake = free_gib()
     generator.sleep()
     asleep = free_gib()
     assert asleep > awake + 0.5
-    again = generator.generate(requests)
+    second_completions = generator.generate(requests)
     generator.sleep()
     assert free_gib() > asleep - 0.05  # not against the start: what NCCL takes at its first use it keeps
-    torch.testing.assert_close(first_log_probs(again), first_log_probs(before), rtol=0, atol=2e-2)
+    torch.testing.assert_close(first_log_probs(second_completions), first_log_probs(before), rtol=0, atol=2e-2)
     scale = 3.0
     generator.load_weights()
     assert (first_log_probs(generator.generate(requests)) - first_log_probs(before)).abs().max() > 0.1

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import write_recipe
-from tests.end_to_end.test_train import metrics, train
+from tests.end_to_end.test_train import metrics, train_by_command
 from tests.models import CONFIGS, write_model
 from tests.parallel.launcher import run_ranks
 from tests.parallel.test_logits import WORKER, by_transformers
@@ -27,10 +27,10 @@ def test_logits_are_near_those_of_transformers(
     for name in CONFIGS:
         write_model(name, tmp_path / "models" / name)
     run_ranks(WORKER, 1, tmp_path / "models", tmp_path / "out.pt", 1, 1, precision)
-    found, shares = torch.load(tmp_path / "out.pt"), {}
+    outputs, shares = torch.load(tmp_path / "out.pt"), {}
     for name in CONFIGS:
         expected = by_transformers(tmp_path / "models" / name, upcast=precision == "bf16")
-        errors = [(found[name][row, : len(truth)] - truth).abs().max() for row, truth in enumerate(expected)]
+        errors = [(outputs[name][row, : len(truth)] - truth).abs().max() for row, truth in enumerate(expected)]
         shares[name] = float(max(errors) / max(truth.abs().max() for truth in expected))
     print(f"{precision}: " + ", ".join(f"{name} {share:.2e}" for name, share in shares.items()))
     assert max(shares.values()) < bound
@@ -46,7 +46,7 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
     for file in demo_model.glob("tokenizer*"):
         shutil.copy(file, hf_path)
     one_gpu = ("processes_per_node=1", "tensor_model_parallel_size=1")
-    run = train(
+    run = train_by_command(
         write_recipe(tmp_path, hf_path),
         *(f"parallel.{setting}" for setting in one_gpu),
         "model.precision=bf16",
@@ -55,6 +55,6 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
         "loop.iterations=2",
     )
     rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
-    shown = [row["generation/log_prob_difference_mean"] for row in rows]
-    print(f"{name}: mean difference of log-probs {shown}")
-    assert len(rows) == 2 and max(shown) < 0.05
+    differences = [row["generation/log_prob_difference_mean"] for row in rows]
+    print(f"{name}: mean difference of log-probs {differences}")
+    assert len(rows) == 2 and max(differences) < 0.05

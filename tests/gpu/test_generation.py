@@ -17,9 +17,8 @@ WORKER = Path(__file__).with_name("generation_worker.py")
     ("ranks", "precision", "eager"), [(1, "same", False), (1, "fp8", False), (2, "same", True), (2, "fp8", True)]
 )
 def test_what_slept_comes_back_with_the_trainers_weights(ranks: int, precision: str, eager: bool, recipe: Path) -> None:
-    """Nothing is kept asleep, and every tensor (but those that are quantized) is compared after each load. Responses
-    are as before, also where nobody synced after the sleep; a sync of other weights changes them, under CUDA graphs
-    too."""
+    """A sleeping generator keeps nothing, and every tensor that is not quantized is compared after each load. Responses
+    stay the same, also without a sync after the sleep. A sync of other weights changes them, under CUDA graphs too."""
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
     run_ranks(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import write_recipe
-from tests.end_to_end.test_train import train
+from tests.end_to_end.test_train import train_by_command
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -27,16 +27,16 @@ def test_a_run_resumes_under_another_layout_with_the_generator_in_step(
     """Policy and critic rest and wake, the generator sleeps and pulls its weights, each of them compared after every
     sync; two iterations at TP2 go on for two more at PP2, where log-probs of trainer and generator still agree."""
     recipe = write_recipe(tmp_path, demo_model)
-    train(recipe, *GPUS, *LAYOUTS["TP2"], f"model.fp8={fp8}", "loop.iterations=2")
-    run = train(recipe, *GPUS, *LAYOUTS["PP2"], f"model.fp8={fp8}", "loop.iterations=4")
+    train_by_command(recipe, *GPUS, *LAYOUTS["TP2"], f"model.fp8={fp8}", "loop.iterations=2")
+    run = train_by_command(recipe, *GPUS, *LAYOUTS["PP2"], f"model.fp8={fp8}", "loop.iterations=4")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in lines if row["stage"] == "train" and row["iteration"]]
-    shown = [row["generation/exp_log_prob_difference_mean"] for row in rows]
+    differences = [row["generation/exp_log_prob_difference_mean"] for row in rows]
     deviations = [row["policy/first_ratio_deviation"] for row in rows]
     offloaded = [row["memory/offloaded_gib"] for row in rows]
-    print(f"{fp8}: mean of exp|difference| of log-probs {shown}")
+    print(f"{fp8}: mean of exp|difference| of log-probs {differences}")
     print(f"{fp8}: first ratios are off 1 by {deviations}; GiB moved {offloaded}")
     assert [row["iteration"] for row in rows] == [1, 2, 3, 4]
     assert min(offloaded) > 0
-    assert max(shown) < (1.05 if fp8 == "none" else 1.5)
+    assert max(differences) < (1.05 if fp8 == "none" else 1.5)
     assert max(deviations) < 1e-6  # nothing but fp32's last place, which PP2 moves: the old log-probs are the new ones

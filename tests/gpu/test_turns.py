@@ -23,15 +23,15 @@ def test_resting_on_a_gpu_changes_nothing_and_leaves_nothing(
     monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
     settings = {**SETTINGS, "model.precision": "bf16", "model.fp8": fp8}
     run_ranks(WORKER, 1, recipe, tmp_path / "found.pt", *(f"{key}={value}" for key, value in settings.items()))
-    found = torch.load(tmp_path / "found.pt")
-    assert found["same_state"]
-    assert found["metrics_differ"] == []
-    assert min(found["stayed_bytes"]) > 0
-    copies = found["eight_bit_bytes"]
+    comparison = torch.load(tmp_path / "found.pt")
+    assert comparison["same_state"]
+    assert comparison["metrics_differ"] == []
+    assert min(comparison["stayed_bytes"]) > 0
+    copies = comparison["eight_bit_bytes"]
     assert set(copies["generating"]) == {0}
     assert (max(copies["syncing"]) > 0) == (
         fp8 != "none"
     )  # the policy's, which has just learned: the measure sees them
-    assert set(found["rested_bytes"]) == set(found["sync_bytes"]) == {0}
-    copied, size = found["read_only_bytes"]
+    assert set(comparison["rested_bytes"]) == set(comparison["sync_bytes"]) == {0}
+    copied, size = comparison["read_only_bytes"]
     assert copied == size > 0

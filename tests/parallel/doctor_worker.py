@@ -1,7 +1,5 @@
-"""Several ranks of `tempo doctor`, each with an environment of its own, in which it plays another node.
-
-They are forked from one process: what they share, the import of torch, is paid once.
-"""
+"""Several ranks of `tempo doctor`; the environment of each makes it play another node. They are forked from one
+process, which imports torch once."""
 
 from __future__ import annotations
 

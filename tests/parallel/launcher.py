@@ -1,13 +1,12 @@
 """Start a script on several gloo ranks, with a time limit.
 
-A rank spends 10 to 15 seconds on importing torch, Megatron and vLLM. `run_ranks` forks its ranks from one process that
-has imported them for the whole test run (multiprocessing's forkserver); `run_under_torchrun` starts them as users do.
+`run_ranks` starts its ranks as forks of the warm server, which has imported what they need; `run_under_torchrun` starts
+them as users do.
 """
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -15,25 +14,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import cache
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import psutil
 import torch
 
-from tests.parallel import warm_rank
+from tests.warm.start import warm_python
 
 ROOT = Path(__file__).parents[2]
 _SHOWN = 30_000
-"""characters of the output in an error: stacks of all threads of a rank, and what torchrun says after them"""
+"""An error shows this many characters of output: stacks of all threads of a rank, and torchrun's report after them."""
 _GRACE_SECONDS = 30.0
-"""what the other ranks have for their last words once one has failed"""
+"""Once a rank has failed, the others have this long to print their last words."""
 
 
 def kill_tree(root: int) -> None:
-    """A process and all that it started: torchrun's ranks are in sessions of their own."""
+    """Kill a process and all its descendants. torchrun's ranks have sessions of their own, so that one signal does not
+    reach them."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(root)
         for process in [*parent.children(recursive=True), parent]:
@@ -41,68 +38,67 @@ def kill_tree(root: int) -> None:
                 process.kill()
 
 
-def run_ranks(script: Path, ranks: int, *arguments: object, timeout: float = 300) -> str:
-    """What the script printed. A failure or a hang ends all ranks and is an AssertionError with the output.
+def run_ranks(script: Path | str, ranks: int, *arguments: object, timeout: float = 300) -> str:
+    """What the script printed; "-m" stands for the module that follows. A failure or a hang ends all ranks and raises
+    AssertionError with the output.
 
-    With GPUs the ranks are torchrun's: CUDA does not survive a fork of the process that asked for it.
+    With GPUs torchrun starts the ranks: CUDA does not survive a fork.
     """
     if torch.cuda.is_available():
         return run_under_torchrun(script, ranks, *arguments, timeout=timeout)
     with tempfile.NamedTemporaryFile("r+", prefix="ranks-", suffix=".log", errors="replace") as log:
-        processes = _fork(script, ranks, list(map(str, arguments)), Path(log.name))
+        with Path(log.name).open("ab") as appended:
+            processes = start_ranks(ranks, appended.fileno(), script, *arguments)
         try:
             ended_in_time = _ended(processes, timeout)
         finally:
             for process in processes:
-                if process.exitcode is None and process.pid:
-                    kill_tree(process.pid)
-                process.join()
+                process.kill()
+                process.wait()
         output = log.read()
     assert ended_in_time, f"no end within {timeout} s:\n{output[-_SHOWN:]}"
-    codes = [process.exitcode for process in processes]
+    codes = [process.returncode for process in processes]
     assert not any(codes), f"{output[-_SHOWN:]}\nexit codes by rank: {codes}"
     return output
 
 
-def _fork(script: Path, ranks: int, arguments: Sequence[str], log: Path) -> list[ForkServerProcess]:
+def start_ranks(ranks: int, log: int, *command: object) -> list[subprocess.Popen[bytes]]:
+    """Start `command`, a script or "-m" and a module with arguments, as ranks that are forks of the warm server.
+
+    `log` is the descriptor of a file that gets their output. A rank ends with the process that is returned for it.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    line = [*warm_python(), *map(str, command)]
     processes = []
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = os.environ | {name: str(value) for name, value in place.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        process = _warm_parent().Process(target=warm_rank.run, args=(str(script), arguments, environment, str(log)))
-        process.start()
-        processes.append(process)
+        processes.append(subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
     return processes
 
 
-@cache
-def _warm_parent() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.parallel.preload"])
-    return context
-
-
-def _ended(processes: Sequence[ForkServerProcess], timeout: float) -> bool:
-    """Whether all ranks end within `timeout` seconds. Once one has failed the others get SIGTERM, as from torchrun, and
-    have a while for their last words."""
+def _ended(processes: Sequence[subprocess.Popen[bytes]], timeout: float) -> bool:
+    """Whether all ranks end within `timeout` seconds. Once a rank has failed, the others get SIGTERM, as from torchrun,
+    and a while to end."""
     deadline = time.monotonic() + timeout
-    while running := [process for process in processes if process.exitcode is None]:
+    while running := [process for process in processes if process.poll() is None]:
         if time.monotonic() >= deadline:
             return False
-        if any(process.exitcode for process in processes):
+        if any(process.returncode for process in processes):
             for process in running:
                 process.terminate()
-                process.join(_GRACE_SECONDS)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE_SECONDS)
             return True
-        wait([process.sentinel for process in running], deadline - time.monotonic())
+        time.sleep(0.02)
     return True
 
 
-def run_under_torchrun(script: Path, ranks: int, *arguments: object, timeout: float = 300) -> str:
-    """As `run_ranks`, by the launcher that users have: its signals, its exit codes and its words are in the output."""
+def run_under_torchrun(script: Path | str, ranks: int, *arguments: object, timeout: float = 300) -> str:
+    """The same by the launcher that users have. Its signals reach the ranks, and the output has its messages and exit
+    codes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", script]
     process = subprocess.Popen(
         [str(part) for part in [*command, *arguments]],

@@ -31,11 +31,11 @@ def main(recipe: str, runs: str, out: str) -> None:
     torch.set_num_threads(1)
     weights.BUCKET_BYTES = 2**13  # several buckets, and the vocabulary in rows
     results: dict[str, Any] = {}
-    for name, asked in json.loads(Path(runs).read_text()).items():
+    for name, plan in json.loads(Path(runs).read_text()).items():
         run = Run(
-            load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *asked["overrides"]]), generator=Recorded()
+            load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *plan["overrides"]]), generator=Recorded()
         )
-        results[name] = computed(run, asked["iterations"])
+        results[name] = computed(run, plan["iterations"])
         run.grader.close()
         leave_groups()
     if torch.distributed.get_rank() == 0:
@@ -76,9 +76,9 @@ def state(run: Run) -> dict[str, Any]:
     prompts: Sequence[Any] = run.unlabeled.take(4)
     run.unlabeled.position = position
     rollouts = [
-        Rollout(prompt, 0, done.response_ids, done.log_probs, done.finish_reason)
+        Rollout(prompt, 0, completion.response_ids, completion.log_probs, completion.finish_reason)
         for prompt in prompts
-        for done in Recorded().generate([Request(prompt.token_ids, 5, 8, 1.0, 1.0)])
+        for completion in Recorded().generate([Request(prompt.token_ids, 5, 8, 1.0, 1.0)])
     ]
     batch = to_batch(rollouts)
     mask = batch.response_mask
@@ -93,8 +93,8 @@ def state(run: Run) -> dict[str, Any]:
 def in_an_order_of_this_rank(score: Score) -> Score:
     """Of the columns: whoever makes them from a set has them in the order of a process's random hashes."""
 
-    def read(*given: Any) -> dict[str, torch.Tensor]:
-        columns = list(score.read(*given).items())
+    def read(*arguments: Any) -> dict[str, torch.Tensor]:
+        columns = list(score.read(*arguments).items())
         return dict(columns[::-1] if torch.distributed.get_rank() % 2 else columns)
 
     return replace(score, read=read)

@@ -62,9 +62,9 @@ class Troubled(Recorded):
         if dist.get_rank() == 1:
             self.trouble(self.calls)
         if self.should_stop:
-            asked = torch.tensor([int(self.should_stop())])
-            dist.all_reduce(asked)
-            if asked:
+            stop_requested = torch.tensor([int(self.should_stop())])
+            dist.all_reduce(stop_requested)
+            if stop_requested:
                 raise GenerationStopped
         return super().generate(requests)
 
@@ -92,18 +92,18 @@ def deadline_at(call: int) -> Trouble:
 
 
 @contextlib.contextmanager
-def interrupted_warm_start(at: int) -> Iterator[list[int]]:
+def interrupted_warm_start(step_to_stop: int) -> Iterator[list[int]]:
     """Rank 1 is told to stop in that step, counted from 1; gives the number of examples of each step that is made."""
-    made, step = [], loop.warm_start_step
+    examples_of_steps, step = [], loop.warm_start_step
 
     def counted(policy: Trainer, examples: Sequence[Example], score: Score) -> float:
-        made.append(len(examples))
-        if len(made) == at and dist.get_rank() == 1:
+        examples_of_steps.append(len(examples))
+        if len(examples_of_steps) == step_to_stop and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGUSR1)
         return step(policy, examples, score)
 
     loop.warm_start_step = counted
-    yield made
+    yield examples_of_steps
     loop.warm_start_step = step
 
 
@@ -113,13 +113,13 @@ def counting(worked: Counter[str]) -> Iterator[None]:
 
     @contextlib.contextmanager
     def phase(self: DeviceResidency, name: str) -> Iterator[None]:
-        with made(self, name):
+        with original_phase(self, name):
             yield
             worked[name] = max(worked[name], self.place().ticks)
 
-    made, DeviceResidency.phase = DeviceResidency.phase, phase
+    original_phase, DeviceResidency.phase = DeviceResidency.phase, phase
     yield
-    DeviceResidency.phase = made
+    DeviceResidency.phase = original_phase
 
 
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
         assert mark.read_text().strip()
         return [path.name for path in resumable_checkpoints(Path(config.run_dir) / "checkpoints")]
 
-    with interrupted_warm_start(at=1) as steps:
+    with interrupted_warm_start(step_to_stop=1) as steps:
         assert not run(config)
         assert saved() == ["interim-warm_start-000001"] and len(steps) == 1
         # Generate calls, 1: evaluation at the start, 2 and 3: critic start.
@@ -146,16 +146,16 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
     # Iteration 2's rollouts were given up; then comes its evaluation.
     assert not run(config, interrupt_at(2))
     # That evaluation is made now, and iteration 3 is interrupted while it learns: it goes on to its end.
-    made = Run.sync
+    original_sync = Run.sync
 
     def sync(self: Run) -> None:
         if self.iteration == 3 and dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGUSR1)
-        made(self)
+        original_sync(self)
 
     Run.sync = sync
     assert not run(config)
-    Run.sync = made
+    Run.sync = original_sync
     assert run(config) and not mark.exists()
     finished_again(config)
 
@@ -173,18 +173,18 @@ def finished_again(config: Config) -> None:
 def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
     runs: list[Run] = []
 
-    def fails(self: Run, *given: object) -> dict[str, float]:
+    def fails(self: Run, *arguments: object) -> dict[str, float]:
         if dist.get_rank() == 1:
             raise ValueError("what rank 1 stumbled over")
-        return observe(self, *given)
+        return observe(self, *arguments)
 
-    def hangs(*given: Any, **settings: Any) -> dict[str, torch.Tensor]:
+    def hangs(*arguments: Any, **settings: Any) -> dict[str, torch.Tensor]:
         if "entropy" in settings["statistics"] and next(micro_batches) == 1:
             # Not before: phases in which nobody hangs may take as long as a busy machine needs for them.
             runs[0].config.faults.first_stall_limit_seconds = 15.0
             if dist.get_rank() == 1:
                 time.sleep(600)
-        return token_scores(*given, **settings)
+        return token_scores(*arguments, **settings)
 
     def builds(self: Run) -> Recorded:
         runs.append(self)

@@ -31,7 +31,7 @@ LAYOUTS = {
 }
 """Name -> ranks, settings."""
 
-Results = dict[str, dict[str, dict[str, Tensor]]]
+Gradients = dict[str, dict[str, dict[str, Tensor]]]
 """Case -> role -> Hugging Face name, or `loss` [rows] -> tensor."""
 
 
@@ -43,13 +43,13 @@ def write_models(directory: Path, **shape: int) -> None:
         write_model(name, directory / name, dtype=torch.bfloat16, **config)
 
 
-def compute(models: Path, ranks: int, cases: dict[str, tuple[str, tuple[str, ...]]], precision: str) -> Results:
+def compute(models: Path, ranks: int, cases: dict[str, tuple[str, tuple[str, ...]]], precision: str) -> Gradients:
     """Runs the worker for each case, a family and settings; returns its results."""
     arguments = {
         case: (family, (f"model.precision={precision}", *settings)) for case, (family, settings) in cases.items()
     }
     run_ranks(WORKER, ranks, models, models / f"{ranks}.pt", json.dumps(arguments))
-    loaded: Results = torch.load(models / f"{ranks}.pt")
+    loaded: Gradients = torch.load(models / f"{ranks}.pt")
     return loaded
 
 
@@ -77,7 +77,7 @@ def distances(actual: dict[str, dict[str, Tensor]], expected: dict[str, dict[str
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
     models = tmp_path_factory.mktemp("models")
     write_models(models, hidden_size=128, intermediate_size=256, num_attention_heads=4, head_dim=32)
     return compute(models, 1, every_layout(1), "fp32") | compute(models, 2, every_layout(2), "fp32")
@@ -86,7 +86,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "alone"])
 def test_every_layout_has_the_losses_and_gradients_of_single_sequences(
-    name: str, family: str, results: Results
+    name: str, family: str, results: Gradients
 ) -> None:
     """In fp32, with lengths from 5 to 700 tokens in one micro-batch, losses, the whole gradient and each tensor's
     gradient agree up to rounding. OLMo 3 has windows, norms after sub-layers, and norms over all heads that

@@ -46,33 +46,34 @@ TWO_RANKS = {
 
 def trained(recipe: Path, ranks: int, runs: Runs) -> dict[str, Any]:
     """What the worker computed in each run; a run lives in the recipe's directory under its name."""
-    asked, out = recipe.with_suffix(".json"), recipe.with_suffix(".pt")
-    asked.write_text(json.dumps({name: {"iterations": n, "overrides": given} for name, (n, given) in runs.items()}))
-    run_ranks(WORKER, ranks, recipe, asked, out)
+    plan, out = recipe.with_suffix(".json"), recipe.with_suffix(".pt")
+    runs_of_plan = {name: {"iterations": n, "overrides": overrides} for name, (n, overrides) in runs.items()}
+    plan.write_text(json.dumps(runs_of_plan))
+    run_ranks(WORKER, ranks, recipe, plan, out)
     result: dict[str, Any] = torch.load(out)
     return result
 
 
-def assert_close(found: dict[str, Any], expected: dict[str, Any], relative: float) -> None:
-    assert len(found["metrics"]) == len(found["after"]) > 0
-    for mine, theirs in zip(found["metrics"], expected["metrics"], strict=True):
+def assert_close(actual: dict[str, Any], expected: dict[str, Any], relative: float) -> None:
+    assert len(actual["metrics"]) == len(actual["after"]) > 0
+    for actual_values, expected_values in zip(actual["metrics"], expected["metrics"], strict=True):
         for name in LEARNED:
-            assert mine[name] == pytest.approx(theirs[name], rel=relative), name
+            assert actual_values[name] == pytest.approx(expected_values[name], rel=relative), name
     close = {"rtol": 0, "atol": 1e-5}
-    mine, theirs = found["after"][-1], expected["after"][-1]
-    torch.testing.assert_close(mine["values"], theirs["values"], **close)
-    assert mine["scores"].keys() == {"log_probs", *STATISTICS}
-    for name, column in mine["scores"].items():
-        torch.testing.assert_close(column, theirs["scores"][name], **close)
+    actual_values, expected_values = actual["after"][-1], expected["after"][-1]
+    torch.testing.assert_close(actual_values["values"], expected_values["values"], **close)
+    assert actual_values["scores"].keys() == {"log_probs", *STATISTICS}
+    for name, column in actual_values["scores"].items():
+        torch.testing.assert_close(column, expected_values["scores"][name], **close)
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.fixture(scope="module")
-def alone(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def one_process(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process: an iteration of one mini-batch, and three whole iterations."""
     recipe = write_recipe(tmp_path_factory.mktemp("alone"), demo_model)
     return trained(
@@ -102,7 +103,7 @@ def olmo(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four_ranks(demo_model: Path, olmo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """TP2 x PP2: what one process does, and another model saved before its first step; where the runs are."""
     recipe = write_recipe(tmp_path_factory.mktemp("four"), demo_model)
-    found = trained(
+    runs = trained(
         recipe,
         4,
         {
@@ -111,30 +112,30 @@ def four_ranks(demo_model: Path, olmo: Path, tmp_path_factory: pytest.TempPathFa
             "olmo": (0, [f"model.hf_path={olmo}", *layout(2, 2)]),
         },
     )
-    return found, recipe.parent
+    return runs, recipe.parent
 
 
 @pytest.mark.parametrize("name", ["TP2 x PP2", *TWO_RANKS])
 def test_every_layout_learns_what_one_process_learns(
-    name: str, demo_model: Path, alone: dict[str, Any], request: pytest.FixtureRequest
+    name: str, demo_model: Path, one_process: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
     """After one step: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5 absolute. What
     each layout exports before it is the model that all started from, bit for bit."""
     if name in TWO_RANKS:
-        together = request.getfixturevalue("two_ranks")[name]
+        several_ranks = request.getfixturevalue("two_ranks")[name]
     else:
-        together = request.getfixturevalue("four_ranks")[0]["one step"]
-    assert_close(together, alone["one step"], 1e-5)
-    assert_same(together["at_start"], load_file(demo_model / "model.safetensors"))
+        several_ranks = request.getfixturevalue("four_ranks")[0]["one step"]
+    assert_close(several_ranks, one_process["one step"], 1e-5)
+    assert_same(several_ranks["at_start"], load_file(demo_model / "model.safetensors"))
 
 
-def test_three_iterations_stay_together(four_ranks: tuple[dict[str, Any], Path], alone: dict[str, Any]) -> None:
+def test_three_iterations_stay_together(four_ranks: tuple[dict[str, Any], Path], one_process: dict[str, Any]) -> None:
     """Differences of rounding do not grow over several mini-batches and iterations: 1e-5 relative."""
-    assert_close(four_ranks[0]["three"], alone["three"], 1e-5)
+    assert_close(four_ranks[0]["three"], one_process["three"], 1e-5)
 
 
 def test_a_checkpoint_goes_on_under_any_layout(
-    recipe: Path, four_ranks: tuple[dict[str, Any], Path], alone: dict[str, Any]
+    recipe: Path, four_ranks: tuple[dict[str, Any], Path], one_process: dict[str, Any]
 ) -> None:
     """Saved by TP2 x PP2, optimizers and all: TP2, DP2 and the offline converter read the same weights, bit for bit,
     and the next iteration is that of one process which was never interrupted."""
@@ -147,10 +148,10 @@ def test_a_checkpoint_goes_on_under_any_layout(
     for name in places:
         shutil.copytree(run, recipe.parent / name)
     resumed = trained(recipe, 2, {name: (1, [*SMALL_STEPS, *place]) for name, place in places.items()})
-    expected = {name: rows[1:2] for name, rows in alone["three"].items() if name != "at_start"}
-    for found in resumed.values():
-        assert_same(found["at_start"], saved)
-        assert_close(found, expected, 1e-5)
+    expected = {name: rows[1:2] for name, rows in one_process["three"].items() if name != "at_start"}
+    for resumed_run in resumed.values():
+        assert_same(resumed_run["at_start"], saved)
+        assert_close(resumed_run, expected, 1e-5)
 
 
 def test_the_first_mini_batch_of_an_update_has_ratios_of_1(two_ranks: dict[str, Any]) -> None:
@@ -170,8 +171,8 @@ def test_a_training_checkpoint_of_any_layout_is_exported_from_itself_alone(
     shutil.rmtree(olmo)
     (newest,) = (four_ranks[1] / "olmo" / "checkpoints").iterdir()
     for role in ("policy", "critic"):
-        given = ["to-hf", "--checkpoint", str(newest), "--out", str(tmp_path / role), "--role", role]
-        assert main(given) == 0
+        arguments = ["to-hf", "--checkpoint", str(newest), "--out", str(tmp_path / role), "--role", role]
+        assert main(arguments) == 0
     assert_same(load_file(tmp_path / "policy" / "model.safetensors"), expected)
     assert {name: (tmp_path / "policy" / name).read_bytes() for name in files} == files
     critic = load_file(tmp_path / "critic" / "model.safetensors")

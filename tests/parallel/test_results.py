@@ -1,4 +1,4 @@
-"""What a run leaves as its result, and what it still needs to go on: its own directory and its data."""
+"""What a run leaves as its result, and what it needs to go on: its own directory and its data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKER = Path(__file__).with_name("results_worker.py")
 
 @pytest.fixture(scope="module")
 def results(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the worker found, by its steps."""
+    """What the worker reports of each of its steps."""
     directory = tmp_path_factory.mktemp("results")
     recipe = write_recipe(directory, demo_model)
     settings = yaml.safe_load(recipe.read_text())
@@ -35,31 +35,31 @@ def results(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def test_what_is_exported_is_what_was_chosen(results: dict[str, Any]) -> None:
-    """Of equal candidates the earliest is best: the last policy must not stand in its place, whoever asks for the
-    export. `tempo export` refuses what is no run."""
-    found = results["choice"]
-    assert found["exports_the_best"] and not found["exports_the_last"]
-    summary = found["summary"]
+    """Of equal candidates the earliest is best. The export holds it and not the last policy, whoever asks for the
+    export. `tempo export` refuses a directory that is no run."""
+    choice = results["choice"]
+    assert choice["exports_the_best"] and not choice["exports_the_last"]
+    summary = choice["summary"]
     assert (summary["best_iteration"], summary["chosen_iteration"], summary["iterations"]) == (0, 0, 2)
     assert "highest critic value" in summary["chosen_because"] and summary["hf_export"].endswith("run/hf")
-    assert found["export"] == [0, True] and found["no_run"] == 2
+    assert choice["export"] == [0, True] and choice["no_run"] == 2
 
 
 def test_an_iteration_that_turns_out_to_be_the_last_is_evaluated_and_exported(results: dict[str, Any]) -> None:
-    """It was saved for an interruption alone. Its predecessor's checkpoint is not the run's result."""
-    found = results["fewer_iterations"]
-    assert found["interim"] == ["interim-iteration-000001", "iteration-000000"] and found["exports_it"]
-    summary = found["summary"]
+    """Only an interruption saved that iteration. The run's result is its policy, not its predecessor's checkpoint."""
+    outcome = results["fewer_iterations"]
+    assert outcome["interim"] == ["interim-iteration-000001", "iteration-000000"] and outcome["exports_it"]
+    summary = outcome["summary"]
     assert (summary["iterations"], summary["chosen_iteration"]) == (1, 1)
-    assert summary["chosen_because"].startswith("the last one") and found["evaluated"] == [0, 1]
+    assert summary["chosen_because"].startswith("the last one") and outcome["evaluated"] == [0, 1]
 
 
 def test_a_run_that_has_a_checkpoint_needs_nothing_that_it_started_from(results: dict[str, Any]) -> None:
-    """The start run and the model's directory are gone; the same command goes on, reference model included, to the
-    weights of a run that lost nothing. Checkpoints go on to describe the model."""
-    found = results["without_origins"]
-    assert found["problems"] == [] and found["same_weights"]
-    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(found["describes"])
+    """The start run and the model's directory are deleted. The same command resumes the run, with its reference model,
+    and reaches the weights of a run that lost nothing. New checkpoints still describe the model."""
+    outcome = results["without_origins"]
+    assert outcome["problems"] == [] and outcome["same_weights"]
+    assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= set(outcome["describes"])
 
 
 def test_foreign_names_among_checkpoints_are_ignored_and_named(results: dict[str, Any]) -> None:
@@ -68,22 +68,22 @@ def test_foreign_names_among_checkpoints_are_ignored_and_named(results: dict[str
 
 
 def test_changed_data_are_refused_with_what_differs(results: dict[str, Any]) -> None:
-    """Each file is named with its rows, and what to do is said once."""
-    found = results["changed_data"]
-    labeled, held_out, remedy = found["refusal"]
-    assert f"{found['removed']} rows removed, 2 added, 1 changed" in labeled and "labeled.jsonl" in labeled
+    """The error names each file with its changed rows and gives the remedy once."""
+    change = results["changed_data"]
+    labeled, held_out, remedy = change["refusal"]
+    assert f"{change['removed']} rows removed, 2 added, 1 changed" in labeled and "labeled.jsonl" in labeled
     assert "0 rows removed, 1 added, 0 changed" in held_out and "held-out.jsonl" in held_out
     assert "data.changed=accept" in remedy
 
 
 def test_accepted_data_keep_what_was_learned_out_of_what_is_measured(results: dict[str, Any]) -> None:
-    """Questions that were set aside stay so, new ones join them, and none does whose answer the run has learned; nor is
-    such a one evaluated. The run says what it accepts, and keeps the new contents as its own. Candidates of before the
-    change, whose questions were others, are compared no more."""
-    found = results["changed_data"]
-    assert found["accepted"] == found["afterwards"] == []
-    assert sum(line.startswith("data.changed=accept: ") for line in found["said"]) == 2
-    assert any("data.held_out: 4 prompts" in line and "1 learned with" in line for line in found["said"])
-    assert found["measured_was_learned"] == found["held_out_was_learned"] == []
-    assert found["still_measured"] and found["measured"] == 3
-    assert found["candidates"] == 4
+    """Questions that were set aside stay set aside, and new ones join them. A question whose answer the run has learned
+    is neither set aside nor evaluated. The run says what it accepts and keeps the new contents as its own.
+    Candidates from before the change had other questions and are no longer compared."""
+    change = results["changed_data"]
+    assert change["accepted"] == change["afterwards"] == []
+    assert sum(line.startswith("data.changed=accept: ") for line in change["said"]) == 2
+    assert any("data.held_out: 4 prompts" in line and "1 learned with" in line for line in change["said"])
+    assert change["measured_was_learned"] == change["held_out_was_learned"] == []
+    assert change["still_measured"] and change["measured"] == 3
+    assert change["candidates"] == 4

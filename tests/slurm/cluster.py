@@ -1,4 +1,5 @@
-"""A real Slurm of two nodes on this machine, under one directory: daemons on loopback addresses, a host name a node."""
+"""A real Slurm of two nodes on this machine, under one directory: daemons listen on loopback addresses, and each node
+has a host name."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ NODES = {"node1": "127.0.0.11", "node2": "127.0.0.12"}
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
 _PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 LIMIT = 400
-"""seconds for what takes Slurm and its jobs less on a machine that has nothing else to do"""
+"""Slurm and its jobs need fewer seconds than this on a machine that does nothing else."""
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
 
 _CONFIGURATION = """
@@ -76,16 +77,16 @@ class Cluster:
         self.environment = {**os.environ, "PATH": _PATH, "SLURM_CONF": str(directory / "slurm.conf")}
 
     def run(self, *command: object) -> str:
-        """A client command's output; subprocess.CalledProcessError shows what it said when it failed."""
-        made = subprocess.run(
+        """The output of a client command. Raises AssertionError with what the command said where it fails."""
+        completed = subprocess.run(
             [str(part) for part in command], env=self.environment, capture_output=True, text=True, timeout=LIMIT
         )
-        assert made.returncode == 0, f"{command}: {made.stdout}{made.stderr}"
-        return made.stdout.strip()
+        assert completed.returncode == 0, f"{command}: {completed.stdout}{completed.stderr}"
+        return completed.stdout.strip()
 
     def sbatch(self, *arguments: object, cwd: Path, **environment: object) -> int:
         """Submit from a directory; returns the job's number."""
-        made = subprocess.run(
+        completed = subprocess.run(
             ["sbatch", "--parsable", *map(str, arguments)],
             cwd=cwd,
             env=self.environment | {name: str(value) for name, value in environment.items()},
@@ -93,13 +94,13 @@ class Cluster:
             text=True,
             timeout=LIMIT,
         )
-        assert made.returncode == 0, made.stderr
-        return int(made.stdout)
+        assert completed.returncode == 0, completed.stderr
+        return int(completed.stdout)
 
     def job(self, number: int | str) -> dict[str, str]:
         """What `scontrol show job` says of a job, or of an element of an array, as 7_1."""
-        shown = self.run("scontrol", "--oneliner", "show", "job", number)
-        return dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
+        output = self.run("scontrol", "--oneliner", "show", "job", number)
+        return dict(pair.split("=", 1) for pair in output.split() if "=" in pair)
 
     def state(self, number: int | str) -> str:
         return self.job(number)["JobState"]
@@ -147,19 +148,19 @@ def running(directory: Path) -> Iterator[Cluster]:
             wait_for(lambda: not cluster.run("squeue", "--noheader"), LIMIT, lambda: cluster.run("squeue"))
 
 
-def wait_for(is_so: Callable[[], bool], limit: float, found: Callable[[], str]) -> None:
-    """AssertionError with what was found instead after `limit` seconds."""
+def wait_for(is_true: Callable[[], bool], limit: float, describe: Callable[[], str]) -> None:
+    """Wait until `is_true` returns True. Raises AssertionError with `describe()` after `limit` seconds."""
     deadline = time.monotonic() + limit
-    while not is_so():
-        assert time.monotonic() < deadline, f"not within {limit} s: {found()}"
+    while not is_true():
+        assert time.monotonic() < deadline, f"not within {limit} s: {describe()}"
         time.sleep(0.2)
 
 
 def _idle(cluster: Cluster) -> int:
-    asked = subprocess.run(
+    idle_nodes = subprocess.run(
         ["sinfo", "--noheader", "--states=idle", "--format=%D"], env=cluster.environment, capture_output=True, text=True
     )
-    return int(asked.stdout or 0)
+    return int(idle_nodes.stdout or 0)
 
 
 @contextmanager
@@ -200,5 +201,5 @@ def _write_files(directory: Path) -> None:
 
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
-        made = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in made]
+        servers = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        return [server.getsockname()[1] for server in servers]

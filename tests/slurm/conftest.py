@@ -1,4 +1,4 @@
-"""The cluster that these tests share, and the repository as somebody who submits sees it."""
+"""The cluster that these tests share, and how long they may take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.slurm.cluster import Cluster, missing, running
 
 BUDGET_SECONDS = 360.0
-"""for all tests of this directory together; what they share (cluster, model, environment) is not counted"""
+"""All tests of this directory share these seconds. Set-up that they share (cluster, model, environment) is extra."""
 
 
 @pytest.fixture(scope="package")
@@ -23,7 +23,8 @@ def durations() -> list[float]:
 
 @pytest.fixture(autouse=True)
 def within_budget(durations: list[float]) -> Iterator[None]:
-    """Warns from the test on that goes past the budget: how fast a machine is says nothing of what a test protects."""
+    """Warn from the test on that exceeds the budget. It is no failure: the speed of a machine says nothing about the
+    code."""
     begun = time.monotonic()
     yield
     durations.append(time.monotonic() - begun)
@@ -39,5 +40,5 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason:
         pytest.skip(f"a Slurm cluster {reason}")
     directory: Path = tmp_path_factory.mktemp("slurm")
-    with running(directory) as made:
-        yield made
+    with running(directory) as started:
+        yield started

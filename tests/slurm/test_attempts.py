@@ -15,12 +15,12 @@ SAVES = "trap 'echo saved; sleep $SLURM_PROCID; exit 75' USR1 TERM"
 NOT_OURS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "old", "TORCHELASTIC_RUN_ID": "old"}
 NOT_OURS |= {"SLURM_ARRAY_JOB_ID": 1, "SLURM_ARRAY_TASK_ID": 1, "SLURM_DISTRIBUTION": "cyclic", "SLURM_LABELIO": 1}
 NOT_OURS |= {"SQUEUE_STATES": "PD", "SQUEUE_FORMAT": "%i", "SLURM_TIME_FORMAT": "%d/%m/%Y %H:%M"}
-"""variables of a site, a user and another launcher in the environment of sbatch"""
+"""A site, a user or another launcher may set these variables in the environment of sbatch."""
 
 
 class Submission:
     """A job of tempo_14b.sh whose ranks run lines of shell, in a directory with a blank in its name. Its first run is
-    finished, so that it begins with TEMPO."""
+    finished already, so that the job begins with TEMPO."""
 
     def __init__(self, cluster: Cluster, directory: Path, ranks: str, *options: str, **environment: object) -> None:
         runs = directory / "my runs"
@@ -93,14 +93,17 @@ def test_a_signal_reaches_all_ranks_and_the_job_goes_on(cluster: Cluster, tmp_pa
     assert places == [f"on {node}, left " for node in ("node1", "node1", "node2", "node2")]
 
     assert (job.run / "FINISHED").is_file()
-    again = cluster.sbatch(f"--output={tmp_path / 'again.log'}", *LAYOUT, SCRIPT, cwd=ROOT, TEMPO_OUTPUT=job.run.parent)
-    assert cluster.wait(again, LIMIT) == "COMPLETED"
-    assert not (job.run / "logs" / str(again)).exists()
+    second = cluster.sbatch(
+        f"--output={tmp_path / 'again.log'}", *LAYOUT, SCRIPT, cwd=ROOT, TEMPO_OUTPUT=job.run.parent
+    )
+    assert cluster.wait(second, LIMIT) == "COMPLETED"
+    assert not (job.run / "logs" / str(second)).exists()
 
 
 def test_bad_nodes_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
     """Where the job asks for it, the ranks start on the nodes that `tempo doctor` wrote down, and on no others. They
-    have the script's environment, although sbatch exports a few names alone, and its srun would hand on no others."""
+    have the script's environment, although sbatch exports a few variables only, and its srun would pass no others
+    on."""
     doctor = 'while [ $# -gt 1 ]; do [ "$1" != --nodes-file ] || echo node2 > "$2"; shift; done; exit 0'
     ranks = f'if [ "$3" = doctor ]; then {doctor}; fi\necho "$SLURMD_NODENAME of $SLURM_STEP_NUM_TASKS, $TEMPO_NODES"'
     ranks += '\n[ "$TEMPO_DEADLINE" -gt 0 ] && command -v python || exit 1'
@@ -111,9 +114,9 @@ def test_bad_nodes_are_left_out(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_elements_of_an_array_are_jobs_of_their_own(cluster: Cluster, tmp_path: Path) -> None:
-    """The last one has the array's id, by which Slurm lists and requeues all. One element goes on although squeue fails
-    at times. The other's ranks end before the run does, and srun returns 0, as it can after a node failed: it is not
-    taken for finished, and requeued three times."""
+    """The last element has the array's id, by which Slurm lists and requeues all of them. One element goes on although
+    squeue fails at times. The ranks of the other end before the run does, and srun returns 0, as it can after a node
+    has failed. The script does not take that run for finished and requeues the job three times."""
     programs = {
         "python": '[ "$SLURM_ARRAY_TASK_ID" = 1 ] || exit 0\n[ -n "${SLURM_RESTART_COUNT:-}" ] || exit 75\n'
         f"echo until $TEMPO_DEADLINE; touch {tmp_path}/run-1/summary.json",
@@ -133,22 +136,22 @@ def test_elements_of_an_array_are_jobs_of_their_own(cluster: Cluster, tmp_path: 
     log = f"--output={tmp_path}/%a.log"
     array = cluster.sbatch(*layout, log, script, cwd=ROOT, TEMPO_VENV=tmp_path / "venv")
     ended = {element: cluster.wait(f"{array}_{element}", LIMIT) for element in (1, 2)}
-    said = "".join((tmp_path / f"{element}.log").read_text() for element in (1, 2))
-    assert ended == {1: "COMPLETED", 2: "FAILED"}, said
-    assert [cluster.restarts(f"{array}_{element}") for element in (1, 2)] == [1, 3], said
-    assert "nothing was saved in 4 attempts: no more" in said and not (tmp_path / "run-2" / "FINISHED").exists()
+    output = "".join((tmp_path / f"{element}.log").read_text() for element in (1, 2))
+    assert ended == {1: "COMPLETED", 2: "FAILED"}, output
+    assert [cluster.restarts(f"{array}_{element}") for element in (1, 2)] == [1, 3], output
+    assert "nothing was saved in 4 attempts: no more" in output and not (tmp_path / "run-2" / "FINISHED").exists()
     (rank,) = tmp_path.glob("run-1/logs/*/attempt-1/rank-000.log")
     assert re.fullmatch(r"until \d+\n", rank.read_text())
 
 
 def test_a_job_that_may_not_be_requeued_says_so(cluster: Cluster, tmp_path: Path) -> None:
-    """It has saved, and its owner has to submit it again."""
+    """The run has saved. The job's owner has to submit it again."""
     job = Submission(cluster, tmp_path, "exit 75", "--no-requeue")
     assert job.wait() == "FAILED" and "it has --no-requeue: submit it again" in job.output.read_text()
 
 
 def test_a_rank_that_fails_ends_the_job_and_is_named(cluster: Cluster, tmp_path: Path) -> None:
-    """The others would wait for it for ever; the job's log ends with the last words of the rank that failed."""
+    """The other ranks would wait forever. The job's log ends with the last words of the rank that failed."""
     ranks = '[ "$SLURM_PROCID" = 2 ] || sleep 600\necho "ValueError: of rank $SLURM_PROCID"; exit 1'
     job = Submission(cluster, tmp_path, ranks)
     assert job.wait() == "FAILED"
@@ -167,8 +170,8 @@ def test_a_canceled_job_stays_canceled(cluster: Cluster, tmp_path: Path) -> None
 
 
 def test_restarts_have_an_end(cluster: Cluster, tmp_path: Path) -> None:
-    """A run that is preempted whenever it starts, before its ranks listen for signals (Slurm tells them alone, not the
-    script), is begun again, and given up after TEMPO_MAX_RESTARTS."""
+    """A run is preempted at every start, before its ranks listen for signals; Slurm tells the ranks alone and not the
+    script. The script starts it again and gives up after TEMPO_MAX_RESTARTS."""
     job = Submission(cluster, tmp_path, "echo on; exec sleep 600", TEMPO_MAX_RESTARTS=0)
     job.wait_for_ranks("on")
     cluster.run("scancel", "--signal=TERM", job.number)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from checkpoints_convert.convert import to_hf
 from tests.conftest import ROOT
 from tests.slurm.cluster import LIMIT, Cluster, wait_for
+from tests.warm.start import warm_shell
 
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2")
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=4", "--gpus-per-node=4")
@@ -54,21 +55,21 @@ class Training:
         return self.cluster.sbatch(*options, *script, cwd=ROOT, PYTHONPATH=ROOT, **self._environment)
 
     def wait(self, job: int) -> str:
-        """The state in which it ended."""
+        """The state in which the job ended."""
         return self.cluster.wait(job, LIMIT)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The run's metrics without those that no run repeats."""
+        """The run's metrics without those that differ from run to run."""
         lines = (self.run / "metrics.jsonl").read_text().splitlines()
         return [{k: v for k, v in json.loads(line).items() if not k.startswith(UNREPEATABLE)} for line in lines]
 
     def iteration(self) -> int:
-        """Of the newest complete checkpoint; -1 without one."""
-        found = self.run.glob("checkpoints/iteration-*/state.json")
-        return max((int(path.parent.name.removeprefix("iteration-")) for path in found), default=-1)
+        """The iteration of the newest complete checkpoint; -1 without one."""
+        saved_states = self.run.glob("checkpoints/iteration-*/state.json")
+        return max((int(path.parent.name.removeprefix("iteration-")) for path in saved_states), default=-1)
 
     def wait_for_progress(self, job: int, attempt: int) -> None:
-        """Until this attempt of a job, which one before may still be ending for, has written a checkpoint."""
+        """Wait until this attempt of a job has written a checkpoint. The attempt before it may still be ending."""
         wait_for((self.run / "logs" / str(job) / f"attempt-{attempt}").is_dir, LIMIT, self.everything_said)
         newest = self.iteration()
 
@@ -85,17 +86,29 @@ class Training:
 
 @pytest.fixture(scope="module")
 def quick_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In the place of the virtual environment: its Python trains with recorded responses."""
+    """Stands in the place of the virtual environment: its Python trains with recorded responses and starts at once."""
+    # The scripts call `python -m tempo_megatron.cli ...`.
+    return write_venv(tmp_path_factory, f'shift 2\n{warm_shell()} -m tests.slurm.trainer "$@"')
+
+
+@pytest.fixture(scope="module")
+def half_warm_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The virtual environment; only the ranks of RLVR, the first run, import everything themselves."""
+    text = f'case "$*" in *run_dir=*"/rlvr "*) exec {sys.executable} "$@" ;; esac\n{warm_shell()} "$@"'
+    return write_venv(tmp_path_factory, text)
+
+
+def write_venv(tmp_path_factory: pytest.TempPathFactory, text: str) -> Path:
+    """A directory whose bin/python runs lines of bash."""
     python = tmp_path_factory.mktemp("venv") / "bin" / "python"
     python.parent.mkdir()
-    # The scripts call `python -m tempo_megatron.cli ...`.
-    python.write_text(f'#!/bin/bash\nshift 2\nexec {sys.executable} -m tests.slurm.trainer "$@"\n')
+    python.write_text(f"#!/bin/bash\n{text}\n")
     python.chmod(0o755)
     return python.parents[1]
 
 
 def kill_rank(job: int, rank: int) -> None:
-    """SIGKILL to one rank of a job, wherever it is."""
+    """Send SIGKILL to one rank of a job, on whichever node it runs."""
     for process in psutil.process_iter():
         try:
             environment, parent = process.environ(), process.parent()
@@ -108,10 +121,12 @@ def kill_rank(job: int, rank: int) -> None:
     raise AssertionError(f"no rank {rank} of job {job}")
 
 
-def test_two_nodes_train_to_a_hugging_face_directory(cluster: Cluster, tmp_path: Path, demo_model: Path) -> None:
-    """The whole stack, vLLM included, as `sbatch slurm/tempo_14b.sh` starts it: RLVR trains policy and critic, and
-    TEMPO goes on from the best checkpoint of both."""
-    training = Training(cluster, tmp_path / "runs", demo_model, Path(sys.prefix))
+def test_two_nodes_train_to_a_hugging_face_directory(
+    cluster: Cluster, tmp_path: Path, demo_model: Path, half_warm_venv: Path
+) -> None:
+    """`sbatch slurm/tempo_14b.sh` starts the whole stack, vLLM included. RLVR trains policy and critic, and TEMPO goes
+    on from the best checkpoint of both."""
+    training = Training(cluster, tmp_path / "runs", demo_model, half_warm_venv)
     job = training.submit("loop.iterations=1", "stages.warm_start.steps=0", *CHOICE)
     assert training.wait(job) == "COMPLETED", training.everything_said()
     assert "TP 2 x CP 1 x PP 2 x DP 1" in (training.run / "logs" / "latest" / "rank-000.log").read_text()
@@ -134,8 +149,8 @@ def test_two_nodes_train_to_a_hugging_face_directory(cluster: Cluster, tmp_path:
 def test_what_interrupts_a_run_leaves_no_trace(
     cluster: Cluster, tmp_path: Path, demo_model: Path, quick_venv: Path
 ) -> None:
-    """Preempted twice, robbed of a node, with a rank killed, a run ends on half of its nodes, and its metrics are those
-    of one that nothing happened to. The killed rank ends the job within a minute and is named."""
+    """A run is preempted twice, loses a node, has a rank killed, and ends on half of its nodes. Its metrics are those
+    of an undisturbed run. The killed rank ends the job within a minute, and the log names it."""
     training = Training(cluster, tmp_path / "interrupted", demo_model, quick_venv, tempo_alone=True)
     job = training.submit("loop.iterations=1000")
     for attempt in (0, 1):
@@ -153,6 +168,6 @@ def test_what_interrupts_a_run_leaves_no_trace(
     end = f"loop.iterations={training.iteration() + 2}"
     assert training.wait(training.submit(end, options=ONE_NODE)) == "COMPLETED", training.everything_said()
 
-    whole = Training(cluster, tmp_path / "whole", demo_model, quick_venv, tempo_alone=True)
-    assert whole.wait(whole.submit(end)) == "COMPLETED", whole.everything_said()
-    assert training.rows() == whole.rows()
+    uninterrupted = Training(cluster, tmp_path / "whole", demo_model, quick_venv, tempo_alone=True)
+    assert uninterrupted.wait(uninterrupted.submit(end)) == "COMPLETED", uninterrupted.everything_said()
+    assert training.rows() == uninterrupted.rows()

@@ -1,4 +1,5 @@
-"""`tempo` with responses that follow from the request alone in the place of vLLM's: ranks that start in seconds."""
+"""`tempo` with recorded responses in the place of vLLM's: a response follows from its request alone, and ranks start in
+seconds."""
 
 from __future__ import annotations
 

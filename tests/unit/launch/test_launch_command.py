@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tempo_megatron.config import load_config
 from tempo_megatron.launch import command, job
 from tempo_megatron.launch.experiment import LaunchTask, tasks
 from tempo_megatron.run_dir.layout import as_saved
+from tests.warm.start import warm_python
 
 
 def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,10 +68,11 @@ def test_nemo_runs_own_files_are_the_runs(recipe: Path, nemo_home: Path) -> None
     """Scripts and logs lie in the run's directory, on the nodes' file system, and go with it; the home directory stays
     as it was. A dry run does not even make the run's directory."""
     home, run = recipe.parent / "home", recipe.parent / "run"
+    warm = warm_python()
     environment = {name: value for name, value in os.environ.items() if name != "NEMORUN_HOME"} | {"HOME": str(home)}
 
     def launch(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tempo_megatron.cli", "launch", str(recipe), "--executor", *options]
+        command = [*warm, "-m", "tempo_megatron.cli", "launch", str(recipe), "--executor", *options]
         return subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
         )

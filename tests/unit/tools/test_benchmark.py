@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from benchmarking.lengths import Lengths
 
 from tempo_megatron.planning.shapes import SHAPES, backbone_shape, config
 from tempo_megatron.planning.work import Work
+from tests.warm.start import warm_python
 
 ROOT = Path(__file__).parents[3]
 
@@ -83,7 +83,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     """The whole command in one process, as each rank runs it."""
     rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "tools/benchmark.py", "tiny", "--steps=1", f"--directory={tmp_path}/work"]
+    command = [*warm_python(), "tools/benchmark.py", "tiny", "--steps=1", f"--directory={tmp_path}/work"]
     small = [f"loop.{name}=2" for name in ("labeled_prompts", "unlabeled_prompts", "samples_per_prompt")]
     subprocess.run(
         [*command, "--sections=all", f"--json={tmp_path}/figures.json", *small],

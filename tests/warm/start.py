@@ -1,0 +1,58 @@
+"""The warm server of this test run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+_DIRECTORY = "TEMPO_WARM_DIRECTORY"
+"""environment variable: the directory of the server's socket, which pytest's own process makes for all its workers"""
+_OWNER = "TEMPO_WARM_OWNER"
+"""environment variable: the process id of pytest, with whose end the server ends"""
+CLIENT = Path(__file__).with_name("client.py")
+
+
+def announce(directory: Path) -> None:
+    """Note where this test run's server shall listen. It starts with the first command."""
+    os.environ |= {_DIRECTORY: str(directory), _OWNER: str(os.getpid())}
+
+
+def warm_python() -> list[str]:
+    """The beginning of a command line, in the place of [sys.executable]: the rest runs as a fork of the server.
+
+    The command needs the environment variable TEMPO_WARM_SERVER, which is set here. With GPUs the command runs in a
+    Python of its own, since CUDA does not survive a fork.
+    """
+    if torch.cuda.is_available():
+        return [sys.executable]
+    os.environ["TEMPO_WARM_SERVER"] = str(_socket_of_server())
+    return [sys.executable, "-I", "-S", str(CLIENT)]
+
+
+def warm_shell() -> str:
+    """The same for a shell, which the command replaces."""
+    line = shlex.join(warm_python())
+    return f"TEMPO_WARM_SERVER={os.environ.get('TEMPO_WARM_SERVER', '')} exec {line}"
+
+
+def _socket_of_server() -> Path:
+    directory = Path(os.environ[_DIRECTORY])
+    path = directory / "server"
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of pytest-xdist's workers one starts it
+        if not path.exists():
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+            command = [sys.executable, "-m", "tests.warm.server", path, os.environ[_OWNER]]
+            with (directory / "log").open("w") as log:
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+            while not path.exists():
+                time.sleep(0.02)
+    return path
