@@ -1,4 +1,4 @@
-"""Losses of the policy: values and gradients in float64 against references written from the formulas."""
+"""Losses of the policy: values and gradients in float64 against direct implementations of the formulas."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Row = dict[str, Any]
 
 
 def batch() -> dict[str, Tensor]:
-    """Rows clipped on either side, of either sign of advantage, of different lengths, and one with nothing to learn."""
+    """Returns rows with clips on both sides, both signs of advantage and different lengths; one row has an empty mask."""
     torch.manual_seed(3)
     old = -torch.rand(10, 6, dtype=torch.float64)
-    moved = old + torch.linspace(-0.6, 0.6, 10, dtype=torch.float64)[:, None] + 0.2 * torch.randn(10, 6).double()
+    new = old + torch.linspace(-0.6, 0.6, 10, dtype=torch.float64)[:, None] + 0.2 * torch.randn(10, 6).double()
     mask = torch.rand(10, 6) < 0.6
     mask[2] = False
     return {
-        "log_probs": moved.requires_grad_(),
+        "log_probs": new.requires_grad_(),
         "old_log_probs": old,
         "advantages": torch.randn(10, 6, dtype=torch.float64),
         "mask": mask,
@@ -45,13 +45,13 @@ def reference(
     average_over: str = "sequences",
     importance: Tensor | None = None,
 ) -> tuple[float, Tensor]:
-    """Loss and its gradient token by token: dL/dlogp_t = -w r A where neither clip holds, 0 where one does."""
+    """Returns the loss and its gradient by token: dL/dlogp_t = -w r A without a clip, 0 with one."""
     total, gradient = 0.0, torch.zeros_like(data["old_log_probs"])
     for row in range(len(data["mask"])):
         columns = data["mask"][row].nonzero()[:, 0].tolist()
         for t in columns:
-            moves = (data["log_probs"].detach() - data["old_log_probs"])[row, columns].tolist()
-            r = math.exp(sum(moves) / len(moves)) if ratio == "sequence" else math.exp(moves[columns.index(t)])
+            differences = (data["log_probs"].detach() - data["old_log_probs"])[row, columns].tolist()
+            r = math.exp(sum(differences) / len(differences) if ratio == "sequence" else differences[columns.index(t)])
             a = float(data["advantages"][row, t])
             weight = 1 / len(columns) if average_over == "sequences" else 1.0
             weight *= 1.0 if importance is None else float(importance[row, t])
@@ -69,7 +69,7 @@ def reference(
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 @pytest.mark.parametrize("dual_clip", [0.0, 1.3])
 def test_the_surrogate_equals_its_formula(ratio: str, average_over: str, dual_clip: float) -> None:
-    """GSPO and PPO, each token with its own credit, with and without a dual clip that some rows meet."""
+    """GSPO and PPO, each token with its own credit, with and without a dual clip that is active in some rows."""
     data = batch()
     weights = truncated_importance(data["old_log_probs"], -torch.rand(10, 6).double(), data["mask"], cap=1.2)
     for importance in (None, weights):
