@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def batch() -> dict[str, Tensor]:
-    """Returns rows with clips on both sides, both signs of advantage and different lengths; one row has an empty mask."""
+    """Returns rows with clips on both sides, both signs of advantage, different lengths, and one empty mask."""
     torch.manual_seed(3)
     old = -torch.rand(10, 6, dtype=torch.float64)
     new = old + torch.linspace(-0.6, 0.6, 10, dtype=torch.float64)[:, None] + 0.2 * torch.randn(10, 6).double()
