@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience, Votes
-from tempo_megatron.algorithms.methods.base import Method, Settings
+from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
 
 _PROMPTS, _RESPONSES, _WIDTH = 2, 3, 6
 
@@ -26,7 +26,7 @@ class DryRun:
     """Whether the critic's values change the reward of a row that is not labeled."""
 
 
-def dry_run(method: Method, settings: Settings, *, labeled: bool, unlabeled: bool, wrong: float) -> DryRun:
+def dry_run(method: Method, settings: AdvantageSettings, *, labeled: bool, unlabeled: bool, wrong: float) -> DryRun:
     """Computes rewards and advantages of labeled rows, unlabeled rows or both, and checks them.
 
     The rows have what the method `needs`. The correctness of unlabeled rows is NaN.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class PolicyLoss:
+class SurrogateLoss:
     """The loss and statistics of its rows."""
 
     total: Float[Tensor, ""]
@@ -64,7 +64,7 @@ def clipped_surrogate(
     dual_clip: float = 0.0,
     average_over: str = "sequences",
     importance: Float[Tensor, "rows sequence"] | None = None,
-) -> PolicyLoss:
+) -> SurrogateLoss:
     """Returns the loss -sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_range_low, 1 + clip_range_high) A_t).
 
     The ratio "token" is PPO's (arXiv 1707.06347): r_t = p_t / p_t^old. The ratio "sequence" is that of GSPO-token
@@ -94,7 +94,7 @@ def clipped_surrogate(
         objective = objective * importance
     total = -(objective * token_weights(mask, average_over, log_probs.dtype)).sum()
     clipped = ((removed & mask) * mean_weights).sum(1)
-    return PolicyLoss(total, sequence_ratio, clipped.detach())
+    return SurrogateLoss(total, sequence_ratio, clipped.detach())
 
 
 def truncated_importance(

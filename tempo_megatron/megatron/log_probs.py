@@ -85,7 +85,7 @@ class _TokenScores(torch.autograd.Function):
         real = min(max(vocab_size - first, 0), entries)
         sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        kept = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
+        stored = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
         for rows in _chunks(len(tokens), entries) if real else []:
             # The logits get no name, which would keep a chunk alive while the next one is computed.
             peak[rows], sums[:, rows] = _read(
@@ -94,7 +94,7 @@ class _TokenScores(torch.autograd.Function):
                 temperature,
                 entropy,
                 self_certainty,
-                None if kept is None else kept[rows, :real],
+                None if stored is None else stored[rows, :real],
             )
         highest = peak.clone()
         if topology.tensor_size > 1:
@@ -107,25 +107,25 @@ class _TokenScores(torch.autograd.Function):
         target, total, normalizer, spread = sums.unbind()
         log_normalizer = highest + normalizer.log()
         entropies = normalizer.log() - spread / normalizer
-        if kept is not None:
-            ctx.save_for_backward(hidden, weight, tokens, kept, peak - log_normalizer, entropies)
+        if stored is not None:
+            ctx.save_for_backward(hidden, weight, tokens, stored, peak - log_normalizer, entropies)
             ctx.extent = (first, real, vocab_size, temperature)
             ctx.statistics = (entropy, self_certainty)
         return target - log_normalizer, entropies, log_normalizer - total / vocab_size - math.log(vocab_size)
 
     @staticmethod
     def backward(ctx: Any, for_log_probs: Tensor, for_entropy: Tensor, for_certainty: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        hidden, weight, tokens, kept, peak_log_p, entropy = ctx.saved_tensors
+        hidden, weight, tokens, stored, peak_log_p, entropy = ctx.saved_tensors
         first, real, vocab_size, temperature = ctx.extent
         with_entropy, with_certainty = ctx.statistics
-        for rows in _chunks(*kept.shape) if real else []:
-            chunk, local_tokens = kept[rows, :real], tokens[rows] - first
+        for rows in _chunks(*stored.shape) if real else []:
+            chunk, local_tokens = stored[rows, :real], tokens[rows] - first
             upstream = torch.stack([for_log_probs[rows], for_entropy[rows], for_certainty[rows]])
             state = torch.stack([peak_log_p[rows], entropy[rows]])
             _write_gradient(chunk, local_tokens, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
-        kept[:, real:] = 0.0
+        stored[:, real:] = 0.0
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
-        return kept @ weight if needs_hidden else None, kept.t() @ hidden if needs_weight else None, *[None] * 6
+        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 6
 
 
 def _product(
@@ -149,19 +149,19 @@ def _chunks(tokens: int, entries: int) -> list[slice]:
 
 @_compiled_on_gpus
 def _read(
-    logits: Tensor, tokens: Tensor, temperature: float, entropy: bool, self_certainty: bool, kept: Tensor | None
+    logits: Tensor, tokens: Tensor, temperature: float, entropy: bool, self_certainty: bool, stored: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Returns the largest z of each row of logits [rows, entries], [rows], and four sums over its entries, [4, rows].
 
     The sums are of the token's z, of z, of e^(z - peak), and of (z - peak) e^(z - peak). `tokens` [rows] indexes the
-    entries, and lies outside them where another rank holds the token. z - peak is written into `kept` [rows, entries].
+    entries, and lies outside them if another rank holds the token. z - peak is written into `stored` [rows, entries].
     The function is compiled on GPUs, where it stores no intermediate tensor.
     """
     scaled = logits / temperature
     peak = scaled.amax(1)
     shifted = scaled - peak[:, None]
-    if kept is not None:
-        kept.copy_(shifted)
+    if stored is not None:
+        stored.copy_(shifted)
     weights = shifted.exp()
     zeros = torch.zeros_like(peak)
     is_local = (tokens >= 0) & (tokens < logits.shape[1])

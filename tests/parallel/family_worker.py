@@ -1,5 +1,6 @@
-"""A rank of tests of families' gradients: losses and gradients of policy and critic, case by case, on sequences of very
-different lengths.
+"""A rank of the tests of families' gradients: losses and gradients of policy and critic for each case.
+
+The sequences have very different lengths.
 
 usage: family_worker.py MODELS OUT CASES; MODELS is a directory of model directories, CASES is JSON:
 {case: [model, [setting, ...]]}
@@ -30,16 +31,16 @@ LENGTHS = (700, 33, 350, 5, 219)
 
 
 def rollouts(vocab_size: int) -> Batch:
-    """Prompts of a few tokens with responses of `LENGTHS`, and an advantage a token."""
-    draw = random.Random(0)
-    prompts = [[draw.randrange(vocab_size) for _ in range(3 + row)] for row in range(len(LENGTHS))]
-    responses = [[draw.randrange(vocab_size) for _ in range(length)] for length in LENGTHS]
+    """Returns prompts of a few tokens with responses of `LENGTHS`, and an advantage per token."""
+    generator = random.Random(0)
+    prompts = [[generator.randrange(vocab_size) for _ in range(3 + row)] for row in range(len(LENGTHS))]
+    responses = [[generator.randrange(vocab_size) for _ in range(length)] for length in LENGTHS]
     batch = from_sequences(prompts, responses)
     return batch.with_columns(advantages=torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0)))
 
 
 def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
-    """The whole gradient of the last step by Hugging Face name, from the shards that the optimizer reads."""
+    """Returns the full gradient of the last step by Hugging Face name, from the shards of the optimizer."""
     for buffer in trainer.model.buffers:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
@@ -52,7 +53,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 
 
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
-    """The loss and every gradient of one step; the optimizer does not apply it."""
+    """Returns the loss and every gradient of one step, without changing weights."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
     module = model.build_model(role, settings, config, place)
@@ -67,10 +68,10 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 
     def loss(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
         if role == "critic":
-            losses = (scores["values"] - rows.columns["advantages"]).square()
+            each = (scores["values"] - rows.columns["advantages"]).square()
         else:
-            losses = -scores["log_probs"] * rows.columns["advantages"] - 0.01 * scores["entropy"]
-        total = (losses * rows.response_mask).sum(1)
+            each = -scores["log_probs"] * rows.columns["advantages"] - 0.01 * scores["entropy"]
+        total = (each * rows.response_mask).sum(1)
         return total.sum() / count, {"total": total.detach()}
 
     trainer.optimizer.step = lambda: (True, 1.0, 0)
@@ -86,20 +87,19 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 def main(models: str, out: str, cases: str) -> None:
     torch.set_num_threads(1)
     roles: tuple[Role, ...] = ("policy", "critic")
-    gradients_of_cases: dict[str, dict[str, dict[str, Tensor]]] = {}
+    results: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, (family_name, overrides) in json.loads(cases).items():
         config = load_config(None, overrides)
         place = topology.initialize(config.parallel, seed=0)
-        gradients_of_cases[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
+        results[name] = {role: measured(role, Path(models) / family_name, config, place) for role in roles}
         leave_groups()
     if dist.get_rank() == 0:
-        torch.save(gradients_of_cases, out)
+        torch.save(results, out)
     dist.barrier()
 
 
 def leave_groups() -> None:
-    """Make room for the next layout in the same process group. Delayed scaling would go on with histories of deleted
-    models."""
+    """Prepares for the next layout in the same process group. Resets the histories of delayed scaling."""
     from megatron.core import parallel_state
 
     parallel_state.destroy_model_parallel()

@@ -34,31 +34,28 @@ def random_states() -> list[object]:
 
 
 def difference(run: Run, requests: Sequence[Request], completions: Sequence[Completion]) -> float:
-    """The mean absolute difference between the generator's and the trainer's log-probs of the generator's responses."""
-    prompts, responses = (
-        [request.prompt_ids for request in requests],
-        [c.response_ids for c in completions],
-    )
+    """Returns the mean distance between the generator's and the trainer's log-probs of the generator's responses."""
+    prompts, responses = [request.prompt_ids for request in requests], [each.response_ids for each in completions]
     batch = from_sequences(prompts, responses)
     trainer = run.models.policy.score(batch, run.models.scores())["log_probs"][batch.response_mask]
-    generator = torch.tensor([value for completion in completions for value in completion.log_probs])
+    generator = torch.tensor([value for each in completions for value in each.log_probs])
     return float((trainer - generator).abs().mean())
 
 
 def stops_while_steps_are_slow(generator: Generator, requests: Sequence[Request]) -> None:
-    """Check that generation of nine slow steps hears a request to stop, made after a second, before its end."""
+    """Checks that a request to stop after one second ends a generation of nine slow steps early."""
     engine: Any = generator._llm.llm_engine
-    engine_step, begun = engine.step, time.monotonic()
+    original_step, begun = engine.step, time.monotonic()
 
     def slow() -> object:
         time.sleep(0.8)
-        return engine_step()
+        return original_step()
 
     engine.step, generator.should_stop = slow, lambda: time.monotonic() > begun + 1
     try:
         generator.generate(requests)
     except GenerationStopped:
-        engine.step, generator.should_stop = engine_step, None
+        engine.step, generator.should_stop = original_step, None
     else:
         raise AssertionError("it did not hear the request before its end")
 
@@ -69,11 +66,11 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     layout = ("parallel.tensor_model_parallel_size=1", "parallel.pipeline_model_parallel_size=2")
     config = load_config(recipe, [*layout, *overrides])
     run = build_recorded(config)
-    weights.BUCKET_BYTES = 2**13  # the vocabulary comes in rows
+    weights.BUCKET_BYTES = 2**13  # The vocabulary comes in rows.
     assert any(isinstance(sent, TensorRows) for _, sent in run.models.policy_tensors())
     policy = {name: tensor.clone() for name, tensor in assemble_tensors(run.models.policy_tensors())}
     if dist.get_rank() == 0:
-        hf_files.copy_side_files(Path(config.model.hf_path), Path(export))  # the weights come from the trainer
+        hf_files.copy_side_files(Path(config.model.hf_path), Path(export))  # The weights come from the trainer.
     dist.barrier()
 
     def trainers() -> Iterable[tuple[str, Tensor | TensorRows]]:
@@ -95,20 +92,18 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
 
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 8, 1.0, 1.0) for n in range(9)]
     steps = heartbeat.ticks()
-    completions = generator.generate(requests)
-    assert heartbeat.ticks() - steps >= 8  # an engine step a token, by which one that hangs is found
+    together = generator.generate(requests)
+    assert heartbeat.ticks() - steps >= 8  # One tick per engine step, by which the watchdog detects a hang.
     generator.check(expected)
     assert random_states() == before
     figures = generator.take_figures()
-    assert figures["requests"] == 9 and figures["tokens"] == sum(
-        len(completion.response_ids) for completion in completions
-    )
+    assert figures["requests"] == 9 and figures["tokens"] == sum(len(each.response_ids) for each in together)
     assert figures["preemptions"] == 0 and generator.take_figures() == {}
-    assert generator.generate(requests[::-1])[::-1] == completions
-    assert generator.generate(requests[4:5]) == completions[4:5]
-    assert len({completion.response_ids for completion in completions}) > 1
+    assert generator.generate(requests[::-1])[::-1] == together
+    assert generator.generate(requests[4:5]) == together[4:5]
+    assert len({each.response_ids for each in together}) > 1
     if dtype is torch.float32:
-        assert difference(run, requests, completions) < 1e-5
+        assert difference(run, requests, together) < 1e-5
 
     generator.should_stop = lambda: dist.get_rank() == 1
     try:
@@ -117,18 +112,18 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
         generator.should_stop = None
     else:
         raise AssertionError("one replica stopped, and not all did")
-    assert generator.generate(requests) == completions
+    assert generator.generate(requests) == together
     stops_while_steps_are_slow(generator, requests)
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
     generator.weights = changed.items
     generator.load_weights()
     others = generator.generate(requests)
-    assert others != completions
+    assert others != together
     assert difference(run, requests, others) > 1e-3
     generator.weights = trainers
     generator.load_weights()
-    assert generator.generate(requests) == completions
+    assert generator.generate(requests) == together
 
     changed = {**policy, "model.norm.weight": policy["model.norm.weight"] + 0.5}
     generator.weights = changed.items

@@ -1,4 +1,4 @@
-"""A rank of test_gradients: gradients of policy and critic on the same rollouts, with micro-batches of several sizes.
+"""A rank of test_gradients: gradients of policy and critic on the same rollouts under several token budgets.
 
 usage: gradient_worker.py RECIPE OUT MICRO_BATCH_TOKENS,... [key=value ...]
 """
@@ -20,7 +20,7 @@ from tests.runs import build_recorded
 
 
 def whole_gradient(trainer: Trainer) -> Tensor:
-    """Every gradient, unclipped, from the shards that data-parallel ranks hold after reduction."""
+    """Returns all gradients, unclipped, from the shards that data-parallel ranks hold after reduction."""
     parts = []
     for buffer in trainer.model.buffers:
         for bucket in buffer.buckets:
@@ -32,8 +32,8 @@ def whole_gradient(trainer: Trainer) -> Tensor:
     return torch.cat(parts)
 
 
-def recorded(trainer: Trainer, into: list[Tensor]) -> None:
-    """Keep each step's gradient and leave the weights unchanged."""
+def record_gradients(trainer: Trainer, into: list[Tensor]) -> None:
+    """Appends each step's gradient to `into` instead of changing the weights."""
 
     def step() -> tuple[bool, float, int]:
         into.append(whole_gradient(trainer))
@@ -47,9 +47,9 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     run = build_recorded(load_config(recipe, overrides))
     gradients: dict[str, list[Tensor]] = {name: [] for name in run.models.trainers}
     for name, trainer in run.models.trainers.items():
-        recorded(trainer, gradients[name])
+        record_gradients(trainer, gradients[name])
     run.state.iteration = 1
-    gradients_by_size: dict[int, dict[str, list[Tensor]]] = {}
+    gradients_by_budget: dict[int, dict[str, list[Tensor]]] = {}
     for size in map(int, sizes.split(",")):
         run.data.labeled.position = run.data.unlabeled.position = 0
         for trainer in run.models.trainers.values():
@@ -57,11 +57,11 @@ def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
         for loss, average in ((PolicyLoss.gspo, AverageOver.sequences), (PolicyLoss.ppo, AverageOver.tokens)):
             run.config.policy.loss, run.config.policy.average_over = loss, average
             iterate(run)
-        gradients_by_size[size] = {name: list(steps) for name, steps in gradients.items()}
+        gradients_by_budget[size] = {name: list(steps) for name, steps in gradients.items()}
         for steps in gradients.values():
             steps.clear()
     if run.console.is_first:
-        torch.save(gradients_by_size, Path(out))
+        torch.save(gradients_by_budget, Path(out))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A rank of test_mbridge: the same models loaded by mbridge and by us, compared tensor by tensor.
+"""A rank of test_mbridge: compares the same models loaded by mbridge and by this project, tensor by tensor.
 
 usage: mbridge_worker.py MODELS TP, where MODELS is a directory of model directories
 """
@@ -20,7 +20,7 @@ from tempo_megatron.megatron import cpu, model, topology, weights
 
 
 class Empty(torch.nn.Module):
-    """Parameters of given names and shapes and no values: what mbridge loads into, in place of a GPTModel."""
+    """Parameters with names and shapes but no values, into which mbridge loads instead of a GPTModel."""
 
     def __init__(self, like: dict[str, Tensor]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Empty(torch.nn.Module):
 
 
 def gpt_name(name: str) -> str:
-    """A canonical name as a GPTModel has it, norms fused into the projections that follow them."""
+    """Returns the GPTModel name of a canonical name, with norms fused into the projections that follow them."""
     name = re.sub(r"layers\.(\d+)\.", lambda match: f"layers.{int(match[1]) // 2}.", name)
     name = name.replace("input_layernorm.", "self_attention.linear_qkv.layer_norm_")
     return name.replace("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_").replace("final_norm", "final_layernorm")
@@ -64,7 +64,7 @@ def main(models: str, tensor_size: str) -> None:
             module, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
         )
         ours = {gpt_name(name): parameter for name, parameter in weights.canonical_parameters(module).items()}
-        loaded = Empty(ours)
+        mbridge_model = Empty(ours)
         with cpu.accelerator_names(), torch.no_grad():
             bridge = AutoBridge.from_config(
                 AutoConfig.from_pretrained(directory),
@@ -72,10 +72,10 @@ def main(models: str, tensor_size: str) -> None:
                 make_vocab_size_divisible_by=VOCABULARY_MULTIPLE,
             )
             bridge.vocab_size, bridge.padded_vocab_size = settings.vocab_size, settings.padded_vocab_size
-            bridge.load_weights([loaded], str(directory))
-        loaded_parameters = dict(loaded.named_parameters())
-        different = [name for name, tensor in ours.items() if not torch.equal(loaded_parameters[name], tensor)]
-        assert loaded_parameters.keys() == ours.keys() and not different, (directory.name, different)
+            bridge.load_weights([mbridge_model], str(directory))
+        loaded = dict(mbridge_model.named_parameters())
+        different = [name for name, tensor in ours.items() if not torch.equal(loaded[name], tensor)]
+        assert loaded.keys() == ours.keys() and not different, (directory.name, different)
         print(f"{directory.name}: {len(ours)} tensors equal")
 
 

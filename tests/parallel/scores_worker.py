@@ -1,4 +1,4 @@
-"""A rank of test_scores: what it makes of its part of the vocabulary, against dense float64.
+"""A rank of test_scores: scores and gradients from its part of the vocabulary.
 
 usage: scores_worker.py OUT
 """
@@ -23,10 +23,10 @@ def main(out: str) -> None:
     inputs = torch.load(Path(out).with_name("inputs.pt"))
     log_probs.CHUNK_ELEMENTS = inputs["chunk"]
     half = len(inputs["output_layer"]) // 2
-    shard = inputs["output_layer"][place.tensor_rank * half :][:half]
+    local_weight = inputs["output_layer"][place.tensor_rank * half :][:half]
     scores, gradients = {}, {}
     for name in ("log_probs", *STATISTICS):
-        hidden, weight = inputs["hidden"].clone().requires_grad_(), shard.clone().requires_grad_()
+        hidden, weight = inputs["hidden"].clone().requires_grad_(), local_weight.clone().requires_grad_()
         scores = token_scores(
             hidden,
             weight,

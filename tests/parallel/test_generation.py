@@ -1,4 +1,4 @@
-"""The generator: its weights are the trainer's, and a response depends on its request alone."""
+"""The generator has the trainer's weights, and a response depends on its request alone."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ WORKER = Path(__file__).with_name("generation_worker.py")
 def test_synced_weights_are_the_trainers_and_requests_are_independent(
     model: str, dtype: str, recipe: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    """Two pipeline stages feed two replicas. vLLM starts from random numbers in the shapes of the exported directory,
-    pulls the trainer's weights when it is first asked, and holds them bit for bit after the cast; so it does after a
-    sync, and a sync of other weights is noticed. In fp32 its log-probs of sequences longer than OLMo 3's window are
-    Megatron's: mean difference below 1e-5 (Qwen3's are compared in the end-to-end run). OLMo 2 runs in vLLM's
-    transformers backend. The same requests get the same responses in another order, on another replica and alone, and
-    the trainer's random state is left as it was. A request to stop is heard while engine steps take a second."""
+    """Two pipeline stages send weights to two replicas. vLLM starts from random weights in the shapes of the exported
+    directory and loads the trainer's weights at the first request. They are equal bit for bit after the cast, after a
+    sync too, and a sync of other weights is detected.
+
+    In fp32 its log-probs of sequences longer than OLMo 3's window equal Megatron's, with a mean difference below 1e-5
+    (the end-to-end run compares Qwen3's). OLMo 2 runs in vLLM's transformers backend. The same requests get the same
+    responses in another order, on another replica and alone, and the trainer's random state does not change. Generation
+    stops on request while engine steps take a second."""
     hf_path = demo_model
     if model != "demo":
         hf_path = tmp_path / "model"

@@ -1,4 +1,4 @@
-"""Losses are sums over one global count: how a batch is cut up changes no gradient."""
+"""Losses are sums over one global count, so the division of a batch into micro-batches changes no gradient."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ Gradients = dict[int, dict[str, list[torch.Tensor]]]
 
 
 def gradients(recipe: Path, ranks: int, *sizes: int) -> Gradients:
-    """By token budget and model, those of every step."""
+    """Returns the gradients of every step by token budget and model."""
     out = recipe.with_suffix(".pt")
     shutil.rmtree(load_config(recipe).run_dir, ignore_errors=True)
     run_ranks(WORKER, ranks, recipe, out, ",".join(map(str, sizes)), *EVERY_TERM)
-    gradients_by_size: Gradients = torch.load(out)
-    return gradients_by_size
+    gradients_by_budget: Gradients = torch.load(out)
+    return gradients_by_budget
 
 
 def test_micro_batches_and_data_parallel_ranks_change_no_gradient(recipe: Path) -> None:
-    """Every step of both models within 1e-5 of the gradient's length, for GSPO and PPO with every term of the loss.
-    Budgets from a sequence to a hundred tokens; rows differ in length, and their number does not divide by the ranks:
-    means of means would show."""
-    of_one_rank = gradients(recipe, 1, 1, 100)
-    expected = of_one_rank[1]
-    for actual in (of_one_rank[100], gradients(recipe, 2, 40)[40]):
+    """Gradients of every step of both models agree within 1e-5 of their norm, for GSPO and PPO with every term of the
+    loss. Budgets range from one sequence to a hundred tokens. Rows differ in length, and their number is no multiple of
+    the ranks, so a mean of means would fail."""
+    alone = gradients(recipe, 1, 1, 100)
+    expected = alone[1]
+    for actual in (alone[100], gradients(recipe, 2, 40)[40]):
         for name, steps in expected.items():
             assert len(steps) == len(actual[name]) == 4
             for gradient, reference in zip(actual[name], steps, strict=True):

@@ -1,4 +1,4 @@
-"""Log-probs, entropy and self-certainty over a vocabulary that is split over TP."""
+"""Log-probs, entropy and self-certainty over a vocabulary split over TP."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ WORKER = Path(__file__).with_name("scores_worker.py")
 def test_scores_and_their_gradients_equal_the_dense_formulas(
     vocab_size: int, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Two ranks compute in chunks of three tokens and a last one of four, with a temperature, an impossible token and a
-    padded vocabulary. Its padding begins on the second rank, or on the first, so that the second holds padding
-    alone. The reference is float64 on one process, which shows a sum over ranks that is counted twice or not at all.
-
-    Scores of a bf16 model are as exact as in fp32. bf16 would round logits of up to 60 to quarters, and generator and
-    trainer would differ by as much.
-    """
+    """The reference is float64 on one process. Two ranks score chunks of three tokens and a last one of four, with a
+    temperature, an impossible token, and a padded vocabulary. The vocabulary ends on the second rank, or on
+    the first one so that the second has none. A sum over ranks that is counted twice or missing would fail. Scores of
+    a bf16 model are as exact as in fp32, with logits of up to 60, which bf16 rounds to quarters."""
     torch.manual_seed(0)
     hidden, output_layer = 3 * torch.randn(10, 6), 3 * torch.randn(24, 6)
     tokens, upstream = torch.randint(0, vocab_size, (10,)), torch.randn(10)
@@ -34,7 +31,7 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     inputs = {"hidden": hidden, "output_layer": output_layer, "tokens": tokens, "upstream": upstream}
     torch.save(inputs | {"vocab_size": vocab_size, "chunk": 36}, tmp_path / "inputs.pt")
     run_ranks(WORKER, 2, tmp_path / "out.pt")
-    computed = torch.load(tmp_path / "out.pt")
+    actual = torch.load(tmp_path / "out.pt")
 
     leaves = [hidden.double().requires_grad_(), output_layer.double().requires_grad_()]
     logits = leaves[0] @ leaves[1].t()
@@ -47,8 +44,8 @@ def test_scores_and_their_gradients_equal_the_dense_formulas(
     }
     close = {"rtol": 1e-5, "atol": 3e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 5e-2}
     for name, column in expected.items():
-        torch.testing.assert_close(computed["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(actual["scores"][name].double(), column.detach(), rtol=1e-6, atol=1e-5)
         gradients = torch.autograd.grad((column * upstream).sum(), leaves, retain_graph=True)
-        for leaf, gradient in zip(("hidden", "weight"), gradients, strict=True):
-            # Without the column that makes a token impossible: 1e15 times nothing.
-            torch.testing.assert_close(computed["gradients"][name][leaf].double()[:, :5], gradient[:, :5], **close)
+        for input_name, gradient in zip(("hidden", "weight"), gradients, strict=True):
+            # The column of the impossible token is left out: its gradient is 1e15 times 0.
+            torch.testing.assert_close(actual["gradients"][name][input_name].double()[:, :5], gradient[:, :5], **close)

@@ -1,4 +1,4 @@
-"""Models that leave the device between phases: nothing of them stays there, and nothing that they learn changes."""
+"""Models that rest between phases: nothing of them stays on the device, and nothing that they learn changes."""
 
 from __future__ import annotations
 
@@ -21,44 +21,43 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def comparison(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The report of two data-parallel ranks with policy, critic and reference: two iterations, with a checkpoint and a
-    resume between them."""
+def report(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of two data-parallel ranks: policy, critic and reference, two iterations, a checkpoint and a resume between."""
     directory = tmp_path_factory.mktemp("turns")
-    recipe, out = write_recipe(directory, demo_model), directory / "found.pt"
+    recipe, out = write_recipe(directory, demo_model), directory / "report.pt"
     run_ranks(WORKER, 2, recipe, out, *(f"{key}={value}" for key, value in SETTINGS.items()))
-    result: dict[str, Any] = torch.load(out)
-    return result
+    loaded: dict[str, Any] = torch.load(out)
+    return loaded
 
 
-def test_resting_changes_nothing_that_is_learned(comparison: dict[str, Any]) -> None:
-    """Weights, optimizer states and metrics are those of a run whose models never rest, bit for bit."""
-    assert comparison["same_state"]
-    assert comparison["metrics_differ"] == []
+def test_offloading_changes_no_result(report: dict[str, Any]) -> None:
+    """Weights, optimizer states and metrics equal those of a run without offloading, bit for bit."""
+    assert report["same_state"]
+    assert report["metrics_differ"] == []
 
 
-def test_models_leave_the_device_to_the_generator(comparison: dict[str, Any]) -> None:
-    """While the generator works, no storage of any model has a byte on the device. While weights are synced, only the
-    policy's weights are there. Without offloading all of them are there, which shows that the measurement sees them."""
-    assert min(comparison["stayed_bytes"]) > 0
-    assert len(comparison["rested_bytes"]) == len(comparison["stayed_bytes"]) == 2
-    assert comparison["rested_bytes"] == [0, 0]
-    assert comparison["sync_bytes"] == [0, 0]
+def test_models_leave_the_device_to_the_generator(report: dict[str, Any]) -> None:
+    """During generation no storage of a model has a byte on the device. During a weight sync the policy's weights alone
+    are there. Without offloading all of them are, which shows that the measurement works."""
+    assert min(report["stayed_bytes"]) > 0
+    assert len(report["rested_bytes"]) == len(report["stayed_bytes"]) == 2
+    assert report["rested_bytes"] == [0, 0]
+    assert report["sync_bytes"] == [0, 0]
 
 
-def test_saving_leaves_models_at_rest(comparison: dict[str, Any]) -> None:
-    """A checkpoint loads one model after the other onto the device, not all at once."""
-    kinds = ["gradients", "optimizer", "weights"]
-    assert comparison["resting_after_save"] == {"policy": kinds, "critic": kinds, "reference": kinds}
+def test_models_are_offloaded_after_a_save(report: dict[str, Any]) -> None:
+    """A save onloads one model after the other, not all at once."""
+    all_kinds = ["gradients", "optimizer", "weights"]
+    assert report["offloaded_after_save"] == {"policy": all_kinds, "critic": all_kinds, "reference": all_kinds}
 
 
-def test_weights_that_were_only_read_are_not_copied_back(comparison: dict[str, Any]) -> None:
-    """Weights are copied to the device only: the copy on the host is still equal."""
-    copied, size = comparison["read_only_bytes"]
+def test_weights_that_were_only_read_are_not_copied_back(report: dict[str, Any]) -> None:
+    """They are copied from host to device alone, since the host's copy is still equal."""
+    copied, size = report["read_only_bytes"]
     assert copied == size > 0
 
 
-def test_too_little_host_memory_is_one_error_that_names_need_and_setting(comparison: dict[str, Any]) -> None:
-    """The error comes before anything is copied."""
+def test_too_little_host_memory_is_one_error_that_names_need_and_setting(report: dict[str, Any]) -> None:
+    """The error comes before any copy."""
     for part in ("policy's weights", "policy's optimizer", "memory.host_gib"):
-        assert part in comparison["refusal"]
+        assert part in report["refusal"]

@@ -16,7 +16,7 @@ os.environ |= {
 
 from tests.shapes import check_shapes
 
-check_shapes()  # before the packages below are imported
+check_shapes()  # Before the packages below are imported.
 
 import vllm.entrypoints.llm  # noqa: E402, F401  (the modules below import vLLM only when an engine starts)
 

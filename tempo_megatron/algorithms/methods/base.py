@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from tempo_megatron.algorithms.experience import Experience
 
 
-class Settings(Protocol):
+@runtime_checkable
+class AdvantageSettings(Protocol):
     """The settings of the `policy` group that advantages depend on."""
 
     @property
@@ -45,7 +46,7 @@ class Method:
         raise NotImplementedError
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
     ) -> Float[Tensor, "rows sequence"]:
         """Returns the advantage A of each response token, 0 elsewhere."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import group_relative_advantages
 from tempo_megatron.algorithms.experience import Experience
-from tempo_megatron.algorithms.methods.base import Method, Settings
+from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
 
 
 class Grpo(Method):
@@ -35,6 +35,6 @@ class Grpo(Method):
         return experience.verified
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
     ) -> Float[Tensor, "rows sequence"]:
         return group_relative_advantages(rewards, experience.prompts, experience.response_mask)

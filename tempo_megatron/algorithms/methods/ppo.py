@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import generalized_advantage_estimation
 from tempo_megatron.algorithms.experience import Experience
-from tempo_megatron.algorithms.methods.base import Method, Settings
+from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
 
 
 class Ppo(Method):
@@ -37,7 +37,7 @@ class Ppo(Method):
         return experience.verified
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
     ) -> Float[Tensor, "rows sequence"]:
         return generalized_advantage_estimation(
             rewards,

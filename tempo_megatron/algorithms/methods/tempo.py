@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import value_baseline_advantages
 from tempo_megatron.algorithms.experience import Experience, last_value
-from tempo_megatron.algorithms.methods.base import Method, Settings
+from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
 
 
 class Tempo(Method):
@@ -30,7 +30,7 @@ class Tempo(Method):
         return torch.where(experience.labeled, experience.verified, final_values)
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: Settings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
     ) -> Float[Tensor, "rows sequence"]:
         return value_baseline_advantages(
             rewards, experience.needed_values(), experience.response_mask, settings.baseline

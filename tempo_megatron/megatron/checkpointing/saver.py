@@ -196,17 +196,17 @@ def checkpoint_order(checkpoint: Path) -> tuple[int, int, bool]:
     return _STAGES.index(stage), int(completed), not checkpoint.name.startswith(_INTERIM)
 
 
-def kept_iterations(directory: Path, newest: int, best: int | None, every: int = 0) -> set[int]:
+def kept_iterations(directory: Path, newest: int, best: int | None, interval: int = 0) -> set[int]:
     """Returns the iterations whose checkpoints are kept.
 
-    These are the `newest` last ones, the iteration `best`, and the multiples of `every` unless that is 0.
+    These are the `newest` last ones, the iteration `best`, and the multiples of `interval` unless that is 0.
     """
     iterations = [_iteration(path) for path in complete_checkpoints(directory)]
     first_kept = len(iterations) - newest
     return {
         iteration
         for index, iteration in enumerate(iterations)
-        if index >= first_kept or iteration == best or _is_multiple(iteration, every)
+        if index >= first_kept or iteration == best or _is_multiple(iteration, interval)
     }
 
 
@@ -281,5 +281,5 @@ def _iteration(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
-def _is_multiple(iteration: int, every: int) -> bool:
-    return bool(every and iteration) and iteration % every == 0
+def _is_multiple(iteration: int, interval: int) -> bool:
+    return bool(interval and iteration) and iteration % interval == 0

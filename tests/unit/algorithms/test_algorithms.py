@@ -1,4 +1,4 @@
-"""Rewards and advantages against closed forms, enumeration, and figures worked out by hand."""
+"""Rewards and advantages against closed forms, enumeration, and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASK = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]).bool()
 
 
 def test_the_last_value_is_read_after_the_last_response_token() -> None:
-    """Fails when it is read one position early, as in the authors' code, or late."""
+    """Fails if it is read one position early, as in the authors' code, or late."""
     assert last_value(VALUES, MASK).tolist() == pytest.approx([0.75, 0.6])
 
 
@@ -41,17 +41,17 @@ def test_the_literal_baseline_is_the_value_after_the_token() -> None:
 
 
 def test_whitening_gives_mean_0_and_variance_1_over_response_tokens_alone() -> None:
-    """Padding must count neither in the mean nor in the variance."""
+    """Neither mean nor variance includes padding."""
     advantages = torch.randn(6, 9) * 3 + 5
     mask = torch.rand(6, 9) < 0.5
-    chosen = whiten(advantages, mask)[mask]
-    assert chosen.mean().item() == pytest.approx(0, abs=1e-6)
-    assert chosen.var(correction=0).item() == pytest.approx(1, abs=1e-5)
+    whitened = whiten(advantages, mask)[mask]
+    assert whitened.mean().item() == pytest.approx(0, abs=1e-6)
+    assert whitened.var(correction=0).item() == pytest.approx(1, abs=1e-5)
     assert whiten(advantages, mask)[~mask].abs().sum() == 0
 
 
 def exact_gradients(baseline: str) -> tuple[Tensor, Tensor]:
-    """A two-token problem, enumerated: the gradient of E[R] and the expected policy gradient with a baseline."""
+    """Returns the gradient of E[R] and the expected policy gradient with a baseline, by enumerating two tokens."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(2, generator=generator, dtype=torch.float64, requires_grad=True)
     second = torch.randn(2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -73,7 +73,7 @@ def exact_gradients(baseline: str) -> tuple[Tensor, Tensor]:
 
 
 def test_the_default_advantage_is_unbiased_and_the_literal_one_is_not() -> None:
-    """By enumeration of all sequences with a critic that is exact, no sampling."""
+    """Enumerates all sequences with an exact critic."""
     true, estimated = exact_gradients("before_token")
     torch.testing.assert_close(estimated, true)
     true, estimated = exact_gradients("after_token")
@@ -81,49 +81,49 @@ def test_the_default_advantage_is_unbiased_and_the_literal_one_is_not() -> None:
 
 
 def test_generalized_advantages_equal_the_sum_of_discounted_errors() -> None:
-    """A_t = sum_l (gamma * decay)^l delta_(t+l), row by row in float64, lengths and offsets differing."""
+    """A_t = sum_l (gamma * gae_lambda)^l delta_(t+l), row by row in float64, for different lengths and offsets."""
     torch.manual_seed(1)
     values, rewards = torch.randn(5, 9, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     mask = torch.zeros(5, 9, dtype=torch.bool)
     spans = [(1, 9), (3, 7), (2, 3), (4, 9), (1, 5)]
     for row, (start, end) in enumerate(spans):
         mask[row, start:end] = True
-    found = generalized_advantage_estimation(rewards, values, mask, gamma=0.9, gae_lambda=0.7)
+    advantages = generalized_advantage_estimation(rewards, values, mask, gamma=0.9, gae_lambda=0.7)
     for row, (start, end) in enumerate(spans):
         states = [float(values[row, t - 1]) for t in range(start, end)]
-        following = [*states[1:], 0.0]
-        given = [0.0] * (len(states) - 1) + [float(rewards[row])]
-        deltas = [r + 0.9 * n - s for r, n, s in zip(given, following, states, strict=True)]
+        next_states = [*states[1:], 0.0]
+        token_rewards = [0.0] * (len(states) - 1) + [float(rewards[row])]
+        deltas = [r + 0.9 * n - s for r, n, s in zip(token_rewards, next_states, states, strict=True)]
         expected = [
             sum((0.9 * 0.7) ** later * delta for later, delta in enumerate(deltas[t:])) for t in range(len(deltas))
         ]
-        assert found[row, start:end].tolist() == pytest.approx(expected)
-    assert found[~mask].abs().sum() == 0
+        assert advantages[row, start:end].tolist() == pytest.approx(expected)
+    assert advantages[~mask].abs().sum() == 0
 
 
 def test_without_discount_generalized_advantages_are_the_reward_minus_the_value() -> None:
-    """The limit in which PPO's critic learns what TEMPO's does."""
+    """In this limit PPO's critic learns the same targets as TEMPO's."""
     rewards = torch.tensor([1.0, 0.0])
-    found = generalized_advantage_estimation(rewards, VALUES, MASK, gamma=1.0, gae_lambda=1.0)
-    torch.testing.assert_close(found, value_baseline_advantages(rewards, VALUES, MASK))
+    advantages = generalized_advantage_estimation(rewards, VALUES, MASK, gamma=1.0, gae_lambda=1.0)
+    torch.testing.assert_close(advantages, value_baseline_advantages(rewards, VALUES, MASK))
 
 
 def test_advantages_within_a_group_compare_a_prompt_s_responses_alone() -> None:
-    """Groups need not be contiguous; a group of one, or of equal rewards, teaches nothing."""
+    """Groups need not be contiguous. A group of one, or of equal rewards, has advantage 0."""
     rewards = torch.tensor([1.0, 5.0, 0.0, 7.0, 7.0, 1.0])
     groups = torch.tensor([4, 9, 4, 2, 2, 4])
     mask = torch.ones(6, 2).bool()
     mask[5, 1] = False
-    found = group_relative_advantages(rewards, groups, mask)
+    advantages = group_relative_advantages(rewards, groups, mask)
     high, low = (1 / 3) / math.sqrt(1 / 3), (-2 / 3) / math.sqrt(1 / 3)
-    assert found[:, 0].tolist() == pytest.approx([high, 0, low, 0, 0, high], rel=1e-5)
-    assert found[5, 1] == 0
+    assert advantages[:, 0].tolist() == pytest.approx([high, 0, low, 0, 0, high], rel=1e-5)
+    assert advantages[5, 1] == 0
 
 
 @pytest.mark.parametrize("size", range(2, 65))
 def test_rewards_that_are_equal_up_to_rounding_have_advantage_0(size: int) -> None:
-    """EMPO's reward for n different answers is 1 / n, whose mean rounds: a deviation of 1e-8 would become an advantage
-    that Adam scales to whole steps."""
+    """EMPO's reward for n different answers is 1 / n, and the mean of n of these is rounded. A deviation of 1e-8 would
+    become an advantage that Adam scales to full steps."""
     groups, mask = torch.zeros(size, dtype=torch.int64), torch.ones(size, 3).bool()
     rewards = torch.ones(size) / size
     assert group_relative_advantages(rewards, groups, mask).abs().max() == 0
@@ -134,13 +134,14 @@ def test_rewards_that_are_equal_up_to_rounding_have_advantage_0(size: int) -> No
     assert group_relative_advantages(rewards * torch.linspace(1, 1.01, size), groups, mask).abs().max() > 0.1
 
 
-def test_a_value_that_is_not_finite_spoils_its_own_row_alone() -> None:
-    """A NaN in another response, or at a position that is no response token, must not take the batch's updates."""
+def test_a_value_that_is_not_finite_affects_its_own_row_alone() -> None:
+    """A NaN in another response, or outside the response tokens, must not prevent the updates of the batch."""
     rewards, groups = torch.tensor([1.0, float("nan"), 0.0, 1.0]), torch.zeros(4, dtype=torch.int64)
     mask = torch.tensor([[False, True, True]] * 4)
-    found = group_relative_advantages(rewards, groups, mask)
-    assert found[1, 1:].isnan().all() and found[1, 0] == 0
-    torch.testing.assert_close(found[[0, 2, 3]], group_relative_advantages(rewards[[0, 2, 3]], groups[:3], mask[:3]))
+    advantages = group_relative_advantages(rewards, groups, mask)
+    assert advantages[1, 1:].isnan().all() and advantages[1, 0] == 0
+    expected = group_relative_advantages(rewards[[0, 2, 3]], groups[:3], mask[:3])
+    torch.testing.assert_close(advantages[[0, 2, 3]], expected)
 
     advantages = torch.tensor([[0.0, 1.0, 2.0], [0.0, float("nan"), 4.0], [0.0, 3.0, 4.0]])
     whitened = whiten(advantages, mask[:3])
@@ -157,7 +158,7 @@ def test_a_value_that_is_not_finite_spoils_its_own_row_alone() -> None:
 
 
 def test_votes_count_equivalent_answers_of_one_prompt() -> None:
-    """No answer is never the majority, and of equally frequent answers the first given is."""
+    """A missing answer is never the majority, and of equally frequent answers the first one is."""
     clusters = torch.tensor([0, 1, 1, 2, 0, 1, 2, 3])
     prompts = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
     answered = torch.tensor([True, True, True, False, False, True, True, False])
@@ -167,8 +168,8 @@ def test_votes_count_equivalent_answers_of_one_prompt() -> None:
     assert votes.majority.tolist() == [False, True, True, False, False, True, False, False]
 
 
-def test_a_prompt_that_nobody_answers_has_no_majority() -> None:
-    """TTRL must not reward silence."""
+def test_a_prompt_without_answers_has_no_majority() -> None:
+    """TTRL must not reward a missing answer."""
     votes = count_votes(torch.tensor([0, 1]), torch.tensor([False, False]), torch.tensor([0, 0]))
     assert not votes.majority.any()
 
@@ -179,14 +180,14 @@ def test_the_critic_is_trained_at_the_last_prompt_token_too() -> None:
 
 
 def test_the_value_loss_is_the_square_at_masked_positions() -> None:
-    """A closed form: padding and prompts count nothing."""
+    """A closed form: padding and prompts count 0."""
     targets = torch.tensor([1.0, 0.0])[:, None].expand(2, 5)
     loss = squared_error(VALUES, targets, calibration_mask(MASK)).sum()
     assert loss.item() == pytest.approx(0.75**2 + 0.5**2 + 0.25**2 + 0.1**2 + 0.3**2 + 0.6**2)
 
 
 def test_a_clipped_value_gains_nothing_beyond_the_clip() -> None:
-    """Loss and gradient by the formula: the square within the clip, beyond it a constant unless it is the worse."""
+    """Loss and gradient by the formula: the square inside the clip, outside it the larger of square and constant."""
     values = torch.tensor([[0.05, 0.5, -0.5]], dtype=torch.float64, requires_grad=True)
     old, targets = torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
     error = squared_error(values, targets, torch.ones(1, 3).bool(), old, clip=0.1)
@@ -196,7 +197,7 @@ def test_a_clipped_value_gains_nothing_beyond_the_clip() -> None:
 
 
 def test_returns_teach_the_value_of_the_state_before_their_token() -> None:
-    """The return of token t is the target one position earlier; after the last token the target is the reward."""
+    """The return of token t is the target one position earlier. The target after the last token is the reward."""
     returns = torch.tensor([[0, 0, 0.3, 0.4, 0], [0, 0, 0, 0.5, 0.6]])
     targets = return_targets(returns, torch.tensor([1.0, -1.0]), MASK)
     torch.testing.assert_close(targets, torch.tensor([[0, 0.3, 0.4, 1.0, 0], [0, 0, 0.5, 0.6, -1.0]]))

@@ -1,8 +1,8 @@
-"""What a mean per sequence does to a gradient where the length of a response depends on its first token.
+"""The bias of a mean per sequence if the length of a response depends on its first token.
 
-One question; the first token is s or a, even chances. After s the response is over, and right half of the time. After
-a the second token decides: right (40%) and over, or wrong and nine more tokens long. So s is the better branch: the
-derivative of expected correctness by s's logit is p (1 - p) (0.5 - 0.4) = 0.025.
+There is one question. The first token is s or a, with equal probability. After s the response ends and is right half of
+the time. After a the second token decides: right (40%) and the end, or wrong and nine more tokens. So s is the better
+branch, and the derivative of expected correctness by the logit of s is p (1 - p) (0.5 - 0.4) = 0.025.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RESPONSES = [("s", 1, [0.45, 0.5])] * 5 + [("a", 2, [0.45, 0.4, 1.0])] * 2 + [("
 
 
 def slope(responses: list[tuple[str, int, list[float]]], average_over: str, ratio: str) -> float:
-    """The derivative by s's logit of the objective on a batch of these responses, whose weights are unchanged."""
+    """Returns the derivative of the objective by the logit of s, on these responses and before any update."""
     logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     rows, width = len(responses), 1 + max(length for _, length, _ in responses)
     mask = torch.tensor([[0 < t <= length for t in range(width)] for _, length, _ in responses])
@@ -50,8 +50,8 @@ def slope(responses: list[tuple[str, int, list[float]]], average_over: str, rati
 
 @pytest.mark.parametrize("ratio", ["sequence", "token"])
 def test_an_exact_critic_prefers_the_worse_branch_under_a_mean_per_sequence(ratio: str) -> None:
-    """By enumeration, without sampling: the default baseline is unbiased under "constant" and, in a large batch,
-    "tokens". Under "sequences" the wrong responses of the worse branch weigh least, and its gradient is positive."""
+    """By enumeration, the default baseline is unbiased under "constant" and, in a large batch, under "tokens". Under
+    "sequences" the wrong responses of the worse branch have the least weight, so that its gradient is positive."""
     assert slope(RESPONSES, "constant", ratio) * LONGEST == pytest.approx(0.025, rel=1e-12)
     assert slope(RESPONSES, "tokens", ratio) * MEAN_LENGTH == pytest.approx(0.025, rel=1e-12)
     by_hand = 0.5 * (0.5 * 0.05 - 0.5 * (0.4 * 0.55 / 2 - 0.6 * 0.45 / 10))
@@ -59,17 +59,18 @@ def test_an_exact_critic_prefers_the_worse_branch_under_a_mean_per_sequence(rati
 
 
 def expected(average_over: str, rows: int) -> float:
-    """The mean slope over all batches of so many responses."""
-    kinds = {"s": 0.5, "right": 0.2, "wrong": 0.3}
-    of = dict(zip(kinds, (RESPONSES[0], RESPONSES[5], RESPONSES[7]), strict=True))
+    """Returns the mean slope over all batches of this number of responses."""
+    probabilities = {"s": 0.5, "right": 0.2, "wrong": 0.3}
+    responses = dict(zip(probabilities, (RESPONSES[0], RESPONSES[5], RESPONSES[7]), strict=True))
     return sum(
-        math.prod(kinds[name] for name in batch) * slope([of[name] for name in batch], average_over, "sequence")
-        for batch in itertools.product(kinds, repeat=rows)
+        math.prod(probabilities[name] for name in batch)
+        * slope([responses[name] for name in batch], average_over, "sequence")
+        for batch in itertools.product(probabilities, repeat=rows)
     )
 
 
 def test_a_mean_over_tokens_is_biased_in_a_small_batch_and_the_constant_in_none() -> None:
-    """A batch's own number of tokens is of its actions, too: with one row it is the mean per sequence."""
+    """The number of tokens in a batch depends on its actions too. With one row it is the mean per sequence."""
     assert expected("tokens", 1) == pytest.approx(expected("sequences", 1)) == pytest.approx(-0.00825)
     assert expected("tokens", 1) < expected("tokens", 2) < expected("tokens", 4) < 0.025 / MEAN_LENGTH
     for rows in (1, 2, 4):

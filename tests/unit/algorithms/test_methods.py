@@ -1,4 +1,4 @@
-"""Every method on one recorded batch, against figures worked out by hand."""
+"""Every method on one recorded batch, against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BATCH = Experience(
     ),
     statistics={
         "self_certainty": torch.tensor(
-            [[0, 0, 2, 4, 9], [9, 0, 0, 1, 1], [0, 0, 3, 9, 9], [0, 0, 1, 2, 0], [0, 0, 0, 1, 2]]
+            [[0.0, 0, 2, 4, 9], [9, 0, 0, 1, 1], [0, 0, 3, 9, 9], [0, 0, 1, 2, 0], [0, 0, 0, 1, 2]]
         )
     },
 )
@@ -69,7 +69,7 @@ BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
         [0.75, 0.6, 0.4, -1.0, 1.0],
         [[0.5, 0.25], [0.5, 0.3], [0.2], [-1.5, -1.8], [0.6, 0.9]],
     ),
-    # gamma 0.9, trace decay 0.5. Row 0: deltas 0.9 * 0.5 - 0.25 = 0.2 and 1 - 0.5; 0.2 + 0.45 * 0.5 = 0.425.
+    # gamma 0.9, gae_lambda 0.5. Row 0: deltas 0.9 * 0.5 - 0.25 = 0.2 and 1 - 0.5; 0.2 + 0.45 * 0.5 = 0.425.
     "ppo": (VERIFIED, [1, 0, 1, 0, 1], [[0.425, 0.5], [0.035, -0.3], [0.8], [-0.14, -0.8], [0.095, 0.9]]),
     "grpo": (VERIFIED, [1, 0, 1, 0, 1], [[S, S], [-2 * S, -2 * S], [S], [-H, -H], [H, H]]),
     "ttrl": (BATCH, [1, 1, 0, 1, 0], [[S, S], [S, S], [-2 * S], [H, H], [-H, -H]]),
@@ -80,7 +80,8 @@ BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
 
 
 def ragged(advantages: Tensor, mask: Tensor) -> list[list[float]]:
-    return [row[chosen].tolist() for row, chosen in zip(advantages, mask, strict=True)]
+    """Returns each row's values inside the mask."""
+    return [row[row_mask].tolist() for row, row_mask in zip(advantages, mask, strict=True)]
 
 
 @pytest.fixture(autouse=True)
@@ -88,49 +89,49 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
 
 
-def test_every_method_has_its_figures_here() -> None:
-    """A method cannot be added without them."""
+def test_every_method_has_numbers_computed_by_hand() -> None:
+    """No method can be added without them."""
     assert METHODS.keys() < BY_HAND.keys()
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_rewards_and_advantages_are_those_worked_out_by_hand(name: str) -> None:
-    """Protects each page: which value, which group, which baseline, which sign."""
+def test_rewards_and_advantages_equal_those_computed_by_hand(name: str) -> None:
+    """Protects value, group, baseline and sign of each method."""
     experience, rewards, advantages = BY_HAND[name]
-    chosen = method(name)
-    found = chosen.rewards(experience)
+    tested = method(name)
+    actual_rewards = tested.rewards(experience)
     settings = PolicyConfig(gamma=0.9, gae_lambda=0.5)
-    spread = chosen.advantages(experience, found, settings)
-    assert found.tolist() == pytest.approx(rewards)
-    for mine, expected in zip(ragged(spread, experience.response_mask), advantages, strict=True):
-        assert mine == pytest.approx(expected, abs=1e-5)
-    assert spread[~experience.response_mask].abs().sum() == 0
+    actual_advantages = tested.advantages(experience, actual_rewards, settings)
+    assert actual_rewards.tolist() == pytest.approx(rewards)
+    for actual, expected in zip(ragged(actual_advantages, experience.response_mask), advantages, strict=True):
+        assert actual == pytest.approx(expected, abs=1e-5)
+    assert actual_advantages[~experience.response_mask].abs().sum() == 0
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_a_method_reads_no_truth_of_unlabeled_rows(name: str) -> None:
-    """The label firewall's last wall: NaN stands where there is no label, and none comes out."""
+    """Unlabeled rows have NaN as correctness, so a method that reads it would return NaN."""
     experience = BY_HAND[name][0]
-    chosen = method(name)
-    found = chosen.rewards(experience)
-    assert not found.isnan().any()
-    assert not chosen.advantages(experience, found, PolicyConfig()).isnan().any()
+    tested = method(name)
+    rewards = tested.rewards(experience)
+    assert not rewards.isnan().any()
+    assert not tested.advantages(experience, rewards, PolicyConfig()).isnan().any()
 
 
 class Undeclared(Grpo):
-    """Reads the correctness of rows and does not say so."""
+    """Reads the correctness of rows without naming it in `needs`."""
 
     needs = frozenset()
 
 
 class Greedy(Tempo):
-    """Reads values and does not say so."""
+    """Reads values without naming them in `needs`."""
 
     needs = frozenset()
 
 
 class SelfTaught(Method):
-    """Rewards a response by the critic's value halfway, in a way of its own."""
+    """Rewards a response by the critic's value at position 2."""
 
     settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabeled"}
     needs = frozenset({"values"})
@@ -143,7 +144,7 @@ class SelfTaught(Method):
 
 
 class Certain(SelfTaught):
-    """Rewards certainty, and reads the critic's values as a baseline alone."""
+    """Rewards certainty, and uses the critic's values as a baseline alone."""
 
     needs = frozenset({"values", "self_certainty"})
 
@@ -152,7 +153,7 @@ class Certain(SelfTaught):
 
 
 @pytest.mark.parametrize(
-    ("made", "overrides", "message"),
+    ("method_class", "overrides", "message"),
     [
         (Undeclared, ["policy.learns_from=unlabeled"], "makes rewards or advantages that are not finite"),
         (Undeclared, ["policy.learns_from=labeled"], ""),
@@ -162,18 +163,17 @@ class Certain(SelfTaught):
         (Certain, ["critic.training=returns"], ""),
     ],
 )
-def test_a_method_of_a_users_own_is_rehearsed_at_start(
-    made: type[Method], overrides: list[str], message: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_users_own_method_gets_a_dry_run_at_start(
+    method_class: type[Method], overrides: list[str], message: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever it declares: NaN would end a run after its first generation, and a critic that learns its own verdict
-    would look as if it learned."""
-    monkeypatch.setitem(METHODS, "own", made)
-    found = recipe_problems(load_config(recipe, ["method=own", *overrides]))
-    assert any(message in line for line in found) if message else found == [], found
+    """NaN would end a run after its first generation, and a critic that learns its own values would seem to learn."""
+    monkeypatch.setitem(METHODS, "own", method_class)
+    problems = recipe_problems(load_config(recipe, ["method=own", *overrides]))
+    assert any(message in line for line in problems) if message else problems == [], problems
 
 
-def test_what_a_method_needs_and_was_not_given_is_an_error() -> None:
-    """A method that forgets to declare `needs` says so."""
+def test_missing_needs_of_a_method_are_an_error() -> None:
+    """The error names `needs`."""
     for name, bare in (("tempo", replace(BATCH, values=None)), ("ttrl", replace(BATCH, votes=None))):
         with pytest.raises(ValueError, match="needs"):
             method(name).rewards(bare)
@@ -188,7 +188,7 @@ def test_what_a_method_needs_and_was_not_given_is_an_error() -> None:
     ],
 )
 def test_a_name_that_is_no_method_is_refused(name: str, message: str) -> None:
-    """Misspelt, missing, or something else."""
+    """Misspelled, missing, or not a class of methods."""
     with pytest.raises(ValueError, match=message):
         method(name)
 
@@ -200,19 +200,19 @@ def resolved(tmp_path: Path, *overrides: str, text: str = "{}") -> Config:
 
 
 def test_a_method_brings_its_settings_and_the_recipe_has_the_last_word(tmp_path: Path) -> None:
-    """One key chooses a method; each of its choices is a setting of its own."""
-    made = resolved(tmp_path, "method=tempo_reference_code")
-    assert made.policy.learns_from is LearnsFrom.both and made.policy.whiten_advantages
-    assert made.critic.target_range is TargetRange.minus_one_one
-    assert made.loop.order is Order.values_first and made.loop.drop_uniform_prompts
-    made = resolved(tmp_path, "method=tempo_reference_code", text="policy: {whiten_advantages: false}")
-    assert not made.policy.whiten_advantages and made.policy.learns_from is LearnsFrom.both
+    """One key selects a method, and each of its settings can be overridden."""
+    config = resolved(tmp_path, "method=tempo_reference_code")
+    assert config.policy.learns_from is LearnsFrom.both and config.policy.whiten_advantages
+    assert config.critic.target_range is TargetRange.minus_one_one
+    assert config.loop.order is Order.values_first and config.loop.drop_uniform_prompts
+    config = resolved(tmp_path, "method=tempo_reference_code", text="policy: {whiten_advantages: false}")
+    assert not config.policy.whiten_advantages and config.policy.learns_from is LearnsFrom.both
     assert resolved(tmp_path, text="method: grpo").critic.training is CriticTraining.none
     assert resolved(tmp_path, "method=tempo", text="method: grpo").critic.training is CriticTraining.calibrated
 
 
 def test_settings_that_a_method_brings_must_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistyped key in a page is as fatal as one in a recipe."""
+    """An unknown key in a method is an error, like one in a recipe."""
 
     class Wrong(Method):
         settings = {"policy.whiten_advantage": True}  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""Rollouts that are kept: what was generated once is read again, and a replay has nothing else."""
+"""Rollouts on disk: a repeated call reads them, and a replay reads nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tempo_megatron.validation.recipe import recipe_problems
 
 
 class Engine:
-    """Answers with the request's seed, and counts its calls."""
+    """Completes a request with its seed, and counts the calls."""
 
     should_stop = None
 
@@ -41,8 +41,8 @@ class Engine:
 REQUESTS = [Request((1, 2), 4, 8, 1.0, 1.0), Request((1, 2), 7, 8, 1.0, 1.0)]
 
 
-def test_a_replay_is_the_run_itself_on_what_it_kept(recipe: Path, tmp_path: Path) -> None:
-    """In a directory of its own: in the run's it would go on where that one ended."""
+def test_a_replay_has_the_recipe_of_its_run(recipe: Path, tmp_path: Path) -> None:
+    """It needs its own directory, because in that of the run it would resume the run."""
     kept = load_config(recipe, ["generation.keep_rollouts=true", "seed=7", "policy.clip_range_low=0.2"])
     open_run(kept)
     run = Path(kept.run_dir)
@@ -59,17 +59,18 @@ def test_a_replay_is_the_run_itself_on_what_it_kept(recipe: Path, tmp_path: Path
 
 
 def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> None:
-    """By the same run when it resumes, and without any engine; other requests are generated."""
+    """By the same run when it resumes, and without an engine. Other requests are generated."""
     engine = Engine()
     first = RecordedGenerator(engine, tmp_path)
-    made = first.generate(REQUESTS)
-    assert [done.response_ids for done in made] == [(4,), (7, 5)]
+    generated = first.generate(REQUESTS)
+    assert [completion.response_ids for completion in generated] == [(4,), (7, 5)]
     again = RecordedGenerator(engine, tmp_path)
     replayed = RecordedGenerator(None, tmp_path)
     for generator in (again, replayed):
-        found = generator.generate(REQUESTS)
-        assert [(d.response_ids, d.finish_reason) for d in found] == [(d.response_ids, d.finish_reason) for d in made]
-        assert found[1].log_probs == pytest.approx((-0.1, -0.1), abs=1e-8)
+        recorded = generator.generate(REQUESTS)
+        pairs = [[(each.response_ids, each.finish_reason) for each in calls] for calls in (recorded, generated)]
+        assert pairs[0] == pairs[1]
+        assert recorded[1].log_probs == pytest.approx((-0.1, -0.1), abs=1e-8)
         assert generator.take_figures() == {"requests": 2, "replica_requests_least": 1}
         assert generator.take_figures() == {}
     assert engine.calls == 1
@@ -77,15 +78,15 @@ def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> No
     assert engine.calls == 2
 
 
-def test_a_replay_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_replay_names_missing_rollouts(tmp_path: Path) -> None:
     replayed = RecordedGenerator(None, tmp_path)
     replayed.iteration = 3
     with pytest.raises(MissingRollouts, match=r"no rollouts of iteration 3 for these 2 requests.*keep_rollouts"):
         replayed.generate(REQUESTS)
 
 
-def test_rollouts_go_once_a_checkpoint_is_past_them(tmp_path: Path) -> None:
-    """Those of the stages before iteration 0 too; a file that is being written is no rollout."""
+def test_prune_removes_the_rollouts_of_earlier_iterations(tmp_path: Path) -> None:
+    """It removes those of the stages before iteration 0 too. A file that is being written is no rollout."""
     generator = RecordedGenerator(Engine(), tmp_path)
     for iteration in (-2, 1, 2, 3):
         generator.iteration = iteration
@@ -95,19 +96,19 @@ def test_rollouts_go_once_a_checkpoint_is_past_them(tmp_path: Path) -> None:
     assert [path.name[:6] for path in tmp_path.glob("[!.]*.safetensors")] == ["000003"]
 
 
-def test_a_file_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
-    """A node that goes down may leave a name without its bytes."""
+def test_an_incomplete_file_is_generated_again(tmp_path: Path) -> None:
+    """A node that goes down may leave a file without its contents."""
     engine = Engine()
     generator = RecordedGenerator(engine, tmp_path)
-    made = generator.generate(REQUESTS)
+    generated = generator.generate(REQUESTS)
     (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:40])
-    assert RecordedGenerator(engine, tmp_path).generate(REQUESTS) == made
+    assert RecordedGenerator(engine, tmp_path).generate(REQUESTS) == generated
     assert engine.calls == 2 and len(RecordedGenerator(None, tmp_path).generate(REQUESTS)) == 2
 
 
-def test_what_another_course_of_the_run_made_is_forgotten(tmp_path: Path) -> None:
-    """A run that went back to an older checkpoint and generates iteration 2 anew is no longer the run that made 3."""
+def test_generating_an_iteration_again_removes_later_rollouts(tmp_path: Path) -> None:
+    """A run that resumes from an older checkpoint and generates iteration 2 again has another iteration 3."""
     generator = RecordedGenerator(Engine(), tmp_path)
     for generator.iteration in (0, -1, 1, 2, 3):
         generator.generate(REQUESTS)
@@ -125,7 +126,7 @@ def test_what_another_course_of_the_run_made_is_forgotten(tmp_path: Path) -> Non
 def test_rollouts_that_cannot_be_removed_are_warned_of_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The checkpoint that is past them is safe, and so is the run."""
+    """The later checkpoint is safe, so the run continues."""
 
     def busy(self: Path, missing_ok: bool = False) -> None:
         raise OSError(errno.EBUSY, "Device or resource busy")

@@ -1,4 +1,4 @@
-"""A response depends on its request alone, on CPUs too: a row of a product does not depend on the rows beside it."""
+"""On CPUs a row of a product does not depend on the other rows, so a response depends on its request alone."""
 
 from __future__ import annotations
 

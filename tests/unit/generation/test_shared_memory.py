@@ -1,4 +1,4 @@
-"""Names of the memory that vLLM's ranks share on CPUs."""
+"""Names of the shared memory of vLLM's ranks on CPUs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tempo_megatron.generation import shared_memory
 def test_ranks_of_one_machine_alone_have_one_name_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM shares memory where all ranks of a group have the same name, so a replica that spans machines must not; and
-    what was mapped is taken away on each of them, by whoever comes first, other runs' left alone."""
-    monkeypatch.setattr(_CPUSHMDistributed, "make_group_name", None)  # put back afterwards
+    """vLLM shares memory if all ranks of a group have the same name, so a replica that spans machines needs two names.
+    The first rank of each machine removes the names of its run, and those of other runs stay."""
+    monkeypatch.setattr(_CPUSHMDistributed, "make_group_name", None)  # Restored afterwards.
     monkeypatch.setattr(shared_memory.dist, "broadcast_object_list", lambda box, src: None)
     monkeypatch.setattr(shared_memory.dist, "barrier", lambda: None)
     monkeypatch.setattr(shared_memory, "_DIRECTORY", tmp_path)

@@ -21,7 +21,7 @@ from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 
 
 def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
-    """Nothing else answers for it."""
+    """Nothing else protects the manifest."""
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "file").write_bytes(bytes(1000))
     integrity.write_manifest(tmp_path, integrity.checksum_files(tmp_path, integrity.list_files(tmp_path)))
@@ -29,9 +29,9 @@ def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
     assert name == "a/file"
     path = tmp_path / integrity.MANIFEST_NAME
     written = path.read_bytes()
-    for at in range(len(written)):
+    for index in range(len(written)):
         for bit in (1, 32):
-            path.write_bytes(written[:at] + bytes([written[at] ^ bit]) + written[at + 1 :])
+            path.write_bytes(written[:index] + bytes([written[index] ^ bit]) + written[index + 1 :])
             with pytest.raises(ConversionError, match="damaged"):
                 integrity.read_manifest(tmp_path)
     path.write_bytes(written[:-1])
@@ -40,7 +40,7 @@ def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
 
 
 class Shell:
-    """What an attacker would put into a pickle."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,13 +49,13 @@ class Shell:
         return subprocess.run, (["touch", str(self.path)],)
 
 
-def saved(directory: Path, value: object) -> None:
+def save_object(directory: Path, value: object) -> None:
     save({"object": value}, storage_writer=FileSystemWriter(directory), no_dist=True)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_metadata_that_would_run_something_is_refused(tmp_path: Path) -> None:
-    """By name, before it is called; torch's own reader would have run it."""
+    """The name is refused before it is called. torch's own reader would run it."""
     (tmp_path / safe_pickle.METADATA).write_bytes(pickle.dumps(Shell(tmp_path / "ran")))
     with pytest.raises(ConversionError, match=r"\.metadata: it names subprocess\.run"):
         safe_pickle.read_metadata(tmp_path)
@@ -66,14 +66,14 @@ def test_metadata_that_would_run_something_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_objects_that_would_run_something_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch reads a checkpoint's objects as any pickle unless it is told otherwise; plain ones come back. What was set
-    before is set again. megatron-core reads `common.pt`, which converted checkpoints have."""
+    """torch unpickles a checkpoint's objects without limits by default. Plain objects are still read, and the
+    environment is restored. megatron-core reads `common.pt`, which converted checkpoints have."""
     cpu.install()
     from megatron.core.dist_checkpointing.strategies.common import load_common
 
     monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
-    saved(tmp_path / "plain", (0.9, 0.999))
-    saved(tmp_path / "evil", Shell(tmp_path / "ran"))
+    save_object(tmp_path / "plain", (0.9, 0.999))
+    save_object(tmp_path / "evil", Shell(tmp_path / "ran"))
     torch.save(Shell(tmp_path / "ran"), tmp_path / "evil" / "common.pt")
     read: dict[str, Any] = {"object": None}
     with safe_pickle.restricted():

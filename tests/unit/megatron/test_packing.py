@@ -1,4 +1,4 @@
-"""Rows end to end in micro-batches, and back."""
+"""Packing rows into micro-batches, and unpacking them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def rule(budget: int, **changes: float) -> PackingRule:
 
 
 @pytest.mark.parametrize(("context_size", "multiple"), [(1, 1), (1, 16), (2, 8), (3, 48)])
-def test_what_is_packed_comes_back_to_its_rows(context_size: int, multiple: int) -> None:
-    """Columns of every context-parallel rank, one after the other, become rows again; what is about the next token
-    arrives there, and padding nowhere."""
+def test_packed_tokens_are_unpacked_to_their_rows(context_size: int, multiple: int) -> None:
+    """The concatenated columns of all context-parallel ranks become rows again. Values about the next token move to
+    that token, and padding disappears."""
     packing = rule(100, sequence_multiple=1 if context_size == 1 else 2 * context_size, total_multiple=multiple)
     parts = [pack(BATCH, ROWS, packing, rank, context_size) for rank in range(context_size)]
     assert len({len(part.tokens) for part in parts}) == 1
@@ -34,18 +34,18 @@ def test_what_is_packed_comes_back_to_its_rows(context_size: int, multiple: int)
     for part in parts:
         assert torch.equal(part.rows.tokens, expected)
         assert torch.equal(part.to_rows(tokens, about_next=False), expected)
-        moved = part.to_rows(following, about_next=True)
-        assert torch.equal(moved[:, 1:], expected[:, 1:]) and not moved[:, 0].any()
+        shifted = part.to_rows(following, about_next=True)
+        assert torch.equal(shifted[:, 1:], expected[:, 1:]) and not shifted[:, 0].any()
         assert part.to_rows(torch.stack([tokens, tokens], 1), about_next=True).shape == (3, 5, 2)
 
 
-def test_context_parallel_ranks_have_as_much_to_attend_to() -> None:
-    """Rank r reads pieces r and 2 CP - 1 - r of a sequence: under a causal mask all ranks' queries see as much."""
+def test_context_parallel_ranks_have_equal_attention_work() -> None:
+    """Rank r reads pieces r and 2 CP - 1 - r of a sequence, so under a causal mask all ranks attend equally much."""
     sequence = from_sequences([list(range(1, 25))], [[]])
     packing = rule(24, sequence_multiple=6, total_multiple=6)
-    seen = [pack(sequence, [0], packing, rank, 3).tokens.tolist() for rank in range(3)]
-    assert seen[0] == [1, 2, 3, 4, 21, 22, 23, 24]
-    assert len({sum(tokens) for tokens in seen}) == 1
+    rank_tokens = [pack(sequence, [0], packing, rank, 3).tokens.tolist() for rank in range(3)]
+    assert rank_tokens[0] == [1, 2, 3, 4, 21, 22, 23, 24]
+    assert len({sum(tokens) for tokens in rank_tokens}) == 1
 
 
 def test_gradients_of_rows_reach_their_tokens_and_no_padding() -> None:
@@ -56,8 +56,8 @@ def test_gradients_of_rows_reach_their_tokens_and_no_padding() -> None:
 
 
 def test_every_row_is_dealt_once_within_the_budget_and_the_ranks_cost_the_same() -> None:
-    """A log-normal distribution of lengths with a tail at the budget: as few micro-batches as could be, within one a
-    rank; equally many on every rank, whose costs, attention counted, are within 2%."""
+    """Lengths are log-normal with a tail at the budget. The number of micro-batches is minimal up to one per rank, and
+    equal on all ranks. The costs of the ranks, attention included, differ by less than 2%."""
     lengths = [min(16384, int(random.Random(n).lognormvariate(7.6, 0.9)) + 1) for n in range(512)]
     packing = rule(16384, total_multiple=64, attention_cost=2e-5)
     dealt = packing.deal(lengths, 4)
@@ -73,7 +73,7 @@ def test_every_row_is_dealt_once_within_the_budget_and_the_ranks_cost_the_same()
 
 
 def test_fewer_rows_than_ranks_leave_micro_batches_of_padding() -> None:
-    """Every rank takes part in every collective, and what it has no row for counts nothing."""
+    """Every rank takes part in every collective, and padding counts 0."""
     dealt = rule(8, total_multiple=4).deal([3], 2)
     assert sorted(dealt) == [[[]], [[0]]]
     empty = pack(BATCH, [], rule(8, total_multiple=4))
@@ -81,8 +81,8 @@ def test_fewer_rows_than_ranks_leave_micro_batches_of_padding() -> None:
     assert empty.to_rows(torch.ones(4), about_next=True).numel() == 0
 
 
-def test_a_sequence_over_the_budget_travels_alone() -> None:
+def test_a_sequence_over_the_budget_is_packed_alone() -> None:
     (micro_batches,) = rule(10).deal([2, 12, 4, 4], 1)
     assert sorted(map(sorted, micro_batches)) == [[0, 2], [1], [3]]
-    (by_themselves,) = rule(1).deal([2, 12, 4, 4], 1)
-    assert sorted(by_themselves) == [[0], [1], [2], [3]]
+    (single_rows,) = rule(1).deal([2, 12, 4, 4], 1)
+    assert sorted(single_rows) == [[0], [1], [2], [3]]

@@ -1,4 +1,4 @@
-"""Which directories are checkpoints of a run, and old ones that cannot be deleted."""
+"""Which directories are checkpoints of a run, and old checkpoints that cannot be deleted."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ FOREIGN = ["iteration-000002-hf", "iteration-000002.bak", "iteration-2", "notes"
 
 
 def write_checkpoint(directory: Path, name: str) -> Path:
-    made = directory / name
-    (made / "huggingface").mkdir(parents=True)
-    (made / "huggingface" / "config.json").write_text("{}")
-    (made / "state.json").write_text("{}")
-    integrity.write_manifest(made, integrity.checksum_files(made, integrity.list_files(made)))
-    return made
+    checkpoint = directory / name
+    (checkpoint / "huggingface").mkdir(parents=True)
+    (checkpoint / "huggingface" / "config.json").write_text("{}")
+    (checkpoint / "state.json").write_text("{}")
+    integrity.write_manifest(checkpoint, integrity.checksum_files(checkpoint, integrity.list_files(checkpoint)))
+    return checkpoint
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def group() -> Iterator[None]:
 
 
 def test_foreign_names_are_no_checkpoints_and_are_named(group: None, tmp_path: Path) -> None:
-    """A copy by hand, an export, a file: none is resumed from, counted, moved or removed."""
+    """The run never resumes from, counts, moves or removes a manual copy, an export or a file."""
     for name in ("iteration-000001", "iteration-000002", "interim-critic_start-000003", "reference", "damaged-x"):
         write_checkpoint(tmp_path, name)
     for name in FOREIGN:
@@ -55,31 +55,31 @@ def test_foreign_names_are_no_checkpoints_and_are_named(group: None, tmp_path: P
     assert [path.name for path in foreign_paths(tmp_path)] == named
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["iteration-000001", "iteration-000002"]
     assert kept_iterations(tmp_path, 1, None) == {2}
-    found, lines = newest_checkpoint(tmp_path)
-    assert found == tmp_path / "iteration-000002"
+    newest, lines = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "iteration-000002"
     assert [line.rpartition("/")[2] for line in lines] == named and all("ignored" in line for line in lines)
     assert all((tmp_path / name).exists() for name in named)
 
 
 def test_a_half_copied_checkpoint_is_set_aside_and_named(group: None, tmp_path: Path) -> None:
-    """It has a checkpoint's name, and its manifest says what it lacks."""
+    """It has a checkpoint's name, and its manifest lists the missing file."""
     write_checkpoint(tmp_path, "iteration-000001")
     half = write_checkpoint(tmp_path, "iteration-000002")
     (half / "huggingface" / "config.json").unlink()
-    found, (line,) = newest_checkpoint(tmp_path)
-    assert found == tmp_path / "iteration-000001" and "huggingface/config.json: missing" in line
+    newest, (line,) = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / "iteration-000001" and "huggingface/config.json: missing" in line
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-iteration-000002", "iteration-000001"]
 
 
 def busy(*paths: Path) -> Any:
-    """`os.unlink` as NFS has it for files that another process has open."""
-    real = os.unlink
+    """Returns `os.unlink` with the behavior of NFS for files that another process has open."""
+    original = os.unlink
 
     def unlink(path: Any, *, dir_fd: int | None = None) -> None:
-        where = Path(f"/proc/self/fd/{dir_fd}").resolve() if dir_fd is not None else Path(path).parent
-        if any(where.name.endswith(one.name) for one in paths):
+        parent = Path(f"/proc/self/fd/{dir_fd}").resolve() if dir_fd is not None else Path(path).parent
+        if any(parent.name.endswith(open_path.name) for open_path in paths):
             raise OSError(errno.EBUSY, "Device or resource busy")
-        real(path, dir_fd=dir_fd)
+        original(path, dir_fd=dir_fd)
 
     return unlink
 
@@ -87,24 +87,24 @@ def busy(*paths: Path) -> Any:
 def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of_and_tried_again(
     group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The new one is safe: the run goes on. What is half deleted has no checkpoint's name, and goes with the next."""
+    """The new checkpoint is safe, so the run continues. The next call deletes a partly deleted one."""
     old, new, newer = (write_checkpoint(tmp_path, f"iteration-00000{number}") for number in (1, 2, 3))
     saver = Saver(tmp_path, CheckpointConfig(keep=1), tmp_path, "zero_one", dist.default_pg_timeout)
     with monkeypatch.context() as patch:
         patch.setattr(os, "unlink", busy(old))
         saver._link_best_and_remove_old(new, best=None)
-    told = capsys.readouterr().err
-    assert "warning" in told and "iteration-000001 cannot be removed" in told and "busy" in told
+    warning = capsys.readouterr().err
+    assert "warning" in warning and "iteration-000001 cannot be removed" in warning and "busy" in warning
     assert old not in resumable_checkpoints(tmp_path) and newest_checkpoint(tmp_path)[0] == newer
     saver._link_best_and_remove_old(newer, best=None)
     assert [path.name for path in tmp_path.iterdir()] == ["iteration-000003"]
     assert not capsys.readouterr().err
 
 
-def test_a_checkpoint_whose_name_cannot_be_freed_is_kept(
+def test_a_checkpoint_that_cannot_be_renamed_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is whole, and the next save tries again."""
+    """It stays complete, and the next save tries again."""
     old = write_checkpoint(tmp_path, "iteration-000001")
 
     def rename(self: Path, target: Path) -> Path:
@@ -118,8 +118,8 @@ def test_a_checkpoint_whose_name_cannot_be_freed_is_kept(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_describes_the_model_is_read_of_an_undamaged_checkpoint(tmp_path: Path) -> None:
-    """The newest that is none, and an interim one, which may go any moment, only where there is no other."""
+def test_the_models_description_is_read_from_an_intact_checkpoint(tmp_path: Path) -> None:
+    """It is the newest intact one. An interim one, which may be removed at any time, is used only without others."""
     config = Config(run_dir=str(tmp_path))
     assert as_saved(config) is config
     checkpoints = tmp_path / "checkpoints"
