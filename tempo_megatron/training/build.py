@@ -24,7 +24,7 @@ from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.writers import MetricsLog
-from tempo_megatron.run_dir.layout import open_run, saved_checkpoint
+from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint
 from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
 from tempo_megatron.supervision.interruption import InterruptionRequest
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -167,8 +167,8 @@ def _enter_directory(config: Config, data: RunData, lock: RunLock | None, consol
     refusal = contents = ""
     if lock:
         try:
-            lock.take()
-            open_run(config)
+            lock.acquire()
+            create_run_directory(config)
             accepted, contents = fingerprint.keep_record(config, data.learned)
             for line in accepted:
                 console.say(line)

@@ -31,11 +31,11 @@ def test_a_second_run_in_a_directory_is_refused(recipe: Path, tmp_path: Path) ->
     """All its ranks end with 2, and nothing in the directory was touched: not even what a save under way writes."""
     run = tmp_path / "run"
     first, save = RunLock(run), run / "checkpoints" / ".writing-iteration-000004"
-    first.take()
+    first.acquire()
     save.mkdir(parents=True)
     with pytest.raises(AssertionError) as refused:
         run_under_torchrun(WORKER, 2, "second", recipe, *SHORT)
-    first.leave()
+    first.release()
     assert f"another run works there: process {os.getpid()} on" in str(refused.value)
     assert "(exitcode: 2)" in str(refused.value)
     assert list(run.rglob("*")) == [save.parent, save]
