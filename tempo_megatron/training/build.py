@@ -207,7 +207,7 @@ def _evaluator(config: Config, data: RunData, grader: Grader, decode: Decode, *,
 
 
 def _recorded_generator(config: Config, make_engine: Callable[[], Engine], state: RunState) -> RecordedGenerator:
-    """Return the generator, which keeps its rollouts on disk. A replay reads them from another run and has no engine."""
+    """Return the generator, which keeps its rollouts on disk. A replay reads another run's and has no engine."""
     replay = config.generation.replay
     if replay:
         generator = RecordedGenerator(None, Path(replay))

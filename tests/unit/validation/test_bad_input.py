@@ -124,9 +124,9 @@ def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pyte
     create_run_directory(load_config(recipe))
     before = (recipe.parent / "run" / "config.yaml").read_text()
     assert cli.main(["train", str(recipe), "policy.clip_range_high=0.3", "seed=5"]) == 2
-    said = capsys.readouterr().err
-    assert "policy.clip_range_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
-    assert said.count("set these back") == 1 and "name another run_dir" in said
+    message = capsys.readouterr().err
+    assert "policy.clip_range_high was 0.15, is 0.3" in message and "seed was 0, is 5" in message
+    assert message.count("set these back") == 1 and "name another run_dir" in message
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
     assert recipe_problems(load_config(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
 
@@ -174,8 +174,8 @@ def test_overlong_prompts_are_dropped_and_counted_or_an_error(demo_model: Path, 
     config = Config().data
     config.max_prompt_tokens = 5
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
-    made = to_prompts(rows, config, tokenizer, {})
-    assert (len(made.prompts), made.overlong) == (1, 1)
+    prompt_set = to_prompts(rows, config, tokenizer, {})
+    assert (len(prompt_set.prompts), prompt_set.overlong) == (1, 1)
     config.overlong = Overlong.error
     with pytest.raises(DataError, match="10 tokens"):
         to_prompts(rows, config, tokenizer, {})
