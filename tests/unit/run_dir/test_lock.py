@@ -67,8 +67,8 @@ def test_a_second_run_is_refused_and_told_who_works_there(clock: Clock, tmp_path
     first = elsewhere(run)
     first.acquire()
     clock.works(run / "running-1")
-    told = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
-    with pytest.raises(RunDirectoryInUse, match=told):
+    message = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
+    with pytest.raises(RunDirectoryInUse, match=message):
         RunLock(run).acquire()
     first.release()
     assert not list(run.iterdir())
@@ -152,23 +152,25 @@ def test_a_run_that_failed_may_begin_again_in_its_process(clock: Clock, tmp_path
     assert acquires_at_once(RunLock(tmp_path), clock)
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["empty", "killed run's"])
-def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(tmp_path: Path, left: bool) -> None:
+@pytest.mark.parametrize("has_expired_lock", [False, True], ids=["empty", "killed run's"])
+def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(
+    tmp_path: Path, has_expired_lock: bool
+) -> None:
     """Where there is no mark, and where all find one that may be replaced: 200 times three threads."""
     for turn in range(200):
         run = tmp_path / str(turn)
         run.mkdir()
-        if left:
+        if has_expired_lock:
             assert elsewhere(run)._create_next()
-        several, together = [RunLock(run) for _ in range(3)], threading.Barrier(3)
+        locks, barrier = [RunLock(run) for _ in range(3)], threading.Barrier(3)
 
-        def claim(run_lock: RunLock, together: threading.Barrier = together) -> bool:
-            together.wait()
+        def create_next(run_lock: RunLock, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
             return run_lock._create_next()
 
         with ThreadPoolExecutor(3) as pool:
-            assert sorted(pool.map(claim, several)) == [False, False, True]
-        assert [path.name for path in run.iterdir()] == ["running-2" if left else "running-1"]
+            assert sorted(pool.map(create_next, locks)) == [False, False, True]
+        assert [path.name for path in run.iterdir()] == ["running-2" if has_expired_lock else "running-1"]
 
 
 def test_one_that_looked_before_others_came_and_went_does_not_follow_them(tmp_path: Path) -> None:
@@ -221,14 +223,14 @@ def test_several_processes_that_start_together_leave_one(tmp_path: Path) -> None
     command = [sys.executable, "-c", text, tmp_path]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     deadline = time.monotonic() + 90
-    while sum(one.poll() is None for one in started) > 1 and time.monotonic() < deadline:
+    while sum(process.poll() is None for process in started) > 1 and time.monotonic() < deadline:
         time.sleep(0.1)
-    [left] = [one for one in started if one.poll() is None]
-    left.kill()
-    told = [(*one.communicate(), one.returncode) for one in started]
-    assert sorted(code for *_, code in told) == [-signal.SIGKILL, 1, 1, 1]
-    assert all("another run works there" in error or "taken over" in error for _, error, code in told if code == 1)
-    assert [output for output, _, code in told if code != 1] == ["taken\n"]
+    [survivor] = [process for process in started if process.poll() is None]
+    survivor.kill()
+    outcomes = [(*process.communicate(), process.returncode) for process in started]
+    assert sorted(code for *_, code in outcomes) == [-signal.SIGKILL, 1, 1, 1]
+    assert all("another run works there" in error or "taken over" in error for _, error, code in outcomes if code == 1)
+    assert [output for output, _, code in outcomes if code != 1] == ["taken\n"]
 
 
 def test_a_run_that_stood_still_ends_once_another_has_begun(tmp_path: Path) -> None:
@@ -239,6 +241,6 @@ def test_a_run_that_stood_still_ends_once_another_has_begun(tmp_path: Path) -> N
     )
     assert stopped.stdout and stopped.stdout.readline() == "taken\n"
     (tmp_path / "running-2").write_text(json.dumps(asdict(elsewhere(tmp_path)._owner)))
-    _, told = stopped.communicate(timeout=90)
+    _, message = stopped.communicate(timeout=90)
     assert stopped.returncode == 1
-    assert "was taken over by process" in told and "on node7 (Slurm job 123, restart 2)" in told
+    assert "was taken over by process" in message and "on node7 (Slurm job 123, restart 2)" in message

@@ -48,10 +48,10 @@ class FakeGrader:
         self.graded += texts
         self.errors += texts.count("?")
         self.timeouts += 2 * texts.count("?")
-        known = [answers[rollout.prompt.id]["answer"] for rollout in rollouts]
+        expected = [answers[rollout.prompt.id]["answer"] for rollout in rollouts]
         return [
             float(text == answer and not rollout.truncated)
-            for text, answer, rollout in zip(texts, known, rollouts, strict=True)
+            for text, answer, rollout in zip(texts, expected, rollouts, strict=True)
         ]
 
     def extract(self, rollouts: Sequence[Rollout]) -> list[str]:
@@ -76,8 +76,8 @@ class Scripted:
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         self.prompts += [request.prompt_ids[0] for request in requests]
-        left = {prompt: iter(texts) for prompt, texts in self.texts.items()}
-        texts = [next(left[request.prompt_ids[0]]) for request in requests]
+        remaining = {prompt: iter(texts) for prompt, texts in self.texts.items()}
+        texts = [next(remaining[request.prompt_ids[0]]) for request in requests]
         return [
             Completion(tuple(map(ord, text)), (0.0,) * len(text), "length" if text.endswith("!") else "stop")
             for text in texts
