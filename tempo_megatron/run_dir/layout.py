@@ -1,4 +1,4 @@
-"""A run is a directory; it belongs to one recipe."""
+"""The files of a run directory, which belongs to one recipe."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ _MAY_CHANGE = (
     "generation.replay",
     "faults.",
 )
+"""The settings, and prefixes of settings, that a run may change when it resumes: they do not change its results."""
 
 
-def open_run(config: Config) -> None:
-    """Make the run's directory and write the resolved config into it."""
+def create_run_directory(config: Config) -> None:
+    """Create the run's directory and write the resolved config into it."""
     directory = Path(config.run_dir)
     directory.mkdir(parents=True, exist_ok=True)
     write_text_atomically(directory / _CONFIG, to_yaml(config))
@@ -54,19 +55,19 @@ def open_run(config: Config) -> None:
 
 
 def interrupted_mark(directory: Path) -> Path:
-    """A file that says by what the run was asked to stop, once it has saved; gone once it goes on."""
+    """Return the file that says why the run was interrupted. It exists from the save until the run resumes."""
     return directory / "interrupted"
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> str:
-    """Make `summary.json`; returns its text."""
+    """Write `summary.json`; return its text."""
     text = json.dumps(summary, indent=2)
     write_text_atomically(directory / "summary.json", text + "\n")
     return text
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
-    """What `summary.json` says; None where the run has none."""
+    """Return the contents of `summary.json`; None where the run has none."""
     path = directory / "summary.json"
     if not path.is_file():
         return None
@@ -75,9 +76,10 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def saved_checkpoint(directory: Path) -> Path | None:
-    """A checkpoint of a run that describes its models; None before the first.
+    """Return a checkpoint of a run that has its model's config and tokenizer; None before the first.
 
-    Of those undamaged the newest, but interim ones last: a run that is still ending removes them with its next save.
+    It is the newest undamaged one. An interim one is returned only if there is no other, because a run that is still
+    ending removes it with its next save.
     """
     from tempo_megatron.megatron.checkpointing import saver
     from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE, has_intact_description
@@ -87,12 +89,12 @@ def saved_checkpoint(directory: Path) -> Path | None:
         *reversed(saver.complete_checkpoints(checkpoints)),
         *reversed(saver.resumable_checkpoints(checkpoints)),
     ]
-    there = [checkpoint for checkpoint in newest_first if (checkpoint / HUGGING_FACE).is_dir()]
-    return next(filter(has_intact_description, there), next(iter(there), None))
+    candidates = [checkpoint for checkpoint in newest_first if (checkpoint / HUGGING_FACE).is_dir()]
+    return next(filter(has_intact_description, candidates), next(iter(candidates), None))
 
 
 def saved_model(directory: Path) -> Path | None:
-    """What a run's checkpoints hold beside the weights of its model, as a directory; None before the first."""
+    """Return the directory with the model's config and tokenizer in a run's checkpoint; None before the first."""
     from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 
     checkpoint = saved_checkpoint(directory)
@@ -100,33 +102,34 @@ def saved_model(directory: Path) -> Path | None:
 
 
 def as_saved(config: Config) -> Config:
-    """The config with its model described by the run's own checkpoint, once it has one: config.json and tokenizer are
-    read there from then on, and `model.hf_path` may be gone."""
+    """Return the config with `model.hf_path` in the run's own checkpoint, if it has one.
+
+    config.json and tokenizer are then read from there, so that the original directory may be gone.
+    """
     saved = saved_model(Path(config.run_dir)) if config.run_dir else None
     return replace(config, model=replace(config.model, hf_path=str(saved))) if saved else config
 
 
-def differences(config: Config) -> list[str]:
-    """Settings in which an existing run directory was made by another recipe, a line each, and what to do; empty for a
-    new one.
+def recipe_differences(config: Config) -> list[str]:
+    """Return a line for each setting that differs from an existing run's recipe, and what to do; [] for a new run.
 
-    What does not change what the run computes may differ: where it logs, how often it saves, how it is spread over
-    memory and ranks, and how many iterations it has; once it has a `saved_model`, where the model's directory is. What
-    was no setting yet as the run began had its default.
+    Settings that do not change the run's results may differ: logging, saving, layout, memory and the number of
+    iterations. Once the run has a `saved_model`, the model's directory may differ too. A setting that did not exist
+    when the run began counts as its default.
     """
     directory = Path(config.run_dir)
     path, may_change = directory / _CONFIG, (*_MAY_CHANGE, *(["model.hf_path"] if saved_model(directory) else []))
     if not path.is_file():
         return []
-    theirs = OmegaConf.merge(OmegaConf.create(to_yaml(Config())), OmegaConf.load(path))
-    ours = OmegaConf.create(to_yaml(config))
-    found = []
+    saved_settings = OmegaConf.merge(OmegaConf.create(to_yaml(Config())), OmegaConf.load(path))
+    settings = OmegaConf.create(to_yaml(config))
+    lines = []
     for key, _, _ in documented_keys():
-        before, now = OmegaConf.select(theirs, key), OmegaConf.select(ours, key)
+        before, now = OmegaConf.select(saved_settings, key), OmegaConf.select(settings, key)
         if before != now and not key.startswith(may_change):
-            found.append(f"run_dir {config.run_dir} was made by another recipe: {key} was {before}, is {now}")
-    if found:
-        found.append(
+            lines.append(f"run_dir {config.run_dir} was made by another recipe: {key} was {before}, is {now}")
+    if lines:
+        lines.append(
             f"run_dir {config.run_dir}: set these back to go on with it ({path} has all), or name another run_dir"
         )
-    return found
+    return lines

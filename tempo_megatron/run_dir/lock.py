@@ -1,8 +1,11 @@
-"""One run works in a directory: its mark there says who it is, and is touched while it works.
+"""The lock of a run directory: only one run works in it.
 
-That somebody touches the mark is seen by looking twice, whatever the clocks of two nodes say. A run that was killed
-touches nothing, so that it stands in nobody's way. Marks are numbered, and the newest counts: whoever follows a run
-makes the file of the next number, which one of several can, and never moves nor replaces another's.
+A run creates a lock file that names its owner, and touches it every second. Another run looks at the file twice. If
+its time has changed, the owner is alive, whatever the clocks of two nodes say. A run that was killed touches nothing,
+so its lock expires.
+
+Lock files are numbered, and the newest counts. A run that takes over creates the file of the next number. Only one of
+several runs can create it, and none moves or replaces the file of another.
 """
 
 from __future__ import annotations
@@ -21,50 +24,60 @@ from tempo_megatron.utils.logs import get_logger
 
 logger = get_logger(__name__)
 
-_MARK = "running-"
+_PREFIX = "running-"
+"""The prefix of lock files' names; a number follows."""
 _TOUCH_SECONDS = 1.0
 _WATCH_SECONDS = 5.0
-"""in which a run that works touches its mark, though a large object of Python's or a file system may hold it up"""
+"""The time in which a live run has touched its lock file, even if Python or the file system delays it."""
 _WATCHES = 6
-"""in all of which a mark is touched before its run is in the way. A canceled job has Slurm's KillWait, 30 s, to save;
-and a node may have known a mark's time from before its run was killed"""
+"""The number of watches in a row that must see the file touched before its owner counts as alive.
+
+A canceled job has 30 s (Slurm's KillWait) to save and end. A node may also first see an outdated time of the file.
+"""
 _PAUSE_SECONDS = 0.2
 
 
 class RunDirectoryInUse(RuntimeError):
-    """Another run works in the directory; the message says who, since when, and what to do."""
+    """Another run works in the directory. The message says which, since when, and what to do."""
 
 
 @dataclass(frozen=True)
-class Occupant:
-    """The process of a run that wrote its mark. `machine` and `began` tell it from all others that have its number: a
-    boot and a process namespace, and the kernel's count of ticks since then."""
+class LockOwner:
+    """The process of the run that created a lock file."""
 
     host: str
     process: int
+    """The process id."""
     began: str
+    """The start of the process in the kernel's ticks. It tells apart processes that had the same id."""
     machine: str
+    """The machine's boot id and process namespace."""
     job: str
-    """Slurm's, and its restart; empty outside of a job"""
+    """The Slurm job and its restart. It is empty outside of a job."""
     since: str
+    """The time at which the lock was made."""
 
     @classmethod
-    def this_process(cls) -> Occupant:
+    def this_process(cls) -> LockOwner:
+        """Return the owner of locks that this process makes."""
         job, process = os.environ.get("SLURM_JOB_ID", ""), os.getpid()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return cls(
             host=socket.gethostname(),
             process=process,
-            began=_began(process),
+            began=_process_start(process),
             machine=f"{boot} {os.readlink('/proc/self/ns/pid')}",
             job=job and f"{job}, restart {os.environ.get('SLURM_RESTART_COUNT', '0')}",
             since=datetime.now(UTC).isoformat(" ", "seconds"),
         )
 
-    def is_gone(self, me: Occupant) -> bool:
-        """Whether its process is known to have ended, or to be this one. Of another machine that is not known."""
-        same = self.machine == me.machine
-        return same and (self.process == me.process or _began(self.process) != self.began)
+    def has_ended(self, this: LockOwner) -> bool:
+        """Whether the owner's process is known to have ended, or is this one.
+
+        For a process of another machine it is not known, and the result is False.
+        """
+        same_machine = self.machine == this.machine
+        return same_machine and (self.process == this.process or _process_start(self.process) != self.began)
 
     def __str__(self) -> str:
         job = f" (Slurm job {self.job})" if self.job else ""
@@ -72,82 +85,86 @@ class Occupant:
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """What a look at the newest mark of a directory found."""
+class _LockFile:
+    """The newest lock file of a directory, as it was at one time."""
 
     number: int
-    """from 1; 0: there is none"""
-    occupant: Occupant | None
-    """None where the mark cannot be read: it is being written, or a node went down that wrote it"""
+    """The number of the file, from 1. It is 0 where there is no lock file."""
+    owner: LockOwner | None
+    """The owner. It is None for a file that is being written, or that a node wrote as it went down."""
     touched: int
-    """nanoseconds of the file system's clock"""
+    """The file's time in nanoseconds of the file system's clock."""
 
 
 class RunLock:
-    """This run's mark in `directory`, and its look at another's, which begins when this is made: what a run does before
-    `take` is not lost to waiting. For one rank of the run."""
+    """The lock of a run directory, for one rank of the run.
+
+    The first look at another run's lock file happens in the constructor. The time between it and `acquire` counts as
+    watching.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._me = Occupant.this_process()
-        self._seen = self._before = _newest(directory)
-        self._looked = time.monotonic()
-        self._left = threading.Event()
+        self._owner = LockOwner.this_process()
+        self._newest = self._watched = _newest_lock_file(directory)
+        self._watch_start = time.monotonic()
+        self._released = threading.Event()
 
-    def take(self) -> None:
-        """Make the directory this run's until `leave`. Raises Occupied if another run works in it.
+    def acquire(self) -> None:
+        """Lock the directory for this run until `release`. Raises RunDirectoryInUse if another run works in it.
 
-        One that has ended is known by its process, on this machine, or else because nobody touches its mark.
+        A run of this machine has ended if its process has. Of another machine, it has ended if nobody touches its lock
+        file.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
         for _ in range(_WATCHES):
-            if not self._is_at_work() and self._claim():
+            if not self._owner_is_alive() and self._create_next():
                 break
         else:
             raise RunDirectoryInUse(
-                f"run_dir {self._directory}: another run works there: {self._seen.occupant or 'of unknown name'}; it "
-                f"has touched {_path(self._directory, self._seen.number)} all the {_WATCHES * _WATCH_SECONDS:.0f} s "
+                f"run_dir {self._directory}: another run works there: {self._newest.owner or 'of unknown name'}; it "
+                f"has touched {_path(self._directory, self._newest.number)} all the {_WATCHES * _WATCH_SECONDS:.0f} s "
                 "that this one watched. Two would destroy each other's checkpoints: let that one end or stop it, then "
                 "start this one again; or give this one another run_dir"
             )
-        threading.Thread(target=self._touch, args=[self._seen.number], daemon=True).start()
+        threading.Thread(target=self._touch, args=[self._newest.number], daemon=True).start()
 
-    def leave(self) -> None:
-        """The run has ended. A mark that cannot be removed is in nobody's way: its process is gone."""
-        self._left.set()
-        newest = _newest(self._directory)
-        if newest.occupant == self._me:
+    def release(self) -> None:
+        """Remove the lock file. If that fails, the file expires, because its process ends."""
+        self._released.set()
+        newest = _newest_lock_file(self._directory)
+        if newest.owner == self._owner:
             with contextlib.suppress(OSError):
                 _path(self._directory, newest.number).unlink(missing_ok=True)
 
-    def _is_at_work(self) -> bool:
-        """Whether another run touched its mark between the last look and one some seconds after it."""
+    def _owner_is_alive(self) -> bool:
+        """Whether another run touched its lock file during one watch."""
         while True:
-            self._seen = _newest(self._directory)
-            gone = self._seen.occupant and self._seen.occupant.is_gone(self._me)
-            if gone or not self._seen.number:
+            self._newest = _newest_lock_file(self._directory)
+            has_ended = self._newest.owner and self._newest.owner.has_ended(self._owner)
+            if has_ended or not self._newest.number:
                 return False
-            if time.monotonic() > self._looked + _WATCH_SECONDS:
+            if time.monotonic() > self._watch_start + _WATCH_SECONDS:
                 break
             time.sleep(_PAUSE_SECONDS)
-        before, self._before, self._looked = self._before, self._seen, time.monotonic()
-        return self._seen != before
+        before, self._watched, self._watch_start = self._watched, self._newest, time.monotonic()
+        return self._newest != before
 
-    def _claim(self) -> bool:
-        """Follow the run last seen; False where another one was quicker."""
-        number = self._seen.number + 1
-        mark = _path(self._directory, number)
+    def _create_next(self) -> bool:
+        """Create the lock file after the newest one; return False where another run was faster."""
+        number = self._newest.number + 1
+        path = _path(self._directory, number)
         try:
-            with mark.open("x") as file:
-                file.write(json.dumps(asdict(self._me)) + "\n")
+            with path.open("x") as file:
+                file.write(json.dumps(asdict(self._owner)) + "\n")
         except FileExistsError:
             return False
-        except OSError:  # no room, say
-            mark.unlink(missing_ok=True)
+        except OSError:  # for example a full disk
+            path.unlink(missing_ok=True)
             raise
-        self._seen = _newest(self._directory)
-        if self._seen.number != number:  # others came and went since the last look
-            mark.unlink(missing_ok=True)
+        self._newest = _newest_lock_file(self._directory)
+        if self._newest.number != number:  # other runs have come and gone since the last look
+            path.unlink(missing_ok=True)
             return False
         for older in _numbers(self._directory):
             if older < number:
@@ -155,51 +172,52 @@ class RunLock:
         return True
 
     def _touch(self, number: int) -> None:
-        while not self._left.wait(_TOUCH_SECONDS):
-            other = _newest(self._directory).occupant
-            if self._left.is_set():
-                return  # whoever was found there has followed
-            if other and other != self._me:
+        """Touch the lock file until the release; end the process if another run has taken over."""
+        while not self._released.wait(_TOUCH_SECONDS):
+            other = _newest_lock_file(self._directory).owner
+            if self._released.is_set():
+                return  # another run may have the directory by now, and rightly
+            if other and other != self._owner:
                 return self._give_way(other)
             with contextlib.suppress(OSError):
                 os.utime(_path(self._directory, number))
 
-    def _give_way(self, other: Occupant) -> None:
-        """Another run has begun here, for this one stood still: the process ends, unless the other is in it too."""
-        if (other.machine, other.process) == (self._me.machine, self._me.process):
+    def _give_way(self, other: LockOwner) -> None:
+        """End this process, unless the other run is in it too: the other took over while this one stood still."""
+        if (other.machine, other.process) == (self._owner.machine, self._owner.process):
             return
         logger.error(
-            f"run_dir {self._directory} was taken over by {other}: this run, {self._me}, had not touched its "
-            f"mark for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints"
+            f"run_dir {self._directory} was taken over by {other}: this run, {self._owner}, had not touched its "
+            f"lock file for {_WATCH_SECONDS:.0f} s. It ends, or the two would destroy each other's checkpoints"
         )
         os._exit(1)
 
 
 def _path(directory: Path, number: int) -> Path:
-    return directory / f"{_MARK}{number}"
+    return directory / f"{_PREFIX}{number}"
 
 
 def _numbers(directory: Path) -> list[int]:
-    """Of the marks in a directory."""
-    numbers = (path.name.removeprefix(_MARK) for path in directory.glob(f"{_MARK}*"))
+    """Return the numbers of the lock files in a directory."""
+    numbers = (path.name.removeprefix(_PREFIX) for path in directory.glob(f"{_PREFIX}*"))
     return [int(number) for number in numbers if number.isdecimal()]
 
 
-def _newest(directory: Path) -> _Mark:
+def _newest_lock_file(directory: Path) -> _LockFile:
     number = max(_numbers(directory), default=0)
     try:
-        with _path(directory, number).open() as file:  # opening has NFS ask its server for what is new
+        with _path(directory, number).open() as file:  # opening makes NFS ask its server for the current state
             touched = os.fstat(file.fileno()).st_mtime_ns
             try:
-                return _Mark(number, Occupant(**json.load(file)), touched)
+                return _LockFile(number, LockOwner(**json.load(file)), touched)
             except (ValueError, TypeError):
-                return _Mark(number, None, touched)
+                return _LockFile(number, None, touched)
     except OSError:
-        return _Mark(number, None, 0)
+        return _LockFile(number, None, 0)
 
 
-def _began(process: int) -> str:
-    """When a process of this machine began; "" when it has ended."""
+def _process_start(process: int) -> str:
+    """Return the start of a process of this machine in the kernel's ticks; "" if the process has ended."""
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

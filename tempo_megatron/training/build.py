@@ -24,7 +24,7 @@ from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.writers import MetricsLog
-from tempo_megatron.run_dir.layout import open_run, saved_checkpoint
+from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint
 from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
 from tempo_megatron.supervision.interruption import InterruptionRequest
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -112,10 +112,9 @@ def build_run(
         _restore(state, data, grader, models, selector, data_contents)
         writers = make_log(directory, config.logging, state.log_lines) if console.is_first else None
         hf_path = _hf_path(config, lifecycle.resumed_from)
-        replay = config.generation.replay
-        engine = None if replay else make_generator(config, hf_path, tokenizer, models.policy_tensors)
-        generator = RecordedGenerator(engine, Path(replay) if replay else directory / "rollouts")
-        generator.figures, generator.iteration = state.generation_figures, state.iteration
+        generator = _recorded_generator(
+            config, lambda: make_generator(config, hf_path, tokenizer, models.policy_tensors), state
+        )
         residency.generator = generator
         run = Run(
             config=config,
@@ -167,8 +166,8 @@ def _enter_directory(config: Config, data: RunData, lock: RunLock | None, consol
     refusal = contents = ""
     if lock:
         try:
-            lock.take()
-            open_run(config)
+            lock.acquire()
+            create_run_directory(config)
             accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
                 console.say(line)
@@ -205,6 +204,17 @@ def _evaluator(config: Config, data: RunData, grader: Grader, decode: Decode, *,
         config.generation.max_response_tokens,
         Path(config.run_dir) / "samples" if keeps_samples else None,
     )
+
+
+def _recorded_generator(config: Config, make_engine: Callable[[], Engine], state: RunState) -> RecordedGenerator:
+    """Return the generator, which keeps its rollouts on disk. A replay reads another run's and has no engine."""
+    replay = config.generation.replay
+    if replay:
+        generator = RecordedGenerator(None, Path(replay))
+    else:
+        generator = RecordedGenerator(make_engine(), Path(config.run_dir) / "rollouts")
+    generator.figures, generator.iteration = state.generation_figures, state.iteration
+    return generator
 
 
 def _collector(

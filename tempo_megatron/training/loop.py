@@ -220,7 +220,7 @@ def read_values(run: Run, rollouts: PolicyRollouts) -> Tensor:
         return values(run.models.critic, to_batch(rollouts.rollouts))
 
 
-def measure_critic(run: Run, collected: Collected, when: str) -> Metrics:
+def measure_critic(run: Run, collected: Collected, moment: str) -> Metrics:
     """Return the accuracy on the questions set aside and, with a critic, its calibration there; update the gate."""
     correct = collected.measured_correct
     figures = {"correct": sum(correct) / len(correct)}
@@ -231,7 +231,7 @@ def measure_critic(run: Run, collected: Collected, when: str) -> Metrics:
         # finite value has no figure at all.
         otherwise = run.state.gate_value if "mean_value" in figures else None
         run.state.gate_value = broadcast_from_first(figures.get(run.config.loop.gate_on, otherwise))
-    return {f"calibration/{when}/{name}": value for name, value in figures.items()}
+    return {f"calibration/{moment}/{name}": value for name, value in figures.items()}
 
 
 def start_critic(run: Run) -> None:

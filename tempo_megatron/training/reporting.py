@@ -75,8 +75,8 @@ class RunLog:
             selected = {f"selection/{name}": value for name, value in asdict(selection).items()} if selection else {}
             self.writers.write({"stage": stage, "iteration": iteration, **metrics, **selected, **usage})
             if stage == "train" and self.state.iteration:
-                shown = "  ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)
-                self.console.say(f"iteration {self.state.iteration}/{self.config.loop.iterations}  {shown}")
+                line = "  ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)
+                self.console.say(f"iteration {self.state.iteration}/{self.config.loop.iterations}  {line}")
         barrier()  # the watchdog would take a rank that writes alone for one that hangs
 
     def close(self) -> None:

@@ -207,5 +207,5 @@ class Run:
     def _leave_directory(self) -> None:
         """Unlock the run directory, once all is written. Collective."""
         if self.lock:
-            self.lock.leave()
+            self.lock.release()
         barrier()  # srun ends every rank when the first exits, and the first may hold the others' store

@@ -1,1 +1,1 @@
-"""What can be checked before a run starts; one error lists all problems."""
+"""Checks of a recipe before a run starts. One error lists all problems."""

@@ -1,4 +1,4 @@
-"""Whether a run's method can learn anything: what it needs, what it makes of rows like its own, and the schedule."""
+"""Checks whether a run's method can learn: what it needs, what it computes on made-up rows, and the schedule."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Or
 
 
 def method_problems(config: Config) -> list[str]:
-    """What is wrong, one line each; empty when the method can learn by this schedule. Reads no file."""
-    return [*([*_needs(config)] or _rehearsed(config)), *_schedule(config)]
+    """Return a line for each problem; [] when the method can learn by this schedule. It reads no file."""
+    return [*([*_unmet_needs(config)] or _rehearsal_problems(config)), *_schedule_problems(config)]
 
 
-def _needs(config: Config) -> Iterator[str]:
-    """What the method needs and is not given."""
+def _unmet_needs(config: Config) -> Iterator[str]:
+    """Yield a line for each thing that the method needs and the recipe does not provide."""
     needs, critic, learns_from = method(config.method).needs, config.critic.training, config.policy.learns_from
     known = ("values", "votes", "correct", *STATISTICS)
     unknown = needs.difference(known)
@@ -42,8 +42,8 @@ def _needs(config: Config) -> Iterator[str]:
         yield f"loop.order: method {config.method} reads no values"
 
 
-def _rehearsed(config: Config) -> Iterator[str]:
-    """What the method itself makes impossible, found by letting it judge a few made-up rows."""
+def _rehearsal_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each problem that shows when the method judges a few made-up rows."""
     learns_from, critic = config.policy.learns_from, config.critic
     outcome = dry_run(
         method(config.method),
@@ -79,12 +79,12 @@ def _rehearsed(config: Config) -> Iterator[str]:
 
 
 def _taught_before_iterations(config: Config) -> bool:
-    """Whether the critic has learned something when the first iteration begins."""
+    """Whether the critic has learned before the first iteration begins."""
     return bool(config.critic.checkpoint or config.stages.critic_start.iterations)
 
 
-def _schedule(config: Config) -> Iterator[str]:
-    """Settings of loop, stages and choice that do not go together."""
+def _schedule_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each combination of settings of loop, stages and checkpoint selection that cannot work."""
     needs, critic, loop = method(config.method).needs, config.critic.training, config.loop
     if loop.gate and (not config.calibration.questions or critic is not CriticTraining.calibrated):
         yield "loop.gate: needs calibration.questions, and critic.training calibrated"

@@ -1,5 +1,4 @@
-"""Whether a run can have its model: the directory that it is read from, checkpoints to start from, ranks to spread it
-over, and FP8."""
+"""Checks of a run's model: its directory, the checkpoints to start from, the parallel layout, and FP8."""
 
 from __future__ import annotations
 
@@ -26,37 +25,37 @@ from tempo_megatron.run_dir.layout import as_saved, saved_model
 
 
 def model_problems(config: Config) -> Iterator[str]:
-    """What is wrong, one line each; nothing when the run can have its model."""
-    yield from _model(config)
-    yield from _layout(config)
+    """Yield a line for each problem of the model and its parallel layout."""
+    yield from _directory_problems(config)
+    yield from _layout_problems(config)
 
 
-def _model(config: Config) -> Iterator[str]:
+def _directory_problems(config: Config) -> Iterator[str]:
     if not config.model.hf_path:
         return
     saved = saved_model(Path(config.run_dir)) if config.run_dir else None
     try:
-        settings, context = _described(saved) if saved else _judged(Path(config.model.hf_path))
+        settings, context = _read_description(saved) if saved else _read_model(Path(config.model.hf_path))
     except ConversionError as error:
         yield from (f"model.hf_path: {line}" for line in str(error).splitlines())
         return
-    if saved:  # the run goes on from its own weights: what it started from may be gone
-        yield from _resumed(config, settings)
+    if saved:  # the run resumes from its own weights, and what it started from may be gone
+        yield from _resume_problems(config, settings)
     else:
-        yield from _starts(config, settings)
+        yield from _start_problems(config, settings)
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
             yield (
                 f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
                 f"{rope.default_attention_factor:.6g}"
             )
-    wanted = config.data.max_prompt_tokens + config.generation.max_response_tokens
-    if wanted > context:
-        yield f"data.max_prompt_tokens + generation.max_response_tokens: {wanted}, the model's context is {context}"
+    tokens = config.data.max_prompt_tokens + config.generation.max_response_tokens
+    if tokens > context:
+        yield f"data.max_prompt_tokens + generation.max_response_tokens: {tokens}, the model's context is {context}"
     yield from divisibility_problems(config.parallel, settings)
     yield from window_problems(config.parallel, settings)
     yield from replica_problems(config.generation.tensor_parallel_size, settings)
-    yield from _eight_bits(config, settings)
+    yield from _fp8_problems(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
             yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
@@ -66,28 +65,28 @@ def _model(config: Config) -> Iterator[str]:
         yield "generation.precision: fp8 goes with model.precision bf16; vLLM quantizes no fp32 weights"
 
 
-def _judged(directory: Path) -> tuple[BackboneSettings, int]:
-    """The settings of a model directory in which nothing is wrong, and its context in tokens."""
+def _read_model(directory: Path) -> tuple[BackboneSettings, int]:
+    """Return the settings and the context, in tokens, of a model directory. Raises ConversionError if it is invalid."""
     source = open_source(directory, "policy")
     return source.settings, source.context
 
 
-def _described(directory: Path) -> tuple[BackboneSettings, int]:
-    """The same of a directory without weights, such as a checkpoint has."""
+def _read_description(directory: Path) -> tuple[BackboneSettings, int]:
+    """Return the same for a directory without weights, such as a checkpoint contains."""
     config = hf_files.read_config(directory)
     return hf_config.backbone_settings(config), hf_config.complete_config(config)["max_position_embeddings"]
 
 
 def vocabulary_problems(config: Config, tokenizer: Any, questions: Questions) -> Iterator[str]:
-    """Where model and tokenizer do not agree on the tokens of prompts, of taught answers and of the end."""
+    """Yield a line where model and tokenizer disagree on the tokens of prompts, of warm-start answers or of the end."""
     try:
         vocab_size = hf_config.backbone_settings(hf_files.read_config(Path(as_saved(config).model.hf_path))).vocab_size
-    except ConversionError:  # it is said already
+    except ConversionError:  # `model_problems` names it
         return
     ends = list(end_token_problems(config.data, tokenizer, vocab_size))
     yield from (f"model.hf_path: {problem}" for problem in ends)
-    for stream, made in questions.sets.items():
-        prompts = {prompt.id: prompt.token_ids for prompt in made.prompts}
+    for stream, prompt_set in questions.sets.items():
+        prompts = {prompt.id: prompt.token_ids for prompt in prompt_set.prompts}
         yield from (f"data.{stream}: {problem}" for problem in token_problems(prompts, tokenizer, vocab_size))
     if not ends:
         taught = {prompt.id: answer_token_ids(prompt, tokenizer) for prompt in questions.sets["warm_start"].prompts}
@@ -95,44 +94,44 @@ def vocabulary_problems(config: Config, tokenizer: Any, questions: Questions) ->
         yield from (f"data.warm_start: answers of {problem}" for problem in answers)
 
 
-def _starts(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """The checkpoints that policy and critic start from."""
+def _start_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield a line for each problem of the checkpoints that policy and critic start from."""
     for role, start in (("policy", config.policy.checkpoint), ("critic", config.critic.checkpoint)):
         if not start or (role == "critic" and config.critic.training is CriticTraining.none):
             continue
         key, directory = f"{role}.checkpoint", Path(start)
         try:
             yield from (f"{key}: {problem}" for problem in checkpoint_format.CheckpointReader(directory, role).problems)
-            other = _unlike(directory / checkpoint_format.HUGGING_FACE, settings)
+            differing = _differing_settings(directory / checkpoint_format.HUGGING_FACE, settings)
             checkpoint_format.read_target_range(directory)
         except ConversionError as error:
             yield from (f"{key}: {line}" for line in str(error).splitlines())
             continue
         if role == "critic":
-            other.discard("tied")
-        if other:
-            yield f"{key}: {start} is another model than model.hf_path: {', '.join(sorted(other))} differ"
+            differing.discard("tied")
+        if differing:
+            yield f"{key}: {start} is another model than model.hf_path: {', '.join(sorted(differing))} differ"
         if role == "critic" and config.stages.warm_start.steps:
             yield f"{key}: a warm start would replace it; set stages.warm_start.steps to 0"
 
 
-def _resumed(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """A run goes on with the model of its checkpoints; where `model.hf_path` describes another, it cannot be meant."""
-    with contextlib.suppress(ConversionError):  # nothing is described there any more
-        other = _unlike(Path(config.model.hf_path), settings)
-        if other:
-            named = f"{config.model.hf_path} is another model than that of run_dir {config.run_dir}"
-            yield f"model.hf_path: {named}: {', '.join(sorted(other))} differ; name that one, or another run_dir"
+def _resume_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield a line if `model.hf_path` describes another model than the run's checkpoints."""
+    with contextlib.suppress(ConversionError):  # the directory may be gone
+        differing = _differing_settings(Path(config.model.hf_path), settings)
+        if differing:
+            problem = f"{config.model.hf_path} is another model than that of run_dir {config.run_dir}"
+            yield f"model.hf_path: {problem}: {', '.join(sorted(differing))} differ; name that one, or another run_dir"
 
 
-def _unlike(model: Path, settings: BackboneSettings) -> set[str]:
-    """In what a model directory describes another model. Raises ConversionError."""
-    described = hf_config.backbone_settings(hf_files.read_config(model))
-    return {name for name, value in vars(described).items() if value != getattr(settings, name)}
+def _differing_settings(model: Path, settings: BackboneSettings) -> set[str]:
+    """Return the names of settings in which a model directory differs. Raises ConversionError."""
+    other = hf_config.backbone_settings(hf_files.read_config(model))
+    return {name for name, value in vars(other).items() if value != getattr(settings, name)}
 
 
-def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
-    """What FP8 asks of the machine, the other settings and the model's shape."""
+def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield a line for each requirement of FP8 that the machine, other settings or the model's shape do not meet."""
     model, parallel = config.model, config.parallel
     stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)
     if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
@@ -149,13 +148,13 @@ def _eight_bits(config: Config, settings: BackboneSettings) -> Iterator[str]:
     heads = settings.num_attention_heads * settings.kv_channels
     widths = {"hidden size": settings.hidden_size}
     shared = {"attention channels": heads, "MLP channels": settings.ffn_hidden_size}
-    widths |= {f"{what} a rank": size // max(1, parallel.tensor_model_parallel_size) for what, size in shared.items()}
-    for what, width in widths.items():
+    widths |= {f"{name} a rank": size // max(1, parallel.tensor_model_parallel_size) for name, size in shared.items()}
+    for name, width in widths.items():
         if width % tile:
-            yield f"model.fp8: {model.fp8.value} needs multiples of {tile}; the model's {what} is {width}"
+            yield f"model.fp8: {model.fp8.value} needs multiples of {tile}; the model's {name} is {width}"
 
 
-def _layout(config: Config) -> Iterator[str]:
+def _layout_problems(config: Config) -> Iterator[str]:
     parallel = config.parallel
     world = int(os.environ.get("WORLD_SIZE", parallel.processes_per_node))
     model_size = (
@@ -170,7 +169,7 @@ def _layout(config: Config) -> Iterator[str]:
                 f"{role}.micro_batch_tokens: at least data.max_prompt_tokens + generation.max_response_tokens = "
                 f"{longest}, or 0 for that; got {budget}"
             )
-    replica = config.generation.tensor_parallel_size  # one that is not set is that of parallel, which is judged
+    replica = config.generation.tensor_parallel_size  # unset, it is that of `parallel`, which is checked above
     if replica > 0 and world % replica:
         yield f"generation.tensor_parallel_size: {replica} does not divide {world} processes"
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:

@@ -1,4 +1,4 @@
-"""Everything about a run that can be checked before it starts, all problems at once."""
+"""Checks everything about a run that can be checked before it starts, and lists all problems at once."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ from tempo_megatron.grading import labels
 from tempo_megatron.grading.grader import grading_problems
 from tempo_megatron.launch import torchrun
 from tempo_megatron.megatron.accelerators import apex_is_another_project
-from tempo_megatron.run_dir.layout import as_saved, differences
+from tempo_megatron.run_dir.layout import as_saved, recipe_differences
 from tempo_megatron.validation.method import method_problems
 from tempo_megatron.validation.model import model_problems, vocabulary_problems
 
 
 def recipe_problems(config: Config) -> list[str]:
-    """What is wrong, one line each; empty when the run can start."""
+    """Return a line for each problem; [] when the run can start."""
     return [
-        *_required(config),
+        *_missing_settings(config),
         *method_problems(config),
-        *_optimizers(config),
-        *_numbers(config),
+        *_optimizer_problems(config),
+        *_number_problems(config),
         *model_problems(config),
-        *_data(config),
-        *_labels(config),
-        *differences(config),
+        *_data_problems(config),
+        *_label_problems(config),
+        *recipe_differences(config),
         *fingerprint.fingerprint_problems(config),
     ]
 
 
-def _labels(config: Config) -> list[str]:
+def _label_problems(config: Config) -> list[str]:
+    """Return a line for each bad label. Ranks under torchrun leave the check to the process that started them."""
     return (
         []
         if torchrun.is_checked()
@@ -52,7 +53,8 @@ def _labels(config: Config) -> list[str]:
     )
 
 
-def _required(config: Config) -> Iterator[str]:
+def _missing_settings(config: Config) -> Iterator[str]:
+    """Yield a line for each setting, file or package that the recipe needs and that is missing."""
     for key, value in {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}.items():
         if not value:
             yield f"{key}: required"
@@ -73,7 +75,7 @@ def _required(config: Config) -> Iterator[str]:
 
 
 def _needed_streams(config: Config) -> dict[str, list[str]]:
-    """Why a run needs questions of each kind; an empty list where it does not."""
+    """Return the reasons why a run needs labeled and unlabeled questions; no reason where it needs none."""
     learns_from, critic = config.policy.learns_from, config.critic.training
     labeled = {
         f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.unlabeled,
@@ -86,27 +88,29 @@ def _needed_streams(config: Config) -> dict[str, list[str]]:
         f"policy.learns_from is {learns_from}": learns_from is not LearnsFrom.labeled,
     }
     return {
-        "labeled": [why for why, is_so in labeled.items() if is_so],
-        "unlabeled": [why for why, is_so in unlabeled.items() if is_so],
+        "labeled": [reason for reason, applies in labeled.items() if applies],
+        "unlabeled": [reason for reason, applies in unlabeled.items() if applies],
     }
 
 
-def _optimizers(config: Config) -> Iterator[str]:
+def _optimizer_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each learning rate schedule that contradicts itself."""
     groups = {
         "policy.optimizer": config.policy.optimizer,
         "critic.optimizer": config.critic.optimizer,
         "stages.warm_start.optimizer": config.stages.warm_start.optimizer,
     }
-    for key, made in groups.items():
-        if made.schedule is not LearningRateSchedule.constant and made.decay_steps <= made.warmup_steps:
-            yield f"{key}.decay_steps: more than warmup_steps ({made.warmup_steps}), got {made.decay_steps}"
-        if made.warmup_share and made.warmup_steps:
-            yield f"{key}.warmup_share: {made.warmup_share:g}, and warmup_steps {made.warmup_steps}: set one of them"
-        elif made.warmup_share and not made.decay_steps:
+    for key, rate in groups.items():
+        if rate.schedule is not LearningRateSchedule.constant and rate.decay_steps <= rate.warmup_steps:
+            yield f"{key}.decay_steps: more than warmup_steps ({rate.warmup_steps}), got {rate.decay_steps}"
+        if rate.warmup_share and rate.warmup_steps:
+            yield f"{key}.warmup_share: {rate.warmup_share:g}, and warmup_steps {rate.warmup_steps}: set one of them"
+        elif rate.warmup_share and not rate.decay_steps:
             yield f"{key}.warmup_share: a share of decay_steps, which is 0"
 
 
-def _numbers(config: Config) -> Iterator[str]:
+def _number_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each number that does not fit another setting."""
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
     if config.evaluation.k > fewest:
         yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
@@ -121,7 +125,7 @@ def _numbers(config: Config) -> Iterator[str]:
 
 
 def _batches(config: Config) -> Iterator[tuple[str, PolicyConfig | CriticConfig, tuple[str, int]]]:
-    """What is cut into mini-batches: the model, its settings, and the prompts that it takes."""
+    """Yield each use of mini-batches: the model, its settings, and the setting and number of prompts that are cut."""
     yield "policy", config.policy, _policy_prompts(config)
     if config.critic.training is CriticTraining.returns:
         yield "critic", config.critic, _policy_prompts(config)
@@ -133,7 +137,7 @@ def _batches(config: Config) -> Iterator[tuple[str, PolicyConfig | CriticConfig,
 
 
 def _policy_prompts(config: Config) -> tuple[str, int]:
-    """The setting that says how many prompts a policy step learns from, and the number."""
+    """Return the setting that says how many prompts a policy step learns from, and the number."""
     loop = config.loop
     return {
         LearnsFrom.labeled: ("loop.labeled_prompts", loop.labeled_prompts),
@@ -145,7 +149,8 @@ def _policy_prompts(config: Config) -> tuple[str, int]:
     }[config.policy.learns_from]
 
 
-def _data(config: Config) -> Iterator[str]:
+def _data_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each problem of tokenizer, data files, questions and graders."""
     if "{question}" not in config.data.prompt_template:
         yield "data.prompt_template: needs {question}"
         return
@@ -153,7 +158,7 @@ def _data(config: Config) -> Iterator[str]:
     try:
         tokenizer = load_tokenizer(directory)
     except ValueError as error:
-        if directory.is_dir():  # otherwise it is said already, and transformers would speak of its hub
+        if directory.is_dir():  # otherwise `model_problems` names it, and transformers would mention its hub
             yield f"model.hf_path: {error}"
         yield from data_file_problems(config.data)
         return
@@ -167,13 +172,13 @@ def _data(config: Config) -> Iterator[str]:
         yield from str(error).splitlines()
         return
     yield from vocabulary_problems(config, tokenizer, questions)
-    labeled, aside = len(questions.sets["labeled"].prompts), config.calibration.questions
-    if aside and aside >= labeled:
-        yield f"calibration.questions: {aside} of {labeled} labeled questions leave none to learn from"
-    measured = reserve_labeled_questions(questions.sets["labeled"], aside, learned)
-    if aside and not measured:
+    labeled, measured_count = len(questions.sets["labeled"].prompts), config.calibration.questions
+    if measured_count and measured_count >= labeled:
+        yield f"calibration.questions: {measured_count} of {labeled} labeled questions leave none to learn from"
+    measured = reserve_labeled_questions(questions.sets["labeled"], measured_count, learned)
+    if measured_count and not measured:
         yield "calibration.questions: the run has learned from all labeled questions that are left; add new ones"
-    taught = questions.sets["warm_start"].without(measured)
-    if config.stages.warm_start.steps and not taught.prompts:
+    warm_start = questions.sets["warm_start"].without(measured)
+    if config.stages.warm_start.steps and not warm_start.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"
     yield from grading_problems(config.grading, questions.grader_locations())

@@ -32,11 +32,11 @@ def test_a_second_run_in_a_directory_is_refused(recipe: Path, tmp_path: Path) ->
     """All its ranks end with 2. They touch nothing in the directory, not even the files of a save under way."""
     run = tmp_path / "run"
     first, save = RunLock(run), run / "checkpoints" / ".writing-iteration-000004"
-    first.take()
+    first.acquire()
     save.mkdir(parents=True)
     with pytest.raises(AssertionError) as refused:
         run_ranks(WORKER, 2, "second", recipe, *SHORT)
-    first.leave()
+    first.release()
     assert f"another run works there: process {os.getpid()} on" in str(refused.value)
     assert "exit codes by rank: [2, 2]" in str(refused.value)
     assert list(run.rglob("*")) == [save.parent, save]

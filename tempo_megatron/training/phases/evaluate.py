@@ -113,14 +113,14 @@ class Evaluator:
 
         These figures are for the log alone. None of them may reach training.
         """
-        known = [row for row, rollout in enumerate(rollouts) if rollout.prompt.id in self._answers]
-        if not known:
+        answered = [row for row, rollout in enumerate(rollouts) if rollout.prompt.id in self._answers]
+        if not answered:
             return {}
-        correct = graded(self._grader, [rollouts[row] for row in known], self._answers)
-        prompts = [rollouts[row].prompt.id for row in known]
+        correct = graded(self._grader, [rollouts[row] for row in answered], self._answers)
+        prompts = [rollouts[row].prompt.id for row in answered]
         figures: dict[str, float | None] = {"avg": mean(correct), **_pass_at_fewest(correct, prompts)}
         if rewards is not None:
-            scores = [rewards[row] for row in known]
+            scores = [rewards[row] for row in answered]
             drifts = [score - grade for score, grade in zip(scores, correct, strict=True) if math.isfinite(score)]
             figures["reward_minus_truth"] = mean(drifts) if drifts else None
             figures["reward_auroc"] = auroc(scores, correct)
@@ -147,7 +147,7 @@ class Evaluator:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)
         path = self._samples_directory / f"iteration-{iteration:06d}.jsonl"
-        with atomic_path(path) as aside, aside.open("w") as file:
+        with atomic_path(path) as temporary, temporary.open("w") as file:
             for name, rollout, answer in zip(names, rollouts, answers, strict=True):
                 row = {"set": name, **response_record(rollout, answer, self._decode)}
                 file.write(json.dumps(row) + "\n")

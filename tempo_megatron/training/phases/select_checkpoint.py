@@ -70,8 +70,8 @@ class CheckpointSelector:
 
         Candidates of other iterations take part as long as their checkpoints are in `kept`.
         """
-        others = [candidate for candidate in self.selection.candidates if candidate.iteration != iteration]
-        earlier = [candidate for candidate in others if candidate.iteration in kept]
+        other_candidates = [candidate for candidate in self.selection.candidates if candidate.iteration != iteration]
+        earlier = [candidate for candidate in other_candidates if candidate.iteration in kept]
         candidates = broadcast_from_first(
             self._with_values(critic, [*earlier, self._sample_candidate(collector, iteration)])
         )
@@ -127,7 +127,7 @@ class CheckpointSelector:
     @expect_pace(Pace.untimed)
     def _write(self, iteration: int, rollouts: Sequence[Rollout]) -> None:
         self._directory.mkdir(exist_ok=True)
-        with atomic_path(self._path(iteration)) as aside, aside.open("w") as file:
+        with atomic_path(self._path(iteration)) as temporary, temporary.open("w") as file:
             for rollout in rollouts:
                 row = {"prompt": rollout.prompt.id, "sample": rollout.sample, "finish_reason": rollout.finish_reason}
                 file.write(json.dumps(row | {"response_ids": rollout.response_ids}) + "\n")

@@ -11,7 +11,7 @@ from tempo_megatron.config import load_config
 from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.launch.replay import replay_arguments
-from tempo_megatron.run_dir.layout import open_run
+from tempo_megatron.run_dir.layout import create_run_directory
 from tempo_megatron.validation.recipe import recipe_problems
 
 
@@ -44,7 +44,7 @@ REQUESTS = [Request((1, 2), 4, 8, 1.0, 1.0), Request((1, 2), 7, 8, 1.0, 1.0)]
 def test_a_replay_has_the_recipe_of_its_run(recipe: Path, tmp_path: Path) -> None:
     """It needs its own directory, because in that of the run it would resume the run."""
     kept = load_config(recipe, ["generation.keep_rollouts=true", "seed=7", "policy.clip_range_low=0.2"])
-    open_run(kept)
+    create_run_directory(kept)
     run = Path(kept.run_dir)
     (run / "rollouts").mkdir()
     (run / "rollouts" / "one.safetensors").touch()

@@ -19,11 +19,11 @@ from types import SimpleNamespace
 import pytest
 
 from tempo_megatron.run_dir import lock
-from tempo_megatron.run_dir.lock import Occupant, RunDirectoryInUse, RunLock
+from tempo_megatron.run_dir.lock import LockOwner, RunDirectoryInUse, RunLock
 from tests.clock import Clock, UntilTouched
 
-TAKES = "import sys, time; from pathlib import Path; from tempo_megatron.run_dir.lock import Occupancy; "
-TAKES += "Occupancy(Path(sys.argv[1])).take(); print('taken', flush=True); time.sleep(600)"
+ACQUIRES = "import sys, time; from pathlib import Path; from tempo_megatron.run_dir.lock import RunLock; "
+ACQUIRES += "RunLock(Path(sys.argv[1])).acquire(); print('taken', flush=True); time.sleep(600)"
 FAST = "from tempo_megatron.run_dir import lock; "
 FAST += "lock._TOUCH_SECONDS, lock._WATCH_SECONDS, lock._WATCHES = 0.05, 2.0, 2; import sys"
 
@@ -31,30 +31,30 @@ FAST += "lock._TOUCH_SECONDS, lock._WATCH_SECONDS, lock._WATCHES = 0.05, 2.0, 2;
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """Time for the runs of this process, which touch nothing by themselves: one that gives way would end pytest."""
-    made = Clock()
-    monkeypatch.setattr(lock, "time", made)
-    monkeypatch.setattr(RunLock, "_touch", lambda occupancy, number: None)
-    return made
+    clock = Clock()
+    monkeypatch.setattr(lock, "time", clock)
+    monkeypatch.setattr(RunLock, "_touch", lambda self, number: None)
+    return clock
 
 
 def elsewhere(directory: Path) -> RunLock:
-    """Of a run on another machine, in a Slurm job."""
-    made = RunLock(directory)
-    made._me = replace(Occupant.this_process(), host="node7", machine="another", job="123, restart 2")
-    return made
+    """Return the lock of a run on another machine, in a Slurm job."""
+    run_lock = RunLock(directory)
+    run_lock._owner = replace(LockOwner.this_process(), host="node7", machine="another", job="123, restart 2")
+    return run_lock
 
 
-def takes_at_once(made: RunLock, clock: Clock) -> bool:
-    """Whether it watches nothing first."""
+def acquires_at_once(run_lock: RunLock, clock: Clock) -> bool:
+    """Whether the lock is acquired without watching another run first."""
     before = clock.now
-    made.take()
+    run_lock.acquire()
     return clock.now == before
 
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """One that works in the directory on this machine."""
-    command = [sys.executable, "-c", TAKES, tmp_path]
+    command = [sys.executable, "-c", ACQUIRES, tmp_path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout and started.stdout.readline() == "taken\n"
         yield started
@@ -65,31 +65,31 @@ def test_a_second_run_is_refused_and_told_who_works_there(clock: Clock, tmp_path
     """Process, host, job and since when; it may begin once the first has left, which leaves nothing behind."""
     run = tmp_path / "run"
     first = elsewhere(run)
-    first.take()
+    first.acquire()
     clock.works(run / "running-1")
-    told = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
-    with pytest.raises(RunDirectoryInUse, match=told):
-        RunLock(run).take()
-    first.leave()
+    message = rf"process {os.getpid()} on node7 \(Slurm job 123, restart 2\), since 20\d\d-.* run_dir"
+    with pytest.raises(RunDirectoryInUse, match=message):
+        RunLock(run).acquire()
+    first.release()
     assert not list(run.iterdir())
-    assert takes_at_once(RunLock(run), clock)
+    assert acquires_at_once(RunLock(run), clock)
 
 
 def test_of_two_that_begin_together_the_one_that_is_ready_first_goes_on(clock: Clock, tmp_path: Path) -> None:
     """There was no mark when the second began."""
     second, first = RunLock(tmp_path), elsewhere(tmp_path)
-    first.take()
+    first.acquire()
     clock.works(tmp_path / "running-1")
     with pytest.raises(RunDirectoryInUse):
-        second.take()
+        second.acquire()
 
 
 @pytest.mark.parametrize("seconds", [6, 24])
 def test_a_run_that_is_just_ending_is_waited_for(clock: Clock, tmp_path: Path, seconds: float) -> None:
     """It saves after a signal, say, when it is started again."""
-    elsewhere(tmp_path).take()
+    elsewhere(tmp_path).acquire()
     clock.works(tmp_path / "running-1", until=seconds)
-    RunLock(tmp_path).take()
+    RunLock(tmp_path).acquire()
     assert seconds < clock.now < seconds + 11
 
 
@@ -101,35 +101,35 @@ def test_a_live_process_of_this_machine_is_in_the_way_and_a_killed_one_is_not(
     monkeypatch.setattr(lock, "_PAUSE_SECONDS", 6.0)  # longer than a watch: the mark is touched in each
     monkeypatch.setattr(lock, "_WATCHES", 2)
     with pytest.raises(RunDirectoryInUse, match=f"process {process.pid} on"):
-        RunLock(tmp_path).take()
+        RunLock(tmp_path).acquire()
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert takes_at_once(RunLock(tmp_path), clock)
+    assert acquires_at_once(RunLock(tmp_path), clock)
 
 
 @pytest.mark.parametrize("skew", [-7200, 0, 7200])
 def test_a_run_that_was_killed_on_another_machine_is_not_in_the_way(clock: Clock, tmp_path: Path, skew: float) -> None:
     """Whatever the clocks of nodes and file system say, at once where the start took as long as the watch."""
-    elsewhere(tmp_path).take()
+    elsewhere(tmp_path).acquire()
     os.utime(tmp_path / "running-1", (time.time() + skew, time.time() + skew))
     resumed = RunLock(tmp_path)
     clock.sleep(6)
-    assert takes_at_once(resumed, clock)
+    assert acquires_at_once(resumed, clock)
 
 
 def test_a_mark_whose_time_moves_once_is_not_one_of_a_run_that_works(clock: Clock, tmp_path: Path) -> None:
     """A node may have known the time of the mark from before the last touch of a run that was killed."""
-    elsewhere(tmp_path).take()
+    elsewhere(tmp_path).acquire()
     resumed = RunLock(tmp_path)
     os.utime(tmp_path / "running-1", (1, 1))
-    resumed.take()
+    resumed.acquire()
     assert clock.now > 5
 
 
 def test_a_copy_of_a_run_that_works_is_free(clock: Clock, tmp_path: Path, process: subprocess.Popen[str]) -> None:
     """Its mark names a live process of this machine, but nobody touches it."""
     copy = shutil.copytree(tmp_path, tmp_path / "copy")
-    RunLock(copy).take()
+    RunLock(copy).acquire()
 
 
 @pytest.mark.parametrize("text", ["", '{"host": "node7"}'])
@@ -140,65 +140,67 @@ def test_a_mark_that_cannot_be_read_is_one_of_a_run_if_it_is_touched(clock: Cloc
     clock.works(mark)
     second = RunLock(tmp_path)
     with pytest.raises(RunDirectoryInUse, match=r"of unknown name; it has touched .*running-4"):
-        second.take()
+        second.acquire()
     clock.touched.clear()
-    second.take()
+    second.acquire()
     assert [path.name for path in tmp_path.iterdir()] == ["running-5"]
 
 
 def test_a_run_that_failed_may_begin_again_in_its_process(clock: Clock, tmp_path: Path) -> None:
     """Its mark is its own."""
-    RunLock(tmp_path).take()
-    assert takes_at_once(RunLock(tmp_path), clock)
+    RunLock(tmp_path).acquire()
+    assert acquires_at_once(RunLock(tmp_path), clock)
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["empty", "killed run's"])
-def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(tmp_path: Path, left: bool) -> None:
+@pytest.mark.parametrize("has_expired_lock", [False, True], ids=["empty", "killed run's"])
+def test_of_several_that_follow_a_run_at_the_same_moment_one_has_the_directory(
+    tmp_path: Path, has_expired_lock: bool
+) -> None:
     """Where there is no mark, and where all find one that may be replaced: 200 times three threads."""
     for turn in range(200):
         run = tmp_path / str(turn)
         run.mkdir()
-        if left:
-            assert elsewhere(run)._claim()
-        several, together = [RunLock(run) for _ in range(3)], threading.Barrier(3)
+        if has_expired_lock:
+            assert elsewhere(run)._create_next()
+        locks, barrier = [RunLock(run) for _ in range(3)], threading.Barrier(3)
 
-        def claim(one: RunLock, together: threading.Barrier = together) -> bool:
-            together.wait()
-            return one._claim()
+        def create_next(run_lock: RunLock, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return run_lock._create_next()
 
         with ThreadPoolExecutor(3) as pool:
-            assert sorted(pool.map(claim, several)) == [False, False, True]
-        assert [path.name for path in run.iterdir()] == ["running-2" if left else "running-1"]
+            assert sorted(pool.map(create_next, locks)) == [False, False, True]
+        assert [path.name for path in run.iterdir()] == ["running-2" if has_expired_lock else "running-1"]
 
 
 def test_one_that_looked_before_others_came_and_went_does_not_follow_them(tmp_path: Path) -> None:
     """Its number is free again, or was left behind."""
     late, first = RunLock(tmp_path), elsewhere(tmp_path)
-    assert first._claim()
+    assert first._create_next()
     second = elsewhere(tmp_path)
-    assert second._claim()
-    assert not late._claim()
+    assert second._create_next()
+    assert not late._create_next()
     assert [path.name for path in tmp_path.iterdir()] == ["running-2"]
 
 
 def test_a_run_that_has_left_is_not_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another may have followed it while it still looked: it ends with the exit code of its own end."""
-    one, newest = elsewhere(tmp_path), lock._newest
-    assert one._claim()
+    run_lock, newest_lock_file = elsewhere(tmp_path), lock._newest_lock_file
+    assert run_lock._create_next()
 
     def slowly(directory: Path) -> object:
-        monkeypatch.setattr(lock, "_newest", newest)
-        one.leave()
-        assert RunLock(tmp_path)._claim()
-        return newest(directory)
+        monkeypatch.setattr(lock, "_newest_lock_file", newest_lock_file)
+        run_lock.release()
+        assert RunLock(tmp_path)._create_next()
+        return newest_lock_file(directory)
 
-    def gives_way(other: Occupant) -> None:
+    def gives_way(other: LockOwner) -> None:
         raise AssertionError(f"it gave way to {other}")
 
-    monkeypatch.setattr(lock, "_newest", slowly)
+    monkeypatch.setattr(lock, "_newest_lock_file", slowly)
     monkeypatch.setattr(lock, "_TOUCH_SECONDS", 0)
-    monkeypatch.setattr(one, "_give_way", gives_way)
-    one._touch(1)
+    monkeypatch.setattr(run_lock, "_give_way", gives_way)
+    run_lock._touch(1)
 
 
 def test_a_mark_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,36 +211,36 @@ def test_a_mark_that_cannot_be_written_is_not_left_behind(tmp_path: Path, monkey
 
     monkeypatch.setattr(lock, "json", SimpleNamespace(dumps=full, load=json.load))
     with pytest.raises(OSError, match="No space"):
-        RunLock(tmp_path).take()
+        RunLock(tmp_path).acquire()
     assert not list(tmp_path.iterdir())
 
 
 def test_several_processes_that_start_together_leave_one(tmp_path: Path) -> None:
     """All of them find the mark of a run that was killed, and watch it. One that the machine held up for longer than
     the others watched ends by itself."""
-    assert elsewhere(tmp_path)._claim()
-    text = TAKES.replace("import sys", FAST)
+    assert elsewhere(tmp_path)._create_next()
+    text = ACQUIRES.replace("import sys", FAST)
     command = [sys.executable, "-c", text, tmp_path]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     deadline = time.monotonic() + 90
-    while sum(one.poll() is None for one in started) > 1 and time.monotonic() < deadline:
+    while sum(process.poll() is None for process in started) > 1 and time.monotonic() < deadline:
         time.sleep(0.1)
-    [left] = [one for one in started if one.poll() is None]
-    left.kill()
-    told = [(*one.communicate(), one.returncode) for one in started]
-    assert sorted(code for *_, code in told) == [-signal.SIGKILL, 1, 1, 1]
-    assert all("another run works there" in error or "taken over" in error for _, error, code in told if code == 1)
-    assert [output for output, _, code in told if code != 1] == ["taken\n"]
+    [survivor] = [process for process in started if process.poll() is None]
+    survivor.kill()
+    outcomes = [(*process.communicate(), process.returncode) for process in started]
+    assert sorted(code for *_, code in outcomes) == [-signal.SIGKILL, 1, 1, 1]
+    assert all("another run works there" in error or "taken over" in error for _, error, code in outcomes if code == 1)
+    assert [output for output, _, code in outcomes if code != 1] == ["taken\n"]
 
 
 def test_a_run_that_stood_still_ends_once_another_has_begun(tmp_path: Path) -> None:
     """Stopped for longer than a look takes, and then woken: two would delete each other's checkpoints."""
-    text = TAKES.replace("time.sleep(600)", "time.sleep(120)")
+    text = ACQUIRES.replace("time.sleep(600)", "time.sleep(120)")
     stopped = subprocess.Popen(
         [sys.executable, "-c", text, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert stopped.stdout and stopped.stdout.readline() == "taken\n"
-    (tmp_path / "running-2").write_text(json.dumps(asdict(elsewhere(tmp_path)._me)))
-    _, told = stopped.communicate(timeout=90)
+    (tmp_path / "running-2").write_text(json.dumps(asdict(elsewhere(tmp_path)._owner)))
+    _, message = stopped.communicate(timeout=90)
     assert stopped.returncode == 1
-    assert "was taken over by process" in told and "on node7 (Slurm job 123, restart 2)" in told
+    assert "was taken over by process" in message and "on node7 (Slurm job 123, restart 2)" in message

@@ -34,48 +34,50 @@ def rollout(prompt: int, text: str, sample: int = 0, finish_reason: str = "stop"
 
 
 class FakeGrader:
-    """The grading room's interface over whole texts; counts what it is asked, and fails on `?`."""
+    """The grader's interface over whole texts. It keeps the texts that it graded, and fails on `?`."""
 
     def __init__(self) -> None:
         self.errors = self.timeouts = 0
-        self.asked: list[str] = []
+        self.graded: list[str] = []
 
     def close(self) -> None:
-        self.asked.append("closed")
+        self.graded.append("closed")
 
     def grade(self, rollouts: Sequence[Rollout], answers: dict[str, dict[str, Any]]) -> list[float]:
-        texts = [decode(made.response_ids) for made in rollouts]
-        self.asked += texts
+        texts = [decode(rollout.response_ids) for rollout in rollouts]
+        self.graded += texts
         self.errors += texts.count("?")
         self.timeouts += 2 * texts.count("?")
-        known = [answers[made.prompt.id]["answer"] for made in rollouts]
+        expected = [answers[rollout.prompt.id]["answer"] for rollout in rollouts]
         return [
-            float(text == answer and not made.truncated)
-            for text, answer, made in zip(texts, known, rollouts, strict=True)
+            float(text == answer and not rollout.truncated)
+            for text, answer, rollout in zip(texts, expected, rollouts, strict=True)
         ]
 
     def extract(self, rollouts: Sequence[Rollout]) -> list[str]:
-        return [decode(made.response_ids).strip() for made in rollouts]
+        return [decode(rollout.response_ids).strip() for rollout in rollouts]
 
     def cluster(self, rollouts: Sequence[Rollout]) -> list[int]:
         numbers: dict[object, int] = {}
         texts = self.extract(rollouts)
-        keys = [(made.prompt.id, text or row) for row, (made, text) in enumerate(zip(rollouts, texts, strict=True))]
+        keys = [
+            (rollout.prompt.id, text or row) for row, (rollout, text) in enumerate(zip(rollouts, texts, strict=True))
+        ]
         return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 class Scripted:
-    """An engine that answers a prompt's samples with given texts; `!` at the end marks one that was cut."""
+    """An engine that answers a prompt's samples with prepared texts; `!` at the end marks one that was cut."""
 
     def __init__(self, texts: dict[int, list[str]]) -> None:
         self.texts = texts
-        self.asked: list[int] = []
-        """the prompt of each request"""
+        self.prompts: list[int] = []
+        """The prompt of each request."""
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        self.asked += [request.prompt_ids[0] for request in requests]
-        left = {prompt: iter(texts) for prompt, texts in self.texts.items()}
-        texts = [next(left[request.prompt_ids[0]]) for request in requests]
+        self.prompts += [request.prompt_ids[0] for request in requests]
+        remaining = {prompt: iter(texts) for prompt, texts in self.texts.items()}
+        texts = [next(remaining[request.prompt_ids[0]]) for request in requests]
         return [
             Completion(tuple(map(ord, text)), (0.0,) * len(text), "length" if text.endswith("!") else "stop")
             for text in texts
@@ -88,18 +90,18 @@ def evaluator(samples_directory: Path | None = None, **settings: int) -> Evaluat
     return Evaluator(sets, ANSWERS, FakeGrader(), decode, config, 9, samples_directory)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("at_an_end", "asked"), [(False, [1] * 4), (True, [0] * 3 + [1] * 3)])
-def test_between_the_ends_some_questions_are_asked_and_at_them_all(at_an_end: bool, asked: list[int]) -> None:
+@pytest.mark.parametrize(("at_an_end", "prompts"), [(False, [1] * 4), (True, [0] * 3 + [1] * 3)])
+def test_between_the_ends_some_questions_are_evaluated_and_at_them_all(at_an_end: bool, prompts: list[int]) -> None:
     """With as many samples as there are set for each; 0 leaves it at `samples`."""
     engine = Scripted({0: ["a"] * 4, 1: ["b"] * 4})
     evaluator(questions=1, final_samples=3).evaluate(engine, 3, at_an_end)
-    assert engine.asked == asked
+    assert engine.prompts == prompts
 
 
 def mixed(**sizes: int) -> list[Prompt]:
     """Prompts of several sources, one source after the other."""
     names = [(source, number) for source, size in sizes.items() for number in range(size)]
-    return [Prompt(f"{source}{number}", (at,), source, "exact") for at, (source, number) in enumerate(names)]
+    return [Prompt(f"{source}{number}", (index,), source, "exact") for index, (source, number) in enumerate(names)]
 
 
 @pytest.mark.parametrize(("count", "expected"), [(2, [1, 1, 0]), (3, [1, 1, 1]), (20, [10, 8, 2]), (50, [25, 20, 5])])
@@ -119,33 +121,35 @@ def test_a_part_has_of_every_source_in_proportion(count: int, expected: list[int
 def test_figures_are_given_for_each_source_of_a_set(at_an_end: bool) -> None:
     """A mean over a set hides a source that fell; a set of one source has nothing to add."""
     sets = {"unlabeled": mixed(a=6, b=3), "held_out": [Prompt("z0", (9,), "z", "exact")]}
-    answers = {prompt.id: {"answer": "x" if prompt.source == "a" else "y"} for made in sets.values() for prompt in made}
+    answers = {
+        prompt.id: {"answer": "x" if prompt.source == "a" else "y"} for prompts in sets.values() for prompt in prompts
+    }
     config = EvaluationConfig(samples=2, k=1, questions=3)
-    made = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None)  # type: ignore[arg-type]
+    mixed_evaluator = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None)  # type: ignore[arg-type]
     engine = Scripted({number: ["x", "x"] for number in range(10)})
-    found = made.evaluate(engine, 3, at_an_end)
-    assert found.keys() == {"unlabeled", "unlabeled/a", "unlabeled/b", "held_out"}
-    assert (found["unlabeled/a"]["avg@1"], found["unlabeled/b"]["avg@1"]) == (1.0, 0.0)
-    assert found["unlabeled"]["avg@1"] == pytest.approx(2 / 3)
-    assert len(set(engine.asked)) == (10 if at_an_end else 4)
+    figures = mixed_evaluator.evaluate(engine, 3, at_an_end)
+    assert figures.keys() == {"unlabeled", "unlabeled/a", "unlabeled/b", "held_out"}
+    assert (figures["unlabeled/a"]["avg@1"], figures["unlabeled/b"]["avg@1"]) == (1.0, 0.0)
+    assert figures["unlabeled"]["avg@1"] == pytest.approx(2 / 3)
+    assert len(set(engine.prompts)) == (10 if at_an_end else 4)
 
 
 def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> None:
     """Two questions worked out by hand; a cut response neither is right nor votes, and counts as long as it is."""
     engine = Scripted({0: ["a", "a", "z", "a!"], 1: ["z", "b", " ", "y y y y y"]})
-    found = evaluator(tmp_path).evaluate(engine, 3, at_an_end=True)["unlabeled"]
-    assert found["avg@2"] == pytest.approx((2 / 4 + 1 / 4) / 2)
-    assert found["pass@2"] == pytest.approx((5 / 6 + 3 / 6) / 2)
+    figures = evaluator(tmp_path).evaluate(engine, 3, at_an_end=True)["unlabeled"]
+    assert figures["avg@2"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert figures["pass@2"] == pytest.approx((5 / 6 + 3 / 6) / 2)
     one = (1 + 2 * 0.5 + 2 * 1 + 0) / 6  # aa; az twice, a tie; a! twice; z!
     other = (0.5 + 0 + 0 + 1 + 0.5 + 0) / 6  # zb, z_, zy, b_, by, _y
-    assert found["cons@2"] == pytest.approx((one + other) / 2)
-    assert found["length"] == pytest.approx((5 + 12) / 8)
-    assert found["truncated"] == pytest.approx(1 / 8)
-    assert found["distinct_answers"] == pytest.approx((2 / 4 + 3 / 4) / 2)
+    assert figures["cons@2"] == pytest.approx((one + other) / 2)
+    assert figures["length"] == pytest.approx((5 + 12) / 8)
+    assert figures["truncated"] == pytest.approx(1 / 8)
+    assert figures["distinct_answers"] == pytest.approx((2 / 4 + 3 / 4) / 2)
     entropies = (math.log(3) - 2 / 3 * math.log(2), math.log(3))
-    assert found["answer_entropy"] == pytest.approx(sum(entropies) / 2)
-    assert found["distinct_4grams"] == pytest.approx(1 / 2)
-    assert {"avg@2_standard_error", "pass@2_standard_error", "cons@2_standard_error"} < found.keys()
+    assert figures["answer_entropy"] == pytest.approx(sum(entropies) / 2)
+    assert figures["distinct_4grams"] == pytest.approx(1 / 2)
+    assert {"avg@2_standard_error", "pass@2_standard_error", "cons@2_standard_error"} < figures.keys()
     rows = [json.loads(line) for line in (tmp_path / "iteration-000003.jsonl").read_text().splitlines()]
     assert [row["response"] for row in rows] == engine.texts[0] + engine.texts[1]
     assert [row["cluster"] for row in rows] == [0, 0, 1, None, 0, 1, None, 2]
@@ -173,8 +177,8 @@ def test_texts_that_cannot_be_kept_leave_no_part_of_them(tmp_path: Path) -> None
 def test_rollouts_of_the_m_step_are_observed_where_answers_are_known() -> None:
     """avg and drift over rollouts of known questions alone; p2 and p3 have no answers and change nothing."""
     rows = [rollout(0, "a"), rollout(0, "z"), rollout(1, "b"), rollout(1, "b"), rollout(2, "a"), rollout(3, "a")]
-    found = evaluator().observe(rows, [0.9, 0.8, 0.7, 0.6, 0.0, 1.0])
-    assert found == {
+    figures = evaluator().observe(rows, [0.9, 0.8, 0.7, 0.6, 0.0, 1.0])
+    assert figures == {
         "evaluation/unlabeled_rollouts/avg": pytest.approx(3 / 4),
         "evaluation/unlabeled_rollouts/pass@2": pytest.approx(1.0),
         "evaluation/unlabeled_rollouts/reward_minus_truth": pytest.approx(0.75 - 0.75),
@@ -209,7 +213,7 @@ def check(rank: int, ranks: int) -> None:
     """What every rank must see."""
     grader = FakeGrader()
     assert graded(grader, ROWS, KNOWN) == [1, 0, 0, 1, 1, 1, 0, 1, 0]  # type: ignore[arg-type]
-    assert grader.asked == [decode(row.response_ids) for row in ROWS[rank::ranks]]
+    assert grader.graded == [decode(row.response_ids) for row in ROWS[rank::ranks]]
     assert (grader.errors, grader.timeouts) == (1, 2)
     assert extracted(grader, ROWS) == ["a", "z", "?", "a", "b", "a", "", "b", ""]  # type: ignore[arg-type]
     numbers = clustered(grader, ROWS)  # type: ignore[arg-type]

@@ -56,8 +56,12 @@ def test_the_best_checkpoint_is_exported_where_one_was_chosen_and_else_the_last(
     assert (result.iteration, result.checkpoint.name) == (iteration, f"iteration-{iteration:06d}")
     assert result.reason.startswith(reason)
     assert (export_run(run) / "model").read_text() == f"policy of iteration-{iteration:06d}"
-    told = summary(Config(run_dir=str(run), export=False), state)
-    assert (told["chosen_iteration"], told["best_iteration"], told["hf_export"]) == (iteration, best, None)
+    written_summary = summary(Config(run_dir=str(run), export=False), state)
+    assert (written_summary["chosen_iteration"], written_summary["best_iteration"], written_summary["hf_export"]) == (
+        iteration,
+        best,
+        None,
+    )
 
 
 def test_an_export_replaces_an_earlier_one_and_is_noted_in_the_summary(run: Path) -> None:
@@ -68,8 +72,12 @@ def test_an_export_replaces_an_earlier_one_and_is_noted_in_the_summary(run: Path
     (run / "hf" / "older").touch()
     assert cli.main(["export", str(run)]) == 0
     assert [path.name for path in (run / "hf").iterdir()] == ["model"]
-    told = json.loads((run / "summary.json").read_text())
-    assert (told["iterations"], told["chosen_iteration"], told["hf_export"]) == (2, 2, str(run / "hf"))
+    written_summary = json.loads((run / "summary.json").read_text())
+    assert (written_summary["iterations"], written_summary["chosen_iteration"], written_summary["hf_export"]) == (
+        2,
+        2,
+        str(run / "hf"),
+    )
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "hf", "summary.json"]
 
 

@@ -13,7 +13,7 @@ from tempo_megatron import cli
 from tempo_megatron.config import Config, Overlong, SourceConfig, load_config
 from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import read_rows, to_prompts
-from tempo_megatron.run_dir.layout import open_run
+from tempo_megatron.run_dir.layout import create_run_directory
 from tempo_megatron.validation.recipe import recipe_problems
 
 
@@ -121,19 +121,19 @@ def test_a_bad_row_is_named_with_file_and_line(
 
 def test_a_run_directory_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Resuming must not mix two experiments; what changes no result may change. It is said what to do."""
-    open_run(load_config(recipe))
+    create_run_directory(load_config(recipe))
     before = (recipe.parent / "run" / "config.yaml").read_text()
     assert cli.main(["train", str(recipe), "policy.clip_range_high=0.3", "seed=5"]) == 2
-    said = capsys.readouterr().err
-    assert "policy.clip_range_high was 0.15, is 0.3" in said and "seed was 0, is 5" in said
-    assert said.count("set these back") == 1 and "name another run_dir" in said
+    message = capsys.readouterr().err
+    assert "policy.clip_range_high was 0.15, is 0.3" in message and "seed was 0, is 5" in message
+    assert message.count("set these back") == 1 and "name another run_dir" in message
     assert (recipe.parent / "run" / "config.yaml").read_text() == before
     assert recipe_problems(load_config(recipe, ["loop.iterations=9", "checkpoint.every=3"])) == []
 
 
 def test_a_run_resumes_under_a_version_that_has_more_settings(recipe: Path) -> None:
     """What was no setting yet had its default, which a run that goes on must keep."""
-    open_run(load_config(recipe))
+    create_run_directory(load_config(recipe))
     path = recipe.parent / "run" / "config.yaml"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if "importance_cap" not in line))
@@ -150,7 +150,7 @@ def test_a_run_resumes_with_less_memory_another_judge_and_a_model_that_was_moved
 ) -> None:
     """On fewer nodes a run may have to recompute more, and a judge's job lands where it lands. The model's directory is
     compared by its path until there is a checkpoint, which holds the weights; then by the model that it describes."""
-    open_run(load_config(recipe))
+    create_run_directory(load_config(recipe))
     assert (
         recipe_problems(load_config(recipe, ["model.recompute=full", "grading.judge_url=http://other:8000/v1"])) == []
     )
@@ -174,8 +174,8 @@ def test_overlong_prompts_are_dropped_and_counted_or_an_error(demo_model: Path, 
     config = Config().data
     config.max_prompt_tokens = 5
     tokenizer = AutoTokenizer.from_pretrained(demo_model)
-    made = to_prompts(rows, config, tokenizer, {})
-    assert (len(made.prompts), made.overlong) == (1, 1)
+    prompt_set = to_prompts(rows, config, tokenizer, {})
+    assert (len(prompt_set.prompts), prompt_set.overlong) == (1, 1)
     config.overlong = Overlong.error
     with pytest.raises(DataError, match="10 tokens"):
         to_prompts(rows, config, tokenizer, {})

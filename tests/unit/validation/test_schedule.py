@@ -30,28 +30,30 @@ from tempo_megatron.validation.recipe import recipe_problems
 
 def test_the_step_size_warms_up_and_decays_to_its_minimum() -> None:
     """Closed forms at the corners and half way; constant after the end."""
-    made = OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay_steps=14, minimum_learning_rate=0.2)
-    assert [learning_rate(made, step) for step in (0, 1, 3, 4, 900)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=4, decay_steps=14, minimum_learning_rate=0.2)
+    assert [learning_rate(optimizer, step) for step in (0, 1, 3, 4, 900)] == [0.25, 0.5, 1.0, 1.0, 1.0]
     for schedule in (LearningRateSchedule.linear, LearningRateSchedule.cosine):
-        made.schedule = schedule
-        assert [learning_rate(made, step) for step in (3, 4, 9, 14, 99)] == pytest.approx([1.0, 1.0, 0.6, 0.2, 0.2])
-    assert learning_rate(made, 6) > 0.8 + 0.2 * 0.2  # a cosine starts slower than a line
+        optimizer.schedule = schedule
+        assert [learning_rate(optimizer, step) for step in (3, 4, 9, 14, 99)] == pytest.approx(
+            [1.0, 1.0, 0.6, 0.2, 0.2]
+        )
+    assert learning_rate(optimizer, 6) > 0.8 + 0.2 * 0.2  # a cosine starts slower than a line
 
 
 def test_a_schedule_counts_the_unit_of_its_source() -> None:
     """Other code steps its schedule once a batch, not once a mini-batch: 50 of its steps are 200 of four mini-batches.
     A share of the run is rounded down to a unit, as there."""
-    made = OptimizerConfig(learning_rate=1.0, warmup_steps=50, schedule_unit=ScheduleUnit.batch)
-    counted = schedule_in_optimizer_steps(CriticConfig(optimizer=made, mini_batches=4))
+    optimizer = OptimizerConfig(learning_rate=1.0, warmup_steps=50, schedule_unit=ScheduleUnit.batch)
+    counted = schedule_in_optimizer_steps(CriticConfig(optimizer=optimizer, mini_batches=4))
     assert [learning_rate(counted, step) for step in (0, 99, 199, 200)] == [0.005, 0.5, 1.0, 1.0]
-    made = OptimizerConfig(
+    optimizer = OptimizerConfig(
         learning_rate=1.0,
         schedule=LearningRateSchedule.cosine,
         schedule_unit=ScheduleUnit.batch,
         warmup_share=0.03,
         decay_steps=1650,
     )
-    counted = schedule_in_optimizer_steps(PolicyConfig(optimizer=made, mini_batches=4, epochs=2))
+    counted = schedule_in_optimizer_steps(PolicyConfig(optimizer=optimizer, mini_batches=4, epochs=2))
     assert [learning_rate(counted, step) for step in (0, 391, 392)] == [1 / 392, 1.0, 1.0]  # 49 batches of 8 steps
     half = (49 + 1650) * 8 // 2
     assert [learning_rate(counted, step) for step in (half, 1650 * 8)] == pytest.approx([0.5, 0.0])
@@ -99,14 +101,14 @@ def test_an_item_of_weight_w_comes_w_times_a_pass(weight: float, expected: int) 
 
 def test_a_weighted_stream_resumes_from_its_position_and_can_be_set_back() -> None:
     """A checkpoint still holds one number."""
-    whole = Stream(range(9), 3, "mixed", [0.5, 2.0, 1.0] * 3)
-    taken = whole.take(50)
-    for at in (23, 7, 41):
+    stream = Stream(range(9), 3, "mixed", [0.5, 2.0, 1.0] * 3)
+    items = stream.take(50)
+    for position in (23, 7, 41):
         resumed = Stream(range(9), 3, "mixed", [0.5, 2.0, 1.0] * 3)
-        resumed.position = at
-        assert resumed.take(50 - at) == taken[at:]
-    whole.position = 11
-    assert whole.take(20) == taken[11:31]
+        resumed.position = position
+        assert resumed.take(50 - position) == items[position:]
+    stream.position = 11
+    assert stream.take(20) == items[11:31]
 
 
 class ByPrompt:
@@ -126,7 +128,7 @@ def collector(names: Sequence[str], **loop: int) -> tuple[Collector, Echo]:
     engine = Echo()
     labeled = Stream([prompt(name, "x") for name in names], 0, "labeled")
     unlabeled = Stream([prompt("u")], 0, "unlabeled")
-    made = Collector(
+    labeled_collector = Collector(
         config,
         engine,  # type: ignore[arg-type]
         ByPrompt(),  # type: ignore[arg-type]
@@ -135,24 +137,24 @@ def collector(names: Sequence[str], **loop: int) -> tuple[Collector, Echo]:
         [],
         lambda name: contextlib.nullcontext(),
     )
-    return made, engine
+    return labeled_collector, engine
 
 
 def test_prompts_whose_responses_score_alike_are_replaced() -> None:
     """All right or all wrong teaches nothing within a group: others take their place until the batch is mixed."""
-    made, _ = collector(["r1", "r2", "w1", "m1", "m2", "m3", "m4", "m5"])
-    found = made.collect(1, labeled=8)
-    kept = [rollout.prompt.id for rollout in found.labeled]
+    prompt_collector, _ = collector(["r1", "r2", "w1", "m1", "m2", "m3", "m4", "m5"])
+    collected = prompt_collector.collect(1, labeled=8)
+    kept = [rollout.prompt.id for rollout in collected.labeled]
     assert len(kept) == 16 and all(name.startswith("m") for name in kept)
-    assert found.uniform >= 3
-    assert found.correct == [0.0, 1.0] * 8
+    assert collected.uniform >= 3
+    assert collected.correct == [0.0, 1.0] * 8
 
 
 def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
     """`loop.refill_tries` rounds, then what there is: the batch keeps its size, and the run goes on."""
-    made, engine = collector(["r1", "w1"], refill_tries=3)
-    found = made.collect(1, labeled=2)
-    assert len(found.labeled) == 4
+    prompt_collector, engine = collector(["r1", "w1"], refill_tries=3)
+    collected = prompt_collector.collect(1, labeled=2)
+    assert len(collected.labeled) == 4
     assert len(engine.requests) == 4 * (1 + 3)
     assert len({request.seed for request in engine.requests}) == len(engine.requests)
 
@@ -211,10 +213,10 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
 def test_settings_that_do_not_go_together_are_named(overrides: list[str], message: str, recipe: Path) -> None:
     """At start, not after hours."""
     try:
-        found = recipe_problems(load_config(recipe, overrides))
+        problems = recipe_problems(load_config(recipe, overrides))
     except ValueError as error:
-        found = [str(error)]
-    assert any(message in line for line in found), found
+        problems = [str(error)]
+    assert any(message in line for line in problems), problems
 
 
 @pytest.mark.parametrize(
@@ -241,8 +243,8 @@ def test_mini_batches_are_held_against_the_rollouts_that_are_cut(recipe: Path) -
         recipe_problems(load_config(recipe, ["method=grpo", "loop.unlabeled_prompts=1", "critic.mini_batches=999"]))
         == []
     )
-    (found,) = recipe_problems(load_config(recipe, ["method=ppo", "loop.labeled_prompts=1", "policy.mini_batches=5"]))
-    assert found == "policy.mini_batches: 5 is more than the rollouts of loop.labeled_prompts"
+    (problem,) = recipe_problems(load_config(recipe, ["method=ppo", "loop.labeled_prompts=1", "policy.mini_batches=5"]))
+    assert problem == "policy.mini_batches: 5 is more than the rollouts of loop.labeled_prompts"
 
 
 def test_a_method_asks_only_for_the_data_that_it_uses(recipe: Path) -> None:
