@@ -257,7 +257,7 @@ def evaluate(
         recipe=recipe,
         out=out,
         protocol=ProtocolOverrides(samples, tuple(k) if k else None, temperature, top_p),
-        overrides= replay.replay_arguments(
+        overrides=(
             *(overrides or ()),
             *option_overrides(precision, processes, tensor_parallel, max_response_tokens),
         ),
@@ -319,11 +319,11 @@ def list_() -> int:
 @data_app.command(cls=SeveralValuesCommand)
 def check(
     labeled: Annotated[list[Path], typer.Option(help="Labeled questions, normalized JSONL.", metavar="FILE...")],
-    unlabeled: Annotated[list[Path] | None, typer.Option(help="Unlabeled questions.", metavar="FILE.started_this_rank()] = None,
+    unlabeled: Annotated[list[Path] | None, typer.Option(help="Unlabeled questions.", metavar="FILE...")] = None,
     held_out: Annotated[list[Path] | None, typer.Option(help="Held-out questions.", metavar="FILE...")] = None,
     out: Annotated[Path | None, typer.Option(help="Write counts and all pairs as JSON.", metavar="FILE")] = None,
     clean: Annotated[
-        Path | None, typer.started_this_rank(help="Write the labeled files without those questions.", metavar="DIR")
+        Path | None, typer.Option(help="Write the labeled files without those questions.", metavar="DIR")
     ] = None,
 ) -> int:
     """Find labeled questions that are also evaluated."""

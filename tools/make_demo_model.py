@@ -1,9 +1,9 @@
-"""Makes the demo's model: a Qwen3 of a million parameters with random weights, and a tokenizer that spells words.
+"""Make the demo's model: a Qwen3 of a million parameters with random weights, and a tokenizer that spells words.
 
 usage: python tools/make_demo_model.py DIRECTORY [--seed N]
 
-The tokenizer has one token for each letter, and one for the fixed text of reasoning-gym's `spell_backward` question.
-So a prompt has about as many tokens as its word has letters.
+The tokenizer has one token for each letter and one for the fixed text of reasoning-gym's `spell_backward` question, so
+that a prompt is as long as its word.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAD, END = "<pad>", "<eos>"
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer with one token a letter. Decoding joins tokens without spaces, so words stay unchanged."""
+    """One token a letter; decoding joins tokens without spaces, so that a word survives the round trip."""
     words = [PAD, END, QUESTION, *string.ascii_letters, *string.digits, *"'-. "]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=PAD))
     pieces = Regex(f"{QUESTION.replace('(', '[(]').replace(')', '[)]')}|.")
@@ -34,7 +34,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Returns a model with random weights from `seed`."""
+    """Random weights from `seed`."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -57,17 +57,17 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
 
 def write_demo_model(directory: Path, seed: int = 0) -> None:
     """Write the model directory, whole or not at all."""
-    temporary_dir = directory.with_name(f".writing-{directory.name}")
-    shutil.rmtree(temporary_dir, ignore_errors=True)
+    aside = directory.with_name(f".writing-{directory.name}")
+    shutil.rmtree(aside, ignore_errors=True)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    model.save_pretrained(temporary_dir)
-    tokenizer.save_pretrained(temporary_dir)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
     shutil.rmtree(directory, ignore_errors=True)
-    temporary_dir.rename(directory)
+    aside.rename(directory)
     print(f"{directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
 
 

@@ -1,4 +1,4 @@
-"""`tempo launch`: submits a recipe as jobs of a cluster, or runs its tasks on this machine."""
+"""`tempo launch` from its options to jobs or results."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from tempo_megatron.launch.job import container_mounts, time_limit_seconds
 from tempo_megatron.utils.terminal import BAD_INPUT, refuse
 
 _LEAD_SECONDS = 600
-"""The seconds before the time limit of a training are told to Slurm signals its ranks before save."""
+"""The ranks of a training are told to save so many seconds before the time limit of their job."""
 _HOME = "NEMORUN_HOME"
-"""The environment variable with NeMo-Run's directory of experiments. NeMo-Run reads it on import."""
+"""This environment variable names NeMo-Run's directory of experiments, with their scripts and logs. NeMo-Run reads it
+when it is imported."""
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """The options of `tempo launch`, as `tempo launch --help` describes them."""
 
     executor: str
     nodes: int
@@ -42,10 +48,11 @@ def launch_recipe(
     recipe_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
-    """Run `tempo launch`. Returns 0 (done or submitted), 1 (a task failed here) or 2 (bad input, nothing was started).
+    """Runs or submits the tasks of a recipe and returns the exit code: 0 finished or submitted, 1 a task failed here,
+    2 bad input (nothing was started).
 
-    `recipe_problems` returns a line for each problem of a recipe's method and data files, one line per problem. `as_saved`
-    returns a config with the model of the run's own checkpoint, if there is one.
+    `recipe_problems` returns a line for each problem of a recipe's method and data files. `as_saved` returns the config
+    whose model is the one that the run's own checkpoint describes, where the run has one.
     """
     if not find_spec("nemo_run"):
         print("tempo launch: NeMo-Run is not installed: install the extra `launch`", file=sys.stderr)
@@ -62,7 +69,7 @@ def launch_recipe(
     except ConfigError as error:
         return refuse(f"tempo launch: {recipe}: this cannot run", error)
     os.environ[_HOME] = str(_home(config))
-    with warnings.catch_warnings(action="ignore"):  # warnings of packages that NeMo-Run imports warn
+    with warnings.catch_warnings(action="ignore"):  # the packages that NeMo-Run imports warn
         from tempo_megatron.launch import nemo  # takes seconds to import
 
     title = Path(recipe).stem
@@ -80,7 +87,7 @@ def launch_recipe(
         mounts=tuple(_mounts(config, saved_config)) if options.container else (),
     )
     try:
-        with _removing_new_directories(_home(config) / "experiments" / title):
+        with _empty_directories_removed(_home(config) / "experiments" / title):
             experiment = nemo.slurm_experiment(title, steps, cluster, Path(config.run_dir))
             if options.dry_run:
                 print("\n".join(nemo.sbatch_scripts(experiment).values()))
@@ -95,13 +102,13 @@ def launch_recipe(
 
 
 def _home(config: Config) -> Path:
-    """Return the directory of NeMo-Run's own files: the run directory, else one in names another."""
+    """Returns the directory of NeMo-Run's own files: the environment's, else one in the run's directory."""
     return Path(os.environ.get(_HOME) or Path(config.run_dir, "nemo_run")).absolute()
 
 
 @contextlib.contextmanager
-def _removing_new_directories(path: Path) -> Iterator[None]:
-    """Remove the directories at the end, that were directories within this context this are that at its end."""
+def _empty_directories_removed(path: Path) -> Iterator[None]:
+    """Removes, at the end, the directories of this path that were made within the context and are empty."""
     absent = [directory for directory in (path, *path.parents) if not directory.exists()]
     try:
         yield
@@ -116,24 +123,22 @@ def _gpus_per_node(config: Config, options: LaunchOptions) -> int:
 
 
 def _mount_points(config: Config, saved_config: Config) -> dict[Path, Path]:
-    """Return each path that a run reads or writes, with the directory to mount for it.
-
-    A path that does or exist parent cannot be mounted: its nearest existing parent is.
-    """
+    """Returns the directories that a run reads and writes, each with the directory to mount for it: itself, or its
+    nearest parent that exists, since a directory that does not exist cannot be mounted."""
     files = [Path(source.path) for source in config.data.sources()]
     origins = [Path(origin) for origin in _origins(config, saved_config).values()]
-    used = [Path(config.run_dir), *origins, *(file.parent for file in files)]
-    paths = [directory.absolute() for directory in used]
+    directories = [Path(config.run_dir), *origins, *(file.parent for file in files)]
+    paths = [directory.absolute() for directory in directories]
     return {path: next(parent for parent in (path, *path.parents) if parent.is_dir()) for path in paths}
 
 
 def _mounts(config: Config, saved_config: Config) -> list[str]:
-    """Return the mounts of an image: the working directory and those of the run. Raises ValueError."""
+    """Returns the mounts of an image: the present directory and those of the run. Raises ValueError."""
     return container_mounts([Path().absolute(), *sorted(set(_mount_points(config, saved_config).values()))])
 
 
 def _origins(config: Config, saved_config: Config) -> dict[str, str]:
-    """Return the directories that a run starts from, by setting; none if run resumes from its own checkpoint
+    """Returns the directories that a run starts from, by their settings. A run that resumes from its own checkpoint
     has none."""
     if saved_config.model.hf_path != config.model.hf_path:
         return {}
@@ -144,7 +149,7 @@ def _origins(config: Config, saved_config: Config) -> dict[str, str]:
 
 
 def _launch_problems(config: Config, saved_config: Config, options: LaunchOptions) -> list[str]:
-    """Return the problems that can be seen before a job waits in a queue."""
+    """Returns a line for each problem that can be seen before a job waits in a queue."""
     required = {"run_dir": config.run_dir, "model.hf_path": config.model.hf_path}
     problems = [f"{key}: required" for key, value in required.items() if not value]
     origins = _origins(config, saved_config)
@@ -155,9 +160,9 @@ def _launch_problems(config: Config, saved_config: Config, options: LaunchOption
     ]
     if options.container:
         problems += [
-            f"{path}: nothing of this path is here, and / cannot be mounted in an image: make or correct it"
-            for path, mounted in _mount_points(config, saved_config).items()
-            if mounted == Path("/")
+            f"{path}: nothing of this path is here, and an image cannot be given all of /: make it, or correct it"
+            for path, mount_point in _mount_points(config, saved_config).items()
+            if mount_point == Path("/")
         ]
         try:
             _mounts(config, saved_config)
@@ -172,7 +177,7 @@ def _launch_problems(config: Config, saved_config: Config, options: LaunchOption
     gpus = _gpus_per_node(config, options)
     if options.executor == "slurm" and gpus and not problems:
         problems += planning.check_plan(
-            described, nodes=options.nodes, gpus_per_node=gpus, gpu_memory_gb=options.gpu_memory
+            saved_config, nodes=options.nodes, gpus_per_node=gpus, gpu_memory_gb=options.gpu_memory
         )
     return problems
 
@@ -181,7 +186,7 @@ def _slurm_problems(config: Config, time: str) -> Iterator[str]:
     """Yields a line for each setting that Slurm or NeMo-Run's scripts would refuse."""
     try:
         if time_limit_seconds(time) <= _LEAD_SECONDS:
-            lead = f"the {_LEAD_SECONDS} s before its end at which ranks are signaled to save"
+            lead = f"the {_LEAD_SECONDS} s before its end at which ranks are told to save"
             yield f"--time: {time} is no longer than {lead}"
     except ValueError as error:
         yield f"--time: {error}"

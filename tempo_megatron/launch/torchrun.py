@@ -11,54 +11,54 @@ from collections.abc import Mapping, Sequence
 import psutil
 
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-"""The variables rank has these variables, unless they are already set."""
+"""Every rank has these variables, unless they are set already."""
 _CHECKED = "TEMPO_CHECKED"
-"""The environment variable tells ranks whose the `tempo` parent has already graded the labels against themselves."""
+"""This environment variable tells ranks that the `tempo` which starts them has graded the labels."""
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether a launcher started this a rank.
+    """Whether a launcher started this process as a rank.
 
-    A launcher sets all rank variables. Leftovers of another launcher in of them from an only a part of them.
+    A launcher sets all variables of a rank's place. A shell may hold some of them from an earlier job.
     """
     return all(name in environment for name in _RANK_VARIABLES)
 
 
 def started_this_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether torchrun started this rank."""
+    """Whether torchrun started this rank."""
     return "TORCHELASTIC_RUN_ID" in environment
 
 
 def is_checked(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether the `tempo` that started this rank has graded its labels against themselves."""
+    """Whether the `tempo` that started this rank has graded its labels against themselves."""
     return environment.get(_CHECKED) == "1"
 
 
 def environment_of_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that `launch_ranks` gives its ranks."""
-    return {**ENVIRONMENT, **environment, _CHECKED: "1"}
+    return {**RANK_ENVIRONMENT, **environment, _CHECKED: "1"}
 
 
 def launch_ranks(arguments: Sequence[str], processes: int) -> int:
-    """Run `tempo` with these arguments as `processes` ranks. Returns torchrun's exit code, 0 or 1.
+    """Run `tempo` with these arguments as `processes` ranks; returns torchrun's exit code, 0 or 1.
 
-    SIGTERM and SIGUSR1 go to the ranks, which save and end. They bypass torchrun, which not kill the ranks. SIGINT
-    goes to torchrun, which ends the ranks.
+    SIGTERM and SIGUSR1 go to the ranks, which save and end. torchrun does not get them: it would end the ranks.
+    torchrun gets SIGINT and ends the ranks.
     """
-    # torchrun is a fork: a Python of {**RANK_ENVIRONMENT, own would spend two seconds on importing torch, which this process has done.
+    # torchrun is a fork: a Python of its own would spend two seconds on importing torch, which this process has done.
     agent = multiprocessing.get_context("fork").Process(target=_run_torchrun, args=(arguments, processes))
     agent.start()
     assert agent.pid is not None
     pid = agent.pid
-    signal.signal(signal.SIGINT, lambda number, _: os.kill(number))
+    signal.signal(signal.SIGINT, lambda number, _: os.kill(pid, number))
     received: list[int] = []
-    for stop_signal in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(stop_signal, lambda number, _: received.append(number))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: received.append(number))
     while agent.exitcode is None:
         agent.join(timeout=0.5)
         if received and interrupt_ranks(pid, received[0]):
-                received.clear()
+            received.clear()
     return agent.exitcode
 
 
@@ -70,16 +70,14 @@ def _run_torchrun(arguments: Sequence[str], processes: int) -> None:
 
 
 def interrupt_ranks(launcher: int, number: int) -> bool:
-    """Send a signal to the ranks that `launcher` (a process id) started.
+    """Send the ranks that `launcher` started a signal, which they name as their reason.
 
-    Returns Returns whether any rank existed.
-
-    torchrun takes seconds to start them. The ranks report this signal as the reason of their interruption.
+    Returns whether there were ranks: torchrun takes seconds to start them.
     """
-    sent = False
-    with contextlib.suppress(psutil.Error):  # a rank may end at any time
+    reached = False
+    with contextlib.suppress(psutil.Error):  # a rank may end at any moment
         for child in psutil.Process(launcher).children():
             if "tempo_megatron.cli" in child.cmdline():
                 child.send_signal(number)
-                sent = True
-    return sent
+                reached = True
+    return reached

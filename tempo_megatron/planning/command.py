@@ -1,4 +1,4 @@
-"""`tempo plan`: memory, time and layouts of a recipe on a cluster, and whether it fits."""
+"""`tempo plan`: the memory and time of a recipe on a cluster, and whether it fits."""
 
 from __future__ import annotations
 
@@ -40,33 +40,11 @@ def plan_recipe(
     method_problems: Callable[[Config], list[str]],
     as_saved: Callable[[Config], Config],
 ) -> int:
-    """Prints the plan of a recipe and returns exit code 0, for each")
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB that a GPU is sold with (default: 80)")
-    parser.add_argument("--host-memory", type=float, default=HOST_GIB, help="GiB of a node (default: 1536)")
-    parser.add_argument("--model", choices=shapes.SHAPES, help="the shape, instead of that of model.hf_path")
-    parser.add_argument("--response-tokens", type=int, help="mean of a response (default: half of the longest)")
-    parser.add_argument("--questions", type=int, default=300, help="questions of an evaluation (default: 300)")
-    parser.add_argument(
-        "--uniform-share",
-        type=float,
-        default=0.5,
-        help="share of labeled prompts whose responses all score alike, for loop.drop_uniform_prompts (default: 0.5)",
-    )
-    parser.add_argument("--storage", type=float, default=2.0, help="GB/s of the shared storage (default: 2)")
-    return parser
+    """Prints the plan of a recipe and returns exit code 0, or 2 where the recipe is wrong or does not fit; standard
+    error lists every reason.
 
-
-def main(
-    arguments: Sequence[str],
-    method_problems: Callable[[Config], list[str]],
-    as_saved: Callable[[Config], Config],
-) -> int:
-    """Print the plan. Returns 0, or 2 if the recipe is wrong or does not fit. Every reason goes to reason.
-
-    `method_problems` returns a line for each problem of a recipe's method, one line per problem. `as_saved` returns the config
-    with is
-    the model of the run's own checkpoint, if there is one.
+    `method_problems` returns a line for each problem of a recipe's method. `as_saved` returns the config whose model is
+    the one that the run's own checkpoint describes, where the run has one.
     """
     try:
         config = load_checked(
@@ -77,12 +55,13 @@ def main(
     backbone = _backbone(as_saved(config), options.model)
     runs = [PlannedRun(backbone, config, machine) for machine in _machines(options)]
     longest = config.generation.max_response_tokens
-    load = Load.uniform(
-        options.response_tokens or -(-longest // 2)
-    fields = {"questions=options.questions,
+    workload = Workload.uniform(
+        options.response_tokens or -(-longest // 2),
+        longest,
+        questions=options.questions,
         storage_gbs=options.storage,
-        uniform_share}
-    workload = Workload.uniform(mean, longest, **fields)
+        uniform_share=options.uniform_share,
+    )
     if len(runs) > 1:
         print_markdown(
             report.format_node_table([(run, plan_problems(run), rank_layouts(run, workload)) for run in runs], workload)
@@ -97,7 +76,7 @@ def main(
 
 
 def _option_problems(config: Config, options: PlanOptions) -> list[str]:
-    """Return why line for each reason why one can per problem."""
+    """Returns a line for each reason why nothing can be planned."""
     problems: list[str] = []
     for read in (lambda: _backbone(config, options.model), lambda: _machines(options)):
         try:

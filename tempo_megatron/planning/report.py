@@ -12,12 +12,10 @@ from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.schedule import Schedule, Workload
 
 _LISTED_LAYOUTS = 5
-"""The table of layouts has so many rows, and those of the recipe's own layout."""
 _TRAINING = ("e_step", "advantages", "m_step")
 
 
 def format_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Returns a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
@@ -38,7 +36,7 @@ def format_plan(run: PlannedRun, workload: Workload, choices: Sequence[LayoutCho
 
 
 def _state_table(run: PlannedRun) -> str:
-    """Return the state on the table of each model's state by kind of parameter, on the pipeline stage with the most parameters."""
+    """Return the state on the pipeline stage that holds most, by kind of parameter."""
     rows: list[list[object]] = []
     for name in ("policy", "critic"):
         if name not in run.models:
@@ -66,7 +64,11 @@ def _device_table(run: PlannedRun) -> str:
 
 def _host_table(run: PlannedRun) -> str:
     rows = [
-        ["pinned, per rank", f"{total_bytes(host.pinned_memory(run)) / GIB:.1f}", format_parts(host.pinned_memory(run))],
+        [
+            "pinned, per rank",
+            f"{total_bytes(host.pinned_memory(run)) / GIB:.1f}",
+            format_parts(host.pinned_memory(run)),
+        ],
         ["per node", f"{total_bytes(host.node_memory(run)) / GIB:.0f}", format_parts(host.node_memory(run))],
         [
             "per checkpoint",
@@ -125,29 +127,20 @@ def _reason(choice: LayoutChoice, choices: Sequence[LayoutChoice]) -> str:
 def format_node_table(
     planned: Sequence[tuple[PlannedRun, Sequence[str], Sequence[LayoutChoice]]], workload: Workload
 ) -> str:
-    """Return a table with one row per number of nodes: the recipe's own layout and the best one.
+    """Return a table with one row per number of nodes: the recipe's own layout, and the best one.
 
-    `planned` has for each number of nodes the run, for
-    each run, the reasons why it does not fit, and the layouts that fit.
+    `planned` has for each number of nodes the run, why it does not fit, and the layouts that do.
     """
     rows: list[list[object]] = []
     for run, problems, choices in planned:
         best = f"{choices[0]}: {choices[0].seconds:,.0f} s" if choices else "none fits"
-        cells = ["does not fit", *["-"] * 6] if problems else _growth_cells(run, workload)
-        rows.append([run.machine.nodes, run.layout, *cells, best])
-    heads = [
-        "nodes",
-        "layout",
-        "GPU training, GiB",
-        "host per node, GiB",
-        "generation, s",
-        "training, s",
-        "iteration, s",
-    ]
-    return format_table([*heads, "days", "GPU-hours", "best layout"], rows)
+        figures = ["does not fit", *["-"] * 6] if problems else _figures(run, workload)
+        rows.append([run.machine.nodes, run.layout, *figures, best])
+    heads = ["nodes", "layout", "GPU training, GiB", "host per node, GiB", "generation, s", "training, s"]
+    return format_table([*heads, "iteration, s", "days", "GPU-hours", "best layout"], rows)
 
 
-def _growth_cells(run: PlannedRun, workload: Workload) -> list[object]:
+def _figures(run: PlannedRun, workload: Workload) -> list[object]:
     schedule = Schedule(run, workload)
     phases, days = schedule.phase_seconds(), sum(schedule.run_seconds().values()) / 86400
     training = sum(phases.get(name, 0.0) for name in _TRAINING)

@@ -41,7 +41,7 @@ def train_recipe(recipe: str, overrides: Sequence[str], arguments: Sequence[str]
     try:
         is_finished = train(config)
     except RunDirectoryInUse as error:
-        if os.environ["RANK"] == "0" or not torchrun.started_this():  # srun's ranks write a log each
+        if os.environ["RANK"] == "0" or not torchrun.started_this_rank():  # srun's ranks write a log each
             logger.error(str(error))
         _end_process(BAD_INPUT)
     except BaseException as error:  # the exceptions of torch.distributed.checkpoint are no Exceptions
@@ -49,13 +49,13 @@ def train_recipe(recipe: str, overrides: Sequence[str], arguments: Sequence[str]
             raise
         failure.end_failed_rank(error, Path(config.run_dir))
     if not is_finished:
-        _end_process(0 if torchrun.started_this() else interruption.EXIT_CODE)
+        _end_process(0 if torchrun.started_this_rank() else interruption.EXIT_CODE)
     return 0
 
 
 def replay_run(run_dir: Path, overrides: Sequence[str]) -> int:
     """Trains again on the rollouts that a run has kept, and returns the exit code."""
-    recipe, overrides = replay.of_run(run_dir, overrides)
+    recipe, overrides = replay.replay_arguments(run_dir, overrides)
     return train_recipe(recipe, overrides, ["train", recipe, *overrides])
 
 

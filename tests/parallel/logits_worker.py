@@ -1,4 +1,4 @@
-"""A rank of test_logits: outputs of several models under one parallel layout.
+"""A rank of test_logits: saves the logits and values of several models under one parallel layout.
 
 usage: logits_worker.py MODELS OUT TP PP DTYPE
 
@@ -30,7 +30,7 @@ def sequences(vocab_size: int) -> list[list[int]]:
 
 
 def visible_positions(module: Any, length: int) -> dict[int, list[int]]:
-    """Returns the positions that the last token attends to, by Hugging Face number of each layer on this rank."""
+    """Return the positions that the last token sees, by the Hugging Face index of this rank's layers."""
     from megatron.core.packed_seq_params import PackedSeqParams
 
     positions = {}
@@ -43,12 +43,12 @@ def visible_positions(module: Any, length: int) -> dict[int, list[int]]:
         channels = attention.hidden_size_per_attention_head
         query, key = torch.zeros(length, heads, channels), torch.zeros(length, groups, channels)
         core.angles = torch.zeros(length, 1, 1, channels)
-        whole = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
+        one_sequence = PackedSeqParams(cu_seqlens_q=torch.tensor([0, length]))
         attention_weights = []
         for position in range(length):
             value = torch.zeros(length, groups, channels)
             value[position] = 1.0
-            output = core(query, key, value, None, packed_seq_params=whole)
+            output = core(query, key, value, None, packed_seq_params=one_sequence)
             attention_weights.append(float(output[-1].sum()))
         index = (layer.layer_number - 1) // 2
         positions[index] = [position for position, weight in enumerate(attention_weights) if weight > 0]
@@ -84,8 +84,8 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
             visible_by_rank: list[dict[int, list[int]]] = [{}] * rank_topology.world_size
             with cpu.accelerator_names():
                 on_cpu = dtype == "fp32" and rank_topology.device.type == "cpu"
-                local_seen = visible_positions(module, 40) if on_cpu else {}
-            dist.all_gather_object(visible_by_rank, local_seen)
+                visible = visible_positions(module, 40) if on_cpu else {}
+            dist.all_gather_object(visible_by_rank, visible)
             outputs[f"{directory.name} seen"] = {
                 layer: positions for visible in visible_by_rank for layer, positions in visible.items()
             }

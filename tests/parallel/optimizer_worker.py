@@ -25,16 +25,15 @@ from tempo_megatron.training import loop
 from tempo_megatron.training.phases.scoring import VALUES
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
-from tests.parallel.turns_worker import OFFLOADS, advance, device_bytes, started
+from tests.parallel.turns_worker import RESTS, advance, device_bytes, started
 
 ALONE = "parallel.tensor_model_parallel_size=1"
-FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, OFFLOADS)
+FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, RESTS)
 
 
 def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
-    """Returns for each parameter of a critic its dimensions and the least and largest share that a step leaves of it.
-
-    The gradients of the step are 0, its learning rate is 0.1 and its weight decay 1."""
+    """Of each of a critic's parameters its dimensions, and the least and largest share that a step leaves whose
+    gradients are 0, at a step size of 0.1 and a weight decay of 1."""
     config = load_config(None, ["model.precision=fp32"])
     place = topology.initialize(config.parallel, seed=0)
     described = hf_files.read_config(hf_path)
@@ -53,14 +52,16 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
     with trainer.onloaded(StateKind.weights):
         shares = {name: parameter.detach() / before[name] for name, parameter in module.named_parameters()}
     leave_groups()
-    kept = {name: share[before[name] != 0] for name, share in shares.items()}
+    nonzero = {name: share[before[name] != 0] for name, share in shares.items()}
     return {
-        name: (before[name].dim(), float(share.min()), float(share.max())) for name, share in kept.items() if len(share)
+        name: (before[name].dim(), float(share.min()), float(share.max()))
+        for name, share in nonzero.items()
+        if len(share)
     }
 
 
 def critic_state(run: Run) -> dict[str, Any]:
-    """Returns the critic's state besides weights: in `trainers`, on the device, in host memory, in checkpoints."""
+    """What a run has of its critic beside weights: in `trainers`, on the device, in host memory, in its checkpoints."""
     critic: Any = run.models.critic
     saved = {path.name: path for path in resumable_checkpoints(run.lifecycle.saver.directory)}
     return {
@@ -78,24 +79,24 @@ def critic_state(run: Run) -> dict[str, Any]:
 
 
 def frozen(recipe: Path) -> dict[str, Any]:
-    """Runs a critic that learns in the critic start and is frozen then, and resumes it in that stage and after it. Runs
-    another critic that starts from its checkpoint and never learns."""
+    """A critic that learns in the critic start and is frozen then, resumed in that stage and after it; and one that
+    starts from its checkpoint and never learns."""
     run, _ = started((recipe, FROZEN), "frozen")
     loop.start_critic(run)
-    report = {"frozen": critic_state(run)}
+    critics = {"frozen": critic_state(run)}
     leave_groups()
 
     run, _ = started((recipe, FROZEN), "frozen")
-    report["resumed in the stage"] = critic_state(run)
+    critics["resumed in the stage"] = critic_state(run)
     loop.start_critic(run)
     run.save()
     (first,) = advance(run, 1)
     leave_groups()
 
     run, _ = started((recipe, FROZEN), "frozen")
-    report["resumed"] = critic_state(run)
-    (again,) = advance(run, 1)
-    report["differ"] = {name for name in first if first[name] != again[name]}
+    critics["resumed"] = critic_state(run)
+    (resumed_metrics,) = advance(run, 1)
+    critics["differ"] = {name for name in first if first[name] != resumed_metrics[name]}
     start = run.lifecycle.saver.directory / "iteration-000000"
     leave_groups()
 
@@ -103,16 +104,16 @@ def frozen(recipe: Path) -> dict[str, Any]:
     run, _ = started((recipe, never), "never")
     list(advance(run, 1))
     run.save()
-    report["never"] = critic_state(run) | {"scorer": type(run.models.critic) is MegatronModel}
+    critics["never"] = critic_state(run) | {"scorer": type(run.models.critic) is MegatronModel}
     leave_groups()
-    return report
+    return critics
 
 
-def with_nan_value(recipe: Path) -> dict[str, Any]:
-    """Runs an E-step and an M-step with whitened advantages, each on rollouts with a NaN among the critic's values."""
-    run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "with_nan_value")
+def spoilt(recipe: Path) -> dict[str, Any]:
+    """An E-step, and an M-step that whitens its advantages, each on rollouts of which the critic gave one a NaN."""
+    run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "spoilt")
     run.state.iteration = 1
-    rollouts = run.collector.collect(1, labeled=4, unlabeled=4)
+    collected = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
 
     def one_nan(batch: Batch, read: Score) -> NamedTensors:
@@ -121,20 +122,16 @@ def with_nan_value(recipe: Path) -> dict[str, Any]:
         return rows
 
     critic.score = one_nan  # type: ignore[method-assign]
-    metrics = loop.run_e_step(run, rollouts.labeled, rollouts.correct, 1)
-    metrics |= loop.run_m_step(run, loop.policy_rollouts(run, rollouts))
-    kept = sorted(path.name for path in (run.directory / "non_finite").iterdir())
+    metrics = loop.run_e_step(run, collected.labeled, collected.correct, 1)
+    metrics |= loop.run_m_step(run, loop.policy_rollouts(run, collected))
+    kept_files = sorted(path.name for path in (run.directory / "non_finite").iterdir())
     leave_groups()
-    return {"metrics": metrics, "kept": kept}
+    return {"metrics": metrics, "kept": kept_files}
 
 
 def main(hf_path: str, recipe: str, out: str) -> None:
     torch.set_num_threads(1)
-    report = {
-        "decayed": decayed(Path(hf_path)),
-        "frozen": frozen(Path(recipe)),
-        "with_nan_value": with_nan_value(Path(recipe)),
-    }
+    report = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
     if torch.distributed.get_rank() == 0:
         torch.save(report, Path(out))
     topology.shutdown()

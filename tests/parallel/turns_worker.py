@@ -1,4 +1,4 @@
-"""A rank of test_turns: one run whose models are offloaded between phases, and one whose models stay on the device.
+"""A rank of test_turns: a run that offloads its models between phases, and a run that keeps them on the device.
 
 usage: turns_worker.py RECIPE OUT [key=value ...]
 """
@@ -26,13 +26,13 @@ from tests.parallel.layout_worker import leave_groups
 from tests.runs import build_recorded
 from tools.killing.recorded import Parity, Recorded
 
-OFFLOADS = "memory.offload_on_cpu=true"
-NO_OFFLOAD = [f"memory.offload_{kind}=false" for kind in StateKind]
+RESTS = "memory.offload_on_cpu=true"
+STAYS = [f"memory.offload_{kind}=false" for kind in StateKind]
 ITERATIONS = 2
 
 
 def device_bytes(model: MegatronModel, *kinds: StateKind) -> int:
-    """Returns the device bytes of all storages of these kinds, without use of the offloader."""
+    """The bytes that storages of these kinds take on the device, counted without the offloader's own account."""
     storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for kind in kinds or tuple(StateKind)
@@ -42,15 +42,15 @@ def device_bytes(model: MegatronModel, *kinds: StateKind) -> int:
 
 
 def eight_bit_bytes() -> int:
-    """Returns the GPU bytes of all 8-bit matrices, such as Transformer Engine's FP8 copies of weights."""
+    """The bytes of the GPU that 8-bit matrices take, whoever holds them: Transformer Engine's copies of FP8 weights."""
     gc.collect()
-    matrices = [each for each in gc.get_objects() if isinstance(each, Tensor) and each.is_cuda and each.dim() == 2]
-    storages = {each.untyped_storage()._cdata: each.nbytes for each in matrices if each.dtype is torch.uint8}
+    alive = [held for held in gc.get_objects() if isinstance(held, Tensor) and held.is_cuda and held.dim() == 2]
+    storages = {held.untyped_storage()._cdata: held.nbytes for held in alive if held.dtype is torch.uint8}
     return sum(storages.values())
 
 
 class Watching(Recorded):
-    """Records the models' device bytes whenever vLLM would use the device."""
+    """A generator that notes what the models take of the device whenever vLLM would take its own memory."""
 
     def __init__(self) -> None:
         self.models: dict[str, MegatronModel] = {}
@@ -88,30 +88,30 @@ def advance(run: Run, iterations: int) -> Iterator[dict[str, Any]]:
 
 
 def state(run: Run) -> dict[str, list[Tensor]]:
-    """Returns this rank's part of every weight and every optimizer tensor."""
-    report = {}
+    """Every weight and every tensor of an optimizer that this rank holds."""
+    tensors = {}
     for name, trainer in run.models.trainers.items():
         with trainer.onloaded():
             kinds = (StateKind.weights, StateKind.optimizer)
-            report[name] = [
+            tensors[name] = [
                 tensor.detach().clone()
                 for kind in kinds
                 for tensor in offload.state_tensors(kind, trainer.model, trainer.optimizer)
             ]
-    return report
+    return tensors
 
 
-def same(state: dict[str, list[Tensor]], other: dict[str, list[Tensor]]) -> bool:
-    """Returns whether two states are equal on every rank. Collective."""
-    assert state.keys() == other.keys() and all(len(state[name]) == len(other[name]) > 0 for name in state)
-    equal_here = all(torch.equal(*pair) for name in state for pair in zip(state[name], other[name], strict=True))
-    equal_on_ranks = [False] * dist.get_world_size()
-    dist.all_gather_object(equal_on_ranks, equal_here)
-    return all(equal_on_ranks)
+def same(state_a: dict[str, list[Tensor]], state_b: dict[str, list[Tensor]]) -> bool:
+    """Whether two states are equal on every rank."""
+    assert state_a.keys() == state_b.keys() and all(len(state_a[name]) == len(state_b[name]) > 0 for name in state_a)
+    equal_here = all(torch.equal(*pair) for name in state_a for pair in zip(state_a[name], state_b[name], strict=True))
+    equal_by_rank = [False] * dist.get_world_size()
+    dist.all_gather_object(equal_by_rank, equal_here)
+    return all(equal_by_rank)
 
 
 def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:
-    """Returns the bytes that an offloaded model copies when it is read and offloaded again, and its weights' bytes."""
+    """The bytes that an offloaded model copies to be read once, and the size of its weights."""
     before = policy.offloader.bytes
     with policy.onloaded(StateKind.weights):
         size = device_bytes(policy, StateKind.weights)
@@ -121,45 +121,43 @@ def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:
 def main(path: str, out: str, *overrides: str) -> None:
     recipe = (Path(path), overrides)
     torch.set_num_threads(1)
-    run, watched = started(recipe, "stays", *NO_OFFLOAD)
+    run, watched = started(recipe, "stays", *STAYS)
     warm_start(run)
     stayed = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
     leave_groups()
 
-    run, watched = started(recipe, "rests", OFFLOADS)
+    run, watched = started(recipe, "rests", RESTS)
     warm_start(run)
     run.lifecycle.keep_reference()
     metrics = list(advance(run, ITERATIONS - 1))
     run.save()
-    offloaded_after_save = {
-        name: sorted(map(str, model.offloader.offloaded)) for name, model in run.residency.models.items()
-    }
+    resting = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.residency.models.items()}
     read_only = bytes_of_reading(run.models.policy)
     leave_groups()
 
-    run, again = started(recipe, "rests", OFFLOADS)
+    run, again = started(recipe, "rests", RESTS)
     metrics += list(advance(run, 1))
-    report = {
+    comparison = {
         "metrics_differ": [
-            offloaded for offloaded, kept in zip(metrics, stayed["metrics"], strict=True) if offloaded != kept
+            rested for rested, steady in zip(metrics, stayed["metrics"], strict=True) if rested != steady
         ],
         "same_state": same(state(run), stayed["state"]),
         "stayed_bytes": stayed["bytes"],
         "rested_bytes": watched.while_generating + again.while_generating,
         "eight_bit_bytes": watched.eight_bit_bytes,
         "sync_bytes": watched.while_syncing + again.while_syncing,
-        "offloaded_after_save": offloaded_after_save,
+        "resting_after_save": resting,
         "read_only_bytes": read_only,
     }
     leave_groups()
 
     try:
-        started(recipe, "refused", OFFLOADS, "memory.host_gib=0.000001")
-        report["refusal"] = ""
+        started(recipe, "refused", RESTS, "memory.host_gib=0.000001")
+        comparison["refusal"] = ""
     except HostMemoryError as error:
-        report["refusal"] = str(error)
+        comparison["refusal"] = str(error)
     if dist.get_rank() == 0:
-        torch.save(report, Path(out))
+        torch.save(comparison, Path(out))
     topology.shutdown()
 
 

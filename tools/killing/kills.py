@@ -67,7 +67,11 @@ class Killer:
     def _kill(self, run_dir: Path, number: int) -> Kill | None:
         """Starts the run, kills it at its moment and checks its checkpoints; returns None if the run ends before."""
         checkpoints = run_dir / "checkpoints"
-        before, unfinished_before, started = resumable_checkpoints(checkpoints)[-1:], _unfinished(checkpoints), time.monotonic()
+        before, unfinished_before, started = (
+            resumable_checkpoints(checkpoints)[-1:],
+            _unfinished(checkpoints),
+            time.monotonic(),
+        )
         fraction = derive_seed("kill", self.seed, number) % 10**6 / 10**6
         attempt, aimed = self._start(run_dir, number), number % 3 == 0
         if aimed:
@@ -114,7 +118,9 @@ def differences(run_dir: Path, reference_dir: Path) -> list[str]:
     for index, (row, reference) in enumerate(zip(metrics, reference_metrics, strict=False)):
         keys = [key for key in row | reference if row.get(key) != reference.get(key)]
         lines += [f"line {index}: {key} is {row.get(key)}, uninterrupted {reference.get(key)}" for key in keys]
-    kept, expected = ([path.name for path in complete_checkpoints(run / "checkpoints")] for run in (run_dir, reference_dir))
+    kept, expected = (
+        [path.name for path in complete_checkpoints(run / "checkpoints")] for run in (run_dir, reference_dir)
+    )
     if kept != expected:
         lines.append(f"checkpoints {kept}, uninterrupted {expected}")
     exported, reference_export = (run / "hf" / "model.safetensors" for run in (run_dir, reference_dir))
