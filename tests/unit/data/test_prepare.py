@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import string
@@ -17,7 +16,7 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import GradingConfig, SourceConfig
-from tempo_megatron.data.prepare import catalog, command, files
+from tempo_megatron.data.prepare import catalog, files
 from tempo_megatron.data.prepare.question import hashed_order
 from tempo_megatron.data.sources import Row, read_rows
 from tempo_megatron.grading import labels
@@ -27,9 +26,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures" / "data"
 
 
 def tempo_data(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]), labels)
+    return cli.main(["data", *map(str, arguments)])
 
 
 @pytest.fixture(autouse=True)
