@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import mannwhitneyu
 
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
@@ -109,7 +111,17 @@ def test_a_value_that_is_not_finite_is_counted_and_takes_no_part() -> None:
         assert metrics[name] == without[name], name
     none = value_metrics(torch.full((3, 3), float("inf")), mask, rollouts, correct)
     assert none == {"non_finite_values": 3.0, "correct": pytest.approx(2 / 3)}
-    assert value_evidence(read[:, -1], rollouts, 0.0) == value_evidence(
-        read[[0, 2], -1], [rollouts[0], rollouts[2]], 0.0
-    )
-    assert value_evidence(torch.full((3,), float("nan")), rollouts, 0.0) == {}
+    assert evidence(read[:, -1], rollouts, 0.0) == evidence(read[[0, 2], -1], [rollouts[0], rollouts[2]], 0.0)
+    assert evidence(torch.full((3,), float("nan")), rollouts, 0.0) == {}
+
+
+def test_auroc_has_the_bits_of_scipys_ranks() -> None:
+    """With ties, over random scores: AUROC is the Mann-Whitney statistic over the number of pairs."""
+    random = np.random.default_rng(0)
+    for digits in (1, 2, 9):
+        for size in (5, 50, 200):
+            scores = random.random(size).round(digits)
+            labels = np.arange(size) % 3 == 0
+            statistic = mannwhitneyu(scores[labels], scores[~labels]).statistic
+            expected = float(statistic / (labels.sum() * (~labels).sum()))
+            assert auroc(scores.tolist(), labels.astype(float).tolist()) == expected
