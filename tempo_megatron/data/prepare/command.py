@@ -102,6 +102,6 @@ def _check(arguments: argparse.Namespace, checks: LabelChecks) -> None:
     if arguments.out:
         write_whole(arguments.out, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if arguments.clean:
-        kept = contamination.write_clean(labeled_files, {pair.labeled for pair in pairs}, arguments.clean)
-        for path, number in kept.items():
+        row_counts = contamination.write_clean(labeled_files, {pair.labeled for pair in pairs}, arguments.clean)
+        for path, number in row_counts.items():
             print(f"{path}: {number} rows kept")
