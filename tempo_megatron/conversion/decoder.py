@@ -200,9 +200,9 @@ def _attention_layer(settings: BackboneSettings, hf: str, megatron: str) -> Iter
     if not settings.norm_after:
         yield ParameterMapping(f"{megatron}.input_layernorm.weight", (f"{hf}.input_layernorm.weight",), (hidden,))
     qkv_mapping = partial(QkvMapping, num_query_groups=settings.num_query_groups, kv_channels=channels)
-    for kind, size in _weight_and_bias(settings.attention_bias, (queries + 2 * keys, hidden)):
-        names = tuple(f"{hf}.self_attn.{part}_proj.{kind}" for part in "qkv")
-        yield qkv_mapping(f"{megatron}.self_attention.linear_qkv.{kind}", names, size, 0)
+    for parameter, size in _weight_and_bias(settings.attention_bias, (queries + 2 * keys, hidden)):
+        names = tuple(f"{hf}.self_attn.{part}_proj.{parameter}" for part in "qkv")
+        yield qkv_mapping(f"{megatron}.self_attention.linear_qkv.{parameter}", names, size, 0)
     if settings.qk_norm != "none":
         over_all_heads = settings.qk_norm == "all_heads"
         for part, width in (("q", queries), ("k", keys)):
@@ -210,9 +210,9 @@ def _attention_layer(settings: BackboneSettings, hf: str, megatron: str) -> Iter
             size = (width if over_all_heads else channels,)
             yield ParameterMapping(name, (f"{hf}.self_attn.{part}_norm.weight",), size, 0 if over_all_heads else None)
     projection = f"{megatron}.self_attention.linear_proj"
-    for kind, size in _weight_and_bias(settings.attention_bias, (hidden, queries)):
-        axis = 1 if kind == "weight" else None
-        yield ParameterMapping(f"{projection}.{kind}", (f"{hf}.self_attn.o_proj.{kind}",), size, axis)
+    for parameter, size in _weight_and_bias(settings.attention_bias, (hidden, queries)):
+        axis = 1 if parameter == "weight" else None
+        yield ParameterMapping(f"{projection}.{parameter}", (f"{hf}.self_attn.o_proj.{parameter}",), size, axis)
     if settings.norm_after:
         name = f"{hf}.post_attention_layernorm.weight"
         yield ParameterMapping(f"{projection}.post_layernorm.weight", (name,), (hidden,))
@@ -223,12 +223,14 @@ def _mlp_layer(settings: BackboneSettings, hf: str, megatron: str) -> Iterator[P
     if not settings.norm_after:
         name = f"{hf}.post_attention_layernorm.weight"
         yield ParameterMapping(f"{megatron}.pre_mlp_layernorm.weight", (name,), (hidden,))
-    for kind, size in _weight_and_bias(settings.mlp_bias, (2 * channels, hidden)):
-        names = (f"{hf}.mlp.gate_proj.{kind}", f"{hf}.mlp.up_proj.{kind}")
-        yield GatedMlpMapping(f"{megatron}.mlp.linear_fc1.{kind}", names, size, 0)
-    for kind, size in _weight_and_bias(settings.mlp_bias, (hidden, channels)):
-        axis = 1 if kind == "weight" else None
-        yield ParameterMapping(f"{megatron}.mlp.linear_fc2.{kind}", (f"{hf}.mlp.down_proj.{kind}",), size, axis)
+    for parameter, size in _weight_and_bias(settings.mlp_bias, (2 * channels, hidden)):
+        names = (f"{hf}.mlp.gate_proj.{parameter}", f"{hf}.mlp.up_proj.{parameter}")
+        yield GatedMlpMapping(f"{megatron}.mlp.linear_fc1.{parameter}", names, size, 0)
+    for parameter, size in _weight_and_bias(settings.mlp_bias, (hidden, channels)):
+        axis = 1 if parameter == "weight" else None
+        yield ParameterMapping(
+            f"{megatron}.mlp.linear_fc2.{parameter}", (f"{hf}.mlp.down_proj.{parameter}",), size, axis
+        )
     if settings.norm_after:
         name = f"{hf}.post_feedforward_layernorm.weight"
         yield ParameterMapping(f"{megatron}.mlp.linear_fc2.post_layernorm.weight", (name,), (hidden,))

@@ -85,7 +85,9 @@ class HfReader:
                 tensors = _stored_tensors(file)
             except (OSError, SafetensorError) as error:
                 self.problems.append(unavailable_reason(file) or f"{file}: missing or damaged: {error}")
-                self._mark_unreadable({name for name, other in weights.assigned.items() if other == file})
+                self._mark_unreadable(
+                    {name for name, assigned_file in weights.assigned.items() if assigned_file == file}
+                )
                 continue
             if weights.has_index:
                 self._register_assigned(file, tensors, weights.assigned)
@@ -102,7 +104,7 @@ class HfReader:
 
     def _register_assigned(self, file: Path, tensors: StoredTensors, assigned: Mapping[str, Path]) -> None:
         """Register the tensors of a file that the index assigns to it."""
-        expected = {name for name, other in assigned.items() if other == file}
+        expected = {name for name, assigned_file in assigned.items() if assigned_file == file}
         self.unassigned |= dict.fromkeys(tensors.keys() - assigned.keys(), file)
         if missing := expected - tensors.keys():
             self.problems.append(f"{file}: no tensor {format_names(missing)}; {INDEX} says that it is there")
@@ -113,9 +115,9 @@ class HfReader:
         """Register the tensors of a file; note repeated names and unknown dtypes as problems."""
         repeated = tensors.keys() & self.files.keys()
         if repeated:
-            others = format_names({self.files[name].name for name in repeated})
+            other_files = format_names({self.files[name].name for name in repeated})
             self.problems.append(
-                f"{file}: {format_names(repeated)} is in {others} too, and no {INDEX} says which counts"
+                f"{file}: {format_names(repeated)} is in {other_files} too, and no {INDEX} says which counts"
             )
         unknown = {name for name, (dtype, _) in tensors.items() if dtype not in _DTYPES}
         if unknown:
@@ -141,8 +143,8 @@ def _stored_tensors(file: Path) -> StoredTensors:
 
 def format_names(names: Collection[str], limit: int = 3) -> str:
     """Return the sorted names joined by commas: the first `limit`, then the number of the others."""
-    first, remaining = sorted(names)[:limit], len(names) - limit
-    return ", ".join(first) + (f" and {remaining} more" if remaining > 0 else "")
+    shown, remaining = sorted(names)[:limit], len(names) - limit
+    return ", ".join(shown) + (f" and {remaining} more" if remaining > 0 else "")
 
 
 @contextlib.contextmanager

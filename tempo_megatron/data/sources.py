@@ -77,8 +77,8 @@ class PromptSet:
     def without(self, prompts: Sequence[Prompt]) -> PromptSet:
         """Return the set without the questions of these prompts, whichever file they are from."""
         excluded = {prompt.question for prompt in prompts}
-        kept = [pair for pair in zip(self.prompts, self.weights, strict=True) if pair[0].question not in excluded]
-        return replace(self, prompts=[prompt for prompt, _ in kept], weights=[weight for _, weight in kept])
+        remaining = [pair for pair in zip(self.prompts, self.weights, strict=True) if pair[0].question not in excluded]
+        return replace(self, prompts=[prompt for prompt, _ in remaining], weights=[weight for _, weight in remaining])
 
     def left_out(self) -> str:
         """Return the numbers of excluded prompts, in words."""

@@ -77,8 +77,8 @@ def contaminated_pairs(labeled: Sequence[Row], evaluated: Mapping[str, Sequence[
     pairs = []
     for row, text, text_ngrams in zip(labeled, texts, ngrams, strict=True):
         for index in sorted({index for ngram in text_ngrams for index in indices_by_ngram.get(ngram, ())}):
-            stream, other = evaluated_rows[index]
-            pairs.append(ContaminatedPair(row.id, other.id, stream, other.source, text == evaluated_texts[index]))
+            stream, match = evaluated_rows[index]
+            pairs.append(ContaminatedPair(row.id, match.id, stream, match.source, text == evaluated_texts[index]))
     return pairs
 
 
@@ -145,10 +145,10 @@ def write_clean(files: Mapping[Path, Sequence[Row]], contaminated: set[str], dir
     if len(set(targets.values())) < len(targets) or any(path.resolve() == to.resolve() for path, to in targets.items()):
         raise DataError(f"--clean {directory}: needs a directory of its own and labeled files of different names")
     directory.mkdir(parents=True, exist_ok=True)
-    kept = {}
+    row_counts = {}
     for path, rows in files.items():
         lines = [line for line in read_text(path).split("\n") if line.strip()]
         clean = [line for line, row in zip(lines, rows, strict=True) if row.id not in contaminated]
         write_text_atomically(targets[path], "".join(f"{line}\n" for line in clean))
-        kept[targets[path]] = len(clean)
-    return kept
+        row_counts[targets[path]] = len(clean)
+    return row_counts

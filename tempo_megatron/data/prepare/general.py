@@ -31,10 +31,10 @@ def dolci(row: dict[str, Any], part: str) -> PreparedQuestion:
     `prompt` has the form "user: ..."; some copies have `messages` instead. `ground_truth` and `dataset`, the name of
     the verifier, are lists.
     """
-    verifier = _first(row.get("dataset"), "dataset") or "general-quality_ref"
+    verifier = _first_as_text(row.get("dataset"), "dataset") or "general-quality_ref"
     if verifier not in _DOLCI_GRADERS:
         raise SkippedRow(f"verifier {verifier}, which has no grader here")
-    answer = _first(required_value(row, "ground_truth"), "ground_truth")
+    answer = _first_as_text(required_value(row, "ground_truth"), "ground_truth")
     id_ = next((str(row[name]) for name in ("id", "custom_id", "key") if row.get(name)), "")
     messages = tuple({"role": turn["role"], "content": turn["content"]} for turn in row.get("messages") or ())
     if messages and messages[-1]["role"] != "user":
@@ -48,7 +48,7 @@ def dolci(row: dict[str, Any], part: str) -> PreparedQuestion:
     return PreparedQuestion(prompt, answer, _DOLCI_GRADERS[verifier], "Dolci-General", id_, conversation)
 
 
-def _first(value: Any, name: str) -> str:
+def _first_as_text(value: Any, name: str) -> str:
     """Return the first entry of a list, or the value itself, as text."""
     return to_text(next(iter(value), None) if isinstance(value, list) else value, f"`{name}`")
 
@@ -147,8 +147,8 @@ def zebralogic(row: dict[str, Any], part: str) -> PreparedQuestion:
 def gpqa(row: dict[str, Any], part: str) -> PreparedQuestion:
     """Return a question of GPQA. The order of its four options does not depend on which one is right."""
     question_text, correct = required_text(row, "Question"), required_text(row, "Correct Answer")
-    wrong = [required_text(row, f"Incorrect Answer {number}") for number in (1, 2, 3)]
-    options = hashed_order(question_text, [correct, *wrong])
+    incorrect = [required_text(row, f"Incorrect Answer {number}") for number in (1, 2, 3)]
+    options = hashed_order(question_text, [correct, *incorrect])
     answer = option_letter(options.index(correct)) if correct else None
     return PreparedQuestion(
         f"{question_text}\n\n{format_options(options)}",

@@ -72,17 +72,17 @@ def test_a_model_comes_back_bit_for_bit_with_every_file(
     assert run("verify", "--hf", hf, "--checkpoint", tmp_path / "checkpoint") == 0
     expected, files = tensors(hf), {file.name: file.read_bytes() for file in hf_files.side_files(hf)}
     shutil.rmtree(hf)
-    back = tmp_path / "back"
-    assert run("to-hf", "--checkpoint", tmp_path / "checkpoint", "--out", back, "--shard-size", "60000") == 0
-    assert_same(tensors(back), expected)
-    assert {file.name: file.read_bytes() for file in hf_files.side_files(back)} == files
+    exported = tmp_path / "back"
+    assert run("to-hf", "--checkpoint", tmp_path / "checkpoint", "--out", exported, "--shard-size", "60000") == 0
+    assert_same(tensors(exported), expected)
+    assert {file.name: file.read_bytes() for file in hf_files.side_files(exported)} == files
     assert {*TOKENIZER, "chat_template.jinja", "config.json", "generation_config.json"} <= files.keys()
-    index = json.loads((back / "model.safetensors.index.json").read_text())
+    index = json.loads((exported / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == expected.keys()
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in expected.values())
-    for file in back.glob("*.safetensors"):
+    for file in exported.glob("*.safetensors"):
         assert len(load_file(file)) == 1 or file.stat().st_size < 60000 + 8192
-    loaded = AutoModelForCausalLM.from_pretrained(back, dtype="auto").state_dict()
+    loaded = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").state_dict()
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
 
 
@@ -150,17 +150,17 @@ def test_a_critic_of_verl_and_one_of_trl_are_read_with_their_bias(
     trl = model("llama-3")
     with_trl_head(trl, 0.25)
     for source, head in ((verl, "score"), (trl, "v_head.summary")):
-        saved, back = tmp_path / f"{source.name}-checkpoint", tmp_path / f"{source.name}-back"
+        saved, exported = tmp_path / f"{source.name}-checkpoint", tmp_path / f"{source.name}-back"
         options = ("--hf", source, "--role", "critic")
         assert run("to-megatron", *options, "--out", saved, "--target-range", "minus_one_one") == 0
         assert run("verify", *options, "--checkpoint", saved) == 0
-        assert run("to-hf", "--checkpoint", saved, "--out", back, "--role", "critic") == 0
+        assert run("to-hf", "--checkpoint", saved, "--out", exported, "--role", "critic") == 0
         expected = {name: tensor for name, tensor in tensors(source).items() if not name.startswith("lm_head")}
         renamed = {name.replace(head, "score"): tensor for name, tensor in expected.items()}
-        assert_same(tensors(back), renamed)
-        critic = AutoModelForTokenClassification.from_pretrained(back)
+        assert_same(tensors(exported), renamed)
+        critic = AutoModelForTokenClassification.from_pretrained(exported)
         assert critic.score.bias.item() == renamed["score.bias"].item() != 0
-        assert run("to-megatron", "--hf", back, "--role", "critic", "--out", tmp_path / f"{source.name}-again") == 0
+        assert run("to-megatron", "--hf", exported, "--role", "critic", "--out", tmp_path / f"{source.name}-again") == 0
         assert checkpoint_format.read_target_range(tmp_path / f"{source.name}-again") == "minus_one_one"
 
 

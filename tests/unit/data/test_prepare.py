@@ -151,8 +151,10 @@ def test_blanked_solutions_are_explained_and_kept_only_on_request(
     rows, _ = prepared("zebralogic", FIXTURES / "zebralogic.jsonl", tmp_path / "out")
     assert rows[0]["prompt"].endswith("with the columns: House | Name | Drink")
     assert "WildEval/ZebraLogic" in capsys.readouterr().out
-    both, read = prepared("zebralogic", FIXTURES / "zebralogic.jsonl", tmp_path / "all", "--keep-unanswered")
-    assert [row["answer"] for row in both] == [GRID, None] and read[1].answer is None
+    rows_with_unanswered, read = prepared(
+        "zebralogic", FIXTURES / "zebralogic.jsonl", tmp_path / "all", "--keep-unanswered"
+    )
+    assert [row["answer"] for row in rows_with_unanswered] == [GRID, None] and read[1].answer is None
     blank = tmp_path / "blank.jsonl"
     blank.write_text((FIXTURES / "zebralogic.jsonl").read_text().splitlines()[1])
     assert tempo_data("prepare", "zebralogic", "--from", blank, "--out", tmp_path / "none") == 2
@@ -195,8 +197,8 @@ def test_big_bench_options_are_reordered_and_ambiguous_examples_dropped(
     assert f"({chosen['answer']}) hammer" in chosen["prompt"]
     counted = capsys.readouterr().out
     assert "1 several answers" in counted and "1 no single right option" in counted
-    alone = FIXTURES / "bigbench" / "parts" / "echo" / "task.json"
-    assert [row["answer"] for row in prepared("bigbench", alone, tmp_path / "one")[0]] == ["lamp", "oar"]
+    one_task = FIXTURES / "bigbench" / "parts" / "echo" / "task.json"
+    assert [row["answer"] for row in prepared("bigbench", one_task, tmp_path / "one")[0]] == ["lamp", "oar"]
 
 
 def test_a_reasoning_gym_mix_is_scored_from_its_file(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_the_hub_is_read_part_by_part_and_its_failure_says_what_to_do(
     assert tempo_data("prepare", "aime-2025", "--out", tmp_path) == 0
     assert requests == [("opencompass/AIME2025", "AIME2025-I", "test"), ("opencompass/AIME2025", "AIME2025-II", "test")]
     hub = files.HubDataset("one/{part}", "test", ("a", "b"))
-    assert [(str(place), part) for place, part, _ in hub.read()] == [("one/a, row 1", "a"), ("one/b, row 1", "b")]
+    assert [(str(location), part) for location, part, _ in hub.read()] == [("one/a, row 1", "a"), ("one/b, row 1", "b")]
     assert requests[2:] == [
         ("one/a", None, "test"),
         ("one/b", None, "test"),

@@ -27,8 +27,8 @@ def write(path: Path, *questions: str) -> Path:
 
 def exact_matches(labeled: str, evaluated: str) -> list[bool]:
     """Return, for each contaminated pair of the two questions, whether it is exact."""
-    one, other = (Row(text, None, text, "s", "exact") for text in (labeled, evaluated))
-    return [pair.exact for pair in contamination.contaminated_pairs([one], {"held_out": [other]})]
+    labeled_row, evaluated_row = (Row(text, None, text, "s", "exact") for text in (labeled, evaluated))
+    return [pair.exact for pair in contamination.contaminated_pairs([labeled_row], {"held_out": [evaluated_row]})]
 
 
 def test_thirteen_words_in_common_are_contamination_and_twelve_are_not() -> None:

@@ -101,9 +101,9 @@ def test_another_answer_leaves_every_question_as_it_was(name: str, fixture: str)
     for _, part, row in source.rows(FIXTURES / fixture, []):
         before = visible(source, deepcopy(row), part)
         for replace in ANSWERS[name]:
-            for other in replace(row):
-                assert visible(source, other, part) == before, other
-                compared += other != row
+            for changed in replace(row):
+                assert visible(source, changed, part) == before, changed
+                compared += changed != row
     assert compared
 
 

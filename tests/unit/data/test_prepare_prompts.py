@@ -149,8 +149,8 @@ def test_answers_of_conversations_are_split_off_and_leave_no_trace(tmp_path: Pat
         assert [prompt.answer for prompt in prompt_set.prompts] == [None, None]
         return (prompt_set.prompts, prompt_set.weights), questions.answers
 
-    (one, kept), (other, permuted) = read("1", "2"), read("2", "1")
-    assert one == other and kept != permuted
+    (prompts, answers), (same_prompts, permuted_answers) = read("1", "2"), read("2", "1")
+    assert prompts == same_prompts and answers != permuted_answers
 
 
 def test_weights_and_sources_stay_with_their_prompts(tmp_path: Path) -> None:

@@ -104,11 +104,11 @@ def test_every_command_that_reads_data_names_file_and_row(
     bad, good, out = tmp_path / "bad.jsonl", tmp_path / "good.jsonl", tmp_path / "out"
     bad.write_bytes(LATIN)
     good.write_bytes(GOOD)
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    (kept / "config.yaml").write_text(to_yaml(load_config(recipe, [f"data.labeled=[{{path: {bad}}}]"])))
+    run_dir = tmp_path / "run_dir"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(to_yaml(load_config(recipe, [f"data.labeled=[{{path: {bad}}}]"])))
     commands = [
-        ["replay", str(kept), f"run_dir={tmp_path / 'run'}"],
+        ["replay", str(run_dir), f"run_dir={tmp_path / 'run'}"],
         ["train", str(recipe), f"data.unlabeled=[{{path: {bad}}}]"],
         ["train", str(recipe), f"data.unlabeled=[{{path: {bad}}}]", "model.hf_path=/nowhere"],
         ["eval", "--model", str(demo_model), "--data", str(bad), "--out", str(out), "--precision", "fp32"],
