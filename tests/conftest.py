@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import io
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,8 +64,11 @@ def _group(item: pytest.Item) -> str:
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model directory that the demo starts from."""
+    from make_demo_model import write_demo_model  # transformers, which many tests do without
+
     directory = tmp_path_factory.mktemp("model") / "hf"
-    subprocess.run([sys.executable, ROOT / "tools" / "make_demo_model.py", directory], check=True)
+    with torch.random.fork_rng():
+        write_demo_model(directory)
     return directory
 
 

@@ -55,23 +55,28 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return Qwen3ForCausalLM(config)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    aside = given.directory.with_name(f".writing-{given.directory.name}")
+def write_demo_model(directory: Path, seed: int = 0) -> None:
+    """Write the model directory, whole or not at all."""
+    aside = directory.with_name(f".writing-{directory.name}")
     shutil.rmtree(aside, ignore_errors=True)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer, given.seed)
+    model = make_model(tokenizer, seed)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
     model.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
-    shutil.rmtree(given.directory, ignore_errors=True)
-    aside.rename(given.directory)
-    print(f"{given.directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+    print(f"{directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    write_demo_model(arguments.directory, arguments.seed)
 
 
 if __name__ == "__main__":
