@@ -226,7 +226,7 @@ def _measure_generation(setup: Any, options: argparse.Namespace, sections: Seque
     if set(sections).intersection(_RUN):
         parallel_state.destroy_model_parallel()  # a Run creates its own groups
         run = full_run.build_benchmark_run(setup.config, lengths)
-        generator = full_run.engine(run).generator
+        generator = full_run.seeded_lengths(run).generator
         run.sync()
     else:
         generator = generation.start(setup)

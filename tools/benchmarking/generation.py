@@ -36,7 +36,7 @@ class RolloutWorkload:
 def start(setup: Setup) -> Generator:
     """A generator that pulls its weights from a policy without an optimizer."""
     config, module = setup.config, build(setup, "policy")
-    entries = decoder.policy_mappings(setup.settings)
+    mappings = decoder.policy_mappings(setup.settings)
     return Generator(
         Path(config.model.hf_path),
         config.generation,
@@ -45,7 +45,7 @@ def start(setup: Setup) -> Generator:
         dtype=next(module.parameters()).dtype,
         eos_token_ids=[],
         seed=config.seed,
-        weights=lambda: weights.export_hf_weights(module, entries, setup.topology),
+        weights=lambda: weights.export_hf_weights(module, mappings, setup.topology),
     )
 
 

@@ -66,9 +66,9 @@ class RandomModels(Models):
 
 
 class AlternatingGrader(Grader):
-    """Grades for the time that it takes, and calls every other sample right.
+    """A grader that works as long as any, and calls every other sample right.
 
-    Gradients of equal grades would be 0 and use less power than real ones.
+    Gradients of equal grades would be zero, and use less power than real ones.
     """
 
     def grade(self, rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
@@ -77,7 +77,7 @@ class AlternatingGrader(Grader):
 
 
 def build_benchmark_run(config: Config, lengths: Lengths) -> Run:
-    """Return a run whose models start from random weights, and whose responses have random lengths."""
+    """A run whose models start from random weights, and whose responses have seeded lengths."""
 
     def make_generator(*parts: Any) -> Any:
         generator: Any = make_vllm_generator(*parts)
@@ -87,14 +87,14 @@ def build_benchmark_run(config: Config, lengths: Lengths) -> Run:
     return build_run(config, make_models=RandomModels, make_generator=make_generator, make_grader=AlternatingGrader)
 
 
-def engine(run: Run) -> Any:
-    """Return with seeded `DrawnLengths` of a benchmark's run."""
+def seeded_lengths(run: Run) -> Any:
+    """The `SeededLengths` of a benchmark's run, inside the generator that records rollouts."""
     return run.generator.engine
 
 
 @contextlib.contextmanager
 def weights_awake(run: Run) -> Iterator[None]:
-    """Keep the policy's weights on the device, and nothing else of the models."""
+    """Keeps the policy's weights on the device, and nothing else of the models."""
     with run.phase("sync"), run.models.policy.onloaded(StateKind.weights):
         yield
 
@@ -117,7 +117,7 @@ def measure_switch(run: Run, steps: int) -> Figures:
 def _to_generation(run: Run) -> None:
     run.sync()
     with run.phase("generate"):
-        engine(run).generator._wake("kv_cache")
+        seeded_lengths(run).generator._wake("kv_cache")
 
 
 def _to_training(run: Run) -> None:
@@ -134,18 +134,18 @@ _SWITCHES: dict[str, Callable[[Run], None]] = {
 
 def _timed_switch(run: Run, switch: Callable[[Run], None]) -> dict[str, float]:
     """Seconds in all and of each part, and the GB moved between device and host."""
-    vllm, mover, watch = engine(run).generator, run.models.policy.offloader, clock.Stopwatch()
+    engine, mover, watch = seeded_lengths(run).generator, run.models.policy.offloader, clock.Stopwatch()
     before = mover.bytes
 
     def waking() -> float:
         return watch.seconds.get("generator wakes", 0.0) + watch.seconds.get("policy wakes", 0.0)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(watch.watching(mover, "rest", "policy rests"))
-        stack.enter_context(watch.watching(mover, "wake", "policy wakes"))
-        stack.enter_context(watch.watching(vllm, "_wake", "generator wakes"))
-        stack.enter_context(watch.watching(vllm, "sleep", "generator sleeps"))
-        stack.enter_context(watch.watching(vllm, "load_weights", "sync", waking))
+        stack.enter_context(watch.watching(mover, "offload", "policy rests"))
+        stack.enter_context(watch.watching(mover, "onload", "policy wakes"))
+        stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
+        stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
+        stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
         seconds = clock.timed(lambda: switch(run))
     parts = {f"seconds, {name}": clock.slowest(value) for name, value in sorted(watch.seconds.items())}
     return {"seconds": seconds, **parts, "GB moved a rank": (mover.bytes - before) / 1e9}
@@ -170,7 +170,7 @@ def measure_iteration(run: Run, iterations: int) -> Figures:
 
 def _iteration(run: Run, number: int) -> Figures:
     run.state.iteration = number
-    tokens, metrics = engine(run).tokens, {}
+    tokens, metrics = seeded_lengths(run).tokens, {}
     watch = clock.Stopwatch()
 
     def work() -> None:
@@ -179,7 +179,7 @@ def _iteration(run: Run, number: int) -> Figures:
 
     with _watching_work(run, watch):
         seconds = clock.timed(work)
-    tokens = engine(run).tokens - tokens
+    tokens = seeded_lengths(run).tokens - tokens
     run.log("train", metrics)
     parts = {name: clock.slowest(value) for name, value in watch.seconds.items()}
     training = sum(value for name, value in parts.items() if name.startswith(("policy", "critic")))
@@ -209,7 +209,7 @@ def _ratios(run: Run, metrics: dict[str, float]) -> Figures:
 
 @contextlib.contextmanager
 def _watching_work(run: Run, watch: clock.Stopwatch) -> Iterator[None]:
-    vllm, seconds = engine(run).generator, watch.seconds
+    engine, seconds = seeded_lengths(run).generator, watch.seconds
 
     def waking() -> float:
         return seconds.get("generator wakes", 0.0)
@@ -219,10 +219,10 @@ def _watching_work(run: Run, watch: clock.Stopwatch) -> Iterator[None]:
             moving = _moving_seconds(trained)
             stack.enter_context(watch.watching(trained, "step", f"{name} steps", moving))
             stack.enter_context(watch.watching(trained, "score", f"{name} reads", moving))
-        stack.enter_context(watch.watching(vllm, "_wake", "generator wakes"))
-        stack.enter_context(watch.watching(vllm, "sleep", "generator sleeps"))
-        stack.enter_context(watch.watching(vllm, "load_weights", "sync", waking))
-        stack.enter_context(watch.watching(vllm, "generate", "generate", lambda: waking() + seconds.get("sync", 0.0)))
+        stack.enter_context(watch.watching(engine, "_wake", "generator wakes"))
+        stack.enter_context(watch.watching(engine, "sleep", "generator sleeps"))
+        stack.enter_context(watch.watching(engine, "load_weights", "sync", waking))
+        stack.enter_context(watch.watching(engine, "generate", "generate", lambda: waking() + seconds.get("sync", 0.0)))
         yield
 
 

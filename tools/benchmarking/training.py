@@ -65,7 +65,7 @@ def measure(setup: Setup, workload: TrainingWorkload, sections: Sequence[str]) -
                 _pass(setup, "policy", batch, workload, lambda: _score(policy, scores, batch)),
             )
         if "kernels" in sections:
-            advantages = _estimate(setup, policy, scores, equal)
+            advantages = _advantages(setup, policy, scores, equal)
             yield "kernels of a policy step", kernels.measure(_policy_update(setup, policy, advantages, scores))
             batch = to_batch(equal)
             yield "kernels of a pass for log-probs", kernels.measure(lambda: _score(policy, scores, batch))
@@ -91,7 +91,7 @@ def measure(setup: Setup, workload: TrainingWorkload, sections: Sequence[str]) -
 
 def _policy_step(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout], steps: int) -> Figures:
     """`seconds` cover the M-step with the host's work, `step seconds` the trainer's steps alone."""
-    advantages = _estimate(setup, policy, scores, rollouts)
+    advantages = _advantages(setup, policy, scores, rollouts)
     clock.reset_peak()
     phase_seconds, step_seconds = _steps(policy, _policy_update(setup, policy, advantages, scores), steps)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
@@ -103,7 +103,7 @@ def _policy_update(setup: Setup, policy: Trainer, advantages: AdvantageBatch, sc
     return lambda: m_step(policy, advantages, scores, setup.config.policy, (0,), max_response_tokens=max_tokens)
 
 
-def _estimate(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout]) -> AdvantageBatch:
+def _advantages(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout]) -> AdvantageBatch:
     """Log-probs of the policy itself, and advantages of alternating rewards."""
     rows = PolicyRollouts(rollouts, [float(number % 2) for number in range(len(rollouts))])
     return compute_advantages(

@@ -111,7 +111,9 @@ def test_a_value_that_is_not_finite_is_counted_and_takes_no_part() -> None:
         assert metrics[name] == without[name], name
     none = value_metrics(torch.full((3, 3), float("inf")), mask, rollouts, correct)
     assert none == {"non_finite_values": 3.0, "correct": pytest.approx(2 / 3)}
-    assert value_evidence(read[:, -1], rollouts, 0.0) == value_evidence(read[[0, 2], -1], [rollouts[0], rollouts[2]], 0.0)
+    assert value_evidence(read[:, -1], rollouts, 0.0) == value_evidence(
+        read[[0, 2], -1], [rollouts[0], rollouts[2]], 0.0
+    )
     assert value_evidence(torch.full((3,), float("nan")), rollouts, 0.0) == {}
 
 
