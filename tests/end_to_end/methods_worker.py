@@ -21,7 +21,7 @@ from tempo_megatron.validation.recipe import recipe_problems
 
 
 def share_what_takes_long() -> Callable[..., Run]:
-    """Use one process group and one engine. Each return what builds a run with them.
+    """Return what builds each run with one process group and one engine.
 
     Each run begins by sending the engine its own weights.
     """

@@ -65,9 +65,9 @@ class Troubled(Recorded):
         if dist.get_rank() == 1:
             self.trouble(self.calls)
         if self.should_stop:
-            asked = torch.tensor([int(self.should_stop())])
-            dist.all_reduce(asked)
-            if asked:
+            stop_requested = torch.tensor([int(self.should_stop())])
+            dist.all_reduce(stop_requested)
+            if stop_requested:
                 raise GenerationStopped
         return super().generate(requests)
 
@@ -138,13 +138,13 @@ def counting(worked: Counter[str]) -> Iterator[None]:
 
     @contextlib.contextmanager
     def phase(self: DeviceResidency, name: str) -> Iterator[None]:
-        with made(self, name):
+        with original_phase(self, name):
             yield
             worked[name] = max(worked[name], self.progress().ticks)
 
-    made, DeviceResidency.phase = DeviceResidency.phase, phase
+    original_phase, DeviceResidency.phase = DeviceResidency.phase, phase
     yield
-    DeviceResidency.phase = made
+    DeviceResidency.phase = original_phase
 
 
 def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
@@ -200,13 +200,13 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
     def fails(*parts: object, **settings: object) -> dict[str, float]:
         raise ValueError("what rank 1 stumbled over")
 
-    def hangs(*given: Any, **settings: Any) -> dict[str, torch.Tensor]:
+    def hangs(*arguments: Any, **settings: Any) -> dict[str, torch.Tensor]:
         if "entropy" in settings["statistics"] and next(micro_batches) == 1:
             # Not before: phases in which nobody hangs may take as long as a busy machine needs for them.
             runs[0].config.faults.first_stall_limit_seconds = 15.0
             if dist.get_rank() == 1:
                 time.sleep(600)
-        return token_scores(*given, **settings)
+        return token_scores(*arguments, **settings)
 
     def build(config: Config, **settings: Any) -> Run:
         runs.append(build_recorded(config, **settings))
