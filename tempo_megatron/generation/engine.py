@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from tempo_megatron.config import CheckWeights, GenerationConfig, RolloutPrecision
-from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
-from tempo_megatron.generation import random_state, row_invariance, shared_memory
-from tempo_megatron.generation.checksums import compare, expected_checksums
-from tempo_megatron.generation.loading import load_live_weights, pack_output_layer, reset_attention_scales
+from tempo_megatron.config import CheckWeights, GenerationConfig
+from tempo_megatron.conversion.rows import TensorRows
+from tempo_megatron.generation import random_state
+from tempo_megatron.generation.checksums import compare
 from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
-from tempo_megatron.generation.requests import Completion, Request, gather_completions
+from tempo_megatron.generation.requests import Completion, Request, gather_completions, sampling_params
+from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
+from tempo_megatron.generation.weight_receiver import WeightReceiver
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
 __all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
@@ -73,56 +72,21 @@ class Generator:
         self._checks = weights is not None and config.check_weights is not CheckWeights.never
         self._figures: Counter[str] = Counter()
         self._requests_of_replicas = [0] * self.replicas
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # Its warnings concern choices that this file makes.
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # A run reports no usage unless its user asks for it.
-        if not self._on_gpu:
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-            os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # It would override generation.kv_cache_gib.
-            # vLLM compiles one small function there. Each process would first try compilers, for about 10 s.
-            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-            row_invariance.install()
+        prepare_process(self._on_gpu)
         with random_state.preserved():
-            self._llm = self._start(hf_path, max_model_len, seed + self.replica)
+            self._llm = start_engine(
+                hf_path,
+                config,
+                tensor_parallel_size=tensor_parallel_size,
+                max_model_len=max_model_len,
+                dtype=dtype,
+                seed=seed + self.replica,
+                random_weights=weights is not None,
+                sleeps=self._sleeps,
+                on_gpu=self._on_gpu,
+            )
+        self._receiver = WeightReceiver(self._llm, config.precision, dtype, self.tensor_rank, tensor_parallel_size)
         self.sleep()
-
-    def _start(self, hf_path: Path, max_model_len: int, seed: int) -> Any:
-        """Starts the engine and returns it.
-
-        vLLM 0.26's defaults suit rollouts in all other settings: chunked prefill of 16,384 tokens per step and
-        asynchronous scheduling on GPUs, CUDA graphs up to 512 sequences, no statistics.
-        """
-        from vllm import LLM
-
-        token = None if self._on_gpu else shared_memory.use_unique_names()
-        llm = LLM(
-            model=str(hf_path),
-            load_format="auto" if self.weights is None else "dummy",
-            skip_tokenizer_init=True,
-            dtype=str(self.dtype).removeprefix("torch."),
-            # A bf16 logit of 20 is off by up to 0.06. The trainer's are in fp32 too (`log_probs.token_scores`).
-            hf_overrides={"head_dtype": "float32"} if self._on_gpu else None,
-            quantization="fp8" if self.config.precision is RolloutPrecision.fp8 else None,
-            max_model_len=max_model_len,
-            max_num_seqs=self.config.max_num_seqs,
-            tensor_parallel_size=self.tensor_size,
-            distributed_executor_backend="external_launcher",
-            gpu_memory_utilization=self.config.gpu_memory_utilization if self._on_gpu else 0.1,
-            kv_cache_memory_bytes=None if self._on_gpu else round(self.config.kv_cache_gib * 2**30),
-            enforce_eager=self.config.enforce_eager or not self._on_gpu,
-            enable_prefix_caching=self._on_gpu,  # The samples of a prompt share its prefill.
-            enable_sleep_mode=self._sleeps,
-            logprobs_mode="processed_logprobs",
-            use_tqdm_on_load=False,
-            seed=seed,
-        )
-        if token:
-            shared_memory.unlink(token)
-            shared_memory.drop_queue()
-        if self.weights is not None:
-            llm.apply_model(reset_attention_scales)
-        return llm
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
@@ -169,7 +133,7 @@ class Generator:
             for number in queue.claim(*core.scheduler.get_request_counts()):
                 request = requests[number]
                 name = engine.add_request(
-                    str(number), tokens_input(list(request.prompt_ids)), self._sampling_params(request)
+                    str(number), tokens_input(list(request.prompt_ids)), sampling_params(request, self.eos_token_ids)
                 )
                 tracked[number] = core.scheduler.requests[name]
             if not engine.has_unfinished_requests():
@@ -207,27 +171,6 @@ class Generator:
 
         return shared_counter(get_tp_group().cpu_group)
 
-    def _sampling_params(self, request: Request) -> Any:
-        """Returns vLLM's parameters of a request.
-
-        Flat log-probs are lists of numbers, where vLLM's default creates two objects per token.
-        """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        return SamplingParams(
-            n=1,
-            seed=request.seed,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            stop_token_ids=self.eos_token_ids,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
     def take_figures(self) -> dict[str, float]:
         """Returns figures of the `generate` calls since the last call, summed over replicas; {} without a `generate`.
 
@@ -250,40 +193,13 @@ class Generator:
         if self.weights is None:
             raise RuntimeError("this generator has no source of weights; it uses those of its directory")
         self._wake("weights")
-        expected: dict[str, Tensor] = {}
-        live = self._on_gpu and self.config.precision is RolloutPrecision.same
-        tensors = self._cast(self.weights(), expected if self._checks else None, copy=not live)
-        if live:
-            self._llm.apply_model(lambda model: load_live_weights(model, tensors))
-        else:  # Weights that vLLM packs or quantizes after loading must pass through its reload, layer by layer.
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": assemble_tensors(tensors)})
-            self._llm.apply_model(pack_output_layer)
-        if self._on_gpu:
-            torch.cuda.synchronize()  # After this the trainer may offload its weights.
+        expected = self._receiver.receive(self.weights(), with_checksums=self._checks)
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: requests of an earlier call still hold blocks")
         self._loaded = True
         if self._checks:
             self.check(expected)
             self._checks = self.config.check_weights is CheckWeights.always
-
-    def _cast(
-        self, tensors: Iterable[tuple[str, Tensor | TensorRows]], expected: dict[str, Tensor] | None, copy: bool
-    ) -> Iterator[tuple[str, Tensor | TensorRows]]:
-        """Yields the same tensors in the generator's dtype, and stores their expected checksums in `expected`.
-
-        Set `copy` for vLLM's reload. It keeps some tensors until all have come, when the trainer's may be offloaded.
-        """
-        for name, sent in tensors:
-            if isinstance(sent, TensorRows):
-                # Rows need no copy of their own, since joining them copies them.
-                cast: Tensor | TensorRows = replace(sent, rows=sent.rows.to(self.dtype))
-            else:
-                cast = sent.to(self.dtype, copy=copy)
-            if expected is not None:
-                digest = expected_checksums(name, cast, self.tensor_rank, self.tensor_size)
-                expected[name] = expected[name] + digest if name in expected else digest
-            yield name, cast
 
     def check(self, expected: dict[str, Tensor]) -> None:
         """Raises RuntimeError with the Hugging Face names of the tensors whose checksums differ from `expected`."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
@@ -31,6 +32,28 @@ class Completion:
     """The generator's log-probability of each token."""
     finish_reason: str
     """ "stop" or "length"."""
+
+
+def sampling_params(request: Request, eos_token_ids: Sequence[int]) -> Any:
+    """Returns vLLM's parameters of a request.
+
+    Flat log-probs are lists of numbers, where vLLM's default creates two objects per token.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        n=1,
+        seed=request.seed,
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        stop_token_ids=list(eos_token_ids),
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def gather_completions(

@@ -9,7 +9,8 @@ Planning needs no GPU and no process group: it computes from model shapes and se
 - `generator`: memory of vLLM, and the size of its KV cache
 - `phases`, `host`: memory of a GPU in each phase, and memory of a node
 - `fit`, `layout_search`: whether a run fits, and which layout to choose
-- `flops`, `rates`, `schedule`: seconds of each phase and of the run
+- `flops`, `rates`, `model_time`: seconds of one model's passes and optimizer steps
+- `workload`, `rollout_counts`, `schedule`: seconds of each phase and of the run
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tempo_megatron.planning.fit import layout_problems, memory_problems, plan_p
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.layout_search import rank_layouts
 from tempo_megatron.planning.phases import PlannedRun
-from tempo_megatron.planning.schedule import Workload
+from tempo_megatron.planning.workload import Workload
 from tempo_megatron.utils.terminal import print_markdown, refuse
 
 

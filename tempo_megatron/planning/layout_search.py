@@ -10,7 +10,8 @@ from tempo_megatron.config import Recompute
 from tempo_megatron.planning.fit import plan_problems
 from tempo_megatron.planning.memory import GIB
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
-from tempo_megatron.planning.schedule import Schedule, Workload
+from tempo_megatron.planning.schedule import Schedule
+from tempo_megatron.planning.workload import Workload
 
 EQUAL_SPEED_MARGIN = 0.08
 """Times that differ by a smaller share count as equal, because the estimate is no more precise."""

@@ -9,7 +9,8 @@ from tempo_megatron.planning.fit import HEADROOM, format_parts
 from tempo_megatron.planning.layout_search import EQUAL_SPEED_MARGIN, LayoutChoice
 from tempo_megatron.planning.memory import GIB
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
-from tempo_megatron.planning.schedule import Schedule, Workload
+from tempo_megatron.planning.schedule import Schedule
+from tempo_megatron.planning.workload import Workload
 
 _LISTED_LAYOUTS = 5
 _TRAINING = ("e_step", "advantages", "m_step")

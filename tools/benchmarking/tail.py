@@ -15,6 +15,7 @@ from benchmarking.report import Figures
 from benchmarking.setup import Setup
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.generation.engine import Generator, Request
+from tempo_megatron.generation.requests import sampling_params
 
 _SETTLING_STEPS = 8
 _PROFILED_STEPS = 16
@@ -81,7 +82,9 @@ def _decoding(
     live_requests = []
     for number, prompt in enumerate(prompts):
         request = Request(tuple(prompt), derive_seed("benchmark", "tail", live, number), max_tokens, 1.0, 1.0)
-        name = engine.add_request(f"{live}-{number}", tokens_input(prompt), generator._sampling_params(request))
+        name = engine.add_request(
+            f"{live}-{number}", tokens_input(prompt), sampling_params(request, generator.eos_token_ids)
+        )
         live_requests.append(core.scheduler.requests[name])
     while any(not request.num_output_tokens for request in live_requests):
         engine.step()

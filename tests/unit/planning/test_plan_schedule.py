@@ -12,7 +12,8 @@ from tempo_megatron.megatron.checkpointing.saver import kept_iterations
 from tempo_megatron.planning import host
 from tempo_megatron.planning.parameters import rank_parameters
 from tempo_megatron.planning.phases import total_bytes
-from tempo_megatron.planning.schedule import Schedule, Workload
+from tempo_megatron.planning.schedule import Schedule
+from tempo_megatron.planning.workload import Workload
 from tests.unit.planning.test_planning import ROOT, recipe_run
 
 RECIPE = "qwen3_8b_math"
@@ -126,5 +127,6 @@ def test_responses_that_only_vote_are_generated_but_not_trained_on() -> None:
     """TTRL has 64 votes per prompt, of which 32 train."""
     run = recipe_run(RECIPE, str(ROOT / "recipes" / "methods" / "ttrl.yaml"))
     schedule = Schedule(run, Workload.uniform(8192, 16384))
-    assert (schedule.labeled_rollouts, schedule.unlabeled_rollouts, schedule.trained_rollouts) == (0, 8 * 64, 8 * 32)
+    rollouts = schedule.rollouts
+    assert (rollouts.labeled, rollouts.unlabeled, rollouts.trained) == (0, 8 * 64, 8 * 32)
     assert schedule.phase_seconds()["generate"] == schedule.generate_seconds(8 * 64)

@@ -1,0 +1,79 @@
+"""Starts a vLLM engine in a trainer's process: the environment that vLLM reads, and its settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tempo_megatron.config import GenerationConfig, RolloutPrecision
+from tempo_megatron.generation import row_invariance, shared_memory
+from tempo_megatron.generation.loading import reset_attention_scales
+
+
+def prepare_process(on_gpu: bool) -> None:
+    """Sets the environment variables that vLLM reads, and on CPUs installs row-invariant products.
+
+    Call it before `start_engine`.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # Its warnings concern choices that `start_engine` makes.
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # A run reports no usage unless its user asks for it.
+    if not on_gpu:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # It would override generation.kv_cache_gib.
+        # vLLM compiles one small function there. Each process would first try compilers, for about 10 s.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        row_invariance.install()
+
+
+def start_engine(
+    hf_path: Path,
+    config: GenerationConfig,
+    *,
+    tensor_parallel_size: int,
+    max_model_len: int,
+    dtype: torch.dtype,
+    seed: int,
+    random_weights: bool,
+    sleeps: bool,
+    on_gpu: bool,
+) -> Any:
+    """Starts the engine and returns it. It has random weights or those of `hf_path`. With `sleeps` it can sleep.
+
+    vLLM 0.26's defaults suit rollouts in all other settings: chunked prefill of 16,384 tokens per step and
+    asynchronous scheduling on GPUs, CUDA graphs up to 512 sequences, no statistics.
+    """
+    from vllm import LLM
+
+    token = None if on_gpu else shared_memory.use_unique_names()
+    llm = LLM(
+        model=str(hf_path),
+        load_format="dummy" if random_weights else "auto",
+        skip_tokenizer_init=True,
+        dtype=str(dtype).removeprefix("torch."),
+        # A bf16 logit of 20 is off by up to 0.06. The trainer's are in fp32 too (`log_probs.token_scores`).
+        hf_overrides={"head_dtype": "float32"} if on_gpu else None,
+        quantization="fp8" if config.precision is RolloutPrecision.fp8 else None,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        tensor_parallel_size=tensor_parallel_size,
+        distributed_executor_backend="external_launcher",
+        gpu_memory_utilization=config.gpu_memory_utilization if on_gpu else 0.1,
+        kv_cache_memory_bytes=None if on_gpu else round(config.kv_cache_gib * 2**30),
+        enforce_eager=config.enforce_eager or not on_gpu,
+        enable_prefix_caching=on_gpu,  # The samples of a prompt share its prefill.
+        enable_sleep_mode=sleeps,
+        logprobs_mode="processed_logprobs",
+        use_tqdm_on_load=False,
+        seed=seed,
+    )
+    if token:
+        shared_memory.unlink(token)
+        shared_memory.drop_queue()
+    if random_weights:
+        llm.apply_model(reset_attention_scales)
+    return llm

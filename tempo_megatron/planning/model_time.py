@@ -1,0 +1,93 @@
+"""Estimates the seconds of one model's passes and optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tempo_megatron.config import CriticConfig, Fp8, PolicyConfig, Recompute
+from tempo_megatron.conversion.mapping import Role
+from tempo_megatron.planning import rates
+from tempo_megatron.planning.flops import ModelFlops
+from tempo_megatron.planning.phases import PlannedRun
+from tempo_megatron.planning.workload import Workload
+
+
+@dataclass(frozen=True)
+class ModelTime:
+    """Estimates the times of one model of a run under a workload, from the rates of `rates.py`."""
+
+    run: PlannedRun
+    workload: Workload
+    role: Role
+
+    def pass_seconds(self, rollouts: int) -> float:
+        """Return the seconds of one forward pass over this many rollouts."""
+        rate = rates.PASS_FLOPS[self.role, self._is_fp8]
+        return self._compute_seconds(rollouts, rate, 1, rates.PASS_EXPOSED_SHARE, 1)
+
+    def training_seconds(self, rollouts: int, settings: PolicyConfig | CriticConfig) -> float:
+        """Return the seconds of the optimizer steps on this many rollouts."""
+        steps = settings.mini_batches * settings.epochs
+        rate = rates.STEP_FLOPS[self.role, self._is_fp8]
+        forward_passes = 3 + self._recomputed_passes()
+        compute = self._compute_seconds(rollouts * settings.epochs, rate, forward_passes, 1.0, steps)
+        return compute + steps * self._reduce_seconds()
+
+    @property
+    def _is_fp8(self) -> bool:
+        return self.run.config.model.fp8 is not Fp8.none
+
+    def _recomputed_passes(self) -> float:
+        """Return the work that recomputation adds, in forward passes."""
+        recompute, shape = self.run.config.model.recompute, self.run.settings
+        if recompute is Recompute.mlp:
+            mlp = 3 * shape.num_layers * shape.hidden_size * shape.ffn_hidden_size
+            return mlp / ModelFlops(shape, self.role).weights
+        return float(recompute is Recompute.full)
+
+    def _compute_seconds(self, rollouts: int, rate: float, forward_passes: float, exposed: float, steps: int) -> float:
+        """Return the seconds of `forward_passes` passes over all rollouts in `steps` steps.
+
+        In each step a data-parallel rank computes at least one sequence, and the step lasts as long as the longest one.
+        `exposed` is the share of a step's exposed communication.
+        """
+        run, layout, workload = self.run, self.run.layout, self.workload
+
+        def response_seconds(length: int) -> float:
+            return self._sequence_seconds(workload.prompt + length, rate, forward_passes, exposed)
+
+        rank_rollouts = rollouts / layout.data
+        tokens = rank_rollouts * (workload.prompt + workload.mean)
+        micro_batches = max(1.0, tokens / steps / run.models[self.role].tokens)
+        bubble = 1 + (layout.pipeline - 1) / micro_batches
+        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._last_stage_factor()
+        return max(balanced, steps * response_seconds(max(workload.lengths)) * layout.pipeline)
+
+    def _last_stage_factor(self) -> float:
+        """Return the time of the last pipeline stage, which has the output layer, relative to the mean."""
+        stages, flops = self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
+        outputs = flops.outputs * self.run.settings.hidden_size / flops.weights
+        return 1 + (stages - 1) * outputs
+
+    def _sequence_seconds(self, tokens: int, rate: float, forward_passes: float, exposed: float) -> float:
+        """Return the seconds of one sequence on one data-parallel rank with all its pipeline stages busy."""
+        run, layout = self.run, self.run.layout
+        ranks = layout.tensor * layout.pipeline * layout.context
+        speed = rate * rates.CONTEXT_PARALLEL_SPEED ** math.log2(layout.context)
+        flops = ModelFlops(run.settings, self.role).forward([tokens]) * forward_passes
+        values = tokens / layout.context * run.settings.num_layers / layout.pipeline * run.settings.hidden_size
+        from_other_ranks = (layout.tensor - 1) / layout.tensor * (1 + self._recomputed_passes() / 3)
+        return (
+            flops / speed / ranks + exposed * rates.EXPOSED_SECONDS_PER_VALUE[self._is_fp8] * values * from_other_ranks
+        )
+
+    def _reduce_seconds(self) -> float:
+        """Return the seconds to reduce gradients and gather weights once per step. Half of it overlaps the passes."""
+        run, layout = self.run, self.run.layout
+        if layout.optimizer_ranks == 1:
+            return 0.0
+        state = run.state(self.role)
+        crosses_nodes = layout.optimizer_ranks * layout.tensor > run.machine.gpus_per_node
+        speed = rates.REDUCE_BYTES_PER_SECOND["network" if crosses_nodes else "node"]
+        return (state["gradients"] + state["weights"]) / speed / 2
