@@ -1,4 +1,4 @@
-"""Endless streams of shuffled items. The order depends on the seed only, and a checkpoint stores one number."""
+"""Endless streams of shuffled items. The order depends on the seed only, so a checkpoint stores only the position."""
 
 from __future__ import annotations
 

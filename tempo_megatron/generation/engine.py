@@ -40,8 +40,9 @@ class Generator:
     The engine uses Megatron's process group (`external_launcher`) and starts no process. Every rank makes every call
     with the same arguments.
 
-    With `weights` the engine starts from random weights, and `load_weights` copies the source's weights into it. Asleep
-    it then holds no device memory (vLLM's level 2). Without `weights` it generates with the weights of `hf_path`.
+    With `weights` the engine starts from random weights, and `load_weights` copies the source's weights into it. While
+    it sleeps, such an engine holds no device memory (vLLM's level 2). Without `weights` it generates with the weights
+    of `hf_path`.
     """
 
     def __init__(

@@ -50,8 +50,8 @@ class RecordedGenerator:
     """An engine whose completions are kept in `directory`, one file per call. A repeated call reads them from there.
 
     The seed of a request is a hash of run, iteration, stream, prompt and sample, so no two calls of a run have the same
-    requests. A run that resumes repeats a call with the weights of the first time. Without an engine all completions
-    come from the directory (`tempo replay`).
+    requests. A resumed run repeats a call with the same weights, so the kept completions are still
+    right. Without an engine all completions come from the directory (`tempo replay`).
     """
 
     def __init__(self, engine: Engine | None, directory: Path) -> None:

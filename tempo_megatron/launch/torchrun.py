@@ -20,7 +20,7 @@ _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PO
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether a launcher started this process as a rank.
 
-    A launcher sets all variables of a rank's place. A shell may hold some of them from an earlier job.
+    A launcher sets all of `_RANK_VARIABLES`. A shell may hold some of them from an earlier job.
     """
     return all(name in environment for name in _RANK_VARIABLES)
 

@@ -294,7 +294,7 @@ class Trainer(MegatronModel):
         """Makes one optimizer step on the whole batch.
 
         Returns the tensors that the loss reports, for every row, and the gradient norm before clipping. `loss` returns
-        the share of a micro-batch in a loss that is already divided by its one global count. Shares are summed over
+        a micro-batch's part of the batch's loss, divided by the batch's one count. The parts are summed over
         micro-batches and data-parallel ranks, whatever the layout.
 
         If a reported tensor or the norm is not finite, nothing is updated and the result is None. Raises

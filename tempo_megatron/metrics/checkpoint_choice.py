@@ -24,9 +24,9 @@ class Candidate:
 def best_checkpoint(candidates: Sequence[Candidate]) -> tuple[Candidate, str]:
     """Returns the best candidate and the reason as a sentence.
 
-    Labeled accuracy decides first: a candidate leaves whose accuracy is more than its own standard error below the
-    highest. Of the others, the one whose unlabeled responses have the highest critic value is best; among equals, the
-    earliest. Candidates without a finite value are left out. Where no candidate has one, the highest accuracy is best.
+    Labeled accuracy decides first: a candidate is left out if its accuracy is more than its own standard error below
+    the highest. The best of the others has the highest critic value on unlabeled responses; among equals, the earliest
+    wins. Candidates without a finite value are left out. Where no candidate has one, the highest accuracy is best.
     """
     valued = [candidate for candidate in candidates if candidate.value is not None and math.isfinite(candidate.value)]
     most_accurate = max(valued or candidates, key=lambda candidate: (candidate.accuracy, -candidate.iteration))

@@ -1,4 +1,7 @@
-"""The files of a run directory, which belongs to one recipe."""
+"""The config, summary and checkpoints in a run directory, and the settings that a resumed run may change.
+
+`docs/faults.md` lists all files of a run directory.
+"""
 
 from __future__ import annotations
 

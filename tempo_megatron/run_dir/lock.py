@@ -1,8 +1,8 @@
 """The lock of a run directory: only one run works in it.
 
-A run creates a lock file that names its owner, and touches it every second. Another run looks at the file twice. If
-its time has changed, the owner is alive, whatever the clocks of two nodes say. A run that was killed touches nothing,
-so its lock expires.
+A run creates a lock file that names its owner, and touches it every second. Another run watches the file for five
+seconds at a time. If the file's time has not changed in one of six such watches, the owner is gone and the lock
+expires. If it has changed in all six, the other run is refused. No clocks of two nodes are compared.
 
 Lock files are numbered, and the newest counts. A run that takes over creates the file of the next number. Only one of
 several runs can create it, and none moves or replaces the file of another.

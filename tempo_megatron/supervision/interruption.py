@@ -35,7 +35,7 @@ class Interrupted(Exception):
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[None]:
-    """Record SIGUSR1 and SIGTERM for each `InterruptionRequest` of this process instead of ending it.
+    """Record SIGUSR1 and SIGTERM, which would otherwise end this process. Each `InterruptionRequest` reads the record.
 
     Call this in the main thread.
     """
@@ -81,7 +81,7 @@ class InterruptionRequest:
         """Set how long before the deadline the run stops.
 
         The lead is twice the last save, one minute, and the longest part of the run that cannot be interrupted. It is
-        at most half of the job. `save_seconds` is 0 before a save was measured.
+        at most half of the job, and at least a minute. `save_seconds` is 0 before a save was measured.
         """
         lead = (2 * save_seconds or _UNMEASURED_SAVES_SECONDS) + _MIN_LEAD_SECONDS + uninterruptible_seconds
         self.lead_seconds = min(lead, self._max_lead_seconds)

@@ -80,7 +80,7 @@ def build_run(
     write: Callable[[str], None] = write_line,
     watched: bool = False,
 ) -> Run:
-    """Build a run and resume it from its newest complete checkpoint, if it has one. Collective.
+    """Build a run and resume it from its newest intact checkpoint, if it has one. Collective.
 
     `write` shows lines to the user on the first rank. With `watched`, a rank that hangs ends the job, until
     `Run.watchdog` is stopped. Raises RunDirectoryInUse where another run works in the directory.

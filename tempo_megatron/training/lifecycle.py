@@ -25,7 +25,7 @@ from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 
 class Lifecycle:
-    """Resumes a run from its newest complete checkpoint, interrupts it where it may stop, and saves it.
+    """Resumes a run from its newest intact checkpoint, interrupts it where it may stop, and saves it.
 
     Methods that take a `state` take `Run.snapshot()`: what a checkpoint would hold at that point. `phase` enters a
     named phase.
@@ -53,7 +53,7 @@ class Lifecycle:
         self._last_interruptible = time.monotonic()
 
     def resume(self, say: Callable[[str], None]) -> RunState:
-        """Load the newest complete checkpoint into the models; return its state. `say` shows lines to the user.
+        """Load the newest intact checkpoint into the models; return its state. `say` shows lines to the user.
 
         Without a checkpoint it returns the state of a new run. Collective.
         """

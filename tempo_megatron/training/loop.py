@@ -2,8 +2,9 @@
 
 Where to read on:
 
-- The M-step's advantage: `algorithms/advantages.py` has the formulas, `phases/advantages.py` applies the method's.
-- The best checkpoint: `phases/select_checkpoint.py` gathers candidates, `metrics/checkpoint_choice.py` has the rule.
+- The M-step's advantage: `algorithms/methods/` has each method's, `algorithms/advantages.py` the formulas that methods
+  share. `phases/advantages.py` calls the method.
+- The best checkpoint: `phases/select_checkpoint.py` measures candidates, `metrics/checkpoint_choice.py` has the rule.
 - SIGTERM: `supervision/interruption.py` notes the signal; `lifecycle.py` raises Interrupted where the run can be saved.
 - What a run consists of: `build.py` puts it together, and `state.py` lists what a checkpoint holds beside models.
 """

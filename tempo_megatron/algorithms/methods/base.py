@@ -37,7 +37,7 @@ class Method:
     The recipe's own settings take precedence."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads of an Experience: `values`, `votes`, `correct`, `entropy`, `self_certainty`.
-    `correct` means that of every row, so all rows must be labeled."""
+    `correct` is the verified correctness of every row, so all rows must be labeled."""
     compares_responses: ClassVar[bool] = False
     """Whether an advantage compares the responses to one prompt, so that each prompt needs several."""
 

@@ -1,4 +1,7 @@
-"""Decides which checkpoints of a run are written, which are kept, and which one the run resumes from."""
+"""Writes the checkpoints of a run, and decides which are kept and which one the run resumes from.
+
+`integrity.py` decides whether a checkpoint is damaged, `metrics/checkpoint_choice.py` which one is the best.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +164,10 @@ class Saver:
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:
-    """Returns the completely written checkpoints, oldest first, interim ones excluded."""
+    """Returns the checkpoints of iterations that have a `state.json`, oldest first, interim ones excluded.
+
+    Their files are not checked: one of them may be damaged.
+    """
     return [
         path for path in resumable_checkpoints(directory) if path.name.startswith(_PREFIX) and (path / _STATE).is_file()
     ]

@@ -32,7 +32,7 @@ _OBSERVED = "evaluation/unlabeled_rollouts"
 
 
 class Evaluator:
-    """Holds the evaluation sets and, alone, the answers to them. Methods are collective."""
+    """Holds the evaluation sets. Only it grades with their answers. Methods are collective."""
 
     def __init__(
         self,

@@ -105,7 +105,7 @@ class CheckpointSelector:
         barrier()
         by_question = [correct[start : start + self._samples] for start in range(0, len(correct), self._samples)]
         shares = [mean(grades) for grades in by_question]
-        # Every question has as many responses. A sum of whole numbers does not round: equal accuracies are equal.
+        # All questions have the same number of responses, and sums of whole numbers do not round. So ties are exact.
         return Candidate(iteration, mean(correct), standard_error(shares))
 
     def _with_values(self, critic: MegatronModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
