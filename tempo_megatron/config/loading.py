@@ -191,7 +191,7 @@ def _valid_part(part: DictConfig, resolve: bool = False) -> tuple[DictConfig, li
                 valid[key] = visit(value, hints[key], f"{name}.")
             elif get_args(hints[key]) == (SourceConfig,):
                 if not isinstance(value, list):
-                    problems.append(f"{name}: expected a list of sources, got {value!r}")
+                    problems.append(f"{name}: expected a list of sources such as [{{path: FILE.jsonl}}], got {value!r}")
                     continue
                 valid[key] = [visit(source, SourceConfig, f"{name}[{index}].") for index, source in enumerate(value)]
             elif problem := _value_problem(_group(cls), str(key), value, bounds[key]):

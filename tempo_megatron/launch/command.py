@@ -156,7 +156,9 @@ def _launch_problems(config: Config, saved_config: Config, options: LaunchOption
     if config.model.hf_path in origins.values() and Path(config.model.hf_path).is_dir():
         problems += [f"model.hf_path: {problem}" for problem in source_problems(Path(config.model.hf_path), "policy")]
     problems += [
-        f"{key}: {origin} is no directory here" for key, origin in origins.items() if not Path(origin).is_dir()
+        f"{key}: {origin} is no directory here: download or correct it"
+        for key, origin in origins.items()
+        if not Path(origin).is_dir()
     ]
     if options.container:
         problems += [

@@ -32,7 +32,9 @@ def write_source(
     """
     try:
         if name not in SOURCES:
-            raise DataError(f"{name} is none of the sources: {', '.join(SOURCES)}")
+            raise DataError(
+                f"{name} is none of the public sources: {', '.join(SOURCES)}; a JSONL file of yours needs no preparing"
+            )
         source = SOURCES[name]
         if path is None and source.hub is None:
             raise DataError(f"{name} is on no hub: give --from PATH, {source.description}")
