@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the busiest directories first, and keep together what shares fixtures: a module, the Slurm cluster, a GPU.
+    """Start the busiest directories first, and keep together tests that share a module, the Slurm cluster or a GPU.
 
     A group runs on one worker of pytest-xdist (`--dist loadgroup`).
     """
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let garbage collections skip the hundreds of thousands of objects that imports have made."""
+    """Exempt the hundreds of thousands of objects that imports have created from garbage collection."""
     gc.collect()
     gc.freeze()
 
@@ -63,7 +63,7 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model directory that the demo starts from."""
+    """Return the model directory that the demo starts from."""
     from make_demo_model import write_demo_model  # transformers, which many tests do without
 
     directory = tmp_path_factory.mktemp("model") / "hf"
@@ -74,14 +74,16 @@ def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nemo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The directory where NeMo-Run keeps its own files. Use it before NeMo-Run is imported; skips where that is not
-    installed."""
+    """Yield the directory where NeMo-Run keeps its own files.
+
+    A test that imports NeMo-Run uses this fixture first. It skips the test where NeMo-Run is not installed.
+    """
     if not find_spec("nemo_run"):
         pytest.skip("the extra `launch` is not installed")
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("nemo")
         patch.setenv("NEMORUN_HOME", str(home))
-        patch.setattr(sys, "stdin", io.StringIO())  # what submits jobs reads it, and pytest does not let it
+        patch.setattr(sys, "stdin", io.StringIO())  # NeMo-Run reads it, which pytest forbids
         yield home
 
 
@@ -91,7 +93,7 @@ def recipe(demo_model: Path, tmp_path: Path) -> Path:
 
 
 def write_recipe(directory: Path, model: Path) -> Path:
-    """A complete recipe in two ranks, small enough for a test; its run directory does not exist yet."""
+    """Write a complete recipe for two ranks, small enough for a test; return its path. It names a new run directory."""
     words = {"task": "spell_backward", "options": {"min_word_len": 4, "max_word_len": 5}}
     text = {
         "run_dir": str(directory / "run"),

@@ -19,7 +19,7 @@ class Intuitor(Grpo):
 
     - Reward: self-certainty, the mean over the response's tokens of KL(uniform || p_t) (equation 3).
     - Advantage: relative to the group, as in GRPO.
-    - Loss: PPO's clipped per token, with a small KL penalty.
+    - Loss: PPO's clip per token, with a small KL penalty.
     """
 
     settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled", "policy.kl_coefficient": 0.005}

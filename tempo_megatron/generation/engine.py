@@ -40,9 +40,9 @@ class Generator:
     The engine uses Megatron's process group (`external_launcher`) and starts no process. Every rank makes every call
     with the same arguments.
 
-    With `weights` the engine starts from random weights, and `load_weights` copies the source's weights into it. While
-    it sleeps, such an engine holds no device memory (vLLM's level 2). Without `weights` it generates with the weights
-    of `hf_path`.
+    With `weights` the engine starts from random weights, and `load_weights` copies the source's weights into it. It
+    then holds no device memory while it sleeps (vLLM's level 2). Without `weights` it generates with the weights of
+    `hf_path` and does not sleep.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class Generator:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
 
-        If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank.
+        If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank if
+        `should_stop` returned true in any replica.
         """
         if not self._loaded:
             self.load_weights()
@@ -166,6 +167,7 @@ class Generator:
         return list(map(int, shared))
 
     def _counter(self) -> Callable[[int], int]:
+        """Returns the counter from which replicas claim requests; replicas share one."""
         if self.replicas == 1:
             return local_counter()
         from vllm.distributed import get_tp_group

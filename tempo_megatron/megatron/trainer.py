@@ -27,7 +27,8 @@ LossFunction = Callable[[NamedTensors, Batch], tuple[Tensor, NamedTensors]]
 """(scores of a micro-batch, its rows) -> (its share of the global loss [], tensors [rows, ...] to report)"""
 
 _LENGTHS_PER_OCTAVE = 4
-"""cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two."""
+"""cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two, but
+to multiples of 64 or more."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Score:
 class MegatronModel:
     """One Megatron model spread over the topology. It runs forward passes and does not learn.
 
+    `module` is the bare model. `model` is what forward passes call: `module`, or DistributedDataParallel around it.
     `offload` moves its state to host memory while other models use the device. `score` and `step` onload the state that
     they need. All other code touches `module` or `optimizer` inside `onloaded`. `micro_batch_tokens` is the token
     budget of one forward pass (`PolicyConfig.micro_batch_tokens`).
@@ -94,7 +96,7 @@ class MegatronModel:
             self.offloader.offload(*previously_offloaded)
 
     def _gather_weights(self) -> None:
-        """Gathers the updated weights, for readers other than a forward pass."""
+        """Does nothing here. A trainer gathers its updated weights, for readers other than a forward pass."""
 
     def score(self, batch: Batch, score: Score) -> NamedTensors:
         """Returns named columns [rows, sequence, ...] fp32 in host memory, the same on every rank.
@@ -111,6 +113,11 @@ class MegatronModel:
             return self._run(batch, score, report_scores, forward_only=True)
 
     def _run(self, batch: Batch, score: Score, loss: LossFunction, forward_only: bool) -> NamedTensors:
+        """Runs forward passes over the batch in micro-batches, and backward passes unless `forward_only`.
+
+        Returns the tensors that `loss` reports, of all rows in the order of the batch, fp32 in host memory, on every
+        rank.
+        """
         topology = self.topology
         row_groups = self.rule.deal(batch.lengths.tolist(), topology.data_size)[topology.data_rank]
         micro_batches = (

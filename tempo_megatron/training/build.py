@@ -44,14 +44,14 @@ from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
 Decode = Callable[[Iterable[int]], str]
 MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
-"""(config, topology, residency, checkpoint of the run if it has one) -> models"""
+"""Takes (config, topology, residency, checkpoint of the run if it has one) and returns models."""
 MakeGenerator = Callable[[Config, Path, Any, WeightSource], Engine]
-"""(config, directory with config.json and tokenizer, tokenizer, the policy's weights) -> generator"""
+"""Takes (config, directory with config.json and tokenizer, tokenizer, the policy's weights); returns a generator."""
 MakeGrader = Callable[[Decode, GradingConfig], Grader]
 MakeData = Callable[[Config, Any], RunData]
-"""(config, tokenizer) -> data"""
+"""Takes (config, tokenizer) and returns data."""
 MakeLog = Callable[[Path, LoggingConfig, int], MetricsLog]
-"""(run directory, config, number of lines to keep) -> log"""
+"""Takes (run directory, config, number of lines to keep) and returns a log."""
 
 
 def make_vllm_generator(config: Config, hf_path: Path, tokenizer: Any, policy_tensors: WeightSource) -> Engine:
@@ -138,7 +138,7 @@ def build_run(
         if run.is_finished:
             console.say(
                 f"{directory} is finished, at iteration {run.iteration}: nothing is trained; export, plots and summary "
-                "are made again. More loop.iterations go on with it, another run_dir begins anew"
+                "are written again. To train it further, raise loop.iterations; for a new run, name another run_dir"
             )
         if not lifecycle.in_stages:
             run.sync()
@@ -161,7 +161,7 @@ def _decoder(tokenizer: Any) -> Decode:
 def _enter_directory(config: Config, data: RunData, lock: RunLock | None, console: Console) -> str:
     """Lock the run directory and record config and data in it; return the hash of the data's contents. Collective.
 
-    Nothing in the directory changes before. Raises RunDirectoryInUse where another run works in it.
+    Nothing in the directory changes before it is locked. Raises RunDirectoryInUse where another run works in it.
     """
     refusal = contents = ""
     if lock:

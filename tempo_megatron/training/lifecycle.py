@@ -116,7 +116,7 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def interruptible(self, generator: RecordedGenerator) -> Iterator[None]:
-        """Let generation within end early, and raise Interrupted, when the run is asked to stop.
+        """Let generation in the block end early, and raise Interrupted, when the run is asked to stop.
 
         No model may have learned since the last snapshot that can be resumed from.
         """
@@ -177,6 +177,6 @@ class Lifecycle:
         )
 
     def _measure_stretch(self) -> None:
-        """Measure how long the run could not be interrupted: the deadline leaves room for the longest stretch."""
+        """Measure how long the run could not be interrupted. The deadline leaves time for the longest stretch."""
         stretch = time.monotonic() - self._last_interruptible
         self._longest_stretch_seconds = max(self._longest_stretch_seconds, stretch)

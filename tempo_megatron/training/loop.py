@@ -19,6 +19,7 @@ from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Or
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, WARM_START, Position
+from tempo_megatron.metrics.question_metrics import Metrics
 from tempo_megatron.supervision.interruption import Interrupted, catch_stop_signals
 from tempo_megatron.training.build import build_run
 from tempo_megatron.training.phases.advantages import PolicyRollouts, compute_advantages, rollout_votes
@@ -31,13 +32,11 @@ from tempo_megatron.training.phases.warm_start import warm_start_step
 from tempo_megatron.training.run import Run
 from tempo_megatron.utils.distributed import broadcast_from_first
 
-Metrics = dict[str, float]
-
 
 def train(config: Config, build: Callable[..., Run] = build_run) -> bool:
     """Train by a recipe, from the run directory's newest checkpoint to the end; return whether the end was reached.
 
-    A run that is asked to stop before (SIGTERM, SIGUSR1, a deadline) is saved, and False is returned.
+    A run that is asked to stop earlier (SIGTERM, SIGUSR1, a deadline) is saved, and the result is False.
     """
     with catch_stop_signals():  # from here on signals are noted: building models and engine takes minutes
         run = build(config, watched=True)
@@ -66,7 +65,7 @@ def train(config: Config, build: Callable[..., Run] = build_run) -> bool:
 
 
 def start(run: Run) -> None:
-    """Go through the stages before iteration 1, from wherever the run is in them, and save their outcome."""
+    """Run the stages before iteration 1 that are still to do, and save their outcome."""
     if run.lifecycle.is_in(WARM_START):
         warm_start(run)
         run.lifecycle.keep_reference()
@@ -230,13 +229,13 @@ def measure_critic(run: Run, collected: Collected, moment: str) -> Metrics:
             figures = critic_metrics(run.models.critic, collected.measured, correct, run.config.critic.target_range)
         # Rollouts that are all right or all wrong have no AUROC: the gate keeps its last figure. A critic without any
         # finite value has no figure at all.
-        otherwise = run.state.gate_value if "mean_value" in figures else None
-        run.state.gate_value = broadcast_from_first(figures.get(run.config.loop.gate_on, otherwise))
+        fallback = run.state.gate_value if "mean_value" in figures else None
+        run.state.gate_value = broadcast_from_first(figures.get(run.config.loop.gate_on, fallback))
     return {f"calibration/{moment}/{name}": value for name, value in figures.items()}
 
 
 def start_critic(run: Run) -> None:
-    """Make the critic start: E-steps on labeled prompts alone, so that the first M-step has a trained critic.
+    """Train the critic by E-steps on labeled prompts alone, so that the first M-step has a trained critic.
 
     Its iterations have negative numbers that count up to 0.
     """

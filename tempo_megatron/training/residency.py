@@ -41,7 +41,7 @@ _WORKERS: dict[str, dict[str, frozenset[StateKind]]] = {
 """The models that work in each phase, and the kinds of their state that may stay on the device.
 
 When the phase begins, everything else leaves the device. A model that works moves its state to the device itself.
-A phase without an entry uses no device, or consists of other phases.
+A phase without an entry uses no device, or enters another phase before it uses the device.
 """
 
 
@@ -81,7 +81,7 @@ class DeviceResidency:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Enter a phase of an iteration. Phases may contain others; their seconds and memory include those."""
+        """Enter a phase of the run. Phases may contain others; their seconds and memory include those."""
         self._record_peaks()
         if name in _WORKERS:
             self._free_device(_WORKERS[name])

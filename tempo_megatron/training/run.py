@@ -79,7 +79,7 @@ class Run:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the current iteration was evaluated as the last one and saved."""
+        """Whether the current iteration was evaluated as the last one."""
         return self.state.final_iteration == self.iteration
 
     @property
@@ -122,7 +122,7 @@ class Run:
         self.lifecycle.check_interruption()
 
     def interruptible(self) -> AbstractContextManager[None]:
-        """Let generation within end early when the run is asked to stop: `Lifecycle.interruptible`."""
+        """Let generation in the block end early when the run is asked to stop (`Lifecycle.interruptible`)."""
         return self.lifecycle.interruptible(self.generator)
 
     def sync(self) -> None:
@@ -177,7 +177,7 @@ class Run:
             self.generator.prune(newest)
 
     def save_interrupted(self, reason: str) -> None:
-        """Save the run where the next start can resume it, and write a file that says why it was interrupted."""
+        """Save a checkpoint that the next start can resume from, and write a file that says why it was interrupted."""
         outcome = self.lifecycle.save_interrupted()
         self.console.say(f"interrupted by {reason}: {outcome}")
         if self.console.is_first:
@@ -187,7 +187,7 @@ class Run:
     def finish(self) -> None:
         """Export the selected checkpoint's policy, write summary.json, then draw the plots.
 
-        What may fail comes after what the run is for.
+        The plots come last, because a failure there must not cost the export.
         """
         self.grader.close()
         self.lifecycle.saver.wait()
@@ -205,7 +205,7 @@ class Run:
         topology.shutdown()
 
     def _leave_directory(self) -> None:
-        """Unlock the run directory, once all is written. Collective."""
+        """Unlock the run directory after all files are written. Collective."""
         if self.lock:
             self.lock.release()
         barrier()  # srun ends every rank when the first exits, and the first may hold the others' store

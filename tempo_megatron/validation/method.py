@@ -1,4 +1,4 @@
-"""Checks whether a run's method can learn: what it needs, what it computes on made-up rows, and the schedule."""
+"""Checks whether a run's method can learn: its needs, its dry run on synthetic rows, and the schedule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Or
 
 def method_problems(config: Config) -> list[str]:
     """Return a line for each problem; [] when the method can learn by this schedule. It reads no file."""
-    return [*([*_unmet_needs(config)] or _rehearsal_problems(config)), *_schedule_problems(config)]
+    return [*([*_unmet_needs(config)] or _dry_run_problems(config)), *_schedule_problems(config)]
 
 
 def _unmet_needs(config: Config) -> Iterator[str]:
@@ -42,8 +42,8 @@ def _unmet_needs(config: Config) -> Iterator[str]:
         yield f"loop.order: method {config.method} reads no values"
 
 
-def _rehearsal_problems(config: Config) -> Iterator[str]:
-    """Yield a line for each problem that shows when the method judges a few made-up rows."""
+def _dry_run_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each problem that the method's dry run on synthetic rows shows."""
     learns_from, critic = config.policy.learns_from, config.critic
     outcome = dry_run(
         method(config.method),
@@ -53,7 +53,7 @@ def _rehearsal_problems(config: Config) -> Iterator[str]:
         wrong=critic.target_range.wrong,
     )
     if outcome.failure:
-        yield f"method: {config.method} fails on a few made-up rows ({learns_from}): {outcome.failure}"
+        yield f"method: {config.method} fails on a few synthetic rows ({learns_from}): {outcome.failure}"
     if not outcome.finite:
         yield (
             f"method: {config.method} makes rewards or advantages that are not finite, with policy.learns_from="

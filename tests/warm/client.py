@@ -1,10 +1,10 @@
-"""Stands in the place of `python` and runs a command as a fork of the warm server.
+"""Takes the place of `python` and runs a command as a fork of the warm server.
 
 usage: python -I -S client.py SCRIPT|-m MODULE [argument ...]
 
 The fork gets this process's arguments, environment, directory and standard streams. This process passes signals on to
-it and ends as it does. If this process is killed, the server kills the fork. TEMPO_WARM_SERVER names the server's
-socket. Only modules of the standard library are imported here: a start takes 20 milliseconds.
+it, and ends with its exit code or signal. If this process is killed, the server kills the fork. TEMPO_WARM_SERVER names
+the server's socket. Only modules of the standard library are imported here, so that a start takes 20 milliseconds.
 """
 
 import json
@@ -17,7 +17,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 
 
 def main() -> int:
-    """Exit code of the command. A command that a signal ended is imitated: this process ends by the same signal."""
+    """Return the exit code of the command. If a signal ended the command, this process ends by the same signal."""
     request = {"argv": sys.argv[1:], "environment": dict(os.environ), "directory": os.getcwd(), "pid": os.getpid()}
     text = json.dumps(request).encode()
     server = socket.socket(socket.AF_UNIX)

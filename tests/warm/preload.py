@@ -1,6 +1,6 @@
 """The imports that the server makes once, before its first fork.
 
-Nothing here may start a thread or ask for a device: neither survives a fork.
+Nothing here may start a thread or use a device, because neither survives a fork.
 """
 
 import os

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _LOOK_SECONDS = 1.0
-"""The server looks this often whether its owner still runs."""
+"""The server checks this often whether its owner still runs."""
 _NAMESPACES = {"mnt": os.CLONE_NEWNS, "uts": os.CLONE_NEWUTS}
 """A fork enters these namespaces of its client: nodes of the tests' Slurm cluster have host names of their own."""
 
@@ -42,7 +42,7 @@ class Server:
         self._selector.register(self._child_ended, selectors.EVENT_READ)
 
     def serve(self, owner: int) -> None:
-        """Fork for clients until `owner` has ended; then kill what still runs."""
+        """Fork for clients until `owner` has ended, then kill the forks that still run."""
         while Path(f"/proc/{owner}").exists():
             for key, _ in self._selector.select(_LOOK_SECONDS):
                 if key.fileobj is self._listener:
@@ -75,14 +75,14 @@ class Server:
         client.close()
 
     def _close_all(self, client: socket.socket) -> None:
-        """Leave to the fork nothing of the server."""
+        """Close everything of the server in the fork."""
         signal.set_wakeup_fd(-1)
         self._selector.close()
         for connection in (client, self._listener, self._child_ended, self._wakeup, *self._forks):
             connection.close()
 
     def _listen_to(self, client: socket.socket) -> None:
-        """Pass a signal on, or kill the fork of a client that is gone."""
+        """Pass a client's signals on to its fork, or kill the fork if the client has ended."""
         pid = self._forks[client]
         try:
             numbers = client.recv(64)
@@ -158,8 +158,9 @@ def _run(request: dict[str, Any], streams: list[int]) -> int:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
-    threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter does at its end: wait for threads,
-    atexit._run_exitfuncs()  # and call what was registered
+    # The interpreter does the same when it ends: it waits for threads and calls the registered functions.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
     return code & 0xFF
 
 

@@ -14,19 +14,19 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 _DIRECTORY = "TEMPO_WARM_DIRECTORY"
-"""environment variable: the directory of the server's socket, which pytest's own process makes for all its workers"""
+"""The environment variable with the directory of the server's socket. Pytest's first process creates it for all."""
 _OWNER = "TEMPO_WARM_OWNER"
-"""environment variable: the process id of pytest, with whose end the server ends"""
+"""The environment variable with the process id of pytest. The server ends when that process has ended."""
 CLIENT = Path(__file__).with_name("client.py")
 
 
 def announce(directory: Path) -> None:
-    """Note where this test run's server shall listen. It starts with the first command."""
+    """Set where this test run's server listens. The server starts with the first command."""
     os.environ |= {_DIRECTORY: str(directory), _OWNER: str(os.getpid())}
 
 
 def warm_python() -> list[str]:
-    """The beginning of a command line, in the place of [sys.executable]: the rest runs as a fork of the server.
+    """Return the beginning of a command line that replaces [sys.executable]. The command runs as a fork of the server.
 
     The command needs the environment variable TEMPO_WARM_SERVER, which is set here. With GPUs the command runs in a
     Python of its own, since CUDA does not survive a fork.
@@ -38,7 +38,7 @@ def warm_python() -> list[str]:
 
 
 def warm_shell() -> str:
-    """The same for a shell, which the command replaces."""
+    """Return `warm_python` as a line of shell. The command replaces the shell, by `exec`."""
     line = shlex.join(warm_python())
     return f"TEMPO_WARM_SERVER={os.environ.get('TEMPO_WARM_SERVER', '')} exec {line}"
 
@@ -47,7 +47,7 @@ def _socket_of_server() -> Path:
     directory = Path(os.environ[_DIRECTORY])
     path = directory / "server"
     with (directory / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of pytest-xdist's workers one starts it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of pytest-xdist's workers starts it
         if not path.exists():
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
             command = [sys.executable, "-m", "tests.warm.server", path, os.environ[_OWNER]]

@@ -1,1 +1,1 @@
-"""The phases of an iteration, one function each: generate, calibrate (E-step), refine (M-step), evaluate."""
+"""The phases of an iteration, from the generation of rollouts to the selection of a checkpoint, and the warm start."""

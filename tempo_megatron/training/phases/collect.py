@@ -27,7 +27,7 @@ class Collected:
     """The rollouts of the questions set aside for measurement."""
     measured_correct: list[float]
     """The grade of each measured rollout."""
-    uniform: int = 0
+    replaced_prompts: int = 0
     """The number of labeled prompts that were replaced because all their responses had one grade."""
 
 
@@ -89,7 +89,7 @@ class Collector:
         if collected.labeled:
             truncated = sum(rollout.truncated for rollout in collected.labeled)
             metrics["data/labeled_truncated"] = truncated / len(collected.labeled)
-            metrics["data/uniform_prompts_replaced"] = float(collected.uniform)
+            metrics["data/uniform_prompts_replaced"] = float(collected.replaced_prompts)
         return metrics
 
     def sample(

@@ -58,7 +58,8 @@ class Evaluator:
         """Return the figures of each set: means over questions of `question_metrics`.
 
         avg@k, pass@k and cons@k also have their standard errors. A set of several sources has figures of each, named
-        `SET/SOURCE`. Without sets the result is empty.
+        `SET/SOURCE`. Without sets the result is empty. An evaluation `at_an_end`, before the first or after the last
+        iteration, uses all questions and `evaluation.final_samples`. Others use `evaluation.questions` of each set.
 
         Every iteration uses the same seeds, so that a difference comes from the policy. The sampled texts are written
         to the directory for samples, which one rank has.

@@ -157,7 +157,7 @@ class Certain(SelfTaught):
     [
         (Undeclared, ["policy.learns_from=unlabeled"], "makes rewards or advantages that are not finite"),
         (Undeclared, ["policy.learns_from=labeled"], ""),
-        (Greedy, [], "fails on a few made-up rows (unlabeled): ValueError: this method reads values"),
+        (Greedy, [], "fails on a few synthetic rows (unlabeled): ValueError: this method reads values"),
         (SelfTaught, ["critic.training=returns"], "would teach it its own verdict"),
         (SelfTaught, [], ""),
         (Certain, ["critic.training=returns"], ""),

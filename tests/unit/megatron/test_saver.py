@@ -94,7 +94,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of_and_tried_again(
         patch.setattr(os, "unlink", busy(old))
         saver._link_best_and_remove_old(new, best=None)
     warning = capsys.readouterr().err
-    assert "warning" in warning and "iteration-000001 cannot be removed" in warning and "busy" in warning
+    assert "WARNING" in warning and "iteration-000001 cannot be removed" in warning and "busy" in warning
     assert old not in resumable_checkpoints(tmp_path) and newest_checkpoint(tmp_path)[0] == newer
     saver._link_best_and_remove_old(newer, best=None)
     assert [path.name for path in tmp_path.iterdir()] == ["iteration-000003"]

@@ -146,7 +146,7 @@ def test_prompts_whose_responses_score_alike_are_replaced() -> None:
     collected = prompt_collector.collect(1, labeled=8)
     kept = [rollout.prompt.id for rollout in collected.labeled]
     assert len(kept) == 16 and all(name.startswith("m") for name in kept)
-    assert collected.uniform >= 3
+    assert collected.replaced_prompts >= 3
     assert collected.correct == [0.0, 1.0] * 8
 
 
