@@ -226,7 +226,7 @@ def _value_problem(group: DictConfig, key: str, value: Any, bounds: Bounds) -> s
     try:
         OmegaConf.update(group, key, value, merge=False)
     except OmegaConfBaseException as error:
-        return _first_line(error)
+        return "a value is missing; the empty text is ''" if value is None else _first_line(error)
     return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"
 
 

@@ -94,7 +94,10 @@ class GenerationConfig:
     )
     max_num_seqs: int = setting(256, "largest number of sequences that one vLLM replica decodes at a time", at_least=1)
     gpu_memory_utilization: float = setting(
-        0.5, "share of a GPU's memory that vLLM may take; CPUs use kv_cache_gib", above=0, at_most=1
+        0.5,
+        "share of a GPU's memory for vLLM: the KV cache takes what its weights leave; CPUs use kv_cache_gib",
+        above=0,
+        at_most=1,
     )
     kv_cache_gib: float = setting(
         1.0, "GiB of KV cache of a CPU rank, enough for one sequence of maximum length; unused on GPUs", above=0

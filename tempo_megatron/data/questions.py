@@ -50,7 +50,7 @@ def read_questions(config: DataConfig, tokenizer: Tokenizer, learned: Set[str] =
     """
     template_problems = templates.template_problems(config, tokenizer)
     if template_problems:
-        raise DataError("\n".join(template_problems))
+        raise DataError("\n".join([*template_problems, *data_file_problems(config)]))
     answers: Answers = {}
     withheld: set[str] = set()
     sets: dict[str, PromptSet] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,9 @@ def run_app(app: typer.Typer, name: str, arguments: Sequence[str] | None) -> int
             return int(command.invoke(context) or 0)
     except typer.Exit as end:
         return end.exit_code
+    except BrokenPipeError:  # the reader has what it wanted, as in `tempo settings | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 0
     except typer.TyperException as error:
         _show(error)
         return error.exit_code

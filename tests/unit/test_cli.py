@@ -31,6 +31,16 @@ def test_help_lists_the_commands_by_groups(capsys: pytest.CaptureFixture[str]) -
     assert positions == sorted(positions)
 
 
+def test_a_reader_that_closes_the_pipe_is_no_error() -> None:
+    """`tempo settings | head` ends without a traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tempo_megatron.cli", "settings"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

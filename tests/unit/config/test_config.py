@@ -101,6 +101,13 @@ def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: st
         load_config(None, settings)
 
 
+def test_a_missing_value_is_told_from_the_empty_text() -> None:
+    """`policy.checkpoint=` has no value for OmegaConf, and its own message speaks of Optional."""
+    with pytest.raises(ConfigError, match=re.escape("policy.checkpoint: a value is missing; the empty text is ''")):
+        load_config(None, ["policy.checkpoint="])
+    assert load_config(None, ["policy.checkpoint=''"]).policy.checkpoint == ""
+
+
 def test_values_are_judged_by_themselves() -> None:
     """Whatever was read before: options that are a list in one source may be a group in the next."""
     sources = "[{task: a, options: {w: [1, 2]}}, {task: b, options: {w: {x: 1}}}]"

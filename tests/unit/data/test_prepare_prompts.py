@@ -107,7 +107,7 @@ def test_malformed_messages_are_named_with_file_and_line(messages: object, tmp_p
 
 
 def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
-    """The error comes before any question is read, and names the style to use instead."""
+    """The error names the style to use instead, and lists the problems of data files too."""
     bare = Letters(chat_template=None, specials=())
     for config, message in (
         (DataConfig(prompt_style=PromptStyle.chat), "chat, but the tokenizer has no chat template"),
@@ -118,6 +118,9 @@ def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
         with pytest.raises(DataError) as raised:
             read_questions(config, bare)
         assert message in str(raised.value)
+    config = DataConfig(prompt_style=PromptStyle.chat, unlabeled=[SourceConfig(path="nowhere.jsonl")])
+    with pytest.raises(DataError, match=r"no chat template(.|\n)*data.unlabeled: nowhere.jsonl"):
+        read_questions(config, bare)
 
 
 def test_an_evaluated_question_is_withheld_whatever_form_it_has(tmp_path: Path) -> None:
