@@ -112,7 +112,7 @@ def test_two_good_nodes_measure_their_network(examined: dict[str, Examined]) -> 
     assert examination.exit_codes == [0, 0]
     assert examination.report["may_start"]
     assert {finding["verdict"] for finding in examination.report["findings"]} == {"good"}
-    measured = {(finding["check"], finding["node"]): finding["found"] for finding in examination.report["findings"]}
+    measured = {(finding["check"], finding["node"]): finding["message"] for finding in examination.report["findings"]}
     assert float(measured["all-reduce across", "n0"].split()[0]) > 0
     assert measured["all-reduce across", "n1"].endswith("with n0")
     assert all(measured["address", node].endswith("is reached by others") for node in ("n0", "n1"))
