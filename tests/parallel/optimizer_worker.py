@@ -109,9 +109,9 @@ def frozen(recipe: Path) -> dict[str, Any]:
     return critics
 
 
-def spoilt(recipe: Path) -> dict[str, Any]:
+def with_nan_value(recipe: Path) -> dict[str, Any]:
     """An E-step, and an M-step that whitens its advantages, each on rollouts of which the critic gave one a NaN."""
-    run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "spoilt")
+    run, _ = started((recipe, (ALONE, "policy.whiten_advantages=true")), "with-nan")
     run.state.iteration = 1
     collected = run.collector.collect(1, labeled=4, unlabeled=4)
     critic, score = run.models.needed_critic, run.models.needed_critic.score
@@ -131,7 +131,7 @@ def spoilt(recipe: Path) -> dict[str, Any]:
 
 def main(hf_path: str, recipe: str, out: str) -> None:
     torch.set_num_threads(1)
-    report = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "spoilt": spoilt(Path(recipe))}
+    report = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "with_nan_value": with_nan_value(Path(recipe))}
     if torch.distributed.get_rank() == 0:
         torch.save(report, Path(out))
     topology.shutdown()

@@ -146,7 +146,7 @@ def main(path: str, out: str, *overrides: str) -> None:
         "rested_bytes": watched.while_generating + again.while_generating,
         "eight_bit_bytes": watched.eight_bit_bytes,
         "sync_bytes": watched.while_syncing + again.while_syncing,
-        "resting_after_save": resting,
+        "offloaded_after_save": resting,
         "read_only_bytes": read_only,
     }
     leave_groups()
