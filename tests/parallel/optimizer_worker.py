@@ -131,7 +131,11 @@ def with_nan_value(recipe: Path) -> dict[str, Any]:
 
 def main(hf_path: str, recipe: str, out: str) -> None:
     torch.set_num_threads(1)
-    report = {"decayed": decayed(Path(hf_path)), "frozen": frozen(Path(recipe)), "with_nan_value": with_nan_value(Path(recipe))}
+    report = {
+        "decayed": decayed(Path(hf_path)),
+        "frozen": frozen(Path(recipe)),
+        "with_nan_value": with_nan_value(Path(recipe)),
+    }
     if torch.distributed.get_rank() == 0:
         torch.save(report, Path(out))
     topology.shutdown()
