@@ -24,8 +24,6 @@ from tempo_megatron.generation.stopping import StopPoll
 from tempo_megatron.generation.weight_receiver import WeightReceiver
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
-__all__ = ["Completion", "GenerationStopped", "Generator", "Request"]
-
 WeightSource = Callable[[], Iterable[tuple[str, Tensor | TensorRows]]]
 """Returns pairs of a Hugging Face name and its whole tensor, or rows of a vocabulary, layer by layer."""
 

@@ -6,7 +6,7 @@ Models, generator, grader, data and logs come from factories. Tests and benchmar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from tempo_megatron.training.banner import banner
 from tempo_megatron.training.lifecycle import Lifecycle
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
-from tempo_megatron.training.phases.evaluate import Evaluator
+from tempo_megatron.training.phases.evaluate import Decode, Evaluator
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
 from tempo_megatron.training.reporting import Console, RunLog, write_line
 from tempo_megatron.training.residency import DeviceResidency
@@ -42,7 +42,6 @@ from tempo_megatron.training.state import RunState
 from tempo_megatron.utils.distributed import broadcast_from_first
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
-Decode = Callable[[Iterable[int]], str]
 MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
 """Takes (config, topology, residency, checkpoint of the run if it has one) and returns models."""
 MakeGenerator = Callable[[Config, Path, Any, WeightSource], Engine]
@@ -151,7 +150,7 @@ def _hf_path(config: Config, checkpoint: Path | None) -> Path:
 
 
 def _decoder(tokenizer: Any) -> Decode:
-    def decode(ids: Iterable[int]) -> str:
+    def decode(ids: Sequence[int]) -> str:
         text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 

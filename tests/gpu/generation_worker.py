@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tempo_megatron.config import load_config
 from tempo_megatron.conversion.rows import TensorRows
-from tempo_megatron.generation.engine import Completion, Generator, Request
+from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import weights
 from tests.runs import build_recorded
 

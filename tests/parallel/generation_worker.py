@@ -21,7 +21,8 @@ from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation.checksums import expected_checksums
-from tempo_megatron.generation.engine import Completion, GenerationStopped, Generator, Request
+from tempo_megatron.generation.engine import GenerationStopped, Generator
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.training.run import Run

@@ -18,7 +18,7 @@ from tempo_megatron.algorithms.experience import STATISTICS
 from tempo_megatron.config import load_config
 from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.generation.engine import Request
+from tempo_megatron.generation.requests import Request
 from tempo_megatron.megatron import topology, weights
 from tempo_megatron.megatron.trainer import Score
 from tempo_megatron.training.loop import iterate

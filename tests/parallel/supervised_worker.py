@@ -26,7 +26,8 @@ import torch.distributed as dist
 
 from tempo_megatron import cli
 from tempo_megatron.config import Config, load_config
-from tempo_megatron.generation.engine import Completion, GenerationStopped, Request, WeightSource
+from tempo_megatron.generation.engine import GenerationStopped, WeightSource
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints

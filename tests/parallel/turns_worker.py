@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import load_config
-from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import offload, topology
 from tempo_megatron.megatron.offload import HostMemoryError, StateKind
 from tempo_megatron.megatron.trainer import MegatronModel

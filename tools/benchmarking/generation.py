@@ -18,7 +18,8 @@ from benchmarking.setup import Setup, build
 from tempo_megatron.conversion import decoder
 from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.data.seeds import derive_seed
-from tempo_megatron.generation.engine import Generator, Request
+from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.requests import Request
 from tempo_megatron.megatron import weights
 
 

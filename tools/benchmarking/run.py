@@ -16,7 +16,7 @@ from tempo_megatron.config import Config
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import StateKind

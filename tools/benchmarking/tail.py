@@ -14,8 +14,8 @@ from benchmarking import clock, kernels
 from benchmarking.report import Figures
 from benchmarking.setup import Setup
 from tempo_megatron.data.seeds import derive_seed
-from tempo_megatron.generation.engine import Generator, Request
-from tempo_megatron.generation.requests import sampling_params
+from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.requests import Request, sampling_params
 
 _SETTLING_STEPS = 8
 _PROFILED_STEPS = 16

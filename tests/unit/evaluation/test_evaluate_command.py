@@ -17,7 +17,7 @@ from tempo_megatron.evaluation.plan import Plan, make_plan, model_fingerprint
 from tempo_megatron.evaluation.protocol import PROTOCOLS, Protocol, ProtocolOverrides, protocol_of
 from tempo_megatron.evaluation.report import to_table
 from tempo_megatron.evaluation.request import EvaluationRequest
-from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.generation.requests import Completion, Request
 from tests.unit.training.test_evaluate import FakeGrader as GraderOfText
 
 LETTERS = "abcd"

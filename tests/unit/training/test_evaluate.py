@@ -15,7 +15,7 @@ import pytest
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.training.phases.evaluate import Evaluator
 from tempo_megatron.training.phases.grade import clustered, extracted, graded
 from tests.disk import full_after

@@ -21,7 +21,7 @@ from tempo_megatron.config import (
 )
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.generation.engine import Completion, Request
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron.learning_rate import learning_rate, schedule_in_optimizer_steps
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.generate import generate
