@@ -66,7 +66,7 @@ run_ranks() {
         --nodes="$count" --nodelist="$(paste -sd, "$nodes")" --ntasks=$((SLURM_NTASKS * count / SLURM_NNODES)) \
         "${container[@]}" "$@" 2>"$logs/srun.log" &
     step=$!
-    tail --follow --pid="$step" "$logs/srun.log" &
+    tail --follow --pid="$step" --sleep-interval=0.1 "$logs/srun.log" &
     local follower=$!
     while kill -0 "$step" 2>/dev/null; do
         wait "$step"

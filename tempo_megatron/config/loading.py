@@ -36,7 +36,7 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
     order, the recipe itself, the files among the overrides (`parts/fp8.yaml`), the overrides `key=value`.
     """
     overlays = [item for item in overrides if "=" not in item and item.endswith((".yaml", ".yml"))]
-    parts: list[DictConfig] = []
+    parts: list[dict[str, Any]] = []
     problems: list[str] = []
     unreadable: list[str] = []
     for file in [*([recipe] if recipe else []), *overlays]:
@@ -81,35 +81,35 @@ def load_checked(
     return config
 
 
-def _merged(parts: Sequence[DictConfig]) -> Config:
+def _merged(parts: Sequence[dict[str, Any]]) -> Config:
     """Returns the config of these parts, the weakest first. Raises ConfigError."""
     from tempo_megatron.algorithms.methods import method  # imports torch, which grading's workers do without
 
-    recipe_settings = OmegaConf.merge(*parts)
-    name = str(OmegaConf.select(recipe_settings, "method", default=Config().method))
+    name = str(next((part["method"] for part in reversed(parts) if "method" in part), Config().method))
     try:
         method_settings = method(name).settings
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
-    preset = OmegaConf.from_dotlist([])
+    preset = OmegaConf.create()
     for key, value in method_settings.items():
         OmegaConf.update(preset, key, value, force_add=True)
-    preset_problems = [f"method {name}: {problem}" for problem in _valid_part(preset)[1]]
+    preset_problems = [f"method {name}: {problem}" for problem in _valid_part(OmegaConf.to_container(preset))[1]]
     if preset_problems:
         raise ConfigError("\n".join(preset_problems))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), preset, recipe_settings)
+        merged = OmegaConf.merge(_defaults(), preset, *parts)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from error
-    assert isinstance(config, Config) and isinstance(merged, DictConfig)
-    problems = _valid_part(merged, resolve=True)[1]  # a reference to another setting has its value by now
+    assert isinstance(config, Config)
+    # A reference to another setting has its value by now.
+    problems = _valid_part(OmegaConf.to_container(merged, resolve=True))[1]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
 
 
-def _overridden(settings: Sequence[str]) -> tuple[DictConfig, list[str]]:
+def _overridden(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns the valid settings of `key=value` overrides, and a line for each of the others."""
     readable, problems = [], []
     for item in settings:
@@ -122,11 +122,11 @@ def _overridden(settings: Sequence[str]) -> tuple[DictConfig, list[str]]:
             problems.append(f"{item!r}: not a readable override: {_first_line(error)}")
             continue
         readable.append(item)
-    valid, invalid = _valid_part(OmegaConf.from_dotlist(readable))
+    valid, invalid = _valid_part(OmegaConf.to_container(OmegaConf.from_dotlist(readable)))
     return valid, [*problems, *invalid]
 
 
-def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[DictConfig], list[str]]:
+def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[dict[str, Any]], list[str]]:
     """Returns the valid settings of the files that a recipe includes and of the recipe, the weakest first, and a line
     for each invalid setting.
 
@@ -146,13 +146,13 @@ def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[DictConfig
     included = recipe.pop("include", [])
     if isinstance(included, str):
         raise ConfigError(f"{path}: include: expected a list of files, got {included!r}")
-    parts: list[DictConfig] = []
+    parts: list[dict[str, Any]] = []
     problems: list[str] = []
     for name in included:
         included_parts, included_problems = _read(path.parent / name, (*includers, path.resolve()))
         parts += included_parts
         problems += included_problems
-    valid, invalid = _valid_part(recipe)
+    valid, invalid = _valid_part(OmegaConf.to_container(recipe))
     return [*parts, valid], [*problems, *(f"{path}: {problem}" for problem in invalid)]
 
 
@@ -171,13 +171,15 @@ def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{item.name}", default, "; ".join(filter(None, [item.metadata["help"], bounds]))
 
 
-def _valid_part(part: DictConfig, resolve: bool = False) -> tuple[DictConfig, list[str]]:
+def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
     """Returns the settings that are known, of their type and within their bounds, and a line for each of the others.
-    `resolve` replaces references to other settings by their values."""
+
+    `part` is a mapping of settings, whose groups are mappings.
+    """
     problems: list[str] = []
 
     def visit(node: Any, cls: type, prefix: str) -> dict[str, Any]:
-        hints = get_type_hints(cls)
+        hints = _type_hints(cls)
         if not isinstance(node, dict):
             problems.append(f"{prefix.rstrip('.')}: expected a group of settings, got {node!r}")
             return {}
@@ -200,8 +202,7 @@ def _valid_part(part: DictConfig, resolve: bool = False) -> tuple[DictConfig, li
                 valid[key] = value
         return valid
 
-    valid_settings = visit(OmegaConf.to_container(part, resolve=resolve), Config, "")
-    return OmegaConf.create(valid_settings), problems
+    return visit(part, Config, ""), problems
 
 
 def _hint(key: str, name: str, hints: Collection[str]) -> str:
@@ -209,6 +210,15 @@ def _hint(key: str, name: str, hints: Collection[str]) -> str:
     all_keys = [dotted for dotted, _, _ in documented_keys()]
     nearest = difflib.get_close_matches(key, hints, n=1) or difflib.get_close_matches(name, all_keys, n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(hints)}"
+
+
+_type_hints = functools.cache(get_type_hints)
+
+
+@functools.cache
+def _defaults() -> DictConfig:
+    """Returns the default of every setting. It is cached because its construction takes tens of milliseconds."""
+    return OmegaConf.structured(Config)
 
 
 @functools.cache

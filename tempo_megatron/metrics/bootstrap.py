@@ -23,23 +23,33 @@ def confidence_interval(
     stay within the range of the values. Equal values have an interval of width 0, because resampling cannot know of
     values that were not seen.
     """
-    from scipy import stats  # takes a second to import, and only reports need it
-
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:
         return None
     if np.ptp(sample) == 0:
         return float(sample[0]), float(sample[0])
+    low, high = bca_bounds(sample, seed=seed, level=level, resamples=resamples)
+    return float(low), float(high)
+
+
+def bca_bounds(samples: np.ndarray, *, seed: int, level: float, resamples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the ends of the widened BCa intervals of `samples`, float [..., questions]; each end is [...].
+
+    An end is NaN where all values of a sample are equal.
+    """
+    from scipy import stats  # takes a second to import, and only reports need it
+
     interval = stats.bootstrap(
-        (sample,),
+        (samples,),
         np.mean,
+        axis=-1,
         n_resamples=resamples,
-        batch=max(1, _ENTRIES_PER_BATCH // len(sample)),
-        confidence_level=_widened_level(level, len(sample)),
+        batch=max(1, _ENTRIES_PER_BATCH // samples.size),
+        confidence_level=_widened_level(level, samples.shape[-1]),
         method="BCa",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return np.asarray(interval.low), np.asarray(interval.high)
 
 
 def _widened_level(level: float, count: int) -> float:

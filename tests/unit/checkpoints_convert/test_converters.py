@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -276,22 +275,32 @@ def test_an_unknown_family_and_an_existing_output_are_refused(
     assert "is it a checkpoint?" in capsys.readouterr().err
 
 
-def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Limit the size of files, which stands for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("command", ["to-megatron", "to-hf"])
-def test_a_write_that_fails_half_way_leaves_nothing(command: str, model: Callable[..., Path], tmp_path: Path) -> None:
-    """A limit on file sizes stands for a full disk: exit code 2, the system's own message, no directory."""
+def test_a_write_that_fails_half_way_leaves_nothing(
+    command: str, model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code is 2, the message is the system's own, and no directory stays."""
     hf = model("qwen3", vocab_size=1009)
     source = ["--hf", hf]
     if command == "to-hf":
         run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint")
         source = ["--checkpoint", tmp_path / "checkpoint"]
-    arguments = [sys.executable, "-m", "checkpoints_convert", command, *source, "--out", tmp_path / "out"]
-    process = subprocess.run(arguments, preexec_fn=limit_file_size, capture_output=True, text=True, timeout=120)
-    assert process.returncode == 2
-    assert "File too large" in process.stderr and "Traceback" not in process.stderr
+    capsys.readouterr()
+    with full_disk():
+        code = run(command, *source, "--out", tmp_path / "out")
+    assert code == 2
+    assert "File too large" in capsys.readouterr().err
     assert not list(tmp_path.glob("*out*"))
 
 

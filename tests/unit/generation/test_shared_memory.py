@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
 
 from tempo_megatron.generation import shared_memory
 
@@ -16,6 +15,9 @@ def test_ranks_of_one_machine_alone_have_one_name_and_leave_nothing(
 ) -> None:
     """vLLM shares memory if all ranks of a group have the same name, so a replica that spans machines needs two names.
     The first rank of each machine removes the names of its run, and those of other runs stay."""
+    # Other tests do without vLLM, whose import takes seconds.
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
     monkeypatch.setattr(_CPUSHMDistributed, "make_group_name", None)  # Restored afterwards.
     monkeypatch.setattr(shared_memory.dist, "broadcast_object_list", lambda box, src: None)
     monkeypatch.setattr(shared_memory.dist, "barrier", lambda: None)

@@ -16,7 +16,6 @@ from tempo_megatron.config import load_config
 from tempo_megatron.launch import command, job
 from tempo_megatron.launch.experiment import LaunchTask, build_tasks
 from tempo_megatron.run_dir.layout import as_saved
-from tests.warm.start import warm_python
 
 
 def test_bad_input_is_refused_at_once(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,29 +61,6 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     assert f"{model}:{model}" in output and f"{recipe.parent}:{recipe.parent}" in output
     assert "--container-image image.sqsh" in output and "exec python -m tempo_megatron.cli train" in output
     assert set(nemo_home.rglob("*.sh")) == before and not (nemo_home / "experiments" / recipe.stem).exists()
-
-
-def test_nemo_runs_own_files_are_in_the_run_directory(recipe: Path, nemo_home: Path) -> None:
-    """Scripts and logs are in the run directory, which the nodes share, and not in the home directory.
-
-    A dry run does not make the run directory.
-    """
-    home, run = recipe.parent / "home", recipe.parent / "run"
-    warm = warm_python()
-    environment = {name: value for name, value in os.environ.items() if name != "NEMORUN_HOME"} | {"HOME": str(home)}
-
-    def launch(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [*warm, "-m", "tempo_megatron.cli", "launch", str(recipe), "--executor", *options]
-        return subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-        )
-
-    home.mkdir()
-    dry = launch("slurm", "--dry-run")
-    assert f"{run}/nemo_run/experiments/recipe/" in dry.stdout and not run.exists(), dry.stderr
-    assert launch("local", "data.labeled=[{task: unheard_of, size: 3}]").returncode == 1  # refused by the training
-    assert list(run.glob("nemo_run/experiments/recipe/*/convert/scripts/convert.sh"))
-    assert not list(home.glob(".nemo*"))
 
 
 REQUEUED = [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
-from tempo_megatron.metrics.bootstrap import confidence_interval
+from tempo_megatron.metrics.bootstrap import bca_bounds, confidence_interval
 
 DIFFICULTIES = {"spread": (0.4, 0.6), "solved or not": (0.3, 0.3), "middling": (2.0, 2.0), "hard": (0.2, 3.0)}
 """Beta distributions that a question's chance of a right answer is drawn from"""
@@ -21,12 +19,10 @@ def test_a_95_percent_interval_covers_the_mean_95_times_in_100(difficulty: str, 
     to 97 of 100 trials (binomial error of the count: 0.7). Plain percentiles have 89.6 for thirty hard ones."""
     one, other = DIFFICULTIES[difficulty]
     random = np.random.default_rng(0)
-    truth, covered = one / (one + other), 0
-    for trial in range(TRIALS):
-        averages = random.binomial(16, random.beta(one, other, questions)) / 16
-        low, high = confidence_interval(averages.tolist(), seed=trial, resamples=600) or (1.0, 0.0)
-        covered += low <= truth <= high
-    assert 0.92 <= covered / TRIALS <= 0.97
+    averages = random.binomial(16, random.beta(one, other, (TRIALS, questions))) / 16
+    low, high = bca_bounds(averages, seed=0, level=0.95, resamples=600)
+    covered = (low <= one / (one + other)) & (one / (one + other) <= high)  # false where an end is NaN
+    assert 0.92 <= covered.mean() <= 0.97
 
 
 def test_intervals_are_those_of_their_seed_and_stay_within_the_values() -> None:
@@ -50,11 +46,3 @@ def test_what_has_no_spread_has_no_width_and_one_question_no_interval() -> None:
     """Neither is an error: a benchmark may be solved, or have one question."""
     assert confidence_interval([1.0] * 30, seed=0) == (1.0, 1.0)
     assert confidence_interval([0.3], seed=0) is None
-
-
-def test_five_hundred_questions_take_well_under_a_second() -> None:
-    """10,000 resamples, vectorized; the bound leaves room for a busy machine."""
-    values = np.random.default_rng(1).random(500).tolist()
-    begun = time.process_time()
-    confidence_interval(values, seed=0)
-    assert time.process_time() - begun < 1.0
