@@ -120,6 +120,7 @@ def write_recipe(directory: Path, model: Path) -> Path:
             "clip_range_low": 0.1,
             "clip_range_high": 0.15,
         },
+        "grading": {"workers": 1},
         "evaluation": {"every": 2, "samples": 4, "k": 4},
         "checkpoint": {"every": 1},
     }

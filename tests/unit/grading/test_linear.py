@@ -24,7 +24,7 @@ PATTERNS = [
 ]
 
 
-def growth(pattern: re.Pattern[str], unit: str, length: int = 250) -> float:
+def growth(pattern: re.Pattern[str], unit: str, length: int = 120) -> float:
     """Returns the ratio of steps for a text of twice the length to steps for the text."""
     few, many = (steps(pattern, (unit * size)[:size] + "!") for size in (length, 2 * length))
     return many / few
