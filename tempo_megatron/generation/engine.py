@@ -17,7 +17,7 @@ from tempo_megatron.config import CheckWeights, GenerationConfig
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation import random_state
 from tempo_megatron.generation.checksums import compare
-from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
+from tempo_megatron.generation.queue import RequestQueue, local_counter, longest_first, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, gather_completions, sampling_params
 from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
@@ -90,6 +90,7 @@ class Generator:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
 
+        Requests that expect the most tokens are generated first (`queue.longest_first`), which changes no completion.
         If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank if
         `should_stop` returned true in any replica.
         """
@@ -116,6 +117,7 @@ class Generator:
         engine = self._llm.llm_engine
         core = engine.engine_core.engine_core
         queue = RequestQueue(len(requests), self.replicas, self.config.max_num_seqs, self._counter())
+        order = longest_first([request.expected_tokens for request in requests], self.replicas, queue.first_claim)
         completions: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
         tracked: dict[int, Any] = {}
@@ -130,7 +132,8 @@ class Generator:
                 engine.abort_request([str(number) for number in tracked])
                 figures["stopped"] = 1
                 break
-            for number in queue.claim(*core.scheduler.get_request_counts()):
+            for position in queue.claim(*core.scheduler.get_request_counts()):
+                number = order[position]
                 request = requests[number]
                 name = engine.add_request(
                     str(number), tokens_input(list(request.prompt_ids)), sampling_params(request, self.eos_token_ids)
