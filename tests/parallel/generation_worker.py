@@ -100,6 +100,7 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     assert random_states() == before
     figures = generator.take_figures()
     assert figures["requests"] == 9 and figures["tokens"] == sum(len(each.response_ids) for each in together)
+    assert 0 <= figures["seconds/replica_idle"] < 60
     assert figures["preemptions"] == 0 and generator.take_figures() == {}
     assert generator.generate(requests[::-1])[::-1] == together
     assert generator.generate(requests[4:5]) == together[4:5]
