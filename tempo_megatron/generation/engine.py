@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from tempo_megatron.config import CheckWeights, GenerationConfig
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation import random_state
 from tempo_megatron.generation.checksums import compare
-from tempo_megatron.generation.queue import RequestQueue, local_counter, shared_counter
+from tempo_megatron.generation.figures import FigureSums
+from tempo_megatron.generation.queue import RequestQueue, local_counter, longest_first, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, gather_completions, sampling_params
 from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
@@ -69,8 +71,7 @@ class Generator:
         self._asleep: set[str] = set()
         self._loaded = weights is None
         self._checks = weights is not None and config.check_weights is not CheckWeights.never
-        self._figures: Counter[str] = Counter()
-        self._requests_of_replicas = [0] * self.replicas
+        self._figures = FigureSums(self.replicas)
         prepare_process(self._on_gpu)
         with random_state.preserved():
             self._llm = start_engine(
@@ -90,22 +91,23 @@ class Generator:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
 
+        Requests that expect the most tokens are generated first (`queue.longest_first`), which changes no completion.
         If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank if
         `should_stop` returned true in any replica.
         """
         if not self._loaded:
             self.load_weights()
         self._wake("kv_cache")
+        start = time.monotonic_ns()
         with random_state.preserved():
             completions, figures = self._complete(requests)
+        figures["nanoseconds"] = time.monotonic_ns() - start
         replica_figures: list[Mapping[str, int]] = [figures]
         if self.replicas > 1:
             completions, replica_figures = gather_completions(completions, figures, self.tensor_size)
         if any("stopped" in counts for counts in replica_figures):
             raise GenerationStopped
-        for replica, counts in enumerate(replica_figures):
-            self._figures.update(counts)
-            self._requests_of_replicas[replica] += counts["requests"]
+        self._figures.add(replica_figures)
         return [completions[number] for number in range(len(requests))]
 
     @expect_pace(Pace.independent)
@@ -116,6 +118,7 @@ class Generator:
         engine = self._llm.llm_engine
         core = engine.engine_core.engine_core
         queue = RequestQueue(len(requests), self.replicas, self.config.max_num_seqs, self._counter())
+        order = longest_first([request.expected_tokens for request in requests], self.replicas, queue.first_claim)
         completions: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
         tracked: dict[int, Any] = {}
@@ -130,7 +133,8 @@ class Generator:
                 engine.abort_request([str(number) for number in tracked])
                 figures["stopped"] = 1
                 break
-            for number in queue.claim(*core.scheduler.get_request_counts()):
+            for position in queue.claim(*core.scheduler.get_request_counts()):
+                number = order[position]
                 request = requests[number]
                 name = engine.add_request(
                     str(number), tokens_input(list(request.prompt_ids)), sampling_params(request, self.eos_token_ids)
@@ -173,18 +177,8 @@ class Generator:
         return shared_counter(get_tp_group().cpu_group)
 
     def take_figures(self) -> dict[str, float]:
-        """Returns figures of the `generate` calls since the last call, summed over replicas; {} without a `generate`.
-
-        They are `requests`, generated `tokens`, `preemptions` (sequences that vLLM evicted for lack of KV cache and
-        computed again), and the least and the most requests of a replica.
-        """
-        figures: dict[str, float] = dict(self._figures)
-        if figures:
-            requests = self._requests_of_replicas
-            figures |= {"replica_requests_least": min(requests), "replica_requests_most": max(requests)}
-        self._figures.clear()
-        self._requests_of_replicas = [0] * self.replicas
-        return figures
+        """Returns figures of the `generate` calls since the last call (`FigureSums.take`); {} without a `generate`."""
+        return self._figures.take()
 
     def load_weights(self) -> None:
         """Copies every weight from `weights`, cast to the generator's dtype. A sleeping KV cache stays asleep.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -20,6 +20,8 @@ class Request:
     max_tokens: int
     temperature: float
     top_p: float
+    expected_tokens: float | None = field(default=None, compare=False, repr=False)
+    """The expected length of the response. It decides when the request is generated, and is no part of its identity."""
 
 
 @dataclass(frozen=True)

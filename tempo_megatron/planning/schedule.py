@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import CriticConfig, CriticTraining, LearnsFrom, PolicyConfig
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
+from tempo_megatron.planning.decoding import Decoding
 from tempo_megatron.planning.model_time import ModelTime
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.rollout_counts import RolloutCounts
@@ -74,24 +74,7 @@ class Schedule:
 
     def generate_seconds(self, requests: int) -> float:
         """Return the seconds until this many responses are generated."""
-        if not requests:
-            return 0.0
-        run, engine, workload = self.run, self.run.engine, self.workload
-        bandwidth = rates.decode_bytes_per_second(run.machine.gpu_gb)
-        replica_requests = requests * run.layout.replica / run.machine.gpus
-        mean_tokens = workload.prompt + workload.average(lambda length: length**2) / (2 * workload.mean)
-        concurrent = min(replica_requests, engine.concurrent_sequences(mean_tokens))
-        if not concurrent:
-            return math.inf
-        longest = max(workload.lengths)
-        steps = max(longest, replica_requests * workload.mean / concurrent + (longest - workload.mean) / 2)
-        products = engine.weight_bytes * concurrent / rates.PASS_FLOPS["policy", False]
-        all_reduces = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
-        step = rates.DECODE_STEP_SECONDS + all_reduces + max(engine.weight_bytes / bandwidth, products)
-        cache_read = workload.average(
-            lambda length: length * engine.sequence_cache_bytes(workload.prompt + length // 2)
-        )
-        return steps * step + replica_requests * cache_read / bandwidth
+        return Decoding(self.run, self.workload).time(requests).seconds
 
     def _pass_seconds(self, role: Role, rollouts: int) -> float:
         return ModelTime(self.run, self.workload, role).pass_seconds(rollouts)

@@ -32,7 +32,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     assert report["shape"]["name"] == "tiny" and report["versions"]["megatron-core"] and "tiny" in report["command"]
     measured = report["sections"]
     passes = {"log-probs and entropy", "values"}
-    other_sections = {name: measured.pop(name) for name in ("sync", "rollout", "tail", "switch", "iteration")}
+    other_sections = {name: measured.pop(name) for name in ("sync", "rollout", "order", "tail", "switch", "iteration")}
     assert set(measured) == {
         f"{name}, fp8 none"
         for name in (
@@ -61,6 +61,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     rollout = other_sections["rollout"]
     assert rollout["tokens/s/GPU"]["ours"] > 0 and other_sections["sync"]["GB"] > 0
     assert 0 < rollout["seconds in them"]["ours"][0] < rollout["seconds of each"]["ours"][0]
+    assert other_sections["order"]["requests"] == 4 * 2 and other_sections["order"]["longest first / in order"] > 0
     assert list(other_sections["tail"]) == ["1 live", "3 live"]
     for live, figures in zip((1, 3), other_sections["tail"].values(), strict=True):
         assert figures["tokens/s"] == pytest.approx(live / figures["ms a step"] * 1e3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 from tempo_megatron.config import Config
 from tempo_megatron.data.streams import Stream
@@ -13,6 +14,7 @@ from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import graded
+from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Collected:
     """The grade of each measured rollout."""
     replaced_prompts: int = 0
     """The number of labeled prompts that were replaced because all their responses had one grade."""
+    length_correlation: float | None = None
+    """Spearman's correlation of expected and sampled lengths. It is None while it is undefined."""
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Collector:
     """Labeled prompts that are set aside for measurement."""
     phase: Callable[[str], AbstractContextManager[None]]
     """Enters a named phase of an iteration."""
+    history: LengthHistory = field(default_factory=LengthHistory)
 
     def collect(
         self, iteration: int, *, labeled: int = 0, unlabeled: int = 0, measure: bool = False, step: int = 0
@@ -63,7 +68,9 @@ class Collector:
             "unlabeled": max(loop.votes_per_prompt, loop.samples_per_prompt),
             "measured": self.config.calibration.samples,
         }
+        expectations = self.history.expectations(chain(*prompts.values()))
         rollouts = self.sample(prompts, samples, iteration, step)
+        length_correlation = rank_correlation(expectations, list(chain(*rollouts.values())))
         correct = self.grade(rollouts["labeled"])
         replaced = 0
         if loop.drop_uniform_prompts:
@@ -76,6 +83,7 @@ class Collector:
             rollouts["measured"],
             self.grade(rollouts["measured"]),
             replaced,
+            length_correlation,
         )
 
     def metrics(self, collected: Collected) -> dict[str, float]:
@@ -90,6 +98,8 @@ class Collector:
             truncated = sum(rollout.truncated for rollout in collected.labeled)
             metrics["data/labeled_truncated"] = truncated / len(collected.labeled)
             metrics["data/uniform_prompts_replaced"] = float(collected.replaced_prompts)
+        if collected.length_correlation is not None:
+            metrics["generation/length_rank_correlation"] = collected.length_correlation
         return metrics
 
     def sample(
@@ -111,6 +121,7 @@ class Collector:
                     max_tokens=generation.max_response_tokens,
                     temperature=generation.temperature,
                     top_p=generation.top_p,
+                    history=self.history,
                 )
             )
         return {name: [next(rollouts) for _ in range(len(stream) * samples[name])] for name, stream in prompts.items()}

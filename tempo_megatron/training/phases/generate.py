@@ -8,6 +8,7 @@ from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.generation.requests import Request
+from tempo_megatron.training.phases.length_history import LengthHistory
 
 
 def generate(
@@ -20,12 +21,14 @@ def generate(
     max_tokens: int,
     temperature: float,
     top_p: float,
+    history: LengthHistory | None = None,
 ) -> list[Rollout]:
     """Return `samples` rollouts of each (stream, prompt), in order, from one generate call.
 
     A mapping gives the number of samples by stream. A request's seed is hashed from run seed, iteration, stream, prompt
     and sample, so other requests of the same call do not change it. A prompt that occurs twice, as when a pass over the
-    data ends, continues the numbering of its samples.
+    data ends, continues the numbering of its samples. Requests have the expected lengths of `history`, which then
+    observes the rollouts.
     """
     numbered: list[tuple[str, Prompt, int]] = []
     counts: dict[tuple[str, str], int] = {}
@@ -41,11 +44,15 @@ def generate(
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
+            expected_tokens=history.expected_tokens.get(prompt.id) if history else None,
         )
         for stream, prompt, sample in numbered
     ]
     completions = engine.generate(requests)
-    return [
+    rollouts = [
         Rollout(prompt, sample, completion.response_ids, completion.log_probs, completion.finish_reason)
         for (_, prompt, sample), completion in zip(numbered, completions, strict=True)
     ]
+    if history:
+        history.observe(rollouts)
+    return rollouts

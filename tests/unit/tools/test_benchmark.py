@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import statistics
+
 import pytest
 from benchmarking.kernels import Kernel, kernel_summary, merge_intervals, total_length, transfer_time
 from benchmarking.lengths import Lengths
@@ -53,6 +56,21 @@ def test_lengths_follow_their_seed_and_stay_within_bounds() -> None:
     assert {Lengths.parse("uniform:3:4").draw(seed) for seed in range(20)} == {3, 4}
     with pytest.raises(ValueError, match="LOW"):
         Lengths.parse("normal:3:4")
+
+
+def test_lengths_of_questions_are_distributed_as_without_them_and_predictable() -> None:
+    """Half of the variance of the logarithm is between questions, none of it comes from a wider distribution."""
+    for text in ("mean:1060:100000", "uniform:256:768"):
+        lengths = Lengths.parse(text)
+        alone = sorted(lengths.draw(seed) for seed in range(4000))
+        by_question = [
+            [lengths.draw_of_question(question, (question, n)) for n in range(2)] for question in range(2000)
+        ]
+        of_questions = sorted(itertools.chain(*by_question))
+        for rank in range(200, 4000, 200):
+            assert of_questions[rank] == pytest.approx(alone[rank], rel=0.12)
+        first, second = zip(*by_question, strict=True)
+        assert 0.42 < statistics.correlation(first, second, method="ranked") < 0.56
 
 
 def test_time_of_kernels_by_hand() -> None:
