@@ -22,11 +22,9 @@ from tempo_megatron.config import (
     RolloutCorrectionConfig,
     load_config,
 )
-from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.training.loop import iterate
-from tests.runs import build_recorded
-from tools.killing.recorded import Recorded
+from tests.runs import Disagreeing, build_recorded
 
 LOSSES = (
     (
@@ -46,15 +44,6 @@ LOSSES = (
     ),
 )
 """Each loss with another average and another correction of the rollouts."""
-
-
-class Disagreeing(Recorded):
-    """A generator whose log-probs are up to 0.6 above and below those of a policy that has learned nothing."""
-
-    def _respond(self, request: Request) -> Completion:
-        completion = super()._respond(request)
-        log_probs = tuple(-4.1 + 0.3 * (7 * token % 5 - 2) for token in completion.response_ids)
-        return replace(completion, log_probs=log_probs)
 
 
 def whole_gradient(trainer: Trainer) -> Tensor:
