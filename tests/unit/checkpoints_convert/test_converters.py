@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.validation.recipe import recipe_problems
+from tests.disk import full_after
 from tests.models import CONFIGS, config_of, save, write_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -275,29 +274,18 @@ def test_an_unknown_family_and_an_existing_output_are_refused(
     assert "is it a checkpoint?" in capsys.readouterr().err
 
 
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """Limit the size of files, which stands for a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("command", ["to-megatron", "to-hf"])
 def test_a_write_that_fails_half_way_leaves_nothing(
     command: str, model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The exit code is 2, the message is the system's own, and no directory stays."""
+    """A limit on file sizes stands for a full disk: exit code 2, the system's own message, and no directory."""
     hf = model("qwen3", vocab_size=1009)
     source = ["--hf", hf]
     if command == "to-hf":
         run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint")
         source = ["--checkpoint", tmp_path / "checkpoint"]
     capsys.readouterr()
-    with full_disk():
+    with full_after(50_000):
         code = run(command, *source, "--out", tmp_path / "out")
     assert code == 2
     assert "File too large" in capsys.readouterr().err
