@@ -1,10 +1,14 @@
-"""Runs of a real recipe with another generator, and with other factories as `build_run` takes them."""
+"""Runs of a real recipe with another generator and other factories as `build_run` takes them, and what runs say."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from tempo_megatron.config import Config
+from tempo_megatron.training import reporting
 from tempo_megatron.training.build import build_run
 from tempo_megatron.training.run import Run
 from tools.killing.recorded import Recorded
@@ -13,3 +17,19 @@ from tools.killing.recorded import Recorded
 def build_recorded(config: Config, generator: Any = None, **factories: Any) -> Run:
     """Return a run with this generator; by default one whose responses depend on the requests alone."""
     return build_run(config, make_generator=lambda *_: generator or Recorded(), **factories)
+
+
+@contextlib.contextmanager
+def lines_of_runs() -> Iterator[list[str]]:
+    """Keep what runs tell their user in this process, which only the first rank does, without time and level."""
+    lines: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        lines.append(record.getMessage())
+        return True
+
+    reporting.logger.addFilter(keep)
+    try:
+        yield lines
+    finally:
+        reporting.logger.removeFilter(keep)

@@ -34,7 +34,7 @@ from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Decode, Evaluator
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
-from tempo_megatron.training.reporting import Console, RunLog, write_line
+from tempo_megatron.training.reporting import Console, RunLog
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tempo_megatron.training.run_data import RunData, load_run_data
@@ -76,13 +76,12 @@ def build_run(
     make_grader: MakeGrader = Grader,
     make_data: MakeData = load_run_data,
     make_log: MakeLog = MetricsLog,
-    write: Callable[[str], None] = write_line,
     watched: bool = False,
 ) -> Run:
     """Build a run and resume it from its newest intact checkpoint, if it has one. Collective.
 
-    `write` shows lines to the user on the first rank. With `watched`, a rank that hangs ends the job, until
-    `Run.watchdog` is stopped. Raises RunDirectoryInUse where another run works in the directory.
+    With `watched`, a rank that hangs ends the job, until `Run.watchdog` is stopped. Raises RunDirectoryInUse where
+    another run works in the directory.
     """
     start_time, directory = time.monotonic(), Path(config.run_dir)
     limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "m_step"))
@@ -92,7 +91,7 @@ def build_run(
     if watched:
         watchdog.start()
     with residency.phase("start"), expect_pace(Pace.untimed):
-        console = Console(ranks.rank == 0, write)
+        console = Console(ranks.rank == 0)
         lock = RunLock(directory) if console.is_first else None
         console.say(banner(config, ranks))
         # Another node may see the directory a little later, so one rank looks for all.
@@ -106,7 +105,7 @@ def build_run(
         models = make_models(config, ranks, residency, checkpoint)
         data_contents = _enter_directory(config, data, lock, console)
         lifecycle = Lifecycle(_saver(config, ranks), models, InterruptionRequest.of_this_job(), residency.phase)
-        state = lifecycle.resume(console.say)
+        state = lifecycle.resume(console)
         selector = _selector(config, data)
         _restore(state, data, grader, models, selector, data_contents)
         writers = make_log(directory, config.logging, state.log_lines) if console.is_first else None

@@ -179,13 +179,13 @@ class Run:
     def save_interrupted(self, reason: str) -> None:
         """Save a checkpoint that the next start can resume from, and write a file that says why it was interrupted."""
         outcome = self.lifecycle.save_interrupted()
-        self.console.say(f"interrupted by {reason}: {outcome}")
+        self.console.warn(f"interrupted by {reason}: {outcome}")
         if self.console.is_first:
             interrupted_mark(self.directory).write_text(f"{reason}\n")
         self._leave_directory()
 
     def finish(self) -> None:
-        """Export the selected checkpoint's policy, write summary.json, then draw the plots.
+        """Export the selected checkpoint's policy, write and print summary.json, then draw the plots.
 
         The plots come last, because a failure there must not cost the export.
         """
@@ -197,10 +197,10 @@ class Run:
                     export_run(self.directory)
                 barrier()  # the watchdog would take a rank that writes alone for one that hangs
         if self.console.is_first:
-            self.console.say(write_summary(self.directory, summary(self.config, self.snapshot())))
+            print(write_summary(self.directory, summary(self.config, self.snapshot())), flush=True)
             self.metrics_log.close()
             if warning := draw_in_subprocess(self.directory):
-                self.console.say(warning)
+                self.console.warn(warning)
         self._leave_directory()
         topology.shutdown()
 

@@ -41,7 +41,7 @@ from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
-from tests.runs import build_recorded
+from tests.runs import build_recorded, lines_of_runs
 from tools.killing.recorded import Recorded
 
 WORK = ("warm_start", "sync", "evaluate", "grade", "advantages", "observe", "e_step", "m_step")
@@ -189,8 +189,8 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
 def finished_again(config: Config) -> None:
     """A run that is at its end says so, and what it does, when it is started once more."""
-    said: list[str] = []
-    assert run(config, write=said.append)
+    with lines_of_runs() as said:
+        assert run(config)
     finished = [line for line in said if line.startswith(f"{config.run_dir} is finished, at iteration 4")]
     assert len(finished) == (os.environ["RANK"] == "0"), said
 
