@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import whiten
@@ -42,18 +43,17 @@ class AdvantageBatch:
     batch: Batch
     """The rollouts with the columns that the loss reads: old_log_probs, advantages, learn (bool, tokens to learn from),
     and reference_log_probs and importance where they are used."""
-    first_epoch: list[Tensor]
+    first_epoch: list[Int64[Tensor, " _mini_batch"]]
     """The row indices of the first epoch's mini-batches. The old log-probs are computed in the same mini-batches, so
     that the first ratios are exactly 1."""
     experience: Experience
-    rewards: Tensor
-    """[rows]"""
-    advantages: Tensor
-    """The advantages before whitening, [rows, sequence]."""
-    entropy: Tensor
-    """The policy's entropy at each token, [rows, sequence]."""
-    generator_difference: Tensor
-    """|log p_trainer - log p_generator| of every response token, [tokens]."""
+    rewards: Float[Tensor, " rows"]
+    advantages: Float[Tensor, "rows sequence"]
+    """The advantages before whitening."""
+    entropy: Float32[Tensor, "rows sequence"]
+    """The policy's entropy at each token."""
+    generator_difference: Float32[Tensor, " tokens"]
+    """|log p_trainer - log p_generator| of every response token."""
 
 
 def compute_advantages(
@@ -67,12 +67,11 @@ def compute_advantages(
     *,
     wrong: float,
     seed: Sequence[object],
-    critic_values: Tensor | None = None,
+    critic_values: Float32[Tensor, "rows sequence"] | None = None,
 ) -> AdvantageBatch:
     """Score the rollouts with the models that the method needs; return its rewards and advantages.
 
-    `wrong` is the critic's target of a wrong answer. `critic_values` [rows, sequence] are computed here unless they are
-    passed.
+    `wrong` is the critic's target of a wrong answer. `critic_values` are computed here unless they are passed.
     """
     batch = to_batch(step.rollouts)
     first_epoch = list(mini_batches(batch.rows, config.mini_batches, *seed, "m_step", 0))
@@ -127,14 +126,16 @@ def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence
     return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
 
 
-def _score_in_mini_batches(policy: Trainer, batch: Batch, indices: Sequence[Tensor], score: Score) -> NamedTensors:
+def _score_in_mini_batches(
+    policy: Trainer, batch: Batch, indices: Sequence[Int64[Tensor, " _mini_batch"]], score: Score
+) -> NamedTensors:
     """Return the scores of every row, computed in the mini-batches with these row indices."""
     parts = [policy.score(batch.select(rows), score) for rows in indices]
     original_order = torch.cat(list(indices)).argsort()
     return {name: torch.cat([part[name] for part in parts])[original_order] for name in parts[0]}
 
 
-def _prompt_numbers(rollouts: Sequence[Rollout]) -> Tensor:
-    """Return a number for each rollout, equal for rollouts of one prompt, [rollouts] int64."""
+def _prompt_numbers(rollouts: Sequence[Rollout]) -> Int64[Tensor, " rollouts"]:
+    """Return a number for each rollout, equal for rollouts of one prompt."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(rollout.prompt.id, len(numbers)) for rollout in rollouts])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import values_before
@@ -52,7 +53,12 @@ def learn_returns(
 
 
 def _fit(
-    critic: Trainer, batch: Batch, targets: Tensor, old_values: Tensor, config: CriticConfig, seed: Sequence[object]
+    critic: Trainer,
+    batch: Batch,
+    targets: Float[Tensor, "rows sequence"],
+    old_values: Float32[Tensor, "rows sequence"],
+    config: CriticConfig,
+    seed: Sequence[object],
 ) -> dict[str, float]:
     """Train the critic in mini-batches; return metrics.
 
@@ -83,7 +89,7 @@ def _optimizer_step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, 
     """Make one optimizer step; return its loss and gradient norm, None where the trainer skipped it."""
     count = int(calibration_mask(batch.response_mask).sum())
 
-    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
+    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Float[Tensor, ""], NamedTensors]:
         mask, columns = calibration_mask(micro_batch.response_mask), micro_batch.columns
         error = squared_error(scores["values"], columns["targets"], mask, columns["values"], clip)
         return error.sum() / count, {"squared_error": error.sum(1).detach()}
