@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import last_response_position, last_value
+from tempo_megatron.algorithms.experience import last_response_position, last_value, values_to_correctness
 from tempo_megatron.algorithms.value_loss import calibration_mask
 from tempo_megatron.config import TargetRange
 from tempo_megatron.data.types import Rollout
@@ -28,7 +28,7 @@ def critic_metrics(
 ) -> dict[str, float]:
     """Return figures of the critic on graded rollouts that it does not learn from."""
     batch = to_batch(rollouts)
-    probabilities = (values(critic, batch) - target_range.wrong) / (1 - target_range.wrong)
+    probabilities = values_to_correctness(values(critic, batch), target_range.wrong)
     return value_metrics(probabilities, batch.response_mask, rollouts, correctness)
 
 
@@ -79,7 +79,7 @@ def value_evidence(last_values: Float[Tensor, " rows"], rollouts: Sequence[Rollo
 
     Values that are not finite are left out. Without any finite value there are no terms.
     """
-    probabilities = ((last_values - wrong) / (1 - wrong)).clamp(0, 1)
+    probabilities = values_to_correctness(last_values, wrong).clamp(0, 1)
     by_prompt: dict[str, list[float]] = {}
     for rollout, probability in zip(rollouts, probabilities.tolist(), strict=True):
         if math.isfinite(probability):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import values_before
+from tempo_megatron.algorithms.experience import correctness_to_values, values_before, values_to_correctness
 from tempo_megatron.algorithms.value_loss import calibration_mask, return_targets, squared_error
 from tempo_megatron.config import CriticConfig
 from tempo_megatron.data.types import Rollout
@@ -34,8 +34,8 @@ def e_step(
     wrong = config.target_range.wrong
     batch = to_batch(rollouts)
     old_values = values(critic, batch)
-    figures = value_metrics((old_values - wrong) / (1 - wrong), batch.response_mask, rollouts, correctness)
-    targets = (wrong + (1 - wrong) * torch.tensor(correctness))[:, None].expand_as(old_values)
+    figures = value_metrics(values_to_correctness(old_values, wrong), batch.response_mask, rollouts, correctness)
+    targets = correctness_to_values(torch.tensor(correctness), wrong)[:, None].expand_as(old_values)
     metrics = {f"critic/{name}": value for name, value in figures.items()}
     return metrics | _fit(critic, batch, targets, old_values, config, seed)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tempo_megatron.algorithms.experience import values_to_correctness
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.spread import spread_over_sources
@@ -101,7 +102,7 @@ class Evaluator:
         """
         rows = (~batch.experience.labeled).nonzero()[:, 0].tolist()
         wrong = batch.experience.wrong if reads_values else 0.0
-        rewards = (batch.rewards - wrong) / (1 - wrong)
+        rewards = values_to_correctness(batch.rewards, wrong)
         return self.observe([step.rollouts[row] for row in rows], [float(rewards[row]) for row in rows])
 
     def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Metrics:
