@@ -19,7 +19,7 @@ from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, save
 from tempo_megatron.megatron.checkpointing.saver import complete_checkpoints, resumable_checkpoints
 from tempo_megatron.training.run import Run
 from tests.clock import Clock
-from tests.parallel.turns_worker import RESTS, advance, same, started, state
+from tests.parallel.residency_worker import OFFLOADS, advance, same, started, state
 
 
 class SlowDisk:
@@ -124,7 +124,7 @@ def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
 
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
+    run, _ = started((Path(path), overrides), "run", OFFLOADS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
     report = written_while_the_run_goes_on(run, disk)
     disk.repair()

@@ -25,10 +25,10 @@ from tempo_megatron.training import loop
 from tempo_megatron.training.phases.scoring import VALUES
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
-from tests.parallel.turns_worker import RESTS, advance, device_bytes, started
+from tests.parallel.residency_worker import OFFLOADS, advance, device_bytes, started
 
 ALONE = "parallel.tensor_model_parallel_size=1"
-FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, RESTS)
+FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, OFFLOADS)
 
 
 def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
