@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, saver
-from tempo_megatron.megatron.checkpointing.saver import complete_checkpoints, resumable_checkpoints
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_directories, complete_checkpoints
 from tempo_megatron.training.run import Run
 from tests.clock import Clock
 from tests.parallel.residency_worker import OFFLOADS, advance, same, started, state
@@ -101,10 +101,10 @@ def interruptions(run: Run) -> dict[str, Any]:
     for run.state.iteration in (4, 5):
         run.lifecycle.begin_iteration(run.snapshot())
         lines.append(run.lifecycle.save_interrupted())
-        checkpoints.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
+        checkpoints.append([path.name for path in checkpoint_directories(run.lifecycle.saver.directory)])
     run.save()
     lines.append(run.lifecycle.save_interrupted())
-    checkpoints.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
+    checkpoints.append([path.name for path in checkpoint_directories(run.lifecycle.saver.directory)])
     return {"there_when_interrupted": checkpoints, "said_when_interrupted": lines}
 
 

@@ -30,7 +30,7 @@ from tempo_megatron.generation.engine import GenerationStopped, WeightSource
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_directories
 from tempo_megatron.run_dir import lock
 from tempo_megatron.training import loop
 from tempo_megatron.training.build import build_run
@@ -158,7 +158,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
     def saved() -> list[str]:
         assert mark.read_text().strip()
-        return [path.name for path in resumable_checkpoints(Path(config.run_dir) / "checkpoints")]
+        return [path.name for path in checkpoint_directories(Path(config.run_dir) / "checkpoints")]
 
     assert not run(config, make_models=CountingModels)
     assert saved() == ["interim-warm_start-000001"] and len(CountingModels.rows) == 1
