@@ -18,7 +18,7 @@ from tempo_megatron.data.templates import end_token_ids
 from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.generation.engine import Generator, WeightSource
 from tempo_megatron.generation.recorded import Engine, RecordedGenerator
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
@@ -46,7 +46,7 @@ MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
 """Takes (config, topology, residency, checkpoint of the run if it has one) and returns models."""
 MakeGenerator = Callable[[Config, Path, Any, WeightSource], Engine]
 """Takes (config, directory with config.json and tokenizer, tokenizer, the policy's weights); returns a generator."""
-MakeGrader = Callable[[Decode, GradingConfig], Grader]
+MakeGrader = Callable[[Decode, GradingConfig], RolloutGrader]
 MakeData = Callable[[Config, Any], RunData]
 """Takes (config, tokenizer) and returns data."""
 MakeLog = Callable[[Path, LoggingConfig, int], MetricsLog]
@@ -73,7 +73,7 @@ def build_run(
     *,
     make_models: MakeModels = Models,
     make_generator: MakeGenerator = make_vllm_generator,
-    make_grader: MakeGrader = Grader,
+    make_grader: MakeGrader = RolloutGrader,
     make_data: MakeData = load_run_data,
     make_log: MakeLog = MetricsLog,
     watched: bool = False,
@@ -191,7 +191,9 @@ def _selector(config: Config, data: RunData) -> CheckpointSelector:
     return CheckpointSelector(Path(config.run_dir) / "candidates", unlabeled, config.checkpoint)
 
 
-def _evaluator(config: Config, data: RunData, grader: Grader, decode: Decode, *, keeps_samples: bool) -> Evaluator:
+def _evaluator(
+    config: Config, data: RunData, grader: RolloutGrader, decode: Decode, *, keeps_samples: bool
+) -> Evaluator:
     """Return the evaluator, whose grader counts its own errors: the run's counts are those of training."""
     return Evaluator(
         data.questions.with_answers(),
@@ -216,13 +218,18 @@ def _recorded_generator(config: Config, make_engine: Callable[[], Engine], state
 
 
 def _collector(
-    config: Config, generator: RecordedGenerator, grader: Grader, data: RunData, residency: DeviceResidency
+    config: Config, generator: RecordedGenerator, grader: RolloutGrader, data: RunData, residency: DeviceResidency
 ) -> Collector:
     return Collector(config, generator, grader, data.labeled, data.unlabeled, data.set_aside, residency.phase)
 
 
 def _restore(
-    state: RunState, data: RunData, grader: Grader, models: Models, selector: CheckpointSelector, data_contents: str
+    state: RunState,
+    data: RunData,
+    grader: RolloutGrader,
+    models: Models,
+    selector: CheckpointSelector,
+    data_contents: str,
 ) -> None:
     """Give each part of the run what a checkpoint's state holds of it. `Run.snapshot` is the inverse."""
     data.labeled.position = state.labeled_position

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import Config
 from tempo_megatron.generation.recorded import RecordedGenerator
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.plots import draw_in_subprocess
@@ -47,7 +47,7 @@ class Run:
     lock: RunLock | None
     """The lock of the run directory, which only the first rank holds."""
     data: RunData
-    grader: Grader
+    grader: RolloutGrader
     evaluator: Evaluator
     selector: CheckpointSelector
     models: Models

@@ -18,7 +18,7 @@ from tempo_megatron.algorithms.methods import Method
 from tempo_megatron.algorithms.policy_loss import truncated_importance
 from tempo_megatron.config import PolicyConfig
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score, Trainer
 from tempo_megatron.training.phases.grade import clustered, extracted
@@ -117,7 +117,7 @@ def compute_advantages(
     )
 
 
-def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:
+def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:
     """Return the votes of the rollouts at the indices `trained`, counted among all of `rollouts`. Collective."""
     clusters = torch.tensor(clustered(grader, rollouts))
     answered = torch.tensor([bool(text) for text in extracted(grader, rollouts)])

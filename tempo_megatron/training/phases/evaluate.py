@@ -14,7 +14,7 @@ from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.metrics.question_metrics import Metrics, Samples, mean, mean_over_questions, question_metrics
@@ -39,7 +39,7 @@ class Evaluator:
         self,
         sets: dict[str, list[Prompt]],
         answers: Answers,
-        grader: Grader,
+        grader: RolloutGrader,
         decode: Decode,
         config: EvaluationConfig,
         max_tokens: int,
