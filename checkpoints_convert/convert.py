@@ -23,6 +23,7 @@ from tempo_megatron.conversion.source import HfSource, open_source
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
+from tempo_megatron.utils.logs import shows_progress
 
 Descriptions = dict[str, TensorDescription]
 """Tensor name -> shape and dtype."""
@@ -183,10 +184,10 @@ def _convert_in_order[Result](
     A progress bar shows the converted weights.
     """
     pending: deque[tuple[ParameterMapping, Future[Result]]] = deque()
-    remaining = iter(steps)
+    remaining, weights = iter(steps), sum(mapping.numel for mapping, _ in steps)
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(desc=title, total=sum(mapping.numel for mapping, _ in steps), unit=" weights", unit_scale=True) as bar,
+        tqdm(desc=title, total=weights, unit=" weights", unit_scale=True, disable=not shows_progress()) as bar,
     ):
         try:
             while True:

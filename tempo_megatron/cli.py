@@ -127,12 +127,16 @@ def launch(
 
 
 @app.command(rich_help_panel=_PREPARE)
-def settings() -> int:
-    """List every setting of a recipe, with its default and its meaning."""
+def settings(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="List only settings whose key or meaning contains each TEXT.", metavar="TEXT"),
+    ] = None,
+) -> int:
+    """List the settings of a recipe, with their defaults and meanings."""
     from tempo_megatron.config.listing import print_settings
 
-    print_settings()
-    return 0
+    return print_settings(texts or [])
 
 
 @app.command(rich_help_panel=_PREPARE)

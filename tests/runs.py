@@ -1,12 +1,16 @@
-"""Runs of a real recipe with other generators, and with other factories as `build_run` takes them."""
+"""Runs of a real recipe with other generators and factories as `build_run` takes them, and what runs say."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from tempo_megatron.config import Config
 from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.training import reporting
 from tempo_megatron.training.build import build_run
 from tempo_megatron.training.run import Run
 from tools.killing.recorded import Recorded
@@ -24,3 +28,19 @@ class Disagreeing(Recorded):
         completion = super()._respond(request)
         log_probs = tuple(-4.1 + 0.3 * (7 * token % 5 - 2) for token in completion.response_ids)
         return replace(completion, log_probs=log_probs)
+
+
+@contextlib.contextmanager
+def lines_of_runs() -> Iterator[list[str]]:
+    """Keep what runs tell their user in this process, which only the first rank does, without time and level."""
+    lines: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        lines.append(record.getMessage())
+        return True
+
+    reporting.logger.addFilter(keep)
+    try:
+        yield lines
+    finally:
+        reporting.logger.removeFilter(keep)

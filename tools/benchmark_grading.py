@@ -20,7 +20,7 @@ import psutil
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 
 WORK = "We add the two terms and look at what is under the root, which gives $a = 12 + 5$ in this step.\n" * 100
 
@@ -49,7 +49,9 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=300, help="responses a round")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    graders = {count: Grader(decode, GradingConfig(workers=count, time_limit_seconds=120)) for count in options.workers}
+    graders = {
+        count: RolloutGrader(decode, GradingConfig(workers=count, time_limit_seconds=120)) for count in options.workers
+    }
     rates: dict[int, list[float]] = {count: [] for count in options.workers}
     spent: dict[int, list[tuple[float, float]]] = {count: [] for count in options.workers}
     for round_ in range(options.rounds + 1):

@@ -99,7 +99,7 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Every key of a recipe, its default and its meaning. The page is read from the code;",
-        "`tempo settings` prints the same.",
+        "`tempo settings` prints the same; `tempo settings TEXT` prints those whose key or meaning contains the text.",
         "A recipe is a YAML file of these keys. `key=value` on the command line replaces one of them:",
         "",
         "    tempo train recipes/demo.yaml loop.iterations=100 policy.optimizer.learning_rate=1e-5",

@@ -3,7 +3,7 @@
 usage: python tools/grade_cases.py FILE [--allow 30] [--list]
 
 FILE has a JSON object a line: `grader`, `answer` (the label), `response`, `correct` (the verdict), `note`. The tool
-grades each response as a run does, by the same scorers in worker processes with the default limits. Its exit code is 1
+grades each response as a run does, by the same graders in worker processes with the default limits. Its exit code is 1
 if more pairs differ than allowed.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 
 
 def read_cases(path: Path) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def grades(cases: Sequence[dict[str, Any]], config: GradingConfig | None = None)
         for index, case in enumerate(cases)
     ]
     answers = {str(index): {"answer": case["answer"]} for index, case in enumerate(cases)}
-    with Grader(lambda ids: cases[ids[0]]["response"], config or GradingConfig()) as grader:
+    with RolloutGrader(lambda ids: cases[ids[0]]["response"], config or GradingConfig()) as grader:
         return [bool(grade) for grade in grader.grade(rollouts, answers)]
 
 

@@ -52,7 +52,7 @@ class Experience:
     @property
     def verified(self) -> Float32[Tensor, " rows"]:
         """Correctness in the scale of the critic's targets, NaN where the row is not labeled."""
-        return self.wrong + (1 - self.wrong) * self.correct
+        return correctness_to_values(self.correct, self.wrong)
 
     def needed_values(self) -> Float32[Tensor, "rows sequence"]:
         """Returns `values`. Raises ValueError if the method does not name them in `needs`."""
@@ -65,6 +65,16 @@ class Experience:
         if self.votes is None:
             raise ValueError("this method reads votes: it must name 'votes' in its `needs`")
         return self.votes
+
+
+def correctness_to_values(correct: Float[Tensor, ...], wrong: float) -> Float[Tensor, ...]:
+    """Returns correctness (0 wrong, 1 right) in the scale of the critic's targets, `wrong` to 1."""
+    return wrong + (1 - wrong) * correct
+
+
+def values_to_correctness(values: Float[Tensor, ...], wrong: float) -> Float[Tensor, ...]:
+    """Returns values in the scale of the critic's targets, `wrong` to 1, as correctness: 0 wrong, 1 right."""
+    return (values - wrong) / (1 - wrong)
 
 
 def last_response_position(response_mask: Bool[Tensor, "rows sequence"]) -> Int64[Tensor, " rows"]:

@@ -14,19 +14,11 @@ from tempo_megatron.config.evaluation import (
     WandbMode,
 )
 from tempo_megatron.config.faults import FaultsConfig
+from tempo_megatron.config.generation import CheckWeights, GenerationConfig, RolloutPrecision
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load_checked, load_config, to_yaml
 from tempo_megatron.config.memory import SHARE_OF_HOST, MemoryConfig
-from tempo_megatron.config.model import (
-    CheckWeights,
-    Fp8,
-    GenerationConfig,
-    ModelConfig,
-    ParallelConfig,
-    Precision,
-    Recompute,
-    RolloutPrecision,
-)
+from tempo_megatron.config.model import Fp8, ModelConfig, ParallelConfig, Precision, Recompute
 from tempo_megatron.config.preflight import BadNodes, PreflightConfig
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (

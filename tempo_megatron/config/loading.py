@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tempo_megatron.config.data import SourceConfig
 from tempo_megatron.config.fields import Bounds
 from tempo_megatron.config.root import Config
+
+_TYPES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a mapping of names to values",
+}
+"""The type of a value as errors name it."""
 
 
 class ConfigError(ValueError):
@@ -30,7 +41,7 @@ class ConfigError(ValueError):
 
 def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Returns the recipe, if any, with its overrides as a `Config`. Raises ConfigError listing all wrong keys and
-    values, each with its file; those of `key=value` overrides have none.
+    values, each with its file, or as an override.
 
     From weakest to strongest: the defaults, the settings of the method, the files that the recipe includes in their
     order, the recipe itself, the files among the overrides (`parts/fp8.yaml`), the overrides `key=value`.
@@ -99,14 +110,26 @@ def _merged(parts: Sequence[dict[str, Any]]) -> Config:
     try:
         merged = OmegaConf.merge(_defaults(), preset, *parts)
         config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error)) from error
+    except OmegaConfBaseException as error:  # a reference, because values were checked part by part
+        raise ConfigError("\n".join(_reference_problems(preset, *parts))) from error
     assert isinstance(config, Config)
     # A reference to another setting has its value by now.
     problems = _valid_part(OmegaConf.to_container(merged, resolve=True))[1]
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _reference_problems(*parts: Any) -> list[str]:
+    """Returns a line for each setting that refers to a value of the wrong type, or for the first one that refers to
+    what cannot be read."""
+    # Defaults without types let a wrong value through, so that all of them are listed.
+    merged = OmegaConf.merge(OmegaConf.to_container(_defaults(), enum_to_str=True), *parts)
+    try:
+        return _valid_part(OmegaConf.to_container(merged, resolve=True))[1]
+    except OmegaConfBaseException as error:
+        reason = _first_line(error).rpartition("raised while resolving interpolation: ")[2]
+        return [f"{error.full_key}: its value refers to what cannot be read: {reason}"]
 
 
 def _overridden(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -123,7 +146,7 @@ def _overridden(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         readable.append(item)
     valid, invalid = _valid_part(OmegaConf.to_container(OmegaConf.from_dotlist(readable)))
-    return valid, [*problems, *invalid]
+    return valid, [*problems, *(f"override {problem}" for problem in invalid)]
 
 
 def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[dict[str, Any]], list[str]]:
@@ -144,8 +167,8 @@ def _read(path: Path, includers: tuple[Path, ...] = ()) -> tuple[list[dict[str, 
     if not isinstance(recipe, DictConfig):
         raise ConfigError(f"{path}: a recipe is a mapping of settings")
     included = recipe.pop("include", [])
-    if isinstance(included, str):
-        raise ConfigError(f"{path}: include: expected a list of files, got {included!r}")
+    if not isinstance(included, list | ListConfig) or not all(isinstance(name, str) for name in included):
+        raise ConfigError(f"{path}: include: expected a list of files, got {_shown(included)}")
     parts: list[dict[str, Any]] = []
     problems: list[str] = []
     for name in included:
@@ -181,7 +204,7 @@ def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
     def visit(node: Any, cls: type, prefix: str) -> dict[str, Any]:
         hints = _type_hints(cls)
         if not isinstance(node, dict):
-            problems.append(f"{prefix.rstrip('.')}: expected a group of settings, got {node!r}")
+            problems.append(f"{prefix.rstrip('.')}: expected a group of settings, got {_shown(node)}")
             return {}
         valid: dict[str, Any] = {}
         bounds = {item.name: item.metadata["bounds"] for item in fields(cls)}
@@ -193,10 +216,11 @@ def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
                 valid[key] = visit(value, hints[key], f"{name}.")
             elif get_args(hints[key]) == (SourceConfig,):
                 if not isinstance(value, list):
-                    problems.append(f"{name}: expected a list of sources such as [{{path: FILE.jsonl}}], got {value!r}")
+                    expected = "a list of sources such as [{path: FILE.jsonl}]"
+                    problems.append(f"{name}: expected {expected}, got {_shown(value)}")
                     continue
                 valid[key] = [visit(source, SourceConfig, f"{name}[{index}].") for index, source in enumerate(value)]
-            elif problem := _value_problem(_group(cls), str(key), value, bounds[key]):
+            elif problem := _value_problem(_group(cls), str(key), value, hints[key], bounds[key]):
                 problems.append(f"{name}: {problem}")
             else:
                 valid[key] = value
@@ -228,16 +252,31 @@ def _group(cls: type) -> DictConfig:
     return OmegaConf.structured(cls)
 
 
-def _value_problem(group: DictConfig, key: str, value: Any, bounds: Bounds) -> str:
+def _value_problem(group: DictConfig, key: str, value: Any, hint: Any, bounds: Bounds) -> str:
     """Returns why the setting's type or bounds refuse this value; empty, with the value set in the group, where they
     accept it."""
     if isinstance(value, str) and "${" in value:
         return ""  # a reference to a setting of another part is checked when all parts are merged
     try:
         OmegaConf.update(group, key, value, merge=False)
-    except OmegaConfBaseException as error:
-        return "a value is missing; the empty text is ''" if value is None else _first_line(error)
+    except OmegaConfBaseException:
+        remedy = "; the empty text is ''" if value is None and hint is str else ""
+        return f"expected {_expected(hint)}, got {_shown(value)}{remedy}"
     return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"
+
+
+def _expected(hint: Any) -> str:
+    """Returns what the values of a setting with this type hint are, in words."""
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return f"one of {', '.join(hint.__members__)}"
+    return _TYPES[get_origin(hint) or hint]
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as an error shows it: as a recipe has it, on one line."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,9 +8,10 @@ from tempo_megatron.config.data import DataConfig
 from tempo_megatron.config.evaluation import CalibrationConfig, CheckpointConfig, EvaluationConfig, LoggingConfig
 from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.fields import setting
+from tempo_megatron.config.generation import GenerationConfig
 from tempo_megatron.config.grading import GradingConfig
 from tempo_megatron.config.memory import MemoryConfig
-from tempo_megatron.config.model import GenerationConfig, ModelConfig, ParallelConfig
+from tempo_megatron.config.model import ModelConfig, ParallelConfig
 from tempo_megatron.config.preflight import PreflightConfig
 from tempo_megatron.config.training import CriticConfig, LoopConfig, PolicyConfig, StagesConfig
 

@@ -97,7 +97,7 @@ def reserve_labeled_questions(labeled: PromptSet, count: int, learned: Set[str] 
 
 
 def _missing_answers(sets: dict[str, PromptSet]) -> list[str]:
-    """Return the sources of the warm start with questions that have a scorer but no answer, one a line."""
+    """Return the sources of the warm start with questions that have a grader but no answer, one a line."""
     prompts = sets["warm_start"].prompts if "warm_start" in sets else []
     sources = {prompt.source for prompt in prompts if prompt.answer is None or prompt.answer["answer"] is None}
     return [f"data.warm_start: {source} has questions without an answer to learn" for source in sorted(sources)]

@@ -46,10 +46,14 @@ def template_problems(config: DataConfig, tokenizer: Tokenizer) -> list[str]:
         )
     if style is PromptStyle.chat and not tokenizer.chat_template:
         problems.append(
-            "data.prompt_style: chat, but the tokenizer has no chat template; base models take chatml or completion"
+            "data.prompt_style: chat, but the tokenizer has no chat template; for a base model set "
+            "data.prompt_style=completion, or chatml if it knows <|im_start|>"
         )
     if style is PromptStyle.chatml and len(tokenizer.encode(_TURN_START, add_special_tokens=False)) != 1:
-        problems.append(f"data.prompt_style: chatml, but the tokenizer has no token {_TURN_START}; take completion")
+        problems.append(
+            f"data.prompt_style: chatml, but the tokenizer has no token {_TURN_START}; for a base model without it set "
+            "data.prompt_style=completion"
+        )
     return problems
 
 

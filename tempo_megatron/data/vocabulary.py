@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from tempo_megatron.config import DataConfig
+from tempo_megatron.conversion import hf_files
 from tempo_megatron.data.templates import Tokenizer, end_token_ids
 from tempo_megatron.data.types import Prompt
 
@@ -16,12 +17,25 @@ _TOKENS_SHOWN = 3
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Return the tokenizer of a directory. Raises ValueError of one line where it cannot be loaded."""
+    """Return the tokenizer of a directory. Raises ValueError of one line where it cannot be loaded or is empty."""
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # A broken file may make transformers' parsers raise anything.
         (reason, *_) = str(error).splitlines() or [type(error).__name__]
-        raise ValueError(f"no tokenizer can be loaded: {reason}") from None
+        raise ValueError(_tokenizer_problem(directory, reason)) from None
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):  # transformers makes one of config.json alone
+        raise ValueError(_tokenizer_problem(directory, "its vocabulary is empty"))
+    return tokenizer
+
+
+def _tokenizer_problem(directory: Path, reason: str) -> str:
+    """Return why a directory has no usable tokenizer, and what to do. `reason` is why loading failed."""
+    if hf_files.has_tokenizer(directory):
+        return f"no tokenizer can be loaded from {directory}: {reason}"
+    return (
+        f"no tokenizer in {directory}: copy the tokenizer's files (tokenizer.json and tokenizer_config.json) there "
+        "from the model that this one was made of"
+    )
 
 
 def answer_token_ids(prompt: Prompt, tokenizer: Tokenizer) -> tuple[int, ...]:

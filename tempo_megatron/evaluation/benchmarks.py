@@ -16,7 +16,7 @@ from tempo_megatron.data.sources import Answers, read_answered_rows
 from tempo_megatron.data.types import Prompt
 from tempo_megatron.evaluation.protocol import Protocol, ProtocolOverrides, protocol_of, protocol_problems
 from tempo_megatron.grading import labels
-from tempo_megatron.grading.grader import grading_problems
+from tempo_megatron.grading.rollout_grader import grading_problems
 from tempo_megatron.launch import torchrun
 
 _STREAM = "data.held_out"

@@ -17,7 +17,7 @@ from tempo_megatron.evaluation.request import EvaluationRequest
 from tempo_megatron.evaluation.store import Record, SampleFile, open_directory
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.recorded import Engine
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.launch import slurm, torchrun
 from tempo_megatron.megatron import topology
 from tempo_megatron.training.phases.evaluate import Decode, response_record
@@ -63,7 +63,7 @@ def evaluate(plan: Plan, engine: Engine) -> None:
     is_first = rank_and_ranks()[0] == 0
     if is_first:
         open_directory(plan.out, plan.settings())
-    with contextlib.closing(Grader(decode, plan.config.grading)) as grader:
+    with contextlib.closing(RolloutGrader(decode, plan.config.grading)) as grader:
         samples = {
             benchmark.name: _sample(benchmark, plan, engine, grader, decode, is_first) for benchmark in plan.benchmarks
         }
@@ -76,7 +76,7 @@ def evaluate(plan: Plan, engine: Engine) -> None:
 
 
 def _sample(
-    benchmark: Benchmark, plan: Plan, engine: Engine, grader: Grader, decode: Decode, is_first: bool
+    benchmark: Benchmark, plan: Plan, engine: Engine, grader: RolloutGrader, decode: Decode, is_first: bool
 ) -> dict[str, list[Record]]:
     """Returns the samples of each question by prompt id. Ranks other than the first do not keep those that they
     sample."""

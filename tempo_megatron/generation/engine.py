@@ -25,6 +25,7 @@ from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
 from tempo_megatron.generation.weight_receiver import WeightReceiver
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
+from tempo_megatron.utils.logs import shows_progress
 
 WeightSource = Callable[[], Iterable[tuple[str, Tensor | TensorRows]]]
 """Returns pairs of a Hugging Face name and its whole tensor, or rows of a vocabulary, layer by layer."""
@@ -123,9 +124,8 @@ class Generator:
         figures = Counter(requests=0, tokens=0, preemptions=0)
         tracked: dict[int, Any] = {}
         replica_share = -(-len(requests) // self.replicas)
-        bar = tqdm(
-            total=replica_share, desc="responses", disable=self.rank != 0 or not sys.stderr.isatty(), leave=False
-        )
+        is_shown = self.rank == 0 and sys.stderr.isatty() and shows_progress()
+        bar = tqdm(total=replica_share, desc="responses", disable=not is_shown, leave=False)
         poll = self.should_stop and StopPoll(self.should_stop, self._of_first_tensor_rank)
         while True:
             tick()

@@ -2,11 +2,11 @@
 
 A response flows through these modules, in this order:
 
-1. `grader.py` decodes rollouts and makes a task of each. `judge.py` takes those whose grader is `judge` and asks a
-   judge model, through the proxy that `proxy.py` finds.
+1. `rollout_grader.py` decodes rollouts and makes a task of each. `judge.py` takes those whose grader is `judge` and
+   asks a judge model, through the proxy that `proxy.py` finds.
 2. `pool.py` gives the other tasks to worker processes and enforces the time limit. `worker.py` is their program.
    `errors.py` has the error that ends grading.
-3. `scorers.py` maps the grader's name to functions, and clusters equivalent answers.
+3. `graders.py` maps the grader's name to its functions, and clusters equivalent answers.
 4. `thinking.py` removes the response's thinking.
 5. One grader extracts the final answer and compares it with the label:
 
@@ -24,8 +24,11 @@ The graders share these modules:
 - `label_text.py`: labels that must be a text or a number.
 
 `labels.py` grades each label against itself before a run starts, in the same workers.
+
+A grader is a rule that a row of data names, such as `math`. A `RolloutGrader` grades rollouts, each by its prompt's
+grader. A scorer is the function by which a reasoning-gym task grades.
 """
 
-from tempo_megatron.grading.grader import Grader
+from tempo_megatron.grading.rollout_grader import RolloutGrader
 
-__all__ = ["Grader"]
+__all__ = ["RolloutGrader"]

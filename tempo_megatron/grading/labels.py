@@ -14,9 +14,9 @@ from tempo_megatron.data.reading import Problem, RowLocation, format_problems
 from tempo_megatron.data.sources import Row, read_answered_rows
 from tempo_megatron.grading.choice import gold_letter
 from tempo_megatron.grading.errors import GradingError
-from tempo_megatron.grading.grader import worker_pool
+from tempo_megatron.grading.graders import grader_functions
 from tempo_megatron.grading.pool import GradingTask, Outcome
-from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.grading.rollout_grader import worker_pool
 
 _OPTION = re.compile(r"(?<!\S)\(([A-Za-z])\)|^[ \t]*([A-Za-z])[.):]\s", re.MULTILINE)
 _REASONING_GYM = "reasoning_gym:"
@@ -27,7 +27,7 @@ def label_problems(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> li
     """Returns a line for each label that no response can get right and each question that repeats with another answer.
 
     All `rows` have an answer and a place. Rows whose grader cannot be loaded are skipped, because
-    `grader.grading_problems` lists them.
+    `rollout_grader.grading_problems` lists them.
     """
     problems = unanswerable(rows, config)
     unanswerable_places = {place for place, _ in problems}
@@ -63,7 +63,7 @@ def unanswerable(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list
 def contradictions(rows: Sequence[Row], config: GradingConfig = _DEFAULTS) -> list[list[Row]]:
     """Returns a list for each question and grader whose labels differ in value, with the first row of each value.
 
-    Rows of reasoning-gym tasks are skipped: a question may have several right answers, which its scorer knows.
+    Rows of reasoning-gym tasks are skipped: a question may have several right answers, which the task's scorer knows.
     """
     repeats: dict[tuple[str, str], dict[str, Row]] = {}
     for row in _with_loadable_grader(rows):
@@ -130,7 +130,7 @@ def _with_loadable_grader(rows: Sequence[Row]) -> list[Row]:
     loadable = set()
     for name in {row.grader for row in rows}:
         with contextlib.suppress(ValueError):
-            scorer(name)
+            grader_functions(name)
             loadable.add(name)
     return [row for row in rows if row.grader in loadable]
 

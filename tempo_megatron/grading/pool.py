@@ -37,7 +37,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class GradingTask:
-    """A call of a method of a grader's scorer in a worker."""
+    """A call of one of a grader's functions in a worker."""
 
     grader: str
     method: str
@@ -170,7 +170,7 @@ class Pool:
             arguments = (worker_end.fileno(), self._memory_limit_bytes, os.getpid())
             path = os.pathsep.join(
                 entry or os.getcwd() for entry in sys.path
-            )  # users' scorers import as in this process
+            )  # users' graders import as in this process
             # The worker inherits the mask. It could not ignore the signals itself before it has loaded.
             previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_STOP_SIGNALS)
             try:

@@ -13,7 +13,7 @@ import signal
 import sys
 from multiprocessing.connection import Connection
 
-from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.grading.graders import grader_functions
 
 STARTED, SUCCEEDED, FAILED, UNKNOWN_GRADER = "started", "succeeded", "failed", "unknown grader"
 """The kinds of messages to the parent."""
@@ -39,20 +39,20 @@ def main() -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Runs tasks, (grader, scorer method, arguments), until the pipe closes."""
+    """Runs tasks, (grader, its function's name, arguments), until the pipe closes."""
     while True:
         try:
             name, method, arguments = connection.recv()
         except EOFError:
             return
         try:
-            function = getattr(scorer(name), method)
+            function = getattr(grader_functions(name), method)
         except Exception as error:
             connection.send((UNKNOWN_GRADER, str(error)))
             continue
-        connection.send((STARTED, None))  # the time limit starts here, because loading a scorer takes seconds
+        connection.send((STARTED, None))  # the time limit starts here, because loading a grader takes seconds
         try:
             outcome = (SUCCEEDED, function(*arguments))
-        except Exception as error:  # third-party scorers may raise any exception
+        except Exception as error:  # third-party graders may raise any exception
             outcome = (FAILED, f"{type(error).__name__}: {error}"[:_MAX_MESSAGE_CHARACTERS])
         connection.send(outcome)

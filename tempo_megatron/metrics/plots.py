@@ -24,7 +24,7 @@ def draw_in_subprocess(run_dir: Path) -> str:
     By then the run has its result: an error, a signal or a timeout of the plots must not fail the run.
     """
     command = [sys.executable, "-X", "faulthandler", "-m", __name__, str(run_dir)]
-    warning = f"warning: {run_dir} lacks plots, which `python -m {__name__} {run_dir}` draws"
+    warning = f"{run_dir} lacks plots, which `python -m {__name__} {run_dir}` draws"
     try:
         process = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:

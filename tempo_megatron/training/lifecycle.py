@@ -20,6 +20,7 @@ from tempo_megatron.megatron.checkpointing import dist_checkpoint, saver
 from tempo_megatron.megatron.checkpointing.saver import REFERENCE, WARM_START, Position
 from tempo_megatron.supervision.interruption import Interrupted, InterruptionRequest
 from tempo_megatron.training.models import Models
+from tempo_megatron.training.reporting import Console
 from tempo_megatron.training.state import RunState
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
 
@@ -52,14 +53,14 @@ class Lifecycle:
         self._longest_stretch_seconds = 0.0
         self._last_interruptible = time.monotonic()
 
-    def resume(self, say: Callable[[str], None]) -> RunState:
-        """Load the newest intact checkpoint into the models; return its state. `say` shows lines to the user.
+    def resume(self, console: Console) -> RunState:
+        """Load the newest intact checkpoint into the models; return its state.
 
         Without a checkpoint it returns the state of a new run. Collective.
         """
         checkpoint, lines = saver.newest_checkpoint(self.saver.directory)
         for line in lines:
-            say(line)
+            console.warn(line)
         if not checkpoint:
             return RunState()
         state = RunState.from_json(saver.read_state(checkpoint))
@@ -73,7 +74,7 @@ class Lifecycle:
         self._stage, self.unconcluded = state.stage, state.unconcluded
         self.resumed_from, self._last_saved = checkpoint, position
         self.saver.seconds, self._longest_stretch_seconds = state.save_seconds, state.longest_stretch_seconds
-        say(f"resumed from {checkpoint}")
+        console.say(f"resumed from {checkpoint}")
         return state
 
     def keep_reference(self) -> None:

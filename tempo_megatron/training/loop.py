@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from jaxtyping import Float32
 from torch import Tensor
 
 from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Order
@@ -141,7 +142,12 @@ def run_e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteratio
         )
 
 
-def run_m_step(run: Run, rollouts: PolicyRollouts, early_values: Tensor | None = None, step: int = 0) -> Metrics:
+def run_m_step(
+    run: Run,
+    rollouts: PolicyRollouts,
+    early_values: Float32[Tensor, "rows sequence"] | None = None,
+    step: int = 0,
+) -> Metrics:
     """Compute the method's advantages, then train the policy on them, and PPO's critic on the returns."""
     config, models, seed = run.config, run.models, shuffle_seed(run, run.iteration, step)
     reads_values = "values" in run.method.needs
@@ -213,8 +219,8 @@ def collect_again(run: Run, step: int) -> Collected:
     )
 
 
-def read_values(run: Run, rollouts: PolicyRollouts) -> Tensor:
-    """Return the critic's current values, [rows, sequence]."""
+def read_values(run: Run, rollouts: PolicyRollouts) -> Float32[Tensor, "rows sequence"]:
+    """Return the critic's current values."""
     with run.phase("values"):
         assert run.models.critic is not None  # validated at start
         return values(run.models.critic, to_batch(rollouts.rollouts))

@@ -1,9 +1,9 @@
-"""What a run reports: lines for the user, progress bars, and the log of its metrics."""
+"""What a run reports: lines and progress bars of its first rank, and the log of its metrics."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
@@ -17,32 +17,37 @@ from tempo_megatron.training.phases.select_checkpoint import Selection
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.state import RunState
 from tempo_megatron.utils.distributed import barrier
+from tempo_megatron.utils.logs import get_logger, shows_progress
+
+logger = get_logger(__name__)
 
 _SHOWN = ("critic/correct", "critic/auroc_within_prompts", "policy/reward", "policy/clip_fraction")
 """The metrics that a training iteration's line for the user shows."""
 
 
-def write_line(text: str) -> None:
-    """Write lines to standard output, above a progress bar."""
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
 @dataclass(frozen=True)
 class Console:
-    """Lines and progress bars for the user. Only the first rank shows them."""
+    """What the first rank tells the user while a run goes on. The other ranks are silent.
+
+    Lines are logged, so that TEMPO_LOG_LEVEL chooses among them. The run's result, its summary, is printed instead.
+    """
 
     is_first: bool
-    write: Callable[[str], None] = write_line
 
     def say(self, text: str) -> None:
+        """Log what the run does, at level INFO."""
         if self.is_first:
-            self.write(text)
+            logger.info(text)
+
+    def warn(self, text: str) -> None:
+        """Log what the user should look at, at level WARNING."""
+        if self.is_first:
+            logger.warning(text)
 
     def progress[Item](self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """Yield the items and show a progress bar."""
         interval = 0.1 if sys.stderr.isatty() else 10.0
-        yield from tqdm(items, description, disable=not self.is_first, mininterval=interval)
+        yield from tqdm(items, description, disable=not (self.is_first and shows_progress()), mininterval=interval)
 
 
 @dataclass
@@ -74,7 +79,7 @@ class RunLog:
         metrics = {**metrics, **figures, **alarms}
         if self.writers:
             for line in lines:
-                self.console.say(f"iteration {self.state.iteration}: {line}")
+                self.console.warn(f"iteration {self.state.iteration}: {line}")
             selected = {f"selection/{name}": value for name, value in asdict(selection).items()} if selection else {}
             self.writers.write({"stage": stage, "iteration": iteration, **metrics, **selected, **usage})
             if stage == "train" and self.state.iteration:

@@ -36,7 +36,6 @@ _WORKERS: dict[str, dict[str, frozenset[StateKind]]] = {
     "sync": {_GENERATOR: _NOTHING, "policy": _READ},
     "evaluate": {_GENERATOR: _NOTHING},
     "save": {},
-    "export": {"policy": _READ},
 }
 """The models that work in each phase, and the kinds of their state that may stay on the device.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import Config
 from tempo_megatron.generation.recorded import RecordedGenerator
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.plots import draw_in_subprocess
@@ -47,7 +47,7 @@ class Run:
     lock: RunLock | None
     """The lock of the run directory, which only the first rank holds."""
     data: RunData
-    grader: Grader
+    grader: RolloutGrader
     evaluator: Evaluator
     selector: CheckpointSelector
     models: Models
@@ -180,13 +180,13 @@ class Run:
     def save_interrupted(self, reason: str) -> None:
         """Save a checkpoint that the next start can resume from, and write a file that says why it was interrupted."""
         outcome = self.lifecycle.save_interrupted()
-        self.console.say(f"interrupted by {reason}: {outcome}")
+        self.console.warn(f"interrupted by {reason}: {outcome}")
         if self.console.is_first:
             interrupted_mark(self.directory).write_text(f"{reason}\n")
         self._leave_directory()
 
     def finish(self) -> None:
-        """Export the selected checkpoint's policy, write summary.json, then draw the plots.
+        """Export the selected checkpoint's policy, write and print summary.json, then draw the plots.
 
         The plots come last, because a failure there must not cost the export.
         """
@@ -198,10 +198,10 @@ class Run:
                     export_run(self.directory)
                 barrier()  # the watchdog would take a rank that writes alone for one that hangs
         if self.console.is_first:
-            self.console.say(write_summary(self.directory, summary(self.config, self.snapshot())))
+            print(write_summary(self.directory, summary(self.config, self.snapshot())), flush=True)
             self.metrics_log.close()
             if warning := draw_in_subprocess(self.directory):
-                self.console.say(warning)
+                self.console.warn(warning)
         self._leave_directory()
         topology.shutdown()
 

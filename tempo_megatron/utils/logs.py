@@ -1,7 +1,7 @@
 """What ranks say: lines with time, rank and level on standard error.
 
 A module asks once, `logger = get_logger(__name__)`, and says `logger.info(...)`. Results of a command (tables, paths,
-JSON) are printed to standard output instead.
+a run's summary) are printed to standard output instead, so that a pipe gets nothing else.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class _StandardErrorHandler(logging.Handler):
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module of this project, given the module's `__name__`."""
     return logging.getLogger(name)
+
+
+def shows_progress() -> bool:
+    """Whether the level lets progress be shown: lines of level INFO, and progress bars."""
+    return logging.getLogger(_PACKAGES[0]).isEnabledFor(logging.INFO)
 
 
 def _install_handler() -> None:

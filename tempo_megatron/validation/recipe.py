@@ -21,7 +21,7 @@ from tempo_megatron.data.reading import DataError
 from tempo_megatron.data.sources import read_answered_rows
 from tempo_megatron.data.vocabulary import load_tokenizer
 from tempo_megatron.grading import labels
-from tempo_megatron.grading.grader import grading_problems
+from tempo_megatron.grading.rollout_grader import grading_problems
 from tempo_megatron.launch import torchrun
 from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.run_dir.layout import as_saved, recipe_differences

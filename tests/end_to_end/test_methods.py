@@ -17,6 +17,7 @@ from tempo_megatron.config import load_config
 from tempo_megatron.data.sources import read_rows
 from tests.conftest import ROOT
 from tests.end_to_end.test_train import metrics, same_weights, training_log
+from tests.metrics_page import undocumented
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("methods_worker.py")
@@ -90,10 +91,12 @@ def learned(run: Path, out: Path) -> torch.Tensor:
 
 def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Each method trains for at least two iterations, set by its key alone. Shifted hidden answers leave weights, best
-    checkpoint, stopping iteration and training log the same bit for bit. They change the evaluation."""
+    checkpoint, stopping iteration and training log the same bit for bit. They change the evaluation. All metrics are on
+    their page."""
     seen = {}
     for name, (run, permuted) in runs.items():
         rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
+        assert undocumented(key for row in metrics(run) for key in row) == [], name
         assert len(rows) >= 2 and all(torch.isfinite(torch.tensor(row["policy/reward"])) for row in rows), name
         assert any(row.get("policy/gradient_norm", 0.0) > 0 for row in rows), name
         assert same_weights(run, permuted), name

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tempo_megatron.config import load_config
 from tempo_megatron.data.sources import read_rows
+from tests.metrics_page import undocumented
 from tests.parallel.launcher import start_ranks
 
 LIMIT = 400
@@ -113,6 +114,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
     assert summary["initial"].keys() == summary["final"].keys() == {"unlabeled", "held_out"}
     assert {"avg@4", "pass@4"} <= summary["final"]["unlabeled"].keys()
     assert (whole / "plots" / "accuracy.png").stat().st_size > 1000
+    assert undocumented(key for row in metrics(whole) for key in row) == []
     last = [row for row in metrics(whole) if row["stage"] == "train"][-1]
     assert last["generation/log_prob_difference_mean"] < 1e-5
     assert last["generation/log_prob_difference_max"] < 1e-3

@@ -16,10 +16,10 @@ import torch.distributed as dist
 
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import capture, dist_checkpoint, saver
-from tempo_megatron.megatron.checkpointing.saver import complete_checkpoints, resumable_checkpoints
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_directories, complete_checkpoints
 from tempo_megatron.training.run import Run
 from tests.clock import Clock
-from tests.parallel.turns_worker import RESTS, advance, same, started, state
+from tests.parallel.residency_worker import OFFLOADS, advance, same, started, state
 
 
 class SlowDisk:
@@ -101,10 +101,10 @@ def interruptions(run: Run) -> dict[str, Any]:
     for run.state.iteration in (4, 5):
         run.lifecycle.begin_iteration(run.snapshot())
         lines.append(run.lifecycle.save_interrupted())
-        checkpoints.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
+        checkpoints.append([path.name for path in checkpoint_directories(run.lifecycle.saver.directory)])
     run.save()
     lines.append(run.lifecycle.save_interrupted())
-    checkpoints.append([path.name for path in resumable_checkpoints(run.lifecycle.saver.directory)])
+    checkpoints.append([path.name for path in checkpoint_directories(run.lifecycle.saver.directory)])
     return {"there_when_interrupted": checkpoints, "said_when_interrupted": lines}
 
 
@@ -124,7 +124,7 @@ def seconds_of_a_slow_write(run: Run) -> dict[str, Any]:
 
 def main(path: str, out: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    run, _ = started((Path(path), overrides), "run", RESTS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
+    run, _ = started((Path(path), overrides), "run", OFFLOADS, "checkpoint.asynchronous=true", "checkpoint.keep=3")
     disk = SlowDisk()
     report = written_while_the_run_goes_on(run, disk)
     disk.repair()

@@ -18,17 +18,17 @@ from tempo_megatron.conversion.families import family_of
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_directories
 from tempo_megatron.megatron.offload import StateKind
 from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score, Trainer
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.scoring import VALUES
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
-from tests.parallel.turns_worker import RESTS, advance, device_bytes, started
+from tests.parallel.residency_worker import OFFLOADS, advance, device_bytes, started
 
 ALONE = "parallel.tensor_model_parallel_size=1"
-FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, RESTS)
+FROZEN = ("method=frozen_critic", "stages.warm_start.steps=0", ALONE, OFFLOADS)
 
 
 def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
@@ -63,7 +63,7 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
 def critic_state(run: Run) -> dict[str, Any]:
     """What a run has of its critic beside weights: in `trainers`, on the device, in host memory, in its checkpoints."""
     critic: Any = run.models.critic
-    saved = {path.name: path for path in resumable_checkpoints(run.lifecycle.saver.directory)}
+    saved = {path.name: path for path in checkpoint_directories(run.lifecycle.saver.directory)}
     return {
         "learns": "critic" in run.models.trainers,
         "optimizer": critic.optimizer is not None,

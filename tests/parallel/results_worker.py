@@ -27,7 +27,7 @@ from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.parallel.layout_worker import leave_groups
-from tests.runs import build_recorded
+from tests.runs import build_recorded, lines_of_runs
 from tools.killing.recorded import Parity
 
 ROWS = 24
@@ -43,14 +43,14 @@ class Trials:
         self.said: list[str] = []
 
     def build(self, config: Config, **settings: Any) -> Run:
-        return build_recorded(config, make_grader=Parity, write=self.said.append, **settings)
+        return build_recorded(config, make_grader=Parity, **settings)
 
     def config(self, name: str, *overrides: str) -> Config:
         return load_config(self.recipe, [f"run_dir={self.place / name}", f"model.hf_path={self.model}", *overrides])
 
     def run(self, config: Config, build: Callable[..., Run] | None = None) -> bool:
-        self.said.clear()
-        finished = train(config, build or self.build)
+        with lines_of_runs() as self.said:
+            finished = train(config, build or self.build)
         leave_groups()
         return finished
 

@@ -30,7 +30,7 @@ from tempo_megatron.generation.engine import GenerationStopped, WeightSource
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.batch import Batch
-from tempo_megatron.megatron.checkpointing.saver import resumable_checkpoints
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_directories
 from tempo_megatron.run_dir import lock
 from tempo_megatron.training import loop
 from tempo_megatron.training.build import build_run
@@ -41,7 +41,7 @@ from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
-from tests.runs import build_recorded
+from tests.runs import build_recorded, lines_of_runs
 from tools.killing.recorded import Recorded
 
 WORK = ("warm_start", "sync", "evaluate", "grade", "advantages", "observe", "e_step", "m_step")
@@ -158,7 +158,7 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
     def saved() -> list[str]:
         assert mark.read_text().strip()
-        return [path.name for path in resumable_checkpoints(Path(config.run_dir) / "checkpoints")]
+        return [path.name for path in checkpoint_directories(Path(config.run_dir) / "checkpoints")]
 
     assert not run(config, make_models=CountingModels)
     assert saved() == ["interim-warm_start-000001"] and len(CountingModels.rows) == 1
@@ -189,8 +189,8 @@ def interrupted(recipe: str, whole: str, overrides: Sequence[str]) -> None:
 
 def finished_again(config: Config) -> None:
     """A run that is at its end says so, and what it does, when it is started once more."""
-    said: list[str] = []
-    assert run(config, write=said.append)
+    with lines_of_runs() as said:
+        assert run(config)
     finished = [line for line in said if line.startswith(f"{config.run_dir} is finished, at iteration 4")]
     assert len(finished) == (os.environ["RANK"] == "0"), said
 

@@ -99,6 +99,21 @@ def test_settings_are_plain_lines_in_a_pipe(capsys: pytest.CaptureFixture[str]) 
     assert "loop.iterations = 100" in lines and "policy.loss = gspo" in lines
 
 
+def test_settings_are_filtered_by_key_and_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each text is in the key or in the meaning, whatever its case. A text that nothing contains is an error."""
+    assert cli.main(["settings", "RATE", "critic."]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    keys = [line.split(" = ")[0] for line in lines if not line.startswith(" ")]
+    assert "critic.optimizer.learning_rate" in keys and "policy.optimizer.learning_rate" not in keys
+    settings = list(zip(lines[::2], lines[1::2], strict=True))
+    assert all("critic." in line and "rate" in (line + meaning).lower() for line, meaning in settings)
+    assert cli.main(["settings", "Nucleus"]) == 0
+    assert "generation.top_p = 1.0" in capsys.readouterr().out.splitlines()
+    assert cli.main(["settings", "rate", "nothing-like-it"]) == 2
+    printed = capsys.readouterr()
+    assert not printed.out and "contains 'rate' and 'nothing-like-it'" in printed.err
+
+
 def test_tables_are_drawn_at_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     assert cli.main(["settings"]) == 0

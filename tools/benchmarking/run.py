@@ -17,7 +17,7 @@ from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.generation.requests import Completion, Request
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import StateKind
 from tempo_megatron.megatron.trainer import MegatronModel
@@ -65,7 +65,7 @@ class RandomModels(Models):
         return module
 
 
-class AlternatingGrader(Grader):
+class AlternatingGrader(RolloutGrader):
     """A grader that works as long as any, and calls every other sample right.
 
     Gradients of equal grades would be zero, and use less power than real ones.

@@ -12,7 +12,7 @@ from killing.attempt import Attempt
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.megatron.checkpointing import integrity
-from tempo_megatron.megatron.checkpointing.saver import checkpoint_order, complete_checkpoints, resumable_checkpoints
+from tempo_megatron.megatron.checkpointing.saver import checkpoint_directories, checkpoint_order, complete_checkpoints
 
 _TIME_LIMIT = 300.0
 """Seconds that a run, or the wait for a save, may take."""
@@ -68,7 +68,7 @@ class Killer:
         """Starts the run, kills it at its moment and checks its checkpoints; returns None if the run ends before."""
         checkpoints = run_dir / "checkpoints"
         before, unfinished_before, started = (
-            resumable_checkpoints(checkpoints)[-1:],
+            checkpoint_directories(checkpoints)[-1:],
             _unfinished(checkpoints),
             time.monotonic(),
         )
@@ -81,7 +81,7 @@ class Killer:
         elif attempt.ended(fraction * self.reference_seconds / 2):
             return None
         attempt.kill()
-        seconds, after = round(time.monotonic() - started, 2), resumable_checkpoints(checkpoints)[-1:]
+        seconds, after = round(time.monotonic() - started, 2), checkpoint_directories(checkpoints)[-1:]
         name_before, name_after = (newest[0].name if newest else None for newest in (before, after))
         problems = _checkpoint_problems(checkpoints)
         if before and (not after or checkpoint_order(after[0]) < checkpoint_order(before[0])):
@@ -158,7 +158,7 @@ def _unfinished(checkpoints: Path) -> set[tuple[Path, int]]:
 def _checkpoint_problems(checkpoints: Path) -> list[str]:
     """Returns what the manifests show to be wrong with the checkpoints that a restart may use."""
     problems = []
-    for saved in resumable_checkpoints(checkpoints):
+    for saved in checkpoint_directories(checkpoints):
         try:
             problems += integrity.manifest_problems(saved, integrity.read_manifest(saved), contents=True)
         except ConversionError as error:

@@ -91,7 +91,7 @@ def check_contamination(
         if not any(evaluated_files.values()):
             raise DataError("nothing to check against: give --unlabeled or --held-out files")
         rows = contamination.read_prepared_files(
-            [*labeled_files, *unlabeled_files, *held_out_files], checks.label_problems
+            labeled_files, [*unlabeled_files, *held_out_files], checks.label_problems
         )
         labeled = {path: rows[path] for path in labeled_files}
         labeled_rows = [row for file_rows in labeled.values() for row in file_rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,17 +40,17 @@ class ContaminatedPair:
 
 
 def read_prepared_files(
-    paths: Iterable[Path], label_problems: Callable[[Sequence[Row]], list[str]]
+    labeled: Sequence[Path], evaluated: Sequence[Path], label_problems: Callable[[Sequence[Row]], list[str]]
 ) -> dict[Path, list[Row]]:
     """Return the rows of normalized files. `label_problems` returns what is wrong with the rows' labels, one a line.
 
-    Raises DataError listing every problem of files, rows and labels.
+    Raises DataError listing every problem of files, rows and labels. A labeled row without an answer is one.
     """
     rows, problems = {}, []
-    sources = {path: SourceConfig(path=str(path)) for path in paths}
+    sources = {path: SourceConfig(path=str(path)) for path in (*labeled, *evaluated)}
     for path, source in sources.items():
         try:
-            rows[path] = read_rows([source], labeled=False)
+            rows[path] = read_rows([source], labeled=path in labeled)
         except DataError as error:
             problems.append(str(error))
     problems += label_problems(read_answered_rows(sources.values()))

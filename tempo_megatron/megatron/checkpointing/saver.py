@@ -150,7 +150,7 @@ class Saver:
 
         It is in the previous checkpoint if there is one, because the start's own directory may have been removed.
         """
-        previous = resumable_checkpoints(self.directory)
+        previous = checkpoint_directories(self.directory)
         return previous[-1] / checkpoint_format.HUGGING_FACE if previous else self._hf_path
 
     def _link_best_and_remove_old(self, written: Path, best: int | None) -> None:
@@ -159,7 +159,7 @@ class Saver:
             _link(self.directory / _BEST, str(Position(ITERATION, best)))
         keep = kept_iterations(self.directory, self._config.keep, best, self._config.keep_every)
         outdated = [path for path in complete_checkpoints(self.directory) if _iteration(path) not in keep]
-        interim = [path for path in resumable_checkpoints(self.directory) if path.name.startswith(_INTERIM)]
+        interim = [path for path in checkpoint_directories(self.directory) if path.name.startswith(_INTERIM)]
         dist_checkpoint.remove_old(self.directory, [path for path in (*outdated, *interim) if path != written])
 
 
@@ -169,11 +169,13 @@ def complete_checkpoints(directory: Path) -> list[Path]:
     Their files are not checked: one of them may be damaged.
     """
     return [
-        path for path in resumable_checkpoints(directory) if path.name.startswith(_PREFIX) and (path / _STATE).is_file()
+        path
+        for path in checkpoint_directories(directory)
+        if path.name.startswith(_PREFIX) and (path / _STATE).is_file()
     ]
 
 
-def resumable_checkpoints(directory: Path) -> list[Path]:
+def checkpoint_directories(directory: Path) -> list[Path]:
     """Returns all directories with a checkpoint's name, oldest first, damaged and interim ones included."""
     return sorted(filter(_is_named, directory.glob("i*-*")), key=checkpoint_order)
 
@@ -224,7 +226,7 @@ def newest_checkpoint(directory: Path) -> tuple[Path | None, list[str]]:
     """
     damaged: dict[Path, list[str]] = {}
     usable = None
-    for candidate in reversed(broadcast_from_first(resumable_checkpoints(directory))):
+    for candidate in reversed(broadcast_from_first(checkpoint_directories(directory))):
         problems = dist_checkpoint.checkpoint_problems(candidate)
         if not problems:
             usable = candidate

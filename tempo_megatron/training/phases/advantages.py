@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import whiten
@@ -17,7 +18,7 @@ from tempo_megatron.algorithms.methods import Method
 from tempo_megatron.algorithms.rollout_correction import Correction, rollout_correction
 from tempo_megatron.config import PolicyConfig, RolloutCorrectionConfig
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import MegatronModel, NamedTensors, Score, Trainer
 from tempo_megatron.training.phases.grade import clustered, extracted
@@ -42,18 +43,17 @@ class AdvantageBatch:
     batch: Batch
     """The rollouts with the columns that the loss reads: old_log_probs, advantages, learn (bool, tokens to learn from),
     and reference_log_probs, importance and rejected (bool) where they are used."""
-    first_epoch: list[Tensor]
+    first_epoch: list[Int64[Tensor, " _mini_batch"]]
     """The row indices of the first epoch's mini-batches. The old log-probs are computed in the same mini-batches, so
     that the first ratios are exactly 1."""
     experience: Experience
-    rewards: Tensor
-    """[rows]"""
-    advantages: Tensor
-    """The advantages before whitening, [rows, sequence]."""
-    entropy: Tensor
-    """The policy's entropy at each token, [rows, sequence]."""
-    generator_difference: Tensor
-    """|log p_trainer - log p_generator| of every response token, [tokens]."""
+    rewards: Float[Tensor, " rows"]
+    advantages: Float[Tensor, "rows sequence"]
+    """The advantages before whitening."""
+    entropy: Float32[Tensor, "rows sequence"]
+    """The policy's entropy at each token."""
+    generator_difference: Float32[Tensor, " tokens"]
+    """|log p_trainer - log p_generator| of every response token."""
     correction: Correction | None
     """The correction of that difference at the tokens to learn from, where the settings ask for one."""
 
@@ -69,12 +69,11 @@ def compute_advantages(
     *,
     wrong: float,
     seed: Sequence[object],
-    critic_values: Tensor | None = None,
+    critic_values: Float32[Tensor, "rows sequence"] | None = None,
 ) -> AdvantageBatch:
     """Score the rollouts with the models that the method needs; return its rewards and advantages.
 
-    `wrong` is the critic's target of a wrong answer. `critic_values` [rows, sequence] are computed here unless they are
-    passed.
+    `wrong` is the critic's target of a wrong answer. `critic_values` are computed here unless they are passed.
     """
     batch = to_batch(step.rollouts)
     first_epoch = list(mini_batches(batch.rows, config.mini_batches, *seed, "m_step", 0))
@@ -126,7 +125,7 @@ def compute_advantages(
     )
 
 
-def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:
+def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:
     """Return the votes of the rollouts at the indices `trained`, counted among all of `rollouts`. Collective."""
     clusters = torch.tensor(clustered(grader, rollouts))
     answered = torch.tensor([bool(text) for text in extracted(grader, rollouts)])
@@ -135,8 +134,8 @@ def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence
     return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
 
 
-def _generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Tensor:
-    """Return the log-prob of each response token under the policy that sampled it, 0 elsewhere, [rows, sequence]."""
+def _generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Float32[Tensor, "rows sequence"]:
+    """Return the log-prob of each response token under the policy that sampled it, 0 elsewhere."""
     log_probs = torch.zeros(batch.tokens.shape)
     log_probs[batch.response_mask] = torch.tensor(
         [log_prob for rollout in rollouts for log_prob in rollout.generator_log_probs]
@@ -145,7 +144,10 @@ def _generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def _correction(
-    old_log_probs: Tensor, generator_log_probs: Tensor, learn: Tensor, config: RolloutCorrectionConfig
+    old_log_probs: Float32[Tensor, "rows sequence"],
+    generator_log_probs: Float32[Tensor, "rows sequence"],
+    learn: Bool[Tensor, "rows sequence"],
+    config: RolloutCorrectionConfig,
 ) -> Correction | None:
     """Return the correction at the tokens to learn from, None where no setting asks for one."""
     if not config.is_active:
@@ -162,14 +164,16 @@ def _correction(
     )
 
 
-def _score_in_mini_batches(policy: Trainer, batch: Batch, indices: Sequence[Tensor], score: Score) -> NamedTensors:
+def _score_in_mini_batches(
+    policy: Trainer, batch: Batch, indices: Sequence[Int64[Tensor, " _mini_batch"]], score: Score
+) -> NamedTensors:
     """Return the scores of every row, computed in the mini-batches with these row indices."""
     parts = [policy.score(batch.select(rows), score) for rows in indices]
     original_order = torch.cat(list(indices)).argsort()
     return {name: torch.cat([part[name] for part in parts])[original_order] for name in parts[0]}
 
 
-def _prompt_numbers(rollouts: Sequence[Rollout]) -> Tensor:
-    """Return a number for each rollout, equal for rollouts of one prompt, [rollouts] int64."""
+def _prompt_numbers(rollouts: Sequence[Rollout]) -> Int64[Tensor, " rollouts"]:
+    """Return a number for each rollout, equal for rollouts of one prompt."""
     numbers: dict[str, int] = {}
     return torch.tensor([numbers.setdefault(rollout.prompt.id, len(numbers)) for rollout in rollouts])

@@ -11,7 +11,7 @@ from tempo_megatron.config import Config
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import graded
 from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
@@ -41,7 +41,7 @@ class Collector:
 
     config: Config
     generator: Engine
-    grader: Grader
+    grader: RolloutGrader
     labeled: Stream[Prompt]
     unlabeled: Stream[Prompt]
     measured: Sequence[Prompt]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import last_response_position, last_value
+from tempo_megatron.algorithms.experience import last_response_position, last_value, values_to_correctness
 from tempo_megatron.algorithms.value_loss import calibration_mask
 from tempo_megatron.config import TargetRange
 from tempo_megatron.data.types import Rollout
@@ -27,16 +28,19 @@ def critic_metrics(
 ) -> dict[str, float]:
     """Return figures of the critic on graded rollouts that it does not learn from."""
     batch = to_batch(rollouts)
-    probabilities = (values(critic, batch) - target_range.wrong) / (1 - target_range.wrong)
+    probabilities = values_to_correctness(values(critic, batch), target_range.wrong)
     return value_metrics(probabilities, batch.response_mask, rollouts, correctness)
 
 
 def value_metrics(
-    probabilities: Tensor, response_mask: Tensor, rollouts: Sequence[Rollout], correctness: Sequence[float]
+    probabilities: Float[Tensor, "rows sequence"],
+    response_mask: Bool[Tensor, "rows sequence"],
+    rollouts: Sequence[Rollout],
+    correctness: Sequence[float],
 ) -> dict[str, float]:
     """Return how well values tell right from wrong, after the last token and at earlier positions.
 
-    probabilities [rows, sequence] are values scaled so that 0 is wrong and 1 is right, whatever the targets.
+    `probabilities` are values scaled so that 0 is wrong and 1 is right, whatever the targets.
     Undefined figures (an AUROC of rollouts that are all right) are left out. Values that are not finite are left out of
     every figure; `non_finite_values` counts the rollouts that have one.
     """
@@ -70,12 +74,12 @@ def evidence_metrics(rollouts: Sequence[Rollout], step: AdvantageBatch) -> dict[
     return value_evidence(last_values, unlabeled_rollouts, step.experience.wrong)
 
 
-def value_evidence(last_values: Tensor, rollouts: Sequence[Rollout], wrong: float) -> dict[str, float]:
-    """Return the ELBO's terms on rollouts from the values after their last tokens, [rows]; see docs/algorithms.md.
+def value_evidence(last_values: Float[Tensor, " rows"], rollouts: Sequence[Rollout], wrong: float) -> dict[str, float]:
+    """Return the ELBO's terms on rollouts from the values after their last tokens; see docs/algorithms.md.
 
     Values that are not finite are left out. Without any finite value there are no terms.
     """
-    probabilities = ((last_values - wrong) / (1 - wrong)).clamp(0, 1)
+    probabilities = values_to_correctness(last_values, wrong).clamp(0, 1)
     by_prompt: dict[str, list[float]] = {}
     for rollout, probability in zip(rollouts, probabilities.tolist(), strict=True):
         if math.isfinite(probability):

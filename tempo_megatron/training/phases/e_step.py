@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import values_before
+from tempo_megatron.algorithms.experience import correctness_to_values, values_before, values_to_correctness
 from tempo_megatron.algorithms.value_loss import calibration_mask, return_targets, squared_error
 from tempo_megatron.config import CriticConfig
 from tempo_megatron.data.types import Rollout
@@ -33,8 +34,8 @@ def e_step(
     wrong = config.target_range.wrong
     batch = to_batch(rollouts)
     old_values = values(critic, batch)
-    figures = value_metrics((old_values - wrong) / (1 - wrong), batch.response_mask, rollouts, correctness)
-    targets = (wrong + (1 - wrong) * torch.tensor(correctness))[:, None].expand_as(old_values)
+    figures = value_metrics(values_to_correctness(old_values, wrong), batch.response_mask, rollouts, correctness)
+    targets = correctness_to_values(torch.tensor(correctness), wrong)[:, None].expand_as(old_values)
     metrics = {f"critic/{name}": value for name, value in figures.items()}
     return metrics | _fit(critic, batch, targets, old_values, config, seed)
 
@@ -52,7 +53,12 @@ def learn_returns(
 
 
 def _fit(
-    critic: Trainer, batch: Batch, targets: Tensor, old_values: Tensor, config: CriticConfig, seed: Sequence[object]
+    critic: Trainer,
+    batch: Batch,
+    targets: Float[Tensor, "rows sequence"],
+    old_values: Float32[Tensor, "rows sequence"],
+    config: CriticConfig,
+    seed: Sequence[object],
 ) -> dict[str, float]:
     """Train the critic in mini-batches; return metrics.
 
@@ -83,7 +89,7 @@ def _optimizer_step(critic: Trainer, batch: Batch, clip: float) -> tuple[float, 
     """Make one optimizer step; return its loss and gradient norm, None where the trainer skipped it."""
     count = int(calibration_mask(batch.response_mask).sum())
 
-    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
+    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Float[Tensor, ""], NamedTensors]:
         mask, columns = calibration_mask(micro_batch.response_mask), micro_batch.columns
         error = squared_error(scores["values"], columns["targets"], mask, columns["values"], clip)
         return error.sum() / count, {"squared_error": error.sum(1).detach()}

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tempo_megatron.algorithms.experience import values_to_correctness
 from tempo_megatron.config import EvaluationConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.spread import spread_over_sources
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.metrics.calibration import auroc, auroc_within_groups
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.metrics.question_metrics import Metrics, Samples, mean, mean_over_questions, question_metrics
@@ -39,7 +40,7 @@ class Evaluator:
         self,
         sets: dict[str, list[Prompt]],
         answers: Answers,
-        grader: Grader,
+        grader: RolloutGrader,
         decode: Decode,
         config: EvaluationConfig,
         max_tokens: int,
@@ -105,7 +106,7 @@ class Evaluator:
         """
         rows = (~batch.experience.labeled).nonzero()[:, 0].tolist()
         wrong = batch.experience.wrong if reads_values else 0.0
-        rewards = (batch.rewards - wrong) / (1 - wrong)
+        rewards = values_to_correctness(batch.rewards, wrong)
         return self.observe([step.rollouts[row] for row in rows], [float(rewards[row]) for row in rows])
 
     def observe(self, rollouts: Sequence[Rollout], rewards: Sequence[float] | None) -> Metrics:

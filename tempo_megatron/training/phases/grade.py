@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.grading import Grader
+from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.utils.distributed import map_over_ranks, rank_and_ranks
 
 
@@ -24,19 +24,19 @@ class GradedAnswer:
     """A number that is equal for equivalent answers to one prompt. It is None without an answer."""
 
 
-def graded(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
+def graded(grader: RolloutGrader, rollouts: Sequence[Rollout], answers: Answers) -> list[float]:
     """Return the correctness in {0, 1} of each rollout; row i is graded on rank i modulo the ranks. Collective."""
     owners = range(len(rollouts))
     return _on_owners(grader, owners, lambda rows: grader.grade([rollouts[row] for row in rows], answers))
 
 
-def extracted(grader: Grader, rollouts: Sequence[Rollout]) -> list[str]:
+def extracted(grader: RolloutGrader, rollouts: Sequence[Rollout]) -> list[str]:
     """Return the text of each rollout's final answer, "" for none; row i on rank i modulo the ranks. Collective."""
     owners = range(len(rollouts))
     return _on_owners(grader, owners, lambda rows: grader.extract([rollouts[row] for row in rows]))
 
 
-def clustered(grader: Grader, rollouts: Sequence[Rollout]) -> list[int]:
+def clustered(grader: RolloutGrader, rollouts: Sequence[Rollout]) -> list[int]:
     """Return equal numbers for equivalent answers to one prompt. Collective.
 
     One rank clusters all rollouts of a prompt. Numbers of different prompts do not compare.
@@ -46,7 +46,7 @@ def clustered(grader: Grader, rollouts: Sequence[Rollout]) -> list[int]:
     return _on_owners(grader, owners, lambda rows: grader.cluster([rollouts[row] for row in rows]))
 
 
-def graded_answers(grader: Grader, rollouts: Sequence[Rollout], answers: Answers) -> list[GradedAnswer]:
+def graded_answers(grader: RolloutGrader, rollouts: Sequence[Rollout], answers: Answers) -> list[GradedAnswer]:
     """Return grade, answer and cluster of each rollout. Collective.
 
     A truncated rollout has grade 0 and no answer. A prompt's clusters are numbered from 0 in order of appearance, so
@@ -66,7 +66,7 @@ def graded_answers(grader: Grader, rollouts: Sequence[Rollout], answers: Answers
 
 
 def _on_owners[Result](
-    grader: Grader, owners: Sequence[int], work: Callable[[list[int]], Sequence[Result]]
+    grader: RolloutGrader, owners: Sequence[int], work: Callable[[list[int]], Sequence[Result]]
 ) -> list[Result]:
     """Return the results of `work` on the rows of each rank; give every rank the grader's counts of all ranks."""
     errors, timeouts = grader.errors, grader.timeouts

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.policy_loss import (
@@ -95,7 +96,7 @@ def _optimizer_step(
     count = loss_count(batch.columns["learn"], config.average_over, max_response_tokens)
     score = scores("entropy") if config.entropy_coefficient else scores()
 
-    def loss(scored: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
+    def loss(scored: NamedTensors, micro_batch: Batch) -> tuple[Float[Tensor, ""], NamedTensors]:
         columns = micro_batch.columns
         mask, rejected = columns["learn"] & micro_batch.response_mask, columns.get("rejected")
         surrogate = clipped_surrogate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from tempo_megatron.data.seeds import derive_seed
@@ -27,8 +28,8 @@ def to_batch(rollouts: Sequence[Rollout]) -> Batch:
     return from_sequences(prompts, [rollout.response_ids for rollout in rollouts])
 
 
-def values(critic: MegatronModel, batch: Batch) -> Tensor:
-    """Return the critic's value after each token, [rows, sequence] fp32."""
+def values(critic: MegatronModel, batch: Batch) -> Float32[Tensor, "rows sequence"]:
+    """Return the critic's value after each token."""
     return critic.score(batch, VALUES)["values"]
 
 
@@ -36,7 +37,11 @@ def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Sc
     """Return the function that makes scores of a policy's tokens under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:
-        def read(hidden: Tensor, next_tokens: Tensor, output_weight: Tensor) -> NamedTensors:
+        def read(
+            hidden: Float[Tensor, "tokens hidden"],
+            next_tokens: Int64[Tensor, " tokens"],
+            output_weight: Float[Tensor, "local_vocabulary hidden"],
+        ) -> NamedTensors:
             return token_scores(
                 hidden,
                 output_weight,
@@ -52,7 +57,7 @@ def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Sc
     return with_statistics
 
 
-def mini_batches(rows: int, count: int, *seed: object) -> Iterator[Tensor]:
+def mini_batches(rows: int, count: int, *seed: object) -> Iterator[Int64[Tensor, " _mini_batch"]]:
     """Yield the row indices of each of an epoch's `count` mini-batches, shuffled by a hash of `seed`."""
     generator = torch.Generator().manual_seed(derive_seed(*seed))
     yield from torch.randperm(rows, generator=generator).tensor_split(count)

@@ -73,7 +73,7 @@ class CheckpointSelector:
         other_candidates = [candidate for candidate in self.selection.candidates if candidate.iteration != iteration]
         earlier = [candidate for candidate in other_candidates if candidate.iteration in kept]
         candidates = broadcast_from_first(
-            self._with_values(critic, [*earlier, self._sample_candidate(collector, iteration)])
+            self._with_values(collector, critic, [*earlier, self._sample_candidate(collector, iteration)])
         )
         best, reason = best_checkpoint(candidates)
         self.restore(Selection(candidates, best.iteration, reason))
@@ -108,18 +108,22 @@ class CheckpointSelector:
         # All questions have the same number of responses, and sums of whole numbers do not round. So ties are exact.
         return Candidate(iteration, mean(correct), standard_error(shares))
 
-    def _with_values(self, critic: MegatronModel | None, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _with_values(
+        self, collector: Collector, critic: MegatronModel | None, candidates: Sequence[Candidate]
+    ) -> list[Candidate]:
         """Return the candidates with the mean values that one critic gives their kept responses.
 
         Values of critics of different iterations do not compare.
         """
         if critic is None or not self._unlabeled:
             return list(candidates)
-        return [replace(candidate, value=self._mean_value(critic, candidate.iteration)) for candidate in candidates]
+        means = [self._mean_value(collector, critic, candidate.iteration) for candidate in candidates]
+        return [replace(candidate, value=value) for candidate, value in zip(candidates, means, strict=True)]
 
-    def _mean_value(self, critic: MegatronModel, iteration: int) -> float:
+    def _mean_value(self, collector: Collector, critic: MegatronModel, iteration: int) -> float:
         batch = to_batch(self._read(iteration))
-        return float(last_value(values(critic, batch), batch.response_mask).mean())
+        with collector.phase("values"):
+            return float(last_value(values(critic, batch), batch.response_mask).mean())
 
     def _path(self, iteration: int) -> Path:
         return self._directory / f"iteration-{iteration:06d}.jsonl"

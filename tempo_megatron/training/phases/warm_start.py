@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.data.types import Prompt
@@ -26,7 +27,7 @@ def warm_start_step(policy: Trainer, examples: Sequence[Example], score: Score) 
     batch = from_sequences([prompt for prompt, _ in examples], [answer for _, answer in examples])
     count = int(batch.response_mask.sum())
 
-    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
+    def loss(scores: NamedTensors, micro_batch: Batch) -> tuple[Float[Tensor, ""], NamedTensors]:
         cross_entropy = -(scores["log_probs"] * micro_batch.response_mask).sum(1)
         return cross_entropy.sum() / count, {"cross_entropy": cross_entropy.detach()}
 

@@ -15,7 +15,12 @@ from tempo_megatron.algorithms.advantages import (
     value_baseline_advantages,
     whiten,
 )
-from tempo_megatron.algorithms.experience import count_votes, last_value
+from tempo_megatron.algorithms.experience import (
+    correctness_to_values,
+    count_votes,
+    last_value,
+    values_to_correctness,
+)
 from tempo_megatron.algorithms.value_loss import calibration_mask, return_targets, squared_error
 
 VALUES = torch.tensor([[9.0, 0.25, 0.5, 0.75, 7.0], [9.0, 9.0, 0.1, 0.3, 0.6]])
@@ -25,6 +30,16 @@ MASK = torch.tensor([[0, 0, 1, 1, 0], [0, 0, 0, 1, 1]]).bool()
 def test_the_last_value_is_read_after_the_last_response_token() -> None:
     """Fails if it is read one position early, as in the authors' code, or late."""
     assert last_value(VALUES, MASK).tolist() == pytest.approx([0.75, 0.6])
+
+
+@pytest.mark.parametrize(("wrong", "half"), [(0.0, 0.5), (-1.0, 0.0)])
+def test_the_scale_of_targets_runs_from_wrong_to_one(wrong: float, half: float) -> None:
+    """Wrong answers have the target `wrong`, right ones 1; figures are in the scale of correctness, whatever the
+    targets."""
+    correct = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    values = correctness_to_values(correct, wrong)
+    assert values.tolist() == [wrong, half, 1.0]
+    assert values_to_correctness(values, wrong).tolist() == correct.tolist()
 
 
 def test_the_default_baseline_has_not_seen_the_token() -> None:

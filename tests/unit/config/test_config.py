@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields, is_dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tempo_megatron import config
 from tempo_megatron.config import Config, ConfigError, Fp8, documented_keys, load_config, to_yaml
@@ -74,7 +76,7 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
         f"{recipe}: policy.clip_range_hgih: unknown",
         f"{overlay}: model.fp9: unknown",
         "'seed=[': not a readable override",
-        "critic.epoch: unknown",
+        "override critic.epoch: unknown",
     ]
     lines = str(raised.value).splitlines()
     assert [line[: len(start)] for line, start in zip(lines, starts, strict=True)] == starts
@@ -103,9 +105,78 @@ def test_a_number_outside_its_bounds_is_refused(settings: list[str], message: st
 
 def test_a_missing_value_is_told_from_the_empty_text() -> None:
     """`policy.checkpoint=` has no value for OmegaConf, and its own message speaks of Optional."""
-    with pytest.raises(ConfigError, match=re.escape("policy.checkpoint: a value is missing; the empty text is ''")):
+    with pytest.raises(
+        ConfigError, match=re.escape("policy.checkpoint: expected a text, got null; the empty text is ''")
+    ):
         load_config(None, ["policy.checkpoint="])
     assert load_config(None, ["policy.checkpoint=''"]).policy.checkpoint == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("loop.iterations=many", 'loop.iterations: expected a whole number, got "many"'),
+        ("loop.iterations=1.5", "loop.iterations: expected a whole number, got 1.5"),
+        ("loop.iterations=true", "loop.iterations: expected a whole number, got true"),
+        ("loop.iterations=null", "loop.iterations: expected a whole number, got null"),
+        ("evaluation.k=[1, 2]", "evaluation.k: expected a whole number, got [1, 2]"),
+        ("critic.optimizer.beta1={a: b}", 'critic.optimizer.beta1: expected a number, got {"a": "b"}'),
+        ("loop.drop_uniform_prompts=perhaps", 'loop.drop_uniform_prompts: expected true or false, got "perhaps"'),
+        ("policy.loss=grpo", 'policy.loss: expected one of gspo, ppo, got "grpo"'),
+        ("model.precision=null", "model.precision: expected one of fp32, bf16, got null"),
+        ("run_dir=[a]", 'run_dir: expected a text, got ["a"]'),
+        ("policy.optimizer=3", "policy.optimizer: expected a group of settings, got 3"),
+        ("data.labeled=x", 'data.labeled: expected a list of sources such as [{path: FILE.jsonl}], got "x"'),
+        ("data.labeled=[3]", "data.labeled[0]: expected a group of settings, got 3"),
+        ("data.labeled=[{size: x}]", 'data.labeled[0].size: expected a whole number, got "x"'),
+        ("data.labeled=[{options: [1]}]", "data.labeled[0].options: expected a mapping of names to values, got [1]"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_in_our_words(setting: str, line: str, tmp_path: Path) -> None:
+    """Its file, or that it is an override; then key, expected type and value. OmegaConf would name its own classes."""
+    recipe = write(tmp_path, OmegaConf.to_yaml(OmegaConf.from_dotlist([setting])))
+    for recipe_or_none, overrides, origin in ((recipe, [], f"{recipe}: "), (None, [setting], "override ")):
+        with pytest.raises(ConfigError) as raised:
+            load_config(recipe_or_none, overrides)
+        assert str(raised.value) == f"{origin}{line}"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("${run_dir}", 'expected a whole number, got "r"'),
+        ("${loop.nothing}", "its value refers to what cannot be read: Interpolation key 'loop.nothing' not found"),
+        ("${seed.x}", "its value refers to what cannot be read: Error trying to access seed.x"),
+        ("${oc.env:TEMPO_TEST_MISSING}", "its value refers to what cannot be read: "),
+    ],
+)
+def test_a_reference_to_a_wrong_value_is_told_in_one_line(reference: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_config(None, ["run_dir=r", f"loop.m_steps='{reference}'"])
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(f"loop.m_steps: {message}")
+
+
+@pytest.mark.parametrize("included", ["3", "part.yaml", "[3]", "{a: b}"])
+def test_what_a_recipe_includes_is_a_list_of_files(included: str, tmp_path: Path) -> None:
+    recipe = write(tmp_path, f"include: {included}")
+    with pytest.raises(ConfigError, match=re.escape(f"{recipe}: include: expected a list of files, got ")):
+        load_config(recipe)
+
+
+def test_every_type_of_setting_has_words() -> None:
+    """A setting of a type without words would end in a KeyError where its value is wrong."""
+    keys = {StrEnum if isinstance(default, StrEnum) else type(default): key for key, default, _ in documented_keys()}
+    del keys[list]  # sources
+    for key in keys.values():
+        with pytest.raises(ConfigError, match=f"{key}: expected "):
+            load_config(None, [f"{key}=[{{a: [1]}}]"])
+
+
+def test_names_of_choices_are_their_values() -> None:
+    """Errors list the names, which recipes use; `tempo settings` shows values."""
+    choices = {type(default) for _, default, _ in documented_keys() if isinstance(default, StrEnum)}
+    assert choices and all(name == choice for kind in choices for name, choice in kind.__members__.items())
 
 
 def test_values_are_judged_by_themselves() -> None:

@@ -111,12 +111,12 @@ def planned(model: Path, recipe: Path) -> int:
     return cli.main(["plan", str(recipe), f"model.hf_path={model}"])
 
 
-def trained(model: Path, recipe: Path) -> int:
-    return cli.main(["train", str(recipe), f"model.hf_path={model}"])
+def trained(model: Path, recipe: Path, *settings: str) -> int:
+    return cli.main(["train", str(recipe), f"model.hf_path={model}", *settings])
 
 
-def evaluated(model: Path, recipe: Path) -> int:
-    arguments = ["--model", model, "--recipe", recipe, "--out", recipe.parent / "out"]
+def evaluated(model: Path, recipe: Path, *settings: str) -> int:
+    arguments = ["--model", model, "--recipe", recipe, "--out", recipe.parent / "out", *settings]
     return cli.main(["eval", *map(str, arguments)])
 
 
@@ -238,6 +238,21 @@ def test_a_model_and_its_tokenizer_must_agree_on_every_token(copied_model: Path,
     edit(copied_model / "tokenizer_config.json", eos_token="~")
     (line,) = recipe_problems(load_config(recipe, model))[:1]
     assert line == f"model.hf_path: an end token is past the model's {size} tokens: {size} (~)"
+
+
+@pytest.mark.parametrize("style", ["none", "chatml"])
+def test_a_model_without_a_tokenizer_is_refused_with_what_to_do(
+    style: str, copied_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For some models transformers makes an empty tokenizer of config.json alone. The run then trained on prompts
+    without tokens, or was told to take another prompt style."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copied_model / name).unlink()
+    for command in (trained, evaluated):
+        assert command(copied_model, recipe, f"data.prompt_style={style}") == 2
+        message = capsys.readouterr().err
+        assert message.count(f"no tokenizer in {copied_model}: copy the tokenizer's files (tokenizer.json and ") == 1
+        assert "prompt_style" not in message
 
 
 def test_a_tokenizer_without_an_end_is_refused(

@@ -36,11 +36,11 @@ def labels_are_graded_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def in_this_process(tasks: Sequence[GradingTask], config: GradingConfig) -> list[Outcome]:
-    """Return the outcomes of calling the scorers directly."""
+    """Return the outcomes of calling the graders directly."""
     outcomes = []
     for task in tasks:
         try:
-            outcomes.append(Outcome(getattr(labels.scorer(task.grader), task.method)(*task.arguments)))
+            outcomes.append(Outcome(getattr(labels.grader_functions(task.grader), task.method)(*task.arguments)))
         except Exception as error:
             outcomes.append(Outcome(failure=f"{type(error).__name__}: {error}"))
     return outcomes

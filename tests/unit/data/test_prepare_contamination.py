@@ -99,6 +99,23 @@ def test_nothing_to_check_against_and_bad_files_are_errors(tmp_path: Path, capsy
     assert "nothing to check against" in message and "x.jsonl" in message and "y.jsonl" in message
 
 
+def test_labeled_rows_need_an_answer_and_evaluated_rows_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training would refuse such a file, so the check names file and rows. A clean copy of it is not written."""
+    known = write(tmp_path / "known.jsonl", "a", "b")
+    open_questions = tmp_path / "open.jsonl"
+    open_questions.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("c", "d")))
+    assert tempo_data("check", "--labeled", known, "--unlabeled", open_questions) == 0
+    clean = tmp_path / "clean"
+    for other in (known, open_questions):
+        options = ("--labeled", known, open_questions, "--unlabeled", other, "--clean", clean)
+        assert tempo_data("check", *options) == 2 and not clean.exists()
+        message = capsys.readouterr().err
+        assert message.count(f"{open_questions}, lines 1 and 2: a labeled row needs `answer`") == 1
+        assert str(known) not in message
+
+
 def test_the_time_grows_with_words_not_with_pairs() -> None:
     """Twice as many questions of 20 words run about twice as many lines of Python. Comparing all pairs would run four
     times as many."""

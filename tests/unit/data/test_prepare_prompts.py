@@ -111,7 +111,7 @@ def test_a_style_that_the_tokenizer_cannot_do_is_refused_at_once() -> None:
     bare = Letters(chat_template=None, specials=())
     for config, message in (
         (DataConfig(prompt_style=PromptStyle.chat), "chat, but the tokenizer has no chat template"),
-        (DataConfig(prompt_style=PromptStyle.chatml), "no token <|im_start|>; take completion"),
+        (DataConfig(prompt_style=PromptStyle.chatml), "without it set data.prompt_style=completion"),
         (DataConfig(prompt_style=PromptStyle.completion, chat_template=True), "replaces data.prompt_template"),
         (DataConfig(prompt_style=PromptStyle.completion, prompt_template="Q {question}"), "replaces data.prompt_templ"),
     ):

@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Evaluati
 
 
 def run(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch, last: int = 99) -> SeededEngine:
-    monkeypatch.setattr(command, "Grader", FakeGrader)
+    monkeypatch.setattr(command, "RolloutGrader", FakeGrader)
     plan = make_plan(parse(arguments, monkeypatch))
     engine = SeededEngine(plan, last)
     command.evaluate(plan, engine)

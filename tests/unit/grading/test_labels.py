@@ -12,12 +12,12 @@ from tempo_megatron import cli
 from tempo_megatron.config import GradingConfig, SourceConfig, load_config
 from tempo_megatron.data.sources import read_answered_rows
 from tempo_megatron.grading import labels
-from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.grading.graders import grader_functions
 from tempo_megatron.launch import torchrun
 from tempo_megatron.validation import recipe as recipe_validation
 from tests.unit.data.test_prepare import in_this_process
 
-SCORERS = "tests.fixtures.grading.scorers"
+GRADERS = "tests.fixtures.grading.user_graders"
 GRID = {"header": ["House", "Name"], "rows": [["1", "Ada"], ["2", "Bo"]]}
 
 
@@ -60,7 +60,7 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         ("zebra", {"header": ["House", "Name"], "rows": []}, ""),
         ("zebra", "Ada", ""),
         ("reasoning_gym:chain_sum", "4", "a row needs `metadata`"),
-        (f"{SCORERS}.in_words", "4", "the label is no word"),
+        (f"{GRADERS}.in_words", "4", "the label is no word"),
     ],
 )
 def test_a_label_that_no_response_can_get_right_is_named(
@@ -94,8 +94,8 @@ def test_a_label_that_no_response_can_get_right_is_named(
         ("free", "True"),
         ("free", "( [ ] )"),
         ("zebra", GRID),
-        (f"{SCORERS}.in_words", "four"),
-        (f"{SCORERS}.starts_with", {"anything": [""]}),
+        (f"{GRADERS}.in_words", "four"),
+        (f"{GRADERS}.starts_with", {"anything": [""]}),
     ],
 )
 def test_a_label_that_can_be_graded_passes(grader: str, label: Any, tmp_path: Path, no_workers: None) -> None:
@@ -166,12 +166,12 @@ def test_repeats_with_another_answer_are_listed_across_files(tmp_path: Path, no_
 
 def test_a_label_whose_grading_does_not_end_is_named_after_the_time_limit(tmp_path: Path) -> None:
     """A worker grades it. Only that label fails, and the start continues."""
-    rows = [{"prompt": str(n), "answer": "word", "grader": f"{SCORERS}.in_words"} for n in range(3)]
-    hangs = {"prompt": "hangs", "answer": "word", "grader": f"{SCORERS}.never_checked"}
+    rows = [{"prompt": str(n), "answer": "word", "grader": f"{GRADERS}.in_words"} for n in range(3)]
+    hangs = {"prompt": "hangs", "answer": "word", "grader": f"{GRADERS}.never_checked"}
     source = source_of(tmp_path / "rows.jsonl", *rows, hangs)
     config = GradingConfig(time_limit_seconds=0.5, workers=1)
     assert labels.label_problems(read_answered_rows([source]), config) == [
-        f"{source.path}, line 4: grader {SCORERS}.never_checked: to grade the label against itself takes over 0.5 s"
+        f"{source.path}, line 4: grader {GRADERS}.never_checked: to grade the label against itself takes over 0.5 s"
     ]
 
 
@@ -272,6 +272,6 @@ def test_prepare_reports_repeats_with_another_answer_and_keeps_neither(
 
 
 def test_every_grader_checks_its_labels() -> None:
-    """A new scorer must say what its labels must be."""
-    for name in ("exact", "math", "choice", "free", "zebra", "judge", "reasoning_gym:chain_sum", f"{SCORERS}.raises"):
-        assert callable(scorer(name).check_label)
+    """A new grader must say what its labels must be."""
+    for name in ("exact", "math", "choice", "free", "zebra", "judge", "reasoning_gym:chain_sum", f"{GRADERS}.raises"):
+        assert callable(grader_functions(name).check_label)

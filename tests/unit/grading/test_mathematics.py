@@ -11,9 +11,9 @@ from math_verify import parse, verify
 
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.grading import Grader, pool
+from tempo_megatron.grading import RolloutGrader, pool
+from tempo_megatron.grading.graders import grader_functions
 from tempo_megatron.grading.mathematics import check_label, equivalent, extract, grade
-from tempo_megatron.grading.scorers import scorer
 from tests.clock import ProcessorTime
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "grading" / "mathematics.jsonl"
@@ -36,10 +36,10 @@ def response_text(row: dict[str, Any]) -> str:
     return response["before"] + response["repeat"] * response["times"] + response["after"]
 
 
-def grades(rows: list[dict[str, Any]], config: GradingConfig) -> tuple[list[bool], Grader]:
+def grades(rows: list[dict[str, Any]], config: GradingConfig) -> tuple[list[bool], RolloutGrader]:
     texts = [response_text(row) for row in rows]
     rollouts = [Rollout(Prompt(str(i), (0,), "here", "math"), 0, (i,), (0.0,), "stop") for i in range(len(rows))]
-    with pytest.MonkeyPatch.context() as patch, Grader(lambda ids: texts[ids[0]], config) as grader:
+    with pytest.MonkeyPatch.context() as patch, RolloutGrader(lambda ids: texts[ids[0]], config) as grader:
         patch.setattr(pool, "time", ProcessorTime(config.workers))
         rewards = grader.grade(rollouts, {str(i): {"answer": row["gold"]} for i, row in enumerate(rows)})
     return [bool(reward) for reward in rewards], grader
@@ -227,7 +227,7 @@ def test_notation_is_read(gold: str, answer: str, right: bool) -> None:
 
 def grade_as_in_a_run(text: str, answer: dict[str, Any]) -> bool:
     """Returns the grade after the removal of thinking, as in a run."""
-    run_grade = scorer("math").grade
+    run_grade = grader_functions("math").grade
     assert run_grade
     return run_grade(text, answer)
 

@@ -16,7 +16,7 @@ import pytest
 from tempo_megatron.grading.errors import GradingError
 from tempo_megatron.grading.pool import GradingTask, Pool
 
-SCORERS = "tests.fixtures.grading.scorers"
+GRADERS = "tests.fixtures.grading.user_graders"
 GIB = 2**30
 
 
@@ -28,7 +28,7 @@ def pool() -> Iterator[Pool]:
 
 
 def task(name: str, text: str = "yes", limit: float = 60.0) -> GradingTask:
-    return GradingTask(f"{SCORERS}.{name}", "grade", (text, {"answer": "y"}), limit)
+    return GradingTask(f"{GRADERS}.{name}", "grade", (text, {"answer": "y"}), limit)
 
 
 def worker_ids(pool: Pool) -> list[int]:
@@ -135,7 +135,7 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
 def test_a_grader_that_workers_cannot_load_is_an_error_and_no_grade(pool: Pool) -> None:
     """Grades of 0 because of a missing module would look like a bad policy."""
     with pytest.raises(GradingError, match="no_such_package"):
-        pool.run([GradingTask("no_such_package.scorer", "grade", ("", {}), 1.0)])
+        pool.run([GradingTask("no_such_package.grader", "grade", ("", {}), 1.0)])
     assert worker_ids(pool) == []
 
 

@@ -13,8 +13,8 @@ from tempo_megatron.grading import (
     boxes,
     choice,
     free,
+    graders,
     option_letters,
-    scorers,
     thinking,
     zebra,
 )
@@ -26,7 +26,7 @@ READERS = [
     zebra.extract,
     thinking.after_thinking,
     answer_normalization.normalize_answer,
-    scorers.final_answer_text,
+    graders.final_answer_text,
 ]
 UNITS = [*"({\\$*_['", "a,", "1,", "1.", "A,", "=x", "x=", "-1", "a->b", "a<b", "yes ", "no. ", "1:{", "\u7b54\u6848"]
 UNITS += [

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron.grading.scorers import scorer
+from tempo_megatron.grading.graders import grader_functions
 from tempo_megatron.grading.thinking import after_thinking
 
-SCORERS = "tests.fixtures.grading.scorers"
+GRADERS = "tests.fixtures.grading.user_graders"
 GRID = {"header": ["House", "Name"], "rows": [["1", "Eric"], ["2", "Arnold"]]}
 
 
@@ -26,7 +26,7 @@ GRADERS: list[tuple[str, dict[str, Any], str, str]] = [
     ("zebra", {"answer": GRID}, solution("Eric", "Arnold"), solution("Arnold", "Eric")),
     ("exact", {"answer": "42"}, "42", "41"),
     ("reasoning_gym:spell_backward", SPELL, "olleh", "hello"),
-    (f"{SCORERS}.starts_with", {"answer": "y"}, "yes", "no"),
+    (f"{GRADERS}.starts_with", {"answer": "y"}, "yes", "no"),
 ]
 
 
@@ -35,7 +35,7 @@ def test_each_grader_reads_only_the_text_after_the_thinking(
     name: str, answer: dict[str, Any], right: str, wrong: str
 ) -> None:
     """A policy gets no reward for a guess that it takes back, and no penalty for one that it corrects."""
-    grader = scorer(name)
+    grader = grader_functions(name)
     assert grader.grade is not None
     assert grader.grade(right, answer)
     assert grader.grade(f"<think>{wrong}</think>\n{right}", answer)
@@ -48,8 +48,8 @@ def test_each_grader_reads_only_the_text_after_the_thinking(
 
 
 def test_the_judge_sees_no_thinking() -> None:
-    """The judge's scorer only extracts. Answer tags count in the answer, not in the thinking."""
-    extract = scorer("judge").extract
+    """The grader `judge` only extracts here. Answer tags count in the answer, not in the thinking."""
+    extract = grader_functions("judge").extract
     assert extract("<think><answer>Lyon</answer> \\boxed{Lyon}</think> Paris") == "Paris"
     assert extract("<think>Lyon</think><answer>Paris</answer>") == "Paris"
 

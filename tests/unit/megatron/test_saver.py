@@ -15,11 +15,11 @@ from tempo_megatron.config import CheckpointConfig, Config
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, integrity
 from tempo_megatron.megatron.checkpointing.saver import (
     Saver,
+    checkpoint_directories,
     complete_checkpoints,
     foreign_paths,
     kept_iterations,
     newest_checkpoint,
-    resumable_checkpoints,
 )
 from tempo_megatron.run_dir.layout import as_saved, saved_checkpoint
 
@@ -95,7 +95,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of_and_tried_again(
         saver._link_best_and_remove_old(new, best=None)
     warning = capsys.readouterr().err
     assert "WARNING" in warning and "iteration-000001 cannot be removed" in warning and "busy" in warning
-    assert old not in resumable_checkpoints(tmp_path) and newest_checkpoint(tmp_path)[0] == newer
+    assert old not in checkpoint_directories(tmp_path) and newest_checkpoint(tmp_path)[0] == newer
     saver._link_best_and_remove_old(newer, best=None)
     assert [path.name for path in tmp_path.iterdir()] == ["iteration-000003"]
     assert not capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_cannot_be_renamed_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
         dist_checkpoint.remove_old(tmp_path, [old])
-    assert resumable_checkpoints(tmp_path) == [old] and "iteration-000001 cannot be removed" in capsys.readouterr().err
+    assert checkpoint_directories(tmp_path) == [old] and "iteration-000001 cannot be removed" in capsys.readouterr().err
     dist_checkpoint.remove_old(tmp_path, [old])
     assert not list(tmp_path.iterdir())
 

@@ -43,7 +43,7 @@ def test_a_crash_is_a_warning_that_names_the_end(
     """An interpreter that dies of a signal, and an error."""
     stand_in(tmp_path, program, monkeypatch)
     warning = draw_in_subprocess(tmp_path)
-    assert warning.startswith(f"warning: {tmp_path} lacks plots, which `python -m tempo_megatron.metrics.plots")
+    assert warning.startswith(f"{tmp_path} lacks plots, which `python -m tempo_megatron.metrics.plots")
     assert warning.endswith(told)
 
 
@@ -94,7 +94,7 @@ def test_the_summary_is_there_before_anything_that_may_fail_after_it(
         lifecycle=SimpleNamespace(saver=SimpleNamespace(wait=note("wait"))),
         config=Config(),
         directory=tmp_path,
-        console=SimpleNamespace(is_first=True, say=lambda text: None),
+        console=SimpleNamespace(is_first=True, warn=note("warn")),
         metrics_log=SimpleNamespace(close=note("trackers")),
         phase=contextlib.nullcontext,
         snapshot=RunState,
@@ -107,6 +107,7 @@ def test_the_summary_is_there_before_anything_that_may_fail_after_it(
         "write_summary",
         "trackers",
         "draw_in_subprocess",
+        "warn",
         "leave",
         "shutdown",
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from tempo_megatron.config import CheckpointConfig
 from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.checkpointing.saver import kept_iterations
 from tempo_megatron.metrics.checkpoint_choice import Candidate, best_checkpoint
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
@@ -42,13 +44,21 @@ def test_equal_values_keep_the_earliest() -> None:
 
 
 class FakeCollector:
-    """Answers the questions set aside, a share of them right; `sampled` counts the responses of each stream."""
+    """Answers the questions set aside, a share of them right; `sampled` counts the responses of each stream, and
+    `active` names the phases in progress."""
 
     def __init__(self) -> None:
         self.measured = [Prompt(f"l{number}", (1,), "here", "exact", {"answer": "x"}) for number in range(4)]
         self.generator = SimpleNamespace(sleep=lambda: None)
         self.right: list[float] = []
         self.sampled: dict[str, int] = {}
+        self.active: list[str] = []
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.active.append(name)
+        yield
+        self.active.remove(name)
 
     def sample(
         self, prompts_by_stream: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], *_: Any, **__: Any
@@ -69,12 +79,16 @@ def test_the_start_of_tempo_is_chosen_by_labeled_accuracy_alone(
     adapts: bool, best: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RLVR has a critic, as TEMPO has: its values count only where the policy adapts to the unlabeled questions. The
-    test questions of the run that starts from here are not even sampled."""
+    test questions of the run that starts from here are not even sampled. Each pass of the critic is a phase `values`,
+    in which the generator and other models leave the device to it."""
     valued = iter([0.1, 0.1, 0.9])  # the first candidate, then both: the critic likes the second more
-    monkeypatch.setattr(
-        "tempo_megatron.training.phases.select_checkpoint.values",
-        lambda _, batch: torch.full(batch.tokens.shape, next(valued)),
-    )
+    phases: list[list[str]] = []
+
+    def values(_: object, batch: Batch) -> torch.Tensor:
+        phases.append(list(collector.active))
+        return torch.full(batch.tokens.shape, next(valued))
+
+    monkeypatch.setattr("tempo_megatron.training.phases.select_checkpoint.values", values)
     unlabeled = [Prompt("u", (1,), "here", "exact", None)] if adapts else []
     selector = CheckpointSelector(tmp_path / "candidates", unlabeled, CheckpointConfig(selection_samples=1))
     collector: Any = FakeCollector()
@@ -86,6 +100,7 @@ def test_the_start_of_tempo_is_chosen_by_labeled_accuracy_alone(
     assert ("critic value on unlabeled" in (selector.selection.reason or "")) is adapts
     assert collector.sampled == {"labeled": 4, "unlabeled": len(unlabeled)}
     assert (tmp_path / "candidates").exists() is adapts
+    assert phases == ([["values"]] * 3 if adapts else [])
 
 
 def test_a_value_that_is_not_finite_is_never_the_best() -> None:

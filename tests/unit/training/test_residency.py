@@ -14,7 +14,7 @@ from tempo_megatron.training.residency import _WORKERS, DeviceResidency
 from tempo_megatron.utils.heartbeat import tick
 
 ROOT = Path(__file__).parents[3]
-WITHOUT_DEVICE = {"grade", "vote", "observe"}
+WITHOUT_DEVICE = {"grade", "vote", "observe", "export"}
 MADE_OF_OTHERS = {"select_checkpoint"}
 BUILDS = {"start"}
 

@@ -14,15 +14,15 @@ from tempo_megatron.config import ClusterBy, GradingConfig
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import proxy
+from tempo_megatron.grading.graders import cluster, grader_functions
 from tempo_megatron.grading.judge import Judge, VerdictError
 from tempo_megatron.grading.pool import GradingTask, Outcome, Pool
-from tempo_megatron.grading.scorers import cluster, scorer
 
 _DEFAULTS = GradingConfig()
 _log = logging.getLogger(__name__)
 
 
-class Grader:
+class RolloutGrader:
     """Grades responses in worker processes, or by the judge model if a prompt's grader is `judge`.
 
     The time limit applies to each response. A response that exceeds it is wrong, and no other is affected. Grades do
@@ -30,7 +30,7 @@ class Grader:
     """
 
     errors: int
-    """Number of responses on which a scorer raised, a worker died, or the judge gave no verdict. They are wrong."""
+    """Number of responses on which a grader raised, a worker died, or the judge gave no verdict. They are wrong."""
     timeouts: int
     """Number of responses whose grading, and of groups whose clustering, exceeded the time limit."""
 
@@ -45,7 +45,7 @@ class Grader:
         self.errors = 0
         self.timeouts = 0
 
-    def __enter__(self) -> Grader:
+    def __enter__(self) -> RolloutGrader:
         return self
 
     def __exit__(
@@ -53,9 +53,9 @@ class Grader:
     ) -> None:
         self.close()
 
-    def twin(self) -> Grader:
+    def twin(self) -> RolloutGrader:
         """Returns a grader with its own counts that shares these workers."""
-        return Grader(self._decode, self._config, self._pool)
+        return RolloutGrader(self._decode, self._config, self._pool)
 
     def close(self) -> None:
         """Ends the workers and the judge's connections. A later call starts them again."""
@@ -161,7 +161,7 @@ class Grader:
         return self._judge
 
     def _call(self, method: str, rollouts: Sequence[Rollout], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Calls a method of each rollout's scorer with the response and `arguments`. A failed call gives None."""
+        """Calls a function of each rollout's grader with the response and `arguments`. A failed call gives None."""
         limit = self._config.time_limit_seconds
         tasks = [
             GradingTask(rollout.prompt.grader, method, (self._decode(rollout.response_ids), *others), limit)
@@ -200,7 +200,7 @@ def grading_problems(config: GradingConfig, graders: Mapping[str, str]) -> list[
         problems += proxy.proxy_problems(config.judge_url)
     for name, source in sorted(graders.items()):
         try:
-            scorer(name)
+            grader_functions(name)
         except ValueError as error:
             problems.append(f"{source}: {error}")
     return problems

@@ -20,7 +20,7 @@ _FULL_SCORE = 1.0 - 1e-9
 
 
 @dataclass(frozen=True)
-class AnswerScorer:
+class GraderFunctions:
     """The functions of one grader. Each takes texts or labels and may raise any exception."""
 
     grade: Callable[[str, dict[str, Any]], bool] | None
@@ -42,29 +42,29 @@ class AnswerScorer:
 
 
 @cache
-def scorer(name: str) -> AnswerScorer:
-    """Returns the scorer of a grader's name. It reads responses without their thinking.
+def grader_functions(name: str) -> GraderFunctions:
+    """Returns the functions of a grader by its name. They read responses without their thinking.
 
     Raises ValueError for a name that is unknown or cannot be imported.
     """
-    full = _full_response_scorer(name)
+    full = _functions_of_full_responses(name)
     return replace(full, grade=full.grade and without_thinking(full.grade), extract=without_thinking(full.extract))
 
 
-def _full_response_scorer(name: str) -> AnswerScorer:
-    """Returns the scorer of a grader's name. It reads responses with their thinking."""
+def _functions_of_full_responses(name: str) -> GraderFunctions:
+    """Returns the functions of a grader by its name. They read responses with their thinking."""
     if name == "math":
         from tempo_megatron.grading import mathematics  # imports SymPy, which no other grader needs
 
-        return AnswerScorer(mathematics.grade, mathematics.extract, mathematics.check_label, mathematics.equivalent)
+        return GraderFunctions(mathematics.grade, mathematics.extract, mathematics.check_label, mathematics.equivalent)
     if name.startswith("reasoning_gym:"):
         return _reasoning_gym(name.removeprefix("reasoning_gym:"))
     built_in = {
-        "exact": AnswerScorer(_exact, str.strip, check_label_text),
-        "choice": AnswerScorer(choice.grade, choice.extract, choice.check_label),
-        "free": AnswerScorer(free.grade, free.extract, free.check_label),
-        "zebra": AnswerScorer(zebra.grade, zebra.extract, zebra.check_label),
-        "judge": AnswerScorer(None, final_answer_text, check_label_text, _same_words),
+        "exact": GraderFunctions(_exact, str.strip, check_label_text),
+        "choice": GraderFunctions(choice.grade, choice.extract, choice.check_label),
+        "free": GraderFunctions(free.grade, free.extract, free.check_label),
+        "zebra": GraderFunctions(zebra.grade, zebra.extract, zebra.check_label),
+        "judge": GraderFunctions(None, final_answer_text, check_label_text, _same_words),
     }
     if name in built_in:
         return built_in[name]
@@ -74,7 +74,7 @@ def _full_response_scorer(name: str) -> AnswerScorer:
 
 
 def cluster(answers: Sequence[str], equivalent: Callable[[str, str], bool]) -> list[int]:
-    """Returns cluster numbers as `AnswerScorer.cluster` does.
+    """Returns cluster numbers as `GraderFunctions.cluster` does.
 
     It calls `equivalent` at most once for a pair, and never for equal texts.
     """
@@ -102,7 +102,7 @@ def _exact(text: str, answer: dict[str, Any]) -> bool:
     return text.strip() == str(answer["answer"]).strip()
 
 
-def _reasoning_gym(task: str) -> AnswerScorer:
+def _reasoning_gym(task: str) -> GraderFunctions:
     import reasoning_gym
 
     score = reasoning_gym.get_score_answer_fn(task)
@@ -118,11 +118,11 @@ def _reasoning_gym(task: str) -> AnswerScorer:
         ):  # some tasks score entries that have no answer
             raise ValueError(f"the task's scorer does not accept {answer['answer']!r} itself")
 
-    return AnswerScorer(grade, final_answer_text, check_label, _same_words)
+    return GraderFunctions(grade, final_answer_text, check_label, _same_words)
 
 
-def _imported(name: str) -> AnswerScorer:
-    """Returns the scorer of a user's function of (response, answer).
+def _imported(name: str) -> GraderFunctions:
+    """Returns the functions of a user's grader, a function of (response, answer).
 
     The function may have an attribute `check_label`, which checks labels.
     """
@@ -134,7 +134,7 @@ def _imported(name: str) -> AnswerScorer:
     if not callable(grade):
         raise ValueError(f"grader {name!r} is not a function")
     check_label = getattr(grade, "check_label", _accept_label)
-    return AnswerScorer(lambda text, answer: bool(grade(text, answer)), final_answer_text, check_label, _same_words)
+    return GraderFunctions(lambda text, answer: bool(grade(text, answer)), final_answer_text, check_label, _same_words)
 
 
 def _accept_label(answer: dict[str, Any]) -> None:

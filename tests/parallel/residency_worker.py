@@ -1,6 +1,6 @@
-"""A rank of test_turns: a run that offloads its models between phases, and a run that keeps them on the device.
+"""A rank of test_residency: a run that offloads its models between phases, and a run that keeps them on the device.
 
-usage: turns_worker.py RECIPE OUT [key=value ...]
+usage: residency_worker.py RECIPE OUT [key=value ...]
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tests.parallel.layout_worker import leave_groups
 from tests.runs import build_recorded
 from tools.killing.recorded import Parity, Recorded
 
-RESTS = "memory.offload_on_cpu=true"
-STAYS = [f"memory.offload_{kind}=false" for kind in StateKind]
+OFFLOADS = "memory.offload_on_cpu=true"
+KEEPS = [f"memory.offload_{kind}=false" for kind in StateKind]
 ITERATIONS = 2
 
 
@@ -121,38 +121,38 @@ def bytes_of_reading(policy: MegatronModel) -> tuple[int, int]:
 def main(path: str, out: str, *overrides: str) -> None:
     recipe = (Path(path), overrides)
     torch.set_num_threads(1)
-    run, watched = started(recipe, "stays", *STAYS)
+    run, watched = started(recipe, "keeps", *KEEPS)
     warm_start(run)
-    stayed = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
+    kept = {"metrics": list(advance(run, ITERATIONS)), "state": state(run), "bytes": watched.while_generating}
     leave_groups()
 
-    run, watched = started(recipe, "rests", RESTS)
+    run, watched = started(recipe, "offloads", OFFLOADS)
     warm_start(run)
     run.lifecycle.keep_reference()
     metrics = list(advance(run, ITERATIONS - 1))
     run.save()
-    resting = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.residency.models.items()}
+    offloaded = {name: sorted(map(str, model.offloader.offloaded)) for name, model in run.residency.models.items()}
     read_only = bytes_of_reading(run.models.policy)
     leave_groups()
 
-    run, again = started(recipe, "rests", RESTS)
+    run, again = started(recipe, "offloads", OFFLOADS)
     metrics += list(advance(run, 1))
     comparison = {
         "metrics_differ": [
-            rested for rested, steady in zip(metrics, stayed["metrics"], strict=True) if rested != steady
+            offloading for offloading, keeping in zip(metrics, kept["metrics"], strict=True) if offloading != keeping
         ],
-        "same_state": same(state(run), stayed["state"]),
-        "stayed_bytes": stayed["bytes"],
-        "rested_bytes": watched.while_generating + again.while_generating,
+        "same_state": same(state(run), kept["state"]),
+        "kept_bytes": kept["bytes"],
+        "offloaded_bytes": watched.while_generating + again.while_generating,
         "eight_bit_bytes": watched.eight_bit_bytes,
         "sync_bytes": watched.while_syncing + again.while_syncing,
-        "offloaded_after_save": resting,
+        "offloaded_after_save": offloaded,
         "read_only_bytes": read_only,
     }
     leave_groups()
 
     try:
-        started(recipe, "refused", RESTS, "memory.host_gib=0.000001")
+        started(recipe, "refused", OFFLOADS, "memory.host_gib=0.000001")
         comparison["refusal"] = ""
     except HostMemoryError as error:
         comparison["refusal"] = str(error)

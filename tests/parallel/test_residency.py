@@ -1,4 +1,4 @@
-"""Models that rest between phases: nothing of them stays on the device, and nothing that they learn changes."""
+"""Models are offloaded between phases: nothing of them stays on the device, and nothing that they learn changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tests.conftest import write_recipe
 from tests.parallel.launcher import run_ranks
 
-WORKER = Path(__file__).with_name("turns_worker.py")
+WORKER = Path(__file__).with_name("residency_worker.py")
 SETTINGS = {
     "parallel.tensor_model_parallel_size": 1,
     "policy.kl_coefficient": 0.1,
@@ -23,7 +23,7 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def report(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of two data-parallel ranks: policy, critic and reference, two iterations, a checkpoint and a resume between."""
-    directory = tmp_path_factory.mktemp("turns")
+    directory = tmp_path_factory.mktemp("residency")
     recipe, out = write_recipe(directory, demo_model), directory / "report.pt"
     run_ranks(WORKER, 2, recipe, out, *(f"{key}={value}" for key, value in SETTINGS.items()))
     loaded: dict[str, Any] = torch.load(out)
@@ -39,9 +39,9 @@ def test_offloading_changes_no_result(report: dict[str, Any]) -> None:
 def test_models_leave_the_device_to_the_generator(report: dict[str, Any]) -> None:
     """During generation no storage of a model has a byte on the device. During a weight sync the policy's weights alone
     are there. Without offloading all of them are, which shows that the measurement works."""
-    assert min(report["stayed_bytes"]) > 0
-    assert len(report["rested_bytes"]) == len(report["stayed_bytes"]) == 2
-    assert report["rested_bytes"] == [0, 0]
+    assert min(report["kept_bytes"]) > 0
+    assert len(report["offloaded_bytes"]) == len(report["kept_bytes"]) == 2
+    assert report["offloaded_bytes"] == [0, 0]
     assert report["sync_bytes"] == [0, 0]
 
 
