@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+
+PAUSED = "paused"
+"""The finish reason of a response that has not ended."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Request:
     max_tokens: int
     temperature: float
     top_p: float
+    group: int | None = field(default=None, compare=False, repr=False)
+    """The number of its group, whose requests may pause. None: the request always finishes."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,11 @@ class Completion:
     """A sampled response."""
 
     response_ids: tuple[int, ...]
-    """The tokens. They end in the end-of-sequence token unless `finish_reason` is "length"."""
+    """The tokens. They end in the end-of-sequence token if `finish_reason` is "stop"."""
     log_probs: tuple[float, ...]
     """The generator's log-probability of each token."""
     finish_reason: str
-    """ "stop" or "length"."""
+    """ "stop", "length", or `PAUSED`."""
 
 
 def sampling_params(request: Request, eos_token_ids: Sequence[int]) -> Any:
