@@ -216,6 +216,16 @@ class LoopConfig:
     e_steps: int = setting(1, "E-steps of an iteration that has any, each on new prompts", at_least=1)
     m_steps: int = setting(1, "M-steps of an iteration, each on rollouts of the current policy", at_least=1)
     e_step_interval: int = setting(1, "every so many iterations have E-steps", at_least=1)
+    partial_rollouts: float = setting(
+        0.0,
+        "an iteration's generation ends once this share, from 0.5, of the unlabeled prompts in flight has all its "
+        "responses; the others pause and go on under the next policy; 0: every response finishes",
+        at_least=0,
+        below=1,
+    )
+    staleness: int = setting(
+        1, "largest age, in M-steps, of a token that partial rollouts train on; older responses must finish", at_least=1
+    )
     order: Order = setting(
         Order.critic_first,
         "critic that values the M-step's rollouts: critic_first (after the E-step), values_first (before)",

@@ -131,7 +131,7 @@ def build_run(
             state=state,
             metrics_log=RunLog(config, console, state, residency, generator, writers),
             generator=generator,
-            collector=_collector(config, generator, grader, data, residency),
+            collector=_collector(config, generator, grader, data, residency, state),
             start_time=start_time,
         )
         if run.is_finished:
@@ -217,9 +217,16 @@ def _recorded_generator(config: Config, make_engine: Callable[[], Engine], state
 
 
 def _collector(
-    config: Config, generator: RecordedGenerator, grader: Grader, data: RunData, residency: DeviceResidency
+    config: Config,
+    generator: RecordedGenerator,
+    grader: Grader,
+    data: RunData,
+    residency: DeviceResidency,
+    state: RunState,
 ) -> Collector:
-    return Collector(config, generator, grader, data.labeled, data.unlabeled, data.set_aside, residency.phase)
+    """Return the collector, which goes on with the rollouts that the state carries over."""
+    streams = data.labeled, data.unlabeled, data.set_aside
+    return Collector(config, generator, grader, *streams, residency.phase, list(state.carried))
 
 
 def _restore(

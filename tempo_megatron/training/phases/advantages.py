@@ -53,7 +53,9 @@ class AdvantageBatch:
     entropy: Tensor
     """The policy's entropy at each token, [rows, sequence]."""
     generator_difference: Tensor
-    """|log p_trainer - log p_generator| of every response token, [tokens]."""
+    """|log p_trainer - log p_generator| of every response token that the present policy sampled, [tokens]."""
+    stale_difference: Tensor
+    """The same of the response tokens that earlier policies sampled: how far the policy has moved since, [tokens]."""
 
 
 def compute_advantages(
@@ -112,10 +114,24 @@ def compute_advantages(
     if config.importance_cap:
         cap = config.importance_cap
         columns["importance"] = truncated_importance(scored["log_probs"], generator_log_probs, learn, cap)
-    difference = (scored["log_probs"] - generator_log_probs).abs()[batch.response_mask]
+    difference = (scored["log_probs"] - generator_log_probs).abs()
+    stale = stale_mask(batch.response_mask, step.rollouts)
     return AdvantageBatch(
-        batch.with_columns(**columns), first_epoch, experience, rewards, advantages, scored["entropy"], difference
+        batch.with_columns(**columns),
+        first_epoch,
+        experience,
+        rewards,
+        advantages,
+        scored["entropy"],
+        difference[batch.response_mask & ~stale],
+        difference[stale],
     )
+
+
+def stale_mask(response_mask: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
+    """Return which response tokens earlier policies sampled, [rows, sequence] bool."""
+    stale_tokens = torch.tensor([rollout.stale_tokens for rollout in rollouts])
+    return response_mask & (response_mask.cumsum(1) <= stale_tokens[:, None])
 
 
 def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tempo_megatron.config import Config
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
-from tempo_megatron.training.phases.generate import generate
+from tempo_megatron.training.phases.generate import Draft, complete, generate, new_drafts
 from tempo_megatron.training.phases.grade import graded
+from tempo_megatron.training.phases.partial_rollouts import (
+    Group,
+    PartialStep,
+    prompts_in_flight,
+    sample_groups,
+    staleness_metrics,
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,8 @@ class Collected:
     """The grade of each measured rollout."""
     replaced_prompts: int = 0
     """The number of labeled prompts that were replaced because all their responses had one grade."""
+    partial: PartialStep | None = None
+    """What paused and what was resumed. It is None where nothing may pause."""
 
 
 @dataclass
@@ -44,6 +54,8 @@ class Collector:
     """Labeled prompts that are set aside for measurement."""
     phase: Callable[[str], AbstractContextManager[None]]
     """Enters a named phase of an iteration."""
+    carried: list[Group] = field(default_factory=list)
+    """The groups of unlabeled rollouts that the last iteration left to the next one (`loop.partial_rollouts`)."""
 
     def collect(
         self, iteration: int, *, labeled: int = 0, unlabeled: int = 0, measure: bool = False, step: int = 0
@@ -51,11 +63,15 @@ class Collector:
         """Return rollouts of the next prompts of each stream, from one generate call, and put the generator to sleep.
 
         Replacing uniform prompts takes further calls. `step` numbers the policy steps of one iteration. Collective.
+
+        With `loop.partial_rollouts` carried groups go on, and new prompts only fill up those in flight.
         """
         loop = self.config.loop
+        may_pause = bool(unlabeled and loop.partial_rollouts)
+        new_prompts = prompts_in_flight(loop) - len(self.carried) if may_pause else unlabeled
         prompts = {
             "labeled": self.labeled.take(labeled),
-            "unlabeled": self.unlabeled.take(unlabeled),
+            "unlabeled": self.unlabeled.take(new_prompts),
             "measured": list(self.measured) if measure else [],
         }
         samples = {
@@ -63,7 +79,11 @@ class Collector:
             "unlabeled": max(loop.votes_per_prompt, loop.samples_per_prompt),
             "measured": self.config.calibration.samples,
         }
-        rollouts = self.sample(prompts, samples, iteration, step)
+        partial = None
+        if may_pause:
+            rollouts, partial = self._sample_with_pauses(prompts, samples, iteration)
+        else:
+            rollouts = self.sample(prompts, samples, iteration, step)
         correct = self.grade(rollouts["labeled"])
         replaced = 0
         if loop.drop_uniform_prompts:
@@ -76,6 +96,7 @@ class Collector:
             rollouts["measured"],
             self.grade(rollouts["measured"]),
             replaced,
+            partial,
         )
 
     def metrics(self, collected: Collected) -> dict[str, float]:
@@ -90,13 +111,16 @@ class Collector:
             truncated = sum(rollout.truncated for rollout in collected.labeled)
             metrics["data/labeled_truncated"] = truncated / len(collected.labeled)
             metrics["data/uniform_prompts_replaced"] = float(collected.replaced_prompts)
+        if collected.partial:
+            metrics["rollouts/paused"] = float(collected.partial.paused)
+            metrics["rollouts/resumed"] = float(collected.partial.resumed)
+            metrics |= staleness_metrics(collected.unlabeled)
         return metrics
 
     def sample(
         self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int, step: int = 0
     ) -> dict[str, list[Rollout]]:
         """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature."""
-        generation = self.config.generation
         pairs = [(name, prompt) for name, stream in prompts.items() for prompt in stream]
         if not pairs:
             return {name: [] for name in prompts}
@@ -108,12 +132,52 @@ class Collector:
                     seed=self.config.seed,
                     iteration=iteration if step == 0 else f"{iteration}.{step}",
                     samples=samples,
-                    max_tokens=generation.max_response_tokens,
-                    temperature=generation.temperature,
-                    top_p=generation.top_p,
+                    **self._sampling,
                 )
             )
         return {name: [next(rollouts) for _ in range(len(stream) * samples[name])] for name, stream in prompts.items()}
+
+    def _sample_with_pauses(
+        self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int
+    ) -> tuple[dict[str, list[Rollout]], PartialStep]:
+        """Return rollouts of each stream's prompts, and carry over the groups that the M-step does not learn from.
+
+        The unlabeled rollouts are those of `loop.unlabeled_prompts` whole groups.
+        """
+        seed = self.config.seed
+        drafts = {
+            name: new_drafts([(name, prompt) for prompt in stream], seed=seed, iteration=iteration, samples=samples)
+            for name, stream in prompts.items()
+        }
+
+        def complete_drafts(all_drafts: Sequence[Draft], enough_groups: int) -> list[Rollout]:
+            return complete(self.generator, all_drafts, **self._sampling, enough_groups=enough_groups)
+
+        with self.phase("generate"):
+            step = sample_groups(
+                complete_drafts,
+                [*drafts["labeled"], *drafts["measured"]],
+                drafts["unlabeled"],
+                self.carried,
+                samples=samples["unlabeled"],
+                loop=self.config.loop,
+                seed=seed,
+                iteration=iteration,
+            )
+        self.carried = step.carried
+        labeled = len(drafts["labeled"])
+        unlabeled = [rollout for group in step.trained for rollout in group.rollouts]
+        return {"labeled": step.others[:labeled], "unlabeled": unlabeled, "measured": step.others[labeled:]}, step
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """The limits and the temperature of training rollouts, as `generate` and `complete` take them."""
+        generation = self.config.generation
+        return {
+            "max_tokens": generation.max_response_tokens,
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+        }
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
         """Return the correctness of labeled rollouts."""

@@ -1,13 +1,24 @@
-"""Samples rollouts of the current policy."""
+"""Samples rollouts of the current policy, from their beginning or from where they paused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
-from tempo_megatron.generation.requests import Request
+from tempo_megatron.generation.requests import PAUSED, Request
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A paused rollout that the engine shall continue. A new one has no tokens yet."""
+
+    rollout: Rollout
+    seed: int
+    group: int | None = None
+    """The number of its group, which may pause (`Request.group`)."""
 
 
 def generate(
@@ -27,25 +38,58 @@ def generate(
     and sample, so other requests of the same call do not change it. A prompt that occurs twice, as when a pass over the
     data ends, continues the numbering of its samples.
     """
-    numbered: list[tuple[str, Prompt, int]] = []
+    drafts = new_drafts(prompts, seed=seed, iteration=iteration, samples=samples)
+    return complete(engine, drafts, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+
+
+def new_drafts(
+    prompts: Sequence[tuple[str, Prompt]], *, seed: int, iteration: int | str, samples: int | Mapping[str, int]
+) -> list[Draft]:
+    """Return the drafts of `samples` new rollouts of each (stream, prompt), in order; see `generate`."""
+    drafts: list[Draft] = []
     counts: dict[tuple[str, str], int] = {}
     for stream, prompt in prompts:
         count = samples if isinstance(samples, int) else samples[stream]
         first = counts.get((stream, prompt.id), 0)
         counts[stream, prompt.id] = first + count
-        numbered += [(stream, prompt, first + number) for number in range(count)]
+        for sample in range(first, first + count):
+            request_seed = derive_seed(seed, iteration, stream, prompt.id, sample)
+            drafts.append(Draft(Rollout(prompt, sample, (), (), PAUSED), request_seed))
+    return drafts
+
+
+def complete(
+    engine: Engine,
+    drafts: Sequence[Draft],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    enough_groups: int | None = None,
+) -> list[Rollout]:
+    """Return the continued rollout of each draft, in order, from one generate call.
+
+    A continued rollout keeps its tokens and their log-probs, and the response as a whole has at most `max_tokens`. With
+    `enough_groups` drafts that have a group may pause again (`Generator.generate`).
+    """
     requests = [
         Request(
-            prompt_ids=prompt.token_ids,
-            seed=derive_seed(seed, iteration, stream, prompt.id, sample),
-            max_tokens=max_tokens,
+            prompt_ids=draft.rollout.token_ids,
+            seed=draft.seed,
+            max_tokens=max_tokens - len(draft.rollout.response_ids),
             temperature=temperature,
             top_p=top_p,
+            group=draft.group,
         )
-        for stream, prompt, sample in numbered
+        for draft in drafts
     ]
-    completions = engine.generate(requests)
+    completions = engine.generate(requests, enough_groups)
     return [
-        Rollout(prompt, sample, completion.response_ids, completion.log_probs, completion.finish_reason)
-        for (_, prompt, sample), completion in zip(numbered, completions, strict=True)
+        replace(
+            draft.rollout,
+            response_ids=draft.rollout.response_ids + completion.response_ids,
+            generator_log_probs=draft.rollout.generator_log_probs + completion.log_probs,
+            finish_reason=completion.finish_reason,
+        )
+        for draft, completion in zip(drafts, completions, strict=True)
     ]

@@ -67,7 +67,7 @@ class Echo:
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.requests += requests
         return [Completion((request.seed,), (0.0,), "stop") for request in requests]
 
@@ -207,6 +207,13 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
             "loop.order: with values_first method tempo_reference_code rewards the first iteration's rows by a critic",
         ),
         (["method=ttrl", "loop.samples_per_prompt=1"], "method ttrl reads nothing from the vote of one response"),
+        (
+            ["loop.partial_rollouts=0.4", "policy.importance_cap=2"],
+            "loop.partial_rollouts: 0, or at least 0.5, got 0.4",
+        ),
+        (["loop.partial_rollouts=0.8"], "policy.importance_cap: above 0 with loop.partial_rollouts"),
+        (["loop.partial_rollouts=0.8", "loop.m_steps=2"], "loop.m_steps: 1 with loop.partial_rollouts, got 2"),
+        (["loop.partial_rollouts=0.8", "method=grpo"], "loop.partial_rollouts: policy.learns_from is labeled"),
         (["critic.optimizer.learning_rate=0"], "critic.optimizer.learning_rate: 0 leaves the critic untaught"),
     ],
 )
@@ -229,6 +236,8 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], messag
         ["method=tempo_reference_code"],
         ["method=frozen_critic", "critic.optimizer.learning_rate=1e-3"],
         ["method=empo", "loop.votes_per_prompt=8"],
+        ["loop.partial_rollouts=0.8", "policy.importance_cap=2"],
+        ["method=tempo_reference_code", "loop.partial_rollouts=0.5", "policy.importance_cap=2"],
     ],
 )
 def test_settings_that_can_learn_are_not_refused(overrides: list[str], recipe: Path) -> None:

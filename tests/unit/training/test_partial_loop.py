@@ -1,0 +1,76 @@
+"""The loop with partial rollouts: what steps learn from, what is measured, votes and the gate."""
+
+from __future__ import annotations
+
+import pytest
+
+from tempo_megatron.config import CriticTraining, GateOn, LearnsFrom, Order
+from tempo_megatron.training import loop
+from tests.unit.training.fake_run import WRONG, UnevenEngine, build_fake, steps
+
+
+@pytest.mark.parametrize("order", list(Order))
+@pytest.mark.parametrize("learns_from", [LearnsFrom.unlabeled, LearnsFrom.both])
+def test_partial_rollouts_leave_the_steps_as_they_are(order: Order, learns_from: LearnsFrom) -> None:
+    """Every M-step has three prompts' rollouts, although six prompts are in flight; the E-step has its own on-policy
+    ones. What is in flight is filled up, and what is carried over goes on."""
+    run, events = build_fake(partial_rollouts=0.5, order=order)
+    run.collector.generator, run.config.policy.learns_from = UnevenEngine(events), learns_from
+    rows = 6 + 4 * (learns_from is LearnsFrom.both)
+    paused = 0
+    for iteration in range(1, 8):
+        noted = steps(run, events, iteration)
+        assert noted.count(f"policy scores {rows}") == noted.count("policy learns") == 1
+        assert noted.count("critic scores 4") == 1 and f"critic scores {rows}" in noted
+        assert len(run.collector.carried) == 3
+        assert run.collector.unlabeled.position == 6 + 3 * (iteration - 1)
+        paused += sum(rollout.paused for group in run.collector.carried for rollout in group.rollouts)
+    assert paused > 0
+
+
+def test_partial_rollouts_are_measured() -> None:
+    """The first iteration resumes nothing; later ones have paused and resumed responses, and old tokens."""
+    run, events = build_fake(partial_rollouts=0.5, labeled_prompts=1)
+    run.collector.generator = UnevenEngine(events)
+    figures = []
+    for iteration in range(1, 8):
+        run.state.iteration = iteration
+        figures.append(loop.iterate(run))
+    first = {name: value for name, value in figures[0].items() if name.startswith("rollouts/")}
+    names = {f"rollouts/{name}" for name in ("paused", "resumed", "staleness_mean", "staleness_max")}
+    assert first.keys() == names | {"rollouts/off_policy_tokens"}
+    assert first["rollouts/paused"] > 0 == first["rollouts/resumed"] == first["rollouts/off_policy_tokens"]
+    later = figures[1:]
+    assert sum(each["rollouts/resumed"] for each in later) > 0
+    assert max(each["rollouts/staleness_max"] for each in later) == 1
+    assert 0 < max(each["rollouts/off_policy_tokens"] for each in later) < 1
+    assert "rollouts/paused" not in loop.iterate(build_fake()[0])
+
+
+def test_a_prompts_votes_wait_until_its_group_is_whole() -> None:
+    """Four responses vote and two of them train; carried responses vote beside those that finished earlier."""
+    run, events = build_fake("ttrl", partial_rollouts=0.5, votes_per_prompt=4)
+    run.collector.generator, run.config.critic.training = UnevenEngine(events), CriticTraining.none
+    resumed = 0
+    for iteration in range(1, 6):
+        collected = run.collector.collect(iteration, unlabeled=3)
+        assert collected.partial and len(collected.unlabeled) == 12
+        assert not any(rollout.paused for rollout in collected.unlabeled)
+        resumed += collected.partial.resumed
+        trained = loop.policy_rollouts(run, collected)
+        prompts_of = [rollout.prompt.id for rollout in trained.rollouts]
+        assert trained.votes and len(trained.rollouts) == 6
+        assert trained.votes.total.tolist() == [2.0 * prompts_of.count(id_) for id_ in prompts_of]
+    assert resumed > 0
+
+
+def test_carried_rollouts_wait_while_the_gate_is_closed() -> None:
+    """The policy does not change then, so that they do not grow older either."""
+    run, events = build_fake(partial_rollouts=0.5, gate=0.7, gate_on=GateOn.auroc)
+    run.collector.generator, run.state.gate_value = UnevenEngine(events), 1.0
+    run.models.critic.preferred = WRONG
+    steps(run, events)
+    carried = list(run.collector.carried)
+    assert carried and run.state.gate_value == 0.0
+    assert "policy learns" not in steps(run, events, 2)
+    assert run.collector.carried == carried
