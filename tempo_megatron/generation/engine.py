@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +18,9 @@ from tempo_megatron.config import CheckWeights, GenerationConfig
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation import random_state
 from tempo_megatron.generation.checksums import compare
+from tempo_megatron.generation.figures import FigureSums
 from tempo_megatron.generation.pausing import NOT_STARTED, pause_poll, pause_requests
-from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter, shared_counter
+from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter, longest_first, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, gather_completions, sampling_params
 from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
@@ -70,8 +72,7 @@ class Generator:
         self._asleep: set[str] = set()
         self._loaded = weights is None
         self._checks = weights is not None and config.check_weights is not CheckWeights.never
-        self._figures: Counter[str] = Counter()
-        self._requests_of_replicas = [0] * self.replicas
+        self._figures = FigureSums(self.replicas)
         prepare_process(self._on_gpu)
         with random_state.preserved():
             self._llm = start_engine(
@@ -91,6 +92,7 @@ class Generator:
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
 
+        Requests that expect the most tokens are generated first (`queue.longest_first`), which changes no completion.
         With `enough_groups` requests that have a group may come back `PAUSED` (`pausing.PausePoll`).
         If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank if
         `should_stop` returned true in any replica.
@@ -98,16 +100,16 @@ class Generator:
         if not self._loaded:
             self.load_weights()
         self._wake("kv_cache")
+        start = time.monotonic_ns()
         with random_state.preserved():
             completions, figures = self._complete(requests, enough_groups)
+        figures["nanoseconds"] = time.monotonic_ns() - start
         replica_figures: list[Mapping[str, int]] = [figures]
         if self.replicas > 1:
             completions, replica_figures = gather_completions(completions, figures, self.tensor_size)
         if any("stopped" in counts for counts in replica_figures):
             raise GenerationStopped
-        for replica, counts in enumerate(replica_figures):
-            self._figures.update(counts)
-            self._requests_of_replicas[replica] += counts["requests"]
+        self._figures.add(replica_figures)
         return [completions[number] for number in range(len(requests))]
 
     @expect_pace(Pace.independent)
@@ -120,6 +122,7 @@ class Generator:
         engine = self._llm.llm_engine
         core = engine.engine_core.engine_core
         queue = RequestQueue(len(requests), self.replicas, self.config.max_num_seqs, _request_counter(self.replicas))
+        order = longest_first([request.expected_tokens for request in requests], self.replicas, queue.first_claim)
         completions: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
         tracked: dict[int, Any] = {}
@@ -136,7 +139,8 @@ class Generator:
                 paused = {number: tracked.pop(number) for number in list(tracked) if pause.may_pause(number)}
                 completions |= pause_requests(engine, paused)
             claimed = queue.claim(*core.scheduler.get_request_counts())
-            for number in claimed:
+            for position in claimed:
+                number = order[position]
                 request = requests[number]
                 if pause and pause.has_come and pause.may_pause(number):
                     completions[number] = NOT_STARTED
@@ -178,18 +182,8 @@ class Generator:
         return list(map(int, shared))
 
     def take_figures(self) -> dict[str, float]:
-        """Returns figures of the `generate` calls since the last call, summed over replicas; {} without a `generate`.
-
-        They are `requests`, generated `tokens`, `preemptions` (sequences that vLLM evicted for lack of KV cache and
-        computed again), and the least and the most requests of a replica.
-        """
-        figures: dict[str, float] = dict(self._figures)
-        if figures:
-            requests = self._requests_of_replicas
-            figures |= {"replica_requests_least": min(requests), "replica_requests_most": max(requests)}
-        self._figures.clear()
-        self._requests_of_replicas = [0] * self.replicas
-        return figures
+        """Returns figures of the `generate` calls since the last call (`FigureSums.take`); {} without a `generate`."""
+        return self._figures.take()
 
     def load_weights(self) -> None:
         """Copies every weight from `weights`, cast to the generator's dtype. A sleeping KV cache stays asleep.

@@ -23,6 +23,8 @@ class Request:
     max_tokens: int
     temperature: float
     top_p: float
+    expected_tokens: float | None = field(default=None, compare=False, repr=False)
+    """The expected length of the response. It decides when the request is generated, and is no part of its identity."""
     group: int | None = field(default=None, compare=False, repr=False)
     """The number of its group, whose requests may pause. None: the request always finishes."""
 

@@ -33,6 +33,7 @@ from tempo_megatron.training.lifecycle import Lifecycle
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Decode, Evaluator
+from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
 from tempo_megatron.training.reporting import Console, RunLog, write_line
 from tempo_megatron.training.residency import DeviceResidency
@@ -115,6 +116,7 @@ def build_run(
             config, lambda: make_generator(config, hf_path, tokenizer, models.policy_tensors), state
         )
         residency.generator = generator
+        history = LengthHistory(state.expected_tokens)
         run = Run(
             config=config,
             topology=ranks,
@@ -124,14 +126,14 @@ def build_run(
             lock=lock,
             data=data,
             grader=grader,
-            evaluator=_evaluator(config, data, grader, decode, keeps_samples=console.is_first),
+            evaluator=_evaluator(config, data, grader, decode, history, keeps_samples=console.is_first),
             selector=selector,
             models=models,
             lifecycle=lifecycle,
             state=state,
             metrics_log=RunLog(config, console, state, residency, generator, writers),
             generator=generator,
-            collector=_collector(config, generator, grader, data, residency, state),
+            collector=_collector(config, generator, grader, data, residency, history, state),
             start_time=start_time,
         )
         if run.is_finished:
@@ -192,7 +194,9 @@ def _selector(config: Config, data: RunData) -> CheckpointSelector:
     return CheckpointSelector(Path(config.run_dir) / "candidates", unlabeled, config.checkpoint)
 
 
-def _evaluator(config: Config, data: RunData, grader: Grader, decode: Decode, *, keeps_samples: bool) -> Evaluator:
+def _evaluator(
+    config: Config, data: RunData, grader: Grader, decode: Decode, history: LengthHistory, *, keeps_samples: bool
+) -> Evaluator:
     """Return the evaluator, whose grader counts its own errors: the run's counts are those of training."""
     return Evaluator(
         data.questions.with_answers(),
@@ -202,6 +206,7 @@ def _evaluator(config: Config, data: RunData, grader: Grader, decode: Decode, *,
         config.evaluation,
         config.generation.max_response_tokens,
         Path(config.run_dir) / "samples" if keeps_samples else None,
+        history,
     )
 
 
@@ -222,11 +227,12 @@ def _collector(
     grader: Grader,
     data: RunData,
     residency: DeviceResidency,
+    history: LengthHistory,
     state: RunState,
 ) -> Collector:
     """Return the collector, which goes on with the rollouts that the state carries over."""
     streams = data.labeled, data.unlabeled, data.set_aside
-    return Collector(config, generator, grader, *streams, residency.phase, list(state.carried))
+    return Collector(config, generator, grader, *streams, residency.phase, history, list(state.carried))
 
 
 def _restore(

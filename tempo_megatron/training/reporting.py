@@ -66,7 +66,10 @@ class RunLog:
         """
         usage = self.residency.take_usage()
         self.state.log_lines += 1
-        figures = {f"generation/{name}": value for name, value in self.generator.take_figures().items()}
+        figures = {
+            name if name.startswith("seconds/") else f"generation/{name}": value
+            for name, value in self.generator.take_figures().items()
+        }
         alarms, lines = arithmetic_alarms(metrics, self.config)
         metrics = {**metrics, **figures, **alarms}
         if self.writers:

@@ -101,6 +101,7 @@ class Run:
             optimizer_steps={name: trainer.steps for name, trainer in self.models.trainers.items()},
             selection=self.selector.selection,
             generation_figures=dict(self.generator.figures),
+            expected_tokens=dict(self.collector.history.expected_tokens),
             seconds=self._earlier_seconds + time.monotonic() - self.start_time,
         )
 

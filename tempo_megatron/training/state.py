@@ -42,6 +42,8 @@ class RunState:
     """A hash of the data files' contents."""
     generation_figures: Metrics = field(default_factory=dict)
     """The generator's figures that no line of the log has yet."""
+    expected_tokens: dict[str, float] = field(default_factory=dict)
+    """The expected response length of the questions sampled last, by prompt id (`phases/length_history.py`)."""
     initial_evaluation: dict[str, Metrics] | None = None
     """The figures of each evaluation set before iteration 1. They are None until that evaluation is over."""
     final_evaluation: dict[str, Metrics] | None = None

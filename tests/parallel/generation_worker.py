@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,15 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
     assert random_states() == before
     figures = generator.take_figures()
     assert figures["requests"] == 9 and figures["tokens"] == sum(len(each.response_ids) for each in together)
+    assert 0 <= figures["seconds/replica_idle"] < 60
     assert figures["preemptions"] == 0 and generator.take_figures() == {}
     assert generator.generate(requests[::-1])[::-1] == together
     assert generator.generate(requests[4:5]) == together[4:5]
+    reordered = [
+        replace(request, expected_tokens=None if number == 7 else float(number))
+        for number, request in enumerate(requests)
+    ]
+    assert generator.generate(reordered) == together
     assert len({each.response_ids for each in together}) > 1
     if dtype is torch.float32:
         assert difference(run, requests, together) < 1e-5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from tempo_megatron.config import Config
@@ -14,6 +15,7 @@ from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import Grader
 from tempo_megatron.training.phases.generate import Draft, complete, generate, new_drafts
 from tempo_megatron.training.phases.grade import graded
+from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
 from tempo_megatron.training.phases.partial_rollouts import (
     Group,
     PartialStep,
@@ -37,6 +39,8 @@ class Collected:
     """The grade of each measured rollout."""
     replaced_prompts: int = 0
     """The number of labeled prompts that were replaced because all their responses had one grade."""
+    length_correlation: float | None = None
+    """Spearman's correlation of expected and sampled lengths. It is None while it is undefined."""
     partial: PartialStep | None = None
     """What paused and what was resumed. It is None where nothing may pause."""
 
@@ -54,6 +58,7 @@ class Collector:
     """Labeled prompts that are set aside for measurement."""
     phase: Callable[[str], AbstractContextManager[None]]
     """Enters a named phase of an iteration."""
+    history: LengthHistory = field(default_factory=LengthHistory)
     carried: list[Group] = field(default_factory=list)
     """The groups of unlabeled rollouts that the last iteration left to the next one (`loop.partial_rollouts`)."""
 
@@ -79,11 +84,13 @@ class Collector:
             "unlabeled": max(loop.votes_per_prompt, loop.samples_per_prompt),
             "measured": self.config.calibration.samples,
         }
+        expectations = self.history.expectations(chain(*prompts.values()))
         partial = None
         if may_pause:
             rollouts, partial = self._sample_with_pauses(prompts, samples, iteration)
         else:
             rollouts = self.sample(prompts, samples, iteration, step)
+        length_correlation = rank_correlation(expectations, list(chain(*rollouts.values())))
         correct = self.grade(rollouts["labeled"])
         replaced = 0
         if loop.drop_uniform_prompts:
@@ -96,6 +103,7 @@ class Collector:
             rollouts["measured"],
             self.grade(rollouts["measured"]),
             replaced,
+            length_correlation,
             partial,
         )
 
@@ -111,6 +119,8 @@ class Collector:
             truncated = sum(rollout.truncated for rollout in collected.labeled)
             metrics["data/labeled_truncated"] = truncated / len(collected.labeled)
             metrics["data/uniform_prompts_replaced"] = float(collected.replaced_prompts)
+        if collected.length_correlation is not None:
+            metrics["generation/length_rank_correlation"] = collected.length_correlation
         if collected.partial:
             metrics["rollouts/paused"] = float(collected.partial.paused)
             metrics["rollouts/resumed"] = float(collected.partial.resumed)
@@ -167,16 +177,18 @@ class Collector:
         self.carried = step.carried
         labeled = len(drafts["labeled"])
         unlabeled = [rollout for group in step.trained for rollout in group.rollouts]
+        self.history.observe([*step.others, *unlabeled])
         return {"labeled": step.others[:labeled], "unlabeled": unlabeled, "measured": step.others[labeled:]}, step
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        """The limits and the temperature of training rollouts, as `generate` and `complete` take them."""
+        """How training rollouts are sampled, as `generate` and `complete` take them."""
         generation = self.config.generation
         return {
             "max_tokens": generation.max_response_tokens,
             "temperature": generation.temperature,
             "top_p": generation.top_p,
+            "history": self.history,
         }
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:

@@ -20,6 +20,7 @@ from tempo_megatron.metrics.question_metrics import Metrics, Samples, mean, mean
 from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import GradedAnswer, graded, graded_answers
+from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.utils.atomic_files import atomic_path
 from tempo_megatron.utils.distributed import map_over_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
@@ -43,6 +44,7 @@ class Evaluator:
         config: EvaluationConfig,
         max_tokens: int,
         samples_directory: Path | None,
+        history: LengthHistory | None = None,
     ) -> None:
         self._sets = sets
         self._subsets = {name: _subset(prompts, config.questions) for name, prompts in sets.items()}
@@ -53,6 +55,7 @@ class Evaluator:
         self._config = config
         self._max_tokens = max_tokens
         self._samples_directory = samples_directory
+        self._history = history
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Metrics]:
         """Return the figures of each set: means over questions of `question_metrics`.
@@ -78,6 +81,7 @@ class Evaluator:
             max_tokens=self._max_tokens,
             temperature=self._config.temperature,
             top_p=self._config.top_p,
+            history=self._history,
         )
         answers = graded_answers(self._grader, rollouts, self._answers)
         self._write_samples([name for name, _ in questions for _ in range(samples)], rollouts, answers, iteration)

@@ -9,6 +9,7 @@ from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.generation.requests import PAUSED, Request
+from tempo_megatron.training.phases.length_history import LengthHistory
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,20 @@ def generate(
     max_tokens: int,
     temperature: float,
     top_p: float,
+    history: LengthHistory | None = None,
 ) -> list[Rollout]:
     """Return `samples` rollouts of each (stream, prompt), in order, from one generate call.
 
     A mapping gives the number of samples by stream. A request's seed is hashed from run seed, iteration, stream, prompt
     and sample, so other requests of the same call do not change it. A prompt that occurs twice, as when a pass over the
-    data ends, continues the numbering of its samples.
+    data ends, continues the numbering of its samples. Requests have the expected lengths of `history`, which then
+    observes the rollouts.
     """
     drafts = new_drafts(prompts, seed=seed, iteration=iteration, samples=samples)
-    return complete(engine, drafts, max_tokens=max_tokens, temperature=temperature, top_p=top_p)
+    rollouts = complete(engine, drafts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, history=history)
+    if history:
+        history.observe(rollouts)
+    return rollouts
 
 
 def new_drafts(
@@ -65,13 +71,16 @@ def complete(
     max_tokens: int,
     temperature: float,
     top_p: float,
+    history: LengthHistory | None = None,
     enough_groups: int | None = None,
 ) -> list[Rollout]:
     """Return the continued rollout of each draft, in order, from one generate call.
 
     A continued rollout keeps its tokens and their log-probs, and the response as a whole has at most `max_tokens`. With
-    `enough_groups` drafts that have a group may pause again (`Generator.generate`).
+    `enough_groups` drafts that have a group may pause again (`Generator.generate`). Of requests with the expected
+    lengths of `history`, those of continued rollouts come first: they have outlived others, and no expectation.
     """
+    expected = history.expected_tokens if history else {}
     requests = [
         Request(
             prompt_ids=draft.rollout.token_ids,
@@ -80,6 +89,7 @@ def complete(
             temperature=temperature,
             top_p=top_p,
             group=draft.group,
+            expected_tokens=None if draft.rollout.response_ids else expected.get(draft.rollout.prompt.id),
         )
         for draft in drafts
     ]

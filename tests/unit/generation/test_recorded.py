@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,8 @@ def test_a_replay_has_the_recipe_of_its_run(recipe: Path, tmp_path: Path) -> Non
 
 
 def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> None:
-    """By the same run when it resumes, and without an engine. Other requests are generated."""
+    """By the same run when it resumes, and without an engine. Other expected lengths make no other requests. Other
+    requests are generated."""
     engine = Engine()
     first = RecordedGenerator(engine, tmp_path)
     generated = first.generate(REQUESTS)
@@ -76,6 +78,7 @@ def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> No
         assert recorded[1].log_probs == pytest.approx((-0.1, -0.1), abs=1e-8)
         assert generator.take_figures() == {"requests": 2, "replica_requests_least": 1}
         assert generator.take_figures() == {}
+    replayed.generate([replace(request, expected_tokens=9.5) for request in REQUESTS])
     assert engine.calls == 1
     again.generate(REQUESTS[:1])
     assert engine.calls == 2

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 import random
 from dataclasses import dataclass, field
+from statistics import mean
 
 import pytest
 
-from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter
+from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter, longest_first
 
 
 @dataclass
@@ -107,3 +110,69 @@ def test_tensor_parallel_ranks_with_the_first_ranks_draws_make_the_same_claims()
         other.claim(5, 0)
         first_claim, second_claim = (queue.claim(running, 0) for queue in ranks)
         assert first_claim == second_claim
+
+
+def makespan(lengths: list[int], order: list[int], replicas: int, slots: int) -> float:
+    """Returns the time at which the last response ends. A step takes twice as long with all slots as with none."""
+    steps, counter = [lengths[number] for number in order], local_counter()
+    engines = [Engine(steps, RequestQueue(len(steps), replicas, slots, counter), slots) for _ in range(replicas)]
+    next_steps, end = [(0.0, replica) for replica in range(replicas)], 0.0
+    while next_steps:
+        start, replica = heapq.heappop(next_steps)
+        engine = engines[replica]
+        if engine.step():
+            heapq.heappush(next_steps, (start + 1 + len(engine.running) / slots, replica))
+        end = max(end, start)
+    return end
+
+
+def drawn_lengths(source: random.Random, questions: int, samples: int) -> tuple[list[int], list[float | None]]:
+    """Returns lognormal lengths of at most 240 tokens by question, and each question's mean in an earlier draw."""
+    lengths: list[int] = []
+    expected_tokens: list[float | None] = []
+    for _ in range(questions):
+        center = source.gauss(math.log(45), 0.6)
+        now, before = ([min(240, 1 + int(source.lognormvariate(center, 0.5))) for _ in range(samples)] for _ in "ab")
+        lengths += now
+        expected_tokens += [mean(before)] * samples
+    return lengths, expected_tokens
+
+
+@pytest.mark.parametrize(("total", "replicas", "slots"), [(1, 3, 4), (7, 3, 4), (9, 1, 3), (60, 4, 8), (999, 3, 16)])
+def test_no_replica_gets_more_than_its_share_of_the_longest(total: int, replicas: int, slots: int) -> None:
+    """The k longest are shared out evenly, for every k while all first claims have room. The rest are in order."""
+    expected_tokens: list[float | None] = [float(number * 7919 % 1009) for number in range(total)]
+    counter = local_counter()
+    queues = [RequestQueue(total, replicas, slots, counter) for _ in range(replicas)]
+    order = longest_first(expected_tokens, replicas, queues[0].first_claim)
+    assert sorted(order) == list(range(total))
+    claims = [[order[position] for position in queue.claim(0, 0)] for queue in queues]
+    longest = sorted(range(total), key=lambda number: -(expected_tokens[number] or 0))
+    claimed = sum(map(len, claims))
+    for count in range(1, replicas * min(map(len, claims)) + 1):
+        shares = [len(set(claim).intersection(longest[:count])) for claim in claims]
+        assert max(shares) == math.ceil(count / replicas)
+    assert order[claimed:] == longest[claimed:]
+
+
+def test_requests_without_history_come_first_and_keep_their_order() -> None:
+    """They may be long. Without any history the requests are claimed as they come."""
+    assert longest_first([None] * 5, 2, 2) == [0, 1, 2, 3, 4]
+    assert longest_first([3.0, None, 5.0, None, 4.0], 1, 5) == [1, 3, 2, 4, 0]
+    assert longest_first([3.0, None, 5.0, None, 4.0], 2, 2) == [1, 2, 3, 4, 0]
+    assert longest_first([], 2, 0) == []
+
+
+def test_with_history_the_last_response_ends_earlier() -> None:
+    """In the mean over draws, dealt requests end before requests in order, and before requests that are only sorted."""
+    source = random.Random(5)
+    ratios, ratios_of_sorted = [], []
+    for _ in range(16):
+        lengths, expected_tokens = drawn_lengths(source, questions=12, samples=8)
+        first_claim = RequestQueue(96, 4, 12, local_counter()).first_claim
+        in_order = makespan(lengths, list(range(96)), 4, 12)
+        dealt = makespan(lengths, longest_first(expected_tokens, 4, first_claim), 4, 12)
+        only_sorted = makespan(lengths, longest_first(expected_tokens, 1, 96), 4, 12)
+        ratios.append(dealt / in_order)
+        ratios_of_sorted.append(dealt / only_sorted)
+    assert mean(ratios) < 1 and mean(ratios_of_sorted) < 1

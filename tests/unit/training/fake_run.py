@@ -40,10 +40,12 @@ class FakeEngine:
 
     def __init__(self, events: list[str]) -> None:
         self.events = events
+        self.requests: list[Request] = []
         self.iteration = 0
         self.figures: dict[str, float] = {}
 
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
+        self.requests = list(requests)
         kinds = [request.prompt_ids[0] for request in requests]
         measured = " measured" if MEASURED in kinds else ""
         self.events.append(f"generate {kinds.count(LABELED)}+{kinds.count(UNLABELED)}{measured}")

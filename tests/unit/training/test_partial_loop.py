@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from tempo_megatron.config import CriticTraining, GateOn, LearnsFrom, Order
 from tempo_megatron.training import loop
+from tempo_megatron.training.phases.length_history import LengthHistory
+from tempo_megatron.training.state import RunState
 from tests.unit.training.fake_run import WRONG, UnevenEngine, build_fake, steps
 
 
@@ -74,3 +79,49 @@ def test_carried_rollouts_wait_while_the_gate_is_closed() -> None:
     assert carried and run.state.gate_value == 0.0
     assert "policy learns" not in steps(run, events, 2)
     assert run.collector.carried == carried
+
+
+def test_a_resumed_run_goes_on_with_what_it_carried() -> None:
+    """Its state in JSON holds the paused responses; its steps, its carried groups and its expectations of lengths are
+    those of the run that was not interrupted."""
+
+    def build() -> tuple[Any, list[str]]:
+        run, events = build_fake(partial_rollouts=0.5)
+        run.collector.generator = UnevenEngine(events)
+        return run, events
+
+    run, events = build()
+    for iteration in range(1, 4):
+        steps(run, events, iteration)
+    saved = json.dumps(run.snapshot().to_json())
+    assert any(rollout.paused and rollout.response_ids for group in run.collector.carried for rollout in group.rollouts)
+    uninterrupted = [steps(run, events, iteration) for iteration in range(4, 7)]
+
+    state = RunState.from_json(json.loads(saved))
+    for carried in ([], list(state.carried)):
+        resumed, resumed_events = build()
+        resumed.collector.history = LengthHistory(state.expected_tokens)
+        resumed.collector.labeled.position = state.labeled_position
+        resumed.collector.unlabeled.position = state.unlabeled_position
+        resumed.collector.carried = carried
+        noted = [steps(resumed, resumed_events, iteration) for iteration in range(4, 7)]
+        assert (noted == uninterrupted) == bool(carried)
+    assert resumed.collector.carried == run.collector.carried
+    assert resumed.collector.history.expected_tokens == run.collector.history.expected_tokens
+
+
+def test_lengths_are_observed_once_a_group_is_whole_and_continuations_come_first() -> None:
+    """What a paused response has so far is not its length. Its continuation has outlived the expectation."""
+    run, events = build_fake(partial_rollouts=0.5)
+    engine = run.collector.generator = UnevenEngine(events)
+    continuations = 0
+    for iteration in range(1, 5):
+        collected = run.collector.collect(iteration, unlabeled=3)
+        expected = LengthHistory()
+        expected.observe(collected.unlabeled)
+        if iteration == 1:
+            assert run.collector.history.expected_tokens == expected.expected_tokens
+        resumed = [request for request in engine.requests if len(request.prompt_ids) > 2]
+        assert all(request.expected_tokens is None for request in resumed)
+        continuations += len(resumed)
+    assert continuations > 0
