@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -244,6 +245,11 @@ class LoopConfig:
         GateOn.auroc_within_prompts,
         "AUROC of the gate: auroc (over all pairs of rollouts), auroc_within_prompts (over pairs of one prompt)",
     )
+
+    @property
+    def prompts_in_flight(self) -> int:
+        """The unlabeled prompts that are sampled at a time. Of these `partial_rollouts` is the share that trains."""
+        return math.ceil(round(self.unlabeled_prompts / (self.partial_rollouts or 1.0), 6))
 
 
 @dataclass

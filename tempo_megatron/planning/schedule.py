@@ -10,6 +10,7 @@ from tempo_megatron.config import CriticConfig, CriticTraining, LearnsFrom, Poli
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.model_time import ModelTime
+from tempo_megatron.planning.partial_rollouts import steps_until_paused
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.rollout_counts import RolloutCounts
 from tempo_megatron.planning.workload import Workload
@@ -67,24 +68,41 @@ class Schedule:
         return 2 * total_bytes(host.pinned_memory(self.run)) / rates.HOST_BYTES_PER_SECOND
 
     def _collect_seconds(self, labeled: int, unlabeled: int) -> float:
-        """Return the seconds of one collection of rollouts: a generate call, and one for each refill round."""
-        return self.generate_seconds(labeled + unlabeled) + sum(
-            map(self.generate_seconds, self.rollouts.refills(labeled, self.workload.uniform_share))
+        """Return the seconds of one collection of rollouts: a generate call, and one for each refill round.
+
+        Labeled rollouts always finish, so that a call with any of them lasts as long as their longest.
+        """
+        pauses = self.run.config.loop.partial_rollouts and not labeled
+        first = self.partial_generate_seconds() if pauses else self.generate_seconds(labeled + unlabeled)
+        return first + sum(map(self.generate_seconds, self.rollouts.refills(labeled, self.workload.uniform_share)))
+
+    def partial_generate_seconds(self) -> float:
+        """Return the seconds of a generate call that ends when enough groups are whole (`loop.partial_rollouts`)."""
+        loop = self.run.config.loop
+        responses_in_flight = self.rollouts.unlabeled * loop.prompts_in_flight // loop.unlabeled_prompts
+        return self.generate_seconds(
+            self.rollouts.unlabeled, responses_in_flight, steps_until_paused(loop, self.workload)
         )
 
-    def generate_seconds(self, requests: int) -> float:
-        """Return the seconds until this many responses are generated."""
+    def generate_seconds(self, requests: int, in_flight: int = 0, last_step: float = 0.0) -> float:
+        """Return the seconds until this many responses are generated.
+
+        `in_flight` is the number of responses that may be decoded at a time, and `last_step` the step after which
+        generation ends if every response has a slot; 0: `requests`, and the longest response.
+        """
         if not requests:
             return 0.0
         run, engine, workload = self.run, self.run.engine, self.workload
         bandwidth = rates.decode_bytes_per_second(run.machine.gpu_gb)
         replica_requests = requests * run.layout.replica / run.machine.gpus
         mean_tokens = workload.prompt + workload.average(lambda length: length**2) / (2 * workload.mean)
-        concurrent = min(replica_requests, engine.concurrent_sequences(mean_tokens))
+        replica_slots = (in_flight or requests) * run.layout.replica / run.machine.gpus
+        concurrent = min(replica_slots, engine.concurrent_sequences(mean_tokens))
         if not concurrent:
             return math.inf
-        longest = max(workload.lengths)
-        steps = max(longest, replica_requests * workload.mean / concurrent + (longest - workload.mean) / 2)
+        last_step = last_step or max(workload.lengths)
+        tail = max(0.0, last_step - workload.mean) / 2
+        steps = max(last_step, replica_requests * workload.mean / concurrent + tail)
         products = engine.weight_bytes * concurrent / rates.PASS_FLOPS["policy", False]
         all_reduces = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
         step = rates.DECODE_STEP_SECONDS + all_reduces + max(engine.weight_bytes / bandwidth, products)

@@ -16,13 +16,7 @@ from tempo_megatron.grading import Grader
 from tempo_megatron.training.phases.generate import Draft, complete, generate, new_drafts
 from tempo_megatron.training.phases.grade import graded
 from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
-from tempo_megatron.training.phases.partial_rollouts import (
-    Group,
-    PartialStep,
-    prompts_in_flight,
-    sample_groups,
-    staleness_metrics,
-)
+from tempo_megatron.training.phases.partial_rollouts import Group, PartialStep, sample_groups, staleness_metrics
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ class Collector:
         """
         loop = self.config.loop
         may_pause = bool(unlabeled and loop.partial_rollouts)
-        new_prompts = prompts_in_flight(loop) - len(self.carried) if may_pause else unlabeled
+        new_prompts = loop.prompts_in_flight - len(self.carried) if may_pause else unlabeled
         prompts = {
             "labeled": self.labeled.take(labeled),
             "unlabeled": self.unlabeled.take(new_prompts),

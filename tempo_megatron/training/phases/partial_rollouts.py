@@ -8,7 +8,6 @@ groups are carried over with their tokens and log-probs. `docs/algorithms.md` ("
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -100,12 +99,6 @@ class PartialStep:
     """The number of responses that went on from a pause."""
     paused: int
     """The number of responses that paused."""
-
-
-def prompts_in_flight(loop: LoopConfig) -> int:
-    """Return the number of unlabeled prompts in flight: of these `loop.partial_rollouts` is the share that trains."""
-    share = loop.partial_rollouts or 1.0
-    return math.ceil(round(loop.unlabeled_prompts / share, 6))
 
 
 def sample_groups(

@@ -20,7 +20,6 @@ from tempo_megatron.training.phases.generate import Draft, complete, new_drafts
 from tempo_megatron.training.phases.partial_rollouts import (
     Group,
     PartialStep,
-    prompts_in_flight,
     sample_groups,
     staleness_metrics,
 )
@@ -71,7 +70,7 @@ def run(
     taken: list[str] = []
     for iteration in range(1, iterations + 1):
         engine.policy = iteration
-        prompts = stream.take(prompts_in_flight(loop) - len(carried))
+        prompts = stream.take(loop.prompts_in_flight - len(carried))
         taken += [each.id for each in prompts]
 
         def complete_drafts(drafts: Sequence[Draft], enough: int) -> list[Rollout]:
@@ -176,8 +175,8 @@ def test_whole_groups_that_are_left_over_train_first_and_are_stale() -> None:
 @pytest.mark.parametrize(("prompts", "share", "expected"), [(128, 0.8, 160), (7, 0.7, 10), (5, 0.9, 6), (9, 0.5, 18)])
 def test_prompts_in_flight_are_those_of_which_the_share_trains(prompts: int, share: float, expected: int) -> None:
     """0.7 is no binary fraction: 7 / 0.7 must not become 11."""
-    assert prompts_in_flight(loop_of(prompts, share, 1)) == expected
-    assert prompts_in_flight(loop_of(prompts, 0.0, 1)) == prompts
+    assert loop_of(prompts, share, 1).prompts_in_flight == expected
+    assert loop_of(prompts, 0.0, 1).prompts_in_flight == prompts
 
 
 def test_a_group_is_the_same_after_it_was_written_and_read() -> None:
