@@ -8,6 +8,9 @@ setting `average_over` selects the average:
 - "tokens": a mean over all tokens that learn.
 - "constant": a mean over rows of the sum over each row's tokens, divided by the same constant for all rows, as in
   Dr. GRPO (arXiv 2503.20783). It is unbiased.
+
+A token that `rollout_correction` rejects adds 0 to every term. The average still counts it, in the tokens of its row
+and in `loss_count`. So rejecting a token changes the gradient of no other token.
 """
 
 from __future__ import annotations
@@ -32,12 +35,24 @@ class SurrogateLoss:
 
 
 def token_weights(
-    mask: Bool[Tensor, "rows sequence"], average_over: str, dtype: torch.dtype
+    mask: Bool[Tensor, "rows sequence"],
+    average_over: str,
+    dtype: torch.dtype,
+    rejected: Bool[Tensor, "rows sequence"] | None = None,
 ) -> Float[Tensor, "rows sequence"]:
-    """Returns the weight of each token: 1 / (tokens of its row) for "sequences", otherwise 1; 0 outside the mask."""
+    """Returns the weight of each token: 1 / (tokens of its row) for "sequences", otherwise 1; 0 outside the mask and
+    where a token is rejected. The tokens of a row include the rejected ones."""
+    kept = kept_tokens(mask, rejected).to(dtype)
     if average_over == "sequences":
-        return mask.to(dtype) / mask.sum(1).clamp_min(1)[:, None]
-    return mask.to(dtype)
+        return kept / mask.sum(1).clamp_min(1)[:, None]
+    return kept
+
+
+def kept_tokens(
+    mask: Bool[Tensor, "rows sequence"], rejected: Bool[Tensor, "rows sequence"] | None
+) -> Bool[Tensor, "rows sequence"]:
+    """Returns the tokens of the mask that are not rejected; None rejects nothing."""
+    return mask if rejected is None else mask & ~rejected
 
 
 def loss_count(mask: Bool[Tensor, "rows sequence"], average_over: str, longest: int) -> int:
@@ -64,6 +79,7 @@ def clipped_surrogate(
     dual_clip: float = 0.0,
     average_over: str = "sequences",
     importance: Float[Tensor, "rows sequence"] | None = None,
+    rejected: Bool[Tensor, "rows sequence"] | None = None,
 ) -> SurrogateLoss:
     """Returns the loss -sum_t w_t min(r_t A_t, clip(r_t, 1 - clip_range_low, 1 + clip_range_high) A_t).
 
@@ -73,16 +89,20 @@ def clipped_surrogate(
     every token keeps its own credit.
 
     `dual_clip` c > 1 bounds the objective of a negative advantage from below by c A_t (arXiv 1912.09729); 0 turns it
-    off. `importance` weights the tokens (`truncated_importance`). A row with an empty mask contributes exactly 0 to the
-    loss, ratio 1 and clipped 0.
+    off. A row with an empty mask contributes exactly 0 to the loss, ratio 1 and clipped 0.
+
+    `importance` multiplies a token's objective after the clip, and `rejected` tokens add nothing
+    (`rollout_correction`). The mean in s is over all tokens of the mask, rejected or not: it measures what the update
+    did to the response, whatever the generator's log-probs were.
     """
     difference = torch.where(mask, log_probs - old_log_probs, 0.0)
     mean_weights = token_weights(mask, "sequences", log_probs.dtype)
     sequence_ratio = (difference.detach() * mean_weights).sum(1).exp()
+    kept = kept_tokens(mask, rejected)
     if ratio == "sequence":
-        token_ratio = sequence_ratio[:, None] * torch.where(mask, log_probs - log_probs.detach(), 0.0).exp()
+        token_ratio = sequence_ratio[:, None] * torch.where(kept, log_probs - log_probs.detach(), 0.0).exp()
     else:
-        token_ratio = difference.exp()
+        token_ratio = torch.where(kept, difference, 0.0).exp()
     unclipped = token_ratio * advantages
     objective = torch.minimum(unclipped, token_ratio.clamp(1 - clip_range_low, 1 + clip_range_high) * advantages)
     removed = objective < unclipped
@@ -92,23 +112,9 @@ def clipped_surrogate(
         objective = torch.where(advantages < 0, torch.maximum(objective, floor), objective)
     if importance is not None:
         objective = objective * importance
-    total = -(objective * token_weights(mask, average_over, log_probs.dtype)).sum()
-    clipped = ((removed & mask) * mean_weights).sum(1)
+    total = -(objective * token_weights(mask, average_over, log_probs.dtype, rejected)).sum()
+    clipped = ((removed & kept) * mean_weights).sum(1)
     return SurrogateLoss(total, sequence_ratio, clipped.detach())
-
-
-def truncated_importance(
-    old_log_probs: Float[Tensor, "rows sequence"],
-    generator_log_probs: Float[Tensor, "rows sequence"],
-    mask: Bool[Tensor, "rows sequence"],
-    cap: float,
-) -> Float[Tensor, "rows sequence"]:
-    """Returns min(p_old / p_generator, cap) for each token, without gradient, and 1 outside the mask.
-
-    It corrects for numerical differences between generator and policy. The cap keeps a token from dominating.
-    """
-    difference = torch.where(mask, old_log_probs - generator_log_probs, 0.0)
-    return difference.exp().clamp_max(cap).detach()
 
 
 def kl_to_reference(
@@ -116,19 +122,24 @@ def kl_to_reference(
     reference_log_probs: Float[Tensor, "rows sequence"],
     mask: Bool[Tensor, "rows sequence"],
     average_over: str,
+    rejected: Bool[Tensor, "rows sequence"] | None = None,
 ) -> Float[Tensor, " rows"]:
-    """Returns KL(policy || reference) as weighted sums over each row's tokens.
+    """Returns KL(policy || reference) as weighted sums over each row's tokens that are not rejected.
 
     The estimate r - 1 - log r with r = p_reference / p has low variance and is never negative
     (http://joschu.net/blog/kl-approx.html).
     """
-    difference = torch.where(mask, reference_log_probs - log_probs, 0.0)
+    difference = torch.where(kept_tokens(mask, rejected), reference_log_probs - log_probs, 0.0)
     estimate = difference.exp() - 1 - difference
-    return (estimate * token_weights(mask, average_over, log_probs.dtype)).sum(1)
+    return (estimate * token_weights(mask, average_over, log_probs.dtype, rejected)).sum(1)
 
 
 def entropy_bonus(
-    entropy: Float[Tensor, "rows sequence"], mask: Bool[Tensor, "rows sequence"], average_over: str
+    entropy: Float[Tensor, "rows sequence"],
+    mask: Bool[Tensor, "rows sequence"],
+    average_over: str,
+    rejected: Bool[Tensor, "rows sequence"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Returns the weighted sum of the policy's entropy over the tokens."""
-    return (torch.where(mask, entropy, 0.0) * token_weights(mask, average_over, entropy.dtype)).sum()
+    """Returns the weighted sum of the policy's entropy over the tokens that are not rejected."""
+    kept = kept_tokens(mask, rejected)
+    return (torch.where(kept, entropy, 0.0) * token_weights(mask, average_over, entropy.dtype, rejected)).sum()

@@ -54,6 +54,21 @@ class AverageOver(StrEnum):
     constant = "constant"
 
 
+class ImportanceWeight(StrEnum):
+    none = "none"
+    token = "token"
+    sequence = "sequence"
+    geometric_mean = "geometric_mean"
+
+
+class Rejection(StrEnum):
+    none = "none"
+    token = "token"
+    any_token = "any_token"
+    sequence = "sequence"
+    geometric_mean = "geometric_mean"
+
+
 class Order(StrEnum):
     critic_first = "critic_first"
     values_first = "values_first"
@@ -143,6 +158,30 @@ class CriticConfig:
 
 
 @dataclass
+class RolloutCorrectionConfig:
+    weight: ImportanceWeight = setting(
+        ImportanceWeight.none,
+        "ratio p_trainer / p_generator that weights a token's loss: none (the weight is 1), token (its own), sequence "
+        "(the product over its response), geometric_mean (that product to the power 1 / tokens)",
+    )
+    cap: float = setting(
+        0.0, "largest weight; larger weights are truncated to it; 0: no cap, else 1 or more", at_least=0
+    )
+    reject: Rejection = setting(
+        Rejection.none,
+        "what is left out where a ratio is out of bounds: none, token (tokens, each by its own ratio), or whole "
+        "responses: any_token (by their most extreme tokens), sequence (by the product), geometric_mean",
+    )
+    reject_below: float = setting(0.0, "smallest ratio that is kept; 0: no bound", at_least=0, below=1)
+    reject_above: float = setting(0.0, "largest ratio that is kept; 0: no bound, else above 1", at_least=0)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the setting changes the loss."""
+        return self.weight is not ImportanceWeight.none or self.reject is not Rejection.none
+
+
+@dataclass
 class PolicyConfig:
     learns_from: LearnsFrom = setting(
         LearnsFrom.unlabeled, "rollouts that train the policy: unlabeled, labeled or both"
@@ -176,10 +215,8 @@ class PolicyConfig:
         at_least=0,
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
-    importance_cap: float = setting(
-        0.0,
-        "cap of the token weights p_trainer / p_generator of truncated importance sampling; 0: no weights",
-        at_least=0,
+    rollout_correction: RolloutCorrectionConfig = setting(
+        RolloutCorrectionConfig(), "correction of the difference between the generator's and the trainer's log-probs"
     )
     baseline: Baseline = setting(
         Baseline.before_token,

@@ -134,8 +134,8 @@ def _partial_rollout_problems(config: Config) -> Iterator[str]:
             f"loop.m_steps: 1 with loop.partial_rollouts, got {loop.m_steps}: rollouts are carried over from iteration "
             "to iteration, each with one M-step"
         )
-    if not policy.importance_cap:
+    if not policy.rollout_correction.is_active:
         yield (
-            "policy.importance_cap: above 0 with loop.partial_rollouts, for example 2: tokens of an earlier policy are "
-            "corrected by their importance ratios"
+            "policy.rollout_correction: needed with loop.partial_rollouts, for example weight=token cap=2: earlier "
+            "policies sampled some of the tokens"
         )

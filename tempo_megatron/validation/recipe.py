@@ -27,6 +27,7 @@ from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.run_dir.layout import as_saved, recipe_differences
 from tempo_megatron.validation.method import method_problems
 from tempo_megatron.validation.model import model_problems, vocabulary_problems
+from tempo_megatron.validation.rollout_correction import correction_problems
 
 
 def recipe_problems(config: Config) -> list[str]:
@@ -36,6 +37,7 @@ def recipe_problems(config: Config) -> list[str]:
         *method_problems(config),
         *_optimizer_problems(config),
         *_number_problems(config),
+        *correction_problems(config),
         *model_problems(config),
         *_data_problems(config),
         *_label_problems(config),
@@ -114,11 +116,6 @@ def _number_problems(config: Config) -> Iterator[str]:
     fewest = min(config.evaluation.samples, config.evaluation.final_samples or config.evaluation.samples)
     if config.evaluation.k > fewest:
         yield f"evaluation.k: {config.evaluation.k} is more than the {fewest} samples a question"
-    if config.policy.importance_cap and config.generation.top_p < 1:
-        yield (
-            f"policy.importance_cap: needs generation.top_p 1, got {config.generation.top_p}: the generator's "
-            "log-probs are those of the nucleus, the trainer's of the whole vocabulary"
-        )
     for key, step, (batch, prompts) in _batches(config):
         if step.mini_batches > prompts * config.loop.samples_per_prompt:
             yield f"{key}.mini_batches: {step.mini_batches} is more than the rollouts of {batch}"

@@ -1,4 +1,4 @@
-"""A rank of test_gradients: gradients of policy and critic on the same rollouts under several token budgets.
+"""A rank of test_gradients: gradients of policy and critic, and metrics, on the same rollouts under several budgets.
 
 usage: gradient_worker.py RECIPE OUT MICRO_BATCH_TOKENS,... [key=value ...]
 """
@@ -8,15 +8,42 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import AverageOver, PolicyLoss, load_config
+from tempo_megatron.config import (
+    AverageOver,
+    ImportanceWeight,
+    PolicyLoss,
+    Rejection,
+    RolloutCorrectionConfig,
+    load_config,
+)
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.training.loop import iterate
-from tests.runs import build_recorded
+from tests.runs import Disagreeing, build_recorded
+
+LOSSES = (
+    (
+        PolicyLoss.gspo,
+        AverageOver.sequences,
+        RolloutCorrectionConfig(ImportanceWeight.token, cap=1.5),
+    ),
+    (
+        PolicyLoss.ppo,
+        AverageOver.tokens,
+        RolloutCorrectionConfig(ImportanceWeight.token, 0.0, Rejection.token, reject_below=0.6, reject_above=1.7),
+    ),
+    (
+        PolicyLoss.gspo,
+        AverageOver.constant,
+        RolloutCorrectionConfig(ImportanceWeight.geometric_mean, 1.1, Rejection.sequence, reject_below=0.5),
+    ),
+)
+"""Each loss with another average and another correction of the rollouts."""
 
 
 def whole_gradient(trainer: Trainer) -> Tensor:
@@ -44,24 +71,26 @@ def record_gradients(trainer: Trainer, into: list[Tensor]) -> None:
 
 def main(recipe: str, out: str, sizes: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    run = build_recorded(load_config(recipe, overrides))
+    run = build_recorded(load_config(recipe, overrides), Disagreeing())
     gradients: dict[str, list[Tensor]] = {name: [] for name in run.models.trainers}
     for name, trainer in run.models.trainers.items():
         record_gradients(trainer, gradients[name])
     run.state.iteration = 1
-    gradients_by_budget: dict[int, dict[str, list[Tensor]]] = {}
+    results: dict[int, dict[str, Any]] = {}
     for size in map(int, sizes.split(",")):
         run.data.labeled.position = run.data.unlabeled.position = 0
         for trainer in run.models.trainers.values():
             trainer.rule = replace(trainer.rule, budget=size)
-        for loss, average in ((PolicyLoss.gspo, AverageOver.sequences), (PolicyLoss.ppo, AverageOver.tokens)):
-            run.config.policy.loss, run.config.policy.average_over = loss, average
-            iterate(run)
-        gradients_by_budget[size] = {name: list(steps) for name, steps in gradients.items()}
+        metrics = []
+        for loss, average, correction in LOSSES:
+            policy = run.config.policy
+            policy.loss, policy.average_over, policy.rollout_correction = loss, average, correction
+            metrics.append(iterate(run))
+        results[size] = {"gradients": {name: list(steps) for name, steps in gradients.items()}, "metrics": metrics}
         for steps in gradients.values():
             steps.clear()
     if run.console.is_first:
-        torch.save(gradients_by_budget, Path(out))
+        torch.save(results, Path(out))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tempo_megatron.megatron.trainer import Score
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.training.run import Run
-from tests.runs import build_recorded
+from tests.runs import Disagreeing, build_recorded
 from tools.killing.recorded import Recorded
 
 
@@ -33,7 +33,8 @@ def main(recipe: str, runs: str, out: str) -> None:
     weights.BUCKET_BYTES = 2**13  # several buckets, and the vocabulary in rows
     results: dict[str, Any] = {}
     for name, plan in json.loads(Path(runs).read_text()).items():
-        run = build_recorded(load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *plan["overrides"]]))
+        config = load_config(recipe, [f"run_dir={Path(recipe).parent / name}", *plan["overrides"]])
+        run = build_recorded(config, Disagreeing())
         results[name] = computed(run, plan["iterations"])
         run.grader.close()
         leave_groups()

@@ -206,7 +206,8 @@ def partial_rollouts(trials: Trials) -> dict[str, Any]:
         "checkpoint.every=2",
         "checkpoint.keep=9",
         "loop.partial_rollouts=0.5",
-        "policy.importance_cap=2",
+        "policy.rollout_correction.weight=token",
+        "policy.rollout_correction.cap=2",
         "generation.keep_rollouts=true",
     )
 

@@ -22,8 +22,20 @@ from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("layout_worker.py")
 SMALL_STEPS = ("policy.optimizer.learning_rate=1e-6", "critic.optimizer.learning_rate=1e-6")
-ONE_STEP = (*SMALL_STEPS, "policy.mini_batches=1", "critic.mini_batches=1")
+CORRECTION = tuple(
+    f"policy.rollout_correction.{setting}"
+    for setting in ("weight=geometric_mean", "cap=1.1", "reject=token", "reject_below=0.6", "reject_above=1.7")
+)
+ONE_STEP = (*SMALL_STEPS, *CORRECTION, "policy.mini_batches=1", "critic.mini_batches=1")
 LEARNED = ("critic/loss", "critic/gradient_norm", "policy/gradient_norm", "policy/reward", "policy/entropy")
+CORRECTED = (
+    "policy/rejected_tokens",
+    "policy/rejected_sequences",
+    "policy/importance_weight_mean",
+    "policy/token_ratio_max",
+    "policy/geometric_mean_ratio_max",
+)
+"""Metrics of runs with a correction."""
 Runs = dict[str, tuple[int, Sequence[str]]]
 """name -> iterations and settings"""
 
@@ -57,7 +69,8 @@ def trained(recipe: Path, ranks: int, runs: Runs) -> dict[str, Any]:
 def assert_close(actual: dict[str, Any], expected: dict[str, Any], relative: float) -> None:
     assert len(actual["metrics"]) == len(actual["after"]) > 0
     for actual_values, expected_values in zip(actual["metrics"], expected["metrics"], strict=True):
-        for name in LEARNED:
+        assert actual_values.keys() & set(CORRECTED) == expected_values.keys() & set(CORRECTED)
+        for name in (*LEARNED, *expected_values.keys() & set(CORRECTED)):
             assert actual_values[name] == pytest.approx(expected_values[name], rel=relative), name
     close = {"rtol": 0, "atol": 1e-5}
     actual_values, expected_values = actual["after"][-1], expected["after"][-1]
@@ -119,13 +132,15 @@ def four_ranks(demo_model: Path, olmo: Path, tmp_path_factory: pytest.TempPathFa
 def test_every_layout_learns_what_one_process_learns(
     name: str, demo_model: Path, one_process: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """After one step: losses and gradient norms within 1e-5 relative, values and log-probs within 1e-5 absolute. What
-    each layout exports before it is the model that all started from, bit for bit."""
+    """After one step: losses, gradient norms and figures of the correction within 1e-5 relative, values and log-probs
+    within 1e-5 absolute. What each layout exports before it is the model that all started from, bit for bit."""
     if name in TWO_RANKS:
         several_ranks = request.getfixturevalue("two_ranks")[name]
     else:
         several_ranks = request.getfixturevalue("four_ranks")[0]["one step"]
     assert_close(several_ranks, one_process["one step"], 1e-5)
+    (metrics,) = one_process["one step"]["metrics"]
+    assert 0 < metrics["policy/rejected_tokens"] < 1 and metrics["policy/token_ratio_max"] > 1.7
     assert_same(several_ranks["at_start"], load_file(demo_model / "model.safetensors"))
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from tempo_megatron.algorithms.advantages import whiten
 from tempo_megatron.algorithms.experience import STATISTICS, Experience, Votes, count_votes
 from tempo_megatron.algorithms.methods import Method
-from tempo_megatron.algorithms.policy_loss import truncated_importance
-from tempo_megatron.config import PolicyConfig
+from tempo_megatron.algorithms.rollout_correction import Correction, rollout_correction
+from tempo_megatron.config import PolicyConfig, RolloutCorrectionConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import Grader
 from tempo_megatron.megatron.batch import Batch
@@ -41,7 +41,7 @@ class AdvantageBatch:
 
     batch: Batch
     """The rollouts with the columns that the loss reads: old_log_probs, advantages, learn (bool, tokens to learn from),
-    and reference_log_probs and importance where they are used."""
+    and reference_log_probs, importance and rejected (bool) where they are used."""
     first_epoch: list[Tensor]
     """The row indices of the first epoch's mini-batches. The old log-probs are computed in the same mini-batches, so
     that the first ratios are exactly 1."""
@@ -56,6 +56,8 @@ class AdvantageBatch:
     """|log p_trainer - log p_generator| of every response token that the present policy sampled, [tokens]."""
     stale_difference: Tensor
     """The same of the response tokens that earlier policies sampled: how far the policy has moved since, [tokens]."""
+    correction: Correction | None
+    """The correction of that difference at the tokens to learn from, where the settings ask for one."""
 
 
 def compute_advantages(
@@ -107,24 +109,24 @@ def compute_advantages(
     }
     if reference is not None:
         columns["reference_log_probs"] = reference.score(batch, scores())["log_probs"]
-    generator_log_probs = torch.zeros_like(scored["log_probs"])
-    generator_log_probs[batch.response_mask] = torch.tensor(
-        [log_prob for rollout in step.rollouts for log_prob in rollout.generator_log_probs]
-    )
-    if config.importance_cap:
-        cap = config.importance_cap
-        columns["importance"] = truncated_importance(scored["log_probs"], generator_log_probs, learn, cap)
+    generator_log_probs = _generator_log_probs(batch, step.rollouts)
+    correction = _correction(scored["log_probs"], generator_log_probs, learn, config.rollout_correction)
+    if correction and config.rollout_correction.weight != "none":
+        columns["importance"] = correction.weights
+    if correction and config.rollout_correction.reject != "none":
+        columns["rejected"] = correction.rejected
     difference = (scored["log_probs"] - generator_log_probs).abs()
     stale = stale_mask(batch.response_mask, step.rollouts)
     return AdvantageBatch(
-        batch.with_columns(**columns),
-        first_epoch,
-        experience,
-        rewards,
-        advantages,
-        scored["entropy"],
-        difference[batch.response_mask & ~stale],
-        difference[stale],
+        batch=batch.with_columns(**columns),
+        first_epoch=first_epoch,
+        experience=experience,
+        rewards=rewards,
+        advantages=advantages,
+        entropy=scored["entropy"],
+        generator_difference=difference[batch.response_mask & ~stale],
+        stale_difference=difference[stale],
+        correction=correction,
     )
 
 
@@ -141,6 +143,33 @@ def rollout_votes(grader: Grader, rollouts: Sequence[Rollout], trained: Sequence
     votes = count_votes(clusters, answered, _prompt_numbers(rollouts))
     indices = torch.tensor(trained)
     return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
+
+
+def _generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Tensor:
+    """Return the log-prob of each response token under the policy that sampled it, 0 elsewhere, [rows, sequence]."""
+    log_probs = torch.zeros(batch.tokens.shape)
+    log_probs[batch.response_mask] = torch.tensor(
+        [log_prob for rollout in rollouts for log_prob in rollout.generator_log_probs]
+    )
+    return log_probs
+
+
+def _correction(
+    old_log_probs: Tensor, generator_log_probs: Tensor, learn: Tensor, config: RolloutCorrectionConfig
+) -> Correction | None:
+    """Return the correction at the tokens to learn from, None where no setting asks for one."""
+    if not config.is_active:
+        return None
+    return rollout_correction(
+        old_log_probs,
+        generator_log_probs,
+        learn,
+        weight=config.weight,
+        cap=config.cap,
+        reject=config.reject,
+        reject_below=config.reject_below,
+        reject_above=config.reject_above,
+    )
 
 
 def _score_in_mini_batches(policy: Trainer, batch: Batch, indices: Sequence[Tensor], score: Score) -> NamedTensors:

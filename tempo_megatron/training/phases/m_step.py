@@ -10,7 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tempo_megatron.algorithms.policy_loss import clipped_surrogate, entropy_bonus, kl_to_reference, loss_count
+from tempo_megatron.algorithms.policy_loss import (
+    clipped_surrogate,
+    entropy_bonus,
+    kept_tokens,
+    kl_to_reference,
+    loss_count,
+)
+from tempo_megatron.algorithms.rollout_correction import correction_metrics
 from tempo_megatron.config import PolicyConfig, PolicyLoss
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
@@ -27,7 +34,8 @@ def m_step(
     *,
     max_response_tokens: int,
 ) -> dict[str, float]:
-    """Train the policy in mini-batches; return metrics. A mini-batch without a token to learn from is left out."""
+    """Train the policy in mini-batches; return metrics. A mini-batch without a token to learn from, or whose tokens are
+    all rejected, is left out."""
     norms: list[float] = []
     updates: list[NamedTensors] = []
     skipped = 0
@@ -35,7 +43,7 @@ def m_step(
         shuffled = mini_batches(step.batch.rows, config.mini_batches, *seed, "m_step", epoch)
         for rows in shuffled if epoch else step.first_epoch:
             mini_batch = step.batch.select(rows)
-            if mini_batch.columns["learn"].any():
+            if kept_tokens(mini_batch.columns["learn"], mini_batch.columns.get("rejected")).any():
                 update = _optimizer_step(policy, mini_batch, scores, config, max_response_tokens)
                 if update is None:
                     skipped += 1
@@ -64,6 +72,7 @@ def _rollout_metrics(step: AdvantageBatch) -> dict[str, float]:
     mask, learn = step.batch.response_mask, step.batch.columns["learn"]
     advantages = step.batch.columns["advantages"][learn]
     advantages = advantages[advantages.isfinite()]
+    correction = correction_metrics(step.correction, learn) if step.correction else {}
     metrics = {
         "policy/reward": float(step.rewards[step.rewards.isfinite()].mean()),
         "policy/non_finite_rewards": float((~step.rewards.isfinite()).sum()),
@@ -71,6 +80,7 @@ def _rollout_metrics(step: AdvantageBatch) -> dict[str, float]:
         "policy/entropy": float(step.entropy[mask].mean()),
         "policy/response_tokens": float(mask.sum(1).float().mean()),
         "policy/truncated": float(step.experience.truncated.float().mean()),
+        **{f"policy/{name}": figure for name, figure in correction.items()},
     }
     if step.generator_difference.numel():
         metrics["generation/log_prob_difference_mean"] = float(step.generator_difference.mean())
@@ -91,7 +101,7 @@ def _optimizer_step(
 
     def loss(scored: NamedTensors, micro_batch: Batch) -> tuple[Tensor, NamedTensors]:
         columns = micro_batch.columns
-        mask = columns["learn"] & micro_batch.response_mask
+        mask, rejected = columns["learn"] & micro_batch.response_mask, columns.get("rejected")
         surrogate = clipped_surrogate(
             scored["log_probs"],
             columns["old_log_probs"],
@@ -103,14 +113,17 @@ def _optimizer_step(
             dual_clip=config.dual_clip,
             average_over=config.average_over,
             importance=columns.get("importance"),
+            rejected=rejected,
         )
         total, rows = surrogate.total, {"ratio": surrogate.ratio, "clipped": surrogate.clipped}
         if config.kl_coefficient:
-            kl = kl_to_reference(scored["log_probs"], columns["reference_log_probs"], mask, config.average_over)
+            kl = kl_to_reference(
+                scored["log_probs"], columns["reference_log_probs"], mask, config.average_over, rejected
+            )
             total = total + config.kl_coefficient * kl.sum()
             rows["kl"] = kl.detach()
         if config.entropy_coefficient:
-            bonus = entropy_bonus(scored["entropy"], mask, config.average_over)
+            bonus = entropy_bonus(scored["entropy"], mask, config.average_over, rejected)
             total = total - config.entropy_coefficient * bonus
         return total / count, rows
 

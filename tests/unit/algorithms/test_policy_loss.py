@@ -14,8 +14,8 @@ from tempo_megatron.algorithms.policy_loss import (
     entropy_bonus,
     kl_to_reference,
     loss_count,
-    truncated_importance,
 )
+from tempo_megatron.algorithms.rollout_correction import rollout_correction
 
 Row = dict[str, Any]
 
@@ -71,8 +71,10 @@ def reference(
 def test_the_surrogate_equals_its_formula(ratio: str, average_over: str, dual_clip: float) -> None:
     """GSPO and PPO, each token with its own credit, with and without a dual clip that is active in some rows."""
     data = batch()
-    weights = truncated_importance(data["old_log_probs"], -torch.rand(10, 6).double(), data["mask"], cap=1.2)
-    for importance in (None, weights):
+    correction = rollout_correction(
+        data["old_log_probs"], -torch.rand(10, 6).double(), data["mask"], weight="token", cap=1.2
+    )
+    for importance in (None, correction.weights):
         options: Row = {
             "ratio": ratio,
             "clip_range_low": 0.1,
@@ -119,13 +121,37 @@ def test_unchanged_weights_have_ratios_of_exactly_1(ratio: str) -> None:
     assert loss.ratio.tolist() == [1.0] * 4 and loss.clipped.sum() == 0
 
 
-def test_importance_weights_are_truncated_and_carry_no_gradient() -> None:
-    """The weight is p_trainer / p_generator up to the cap, so that a token with p_generator near 0 cannot dominate."""
-    old = torch.tensor([[0.0, 0.0, 0.0]], requires_grad=True)
-    generated = torch.tensor([[0.5, -0.5, -9.0]])
-    weights = truncated_importance(old, generated, torch.tensor([[True, True, True]]), cap=2.0)
-    assert weights[0].tolist() == pytest.approx([math.exp(-0.5), math.exp(0.5), 2.0])
-    assert not weights.requires_grad
+@pytest.mark.parametrize("average_over", ["sequences", "tokens", "constant"])
+@pytest.mark.parametrize("ratio", ["sequence", "token"])
+def test_a_rejected_token_adds_nothing_and_changes_no_other_token(ratio: str, average_over: str) -> None:
+    """The gradient of surrogate, KL and entropy is that without the rejection, times 0 at rejected tokens: the average
+    and GSPO's ratio count them. A token whose ratio overflows makes no NaN once it is rejected."""
+    data = batch()
+    rejected = data["mask"] & (torch.rand(10, 6) < 0.4)
+    rejected[4] = data["mask"][4]
+    assert rejected.any() and not rejected[data["mask"]].all()
+
+    def gradients(rejected: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns the gradient of all terms, and the sequence ratios."""
+        data["log_probs"].grad = None
+        options: Row = {"ratio": ratio, "clip_range_low": 0.1, "clip_range_high": 0.15, "average_over": average_over}
+        loss = clipped_surrogate(**data, **options, rejected=rejected)
+        kl = kl_to_reference(data["log_probs"], data["old_log_probs"] + 0.3, data["mask"], average_over, rejected)
+        entropy = entropy_bonus(data["log_probs"].square(), data["mask"], average_over, rejected)
+        (loss.total + kl.sum() + entropy).backward()
+        assert data["log_probs"].grad is not None
+        return data["log_probs"].grad.clone(), loss.ratio
+
+    free, ratios = gradients(None)
+    corrected, corrected_ratios = gradients(rejected)
+    torch.testing.assert_close(corrected, free.masked_fill(rejected, 0.0), rtol=0, atol=0)
+    assert free[rejected].abs().min() > 0 and torch.equal(ratios, corrected_ratios)
+
+    if ratio == "token":
+        row, column = rejected.nonzero()[0].tolist()
+        with torch.no_grad():
+            data["log_probs"][row, column] = 1e4
+        assert gradients(rejected)[0].isfinite().all()
 
 
 @pytest.mark.parametrize("average_over", ["sequences", "tokens", "constant"])

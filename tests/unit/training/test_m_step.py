@@ -1,0 +1,104 @@
+"""The M-step around a policy that scores without a model: what its losses read, and what it logs of a correction."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tempo_megatron.algorithms.methods.grpo import Grpo
+from tempo_megatron.config import AverageOver, ImportanceWeight, PolicyConfig, Rejection, RolloutCorrectionConfig
+from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts, compute_advantages
+from tempo_megatron.training.phases.m_step import m_step
+
+LOG_PROB = -1.0
+"""The policy's log-prob of every token."""
+GENERATOR_LOG_PROBS = ((-1.0, -1.0), (-1.5,), (-1.0, -1.0, -3.0), (-1.0,))
+"""Of the responses to two prompts, in their order."""
+
+
+class ScoringPolicy:
+    """A policy whose steps compute the loss and its gradient by token, and count its forward passes."""
+
+    def __init__(self) -> None:
+        self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.5}])
+        self.scored_rows = 0
+        self.steps: list[tuple[Batch, torch.Tensor]] = []
+        """The batch of each step, and its loss's gradient by the log-probs, [rows, sequence]."""
+
+    def score(self, batch: Batch, score: Any) -> dict[str, torch.Tensor]:
+        self.scored_rows += batch.rows
+        columns = {"log_probs": torch.full(batch.tokens.shape, LOG_PROB), "entropy": torch.ones(batch.tokens.shape)}
+        return {name: column * batch.response_mask for name, column in columns.items()}
+
+    def step(self, batch: Batch, score: Any, loss: Any) -> tuple[dict[str, torch.Tensor], float]:
+        log_probs = torch.full(batch.tokens.shape, LOG_PROB).requires_grad_()
+        total, rows = loss({"log_probs": log_probs}, batch)
+        (gradient,) = torch.autograd.grad(total, log_probs)
+        self.steps.append((batch, gradient))
+        return rows, float(gradient.norm())
+
+
+def learned(
+    correction: RolloutCorrectionConfig, mini_batches: int = 1
+) -> tuple[ScoringPolicy, AdvantageBatch, dict[str, float]]:
+    """Returns the policy after an M-step with this correction, what it learned from, and the metrics."""
+    config = PolicyConfig(
+        average_over=AverageOver.tokens, mini_batches=mini_batches, epochs=2, rollout_correction=correction
+    )
+    policy: Any = ScoringPolicy()
+    prompts = [Prompt(name, (5, 6), "here", "exact", {"answer": "x"}) for name in "ab"]
+    rollouts = [
+        Rollout(prompts[index // 2], index % 2, (7,) * len(log_probs), log_probs, "stop")
+        for index, log_probs in enumerate(GENERATOR_LOG_PROBS)
+    ]
+    step = PolicyRollouts(rollouts, [1.0, 0.0, 1.0, 0.0])
+
+    def scores(*_: str) -> Any:
+        return None
+
+    batch = compute_advantages(step, Grpo(), policy, None, None, scores, config, wrong=0.0, seed=(3,))
+    return policy, batch, m_step(policy, batch, scores, config, (3,), max_response_tokens=4)
+
+
+def test_without_a_correction_the_loss_has_no_columns_of_one_and_logs_nothing() -> None:
+    """The default: neither weights nor metrics, so results are those of a run that knows no correction."""
+    _, batch, metrics = learned(RolloutCorrectionConfig())
+    assert batch.correction is None and not {"importance", "rejected"} & set(batch.batch.columns)
+    assert not any("ratio_max" in name or "rejected" in name for name in metrics if name != "policy/ratio_max")
+
+
+def test_weights_of_the_generators_log_probs_reach_the_gradient() -> None:
+    """Of each token, with the sign and size of its own ratio; the loss is divided by all seven tokens, of which three
+    are rejected. Old log-probs are scored once a row."""
+    correction = RolloutCorrectionConfig(ImportanceWeight.token, 1.2, Rejection.any_token, reject_above=2.0)
+    policy, batch, metrics = learned(correction)
+    free_policy, _, _ = learned(RolloutCorrectionConfig())
+    weights = torch.tensor([[1.0, 1.0, 0.0], [1.2, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    assert policy.scored_rows == free_policy.scored_rows == batch.batch.rows == 4
+    for (mini_batch, gradient), (_, free_gradient) in zip(policy.steps, free_policy.steps, strict=True):
+        torch.testing.assert_close(gradient, free_gradient * mini_batch.columns["importance"])
+        assert (free_gradient[mini_batch.columns["rejected"]] != 0).all()
+    torch.testing.assert_close(
+        batch.batch.columns["importance"][batch.batch.columns["learn"]],
+        torch.cat([row[: len(tokens)] for row, tokens in zip(weights, GENERATOR_LOG_PROBS, strict=True)]),
+    )
+    figures = {name: metrics[f"policy/{name}"] for name in ("rejected_tokens", "rejected_sequences", "token_ratio_max")}
+    assert figures == pytest.approx(
+        {"rejected_tokens": 3 / 7, "rejected_sequences": 1 / 4, "token_ratio_max": float(torch.tensor(2.0).exp())}
+    )
+    assert metrics["policy/importance_weight_mean"] == pytest.approx(4.2 / 7)
+
+
+def test_a_mini_batch_whose_tokens_are_all_rejected_is_left_out() -> None:
+    """A step on a gradient of zeros would still move weights by Adam's momentum."""
+    policy, _, _ = learned(RolloutCorrectionConfig(), mini_batches=4)
+    assert len(policy.steps) == 8
+    correction = RolloutCorrectionConfig(reject=Rejection.sequence, reject_above=1.5)
+    policy, _, metrics = learned(correction, mini_batches=4)
+    assert len(policy.steps) == 4 and metrics["policy/rejected_sequences"] == 2 / 4
+    assert all("importance" not in mini_batch.columns for mini_batch, _ in policy.steps)
