@@ -74,12 +74,13 @@ def pause_poll(
     """Returns the poll of a call of `generate`; None where no request may pause. All ranks call it."""
     if enough_groups is None:
         return None
-    tally = local_tally() if replicas == 1 else shared_tally(tensor_rank == 0)
-    return PausePoll(requests, enough_groups, replicas, tally, broadcast)
+    if replicas == 1:  # its tensor-parallel ranks count alike, and need not ask one another in every step
+        return PausePoll(requests, enough_groups, replicas, local_tally(), lambda numbers: numbers)
+    return PausePoll(requests, enough_groups, replicas, shared_tally(tensor_rank == 0), broadcast)
 
 
 def local_tally() -> Tally:
-    """Returns counts of this process, for a single replica. Its tensor-parallel ranks all count alike."""
+    """Returns counts of this process, for a single replica."""
     counts: Counter[str] = Counter()
 
     def add(name: str, number: int) -> int:

@@ -183,15 +183,15 @@ def fewer_iterations(trials: Trials) -> dict[str, Any]:
     }
 
 
-class StoppedInIteration3(Recorded):
-    """A generator that is asked to stop while it generates for iteration 3, and stops."""
+class StoppedInIteration2(Recorded):
+    """A generator that is asked to stop while it generates for iteration 2, and stops."""
 
     def __init__(self) -> None:
         self.should_stop: Callable[[], bool] | None = None
         self.run: Run | None = None
 
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
-        if self.run and self.run.iteration == 3 and self.should_stop:
+        if self.run and self.run.iteration == 2 and self.should_stop:
             os.kill(os.getpid(), signal.SIGUSR1)
             assert self.should_stop()
             raise GenerationStopped
@@ -212,7 +212,7 @@ def partial_rollouts(trials: Trials) -> dict[str, Any]:
     )
 
     def interrupted(config: Config, **factories: Any) -> Run:
-        generator = StoppedInIteration3()
+        generator = StoppedInIteration2()
         generator.run = build_recorded(config, generator, make_grader=Parity, write=trials.said.append, **factories)
         return generator.run
 

@@ -61,14 +61,15 @@ class FakeEngine:
 
 
 class UnevenEngine(FakeEngine):
-    """Makes unlabeled responses of one to twelve tokens; those of unfinished groups pause."""
+    """Makes unlabeled responses of one to twelve tokens, whose log-probs are minus the iteration's number; those of
+    unfinished groups pause."""
 
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         completions = []
         for request, completion in zip(requests, super().generate(requests), strict=True):
             length = 1 + request.seed % 12 if request.prompt_ids[0] == UNLABELED else 1
             ids = completion.response_ids * length
-            completions.append(Completion(ids, (0.0,) * length, "stop"))
+            completions.append(Completion(ids, (-float(self.iteration),) * length, "stop"))
         return pause_unfinished(requests, completions, enough_groups)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tempo_megatron.config import CriticTraining, GateOn, LearnsFrom, Order
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.state import RunState
@@ -50,6 +53,46 @@ def test_partial_rollouts_are_measured() -> None:
     assert max(each["rollouts/staleness_max"] for each in later) == 1
     assert 0 < max(each["rollouts/off_policy_tokens"] for each in later) < 1
     assert "rollouts/paused" not in loop.iterate(build_fake()[0])
+
+
+def test_without_the_setting_requests_are_those_of_a_run_before_it_existed() -> None:
+    """By a digest of the requests of two iterations with two M-steps each, from the commit before. No request has a
+    group, and no call of the engine lets any pause."""
+    run, _ = build_fake(m_steps=2)
+    engine, digest = run.collector.generator, hashlib.sha256()
+    generate = engine.generate
+
+    def noting(requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
+        assert enough_groups is None and not any(request.group for request in requests)
+        digest.update(repr(requests).encode())
+        return generate(requests, enough_groups)
+
+    engine.generate = noting
+    for iteration in (1, 2):
+        run.state.iteration = iteration
+        loop.iterate(run)
+    assert digest.hexdigest() == "570421750fb9083923ab713b3ee7cad2c06809bbe7e2748c9f6b082c116e8bef"
+    assert run.collector.carried == []
+
+
+def test_the_alarm_about_log_probs_looks_at_the_present_policys_tokens_alone() -> None:
+    """The fake policy's log-probs are 0 and those of an iteration's tokens are minus its number, so the differences are
+    exact: the distance that the policy has moved is no disagreement of generator and trainer."""
+    run, events = build_fake(partial_rollouts=0.5, labeled_prompts=1)
+    run.collector.generator = UnevenEngine(events)
+    fresh, stale = "generation/log_prob_difference", "rollouts/stale_log_prob_difference_mean"
+    seen = set()
+    for iteration in range(1, 8):
+        run.state.iteration = run.collector.generator.iteration = iteration
+        figures = loop.iterate(run)
+        share = figures["rollouts/off_policy_tokens"]
+        if share < 1:
+            assert figures[f"{fresh}_mean"] == figures[f"{fresh}_max"] == iteration
+        if share > 0:
+            assert figures[stale] == iteration - 1
+        assert (f"{fresh}_mean" in figures, stale in figures) == (share < 1, share > 0)
+        seen.add((share < 1, share > 0))
+    assert (True, True) in seen and (True, False) in seen
 
 
 def test_a_prompts_votes_wait_until_its_group_is_whole() -> None:
