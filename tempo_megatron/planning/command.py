@@ -11,7 +11,7 @@ from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning import report, shapes
 from tempo_megatron.planning.fit import layout_problems, memory_problems, plan_problems
 from tempo_megatron.planning.layout import Machine
-from tempo_megatron.planning.layout_search import rank_layouts
+from tempo_megatron.planning.layout_search import rank_generator_sizes, rank_layouts
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.workload import Workload
 from tempo_megatron.utils.terminal import print_markdown, refuse
@@ -70,7 +70,8 @@ def plan_recipe(
     (run,) = runs
     problems = layout_problems(run)
     if not problems:
-        print_markdown(report.format_plan(run, workload, rank_layouts(run, workload)))
+        choices, generators = rank_layouts(run, workload), rank_generator_sizes(run, workload)
+        print_markdown(report.format_plan(run, workload, choices, generators))
         problems = memory_problems(run)
     return _refuse(recipe, problems) if problems else 0
 

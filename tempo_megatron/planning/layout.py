@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tempo_megatron.config import Config, ParallelConfig
 from tempo_megatron.conversion.mapping import BackboneSettings
 
-_USABLE_GIB_PER_GB = 0.989
+USABLE_GIB_PER_GB = 0.989
 """The GiB that CUDA reports for each nominal GB of a GPU: 79.1 of an H100's 80."""
 
 
@@ -30,7 +30,7 @@ class Machine:
     @property
     def usable_gib(self) -> float:
         """The memory of a GPU in GiB, as CUDA reports it."""
-        return self.gpu_gb * _USABLE_GIB_PER_GB
+        return self.gpu_gb * USABLE_GIB_PER_GB
 
 
 @dataclass(frozen=True)

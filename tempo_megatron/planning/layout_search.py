@@ -1,4 +1,4 @@
-"""Searches the layouts that fit a number of GPUs, and orders them by speed."""
+"""Searches the layouts and the generator's sizes that fit a number of GPUs, and orders them by speed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tempo_megatron.config import Recompute
+from tempo_megatron.planning.decoding import Decoding, DecodingTime
 from tempo_megatron.planning.fit import plan_problems
 from tempo_megatron.planning.memory import GIB
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
@@ -15,6 +16,8 @@ from tempo_megatron.planning.workload import Workload
 
 EQUAL_SPEED_MARGIN = 0.08
 """Times that differ by a smaller share count as equal, because the estimate is no more precise."""
+GENERATOR_SPEED_MARGIN = 0.05
+"""The same for generating alone, whose steps are predicted better."""
 _TENSOR_SIZES, _PIPELINE_SIZES, _CONTEXT_SIZES = (1, 2, 4, 8), (1, 2, 4), (1, 2)
 
 
@@ -47,6 +50,37 @@ def rank_layouts(run: PlannedRun, workload: Workload) -> list[LayoutChoice]:
         layout = choice.run.layout
         is_fast = choice.seconds <= fastest * (1 + EQUAL_SPEED_MARGIN)
         return not is_fast, layout.pipeline * layout.context if is_fast else 0, choice.seconds
+
+    return sorted(choices, key=order)
+
+
+@dataclass(frozen=True)
+class GeneratorChoice:
+    """A tensor parallel size of the generator, and the time of an iteration's first generate call."""
+
+    tensor_size: int
+    time: DecodingTime
+
+
+def rank_generator_sizes(run: PlannedRun, workload: Workload) -> list[GeneratorChoice]:
+    """Return the tensor parallel sizes of the generator that fit in the run's layout, the best first.
+
+    Sizes about as fast as the fastest come first, the smallest of them at the head. The others follow by speed.
+    """
+    choices = []
+    for size in _TENSOR_SIZES:
+        config = copy.deepcopy(run.config)
+        config.generation.tensor_parallel_size = size
+        candidate = PlannedRun(run.settings, config, run.machine)
+        if size <= run.machine.gpus_per_node and not plan_problems(candidate):
+            rollouts = Schedule(candidate, workload).rollouts
+            requests = rollouts.labeled + rollouts.unlabeled
+            choices.append(GeneratorChoice(size, Decoding(candidate, workload).time(requests)))
+    fastest = min((choice.time.seconds for choice in choices), default=0.0)
+
+    def order(choice: GeneratorChoice) -> tuple[bool, float]:
+        is_fast = choice.time.seconds <= fastest * (1 + GENERATOR_SPEED_MARGIN)
+        return not is_fast, choice.tensor_size if is_fast else choice.time.seconds
 
     return sorted(choices, key=order)
 

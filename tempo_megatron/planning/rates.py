@@ -56,13 +56,18 @@ SYNC_BYTES_PER_SECOND = 54e9
 """The rate of a weight sync, for each GPU of a replica."""
 SWITCH_SECONDS = 0.35
 """The seconds to wake the generator and put it to sleep."""
-DECODE_STEP_SECONDS = 2e-3
-"""The seconds of a decoding step beside memory reads and matrix products."""
-_DECODE_BANDWIDTH_SHARE = 0.8
-"""The share of the memory bandwidth at which weights and KV cache are read.
+DECODE_HOST_SECONDS = 2.6e-3
+"""The seconds of the host's work in a decoding step, beside those of each live sequence.
 
-Fitted to a rollout at TP1, as is `DECODE_STEP_SECONDS`.
+These and the device's seconds are fitted to steps of a 1.7B and an 8B shape at 1 to 128 live sequences
+(docs/results/2026-11-29-gpu.md).
 """
+DECODE_HOST_SEQUENCE_SECONDS = 0.04e-3
+"""The seconds of the host's work for each live sequence of a decoding step."""
+DECODE_DEVICE_SECONDS = 1.2e-3
+"""The device's seconds in a decoding step beside memory reads and matrix products."""
+_DECODE_BANDWIDTH_SHARE = 0.8
+"""The share of the memory bandwidth at which weights and KV cache are read, fitted to a rollout at TP1."""
 _BANDWIDTH_BY_GB = ((100, 4.8e12), (0, 3.35e12))
 """The memory bandwidth in bytes per second by the least GB of a GPU: H200 and H100, from NVIDIA's data sheets."""
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tempo_megatron.planning import host, rates
+from tempo_megatron.planning.decoding import TAIL_SEQUENCES
 from tempo_megatron.planning.fit import HEADROOM, format_parts
-from tempo_megatron.planning.layout_search import EQUAL_SPEED_MARGIN, LayoutChoice
+from tempo_megatron.planning.layout_search import EQUAL_SPEED_MARGIN, GeneratorChoice, LayoutChoice
 from tempo_megatron.planning.memory import GIB
 from tempo_megatron.planning.partial_rollouts import steps_until_paused
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
@@ -22,7 +23,9 @@ def format_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def format_plan(run: PlannedRun, workload: Workload, choices: Sequence[LayoutChoice]) -> str:
+def format_plan(
+    run: PlannedRun, workload: Workload, choices: Sequence[LayoutChoice], generators: Sequence[GeneratorChoice]
+) -> str:
     """Return the plan of one run on one number of nodes."""
     machine = run.machine
     parts = [
@@ -33,6 +36,7 @@ def format_plan(run: PlannedRun, workload: Workload, choices: Sequence[LayoutCho
         _host_table(run),
         _time_table(run, workload),
         _layout_table(run, choices),
+        _generator_table(run, generators),
     ]
     return "\n\n".join(parts)
 
@@ -124,6 +128,18 @@ def _layout_table(run: PlannedRun, choices: Sequence[LayoutChoice]) -> str:
         rows.append([choice, f"{choice.seconds:,.0f}", f"{choice.peak_gib:.1f}", reason])
     heads = ["layout", "seconds per iteration", "GiB per GPU", "reason"]
     return f"The best of the {len(choices)} layouts that fit:\n\n" + format_table(heads, rows)
+
+
+def _generator_table(run: PlannedRun, generators: Sequence[GeneratorChoice]) -> str:
+    if not generators:
+        return "No size of the generator fits these GPUs."
+    rows = []
+    for choice in generators:
+        size = f"TP{choice.tensor_size}" + (" (the recipe's own)" if choice.tensor_size == run.layout.replica else "")
+        rows.append([size, f"{choice.time.seconds:,.1f}", f"{choice.time.tail_seconds:,.1f}"])
+    tail = f"of them with at most {TAIL_SEQUENCES} live sequences a replica"
+    heads = ["generator", "seconds of a generate call", tail]
+    return "Sizes of the generator in this layout, the best first:\n\n" + format_table(heads, rows)
 
 
 def _is_recipes_own(choice: LayoutChoice, run: PlannedRun) -> bool:

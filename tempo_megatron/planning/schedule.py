@@ -9,6 +9,7 @@ from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import CriticConfig, CriticTraining, LearnsFrom, PolicyConfig
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
+from tempo_megatron.planning.decoding import Decoding
 from tempo_megatron.planning.model_time import ModelTime
 from tempo_megatron.planning.partial_rollouts import steps_until_paused
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
@@ -77,39 +78,21 @@ class Schedule:
         return first + sum(map(self.generate_seconds, self.rollouts.refills(labeled, self.workload.uniform_share)))
 
     def partial_generate_seconds(self) -> float:
-        """Return the seconds of a generate call that ends when enough groups are whole (`loop.partial_rollouts`)."""
-        loop = self.run.config.loop
-        responses_in_flight = self.rollouts.unlabeled * loop.prompts_in_flight // loop.unlabeled_prompts
-        return self.generate_seconds(
-            self.rollouts.unlabeled, responses_in_flight, steps_until_paused(loop, self.workload)
-        )
+        """Return the seconds of a generate call that ends when enough groups are whole (`loop.partial_rollouts`).
 
-    def generate_seconds(self, requests: int, in_flight: int = 0, last_step: float = 0.0) -> float:
-        """Return the seconds until this many responses are generated.
-
-        `in_flight` is the number of responses that may be decoded at a time, and `last_step` the step after which
-        generation ends if every response has a slot; 0: `requests`, and the longest response.
+        What pauses leaves its place to what goes on, so that a mean number of sequences is live in every step.
         """
-        if not requests:
-            return 0.0
-        run, engine, workload = self.run, self.run.engine, self.workload
-        bandwidth = rates.decode_bytes_per_second(run.machine.gpu_gb)
-        replica_requests = requests * run.layout.replica / run.machine.gpus
-        mean_tokens = workload.prompt + workload.average(lambda length: length**2) / (2 * workload.mean)
-        replica_slots = (in_flight or requests) * run.layout.replica / run.machine.gpus
-        concurrent = min(replica_slots, engine.concurrent_sequences(mean_tokens))
-        if not concurrent:
+        decoding, loop = Decoding(self.run, self.workload), self.run.config.loop
+        if not decoding.slots:
             return math.inf
-        last_step = last_step or max(workload.lengths)
-        tail = max(0.0, last_step - workload.mean) / 2
-        steps = max(last_step, replica_requests * workload.mean / concurrent + tail)
-        products = engine.weight_bytes * concurrent / rates.PASS_FLOPS["policy", False]
-        all_reduces = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
-        step = rates.DECODE_STEP_SECONDS + all_reduces + max(engine.weight_bytes / bandwidth, products)
-        cache_read = workload.average(
-            lambda length: length * engine.sequence_cache_bytes(workload.prompt + length // 2)
-        )
-        return steps * step + replica_requests * cache_read / bandwidth
+        replica_responses = self.rollouts.unlabeled * self.run.layout.replica / self.run.machine.gpus
+        tokens = replica_responses * self.workload.mean
+        steps = max(steps_until_paused(loop, self.workload), tokens / decoding.slots)
+        return steps * decoding.step_seconds(round(tokens / steps), round(decoding.mean_tokens))
+
+    def generate_seconds(self, requests: int) -> float:
+        """Return the seconds until this many responses are generated."""
+        return Decoding(self.run, self.workload).time(requests).seconds
 
     def _pass_seconds(self, role: Role, rollouts: int) -> float:
         return ModelTime(self.run, self.workload, role).pass_seconds(rollouts)

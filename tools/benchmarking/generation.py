@@ -125,9 +125,16 @@ def _medians(rounds: list[list[float]]) -> list[float]:
     return [clock.median(step_seconds) for step_seconds in rounds]
 
 
-def _requests(workload: RolloutWorkload, vocabulary: int) -> list[Request]:
+def random_prompts(workload: RolloutWorkload, vocabulary: int) -> list[list[int]]:
+    """The tokens of each prompt, the same on every rank."""
     random = torch.Generator().manual_seed(derive_seed("benchmark", "prompts"))
-    ids = torch.randint(2, vocabulary, (workload.prompts, workload.prompt_tokens), generator=random).tolist()
+    size = (workload.prompts, workload.prompt_tokens)
+    prompts: list[list[int]] = torch.randint(2, vocabulary, size, generator=random).tolist()
+    return prompts
+
+
+def _requests(workload: RolloutWorkload, vocabulary: int) -> list[Request]:
+    ids = random_prompts(workload, vocabulary)
     requests = []
     for number in range(workload.prompts * workload.samples):
         seed = derive_seed("benchmark", "request", number)

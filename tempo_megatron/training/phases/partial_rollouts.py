@@ -44,9 +44,9 @@ class Group:
         """The age of the oldest token, in M-steps."""
         return max(rollout.staleness for rollout in self.rollouts)
 
-    def carried(self) -> Group:
+    def aged(self) -> Group:
         """Return the group as the next iteration sees it: all its tokens are of an earlier policy then."""
-        return replace(self, rollouts=tuple(map(_carried, self.rollouts)))
+        return replace(self, rollouts=tuple(map(_aged, self.rollouts)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the group as JSON can write it. Tokens and log-probs are bytes in base64, eight bytes a token."""
@@ -98,7 +98,7 @@ class PartialStep:
     resumed: int
     """The number of responses that went on from a pause."""
     paused: int
-    """The number of responses that paused."""
+    """The number of responses that paused or did not start."""
 
 
 def sample_groups(
@@ -133,9 +133,7 @@ def sample_groups(
     ]
     new_drafts = [replace(draft, group=len(carried) + row // samples) for row, draft in enumerate(new)]
     counted = sum(group.is_whole or must for group, must in zip(groups, must_finish, strict=True))
-    rollouts = iter(
-        complete([*others, *resumed_drafts, *new_drafts], max(0, loop.unlabeled_prompts - counted)),
-    )
+    rollouts = iter(complete([*others, *resumed_drafts, *new_drafts], max(0, loop.unlabeled_prompts - counted)))
     other_rollouts = [next(rollouts) for _ in others]
     groups = [
         replace(group, rollouts=tuple(next(rollouts) if each.paused else each for each in group.rollouts))
@@ -147,7 +145,7 @@ def sample_groups(
     return PartialStep(
         other_rollouts,
         [groups[number] for number in trained],
-        [group.carried() for group in left],
+        [group.aged() for group in left],
         resumed=sum(bool(draft.rollout.response_ids) for draft in resumed_drafts),
         paused=sum(rollout.paused for group in left for rollout in group.rollouts),
     )
@@ -167,7 +165,7 @@ def staleness_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def _carried(rollout: Rollout) -> Rollout:
+def _aged(rollout: Rollout) -> Rollout:
     tokens = len(rollout.response_ids)
     return replace(rollout, stale_tokens=tokens, staleness=rollout.staleness + 1) if tokens else rollout
 

@@ -18,6 +18,7 @@ def test_a_plan_needs_at_least_one_node_and_gpu(option: str, capsys: pytest.Capt
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(ROOT / "recipes" / "qwen3_14b_math.yaml"), "--nodes", "2", "loop.iterations=10"]) == 0
     printed = capsys.readouterr()
+    assert "| TP2 (the recipe's own) | " in printed.out.partition("Sizes of the generator")[2]
     assert "2 x 8 GPUs of 80 GB, TP4 DP4" in printed.out and "GPU-hours" in printed.out and not printed.err
     for phase in phases.PHASE_STATE:
         assert f"| {phase} |" in printed.out

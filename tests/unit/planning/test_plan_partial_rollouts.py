@@ -57,6 +57,6 @@ def test_the_plan_of_generation_ends_earlier_unless_labeled_rollouts_wait() -> N
 
 def test_the_plan_says_what_partial_rollouts_are_expected_to_save() -> None:
     """With the prompts in flight, the last step, and the reservation about labeled rollouts."""
-    text = report.format_plan(planned(labeled=False, share=0.65).run, SKEWED, [])
+    text = report.format_plan(planned(labeled=False, share=0.65).run, SKEWED, [], [])
     assert "197 prompts are in flight" in text and "steps of at most 4,000" in text
-    assert "Partial rollouts" not in report.format_plan(planned(labeled=False, share=0.0).run, SKEWED, [])
+    assert "Partial rollouts" not in report.format_plan(planned(labeled=False, share=0.0).run, SKEWED, [], [])

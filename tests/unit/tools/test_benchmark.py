@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -63,6 +65,21 @@ def test_lengths_follow_their_seed_and_stay_within_bounds() -> None:
         Lengths.parse("normal:3:4")
 
 
+def test_lengths_of_questions_are_distributed_as_without_them_and_predictable() -> None:
+    """Half of the variance of the logarithm is between questions, none of it comes from a wider distribution."""
+    for text in ("mean:1060:100000", "uniform:256:768"):
+        lengths = Lengths.parse(text)
+        alone = sorted(lengths.draw(seed) for seed in range(4000))
+        by_question = [
+            [lengths.draw_of_question(question, (question, n)) for n in range(2)] for question in range(2000)
+        ]
+        of_questions = sorted(itertools.chain(*by_question))
+        for rank in range(200, 4000, 200):
+            assert of_questions[rank] == pytest.approx(alone[rank], rel=0.12)
+        first, second = zip(*by_question, strict=True)
+        assert 0.42 < statistics.correlation(first, second, method="ranked") < 0.56
+
+
 def test_time_of_kernels_by_hand() -> None:
     """Communication runs from 0 to 4 and 6 to 9, a product from 3 to 5: 8 of 9 microseconds are busy, 6 with
     communication alone. A collective takes as long as on the rank that arrives last."""
@@ -99,7 +116,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     assert report["shape"]["name"] == "tiny" and report["versions"]["megatron-core"] and "tiny" in report["command"]
     measured = report["sections"]
     passes = {"log-probs and entropy", "values"}
-    other_sections = {name: measured.pop(name) for name in ("sync", "rollout", "tail", "switch", "iteration")}
+    other_sections = {name: measured.pop(name) for name in ("sync", "rollout", "order", "tail", "switch", "iteration")}
     assert set(measured) == {
         f"{name}, fp8 none"
         for name in (
@@ -128,6 +145,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     rollout = other_sections["rollout"]
     assert rollout["tokens/s/GPU"]["ours"] > 0 and other_sections["sync"]["GB"] > 0
     assert 0 < rollout["seconds in them"]["ours"][0] < rollout["seconds of each"]["ours"][0]
+    assert other_sections["order"]["requests"] == 4 * 2 and other_sections["order"]["longest first / in order"] > 0
     assert list(other_sections["tail"]) == ["1 live", "3 live"]
     for live, figures in zip((1, 3), other_sections["tail"].values(), strict=True):
         assert figures["tokens/s"] == pytest.approx(live / figures["ms a step"] * 1e3)

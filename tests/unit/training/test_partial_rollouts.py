@@ -156,7 +156,7 @@ def test_whole_groups_that_are_left_over_train_first_and_are_stale() -> None:
     """Several groups may end in the same step, or before all replicas have noticed."""
     whole = Rollout(prompt("a"), 0, (1, 1), (-1.0, -1.0), "stop")
     empty = Rollout(prompt("b"), 0, (), (), PAUSED)
-    old, waiting = Group(3, (whole,)).carried(), Group(3, (empty,)).carried()
+    old, waiting = Group(3, (whole,)).aged(), Group(3, (empty,)).aged()
     assert (old.staleness, old.rollouts[0].stale_tokens, waiting.staleness) == (1, 2, 0)
     calls = []
 
