@@ -23,7 +23,8 @@ NOT_STARTED = Completion((), (), PAUSED)
 """The completion of a request that pauses before it has started."""
 _SHARED_STEPS = 8
 """The engine steps between two looks at counts that replicas share."""
-_WHOLE = "whole groups"
+_WHOLE, _DUE = "whole", "due"
+"""The counts of whole groups, and of those among them that must finish."""
 _calls = itertools.count()
 """Numbers the shared tallies. All ranks make the same calls of `generate`, so their numbers agree."""
 
@@ -31,9 +32,9 @@ _calls = itertools.count()
 class PausePoll:
     """Finds the moment of a call of `generate` at which the unfinished requests that have a group pause.
 
-    It has come when `enough_groups` groups are whole. A group is whole when all its requests have ended. A single
-    replica looks before each engine step, so that the moment depends on the number of steps alone. Several replicas
-    look every few steps.
+    It has come when `enough_groups` groups are whole, and among them all groups that must finish. A group is whole when
+    all its requests have ended. A single replica looks before each engine step, so that the moment depends on the
+    number of steps alone. Several replicas look every few steps.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class PausePoll:
     ) -> None:
         self._groups = [request.group for request in requests]
         self._sizes = Counter(self._groups)
+        self._due = {request.group for request in requests if request.must_finish}
         self._enough_groups = enough_groups
         self._tally, self._broadcast = tally, broadcast
         self._steps = self._steps_left = 1 if replicas == 1 else _SHARED_STEPS
@@ -52,6 +54,7 @@ class PausePoll:
         group = self._groups[number]
         if group is not None and self._tally(str(group), 1) == self._sizes[group]:
             self._tally(_WHOLE, 1)
+            self._tally(_DUE, int(group in self._due))
 
     def comes_now(self) -> bool:
         """Returns true once, when requests pause. Every rank of a replica calls it before every step."""
@@ -59,7 +62,8 @@ class PausePoll:
         if self.has_come or self._steps_left > 0:
             return False
         self._steps_left = self._steps
-        (first_ranks_view,) = self._broadcast([int(self._tally(_WHOLE, 0) >= self._enough_groups)])
+        is_enough = self._tally(_WHOLE, 0) >= self._enough_groups and self._tally(_DUE, 0) == len(self._due)
+        (first_ranks_view,) = self._broadcast([int(is_enough)])
         self.has_come = bool(first_ranks_view)
         return self.has_come
 

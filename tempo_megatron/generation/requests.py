@@ -27,6 +27,8 @@ class Request:
     """The expected length of the response. It decides when the request is generated, and is no part of its identity."""
     group: int | None = field(default=None, compare=False, repr=False)
     """The number of its group, whose requests may pause. None: the request always finishes."""
+    must_finish: bool = field(default=False, compare=False, repr=False)
+    """Whether nothing pauses before its group is whole."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ _ITERATIONS, _WARM_UP = 40, 8
 def steps_until_paused(loop: LoopConfig, workload: Workload) -> float:
     """Return the mean number of engine steps of a generate call without labeled rollouts.
 
-    Every response in flight has a slot. A call lasts until `loop.unlabeled_prompts` groups are whole, and until groups
-    with tokens of the largest age are. Lengths are drawn from the workload, independently.
+    Every response in flight has a slot. A call lasts until `loop.unlabeled_prompts` groups are whole, among them those
+    with tokens of the largest age. Lengths are drawn from the workload, independently.
     """
     samples = max(loop.samples_per_prompt, loop.votes_per_prompt)
     return _simulate(workload.lengths, loop.unlabeled_prompts, loop.prompts_in_flight, samples, loop.staleness)
@@ -29,12 +29,11 @@ def _simulate(lengths: tuple[int, ...], trained: int, in_flight: int, samples: i
     total = 0.0
     for iteration in range(_ITERATIONS):
         new = [(max(generator.choices(lengths, k=samples)), 0) for _ in range(in_flight - len(carried))]
-        due = [steps for steps, age in carried if age >= staleness]
-        others = [group for group in [*carried, *new] if group[1] < staleness]
-        others.sort()
-        enough = trained - len(due)
-        pause = others[enough - 1][0] if enough > 0 else 0.0
-        carried = [(steps - pause, age + (pause > 0)) for steps, age in others[max(0, enough) :]]
+        groups = sorted([*carried, *new])
+        last = max(groups[trained - 1][0], *(steps for steps, age in groups if age >= staleness), 0.0)
+        whole = sorted((group for group in groups if group[0] <= last), key=lambda group: -group[1])
+        left = [*whole[trained:], *(group for group in groups if group[0] > last)]
+        carried = [(max(0.0, steps - last), age + (last > 0)) for steps, age in left]
         if iteration >= _WARM_UP:
-            total += max([pause, *due])
+            total += last
     return total / (_ITERATIONS - _WARM_UP)

@@ -23,6 +23,7 @@ WORKER = Path(__file__).with_name("methods_worker.py")
 PARTIAL = (
     "method=frozen_critic",
     "loop.partial_rollouts=0.5",
+    "loop.samples_per_prompt=1",
     "policy.rollout_correction.weight=token",
     "policy.rollout_correction.cap=2",
 )

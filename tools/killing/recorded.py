@@ -41,7 +41,10 @@ def pause_unfinished(
     for request, completion in zip(requests, completions, strict=True):
         if request.group is not None:
             ends[request.group] = max(ends.get(request.group, 0), len(completion.response_ids))
-    steps = max(sorted(ends.values())[:enough_groups], default=0)
+    due = {request.group for request in requests if request.must_finish}
+    steps = max(
+        [*sorted(ends.values())[:enough_groups], *(ends[group] for group in due if group is not None)], default=0
+    )
     return [
         each
         if request.group is None or len(each.response_ids) <= steps

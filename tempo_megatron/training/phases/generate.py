@@ -20,6 +20,8 @@ class Draft:
     seed: int
     group: int | None = None
     """The number of its group, which may pause (`Request.group`)."""
+    must_finish: bool = False
+    """Whether nothing pauses before its group is whole."""
 
 
 def generate(
@@ -89,6 +91,7 @@ def complete(
             temperature=temperature,
             top_p=top_p,
             group=draft.group,
+            must_finish=draft.must_finish,
             expected_tokens=None if draft.rollout.response_ids else expected.get(draft.rollout.prompt.id),
         )
         for draft in drafts

@@ -114,26 +114,30 @@ def sample_groups(
 ) -> PartialStep:
     """Continue carried groups and sample new ones until `loop.unlabeled_prompts` groups are whole.
 
-    `others` are drafts that always finish. `new` has `samples` drafts of each new prompt. A group whose oldest token is
-    `loop.staleness` M-steps old always finishes too, and the oldest whole groups train first. No more groups are
-    carried over than train, so that the next M-step can learn from all of these: no token trains that is older than
-    `loop.staleness`, and none is thrown away.
+    `others` are drafts that always finish. `new` has `samples` drafts of each new prompt. Nothing pauses before all
+    groups are whole whose oldest token is `loop.staleness` M-steps old, and the oldest whole groups train first. No
+    more groups are carried over than train, so that the next M-step can learn from all of these: no token trains that
+    is older than `loop.staleness`, and none is thrown away.
     """
     new_groups = [
         Group(iteration, tuple(draft.rollout for draft in new[start : start + samples]))
         for start in range(0, len(new), samples)
     ]
     groups = [*carried, *new_groups]
-    must_finish = [group.staleness >= loop.staleness for group in groups]
     resumed_drafts = [
-        Draft(rollout, _resumed_seed(seed, iteration, group, rollout), None if must_finish[number] else number)
+        Draft(
+            rollout,
+            _resumed_seed(seed, iteration, group, rollout),
+            group=number,
+            must_finish=group.staleness >= loop.staleness,
+        )
         for number, group in enumerate(carried)
         for rollout in group.rollouts
         if rollout.paused
     ]
     new_drafts = [replace(draft, group=len(carried) + row // samples) for row, draft in enumerate(new)]
-    counted = sum(group.is_whole or must for group, must in zip(groups, must_finish, strict=True))
-    rollouts = iter(complete([*others, *resumed_drafts, *new_drafts], max(0, loop.unlabeled_prompts - counted)))
+    enough_groups = loop.unlabeled_prompts - sum(group.is_whole for group in carried)
+    rollouts = iter(complete([*others, *resumed_drafts, *new_drafts], enough_groups))
     other_rollouts = [next(rollouts) for _ in others]
     groups = [
         replace(group, rollouts=tuple(next(rollouts) if each.paused else each for each in group.rollouts))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -28,6 +29,16 @@ def test_the_moment_comes_once_when_enough_groups_are_whole() -> None:
         poll.count(number)
         assert poll.comes_now() is comes, number
     assert poll.has_come and [poll.may_pause(number) for number in range(3)] == [False, True, True]
+
+
+def test_groups_that_must_finish_are_waited_for() -> None:
+    """They count among those that are enough, and the others go on while they take longer."""
+    requests = requests_of([0, 1, 2, 3])
+    requests[1] = replace(requests[1], must_finish=True)
+    poll = PausePoll(requests, 2, 1, local_tally(), same)
+    for number, comes in [(0, False), (2, False), (1, True)]:
+        poll.count(number)
+        assert poll.comes_now() is comes
 
 
 def test_with_no_group_to_wait_for_the_moment_comes_at_once() -> None:

@@ -51,7 +51,7 @@ def test_partial_rollouts_are_measured() -> None:
     later = figures[1:]
     assert sum(each["rollouts/resumed"] for each in later) > 0
     assert max(each["rollouts/staleness_max"] for each in later) == 1
-    assert 0 < max(each["rollouts/off_policy_tokens"] for each in later) < 1
+    assert any(0 < each["rollouts/off_policy_tokens"] < 1 for each in later)
     assert "rollouts/paused" not in loop.iterate(build_fake()[0])
 
 

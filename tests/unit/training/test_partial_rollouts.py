@@ -135,13 +135,15 @@ def test_a_continuation_is_the_prompt_with_the_prefix_and_a_seed_of_its_own() ->
     assert resumed > 50 and len(set(seeds)) == len(seeds)
 
 
-def test_labeled_rollouts_and_groups_of_the_largest_age_always_finish() -> None:
-    """The E-step is on-policy, and the bound on age holds by waiting."""
+def test_labeled_rollouts_always_finish_and_groups_of_the_largest_age_are_waited_for() -> None:
+    """The E-step is on-policy. The bound on age holds because nothing pauses before."""
     steps, requests, _ = run(loop_of(6, 0.5, 1), 20, labeled=5)
     for step, of_iteration in zip(steps, requests, strict=True):
         assert len(step.others) == 5 and not any(rollout.paused or rollout.stale_tokens for rollout in step.others)
         assert [request.group for request in of_iteration[:5]] == [None] * 5
-        assert all(request.group is None for request in of_iteration if len(request.prompt_ids) > 2)
+        assert not any(request.must_finish for request in of_iteration[:5])
+        assert all(request.must_finish for request in of_iteration if len(request.prompt_ids) > 2)
+        assert all(request.group is not None for request in of_iteration[5:])
 
 
 def test_new_requests_are_those_of_a_run_in_which_nothing_pauses() -> None:
