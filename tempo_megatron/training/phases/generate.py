@@ -22,6 +22,8 @@ class Draft:
     """The number of its group, which may pause (`Request.group`)."""
     must_finish: bool = False
     """Whether nothing pauses before its group is whole."""
+    is_carried: bool = False
+    """Whether an earlier iteration left it to this one."""
 
 
 def generate(
@@ -79,10 +81,15 @@ def complete(
     """Return the continued rollout of each draft, in order, from one generate call.
 
     A continued rollout keeps its tokens and their log-probs, and the response as a whole has at most `max_tokens`. With
-    `enough_groups` drafts that have a group may pause again (`Generator.generate`). Of requests with the expected
-    lengths of `history`, those of continued rollouts come first: they have outlived others, and no expectation.
+    `enough_groups` drafts that have a group may pause again (`Generator.generate`). Those without a group then come
+    first, because the call waits for them, and so do carried ones, which must not wait for ever.
     """
     expected = history.expected_tokens if history else {}
+
+    def comes_first(draft: Draft) -> bool:
+        """Return whether the request has no expected length: these are generated before all others."""
+        return enough_groups is not None and (draft.is_carried or draft.group is None)
+
     requests = [
         Request(
             prompt_ids=draft.rollout.token_ids,
@@ -92,7 +99,7 @@ def complete(
             top_p=top_p,
             group=draft.group,
             must_finish=draft.must_finish,
-            expected_tokens=None if draft.rollout.response_ids else expected.get(draft.rollout.prompt.id),
+            expected_tokens=None if comes_first(draft) else expected.get(draft.rollout.prompt.id),
         )
         for draft in drafts
     ]

@@ -130,6 +130,7 @@ def sample_groups(
             _resumed_seed(seed, iteration, group, rollout),
             group=number,
             must_finish=group.staleness >= loop.staleness,
+            is_carried=True,
         )
         for number, group in enumerate(carried)
         for rollout in group.rollouts

@@ -153,18 +153,20 @@ def test_a_resumed_run_goes_on_with_what_it_carried() -> None:
     assert resumed.collector.history.expected_tokens == run.collector.history.expected_tokens
 
 
-def test_lengths_are_observed_once_a_group_is_whole_and_continuations_come_first() -> None:
-    """What a paused response has so far is not its length. Its continuation has outlived the expectation."""
+def test_lengths_are_observed_once_a_group_is_whole_and_carried_requests_come_first() -> None:
+    """What a paused response has so far is not its length. Requests without an expectation come first. A carried one
+    has none, so that a short one does not wait for ever, and a labeled one has none, because the call waits for it."""
     run, events = build_fake(partial_rollouts=0.5)
     engine = run.collector.generator = UnevenEngine(events)
-    continuations = 0
+    carried = known = 0
     for iteration in range(1, 5):
-        collected = run.collector.collect(iteration, unlabeled=3)
+        waiting = sum(rollout.paused for group in run.collector.carried for rollout in group.rollouts)
+        collected = run.collector.collect(iteration, labeled=2, unlabeled=3)
         expected = LengthHistory()
-        expected.observe(collected.unlabeled)
+        expected.observe([*collected.labeled, *collected.unlabeled])
         if iteration == 1:
             assert run.collector.history.expected_tokens == expected.expected_tokens
-        resumed = [request for request in engine.requests if len(request.prompt_ids) > 2]
-        assert all(request.expected_tokens is None for request in resumed)
-        continuations += len(resumed)
-    assert continuations > 0
+        assert all(request.expected_tokens is None for request in engine.requests[: 4 + waiting])
+        carried += waiting
+        known += sum(request.expected_tokens is not None for request in engine.requests[4 + waiting :])
+    assert carried > 0 < known
