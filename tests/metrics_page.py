@@ -13,6 +13,7 @@ PLACEHOLDERS = {
     "PERCENT": r"\d{3}",
     "KIND": "(host|device)",
     "PHASE": r"\w+",
+    "RATIO": "(token|sequence|geometric_mean)",
     "K": r"\d+",
 }
 

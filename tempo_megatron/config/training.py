@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -253,6 +254,16 @@ class LoopConfig:
     e_steps: int = setting(1, "E-steps of an iteration that has any, each on new prompts", at_least=1)
     m_steps: int = setting(1, "M-steps of an iteration, each on rollouts of the current policy", at_least=1)
     e_step_interval: int = setting(1, "every so many iterations have E-steps", at_least=1)
+    partial_rollouts: float = setting(
+        0.0,
+        "an iteration's generation ends once this share, from 0.5, of the unlabeled prompts in flight has all its "
+        "responses; the others pause and go on under the next policy; 0: every response finishes",
+        at_least=0,
+        below=1,
+    )
+    staleness: int = setting(
+        1, "largest age, in M-steps, of a token that partial rollouts train on; older responses must finish", at_least=1
+    )
     order: Order = setting(
         Order.critic_first,
         "critic that values the M-step's rollouts: critic_first (after the E-step), values_first (before)",
@@ -271,6 +282,11 @@ class LoopConfig:
         GateOn.auroc_within_prompts,
         "AUROC of the gate: auroc (over all pairs of rollouts), auroc_within_prompts (over pairs of one prompt)",
     )
+
+    @property
+    def prompts_in_flight(self) -> int:
+        """The unlabeled prompts that are sampled at a time. Of these `partial_rollouts` is the share that trains."""
+        return math.ceil(round(self.unlabeled_prompts / (self.partial_rollouts or 1.0), 6))
 
 
 @dataclass

@@ -24,7 +24,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response. It ends with the end-of-sequence token unless it was truncated."""
+    """One sampled response. It ends with the end-of-sequence token unless it was truncated or is paused."""
 
     prompt: Prompt
     sample: int
@@ -33,11 +33,19 @@ class Rollout:
     generator_log_probs: tuple[float, ...] = field(repr=False)
     """The generator's log-probability of each response token, at the temperature of sampling."""
     finish_reason: str
-    """`stop`, or `length` for a truncated response."""
+    """`stop`, `length` for a truncated response, or `paused` for one that goes on in the next iteration."""
+    stale_tokens: int = 0
+    """The number of its first tokens that earlier policies sampled."""
+    staleness: int = 0
+    """The age of its first token: how many M-steps the policy has made since."""
 
     @property
     def truncated(self) -> bool:
         return self.finish_reason == "length"
+
+    @property
+    def paused(self) -> bool:
+        return self.finish_reason == "paused"
 
     @property
     def token_ids(self) -> tuple[int, ...]:

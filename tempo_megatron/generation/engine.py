@@ -19,7 +19,8 @@ from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation import random_state
 from tempo_megatron.generation.checksums import compare
 from tempo_megatron.generation.figures import FigureSums
-from tempo_megatron.generation.queue import RequestQueue, local_counter, longest_first, shared_counter
+from tempo_megatron.generation.pausing import NOT_STARTED, pause_poll, pause_requests
+from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter, longest_first, shared_counter
 from tempo_megatron.generation.requests import Completion, Request, gather_completions, sampling_params
 from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
@@ -89,10 +90,11 @@ class Generator:
         self._receiver = WeightReceiver(self._llm, config.precision, dtype, self.tensor_rank, tensor_parallel_size)
         self.sleep()
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
 
         Requests that expect the most tokens are generated first (`queue.longest_first`), which changes no completion.
+        With `enough_groups` requests that have a group may come back `PAUSED` (`pausing.PausePoll`).
         If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank if
         `should_stop` returned true in any replica.
         """
@@ -101,7 +103,7 @@ class Generator:
         self._wake("kv_cache")
         start = time.monotonic_ns()
         with random_state.preserved():
-            completions, figures = self._complete(requests)
+            completions, figures = self._complete(requests, enough_groups)
         figures["nanoseconds"] = time.monotonic_ns() - start
         replica_figures: list[Mapping[str, int]] = [figures]
         if self.replicas > 1:
@@ -112,35 +114,45 @@ class Generator:
         return [completions[number] for number in range(len(requests))]
 
     @expect_pace(Pace.independent)
-    def _complete(self, requests: Sequence[Request]) -> tuple[dict[int, Completion], Counter[str]]:
+    def _complete(
+        self, requests: Sequence[Request], enough_groups: int | None
+    ) -> tuple[dict[int, Completion], Counter[str]]:
         """Generates the requests that this replica claims; returns completions by request number, and figures."""
         from vllm.inputs.engine import tokens_input
 
         engine = self._llm.llm_engine
         core = engine.engine_core.engine_core
-        queue = RequestQueue(len(requests), self.replicas, self.config.max_num_seqs, self._counter())
+        queue = RequestQueue(len(requests), self.replicas, self.config.max_num_seqs, _request_counter(self.replicas))
         order = longest_first([request.expected_tokens for request in requests], self.replicas, queue.first_claim)
         completions: dict[int, Completion] = {}
         figures = Counter(requests=0, tokens=0, preemptions=0)
         tracked: dict[int, Any] = {}
-        replica_share = -(-len(requests) // self.replicas)
-        is_shown = self.rank == 0 and sys.stderr.isatty() and shows_progress()
-        bar = tqdm(total=replica_share, desc="responses", disable=not is_shown, leave=False)
+        bar = _progress_bar(-(-len(requests) // self.replicas), is_shown=self.rank == 0)
         poll = self.should_stop and StopPoll(self.should_stop, self._of_first_tensor_rank)
+        pause = pause_poll(requests, enough_groups, self.replicas, self.tensor_rank, self._of_first_tensor_rank)
         while True:
             tick()
             if poll and poll.must_stop():
                 engine.abort_request([str(number) for number in tracked])
                 figures["stopped"] = 1
                 break
-            for position in queue.claim(*core.scheduler.get_request_counts()):
+            if pause and pause.comes_now():
+                paused = {number: tracked.pop(number) for number in list(tracked) if pause.may_pause(number)}
+                completions |= pause_requests(engine, paused)
+            claimed = queue.claim(*core.scheduler.get_request_counts())
+            for position in claimed:
                 number = order[position]
                 request = requests[number]
+                if pause and pause.has_come and pause.may_pause(number):
+                    completions[number] = NOT_STARTED
+                    continue
                 name = engine.add_request(
                     str(number), tokens_input(list(request.prompt_ids)), sampling_params(request, self.eos_token_ids)
                 )
                 tracked[number] = core.scheduler.requests[name]
             if not engine.has_unfinished_requests():
+                if claimed:
+                    continue
                 break
             for output in engine.step():
                 number, (sampled,) = int(output.request_id), output.outputs
@@ -148,12 +160,14 @@ class Generator:
                     tuple(sampled.token_ids), tuple(sampled.logprobs.logprobs), sampled.finish_reason
                 )
                 figures["requests"] += 1
-                figures["tokens"] += len(sampled.token_ids)
                 figures["preemptions"] += tracked.pop(number).num_preemptions
+                if pause:
+                    pause.count(number)
                 bar.update()
         # Asynchronous scheduling runs one step past the last token. Blocks that it holds would survive a cache reset.
         while core.scheduler.has_requests() or core.batch_queue:
             engine.step()
+        figures["tokens"] = sum(len(completion.response_ids) for completion in completions.values())
         bar.close()
         return completions, figures
 
@@ -167,14 +181,6 @@ class Generator:
         shared = torch.tensor(numbers)
         dist.broadcast(shared, dist.get_global_rank(group, 0), group=group)
         return list(map(int, shared))
-
-    def _counter(self) -> Callable[[int], int]:
-        """Returns the counter from which replicas claim requests; replicas share one."""
-        if self.replicas == 1:
-            return local_counter()
-        from vllm.distributed import get_tp_group
-
-        return shared_counter(get_tp_group().cpu_group)
 
     def take_figures(self) -> dict[str, float]:
         """Returns figures of the `generate` calls since the last call (`FigureSums.take`); {} without a `generate`."""
@@ -216,3 +222,17 @@ class Generator:
             torch.cuda.empty_cache()  # vLLM allocates outside torch's allocator, which would keep its cached memory.
             self._llm.wake_up(tags=[part])
             self._asleep.remove(part)
+
+
+def _request_counter(replicas: int) -> CounterDraw:
+    """Returns the counter from which replicas claim requests; several replicas share one."""
+    if replicas == 1:
+        return local_counter()
+    from vllm.distributed import get_tp_group
+
+    return shared_counter(get_tp_group().cpu_group)
+
+
+def _progress_bar(responses: int, *, is_shown: bool) -> Any:
+    is_shown = is_shown and sys.stderr.isatty() and shows_progress()
+    return tqdm(total=responses, desc="responses", disable=not is_shown, leave=False)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.generation.requests import PAUSED, Completion, Request
 from tempo_megatron.utils.atomic_files import atomic_path
 from tempo_megatron.utils.distributed import barrier, broadcast_from_first, rank_and_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
@@ -29,7 +29,7 @@ GenerationFigures = dict[str, float]
 class Engine(Protocol):
     """The generator interface of runs and evaluations."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]: ...
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]: ...
     def load_weights(self) -> None: ...
     def sleep(self) -> None: ...
     def take_figures(self) -> GenerationFigures: ...
@@ -64,8 +64,11 @@ class RecordedGenerator:
         self.ended = time.monotonic()
         """The monotonic time at which the last call of `generate` ended."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Returns a completion for each request, in order, on every rank. Collective. Raises MissingRollouts."""
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
+        """Returns a completion for each request, in order, on every rank. Collective. Raises MissingRollouts.
+
+        Which requests are `PAUSED` with `enough_groups` is recorded with the completions.
+        """
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
         if broadcast_from_first(_is_readable(path)):
             completions, figures = _read(path)
@@ -76,7 +79,7 @@ class RecordedGenerator:
                 "(generation.keep_rollouts)"
             )
         else:
-            completions, figures = self.engine.generate(requests), self.engine.take_figures()
+            completions, figures = self.engine.generate(requests, enough_groups), self.engine.take_figures()
             if rank_and_ranks()[0] == 0:
                 # Later files come from a policy trained on other rollouts. Stages before iteration 1 have no order.
                 self._remove_from(max(self.iteration, 0) + 1)
@@ -142,13 +145,14 @@ def _sum(figures: GenerationFigures, other: Mapping[str, float]) -> GenerationFi
 
 @expect_pace(Pace.untimed)
 def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
-    """Writes response_ids int32 and log_probs fp32, [tokens], and lengths int32 and stopped bool, [responses]."""
+    """Writes response_ids int32 and log_probs fp32, [tokens]; lengths int32, stopped and paused bool, [responses]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "response_ids": torch.tensor([token for each in completions for token in each.response_ids], dtype=torch.int32),
         "log_probs": torch.tensor([value for each in completions for value in each.log_probs], dtype=torch.float32),
         "lengths": torch.tensor([len(each.response_ids) for each in completions], dtype=torch.int32),
         "stopped": torch.tensor([each.finish_reason == "stop" for each in completions]),
+        "paused": torch.tensor([each.finish_reason == PAUSED for each in completions]),
     }
     with atomic_path(path) as aside:
         save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
@@ -172,10 +176,12 @@ def _read(path: Path) -> tuple[list[Completion], GenerationFigures]:
         ids, log_probs, lengths, stopped = (
             file.get_tensor(name).tolist() for name in ("response_ids", "log_probs", "lengths", "stopped")
         )
+        # Files that were written before responses could pause have no such tensor.
+        paused = file.get_tensor("paused").tolist() if "paused" in file.keys() else [False] * len(lengths)  # noqa: SIM118
         figures: GenerationFigures = json.loads(file.metadata()["figures"])
     ends = list(accumulate(lengths))
     parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     return [
-        Completion(tuple(ids[part]), tuple(log_probs[part]), "stop" if stop else "length")
-        for part, stop in zip(parts, stopped, strict=True)
+        Completion(tuple(ids[part]), tuple(log_probs[part]), PAUSED if pause else "stop" if stop else "length")
+        for part, stop, pause in zip(parts, stopped, paused, strict=True)
     ], figures

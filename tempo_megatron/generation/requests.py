@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+PAUSED = "paused"
+"""The finish reason of a response that has not ended."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -22,6 +25,10 @@ class Request:
     top_p: float
     expected_tokens: float | None = field(default=None, compare=False, repr=False)
     """The expected length of the response. It decides when the request is generated, and is no part of its identity."""
+    group: int | None = field(default=None, compare=False, repr=False)
+    """The number of its group, whose requests may pause. None: the request always finishes."""
+    must_finish: bool = field(default=False, compare=False, repr=False)
+    """Whether nothing pauses before its group is whole."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +36,11 @@ class Completion:
     """A sampled response."""
 
     response_ids: tuple[int, ...]
-    """The tokens. They end in the end-of-sequence token unless `finish_reason` is "length"."""
+    """The tokens. They end in the end-of-sequence token if `finish_reason` is "stop"."""
     log_probs: tuple[float, ...]
     """The generator's log-probability of each token."""
     finish_reason: str
-    """ "stop" or "length"."""
+    """ "stop", "length", or `PAUSED`."""
 
 
 def sampling_params(request: Request, eos_token_ids: Sequence[int]) -> Any:

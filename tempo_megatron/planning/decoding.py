@@ -38,11 +38,20 @@ class Decoding:
     run: PlannedRun
     workload: Workload
 
+    @property
+    def mean_tokens(self) -> float:
+        """The mean number of tokens of a live sequence, its prompt included."""
+        squares = self.workload.average(lambda length: length**2)
+        return self.workload.prompt + squares / (2 * self.workload.mean)
+
+    @property
+    def slots(self) -> int:
+        """The number of sequences that a replica decodes at a time."""
+        return self.run.engine.concurrent_sequences(self.mean_tokens)
+
     def time(self, requests: int) -> DecodingTime:
         """Return the time until this many responses are generated. It is infinite if no sequence fits the KV cache."""
-        engine, workload = self.run.engine, self.workload
-        mean_tokens = workload.prompt + workload.average(lambda length: length**2) / (2 * workload.mean)
-        slots = engine.concurrent_sequences(mean_tokens)
+        engine, workload, slots = self.run.engine, self.workload, self.slots
         if not requests or not slots:
             return DecodingTime(*[math.inf if requests else 0.0] * 2)
         replica_requests = requests * self.run.layout.replica / self.run.machine.gpus

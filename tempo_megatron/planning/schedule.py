@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tempo_megatron.algorithms.methods import method
@@ -10,6 +11,7 @@ from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.decoding import Decoding
 from tempo_megatron.planning.model_time import ModelTime
+from tempo_megatron.planning.partial_rollouts import steps_until_paused
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.rollout_counts import RolloutCounts
 from tempo_megatron.planning.workload import Workload
@@ -67,10 +69,26 @@ class Schedule:
         return 2 * total_bytes(host.pinned_memory(self.run)) / rates.HOST_BYTES_PER_SECOND
 
     def _collect_seconds(self, labeled: int, unlabeled: int) -> float:
-        """Return the seconds of one collection of rollouts: a generate call, and one for each refill round."""
-        return self.generate_seconds(labeled + unlabeled) + sum(
-            map(self.generate_seconds, self.rollouts.refills(labeled, self.workload.uniform_share))
-        )
+        """Return the seconds of one collection of rollouts: a generate call, and one for each refill round.
+
+        Labeled rollouts always finish, so that a call with any of them lasts as long as their longest.
+        """
+        pauses = self.run.config.loop.partial_rollouts and not labeled
+        first = self.partial_generate_seconds() if pauses else self.generate_seconds(labeled + unlabeled)
+        return first + sum(map(self.generate_seconds, self.rollouts.refills(labeled, self.workload.uniform_share)))
+
+    def partial_generate_seconds(self) -> float:
+        """Return the seconds of a generate call that ends when enough groups are whole (`loop.partial_rollouts`).
+
+        What pauses leaves its place to what goes on, so that a mean number of sequences is live in every step.
+        """
+        decoding, loop = Decoding(self.run, self.workload), self.run.config.loop
+        if not decoding.slots:
+            return math.inf
+        replica_responses = self.rollouts.unlabeled * self.run.layout.replica / self.run.machine.gpus
+        tokens = replica_responses * self.workload.mean
+        steps = max(steps_until_paused(loop, self.workload), tokens / decoding.slots)
+        return steps * decoding.step_seconds(round(tokens / steps), round(decoding.mean_tokens))
 
     def generate_seconds(self, requests: int) -> float:
         """Return the seconds until this many responses are generated."""

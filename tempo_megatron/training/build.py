@@ -132,7 +132,7 @@ def build_run(
             state=state,
             metrics_log=RunLog(config, console, state, residency, generator, writers),
             generator=generator,
-            collector=_collector(config, generator, grader, data, residency, history),
+            collector=_collector(config, generator, grader, data, residency, history, state),
             start_time=start_time,
         )
         if run.is_finished:
@@ -227,8 +227,11 @@ def _collector(
     data: RunData,
     residency: DeviceResidency,
     history: LengthHistory,
+    state: RunState,
 ) -> Collector:
-    return Collector(config, generator, grader, data.labeled, data.unlabeled, data.set_aside, residency.phase, history)
+    """Return the collector, which goes on with the rollouts that the state carries over."""
+    streams = data.labeled, data.unlabeled, data.set_aside
+    return Collector(config, generator, grader, *streams, residency.phase, history, list(state.carried))
 
 
 def _restore(

@@ -94,6 +94,7 @@ class Run:
             self.state,
             labeled_position=self.data.labeled.position,
             unlabeled_position=self.data.unlabeled.position,
+            carried=tuple(self.collector.carried),
             examples_position=self.data.examples.position,
             grading_errors=self.grader.errors,
             grading_timeouts=self.grader.timeouts,

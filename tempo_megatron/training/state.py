@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from tempo_megatron.megatron.checkpointing.saver import ITERATION, Position
 from tempo_megatron.metrics.question_metrics import Metrics
+from tempo_megatron.training.phases.partial_rollouts import Group
 from tempo_megatron.training.phases.select_checkpoint import Selection
 
 
@@ -26,6 +27,8 @@ class RunState:
     """The number of prompts taken from the labeled stream."""
     unlabeled_position: int = 0
     """The number of prompts taken from the unlabeled stream."""
+    carried: tuple[Group, ...] = ()
+    """The unlabeled rollouts that the next iteration goes on with (`phases/partial_rollouts.py`)."""
     examples_position: int = 0
     """The number of examples taken from the warm start's stream."""
     grading_errors: int = 0
@@ -64,7 +67,8 @@ class RunState:
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON can write it."""
-        return asdict(self)
+        groups = [group.to_json() for group in self.carried]
+        return asdict(replace(self, carried=())) | {"carried": groups}  # asdict would copy every token
 
     @classmethod
     def from_json(cls, json_fields: Mapping[str, Any]) -> RunState:
@@ -74,6 +78,7 @@ class RunState:
             raise ValueError(f"fields that are missing or unknown: {', '.join(sorted(unmatched))}")
         stage = json_fields["stage"]
         nested = {
+            "carried": tuple(map(Group.from_json, json_fields["carried"])),
             "selection": Selection.from_json(json_fields["selection"]),
             "stage": Position(**stage) if stage else None,
         }

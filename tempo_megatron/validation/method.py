@@ -12,7 +12,11 @@ from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Or
 
 def method_problems(config: Config) -> list[str]:
     """Return a line for each problem; [] when the method can learn by this schedule. It reads no file."""
-    return [*([*_unmet_needs(config)] or _dry_run_problems(config)), *_schedule_problems(config)]
+    return [
+        *([*_unmet_needs(config)] or _dry_run_problems(config)),
+        *_schedule_problems(config),
+        *_partial_rollout_problems(config),
+    ]
 
 
 def _unmet_needs(config: Config) -> Iterator[str]:
@@ -111,3 +115,27 @@ def _schedule_problems(config: Config) -> Iterator[str]:
         )
     if config.policy.dual_clip and config.policy.dual_clip <= 1:
         yield f"policy.dual_clip: above 1, or 0 for none, got {config.policy.dual_clip}"
+
+
+def _partial_rollout_problems(config: Config) -> Iterator[str]:
+    """Yield a line for each setting that does not go with `loop.partial_rollouts`."""
+    loop, policy = config.loop, config.policy
+    if not loop.partial_rollouts:
+        return
+    if loop.partial_rollouts < 0.5:
+        yield (
+            f"loop.partial_rollouts: 0, or at least 0.5, got {loop.partial_rollouts:g}: with less, more groups are "
+            "carried over than an M-step learns from, and loop.staleness cannot be kept"
+        )
+    if policy.learns_from is LearnsFrom.labeled:
+        yield "loop.partial_rollouts: policy.learns_from is labeled, and labeled rollouts always finish"
+    if loop.m_steps > 1:
+        yield (
+            f"loop.m_steps: 1 with loop.partial_rollouts, got {loop.m_steps}: rollouts are carried over from iteration "
+            "to iteration, each with one M-step"
+        )
+    if not policy.rollout_correction.is_active:
+        yield (
+            "policy.rollout_correction: needed with loop.partial_rollouts, for example weight=token cap=2: earlier "
+            "policies sampled some of the tokens"
+        )

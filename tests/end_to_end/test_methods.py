@@ -21,7 +21,15 @@ from tests.metrics_page import undocumented
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("methods_worker.py")
-NAMES = (*METHODS, "intuitor.Intuitor")
+PARTIAL = (
+    "method=frozen_critic",
+    "loop.partial_rollouts=0.5",
+    "loop.samples_per_prompt=1",
+    "policy.rollout_correction.weight=token",
+    "policy.rollout_correction.cap=2",
+)
+RUNS = {name: (f"method={name}",) for name in (*METHODS, "intuitor.Intuitor")} | {"partial_rollouts": PARTIAL}
+"""The settings of each run that makes it what it is."""
 
 
 def questions(path: Path, words: list[str], shift: int = 0) -> str:
@@ -37,7 +45,7 @@ def questions(path: Path, words: list[str], shift: int = 0) -> str:
 
 @pytest.fixture
 def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Path, Path]]:
-    """Each method's run, and a run on the same rollouts in which all hidden answers are wrong."""
+    """Each of `RUNS`, and a run on the same rollouts in which all hidden answers are wrong."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "docs" / "examples"))
     monkeypatch.syspath_prepend(ROOT / "docs" / "examples")
     words = {
@@ -59,20 +67,18 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "grading.workers=1",
     )
     plans: list[list[list[str]]] = [[], []]
-    runs_of_methods = {}
-    for number, name in enumerate(NAMES):
+    pairs = {}
+    for number, (name, settings) in enumerate(RUNS.items()):
         pair = (tmp_path / name, tmp_path / f"{name}-permuted")
         for shift, run in enumerate(pair):
             (tmp_path / f"hidden-{shift}").mkdir(exist_ok=True)
             hidden = questions(tmp_path / f"hidden-{shift}" / "unlabeled.jsonl", words["unlabeled"], shift)
             rollouts = f"generation.replay={pair[0] / 'rollouts'}" if shift else "generation.keep_rollouts=true"
-            plans[number % 2].append(
-                [*shared, f"method={name}", f"run_dir={run}", f"data.unlabeled={hidden}", rollouts]
-            )
-        runs_of_methods[name] = pair
+            plans[number % 2].append([*shared, *settings, f"run_dir={run}", f"data.unlabeled={hidden}", rollouts])
+        pairs[name] = pair
     with ThreadPoolExecutor() as executor:  # each on a core
         list(executor.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))
-    return runs_of_methods
+    return pairs
 
 
 def chosen(run: Path) -> tuple[Any, ...]:
@@ -90,9 +96,9 @@ def learned(run: Path, out: Path) -> torch.Tensor:
 
 
 def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
-    """Each method trains for at least two iterations, set by its key alone. Shifted hidden answers leave weights, best
-    checkpoint, stopping iteration and training log the same bit for bit. They change the evaluation. All metrics are on
-    their page."""
+    """Each method trains for at least two iterations, set by its key alone, and one of them with responses that pause.
+    Shifted hidden answers leave weights, best checkpoint, stopping iteration and training log the same bit for bit.
+    They change the evaluation. All metrics are on their page."""
     seen = {}
     for name, (run, permuted) in runs.items():
         rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
@@ -108,3 +114,5 @@ def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple
     assert not any(torch.equal(seen[name_a], seen[name_b]) for name_a in seen for name_b in seen if name_a < name_b), (
         "two methods did the same"
     )
+    rows = [row for row in metrics(runs["partial_rollouts"][0]) if "rollouts/paused" in row]
+    assert sum(row["rollouts/paused"] for row in rows) > 0 < sum(row["rollouts/resumed"] for row in rows)

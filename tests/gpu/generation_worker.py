@@ -15,7 +15,7 @@ from torch import Tensor
 from tempo_megatron.config import load_config
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation.engine import Generator
-from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.generation.requests import PAUSED, Completion, Request
 from tempo_megatron.megatron import weights
 from tests.runs import build_recorded
 
@@ -70,6 +70,28 @@ def main(recipe: str, *overrides: str) -> None:
     generator.load_weights()
     last = generator.generate(requests)
     torch.testing.assert_close(first_log_probs(last), first_log_probs(before), rtol=0, atol=2e-2)
+    pauses_and_continues(generator)
+
+
+def pauses_and_continues(generator: Generator) -> None:
+    """Checks that responses pause under asynchronous scheduling, leave no block behind, and go on after a sync."""
+
+    def request(number: int, prefix: tuple[int, ...] = ()) -> Request:
+        prompt = tuple(3 + (5 * i + number) % 50 for i in range(40)) + prefix
+        tokens = 2 if number < 8 else 24 - len(prefix)
+        return Request(prompt, 100 * len(prefix) + number, tokens, 1.0, 1.0, group=number // 4 if number < 28 else None)
+
+    begun = generator.generate([request(number) for number in range(32)], enough_groups=2)
+    paused = [number for number, completion in enumerate(begun) if completion.finish_reason == PAUSED]
+    assert paused and set(paused) <= set(range(8, 28))
+    assert all(len(completion.log_probs) == len(completion.response_ids) for completion in begun)
+    assert any(begun[number].response_ids for number in paused)
+    generator.sleep()
+    generator.load_weights()
+    rest = generator.generate([request(number, begun[number].response_ids) for number in paused])
+    for number, completion in zip(paused, rest, strict=True):
+        length = len(begun[number].response_ids) + len(completion.response_ids)
+        assert completion.finish_reason in ("stop", "length") and length <= 24
 
 
 if __name__ == "__main__":

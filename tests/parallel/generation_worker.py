@@ -23,7 +23,7 @@ from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import GenerationStopped, Generator
-from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.generation.requests import PAUSED, Completion, Request
 from tempo_megatron.megatron import weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.training.run import Run
@@ -60,6 +60,51 @@ def stops_while_steps_are_slow(generator: Generator, requests: Sequence[Request]
         engine.step, generator.should_stop = original_step, None
     else:
         raise AssertionError("it did not hear the request before its end")
+
+
+def pauses_and_continues(run: Run, generator: Generator, prompts: Sequence[tuple[int, ...]], *, is_exact: bool) -> None:
+    """Checks responses that pause once two short groups are whole. With the same weights the most likely tokens follow
+    as without a pause, and the log-probs of sampled ones are the trainer's from the first to the last."""
+
+    def request(number: int, temperature: float, prefix: tuple[int, ...] = ()) -> Request:
+        """The last three requests always finish; the others are four groups, of which two are long."""
+        group = number // 2 if number < 8 else None
+        tokens = 3 if group in (0, 1) else 24
+        seed = 50 * len(prefix) + number
+        return Request(prompts[number] + prefix, seed, tokens - len(prefix), temperature, 1.0, group=group)
+
+    for temperature in (0.0, 1.0):
+        whole = generator.generate([request(number, temperature) for number in range(11)])
+        requests = [request(number, temperature) for number in range(11)]
+        begun = generator.generate(requests, enough_groups=2)
+        assert begun[:4] == whole[:4] and begun[8:] == whole[8:]  # short groups, and those that always finish
+        paused = [number for number, each in enumerate(begun) if each.finish_reason == PAUSED]
+        assert paused and set(paused) <= {4, 5, 6, 7}
+        for number in paused:  # what a paused response has is how the whole one begins
+            length = len(begun[number].response_ids)
+            assert 0 < length < len(whole[number].response_ids)
+            assert begun[number].response_ids == whole[number].response_ids[:length]
+            assert begun[number].log_probs == whole[number].log_probs[:length]
+        rest = generator.generate([request(number, temperature, begun[number].response_ids) for number in paused])
+        continued = [
+            Completion(first.response_ids + then.response_ids, first.log_probs + then.log_probs, then.finish_reason)
+            for first, then in zip([begun[number] for number in paused], rest, strict=True)
+        ]
+        assert all(each.finish_reason in ("stop", "length") for each in rest)
+        if is_exact and not temperature:
+            expected = [whole[number].response_ids for number in paused]
+            assert [each.response_ids for each in continued] == expected
+        elif is_exact:
+            assert difference(run, [requests[number] for number in paused], continued) < 1e-5
+
+
+def starts_nothing_that_may_pause_after_the_pause(generator: Generator, prompts: Sequence[tuple[int, ...]]) -> None:
+    """Checks more requests than the replicas have slots, of which the last ones always finish."""
+    requests = [Request(prompts[n % 9], n, 16, 1.0, 1.0, group=0 if n < 180 else None) for n in range(184)]
+    completions = generator.generate(requests, enough_groups=0)
+    assert sum(not each.response_ids for each in completions) > 8
+    assert all(each.finish_reason != PAUSED and each.response_ids for each in completions[180:])
+    assert generator.generate(requests[180:]) == completions[180:]
 
 
 def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
@@ -122,6 +167,11 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
         raise AssertionError("one replica stopped, and not all did")
     assert generator.generate(requests) == together
     stops_while_steps_are_slow(generator, requests)
+
+    prompts = [tuple(3 + (5 * i + n) % 50 for i in range(40)) for n in range(11)]
+    pauses_and_continues(run, generator, prompts, is_exact=dtype is torch.float32)
+    starts_nothing_that_may_pause_after_the_pause(generator, prompts)
+    assert generator.generate(requests) == together
 
     changed = {name: tensor + 0.5 for name, tensor in policy.items()}
     generator.weights = changed.items

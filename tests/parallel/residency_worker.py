@@ -58,10 +58,10 @@ class Watching(Recorded):
         self.while_syncing: list[int] = []
         self.eight_bit_bytes: dict[str, list[int]] = {"generating": [], "syncing": []}
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.while_generating.append(sum(device_bytes(model) for model in self.models.values()))
         self.eight_bit_bytes["generating"].append(eight_bit_bytes())
-        return super().generate(requests)
+        return super().generate(requests, enough_groups)
 
     def load_weights(self) -> None:
         everything = sum(device_bytes(model) for model in self.models.values())

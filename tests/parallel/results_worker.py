@@ -21,14 +21,18 @@ from checkpoints_convert.convert import to_hf
 from tempo_megatron import cli
 from tempo_megatron.config import Config, load_config
 from tempo_megatron.data.vocabulary import load_tokenizer
+from tempo_megatron.generation.engine import GenerationStopped
+from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.launch.replay import replay_arguments
 from tempo_megatron.megatron import topology
+from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.training import run_data
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.parallel.layout_worker import leave_groups
 from tests.runs import build_recorded, lines_of_runs
-from tools.killing.recorded import Parity
+from tools.killing.recorded import Parity, Recorded
 
 ROWS = 24
 ASIDE = 4
@@ -179,6 +183,64 @@ def fewer_iterations(trials: Trials) -> dict[str, Any]:
     }
 
 
+class StoppedInIteration2(Recorded):
+    """A generator that is asked to stop while it generates for iteration 2, and stops."""
+
+    def __init__(self) -> None:
+        self.should_stop: Callable[[], bool] | None = None
+        self.run: Run | None = None
+
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
+        if self.run and self.run.iteration == 2 and self.should_stop:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert self.should_stop()
+            raise GenerationStopped
+        return super().generate(requests, enough_groups)
+
+
+def partial_rollouts(trials: Trials) -> dict[str, Any]:
+    """A run whose responses pause: uninterrupted, interrupted while it generates, from an older checkpoint with what it
+    has recorded, and replayed."""
+    settings = (
+        "stages.warm_start.steps=0",
+        "checkpoint.every=2",
+        "checkpoint.keep=9",
+        "loop.partial_rollouts=0.5",
+        "policy.rollout_correction.weight=token",
+        "policy.rollout_correction.cap=2",
+        "generation.keep_rollouts=true",
+    )
+
+    def interrupted(config: Config, **factories: Any) -> Run:
+        generator = StoppedInIteration2()
+        generator.run = build_recorded(config, generator, make_grader=Parity, write=trials.said.append, **factories)
+        return generator.run
+
+    def metrics(name: str) -> list[dict[str, Any]]:
+        rows = map(json.loads, (trials.place / name / "metrics.jsonl").read_text().splitlines())
+        return [{key: row[key] for key in row if not key.startswith(("seconds/", "memory/"))} for row in rows]
+
+    assert trials.run(trials.config("uninterrupted", *settings))
+    assert not trials.run(trials.config("interrupted", *settings), interrupted)
+    torch.distributed.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
+    interim = sorted(path.name for path in (trials.place / "interrupted" / "checkpoints").glob("i*"))
+    assert trials.run(trials.config("interrupted", *settings))
+
+    shutil.copytree(trials.place / "uninterrupted", trials.place / "older", symlinks=True)
+    shutil.rmtree(trials.place / "older" / "checkpoints" / "iteration-000004")
+    assert trials.run(trials.config("older", *settings))
+    recipe, overrides = replay_arguments(trials.place / "uninterrupted", [f"run_dir={trials.place / 'replayed'}"])
+    assert trials.run(load_config(recipe, overrides))
+    names = ("interrupted", "older", "replayed")
+    return {
+        "interim": interim,
+        "same_weights": [trials.exported(name) == trials.exported("uninterrupted") for name in names],
+        "same_metrics": [metrics(name) == metrics("uninterrupted") for name in names],
+        "train": [row for row in metrics("uninterrupted") if row["stage"] == "train" and row["iteration"]],
+        "carried": len(saver.read_state(trials.place / "uninterrupted/checkpoints/iteration-000004")["carried"]),
+    }
+
+
 def key_of(row: dict[str, str]) -> str:
     from tempo_megatron.data.identity import question_key
 
@@ -208,6 +270,7 @@ def main(path: str, model: str, out: str) -> None:
     )
     steps: dict[str, Callable[[], dict[str, Any]]] = {
         "fewer_iterations": lambda: fewer_iterations(trials),
+        "partial_rollouts": lambda: partial_rollouts(trials),
         "choice": lambda: choice(trials, from_start),
         "without_origins": lambda: without_origins(trials, from_start),
         "changed_data": lambda: changed_data(trials, from_start),

@@ -61,7 +61,7 @@ class Troubled(Recorded):
         for _ in self.weights():
             pass
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.calls += 1
         if dist.get_rank() == 1:
             self.trouble(self.calls)
@@ -70,7 +70,7 @@ class Troubled(Recorded):
             dist.all_reduce(stop_requested)
             if stop_requested:
                 raise GenerationStopped
-        return super().generate(requests)
+        return super().generate(requests, enough_groups)
 
 
 Trouble = Callable[[int, Run], None]

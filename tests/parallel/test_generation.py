@@ -26,7 +26,8 @@ def test_synced_weights_are_the_trainers_and_requests_are_independent(
     In fp32 its log-probs of sequences longer than OLMo 3's window equal Megatron's, with a mean difference below 1e-5
     (the end-to-end run compares Qwen3's). OLMo 2 runs in vLLM's transformers backend. The same requests get the same
     responses in another order, longest expected first, on another replica and alone, and the trainer's random state
-    does not change. Generation stops on request while engine steps take a second."""
+    does not change. Generation stops on request while engine steps take a second. Responses pause once enough groups
+    are whole, and continue with the tokens of an uninterrupted response."""
     hf_path = demo_model
     if model != "demo":
         hf_path = tmp_path / "model"

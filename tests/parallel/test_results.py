@@ -54,6 +54,19 @@ def test_an_iteration_that_turns_out_to_be_the_last_is_evaluated_and_exported(re
     assert summary["chosen_because"].startswith("the last one") and outcome["evaluated"] == [0, 1]
 
 
+def test_a_run_with_partial_rollouts_goes_on_bit_for_bit(results: dict[str, Any]) -> None:
+    """It is interrupted while it generates; it resumes from an older checkpoint with the responses that it has
+    recorded; it is replayed without a generator. Paused responses are in its checkpoints, and every M-step has as many
+    rollouts."""
+    outcome = results["partial_rollouts"]
+    assert outcome["interim"] == ["interim-iteration-000001", "iteration-000000"]
+    assert outcome["same_weights"] == outcome["same_metrics"] == [True] * 3
+    assert sum(row["rollouts/paused"] for row in outcome["train"]) > 0
+    assert sum(row["rollouts/resumed"] for row in outcome["train"]) > 0
+    assert max(row["rollouts/off_policy_tokens"] for row in outcome["train"]) > 0
+    assert outcome["carried"] == 2
+
+
 def test_a_run_that_has_a_checkpoint_needs_nothing_that_it_started_from(results: dict[str, Any]) -> None:
     """The start run and the model's directory are deleted. The same command resumes the run, with its reference model,
     and reaches the weights of a run that lost nothing. New checkpoints still describe the model."""

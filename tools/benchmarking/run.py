@@ -16,7 +16,7 @@ from tempo_megatron.config import Config
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
 from tempo_megatron.data.types import Rollout
-from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.generation.requests import PAUSED, Completion, Request
 from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import StateKind
@@ -48,12 +48,15 @@ class SeededLengths:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.generator, name)
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         limited = [replace(request, max_tokens=self._lengths.draw(request.seed)) for request in requests]
-        completions = self.generator.generate(limited)
+        completions = self.generator.generate(limited, enough_groups)
         prompt_tokens = sum(len(request.prompt_ids) for request in requests)
         self.tokens += prompt_tokens + sum(len(completion.response_ids) for completion in completions)
-        return [replace(completion, finish_reason="stop") for completion in completions]
+        return [
+            completion if completion.finish_reason == PAUSED else replace(completion, finish_reason="stop")
+            for completion in completions
+        ]
 
 
 class RandomModels(Models):

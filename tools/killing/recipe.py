@@ -20,7 +20,7 @@ _RECIPE: dict[str, Any] = {
     },
     "generation": {"max_response_tokens": 8, "kv_cache_gib": 0.1},
     "stages": {"warm_start": {"steps": 1, "batch_size": 8}, "critic_start": {"iterations": 1, "prompts": 2}},
-    "loop": {"labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2},
+    "loop": {"labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2, "partial_rollouts": 0.5},
     "critic": {"optimizer": {"learning_rate": 1e-3}, "mini_batches": 2, "micro_batch_tokens": 128},
     "policy": {
         "optimizer": {"learning_rate": 1e-4},
@@ -29,6 +29,7 @@ _RECIPE: dict[str, Any] = {
         "clip_range_low": 0.1,
         "clip_range_high": 0.15,
         "kl_coefficient": 0.1,
+        "rollout_correction": {"weight": "token", "cap": 2.0},
     },
     "calibration": {"questions": 4},
     "evaluation": {"every": 4, "samples": 2, "k": 2},

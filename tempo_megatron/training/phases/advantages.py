@@ -53,7 +53,9 @@ class AdvantageBatch:
     entropy: Float32[Tensor, "rows sequence"]
     """The policy's entropy at each token."""
     generator_difference: Float32[Tensor, " tokens"]
-    """|log p_trainer - log p_generator| of every response token."""
+    """|log p_trainer - log p_generator| of every response token that the present policy sampled."""
+    stale_difference: Float32[Tensor, " stale_tokens"]
+    """The same of the response tokens that earlier policies sampled: how far the policy has moved since."""
     correction: Correction | None
     """The correction of that difference at the tokens to learn from, where the settings ask for one."""
 
@@ -112,7 +114,8 @@ def compute_advantages(
         columns["importance"] = correction.weights
     if correction and config.rollout_correction.reject != "none":
         columns["rejected"] = correction.rejected
-    difference = (scored["log_probs"] - generator_log_probs).abs()[batch.response_mask]
+    difference = (scored["log_probs"] - generator_log_probs).abs()
+    stale = stale_mask(batch.response_mask, step.rollouts)
     return AdvantageBatch(
         batch=batch.with_columns(**columns),
         first_epoch=first_epoch,
@@ -120,9 +123,18 @@ def compute_advantages(
         rewards=rewards,
         advantages=advantages,
         entropy=scored["entropy"],
-        generator_difference=difference,
+        generator_difference=difference[batch.response_mask & ~stale],
+        stale_difference=difference[stale],
         correction=correction,
     )
+
+
+def stale_mask(
+    response_mask: Bool[Tensor, "rows sequence"], rollouts: Sequence[Rollout]
+) -> Bool[Tensor, "rows sequence"]:
+    """Return which response tokens earlier policies sampled."""
+    stale_tokens = torch.tensor([rollout.stale_tokens for rollout in rollouts])
+    return response_mask & (response_mask.cumsum(1) <= stale_tokens[:, None])
 
 
 def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: Sequence[int]) -> Votes:

@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from tempo_megatron.config import Config
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import RolloutGrader
-from tempo_megatron.training.phases.generate import generate
+from tempo_megatron.training.phases.generate import Draft, complete, generate, new_drafts
 from tempo_megatron.training.phases.grade import graded
 from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
+from tempo_megatron.training.phases.partial_rollouts import Group, PartialStep, sample_groups, staleness_metrics
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Collected:
     """The number of labeled prompts that were replaced because all their responses had one grade."""
     length_correlation: float | None = None
     """Spearman's correlation of expected and sampled lengths. It is None while it is undefined."""
+    partial: PartialStep | None = None
+    """What paused and what was resumed. It is None where nothing may pause."""
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Collector:
     phase: Callable[[str], AbstractContextManager[None]]
     """Enters a named phase of an iteration."""
     history: LengthHistory = field(default_factory=LengthHistory)
+    carried: list[Group] = field(default_factory=list)
+    """The groups of unlabeled rollouts that the last iteration left to the next one (`loop.partial_rollouts`)."""
 
     def collect(
         self, iteration: int, *, labeled: int = 0, unlabeled: int = 0, measure: bool = False, step: int = 0
@@ -56,11 +62,15 @@ class Collector:
         """Return rollouts of the next prompts of each stream, from one generate call, and put the generator to sleep.
 
         Replacing uniform prompts takes further calls. `step` numbers the policy steps of one iteration. Collective.
+
+        With `loop.partial_rollouts` carried groups go on, and new prompts only fill up those in flight.
         """
         loop = self.config.loop
+        may_pause = bool(unlabeled and loop.partial_rollouts)
+        new_prompts = loop.prompts_in_flight - len(self.carried) if may_pause else unlabeled
         prompts = {
             "labeled": self.labeled.take(labeled),
-            "unlabeled": self.unlabeled.take(unlabeled),
+            "unlabeled": self.unlabeled.take(new_prompts),
             "measured": list(self.measured) if measure else [],
         }
         samples = {
@@ -69,7 +79,11 @@ class Collector:
             "measured": self.config.calibration.samples,
         }
         expectations = self.history.expectations(chain(*prompts.values()))
-        rollouts = self.sample(prompts, samples, iteration, step)
+        partial = None
+        if may_pause:
+            rollouts, partial = self._sample_with_pauses(prompts, samples, iteration)
+        else:
+            rollouts = self.sample(prompts, samples, iteration, step)
         length_correlation = rank_correlation(expectations, list(chain(*rollouts.values())))
         correct = self.grade(rollouts["labeled"])
         replaced = 0
@@ -84,6 +98,7 @@ class Collector:
             self.grade(rollouts["measured"]),
             replaced,
             length_correlation,
+            partial,
         )
 
     def metrics(self, collected: Collected) -> dict[str, float]:
@@ -100,13 +115,16 @@ class Collector:
             metrics["data/uniform_prompts_replaced"] = float(collected.replaced_prompts)
         if collected.length_correlation is not None:
             metrics["generation/length_rank_correlation"] = collected.length_correlation
+        if collected.partial:
+            metrics["rollouts/paused"] = float(collected.partial.paused)
+            metrics["rollouts/resumed"] = float(collected.partial.resumed)
+            metrics |= staleness_metrics(collected.unlabeled)
         return metrics
 
     def sample(
         self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int, step: int = 0
     ) -> dict[str, list[Rollout]]:
         """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature."""
-        generation = self.config.generation
         pairs = [(name, prompt) for name, stream in prompts.items() for prompt in stream]
         if not pairs:
             return {name: [] for name in prompts}
@@ -118,13 +136,54 @@ class Collector:
                     seed=self.config.seed,
                     iteration=iteration if step == 0 else f"{iteration}.{step}",
                     samples=samples,
-                    max_tokens=generation.max_response_tokens,
-                    temperature=generation.temperature,
-                    top_p=generation.top_p,
-                    history=self.history,
+                    **self._sampling,
                 )
             )
         return {name: [next(rollouts) for _ in range(len(stream) * samples[name])] for name, stream in prompts.items()}
+
+    def _sample_with_pauses(
+        self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int
+    ) -> tuple[dict[str, list[Rollout]], PartialStep]:
+        """Return rollouts of each stream's prompts, and carry over the groups that the M-step does not learn from.
+
+        The unlabeled rollouts are those of `loop.unlabeled_prompts` whole groups.
+        """
+        seed = self.config.seed
+        drafts = {
+            name: new_drafts([(name, prompt) for prompt in stream], seed=seed, iteration=iteration, samples=samples)
+            for name, stream in prompts.items()
+        }
+
+        def complete_drafts(all_drafts: Sequence[Draft], enough_groups: int) -> list[Rollout]:
+            return complete(self.generator, all_drafts, **self._sampling, enough_groups=enough_groups)
+
+        with self.phase("generate"):
+            step = sample_groups(
+                complete_drafts,
+                [*drafts["labeled"], *drafts["measured"]],
+                drafts["unlabeled"],
+                self.carried,
+                samples=samples["unlabeled"],
+                loop=self.config.loop,
+                seed=seed,
+                iteration=iteration,
+            )
+        self.carried = step.carried
+        labeled = len(drafts["labeled"])
+        unlabeled = [rollout for group in step.trained for rollout in group.rollouts]
+        self.history.observe([*step.others, *unlabeled])
+        return {"labeled": step.others[:labeled], "unlabeled": unlabeled, "measured": step.others[labeled:]}, step
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        """How training rollouts are sampled, as `generate` and `complete` take them."""
+        generation = self.config.generation
+        return {
+            "max_tokens": generation.max_response_tokens,
+            "temperature": generation.temperature,
+            "top_p": generation.top_p,
+            "history": self.history,
+        }
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
         """Return the correctness of labeled rollouts."""

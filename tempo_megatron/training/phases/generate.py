@@ -1,14 +1,29 @@
-"""Samples rollouts of the current policy."""
+"""Samples rollouts of the current policy, from their beginning or from where they paused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
-from tempo_megatron.generation.requests import Request
+from tempo_megatron.generation.requests import PAUSED, Request
 from tempo_megatron.training.phases.length_history import LengthHistory
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A paused rollout that the engine shall continue. A new one has no tokens yet."""
+
+    rollout: Rollout
+    seed: int
+    group: int | None = None
+    """The number of its group, which may pause (`Request.group`)."""
+    must_finish: bool = False
+    """Whether nothing pauses before its group is whole."""
+    is_carried: bool = False
+    """Whether an earlier iteration left it to this one."""
 
 
 def generate(
@@ -30,29 +45,71 @@ def generate(
     data ends, continues the numbering of its samples. Requests have the expected lengths of `history`, which then
     observes the rollouts.
     """
-    numbered: list[tuple[str, Prompt, int]] = []
+    drafts = new_drafts(prompts, seed=seed, iteration=iteration, samples=samples)
+    rollouts = complete(engine, drafts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, history=history)
+    if history:
+        history.observe(rollouts)
+    return rollouts
+
+
+def new_drafts(
+    prompts: Sequence[tuple[str, Prompt]], *, seed: int, iteration: int | str, samples: int | Mapping[str, int]
+) -> list[Draft]:
+    """Return the drafts of `samples` new rollouts of each (stream, prompt), in order; see `generate`."""
+    drafts: list[Draft] = []
     counts: dict[tuple[str, str], int] = {}
     for stream, prompt in prompts:
         count = samples if isinstance(samples, int) else samples[stream]
         first = counts.get((stream, prompt.id), 0)
         counts[stream, prompt.id] = first + count
-        numbered += [(stream, prompt, first + number) for number in range(count)]
+        for sample in range(first, first + count):
+            request_seed = derive_seed(seed, iteration, stream, prompt.id, sample)
+            drafts.append(Draft(Rollout(prompt, sample, (), (), PAUSED), request_seed))
+    return drafts
+
+
+def complete(
+    engine: Engine,
+    drafts: Sequence[Draft],
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    history: LengthHistory | None = None,
+    enough_groups: int | None = None,
+) -> list[Rollout]:
+    """Return the continued rollout of each draft, in order, from one generate call.
+
+    A continued rollout keeps its tokens and their log-probs, and the response as a whole has at most `max_tokens`. With
+    `enough_groups` drafts that have a group may pause again (`Generator.generate`). Those without a group then come
+    first, because the call waits for them, and so do carried ones, which must not wait for ever.
+    """
+    expected = history.expected_tokens if history else {}
+
+    def comes_first(draft: Draft) -> bool:
+        """Return whether the request has no expected length: these are generated before all others."""
+        return enough_groups is not None and (draft.is_carried or draft.group is None)
+
     requests = [
         Request(
-            prompt_ids=prompt.token_ids,
-            seed=derive_seed(seed, iteration, stream, prompt.id, sample),
-            max_tokens=max_tokens,
+            prompt_ids=draft.rollout.token_ids,
+            seed=draft.seed,
+            max_tokens=max_tokens - len(draft.rollout.response_ids),
             temperature=temperature,
             top_p=top_p,
-            expected_tokens=history.expected_tokens.get(prompt.id) if history else None,
+            group=draft.group,
+            must_finish=draft.must_finish,
+            expected_tokens=None if comes_first(draft) else expected.get(draft.rollout.prompt.id),
         )
-        for stream, prompt, sample in numbered
+        for draft in drafts
     ]
-    completions = engine.generate(requests)
-    rollouts = [
-        Rollout(prompt, sample, completion.response_ids, completion.log_probs, completion.finish_reason)
-        for (_, prompt, sample), completion in zip(numbered, completions, strict=True)
+    completions = engine.generate(requests, enough_groups)
+    return [
+        replace(
+            draft.rollout,
+            response_ids=draft.rollout.response_ids + completion.response_ids,
+            generator_log_probs=draft.rollout.generator_log_probs + completion.log_probs,
+            finish_reason=completion.finish_reason,
+        )
+        for draft, completion in zip(drafts, completions, strict=True)
     ]
-    if history:
-        history.observe(rollouts)
-    return rollouts

@@ -74,18 +74,22 @@ def _rollout_metrics(step: AdvantageBatch) -> dict[str, float]:
     advantages = step.batch.columns["advantages"][learn]
     advantages = advantages[advantages.isfinite()]
     correction = correction_metrics(step.correction, learn) if step.correction else {}
-    return {
+    metrics = {
         "policy/reward": float(step.rewards[step.rewards.isfinite()].mean()),
         "policy/non_finite_rewards": float((~step.rewards.isfinite()).sum()),
         "policy/advantage_deviation": float(advantages.std(correction=0)) if len(advantages) else 0.0,
         "policy/entropy": float(step.entropy[mask].mean()),
         "policy/response_tokens": float(mask.sum(1).float().mean()),
         "policy/truncated": float(step.experience.truncated.float().mean()),
-        "generation/log_prob_difference_mean": float(step.generator_difference.mean()),
-        "generation/log_prob_difference_max": float(step.generator_difference.max()),
-        "generation/exp_log_prob_difference_mean": float(step.generator_difference.exp().mean()),
         **{f"policy/{name}": figure for name, figure in correction.items()},
     }
+    if step.generator_difference.numel():
+        metrics["generation/log_prob_difference_mean"] = float(step.generator_difference.mean())
+        metrics["generation/log_prob_difference_max"] = float(step.generator_difference.max())
+        metrics["generation/exp_log_prob_difference_mean"] = float(step.generator_difference.exp().mean())
+    if step.stale_difference.numel():
+        metrics["rollouts/stale_log_prob_difference_mean"] = float(step.stale_difference.mean())
+    return metrics
 
 
 def _optimizer_step(

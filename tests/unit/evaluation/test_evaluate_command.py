@@ -44,7 +44,7 @@ class SeededEngine:
         self.calls: list[int] = []
         self._last = last
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         if len(self.calls) == self._last:
             raise KeyboardInterrupt
         self.calls.append(len(requests))

@@ -7,10 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tempo_megatron.config import load_config
 from tempo_megatron.generation.recorded import MissingRollouts, RecordedGenerator
-from tempo_megatron.generation.requests import Completion, Request
+from tempo_megatron.generation.requests import PAUSED, Completion, Request
 from tempo_megatron.launch.replay import replay_arguments
 from tempo_megatron.run_dir.layout import create_run_directory
 from tempo_megatron.validation.recipe import recipe_problems
@@ -24,7 +27,7 @@ class Engine:
     def __init__(self) -> None:
         self.calls = 0
 
-    def generate(self, requests: list[Request]) -> list[Completion]:
+    def generate(self, requests: list[Request], enough_groups: int | None = None) -> list[Completion]:
         self.calls += 1
         reasons = ("stop", "length")
         return [
@@ -79,6 +82,27 @@ def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> No
     assert engine.calls == 1
     again.generate(REQUESTS[:1])
     assert engine.calls == 2
+
+
+def test_paused_responses_are_recorded_and_files_without_them_are_still_read(tmp_path: Path) -> None:
+    """What pauses depends on time where there are several replicas, so that a resumed run must read it back."""
+    paused = Completion((4, 5), (-1.0, -2.0), PAUSED)
+
+    class Pausing(Engine):
+        def generate(self, requests: list[Request], enough_groups: int | None = None) -> list[Completion]:
+            assert enough_groups == 1
+            return [paused, Completion((), (), PAUSED)]
+
+    generated = RecordedGenerator(Pausing(), tmp_path).generate(REQUESTS, 1)
+    assert generated[0] == paused
+    assert RecordedGenerator(None, tmp_path).generate(REQUESTS, 1) == generated
+
+    (file,) = tmp_path.glob("*.safetensors")
+    with safe_open(file, "pt") as tensors:
+        old = {name: tensors.get_tensor(name) for name in tensors.keys() if name != "paused"}  # noqa: SIM118
+        figures = tensors.metadata()
+    save_file(old | {"stopped": torch.tensor([True, False])}, file, figures)
+    assert [each.finish_reason for each in RecordedGenerator(None, tmp_path).generate(REQUESTS)] == ["stop", "length"]
 
 
 def test_a_replay_names_missing_rollouts(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tempo_megatron.algorithms.rollout_correction import correction_metrics, rollout_correction
 from tempo_megatron.config import Config
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.metrics.alarms import arithmetic_alarms
@@ -21,7 +22,7 @@ from tests.conftest import ROOT
 from tests.metrics_page import PAGE, documented_keys, literal_parts, undocumented
 
 SOURCES = "\n".join(path.read_text() for path in (ROOT / "tempo_megatron").rglob("*.py"))
-GROUPS = "critic|policy|data|grading|generation|evidence|warm_start|selection|memory|seconds"
+GROUPS = "critic|policy|data|grading|generation|rollouts|evidence|warm_start|selection|memory|seconds"
 
 
 def keys_of_parts() -> set[str]:
@@ -36,6 +37,10 @@ def keys_of_parts() -> set[str]:
         keys |= {f"{group}/{name}" for name in critic}
     keys |= {f"evidence/{name}" for name in evidence_terms([[0.5]])}
     keys |= {f"selection/{name}" for name in asdict(Selection())}
+    log_probs, mask = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    for kind in ("token", "sequence", "geometric_mean"):
+        correction = rollout_correction(log_probs, log_probs, mask, weight=kind, reject="any_token")
+        keys |= {f"policy/{name}" for name in correction_metrics(correction, mask)}
     residency = DeviceResidency(torch.device("cpu"))
     with residency.phase("grade"):
         pass

@@ -72,7 +72,7 @@ class Scripted:
         self.prompts: list[int] = []
         """The prompt of each request."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.prompts += [request.prompt_ids[0] for request in requests]
         remaining = {prompt: iter(texts) for prompt, texts in self.texts.items()}
         texts = [next(remaining[request.prompt_ids[0]]) for request in requests]

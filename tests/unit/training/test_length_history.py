@@ -14,7 +14,7 @@ from tempo_megatron.training.phases import length_history
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
 from tempo_megatron.training.state import RunState
-from tests.unit.training.test_loop import FakeEngine, build_fake, steps
+from tests.unit.training.fake_run import FakeEngine, build_fake, steps
 
 
 def rollouts(lengths: dict[str, list[int]], finish_reason: str = "stop") -> list[Rollout]:
@@ -59,7 +59,7 @@ class LongAnswers:
     def __init__(self) -> None:
         self.requests: Sequence[Request] = ()
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.requests = requests
         return [Completion((5,) * r.prompt_ids[0], (0.0,) * r.prompt_ids[0], "stop") for r in requests]
 
@@ -77,7 +77,7 @@ def test_requests_have_the_expected_lengths_of_their_questions() -> None:
 class UnevenEngine(FakeEngine):
     """Its responses have lengths that depend on the request; it notes the expected lengths."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         super().generate(requests)
         self.events.append(repr([request.expected_tokens for request in requests]))
         return [

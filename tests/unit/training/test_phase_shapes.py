@@ -34,7 +34,11 @@ def test_values_of_whole_rows_are_no_last_values() -> None:
 
 def test_columns_of_a_step_have_the_same_rows() -> None:
     parts: dict[str, Any] = dict.fromkeys(field.name for field in fields(AdvantageBatch))
-    parts |= {"first_epoch": [torch.arange(2)], "generator_difference": torch.zeros(5)}
+    parts |= {
+        "first_epoch": [torch.arange(2)],
+        "generator_difference": torch.zeros(5),
+        "stale_difference": torch.zeros(1),
+    }
     parts |= {"rewards": torch.zeros(2), "advantages": torch.zeros(2, 4), "entropy": torch.zeros(2, 4)}
     AdvantageBatch(**parts)
     for name, column in {"rewards": torch.zeros(3), "entropy": torch.zeros(2, 5)}.items():

@@ -7,11 +7,14 @@ import math
 
 import pytest
 
+from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, ITERATION, Position
 from tempo_megatron.metrics.checkpoint_choice import Candidate
+from tempo_megatron.training.phases.partial_rollouts import Group
 from tempo_megatron.training.phases.select_checkpoint import Selection
 from tempo_megatron.training.state import RunState
 
+PROMPT = Prompt("a", (1, 2), "here", "exact", None, "question")
 CANDIDATES = [Candidate(0, 0.5, 0.1, 0.25), Candidate(4, 0.75, 0.1)]
 
 
@@ -21,6 +24,7 @@ CANDIDATES = [Candidate(0, 0.5, 0.1, 0.25), Candidate(4, 0.75, 0.1)]
         RunState(),
         RunState(
             iteration=4,
+            carried=(Group(3, (Rollout(PROMPT, 1, (5, 6), (-0.5, -0.25), "paused", 1, 2),)),),
             optimizer_steps={"policy": 8},
             gate_value=0.1 + 0.2,
             selection=Selection(CANDIDATES, 4, "why 4", "patience"),

@@ -61,13 +61,16 @@ def test_a_schedule_counts_the_unit_of_its_source() -> None:
     assert learning_rate(schedule_in_optimizer_steps(PolicyConfig(optimizer=of_steps)), 49) == 1.0
 
 
+CORRECTED = ("policy.rollout_correction.weight=token", "policy.rollout_correction.cap=2")
+
+
 class Echo:
     """An engine that answers a request with its seed."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
 
-    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.requests += requests
         return [Completion((request.seed,), (0.0,), "stop") for request in requests]
 
@@ -207,6 +210,13 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
             "loop.order: with values_first method tempo_reference_code rewards the first iteration's rows by a critic",
         ),
         (["method=ttrl", "loop.samples_per_prompt=1"], "method ttrl reads nothing from the vote of one response"),
+        (
+            ["loop.partial_rollouts=0.4", *CORRECTED],
+            "loop.partial_rollouts: 0, or at least 0.5, got 0.4",
+        ),
+        (["loop.partial_rollouts=0.8"], "policy.rollout_correction: needed with loop.partial_rollouts"),
+        (["loop.partial_rollouts=0.8", "loop.m_steps=2"], "loop.m_steps: 1 with loop.partial_rollouts, got 2"),
+        (["loop.partial_rollouts=0.8", "method=grpo"], "loop.partial_rollouts: policy.learns_from is labeled"),
         (["critic.optimizer.learning_rate=0"], "critic.optimizer.learning_rate: 0 leaves the critic untaught"),
     ],
 )
@@ -229,6 +239,8 @@ def test_settings_that_do_not_go_together_are_named(overrides: list[str], messag
         ["method=tempo_reference_code"],
         ["method=frozen_critic", "critic.optimizer.learning_rate=1e-3"],
         ["method=empo", "loop.votes_per_prompt=8"],
+        ["loop.partial_rollouts=0.8", *CORRECTED],
+        ["method=tempo_reference_code", "loop.partial_rollouts=0.5", *CORRECTED],
     ],
 )
 def test_settings_that_can_learn_are_not_refused(overrides: list[str], recipe: Path) -> None:
