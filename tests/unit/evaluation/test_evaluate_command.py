@@ -23,6 +23,12 @@ from tests.unit.training.test_evaluate import FakeGrader as GraderOfText
 LETTERS = "abcd"
 
 
+@pytest.fixture(autouse=True)
+def labels_count_as_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The invented labels need no check, whose workers take a second to start."""
+    monkeypatch.setenv("TEMPO_CHECKED", "1")
+
+
 class FakeGrader(GraderOfText):
     """Grades the decoded text's first letter, so that the fake engine is right now and then."""
 

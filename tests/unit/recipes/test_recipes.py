@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from checkpoints_convert.__main__ import main
-from tempo_megatron.config import Config, ConfigError, CriticTraining, LearnsFrom, load_config
+from tempo_megatron.config import Config, ConfigError, CriticTraining, DataConfig, LearnsFrom, load_config
 from tempo_megatron.data.prepare.catalog import SOURCES
+from tempo_megatron.data.questions import Questions, read_questions
 from tempo_megatron.megatron.checkpointing import integrity
+from tempo_megatron.validation import recipe
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.models import write_model
 
@@ -35,6 +37,18 @@ def row(model: str, domain: str, name: str) -> Config:
     else:
         override = f"method={name}"
     return load_config(RECIPES / f"{model}_{domain}{'_rlvr' if name == 'ppo' else ''}.yaml", [override])
+
+
+_questions: dict[tuple[str, str], Questions] = {}
+
+
+def read_once(config: DataConfig, tokenizer: Any, learned: frozenset[str]) -> Questions:
+    """Return what `read_questions` returns. The rows of a model and a domain read the same files."""
+    assert not learned
+    key = (repr(config), tokenizer.name_or_path)
+    if key not in _questions:
+        _questions[key] = read_questions(config, tokenizer)
+    return _questions[key]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +94,7 @@ def test_every_row_of_the_tables_can_start(
     """
     monkeypatch.chdir(recipe_inputs)
     monkeypatch.setenv("TEMPO_CHECKED", "1")  # skips grading the invented labels, whose workers take a second to start
+    monkeypatch.setattr(recipe, "read_questions", read_once)
     config = row(model, domain, name)
     assert recipe_problems(config) == ["model.precision: bf16 needs a GPU; this machine has none, use fp32"]
     assert config.run_dir == f"runs/{model}_{domain}_{'rlvr' if name == 'ppo' else OWN_CODE.get(name, name)}"
