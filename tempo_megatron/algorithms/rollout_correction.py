@@ -3,14 +3,14 @@
 Even with the same weights, the generator and the trainer compute different log-probs. Tokens of a partial rollout come
 from earlier weights too. A correction compares, at each token that learns,
 
-    r_t = p_old(y_t | x, y_<t) / p_generator(y_t | x, y_<t),
+    rho_t = p_old(y_t | x, y_<t) / p_generator(y_t | x, y_<t),
 
 where p_old is the trainer's policy before the update, and p_generator the policy that sampled this token. For a
 response of T tokens, the kinds of ratio are
 
-- "token": r_t.
-- "sequence": R = prod_t r_t, the importance ratio of the whole response.
-- "geometric_mean": R^(1/T), the ratio of a mean token, whatever the length; the sequence ratio of GSPO
+- "token": rho_t.
+- "sequence": P = prod_t rho_t, the importance ratio of the whole response.
+- "geometric_mean": P^(1/T), the ratio of a mean token, whatever the length; the sequence ratio of GSPO
   (arXiv 2507.18071), with the generator as the old policy.
 
 docs/algorithms.md says when to use which.
@@ -36,7 +36,9 @@ class Correction:
     rejected: Bool[Tensor, "rows sequence"]
     """The tokens of the mask that are left out."""
     largest_ratios: dict[str, float]
-    """The largest ratio of each kind that the correction reads, by kind. Ratios beyond float64 count as its maximum."""
+    """The largest ratio by kind: of "token" always, and of each other kind that the correction reads.
+
+    Ratios beyond float64 count as its maximum."""
 
 
 def rollout_correction(

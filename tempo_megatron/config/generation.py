@@ -35,7 +35,7 @@ class GenerationConfig:
     max_num_seqs: int = setting(256, "largest number of sequences that one vLLM replica decodes at a time", at_least=1)
     gpu_memory_utilization: float = setting(
         0.5,
-        "share of a GPU's memory for vLLM: the KV cache takes what its weights leave; CPUs use kv_cache_gib",
+        "share of a GPU's memory for vLLM: its KV cache takes what weights and activations leave; unused on CPUs",
         above=0,
         at_most=1,
     )

@@ -216,7 +216,8 @@ class PolicyConfig:
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
     rollout_correction: RolloutCorrectionConfig = setting(
-        RolloutCorrectionConfig(), "correction of the difference between the generator's and the trainer's log-probs"
+        RolloutCorrectionConfig(),
+        "correction of the difference between the trainer's log-probs and those of the policies that sampled",
     )
     baseline: Baseline = setting(
         Baseline.before_token,
@@ -256,13 +257,16 @@ class LoopConfig:
     e_step_interval: int = setting(1, "every so many iterations have E-steps", at_least=1)
     partial_rollouts: float = setting(
         0.0,
-        "an iteration's generation ends once this share, from 0.5, of the unlabeled prompts in flight has all its "
-        "responses; the others pause and go on under the next policy; 0: every response finishes",
+        "share, from 0.5 to below 1, of the sampled unlabeled prompts that must have all their responses; then the "
+        "other responses pause and go on under the next policy; labeled responses always finish; 0: none pauses",
         at_least=0,
         below=1,
     )
     staleness: int = setting(
-        1, "largest age, in M-steps, of a token that partial rollouts train on; older responses must finish", at_least=1
+        1,
+        "largest age of a token that partial rollouts train on, in M-steps since it was sampled; no response pauses "
+        "before the prompts with a token of this age have all their responses",
+        at_least=1,
     )
     order: Order = setting(
         Order.critic_first,
@@ -285,7 +289,10 @@ class LoopConfig:
 
     @property
     def prompts_in_flight(self) -> int:
-        """The unlabeled prompts that are sampled at a time. Of these `partial_rollouts` is the share that trains."""
+        """The number of prompts with unfinished or untrained responses, carried ones included.
+
+        An M-step learns from the share `partial_rollouts` of them.
+        """
         return math.ceil(round(self.unlabeled_prompts / (self.partial_rollouts or 1.0), 6))
 
 

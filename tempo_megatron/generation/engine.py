@@ -93,8 +93,9 @@ class Generator:
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         """Returns a completion for each request, in order, on every rank. Replicas share one queue of requests.
 
-        Requests that expect the most tokens are generated first (`queue.longest_first`), which changes no completion.
-        With `enough_groups` requests that have a group may come back `PAUSED` (`pausing.PausePoll`).
+        Requests without an expected length come first, then those that expect the most tokens (`queue.longest_first`).
+        The order changes no finished completion. With `enough_groups`, requests that have a group may come back
+        `PAUSED` (`pausing.PausePoll`), and the order changes which of them do.
         If `sleep` discarded the weights, they are loaded again first. Raises GenerationStopped on every rank if
         `should_stop` returned true in any replica.
         """

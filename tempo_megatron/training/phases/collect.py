@@ -41,7 +41,7 @@ class Collected:
 
 @dataclass
 class Collector:
-    """Takes prompts from the streams, samples the current policy, and grades the labeled responses."""
+    """Takes prompts from the streams, samples the policy, continues paused responses, and grades labeled ones."""
 
     config: Config
     generator: Engine

@@ -96,7 +96,7 @@ class PartialStep:
     carried: list[Group]
     """The groups of the next iteration, oldest first. Some of them may be whole."""
     resumed: int
-    """The number of responses that went on from a pause."""
+    """The number of carried responses that were offered to go on."""
     paused: int
     """The number of responses that paused or did not start."""
 

@@ -1,6 +1,6 @@
 """The best checkpoint: keeps the candidates' responses and lets one critic score them all.
 
-`metrics/checkpoint_choice.py` has the rule by which the best candidate is chosen.
+`metrics/checkpoint_choice.py` has the rule by which the best candidate is chosen. `training/export.py` exports it.
 """
 
 from __future__ import annotations

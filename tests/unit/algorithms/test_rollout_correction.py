@@ -116,7 +116,7 @@ def enumerated(behavior: Any) -> tuple[Tensor, Tensor]:
     ids=["one policy", "another from the third token on", "another from the first 1 on"],
 )
 def test_the_sequence_weight_is_unbiased_and_the_others_are_not(behavior: Any) -> None:
-    """For any function f of responses, sum_y p_generator(y) R(y) f(y) = sum_y p_old(y) f(y). It holds for a response of
+    """For any function f of responses, sum_y p_generator(y) P(y) f(y) = sum_y p_old(y) f(y). It holds for a response of
     several policies too, also if its prefix decides where they change. Token weights and geometric means differ."""
     old, generator = enumerated(behavior)
     mask = torch.ones(8, 3).bool()
