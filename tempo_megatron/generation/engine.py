@@ -140,6 +140,8 @@ class Generator:
             if pause and pause.comes_now():
                 paused = {number: tracked.pop(number) for number in list(tracked) if pause.may_pause(number)}
                 completions |= pause_requests(engine, paused)
+                figures["requests"] += len(paused)
+                figures["preemptions"] += sum(each.num_preemptions for each in paused.values())
             claimed = queue.claim(*core.scheduler.get_request_counts())
             for position in claimed:
                 number = order[position]

@@ -27,6 +27,8 @@ _WHOLE, _DUE = "whole", "due"
 """The counts of whole groups, and of those among them that must finish."""
 _calls = itertools.count()
 """Numbers the shared tallies. All ranks make the same calls of `generate`, so their numbers agree."""
+_used_keys: set[str] = set()
+"""The keys of the last shared tally that this rank has counted in."""
 
 
 class PausePoll:
@@ -97,12 +99,19 @@ def local_tally() -> Tally:
 def shared_tally(is_first_tensor_rank: bool) -> Tally:
     """Returns counts that all replicas share, in the store of the default process group. All ranks call it.
 
-    Only the first rank of a replica counts. For the others every sum is 0.
+    Only the first rank of a replica counts. For the others every sum is 0. The counts of the last call are deleted: no
+    rank reads them any more, because all ranks have exchanged their completions since.
     """
-    key, store = f"tempo/groups/{next(_calls)}", dist.distributed_c10d._get_default_store()
+    prefix, store = f"tempo/groups/{next(_calls)}", dist.distributed_c10d._get_default_store()
+    while _used_keys:
+        store.delete_key(_used_keys.pop())
 
     def add(name: str, number: int) -> int:
-        return store.add(f"{key}/{name}", number) if is_first_tensor_rank else 0
+        if not is_first_tensor_rank:
+            return 0
+        key = f"{prefix}/{name}"
+        _used_keys.add(key)
+        return store.add(key, number)
 
     return add
 

@@ -9,6 +9,7 @@ from tempo_megatron.config import Config
 
 _DIFFERENCE = "generation/exp_log_prob_difference_mean"
 _DEVIATION = "policy/first_ratio_deviation"
+_REJECTED = "policy/rejected_updates"
 _NOISE_LIMIT = 0.3
 """Above this share of the clip range, rounding decides which ratios are clipped."""
 
@@ -20,6 +21,7 @@ def arithmetic_alarms(metrics: Mapping[str, Any], config: Config) -> tuple[dict[
     `generation/log_prob_alarm`: the mean of exp|log p_trainer - log p_generator| is above its limit.
     `policy/noise_to_clip`: the distance of ratios from 1 before any update, as a share of the smaller clip range. Above
     0.3 it raises `policy/noise_alarm`, because rounding then decides which ratios are clipped.
+    `policy/rejected_updates`: updates were not made, because `policy.rollout_correction` rejected all their tokens.
     """
     alarms: dict[str, float] = {}
     lines = []
@@ -42,4 +44,9 @@ def arithmetic_alarms(metrics: Mapping[str, Any], config: Config) -> tuple[dict[
                 f"{_NOISE_LIMIT} rounding decides what is clipped "
                 "(model.fp8, policy.clip_range_low, policy.clip_range_high)"
             )
+    if metrics.get(_REJECTED):
+        lines.append(
+            f"{metrics[_REJECTED]:.0f} updates were not made: policy.rollout_correction rejected all their tokens; its "
+            "bounds are too narrow"
+        )
     return alarms, lines

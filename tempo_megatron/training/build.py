@@ -108,14 +108,17 @@ def build_run(
         lifecycle = Lifecycle(_saver(config, ranks), models, InterruptionRequest.of_this_job(), residency.phase)
         state = lifecycle.resume(console)
         selector = _selector(config, data)
-        _restore(state, data, grader, models, selector, data_contents)
+        _restore(state, data, grader, models, selector)
+        if state.data_contents not in (None, data_contents):
+            selector.forget()
+            forget_changed_questions(state, data, console)
+        state.data_contents = data_contents
         writers = make_log(directory, config.logging, state.log_lines) if console.is_first else None
         hf_path = _hf_path(config, lifecycle.resumed_from)
         generator = _recorded_generator(
             config, lambda: make_generator(config, hf_path, tokenizer, models.policy_tensors), state
         )
         residency.generator = generator
-        history = LengthHistory(state.expected_tokens)
         run = Run(
             config=config,
             topology=ranks,
@@ -125,14 +128,14 @@ def build_run(
             lock=lock,
             data=data,
             grader=grader,
-            evaluator=_evaluator(config, data, grader, decode, history, keeps_samples=console.is_first),
+            evaluator=_evaluator(config, data, grader, decode, keeps_samples=console.is_first),
             selector=selector,
             models=models,
             lifecycle=lifecycle,
             state=state,
             metrics_log=RunLog(config, console, state, residency, generator, writers),
             generator=generator,
-            collector=_collector(config, generator, grader, data, residency, history, state),
+            collector=_collector(config, generator, grader, data, residency, state),
             start_time=start_time,
         )
         if run.is_finished:
@@ -194,7 +197,7 @@ def _selector(config: Config, data: RunData) -> CheckpointSelector:
 
 
 def _evaluator(
-    config: Config, data: RunData, grader: RolloutGrader, decode: Decode, history: LengthHistory, *, keeps_samples: bool
+    config: Config, data: RunData, grader: RolloutGrader, decode: Decode, *, keeps_samples: bool
 ) -> Evaluator:
     """Return the evaluator, whose grader counts its own errors: the run's counts are those of training."""
     return Evaluator(
@@ -205,7 +208,6 @@ def _evaluator(
         config.evaluation,
         config.generation.max_response_tokens,
         Path(config.run_dir) / "samples" if keeps_samples else None,
-        history,
     )
 
 
@@ -226,12 +228,12 @@ def _collector(
     grader: RolloutGrader,
     data: RunData,
     residency: DeviceResidency,
-    history: LengthHistory,
     state: RunState,
 ) -> Collector:
-    """Return the collector, which goes on with the rollouts that the state carries over."""
-    streams = data.labeled, data.unlabeled, data.set_aside
-    return Collector(config, generator, grader, *streams, residency.phase, history, list(state.carried))
+    """Return the collector, which goes on with the rollouts that the state carries over and takes them out of it."""
+    streams, history = (data.labeled, data.unlabeled, data.set_aside), LengthHistory(state.expected_tokens)
+    carried, state.carried = list(state.carried), ()
+    return Collector(config, generator, grader, *streams, residency.phase, history, carried)
 
 
 def _restore(
@@ -240,7 +242,6 @@ def _restore(
     grader: RolloutGrader,
     models: Models,
     selector: CheckpointSelector,
-    data_contents: str,
 ) -> None:
     """Give each part of the run what a checkpoint's state holds of it. `Run.snapshot` is the inverse."""
     data.labeled.position = state.labeled_position
@@ -251,6 +252,12 @@ def _restore(
         if name in models.trainers:  # a critic that has been frozen since has no optimizer
             models.trainers[name].steps = steps
     selector.restore(state.selection)
-    if state.data_contents not in (None, data_contents):
-        selector.forget()
-    state.data_contents = data_contents
+
+
+def forget_changed_questions(state: RunState, data: RunData, console: Console) -> None:
+    """Drop the carried rollouts of questions that the changed data files no longer have in this form."""
+    current = set(data.questions.sets["unlabeled"].prompts)
+    carried = tuple(group for group in state.carried if group.rollouts[0].prompt in current)
+    if dropped := len(state.carried) - len(carried):
+        console.say(f"dropped the paused responses to {dropped} questions that have changed")
+    state.carried = carried

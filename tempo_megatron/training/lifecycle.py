@@ -63,7 +63,13 @@ class Lifecycle:
             console.warn(line)
         if not checkpoint:
             return RunState()
-        state = RunState.from_json(saver.read_state(checkpoint))
+        try:
+            state = RunState.from_json(saver.read_state(checkpoint))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{checkpoint}: its state.json is of another version of tempo-megatron ({error}); resume with that "
+                "version, or start in another run_dir"
+            ) from error
         position = state.position
         if position.stage == WARM_START:
             self._models.begin_warm_start()

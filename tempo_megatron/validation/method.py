@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tempo_megatron.algorithms.dry_run import dry_run
 from tempo_megatron.algorithms.experience import STATISTICS
 from tempo_megatron.algorithms.methods import method
-from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, Order, TargetRange
+from tempo_megatron.config import Config, CriticTraining, GateOn, LearnsFrom, LoopConfig, Order, TargetRange
 
 
 def method_problems(config: Config) -> list[str]:
@@ -121,6 +121,8 @@ def _partial_rollout_problems(config: Config) -> Iterator[str]:
     """Yield a line for each setting that does not go with `loop.partial_rollouts`."""
     loop, policy = config.loop, config.policy
     if not loop.partial_rollouts:
+        if loop.staleness != LoopConfig().staleness:
+            yield f"loop.staleness: {loop.staleness} does nothing without loop.partial_rollouts"
         return
     if loop.partial_rollouts < 0.5:
         yield (

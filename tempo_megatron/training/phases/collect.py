@@ -118,7 +118,8 @@ class Collector:
         if collected.partial:
             metrics["rollouts/paused"] = float(collected.partial.paused)
             metrics["rollouts/resumed"] = float(collected.partial.resumed)
-            metrics |= staleness_metrics(collected.unlabeled)
+            trained = slice(self.config.loop.samples_per_prompt)  # the others only vote
+            metrics |= staleness_metrics([r for group in collected.partial.trained for r in group.rollouts[trained]])
         return metrics
 
     def sample(

@@ -45,7 +45,6 @@ class Evaluator:
         config: EvaluationConfig,
         max_tokens: int,
         samples_directory: Path | None,
-        history: LengthHistory | None = None,
     ) -> None:
         self._sets = sets
         self._subsets = {name: _subset(prompts, config.questions) for name, prompts in sets.items()}
@@ -56,7 +55,8 @@ class Evaluator:
         self._config = config
         self._max_tokens = max_tokens
         self._samples_directory = samples_directory
-        self._history = history
+        self._history = LengthHistory()
+        """The evaluations' own. Training has another, which must not depend on which questions have answers."""
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Metrics]:
         """Return the figures of each set: means over questions of `question_metrics`.

@@ -35,23 +35,30 @@ def m_step(
     *,
     max_response_tokens: int,
 ) -> dict[str, float]:
-    """Train the policy in mini-batches; return metrics. A mini-batch without a token to learn from, or whose tokens are
-    all rejected, is left out."""
+    """Train the policy in mini-batches; return metrics.
+
+    A mini-batch without a token to learn from, or whose tokens are all rejected, makes no update.
+    """
     norms: list[float] = []
     updates: list[NamedTensors] = []
-    skipped = 0
+    skipped = rejected = 0
     for epoch in range(config.epochs):
         shuffled = mini_batches(step.batch.rows, config.mini_batches, *seed, "m_step", epoch)
         for rows in shuffled if epoch else step.first_epoch:
             mini_batch = step.batch.select(rows)
-            if kept_tokens(mini_batch.columns["learn"], mini_batch.columns.get("rejected")).any():
-                update = _optimizer_step(policy, mini_batch, scores, config, max_response_tokens)
-                if update is None:
-                    skipped += 1
-                    continue
-                updates.append(update[0])
-                norms.append(update[1])
+            learn = mini_batch.columns["learn"]
+            if not kept_tokens(learn, mini_batch.columns.get("rejected")).any():
+                rejected += bool(learn.any())
+                continue
+            update = _optimizer_step(policy, mini_batch, scores, config, max_response_tokens)
+            if update is None:
+                skipped += 1
+                continue
+            updates.append(update[0])
+            norms.append(update[1])
     metrics = _rollout_metrics(step) | {"policy/skipped_updates": float(skipped)}
+    if step.correction:
+        metrics["policy/rejected_updates"] = float(rejected)
     if not updates:
         return metrics
     ratios = [update["ratio"] for update in updates]

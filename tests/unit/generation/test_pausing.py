@@ -8,8 +8,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
-from tempo_megatron.generation.pausing import PausePoll, local_tally, pause_poll, pause_requests
+from tempo_megatron.generation.pausing import PausePoll, local_tally, pause_poll, pause_requests, shared_tally
 from tempo_megatron.generation.queue import RequestQueue, local_counter
 from tempo_megatron.generation.requests import PAUSED, Completion, Request
 
@@ -119,6 +120,18 @@ def test_tensor_parallel_ranks_end_at_the_first_ranks_step() -> None:
         views.append((first.comes_now(), second.comes_now()))
     assert all(one == other for one, other in views)
     assert [step for step, (one, _) in enumerate(views) if one] == [15]  # the first look after step 11
+
+
+def test_shared_counts_of_the_last_call_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of ten thousand iterations would otherwise leave millions of keys in the store of the first rank."""
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    first = shared_tally(is_first_tensor_rank=True)
+    assert [first("0", 1), first("0", 1), first("whole", 1)] == [1, 2, 1]
+    keys = store.num_keys()
+    second = shared_tally(is_first_tensor_rank=True)
+    assert store.num_keys() == keys - 2
+    assert second("0", 1) == 1 and shared_tally(is_first_tensor_rank=False)("0", 1) == 0
 
 
 def test_what_an_unfinished_request_has_is_read_from_the_engine() -> None:

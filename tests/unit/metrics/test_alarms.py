@@ -36,3 +36,10 @@ def test_what_is_not_a_number_raises_its_alarm(figure: str) -> None:
 
 def test_an_iteration_without_a_policy_step_raises_nothing() -> None:
     assert arithmetic_alarms({"critic/loss": 1.0}, Config()) == ({}, [])
+
+
+def test_updates_whose_tokens_were_all_rejected_are_told() -> None:
+    """Otherwise a run with bounds that are too narrow ends well and has learned nothing."""
+    figures, lines = arithmetic_alarms({"policy/rejected_updates": 3.0}, Config())
+    assert figures == {} and len(lines) == 1 and lines[0].startswith("3 updates were not made")
+    assert arithmetic_alarms({"policy/rejected_updates": 0.0}, Config()) == ({}, [])

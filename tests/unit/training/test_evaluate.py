@@ -71,9 +71,12 @@ class Scripted:
         self.texts = texts
         self.prompts: list[int] = []
         """The prompt of each request."""
+        self.expected_tokens: list[float | None] = []
+        """The expected length of each request."""
 
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
         self.prompts += [request.prompt_ids[0] for request in requests]
+        self.expected_tokens += [request.expected_tokens for request in requests]
         remaining = {prompt: iter(texts) for prompt, texts in self.texts.items()}
         texts = [next(remaining[request.prompt_ids[0]]) for request in requests]
         return [
@@ -94,6 +97,18 @@ def test_between_the_ends_some_questions_are_evaluated_and_at_them_all(at_an_end
     engine = Scripted({0: ["a"] * 4, 1: ["b"] * 4})
     evaluator(questions=1, final_samples=3).evaluate(engine, 3, at_an_end)
     assert engine.prompts == prompts
+
+
+def test_an_evaluation_expects_the_lengths_of_earlier_evaluations_alone() -> None:
+    """Lengths that training expects decide which of its responses pause. They must not depend on what is evaluated,
+    because only questions with answers are; so an evaluator has expectations of its own."""
+    engine, evaluator_of_run = Scripted({0: ["aaa"] * 4, 1: ["b"] * 4}), evaluator()
+    for iteration in (1, 2):
+        evaluator_of_run.evaluate(engine, iteration, at_an_end=True)
+    assert engine.expected_tokens == [None] * 8 + [3.0] * 4 + [1.0] * 4
+    another = Scripted({0: ["aaa"] * 4, 1: ["b"] * 4})
+    evaluator().evaluate(another, 1, at_an_end=True)
+    assert another.expected_tokens == [None] * 8
 
 
 def mixed(**sizes: int) -> list[Prompt]:

@@ -96,9 +96,10 @@ def test_weights_of_the_generators_log_probs_reach_the_gradient() -> None:
 
 def test_a_mini_batch_whose_tokens_are_all_rejected_is_left_out() -> None:
     """A step on a gradient of zeros would still move weights by Adam's momentum."""
-    policy, _, _ = learned(RolloutCorrectionConfig(), mini_batches=4)
-    assert len(policy.steps) == 8
+    policy, _, metrics = learned(RolloutCorrectionConfig(), mini_batches=4)
+    assert len(policy.steps) == 8 and "policy/rejected_updates" not in metrics
     correction = RolloutCorrectionConfig(reject=Rejection.sequence, reject_above=1.5)
     policy, _, metrics = learned(correction, mini_batches=4)
     assert len(policy.steps) == 4 and metrics["policy/rejected_sequences"] == 2 / 4
+    assert metrics["policy/rejected_updates"] == 4 and metrics["policy/skipped_updates"] == 0
     assert all("importance" not in mini_batch.columns for mini_batch, _ in policy.steps)

@@ -7,6 +7,8 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tempo_megatron.config import LoopConfig
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.requests import PAUSED, Completion, Request
+from tempo_megatron.training.build import forget_changed_questions
 from tempo_megatron.training.phases.advantages import stale_mask
 from tempo_megatron.training.phases.generate import Draft, complete, new_drafts
 from tempo_megatron.training.phases.partial_rollouts import (
@@ -23,6 +26,7 @@ from tempo_megatron.training.phases.partial_rollouts import (
     sample_groups,
     staleness_metrics,
 )
+from tempo_megatron.training.state import RunState
 from tools.killing.recorded import pause_unfinished
 
 LONGEST = 64
@@ -213,3 +217,16 @@ def test_metrics_and_mask_of_old_tokens() -> None:
     }
     mask = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 1, 1, 0, 0]]).bool()
     assert stale_mask(mask, rollouts).int().tolist() == [[0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]
+
+
+def test_paused_responses_to_questions_that_changed_are_dropped() -> None:
+    """A question that was removed must not train. Where its text changed, old and new responses would be one group."""
+    kept, removed, changed = (
+        Group(1, (Rollout(prompt(name), 0, (1,), (0.0,), PAUSED),)) for name in ("kept", "removed", "changed")
+    )
+    current = [prompt("kept"), replace(prompt("changed"), token_ids=(7, 7))]
+    data: Any = SimpleNamespace(questions=SimpleNamespace(sets={"unlabeled": SimpleNamespace(prompts=current)}))
+    state, lines = RunState(carried=(kept, removed, changed)), []
+    console: Any = SimpleNamespace(say=lines.append)
+    forget_changed_questions(state, data, console)
+    assert state.carried == (kept,) and lines == ["dropped the paused responses to 2 questions that have changed"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, ITERATION, Position
 from tempo_megatron.metrics.checkpoint_choice import Candidate
+from tempo_megatron.training.lifecycle import Lifecycle
 from tempo_megatron.training.phases.partial_rollouts import Group
 from tempo_megatron.training.phases.select_checkpoint import Selection
 from tempo_megatron.training.state import RunState
@@ -58,3 +63,15 @@ def test_the_position_is_the_stages_until_they_are_over() -> None:
     """Checkpoints are named after it."""
     assert RunState(iteration=3).position == Position(ITERATION, 3)
     assert RunState(stage=Position(CRITIC_START, 2)).position == Position(CRITIC_START, 2)
+
+
+def test_a_checkpoint_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The message says which checkpoint it is and what to do."""
+    monkeypatch.setattr(saver, "newest_checkpoint", lambda directory: (tmp_path, []))
+    monkeypatch.setattr(saver, "read_state", lambda checkpoint: {"iteration": 3})
+    parts: Any = SimpleNamespace(directory=tmp_path)
+    lifecycle = Lifecycle(parts, parts, parts, parts)
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}: its state.json is of another version .* start in another run_dir"
+    ):
+        lifecycle.resume(parts)

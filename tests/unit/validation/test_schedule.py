@@ -215,6 +215,7 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
             "loop.partial_rollouts: 0, or at least 0.5, got 0.4",
         ),
         (["loop.partial_rollouts=0.8"], "policy.rollout_correction: needed with loop.partial_rollouts"),
+        (["loop.staleness=2"], "loop.staleness: 2 does nothing without loop.partial_rollouts"),
         (["loop.partial_rollouts=0.8", "loop.m_steps=2"], "loop.m_steps: 1 with loop.partial_rollouts, got 2"),
         (["loop.partial_rollouts=0.8", "method=grpo"], "loop.partial_rollouts: policy.learns_from is labeled"),
         (["critic.optimizer.learning_rate=0"], "critic.optimizer.learning_rate: 0 leaves the critic untaught"),
