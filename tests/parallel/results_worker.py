@@ -213,7 +213,7 @@ def partial_rollouts(trials: Trials) -> dict[str, Any]:
 
     def interrupted(config: Config, **factories: Any) -> Run:
         generator = StoppedInIteration2()
-        generator.run = build_recorded(config, generator, make_grader=Parity, write=trials.said.append, **factories)
+        generator.run = build_recorded(config, generator, make_grader=Parity, **factories)
         return generator.run
 
     def metrics(name: str) -> list[dict[str, Any]]:
