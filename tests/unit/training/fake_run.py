@@ -17,6 +17,7 @@ from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Evaluator
+from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
 from tempo_megatron.training.reporting import Console
 from tempo_megatron.training.residency import DeviceResidency
@@ -159,6 +160,13 @@ def build_fake(name: str = "tempo", **settings: Any) -> tuple[Any, list[str]]:
     }
     run = Run(config=config, residency=residency, generator=engine, state=RunState(1), start_time=0.0, **parts)  # type: ignore[arg-type]
     return run, events
+
+
+def restore(run: Any, state: RunState) -> None:
+    """Give the run what a checkpoint's state holds of streams, expected lengths and paused responses."""
+    collector = run.collector
+    collector.labeled.position, collector.unlabeled.position = state.labeled_position, state.unlabeled_position
+    collector.history, collector.carried = LengthHistory(state.expected_tokens), list(state.carried)
 
 
 def steps(run: Any, events: list[str], iteration: int = 1) -> list[str]:

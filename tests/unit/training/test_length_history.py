@@ -14,7 +14,7 @@ from tempo_megatron.training.phases import length_history
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.length_history import LengthHistory, rank_correlation
 from tempo_megatron.training.state import RunState
-from tests.unit.training.fake_run import FakeEngine, build_fake, steps
+from tests.unit.training.fake_run import FakeEngine, build_fake, restore, steps
 
 
 def rollouts(lengths: dict[str, list[int]], finish_reason: str = "stop") -> list[Rollout]:
@@ -101,9 +101,7 @@ def test_a_resumed_run_expects_what_the_uninterrupted_one_expects() -> None:
 
     state = RunState.from_json(json.loads(saved))
     resumed, resumed_events = build()
-    resumed.collector.history = LengthHistory(state.expected_tokens)
-    resumed.collector.labeled.position = state.labeled_position
-    resumed.collector.unlabeled.position = state.unlabeled_position
+    restore(resumed, state)
     assert [steps(resumed, resumed_events, iteration) for iteration in range(6, 10)] == uninterrupted
     assert "None" not in uninterrupted[-1][1]
     assert list(resumed.snapshot().expected_tokens.items()) == list(run.snapshot().expected_tokens.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.state import RunState
-from tests.unit.training.fake_run import WRONG, UnevenEngine, build_fake, steps
+from tests.unit.training.fake_run import WRONG, UnevenEngine, build_fake, restore, steps
 
 
 @pytest.mark.parametrize("order", list(Order))
@@ -141,14 +142,11 @@ def test_a_resumed_run_goes_on_with_what_it_carried() -> None:
     uninterrupted = [steps(run, events, iteration) for iteration in range(4, 7)]
 
     state = RunState.from_json(json.loads(saved))
-    for carried in ([], list(state.carried)):
+    for kept in (replace(state, carried=()), state):
         resumed, resumed_events = build()
-        resumed.collector.history = LengthHistory(state.expected_tokens)
-        resumed.collector.labeled.position = state.labeled_position
-        resumed.collector.unlabeled.position = state.unlabeled_position
-        resumed.collector.carried = carried
+        restore(resumed, kept)
         noted = [steps(resumed, resumed_events, iteration) for iteration in range(4, 7)]
-        assert (noted == uninterrupted) == bool(carried)
+        assert (noted == uninterrupted) == bool(kept.carried)
     assert resumed.collector.carried == run.collector.carried
     assert resumed.collector.history.expected_tokens == run.collector.history.expected_tokens
 
