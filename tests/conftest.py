@@ -33,10 +33,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the busiest directories first, and keep together tests that share a module, the Slurm cluster or a GPU.
 
-    A group runs on one worker of pytest-xdist (`--dist loadgroup`).
+    A group runs on one worker of pytest-xdist (`--dist loadgroup`). It must be named before pytest-xdist's own hook
+    reads the names: otherwise each worker sets up every module's fixtures.
     """
     items.sort(key=_turn)
     for item in items:
