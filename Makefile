@@ -16,11 +16,15 @@ HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 	python3.12 -m venv .tools
 	.tools/bin/pip install --quiet uv
 
+# Bytecode is compiled at set-up. Where Python may not write it, each rank would compile for 5 to 9 seconds at every start.
+BYTECODE := --compile-bytecode
+
 setup: $(filter .tools/%,$(UV))
 	@echo "== installing the locked environment ($(EXTRA)) into .venv"
-	@# Bytecode is compiled here once. Where Python may not write it, each rank would compile for 5 to 9 seconds at every start.
-	CPATH="$(HEADERS)$${CPATH:+:$$CPATH}" CUDA_HOME="$${CUDA_HOME:-$(NVIDIA)/cu13}" $(UV) sync --frozen --quiet --compile-bytecode --extra $(EXTRA) --extra launch
+	CPATH="$(HEADERS)$${CPATH:+:$$CPATH}" CUDA_HOME="$${CUDA_HOME:-$(NVIDIA)/cu13}" $(UV) sync --frozen --quiet $(BYTECODE) --extra $(EXTRA) --extra launch
 
+# The demo imports a tenth of what is installed. Python compiles that as it goes.
+demo: BYTECODE :=
 demo: setup
 	@test -d runs/demo-model || { echo "== making the demo's model"; $(RUN) python tools/make_demo_model.py runs/demo-model; }
 	@echo "== training by recipes/demo.yaml; the same command resumes it"
