@@ -14,6 +14,8 @@ from tempo_megatron.planning.shapes import backbone_shape, shape_config
 from tests.conftest import ROOT
 from tests.warm.start import warm_python
 
+_GENERATION = ("sync", "rollout", "order", "partial", "tail", "switch", "iteration")
+
 
 def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     """Runs the command in one process, as each rank does."""
@@ -32,7 +34,7 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     assert report["shape"]["name"] == "tiny" and report["versions"]["megatron-core"] and "tiny" in report["command"]
     measured = report["sections"]
     passes = {"log-probs and entropy", "values"}
-    other_sections = {name: measured.pop(name) for name in ("sync", "rollout", "order", "tail", "switch", "iteration")}
+    other_sections = {name: measured.pop(name) for name in _GENERATION}
     assert set(measured) == {
         f"{name}, fp8 none"
         for name in (
@@ -62,6 +64,11 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     assert rollout["tokens/s/GPU"]["ours"] > 0 and other_sections["sync"]["GB"] > 0
     assert 0 < rollout["seconds in them"]["ours"][0] < rollout["seconds of each"]["ours"][0]
     assert other_sections["order"]["requests"] == 4 * 2 and other_sections["order"]["longest first / in order"] > 0
+    partial = other_sections["partial"]
+    for name in ("all finish", "partial"):
+        assert partial[name]["responses that train a call"] == 3 * 2 and partial[name]["trained tokens/s/GPU"] > 0
+        assert (partial[name]["share paused"] > 0) == (partial[name]["oldest token, in M-steps"] > 0)
+    assert partial["all finish"]["share paused"] == 0
     assert list(other_sections["tail"]) == ["1 live", "3 live"]
     for live, figures in zip((1, 3), other_sections["tail"].values(), strict=True):
         assert figures["tokens/s"] == pytest.approx(live / figures["ms a step"] * 1e3)

@@ -18,7 +18,7 @@ from tempo_megatron.planning import shapes
 
 _TRAINING, _ENGINE, _RUN = (
     ("train", "packed", "scores", "kernels"),
-    ("rollout", "order", "tail", "sync"),
+    ("rollout", "order", "partial", "tail", "sync"),
     ("switch", "iteration"),
 )
 SECTIONS = (*_TRAINING, *_ENGINE, *_RUN)
@@ -36,6 +36,7 @@ _ON_GPUS: dict[str, Any] = {
     "order_prompts": 64,
     "order_samples": 16,
     "order_lengths": "mean:1060:4096",
+    "partial_prompts": 32,
     "iteration_lengths": "uniform:2048:4096",
     "tail_live": "1,8,16,32,128,256",
     "tail_context": 2048,
@@ -53,6 +54,7 @@ _ON_CPUS: dict[str, Any] = {
     "order_prompts": 4,
     "order_samples": 2,
     "order_lengths": "mean:6:16",
+    "partial_prompts": 3,
     "iteration_lengths": "uniform:8:16",
     "tail_live": "1,3",
     "tail_context": 8,
@@ -87,8 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rollout-prompts", type=int, help="prompts of the section rollout, 8 responses each")
     parser.add_argument("--rollout-lengths", help="as --packed-lengths")
     parser.add_argument("--order-prompts", type=int, help="prompts of the section order")
-    parser.add_argument("--order-samples", type=int, help="responses to each of them")
-    parser.add_argument("--order-lengths", help="as --packed-lengths; half of the variance is the prompt's")
+    parser.add_argument("--order-samples", type=int, help="responses to each of them, and of each group of partial")
+    parser.add_argument(
+        "--order-lengths", help="as --packed-lengths; in the section order half of the variance is the prompt's"
+    )
+    parser.add_argument("--partial-prompts", type=int, help="whole groups that a call of the section partial yields")
+    parser.add_argument("--partial-share", type=float, default=0.75, help="loop.partial_rollouts of the section")
     parser.add_argument("--iteration-lengths", help="as --packed-lengths")
     parser.add_argument("--tail-live", help="numbers of live sequences in the section tail, with commas")
     parser.add_argument("--tail-context", type=int, help="tokens that each of them has before it")
@@ -168,6 +174,7 @@ def _longest(options: argparse.Namespace, group: Sequence[str], sections: Sequen
         "packed": Lengths.parse(options.packed_lengths).maximum,
         "rollout": Lengths.parse(options.rollout_lengths).maximum,
         "order": Lengths.parse(options.order_lengths).maximum,
+        "partial": Lengths.parse(options.order_lengths).maximum,
         "iteration": Lengths.parse(options.iteration_lengths).maximum,
         "tail": options.tail_context + tail.response_tokens(options.tail_steps),
     }
@@ -228,7 +235,7 @@ def _measure_training(setup: Any, options: argparse.Namespace, sections: Sequenc
 def _measure_generation(setup: Any, options: argparse.Namespace, sections: Sequence[str], report: Any) -> None:
     from megatron.core import parallel_state
 
-    from benchmarking import generation, order, tail
+    from benchmarking import generation, order, partial, tail
     from benchmarking import run as full_run
 
     lengths = Lengths.parse(options.iteration_lengths)
@@ -259,6 +266,16 @@ def _measure_generation(setup: Any, options: argparse.Namespace, sections: Seque
         )
         with run.phase("generate") if run else contextlib.nullcontext():
             report.add("order", order.measure_order(setup, generator, workload))
+    if "partial" in sections:
+        workload = generation.RolloutWorkload(
+            options.partial_prompts,
+            options.order_samples,
+            options.prompt_tokens,
+            Lengths.parse(options.order_lengths),
+            options.steps,
+        )
+        with run.phase("generate") if run else contextlib.nullcontext():
+            report.add("partial", partial.measure_partial(setup, generator, workload, options.partial_share))
     if "tail" in sections:
         live_counts = list(map(int, options.tail_live.split(",")))
         with run.phase("generate") if run else contextlib.nullcontext():

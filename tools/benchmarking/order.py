@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import mean
 
-import torch
-
 from benchmarking import clock
 from benchmarking.generation import RolloutWorkload, random_prompts
+from benchmarking.planned import planned_run
 from benchmarking.report import Figures
 from benchmarking.setup import Setup
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.requests import Request
 from tempo_megatron.planning.decoding import Decoding
-from tempo_megatron.planning.layout import USABLE_GIB_PER_GB, Machine
-from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.workload import Workload
 
 
@@ -72,12 +69,10 @@ def question_requests(workload: RolloutWorkload, vocabulary: int) -> list[Reques
 
 def _planned_seconds(setup: Setup, workload: RolloutWorkload, lengths: Sequence[int]) -> float | None:
     """What `tempo plan` predicts for responses of these lengths, in no order; None on CPUs."""
-    if not torch.cuda.is_available():
+    run = planned_run(setup)
+    if run is None:
         return None
-    gpu_gb = torch.cuda.get_device_properties(0).total_memory / 2**30 / USABLE_GIB_PER_GB
-    machine = Machine(1, setup.topology.world_size, gpu_gb, host_gib=0.0)
-    planned = PlannedRun(setup.settings, setup.config, machine)
-    return Decoding(planned, Workload(tuple(lengths), prompt=workload.prompt_tokens)).time(len(lengths)).seconds
+    return Decoding(run, Workload(tuple(lengths), prompt=workload.prompt_tokens)).time(len(lengths)).seconds
 
 
 def _with_history(workload: RolloutWorkload, requests: Sequence[Request]) -> list[Request]:

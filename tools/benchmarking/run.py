@@ -38,25 +38,45 @@ _FIGURES = (
 
 
 class SeededLengths:
-    """A generator whose responses have the lengths that their seeds say. They count as complete, so they are graded."""
+    """A generator whose responses have the lengths that their seeds say. They count as complete, so they are graded.
+
+    A paused response keeps its length: the request that continues it, or starts it later, asks for the tokens left. A
+    continuation has another seed than its response had, so it is known by its tokens.
+    """
 
     def __init__(self, generator: Any, lengths: Lengths) -> None:
         self.generator, self._lengths = generator, lengths
         self.tokens = 0
         """The number of prompt and response tokens so far."""
+        self._tokens_left: dict[tuple[int, ...], list[int]] = {}
+        """The tokens that paused responses still need, by prompt and response so far."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.generator, name)
 
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
-        limited = [replace(request, max_tokens=self._lengths.draw(request.seed)) for request in requests]
+        limited = [replace(request, max_tokens=self._take_length(request)) for request in requests]
         completions = self.generator.generate(limited, enough_groups)
+        for request, completion in zip(limited, completions, strict=True):
+            if completion.finish_reason == PAUSED:
+                tokens = request.prompt_ids + completion.response_ids
+                self._tokens_left.setdefault(tokens, []).append(request.max_tokens - len(completion.response_ids))
         prompt_tokens = sum(len(request.prompt_ids) for request in requests)
         self.tokens += prompt_tokens + sum(len(completion.response_ids) for completion in completions)
         return [
             completion if completion.finish_reason == PAUSED else replace(completion, finish_reason="stop")
             for completion in completions
         ]
+
+    def _take_length(self, request: Request) -> int:
+        """Returns the tokens that the request's response still needs. Each length is taken once."""
+        lengths = self._tokens_left.get(request.prompt_ids)
+        if not lengths:
+            return self._lengths.draw(request.seed)
+        length = lengths.pop(0)
+        if not lengths:
+            del self._tokens_left[request.prompt_ids]
+        return length
 
 
 class RandomModels(Models):

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from benchmarking import clock, kernels
+from benchmarking.planned import planned_run
 from benchmarking.report import Figures
 from benchmarking.setup import Setup
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.requests import Request, sampling_params
+from tempo_megatron.planning.decoding import Decoding
+from tempo_megatron.planning.workload import Workload
 
 _SETTLING_STEPS = 8
 _PROFILED_STEPS = 16
@@ -29,10 +32,17 @@ def measure_tail(
     A second series of as many steps measures the host's parts, a third one the device's kernels. "waiting" is the
     time that no part accounts for, mostly the host's wait for the device. Collective.
     """
-    return {
-        f"{live} live": _measure_live(generator, live, context_tokens, steps, setup.settings.vocab_size)
-        for live in live_counts
-    }
+    run = planned_run(setup)
+    figures: Figures = {}
+    for live in live_counts:
+        planned_ms = None
+        if run:
+            tokens = context_tokens + _SETTLING_STEPS + steps // 2
+            planned_ms = Decoding(run, Workload((tokens,))).step_seconds(live, tokens) * 1e3
+        figures[f"{live} live"] = _measure_live(generator, live, context_tokens, steps, setup.settings.vocab_size) | {
+            "ms a step that `tempo plan` predicts": planned_ms
+        }
+    return figures
 
 
 def response_tokens(steps: int) -> int:
