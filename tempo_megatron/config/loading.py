@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
@@ -26,6 +27,28 @@ _TYPES = {
     dict: "a mapping of names to values",
 }
 """The type of a value as errors name it."""
+
+_REPLACEMENTS = {
+    "policy.importance_cap": "policy.rollout_correction.weight=token policy.rollout_correction.cap=C",
+    "data.labelled": "data.labeled",
+    "data.unlabelled": "data.unlabeled",
+    "loop.labelled_prompts": "loop.labeled_prompts",
+    "loop.unlabelled_prompts": "loop.unlabeled_prompts",
+    "loop.critic_steps": "loop.e_steps",
+    "loop.policy_steps": "loop.m_steps",
+    "loop.recalibrate_every": "loop.e_step_interval",
+    "policy.discount": "policy.gamma",
+    "policy.trace_decay": "policy.gae_lambda",
+    "policy.clip_low": "policy.clip_range_low",
+    "policy.clip_high": "policy.clip_range_high",
+    "policy.whiten": "policy.whiten_advantages",
+    "generation.memory_fraction": "generation.gpu_memory_utilization",
+    "generation.max_sequences": "generation.max_num_seqs",
+    "checkpoint.choose": "checkpoint.select_best",
+    "checkpoint.choose_prompts": "checkpoint.selection_prompts",
+    "checkpoint.choose_samples": "checkpoint.selection_samples",
+}
+"""Keys that earlier versions had, with what to write now. The nearest known key would be the wrong hint."""
 
 
 class ConfigError(ValueError):
@@ -230,7 +253,9 @@ def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _hint(key: str, name: str, hints: Collection[str]) -> str:
-    """Returns a suggestion for an unknown key: the nearest known key, or all keys of its group."""
+    """Returns a suggestion for an unknown key: what replaced it, the nearest known key, or all keys of its group."""
+    if name in _REPLACEMENTS:
+        return f"; it is now {_REPLACEMENTS[name]}"
     all_keys = [dotted for dotted, _, _ in documented_keys()]
     nearest = difflib.get_close_matches(key, hints, n=1) or difflib.get_close_matches(name, all_keys, n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(hints)}"
@@ -262,6 +287,8 @@ def _value_problem(group: DictConfig, key: str, value: Any, hint: Any, bounds: B
     except OmegaConfBaseException:
         remedy = "; the empty text is ''" if value is None and hint is str else ""
         return f"expected {_expected(hint)}, got {_shown(value)}{remedy}"
+    if isinstance(group[key], float) and math.isinf(group[key]):
+        return f"a finite number, got {group[key]}"
     return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"
 
 

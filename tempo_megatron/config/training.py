@@ -258,7 +258,8 @@ class LoopConfig:
     partial_rollouts: float = setting(
         0.0,
         "share, from 0.5 to below 1, of the sampled unlabeled prompts that must have all their responses; then the "
-        "other responses pause and go on under the next policy; labeled responses always finish; 0: none pauses",
+        "other responses pause and go on under the next policy; labeled responses always finish, so an iteration with "
+        "an E-step saves almost nothing; 0: none pauses",
         at_least=0,
         below=1,
     )

@@ -38,6 +38,9 @@ class Rollout:
     """The number of its first tokens that earlier policies sampled."""
     staleness: int = 0
     """The age of its first token: how many M-steps the policy has made since."""
+    started: int = 0
+    """The iteration that took its prompt, where responses may pause; 0 where none may. With the prompt it names the
+    group of a rollout."""
 
     @property
     def truncated(self) -> bool:

@@ -171,7 +171,7 @@ class Lifecycle:
         self._last_saved = state.position
         with self._phase("save"), expect_pace(Pace.untimed):
             best = state.selection.best
-            self.saver.save(state.position, self._models.saved, state.to_json(), best, interim=interim)
+            self.saver.save(state.position, self._models.saved, state.to_json, best, interim=interim)
 
     def _completed(self, state: RunState) -> RunState:
         """Return the snapshot with the fields that only this class knows."""

@@ -24,7 +24,7 @@ from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.trainer import MegatronModel
-from tempo_megatron.utils.distributed import broadcast_from_first
+from tempo_megatron.utils.distributed import broadcast_from_first, rank_and_ranks
 
 if TYPE_CHECKING:
     from tempo_megatron.megatron.checkpointing.capture import Captured
@@ -86,18 +86,21 @@ class Saver:
         self,
         position: Position,
         models: Mapping[str, MegatronModel],
-        state: dict[str, Any],
+        state: Callable[[], dict[str, Any]],
         best: int | None,
         *,
         interim: bool = False,
     ) -> None:
         """Writes a checkpoint after the previous write has ended. `best` is the iteration that the link `best` names.
 
+        `state` returns the state as JSON can write it. Only the first rank, which writes it, calls that: with partial
+        rollouts it has every token that waits.
         Returns as soon as the models may change. Without `asynchronous` that is the end of the write.
         """
         self.wait()
         begun = time.monotonic()
-        checkpoint, state_json = self.directory / f"{_INTERIM if interim else ''}{position}", json.dumps(state)
+        checkpoint = self.directory / f"{_INTERIM if interim else ''}{position}"
+        state_json = json.dumps(state()) if rank_and_ranks()[0] == 0 else ""
         dist_checkpoint.prepare_directories(checkpoint, models)
         parts = dist_checkpoint.capture_models(checkpoint, models, copied=self._config.asynchronous)
 

@@ -87,7 +87,7 @@ def compute_advantages(
     experience = Experience(
         response_mask=batch.response_mask,
         truncated=torch.tensor([rollout.truncated for rollout in step.rollouts]),
-        prompts=_prompt_numbers(step.rollouts),
+        prompts=group_numbers(step.rollouts),
         labeled=~torch.tensor(step.correct).isnan(),
         correct=torch.tensor(step.correct),
         wrong=wrong,
@@ -141,7 +141,7 @@ def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: S
     """Return the votes of the rollouts at the indices `trained`, counted among all of `rollouts`. Collective."""
     clusters = torch.tensor(clustered(grader, rollouts))
     answered = torch.tensor([bool(text) for text in extracted(grader, rollouts)])
-    votes = count_votes(clusters, answered, _prompt_numbers(rollouts))
+    votes = count_votes(clusters, answered, group_numbers(rollouts))
     indices = torch.tensor(trained)
     return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
 
@@ -185,7 +185,7 @@ def _score_in_mini_batches(
     return {name: torch.cat([part[name] for part in parts])[original_order] for name in parts[0]}
 
 
-def _prompt_numbers(rollouts: Sequence[Rollout]) -> Int64[Tensor, " rollouts"]:
-    """Return a number for each rollout, equal for rollouts of one prompt."""
-    numbers: dict[str, int] = {}
-    return torch.tensor([numbers.setdefault(rollout.prompt.id, len(numbers)) for rollout in rollouts])
+def group_numbers(rollouts: Sequence[Rollout]) -> Int64[Tensor, " rollouts"]:
+    """Return a number for each rollout, equal for rollouts of one prompt that began in one iteration."""
+    numbers: dict[tuple[str, int], int] = {}
+    return torch.tensor([numbers.setdefault((each.prompt.id, each.started), len(numbers)) for each in rollouts])

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from tempo_megatron.algorithms.policy_loss import (
@@ -24,6 +24,7 @@ from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
 from tempo_megatron.training.phases.advantages import AdvantageBatch
 from tempo_megatron.training.phases.scoring import Scores, mini_batches
+from tempo_megatron.utils.distributed import broadcast_from_first
 
 
 def m_step(
@@ -35,27 +36,27 @@ def m_step(
     *,
     max_response_tokens: int,
 ) -> dict[str, float]:
-    """Train the policy in mini-batches; return metrics.
+    """Train the policy in mini-batches; return metrics. Collective.
 
     A mini-batch without a token to learn from, or whose tokens are all rejected, makes no update.
     """
     norms: list[float] = []
     updates: list[NamedTensors] = []
     skipped = rejected = 0
-    for epoch in range(config.epochs):
-        shuffled = mini_batches(step.batch.rows, config.mini_batches, *seed, "m_step", epoch)
-        for rows in shuffled if epoch else step.first_epoch:
-            mini_batch = step.batch.select(rows)
-            learn = mini_batch.columns["learn"]
-            if not kept_tokens(learn, mini_batch.columns.get("rejected")).any():
-                rejected += bool(learn.any())
-                continue
-            update = _optimizer_step(policy, mini_batch, scores, config, max_response_tokens)
-            if update is None:
-                skipped += 1
-                continue
-            updates.append(update[0])
-            norms.append(update[1])
+    row_indices = list(step.first_epoch)
+    for epoch in range(1, config.epochs):
+        row_indices += mini_batches(step.batch.rows, config.mini_batches, *seed, "m_step", epoch)
+    for rows, has_kept_tokens in zip(row_indices, _with_kept_tokens(step.batch, row_indices), strict=True):
+        mini_batch = step.batch.select(rows)
+        if not has_kept_tokens:
+            rejected += bool(mini_batch.columns["learn"].any())
+            continue
+        update = _optimizer_step(policy, mini_batch, scores, config, max_response_tokens)
+        if update is None:
+            skipped += 1
+            continue
+        updates.append(update[0])
+        norms.append(update[1])
     metrics = _rollout_metrics(step) | {"policy/skipped_updates": float(skipped)}
     if step.correction:
         metrics["policy/rejected_updates"] = float(rejected)
@@ -73,6 +74,18 @@ def m_step(
     if config.kl_coefficient:
         metrics["policy/kl_to_reference"] = float(torch.cat([update["kl"] for update in updates]).mean())
     return metrics
+
+
+def _with_kept_tokens(batch: Batch, row_indices: Sequence[Int64[Tensor, " _mini_batch"]]) -> list[bool]:
+    """Return for each mini-batch whether a token to learn from is not rejected, on all ranks the same. Collective.
+
+    Ratios decide what is rejected. If the ranks' ratios differ in the last bit, they could fall on two sides of a
+    bound, and a rank that makes an update would wait for one that makes none. So the first rank decides.
+    """
+    rejected = batch.columns.get("rejected")
+    rows_with_tokens = kept_tokens(batch.columns["learn"], rejected).any(1)
+    decisions = [bool(rows_with_tokens[rows].any()) for rows in row_indices]
+    return decisions if rejected is None else broadcast_from_first(decisions)
 
 
 def _rollout_metrics(step: AdvantageBatch) -> dict[str, float]:

@@ -30,9 +30,12 @@ Complete = Callable[[Sequence[Draft], int], list[Rollout]]
 class Group:
     """The responses to one prompt of the unlabeled stream."""
 
-    started: int
-    """The iteration that took the prompt from the stream."""
     rollouts: tuple[Rollout, ...]
+
+    @property
+    def started(self) -> int:
+        """The iteration that took the prompt from the stream."""
+        return self.rollouts[0].started
 
     @property
     def is_whole(self) -> bool:
@@ -76,13 +79,14 @@ class Group:
                 **{
                     **rollout_fields,
                     "prompt": prompt,
+                    "started": json_fields["started"],
                     "response_ids": _decode(rollout_fields["response_ids"], _ID_TYPE),
                     "generator_log_probs": _decode(rollout_fields["generator_log_probs"], _LOG_PROB_TYPE),
                 }
             )
             for rollout_fields in json_fields["rollouts"]
         ]
-        return cls(json_fields["started"], tuple(rollouts))
+        return cls(tuple(rollouts))
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ def sample_groups(
     more groups are carried over than train, so that the next M-step can learn from all of these: no token trains that
     is older than `loop.staleness`, and none is thrown away.
     """
+    new = [replace(draft, rollout=replace(draft.rollout, started=iteration)) for draft in new]
     new_groups = [
-        Group(iteration, tuple(draft.rollout for draft in new[start : start + samples]))
-        for start in range(0, len(new), samples)
+        Group(tuple(draft.rollout for draft in new[start : start + samples])) for start in range(0, len(new), samples)
     ]
     groups = [*carried, *new_groups]
     resumed_drafts = [

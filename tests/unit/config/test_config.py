@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tempo_megatron import config
 from tempo_megatron.config import Config, ConfigError, Fp8, documented_keys, load_config, to_yaml
+from tempo_megatron.config.loading import _REPLACEMENTS
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
@@ -33,6 +34,26 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     """Protects from a mistyped key that is silently accepted."""
     with pytest.raises(ConfigError, match=r"policy\.clip_range_hgih: unknown setting; did you mean 'clip_range_high'"):
         load_config(write(tmp_path, "policy: {clip_range_hgih: 0.1}"))
+
+
+def test_a_key_of_an_earlier_version_names_what_replaced_it(tmp_path: Path) -> None:
+    """Protects the config.yaml of an old run from a hint at another setting, the nearest by letters."""
+    with pytest.raises(ConfigError) as raised:
+        load_config(write(tmp_path, "policy: {importance_cap: 2.0, discount: 1.0}"))
+    cap, discount = str(raised.value).splitlines()
+    assert cap.endswith(
+        "policy.importance_cap: unknown setting; it is now "
+        "policy.rollout_correction.weight=token policy.rollout_correction.cap=C"
+    )
+    assert discount.endswith("policy.discount: unknown setting; it is now policy.gamma")
+
+
+def test_replacements_of_keys_are_settings() -> None:
+    """Protects the hints from keys that change again, and from a key that a setting has again."""
+    known = {key for key, _, _ in documented_keys()}
+    for removed, replacement in _REPLACEMENTS.items():
+        assert removed not in known
+        assert {item.partition("=")[0] for item in replacement.split()} <= known
 
 
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
@@ -89,6 +110,9 @@ def test_a_typo_is_found_in_the_file_that_it_is_in(tmp_path: Path) -> None:
         (["loop.gate=1"], "loop.gate: at least 0 and below 1, got 1.0"),
         (["generation.gpu_memory_utilization=7"], "generation.gpu_memory_utilization: above 0 and at most 1, got 7.0"),
         (["generation.temperature=nan"], "generation.temperature: above 0, got nan"),
+        (["generation.temperature=.inf"], "generation.temperature: a finite number, got inf"),
+        (["policy.rollout_correction.cap=.inf"], "policy.rollout_correction.cap: a finite number, got inf"),
+        (["loop.gate=-.inf"], "loop.gate: a finite number, got -inf"),
         (["evaluation.samples=0", "evaluation.k='${.samples}'"], "evaluation.samples: at least 1, got 0"),
         (["checkpoint.patience=-2", "loop.m_steps='${checkpoint.patience}'"], "checkpoint.patience: at least 0"),
         (

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from tempo_megatron.config import CheckpointConfig, Config
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, integrity
 from tempo_megatron.megatron.checkpointing.saver import (
+    ITERATION,
+    Position,
     Saver,
     checkpoint_directories,
     complete_checkpoints,
@@ -82,6 +84,24 @@ def busy(*paths: Path) -> Any:
         original(path, dir_fd=dir_fd)
 
     return unlink
+
+
+@pytest.mark.parametrize(("rank", "calls"), [(0, 1), (1, 0)])
+def test_only_the_rank_that_writes_the_state_encodes_it(
+    rank: int, calls: int, group: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With partial rollouts a state has every token that waits, which each rank of a node would hold as text too."""
+    encoded, written = [], []
+
+    def state() -> dict[str, Any]:
+        encoded.append(rank)
+        return {"iteration": 3}
+
+    saver = Saver(tmp_path, CheckpointConfig(), tmp_path, "zero_one", dist.default_pg_timeout)
+    monkeypatch.setattr("tempo_megatron.megatron.checkpointing.saver.rank_and_ranks", lambda: (rank, 2))
+    monkeypatch.setattr(saver, "_write", lambda checkpoint, parts, text, best: written.append(text))
+    saver.save(Position(ITERATION, 3), {}, state, None)
+    assert len(encoded) == calls and written == ['{"iteration": 3}' if rank == 0 else ""]
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of_and_tried_again(

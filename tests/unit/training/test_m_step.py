@@ -103,3 +103,21 @@ def test_a_mini_batch_whose_tokens_are_all_rejected_is_left_out() -> None:
     assert len(policy.steps) == 4 and metrics["policy/rejected_sequences"] == 2 / 4
     assert metrics["policy/rejected_updates"] == 4 and metrics["policy/skipped_updates"] == 0
     assert all("importance" not in mini_batch.columns for mini_batch, _ in policy.steps)
+
+
+def test_the_first_rank_decides_which_mini_batches_make_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ratio that differs in its last bit between ranks may be rejected on one of them alone. If each decided by
+    itself, one would wait for the other in the collectives of the update."""
+    calls = []
+
+    def decisions_of_first_rank(own: list[bool]) -> list[bool]:
+        calls.append(own)
+        return [not decision for decision in own]
+
+    monkeypatch.setattr("tempo_megatron.training.phases.m_step.broadcast_from_first", decisions_of_first_rank)
+    correction = RolloutCorrectionConfig(reject=Rejection.sequence, reject_above=1.5)
+    policy, _, metrics = learned(correction, mini_batches=4)
+    (own,) = calls
+    assert len(own) == 8 and sum(own) == 4  # two epochs; two of four responses are rejected
+    assert all(mini_batch.columns["rejected"].any() for mini_batch, _ in policy.steps)
+    assert len(policy.steps) == 4 and metrics["policy/rejected_updates"] == 4

@@ -18,7 +18,7 @@ from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.requests import PAUSED, Completion, Request
 from tempo_megatron.training.build import forget_changed_questions
-from tempo_megatron.training.phases.advantages import stale_mask
+from tempo_megatron.training.phases.advantages import group_numbers, stale_mask
 from tempo_megatron.training.phases.generate import Draft, complete, new_drafts
 from tempo_megatron.training.phases.partial_rollouts import (
     Group,
@@ -162,7 +162,7 @@ def test_whole_groups_that_are_left_over_train_first_and_are_stale() -> None:
     """Several groups may end in the same step, or before all replicas have noticed."""
     whole = Rollout(prompt("a"), 0, (1, 1), (-1.0, -1.0), "stop")
     empty = Rollout(prompt("b"), 0, (), (), PAUSED)
-    old, waiting = Group(3, (whole,)).aged(), Group(3, (empty,)).aged()
+    old, waiting = Group((whole,)).aged(), Group((empty,)).aged()
     assert (old.staleness, old.rollouts[0].stale_tokens, waiting.staleness) == (1, 2, 0)
     calls = []
 
@@ -191,16 +191,32 @@ def test_a_group_is_the_same_after_it_was_written_and_read() -> None:
     log_probs = tuple((-torch.rand(300, generator=random) * 9).tolist())
     ids = tuple(torch.randint(0, 200_000, (300,), generator=random).tolist())
     group = Group(
-        7,
         (
-            Rollout(prompt("a"), 2, ids, log_probs, PAUSED, 250, 2),
-            Rollout(prompt("a"), 3, (), (), PAUSED),
-            Rollout(prompt("a"), 4, ids[:9], log_probs[:9], "length", 9, 1),
-        ),
+            Rollout(prompt("a"), 2, ids, log_probs, PAUSED, 250, 2, 7),
+            Rollout(prompt("a"), 3, (), (), PAUSED, started=7),
+            Rollout(prompt("a"), 4, ids[:9], log_probs[:9], "length", 9, 1, 7),
+        )
     )
     text = json.dumps(group.to_json())
     assert Group.from_json(json.loads(text)) == group
     assert len(text) < 309 * 8 * 4 / 3 + 1000
+
+
+def test_a_carried_and_a_new_group_of_one_prompt_are_two_groups() -> None:
+    """Each has its own baseline and votes: another policy began its responses. A pass over few questions ends often, so
+    that a question comes back while its last group waits."""
+    paused = Rollout(prompt("a"), 0, (1,), (-1.0,), PAUSED, started=3)
+    new = new_drafts([("unlabeled", prompt("a"))], seed=0, iteration=4, samples=2)
+
+    def finish(drafts: Sequence[Draft], enough: int) -> list[Rollout]:
+        return [replace(draft.rollout, finish_reason="stop") for draft in drafts]
+
+    carried = Group((paused, replace(paused, sample=1))).aged()
+    step = sample_groups(finish, [], new, [carried], samples=2, loop=loop_of(2, 0.9, 1), seed=0, iteration=4)
+    assert [group.started for group in step.trained] == [3, 4]
+    rollouts = [rollout for group in step.trained for rollout in group.rollouts]
+    assert group_numbers(rollouts).tolist() == [0, 0, 1, 1]
+    assert group_numbers([replace(rollout, started=0) for rollout in rollouts]).tolist() == [0, 0, 0, 0]
 
 
 def test_metrics_and_mask_of_old_tokens() -> None:
@@ -222,7 +238,7 @@ def test_metrics_and_mask_of_old_tokens() -> None:
 def test_paused_responses_to_questions_that_changed_are_dropped() -> None:
     """A question that was removed must not train. Where its text changed, old and new responses would be one group."""
     kept, removed, changed = (
-        Group(1, (Rollout(prompt(name), 0, (1,), (0.0,), PAUSED),)) for name in ("kept", "removed", "changed")
+        Group((Rollout(prompt(name), 0, (1,), (0.0,), PAUSED, started=1),)) for name in ("kept", "removed", "changed")
     )
     current = [prompt("kept"), replace(prompt("changed"), token_ids=(7, 7))]
     data: Any = SimpleNamespace(questions=SimpleNamespace(sets={"unlabeled": SimpleNamespace(prompts=current)}))

@@ -29,7 +29,7 @@ CANDIDATES = [Candidate(0, 0.5, 0.1, 0.25), Candidate(4, 0.75, 0.1)]
         RunState(),
         RunState(
             iteration=4,
-            carried=(Group(3, (Rollout(PROMPT, 1, (5, 6), (-0.5, -0.25), "paused", 1, 2),)),),
+            carried=(Group((Rollout(PROMPT, 1, (5, 6), (-0.5, -0.25), "paused", 1, 2, 3),)),),
             optimizer_steps={"policy": 8},
             gate_value=0.1 + 0.2,
             selection=Selection(CANDIDATES, 4, "why 4", "patience"),
