@@ -1,0 +1,49 @@
+"""What a drawing consists of: lines, panels of one measure, and sections of panels. The page's script draws them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAXIMUM_LINES = 4
+"""More lines in one panel cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel: y over x, with the ends of a 95% interval at each point if it has one."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    low: list[float] | None = None
+    high: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure over iterations."""
+
+    title: str
+    meaning: str
+    """A sentence for readers who do not know the measure."""
+    lines: list[Line]
+    share: bool = False
+    """Whether the y axis goes from 0 to 1."""
+    reference: float | None = None
+    """The value of a dashed horizontal line, such as 0.5 for guessing."""
+    unit: str = ""
+    stacked: bool = False
+    """Whether the lines are drawn as bars on top of each other."""
+
+    def __post_init__(self) -> None:
+        if len(self.lines) > MAXIMUM_LINES:
+            raise ValueError(f"panel {self.title!r} has {len(self.lines)} lines, more than {MAXIMUM_LINES}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Panels about one subject."""
+
+    title: str
+    about: str
+    panels: list[Panel]
