@@ -271,6 +271,9 @@ def report(
             help="The HTML file to write.", metavar="FILE", show_default="RUN/report.html; of several runs report.html"
         ),
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write each panel as a PNG into this directory too.", metavar="DIR")
+    ] = None,
     show_answers: Annotated[
         bool,
         typer.Option("--show-answers", help="Show hidden answers, read from the files that the run's data names."),
@@ -279,7 +282,7 @@ def report(
     """Write an HTML file that shows what a run does, or several runs side by side; see docs/report.md."""
     from tempo_megatron.report.command import report_runs
 
-    return report_runs(runs, out, show_answers=show_answers)
+    return report_runs(runs, out, figures=figures, show_answers=show_answers)
 
 
 @data_app.command()

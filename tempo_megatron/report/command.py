@@ -10,8 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tempo_megatron.report.figures import comparison_sections, sections
 from tempo_megatron.report.page import comparison_page, run_page
 from tempo_megatron.report.panels import MAXIMUM_LINES
+from tempo_megatron.report.png import write_figures
 from tempo_megatron.report.reading import RunRecord, read_run
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import refuse
@@ -21,8 +23,12 @@ _LIMIT_SECONDS = 300.0
 """A report may take this long. It takes seconds, but a busy machine may need minutes."""
 
 
-def report_runs(runs: Sequence[Path], out: Path | None, *, show_answers: bool = False) -> int:
+def report_runs(
+    runs: Sequence[Path], out: Path | None, *, figures: Path | None = None, show_answers: bool = False
+) -> int:
     """Write the report of one run as RUN/report.html, or of several as report.html here; `out` names another file.
+
+    With `figures`, a PNG of each panel goes into that directory.
 
     Returns 0, or 2 for a directory that is no run, too many runs, or answers that cannot be read.
     """
@@ -40,6 +46,9 @@ def report_runs(runs: Sequence[Path], out: Path | None, *, show_answers: bool = 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(path, page)
     print(path)
+    if figures:
+        panels = sections(records[0]) if len(records) == 1 else comparison_sections(records)
+        print(f"{len(write_figures(panels, figures))} figures in {figures}")
     return 0
 
 

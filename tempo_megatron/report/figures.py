@@ -9,6 +9,7 @@ from tempo_megatron.report.measures import ROLLOUTS, SUBJECTS, Measure
 from tempo_megatron.report.outcome import SETS, estimate, evaluation_k, question_values
 from tempo_megatron.report.panels import Line, Panel, Section
 from tempo_megatron.report.reading import RunRecord
+from tempo_megatron.report.timing import time_section
 from tempo_megatron.report.words import set_name
 
 _BAND_RESAMPLES = 2_000
@@ -32,7 +33,7 @@ def sections(record: RunRecord) -> list[Section]:
         Section(subject.title, subject.about, [_panel(record, measure) for measure in subject.measures])
         for subject in SUBJECTS
     ]
-    return _with_lines([_accuracy_section(record), *drawn_from_metrics])
+    return _with_lines([_accuracy_section(record), *drawn_from_metrics, time_section(record)])
 
 
 def comparison_sections(records: Sequence[RunRecord]) -> list[Section]:

@@ -128,6 +128,12 @@ SUBJECTS = (
                 share=True,
             ),
             Measure(
+                "Variety of wording",
+                "Different sequences of four words per such sequence, of responses to one question in evaluations.",
+                {set_name(name): f"evaluation/{name}/distinct_4grams" for name in SETS},
+                share=True,
+            ),
+            Measure(
                 "Length of a response",
                 "Mean length, in training and in evaluations.",
                 {"training": "policy/response_tokens"} | {set_name(name): f"evaluation/{name}/length" for name in SETS},

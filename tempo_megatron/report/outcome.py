@@ -156,6 +156,8 @@ def checkpoint_sentence(record: RunRecord) -> str:
     last = record.evaluations[-1].iteration if record.evaluations else iteration
     if iteration != last:
         sentence += f" The figures above are those of iteration {last}, not of this checkpoint."
+        if evaluation := next((item for item in record.evaluations if item.iteration == iteration), None):
+            sentence += f" The checkpoint itself has {_shares(evaluation)} right."
     return sentence
 
 
@@ -202,10 +204,14 @@ def _change_sentence(row: Change) -> str:
 def _without_comparison(record: RunRecord) -> str:
     if not record.evaluations:
         return "No evaluation has been recorded, so nothing is known about accuracy."
-    k, first = evaluation_k(record), record.evaluations[0]
+    first = record.evaluations[0]
+    return f"There is one evaluation, at iteration {first.iteration}: {_shares(first)} right. No other to compare with."
+
+
+def _shares(evaluation: Evaluation) -> str:
+    """Return the shares of right responses of an evaluation: `60% on unlabeled and 55% on held-out questions`."""
     parts = []
     for name in SETS:
-        if values := question_values(first.sets.get(name, {}), "avg", k):
-            parts.append(f"{percent(mean(list(values.values())))} on {name.replace('_', '-')} questions")
-    shares = " and ".join(parts) or "nothing that has a grade"
-    return f"There is one evaluation, at iteration {first.iteration}: {shares} right. A comparison needs a second one."
+        if values := question_values(evaluation.sets.get(name, {}), "avg", 1):
+            parts.append(f"{percent(mean(list(values.values())))} on {set_name(name)}")
+    return f"{' and '.join(parts)} questions" if parts else "no graded response"

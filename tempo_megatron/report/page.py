@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -30,10 +29,10 @@ from tempo_megatron.report.outcome import (
     headline,
     outcome_sentences,
 )
-from tempo_megatron.report.panels import Section
+from tempo_megatron.report.panels import Section, title_slug
 from tempo_megatron.report.questions import question_rows
 from tempo_megatron.report.reading import RunRecord, RunStatus
-from tempo_megatron.report.timing import phase_uses, time_section
+from tempo_megatron.report.timing import phase_uses
 from tempo_megatron.report.words import duration, percent, points, set_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -50,8 +49,8 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None) -> str
 
     `answers` has hidden answers by question id. Without it the page has none, only whether a response is right.
     """
-    all_sections = [*sections(record), time_section(record)]
-    titles = {section.title: _anchor(section.title) for section in all_sections}
+    all_sections = sections(record)
+    titles = {section.title: title_slug(section.title) for section in all_sections}
     questions = question_rows(record, answers)
     uses, memory = phase_uses(record)
     total = f"The device has {memory.total_gib:.0f} GiB." if memory.total_gib and memory.kind == "device" else ""
@@ -122,7 +121,7 @@ def _render(template: str, all_sections: Sequence[Section], questions: list[dict
     for section in all_sections:
         entries = [{**asdict(panel), "number": number + index} for index, panel in enumerate(section.panels)]
         number += len(entries)
-        shown.append({**asdict(section), "anchor": _anchor(section.title), "panels": entries})
+        shown.append({**asdict(section), "anchor": title_slug(section.title), "panels": entries})
     plotly, script = _plotly_script(), (_TEMPLATES / "report.js").read_text()
     return environment.get_template(template).render(
         sections=shown,
@@ -168,10 +167,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return value
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"\W+", "-", title.lower()).strip("-")
 
 
 def _measure_name(row: Change) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 MAXIMUM_LINES = 4
@@ -47,3 +48,8 @@ class Section:
     title: str
     about: str
     panels: list[Panel]
+
+
+def title_slug(title: str) -> str:
+    """Return a title as a name for links and files: lower case, with hyphens between words."""
+    return re.sub(r"\W+", "-", title.lower()).strip("-")

@@ -112,7 +112,10 @@ def _label(shares: list[float]) -> str:
 
 def _votes(responses: list[Response]) -> tuple[float, str]:
     """Return the share of the largest group of equal answers, and its size and whether it is right as a text."""
-    number, count = Counter(response.cluster for response in responses).most_common(1)[0]
+    counts = Counter(response.cluster for response in responses if response.cluster is not None)
+    if not counts:
+        return 0.0, "no answer"
+    number, count = counts.most_common(1)[0]
     grades = [response.correct for response in responses if response.cluster == number]
     verdict = "" if grades[0] is None else ", right" if grades[0] else ", wrong"
     return count / len(responses), f"{count} of {len(responses)}{verdict}"

@@ -41,8 +41,8 @@ class Response:
     """1 for a right response, 0 for a wrong one; None where it has no grade."""
     answer: str
     """The final answer that was read from the response."""
-    cluster: int
-    """Responses to a question with equal answers have the same number."""
+    cluster: int | None
+    """Responses to a question with equal answers have the same number. None for one that does not vote."""
     tokens: int
     truncated: bool
     text: str
@@ -173,7 +173,7 @@ def _evaluation(path: Path, unreadable: list[str]) -> Evaluation:
             sample=row["sample"],
             correct=float(grade) if isinstance(grade, int | float) and math.isfinite(grade) else None,
             answer=str(row.get("answer") or ""),
-            cluster=row.get("cluster", -1),
+            cluster=row.get("cluster"),
             tokens=row["tokens"],
             truncated=row["finish_reason"] == "length",
             text=row["response"],
