@@ -278,11 +278,14 @@ def report(
         bool,
         typer.Option("--show-answers", help="Show hidden answers, read from the files that the run's data names."),
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Rewrite the file while the run goes on; the page reloads itself.")
+    ] = False,
 ) -> int:
     """Write an HTML file that shows what a run does, or several runs side by side; see docs/report.md."""
-    from tempo_megatron.report.command import report_runs
+    from tempo_megatron.report.command import ReportOptions, report_runs
 
-    return report_runs(runs, out, figures=figures, show_answers=show_answers)
+    return report_runs(runs, ReportOptions(out, figures, show_answers, watch))
 
 
 @data_app.command()

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tempo_megatron.report.figures import comparison_sections, sections
 from tempo_megatron.report.page import comparison_page, run_page
 from tempo_megatron.report.panels import MAXIMUM_LINES
 from tempo_megatron.report.png import write_figures
-from tempo_megatron.report.reading import RunRecord, read_run
+from tempo_megatron.report.reading import RunRecord, RunStatus, read_run
+from tempo_megatron.report.watch import RELOAD_SECONDS, watch_run
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import refuse
 
@@ -23,33 +25,57 @@ _LIMIT_SECONDS = 300.0
 """A report may take this long. It takes seconds, but a busy machine may need minutes."""
 
 
-def report_runs(
-    runs: Sequence[Path], out: Path | None, *, figures: Path | None = None, show_answers: bool = False
-) -> int:
-    """Write the report of one run as RUN/report.html, or of several as report.html here; `out` names another file.
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `tempo report`, as `tempo report --help` describes them."""
 
-    With `figures`, a PNG of each panel goes into that directory.
+    out: Path | None = None
+    figures: Path | None = None
+    show_answers: bool = False
+    watch: bool = False
 
-    Returns 0, or 2 for a directory that is no run, too many runs, or answers that cannot be read.
+
+def report_runs(runs: Sequence[Path], options: ReportOptions) -> int:
+    """Write the report of one run as RUN/report.html, or of several as report.html here.
+
+    Returns 0, or 2 for a directory that is no run, too many runs, options that do not go together, or answers that
+    cannot be read.
     """
+    problems = []
     if len(runs) > MAXIMUM_LINES:
-        return refuse("tempo report", f"at most {MAXIMUM_LINES} runs: more lines in a panel cannot be told apart")
-    if show_answers and len(runs) > 1:
-        return refuse("tempo report", "--show-answers is for one run: a report of several shows no questions")
+        problems.append(f"at most {MAXIMUM_LINES} runs: more lines in a panel cannot be told apart")
+    if len(runs) > 1 and options.show_answers:
+        problems.append("--show-answers is for one run: a report of several shows no questions")
+    if len(runs) > 1 and options.watch:
+        problems.append("--watch is for one run")
+    if problems:
+        return refuse("tempo report", problems)
     try:
         records = [read_run(run) for run in runs]
-        answers = _hidden_answers(records[0]) if show_answers else None
+        answers = _hidden_answers(records[0]) if options.show_answers else None
     except (FileNotFoundError, ValueError) as error:
         return refuse("tempo report", error)
-    path = out or (runs[0] / _NAME if len(runs) == 1 else Path(_NAME))
-    page = run_page(records[0], answers) if len(records) == 1 else comparison_page(records)
+    path = options.out or (runs[0] / _NAME if len(runs) == 1 else Path(_NAME))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(path, page)
-    print(path)
-    if figures:
+    print(path, flush=True)
+    if options.watch:
+        watch_run(runs[0], lambda: _write_watched(runs[0], path, answers))
+    else:
+        page = run_page(records[0], answers) if len(records) == 1 else comparison_page(records)
+        write_text_atomically(path, page)
+    if options.figures:
+        records = [read_run(run) for run in runs]
         panels = sections(records[0]) if len(records) == 1 else comparison_sections(records)
-        print(f"{len(write_figures(panels, figures))} figures in {figures}")
+        print(f"{len(write_figures(panels, options.figures))} figures in {options.figures}")
     return 0
+
+
+def _write_watched(run: Path, path: Path, answers: Mapping[str, str] | None) -> RunStatus:
+    """Write the page of a run as it is now, which reloads itself until the run is finished; return its status."""
+    record = read_run(run)
+    reload_seconds = None if record.status is RunStatus.finished else RELOAD_SECONDS
+    write_text_atomically(path, run_page(record, answers, reload_seconds=reload_seconds))
+    return record.status
 
 
 def report_in_subprocess(run_dir: Path) -> str:
@@ -85,4 +111,4 @@ def _hidden_answers(record: RunRecord) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(report_runs([Path(sys.argv[1])], None))
+    sys.exit(report_runs([Path(sys.argv[1])], ReportOptions()))

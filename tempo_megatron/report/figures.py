@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tempo_megatron.metrics.diversity import distinct_answers
+from tempo_megatron.metrics.question_metrics import mean
 from tempo_megatron.report.measures import ROLLOUTS, SUBJECTS, Measure
 from tempo_megatron.report.outcome import SETS, estimate, evaluation_k, question_values
 from tempo_megatron.report.panels import Line, Panel, Section
@@ -79,6 +81,13 @@ def _accuracy_section(record: RunRecord) -> Section:
         Panel(panel.title, panel.meaning, _accuracy_lines(record, measure, SETS), share=True)
         for measure, panel in (("avg", _AVG), ("pass", _PASS))
     ]
+    different = Panel(
+        "Different answers",
+        f"Different answers per response, among the first {evaluation_k(record)} responses to a question. "
+        "Where it falls, the model settles on one answer, right or wrong.",
+        [_distinct_line(record, name) for name in SETS],
+        share=True,
+    )
     votes = Measure(
         "Right by majority",
         "Share of questions whose most frequent answer among k responses is right (cons@k).",
@@ -91,7 +100,7 @@ def _accuracy_section(record: RunRecord) -> Section:
         {"unlabeled": f"{ROLLOUTS}/avg"},
         share=True,
     )
-    return Section("Accuracy", _ABOUT_ACCURACY, [*panels, _panel(record, votes), _panel(record, training)])
+    return Section("Accuracy", _ABOUT_ACCURACY, [*panels, _panel(record, votes), different, _panel(record, training)])
 
 
 def _accuracy_lines(record: RunRecord, measure: str, sets: Sequence[str]) -> list[Line]:
@@ -114,6 +123,19 @@ def _accuracy_lines(record: RunRecord, measure: str, sets: Sequence[str]) -> lis
             )
         )
     return lines
+
+
+def _distinct_line(record: RunRecord, question_set: str) -> Line:
+    """Return the line of different answers per response, over equally many responses in every evaluation.
+
+    The log's `distinct_answers` falls with the number of responses, so an evaluation with more of them looks poorer.
+    """
+    k, rows = evaluation_k(record), []
+    for evaluation in record.evaluations:
+        if questions := evaluation.sets.get(question_set):
+            clusters = [[response.cluster for response in responses[:k]] for responses in questions.values()]
+            rows.append((evaluation.iteration, mean([distinct_answers(row) for row in clusters])))
+    return Line(set_name(question_set), [float(iteration) for iteration, _ in rows], [share for _, share in rows])
 
 
 def _accuracy_key(record: RunRecord, question_set: str, measure: str) -> str:

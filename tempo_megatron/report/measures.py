@@ -77,7 +77,8 @@ SUBJECTS = (
             ),
             Measure(
                 "Telling right from wrong, fresh labeled responses",
-                "The same on the labeled responses that it is about to learn from.",
+                "How often the critic prefers a right response to a wrong one, among the labeled responses that it "
+                "is about to learn from. 0.5 is guessing.",
                 {"same question": "critic/auroc_within_prompts", "all responses": "critic/auroc"},
                 share=True,
                 reference=_GUESSING,
@@ -120,18 +121,6 @@ SUBJECTS = (
                 "How undecided the policy is at a token. Near 0 all responses to a question are alike.",
                 {"policy": "policy/entropy"},
                 unit="nats",
-            ),
-            Measure(
-                "Different answers",
-                "Different answers per response, of responses to one question in evaluations.",
-                {set_name(name): f"evaluation/{name}/distinct_answers" for name in SETS},
-                share=True,
-            ),
-            Measure(
-                "Variety of wording",
-                "Different sequences of four words per such sequence, of responses to one question in evaluations.",
-                {set_name(name): f"evaluation/{name}/distinct_4grams" for name in SETS},
-                share=True,
             ),
             Measure(
                 "Length of a response",

@@ -11,7 +11,7 @@ from tempo_megatron.metrics.bootstrap import confidence_interval
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.metrics.question_metrics import mean
 from tempo_megatron.report.reading import Evaluation, Response, RunRecord, RunStatus
-from tempo_megatron.report.words import METHODS, percent, plural, points, set_name
+from tempo_megatron.report.words import METHODS, isolated, percent, plural, points, set_name
 
 SETS = ("unlabeled", "held_out")
 Interval = tuple[float, float] | None
@@ -102,8 +102,13 @@ def changes(record: RunRecord) -> list[Change]:
         return []
     k = evaluation_k(record)
     first, last = record.evaluations[0], record.evaluations[-1]
-    rows = [change(first, last, name, measure, k) for name in SETS for measure in ("avg", "pass")]
+    rows = [change(first, last, name, measure, k) for name in SETS for measure in _measures(k)]
     return [row for row in rows if row]
+
+
+def _measures(k: int) -> tuple[str, ...]:
+    """Return the measures to show: pass@1 is avg."""
+    return ("avg", "pass") if k > 1 else ("avg",)
 
 
 def evaluation_k(record: RunRecord) -> int:
@@ -148,7 +153,7 @@ def checkpoint_sentence(record: RunRecord) -> str:
     """Return which checkpoint was chosen, and why; empty where none was chosen yet."""
     if record.status is RunStatus.finished and record.summary and record.summary.get("chosen_iteration") is not None:
         iteration, reason = record.summary["chosen_iteration"], record.summary.get("chosen_because")
-        sentence = f"The checkpoint of iteration {iteration} was chosen for export: {reason}."
+        sentence = f"The checkpoint of iteration {iteration} was chosen for export ({reason})."
     elif (iteration := record.last("selection/best")) is not None:
         sentence = f"The best checkpoint so far is iteration {iteration}: {record.last('selection/reason')}."
     else:
@@ -163,7 +168,8 @@ def checkpoint_sentence(record: RunRecord) -> str:
 
 def _status_sentence(record: RunRecord) -> str:
     planned = int(record.setting("loop.iterations", 0))
-    method = METHODS.get(str(record.setting("method", "")), f"the method {record.setting('method')}")
+    name, ending = str(record.setting("method", "")), isolated(record.ending)
+    method = METHODS.get(name, f"the method {isolated(name)}")
     iteration = record.iteration
     length = f"{iteration} of {planned} iterations"
     match record.status:
@@ -176,11 +182,11 @@ def _status_sentence(record: RunRecord) -> str:
             return f"The run is in progress: {length} of {method}."
         case RunStatus.interrupted:
             return (
-                f"The run was interrupted after {length} of {method}: {record.ending or 'no reason was recorded'}. "
+                f"The run was interrupted after {length} of {method}: {ending or 'no reason was recorded'}. "
                 "The same command resumes it."
             )
         case RunStatus.stopped:
-            why = f"The last error it recorded: {record.ending}" if record.ending else "It recorded no error."
+            why = f"The last error it recorded: {ending}" if ending else "It recorded no error."
             return f"The run ended before it finished, after {length} of {method}. {why}"
 
 

@@ -44,10 +44,11 @@ _STATUS_WORDS = {
 }
 
 
-def run_page(record: RunRecord, answers: Mapping[str, str] | None = None) -> str:
+def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, reload_seconds: int | None = None) -> str:
     """Return the HTML page of one run.
 
     `answers` has hidden answers by question id. Without it the page has none, only whether a response is right.
+    With `reload_seconds` the page reloads itself that often.
     """
     all_sections = sections(record)
     titles = {section.title: title_slug(section.title) for section in all_sections}
@@ -60,6 +61,7 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None) -> str
         all_sections,
         [asdict(row) for row in questions],
         title=f"{record.name}: {text}",
+        reload_seconds=reload_seconds,
         record=record,
         status=_STATUS_WORDS[record.status],
         headline=text,
@@ -101,6 +103,7 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
         "comparison.html",
         comparison_sections(records),
         [],
+        reload_seconds=None,
         title=" and ".join(record.name for record in records),
         headline=" · ".join(record.name for record in records),
         runs=runs,

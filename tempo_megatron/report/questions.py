@@ -78,6 +78,7 @@ def question_rows(record: RunRecord, answers: Mapping[str, str] | None = None) -
         samples = {
             f"iteration {number}": _samples(responses[name, question][number], limit)
             for number in sorted({first[0], last[0]})
+            if responses[name, question][number][0].text is not None
         }
         rows.append(
             QuestionRow(
@@ -129,7 +130,7 @@ def _samples(responses: list[Response], limit: int) -> list[Sample]:
 
 def _sample(response: Response, limit: int) -> Sample:
     return Sample(
-        _shorten(response.text, limit),
+        _shorten(response.text or "", limit),
         None if response.correct is None else bool(response.correct),
         _shorten(response.answer, 200),
         response.tokens,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -45,7 +46,8 @@ class Response:
     """Responses to a question with equal answers have the same number. None for one that does not vote."""
     tokens: int
     truncated: bool
-    text: str
+    text: str | None
+    """None in evaluations between the first and the last: a long run's texts would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def read_run(directory: Path) -> RunRecord:
     unreadable: list[str] = []
     rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable) if "iteration" in row]
     samples = directory / "samples"
-    evaluations = [_evaluation(path, unreadable) for path in sorted(samples.glob("iteration-*.jsonl"))]
+    paths = sorted(samples.glob("iteration-*.jsonl"))
+    evaluations = [_evaluation(path, unreadable, keeps_texts=path in (paths[0], paths[-1])) for path in paths]
     questions = {row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable)}
     environment_path = directory / "environment.json"
     environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
@@ -146,6 +149,16 @@ def read_run(directory: Path) -> RunRecord:
     )
 
 
+def holds_fresh_lock(directory: Path) -> bool:
+    """Return whether a lock of the run directory was touched in the last minute, as a run in progress does."""
+    now = time.time()
+    for path in directory.glob("running-*"):
+        with contextlib.suppress(FileNotFoundError):  # the run has left the directory meanwhile
+            if now - path.stat().st_mtime < _ALIVE_SECONDS:
+                return True
+    return False
+
+
 def _status(directory: Path, summary: dict[str, Any] | None, last: int) -> tuple[RunStatus, str]:
     """Return how far the run is, and why it was interrupted or failed.
 
@@ -154,8 +167,7 @@ def _status(directory: Path, summary: dict[str, Any] | None, last: int) -> tuple
     """
     if summary is not None and last <= summary.get("iterations", 0):
         return RunStatus.finished, ""
-    now = time.time()
-    if any(now - path.stat().st_mtime < _ALIVE_SECONDS for path in directory.glob("running-*")):
+    if holds_fresh_lock(directory):
         return RunStatus.running, ""
     mark = interrupted_mark(directory)
     if mark.is_file():
@@ -165,7 +177,7 @@ def _status(directory: Path, summary: dict[str, Any] | None, last: int) -> tuple
     return RunStatus.stopped, next((line for lines in last_lines for line in lines), "")
 
 
-def _evaluation(path: Path, unreadable: list[str]) -> Evaluation:
+def _evaluation(path: Path, unreadable: list[str], *, keeps_texts: bool) -> Evaluation:
     sets: dict[str, dict[str, list[Response]]] = {}
     for row in _json_lines(path, unreadable):
         grade = row.get("correct")
@@ -176,7 +188,7 @@ def _evaluation(path: Path, unreadable: list[str]) -> Evaluation:
             cluster=row.get("cluster"),
             tokens=row["tokens"],
             truncated=row["finish_reason"] == "length",
-            text=row["response"],
+            text=row["response"] if keeps_texts else None,
         )
         sets.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(response)
     return Evaluation(int(path.stem.rpartition("-")[2]), sets)

@@ -41,3 +41,8 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def isolated(text: str) -> str:
+    """Return a text of a run so that its direction ends with it: a right-to-left mark turns no sentence around it."""
+    return text if text.isascii() else f"\u2068{text}\u2069"

@@ -140,8 +140,8 @@ def build_run(
         )
         if run.is_finished:
             console.say(
-                f"{directory} is finished, at iteration {run.iteration}: nothing is trained; export, summary and report "
-                "are written again. To train it further, raise loop.iterations; for a new run, name another run_dir"
+                f"{directory} is finished, at iteration {run.iteration}: nothing is trained; export, summary and "
+                "report are written again. To train on, raise loop.iterations; for a new run, name another run_dir"
             )
         if not lifecycle.in_stages:
             run.sync()

@@ -76,7 +76,7 @@ function make(tag, className, text) {
 }
 
 const inPercent = (share) => `${(100 * share).toFixed(0)}%`;
-const inPoints = (difference) => `${difference < 0 ? "−" : "+"}${Math.abs(100 * difference).toFixed(0)}`;
+const inPoints = (difference) => `${difference < 0 ? "−" : difference > 0 ? "+" : ""}${Math.abs(100 * difference).toFixed(0)}`;
 const COLUMNS = [
   { title: "question", value: (row) => row.text, numeric: false },
   { title: "set", value: (row) => row.question_set, numeric: false },

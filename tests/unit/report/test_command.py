@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,8 @@ import pytest
 
 from tempo_megatron import cli
 from tempo_megatron.config import Config
-from tempo_megatron.report import command
-from tempo_megatron.report.command import report_in_subprocess, report_runs
+from tempo_megatron.report import command, watch
+from tempo_megatron.report.command import ReportOptions, report_in_subprocess, report_runs
 from tempo_megatron.training import run as run_module
 from tempo_megatron.training.run import Run
 from tempo_megatron.training.state import RunState
@@ -48,12 +50,39 @@ def test_the_command_writes_one_run_several_runs_and_figures(
 
 def test_what_cannot_be_shown_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, and nothing is written."""
-    assert report_runs([tmp_path / "nothing"], None) == 2
-    assert report_runs([tmp_path] * 5, None) == 2
-    assert report_runs([tmp_path] * 2, None, show_answers=True) == 2
+    assert report_runs([tmp_path / "nothing"], ReportOptions()) == 2
+    assert report_runs([tmp_path] * 5, ReportOptions()) == 2
+    assert report_runs([tmp_path] * 2, ReportOptions(show_answers=True, watch=True)) == 2
     refusals = capsys.readouterr().err
-    assert "is no run directory" in refusals and "at most 4 runs" in refusals and "--show-answers" in refusals
+    assert (
+        "is no run directory" in refusals
+        and "at most 4 runs" in refusals
+        and "--show-answers" in refusals
+        and "--watch is for one" in refusals
+    )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_watched_run_is_written_again_until_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And reloads itself until then. A run that was interrupted is watched further: it may be resumed."""
+    run = new_run(tmp_path / "run", train_rows(policy__reward=[0.1]))
+    pages: list[str] = []
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: (run / "interrupted").write_text("SIGTERM"),
+        lambda: (run / "summary.json").write_text('{"iterations": 1}'),
+    ]
+
+    def sleep(seconds: float) -> None:
+        pages.append((run / "report.html").read_text())
+        changes.pop(0)()
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    assert report_runs([run], ReportOptions(watch=True)) == 0
+    pages.append((run / "report.html").read_text())
+    statuses = [re.findall(r'class="chip (\w+)"', page) for page in pages]
+    assert statuses == [["stopped"], ["stopped"], ["interrupted"], ["finished"]]
+    assert ['http-equiv="refresh" content="30"' in page for page in pages] == [True, True, True, False]
 
 
 def test_hidden_answers_are_shown_only_on_request(tmp_path: Path) -> None:
@@ -63,10 +92,10 @@ def test_hidden_answers_are_shown_only_on_request(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", config=f"method: tempo\ndata: {{unlabeled: [{{path: {data}}}]}}\n")
     write_evaluation(run, 0, {"questions.jsonl:7": [0.0, 0.0]})
     write_evaluation(run, 1, {"questions.jsonl:7": [0.0, 0.0]})
-    assert report_runs([run], None) == 0
+    assert report_runs([run], ReportOptions()) == 0
     page = (run / "report.html").read_text()
     assert "response 1" in page and "SECRET-42" not in page
-    assert report_runs([run], None, show_answers=True) == 0
+    assert report_runs([run], ReportOptions(show_answers=True)) == 0
     assert "SECRET-42" in (run / "report.html").read_text()
 
 

@@ -59,7 +59,7 @@ def test_only_questions_of_both_evaluations_are_compared(tmp_path: Path) -> None
     run = new_run(tmp_path / "run")
     write_evaluation(run, 0, {"easy": [1.0], "hard": [0.0]})
     write_evaluation(run, 2, {"easy": [1.0]})
-    (average, _) = changes(read_run(run))
+    (average,) = changes(read_run(run))
     assert (average.questions, average.before.value, average.after.value) == (1, 1.0, 1.0)
     assert average.difference.interval is None and average.verdict is Verdict.unclear
 
@@ -98,9 +98,16 @@ def test_a_control_run_is_called_one(tmp_path: Path) -> None:
 def test_figures_of_another_iteration_are_not_taken_for_the_checkpoint(tmp_path: Path) -> None:
     """The run of the fixture chose iteration 8 of 24."""
     sentence = checkpoint_sentence(read_run(copy_run(tmp_path / "run")))
-    assert sentence.startswith("The checkpoint of iteration 8 was chosen for export: highest critic value")
+    assert sentence.startswith("The checkpoint of iteration 8 was chosen for export (highest critic value")
     assert "The figures above are those of iteration 24, not of this checkpoint." in sentence
     assert sentence.endswith("59% on unlabeled and 48% on held-out questions right.")
+
+
+def test_a_text_from_right_to_left_turns_no_sentence(tmp_path: Path) -> None:
+    """An override in a reason would show the page's own words backward."""
+    run = new_run(tmp_path / "run", config="method: tempo\n")
+    (run / "interrupted").write_text("\u202etxet")
+    assert "\u2068\u202etxet\u2069. The same command resumes it." in outcome_sentences(read_run(run))[0]
 
 
 def test_a_run_that_stopped_early_says_why(tmp_path: Path) -> None:

@@ -56,6 +56,9 @@ def test_a_question_that_left_the_evaluation_has_its_own_ends(tmp_path: Path) ->
     rows = {row.id: row for row in question_rows(read_run(run))}
     assert (rows["leaves"].first_iteration, rows["leaves"].last_iteration) == (0, 0)
     assert list(rows["leaves"].samples) == ["iteration 0"]
+    write_evaluation(run, 3, {"only here": [1.0]})
+    rows = {row.id: row for row in question_rows(read_run(run))}
+    assert rows["only here"].samples == {}  # texts between the ends are not read
     assert list(rows["stays"].samples) == ["iteration 0", "iteration 5"]
 
 
