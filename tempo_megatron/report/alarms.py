@@ -17,6 +17,8 @@ _DRIFT = 0.15
 _TRUNCATED = 0.25
 _ENTROPY_LEFT = 0.2
 """Below this share of its first entropy the policy has nearly stopped to vary its responses."""
+_RARELY_RIGHT = 0.02
+"""A share of right responses below this, or as far from 1, leaves nothing to compare."""
 _RECENT = 10
 """Judgments about the end of a run average its last iterations, at most so many."""
 
@@ -38,6 +40,7 @@ def alarms(record: RunRecord) -> list[Alarm]:
     checks: list[Callable[[RunRecord], Iterator[Alarm]]] = [
         _settings,
         _critic,
+        _accuracy,
         _reward,
         _policy,
         _generator,
@@ -89,6 +92,26 @@ def _critic(record: RunRecord) -> Iterator[Alarm]:
                 "Critic",
             )
         return
+
+
+def _accuracy(record: RunRecord) -> Iterator[Alarm]:
+    """Yield an alarm where right and wrong responses can hardly be compared, because nearly all are the same."""
+    share = _recent(record, "evaluation/unlabeled_rollouts/avg")
+    if share is not None and share < _RARELY_RIGHT:
+        yield Alarm(
+            "Almost no response is right",
+            f"{percent(share)} of the responses to unlabeled questions are right, over the last iterations. There is "
+            "next to nothing to learn from: the model needs a better start, or easier questions.",
+            "Accuracy",
+        )
+    if share is not None and share > 1 - _RARELY_RIGHT:
+        yield Alarm(
+            "Almost every response is right",
+            f"{percent(share)} of the responses to unlabeled questions are right, over the last iterations. There is "
+            "little left to learn from them.",
+            "Accuracy",
+            serious=False,
+        )
 
 
 def _reward(record: RunRecord) -> Iterator[Alarm]:

@@ -128,7 +128,8 @@ def outcome_sentences(record: RunRecord) -> list[str]:
     sentences = [_status_sentence(record)]
     if not rows:
         return [*sentences, _without_comparison(record)]
-    sentences += [_change_sentence(rows[name]) for name in SETS if name in rows]
+    never_learned = {"held_out"} | ({"unlabeled"} if record.setting("policy.learns_from") == "labeled" else set())
+    sentences += [_change_sentence(rows[name], name not in never_learned) for name in SETS if name in rows]
     labels = record.setting("critic.labels", "graded")
     if labels == "shuffled":
         sentences.append("This is a control run: its critic learned from shuffled grades, so it could learn nothing.")
@@ -190,9 +191,9 @@ def _status_sentence(record: RunRecord) -> str:
             return f"The run ended before it finished, after {length} of {method}. {why}"
 
 
-def _change_sentence(row: Change) -> str:
+def _change_sentence(row: Change, is_learned_from: bool) -> str:
     name = f"{set_name(row.question_set)} questions"
-    if row.question_set == "held_out":
+    if not is_learned_from:
         name += ", which the run never learns from,"
     what = f"{percent(row.before.value)} to {percent(row.after.value)}"
     span = f"between iterations {row.first_iteration} and {row.last_iteration}"

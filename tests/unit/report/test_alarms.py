@@ -13,6 +13,7 @@ from tests.unit.report.run_copy import copy_run, new_run, train_rows
 
 ROLLOUTS = "evaluation__unlabeled_rollouts"
 HEALTHY: dict[str, Any] = {
+    f"{ROLLOUTS}__avg": [0.5] * 12,
     "critic__auroc_within_prompts": [0.8] * 12,
     f"{ROLLOUTS}__reward_minus_truth": [0.02] * 12,
     f"{ROLLOUTS}__reward_auroc": [0.8] * 12,
@@ -34,6 +35,8 @@ def test_a_healthy_run_has_no_alarm(tmp_path: Path) -> None:
     ("metric", "values", "title", "words"),
     [
         ("critic__auroc_within_prompts", [0.8] * 2 + [0.5] * 10, "The critic cannot tell right from wrong", "50%"),
+        (f"{ROLLOUTS}__avg", [0.5] * 2 + [0.01] * 10, "Almost no response is right", "1.0% of the responses"),
+        (f"{ROLLOUTS}__avg", [0.5] * 2 + [0.99] * 10, "Almost every response is right", "99.0% of the responses"),
         (f"{ROLLOUTS}__reward_minus_truth", [0.0] * 2 + [0.3] * 10, "The reward promises more than is true", "+30.0"),
         (f"{ROLLOUTS}__reward_auroc", [0.8] * 2 + [0.4] * 10, "The reward does not favor right responses", "40%"),
         ("policy__truncated", [0.0] * 2 + [0.5] * 10, "Many responses are cut off", "50% of the policy's responses"),

@@ -103,6 +103,14 @@ def test_figures_of_another_iteration_are_not_taken_for_the_checkpoint(tmp_path:
     assert sentence.endswith("59% on unlabeled and 48% on held-out questions right.")
 
 
+def test_questions_that_a_method_does_not_learn_from_are_said_to_be(tmp_path: Path) -> None:
+    """PPO and GRPO learn from labeled questions alone: a rise on unlabeled ones is no test-time training."""
+    run = new_run(tmp_path / "run", config="method: ppo\npolicy: {learns_from: labeled}\n")
+    for iteration in (0, 1):
+        write_evaluation(run, iteration, {"q": [1.0]})
+    assert outcome_sentences(read_run(run))[1].startswith("On unlabeled questions, which the run never learns from, ")
+
+
 def test_a_text_from_right_to_left_turns_no_sentence(tmp_path: Path) -> None:
     """An override in a reason would show the page's own words backward."""
     run = new_run(tmp_path / "run", config="method: tempo\n")
