@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from tempo_megatron.report.outcome import Verdict, changes
+from tempo_megatron.report.outcome import Change, Verdict
 from tempo_megatron.report.reading import RunRecord
 from tempo_megatron.report.words import percent, plural, points
 
@@ -35,8 +35,8 @@ class Alarm:
     """Whether it puts the result in doubt. Others are only worth knowing."""
 
 
-def alarms(record: RunRecord) -> list[Alarm]:
-    """Return all alarms of a run, the serious ones first."""
+def alarms(record: RunRecord, all_changes: Sequence[Change]) -> list[Alarm]:
+    """Return all alarms of a run and of its `changes`, the serious ones first."""
     checks: list[Callable[[RunRecord], Iterator[Alarm]]] = [
         _settings,
         _critic,
@@ -47,7 +47,8 @@ def alarms(record: RunRecord) -> list[Alarm]:
         _updates,
         _records,
     ]
-    return sorted((alarm for check in checks for alarm in check(record)), key=lambda alarm: not alarm.serious)
+    raised = [*(alarm for check in checks for alarm in check(record)), *_falls(all_changes)]
+    return sorted(raised, key=lambda alarm: not alarm.serious)
 
 
 def _recent(record: RunRecord, key: str) -> float | None:
@@ -131,7 +132,10 @@ def _reward(record: RunRecord) -> Iterator[Alarm]:
             "gives 50%.",
             "Reward against truth",
         )
-    for row in changes(record):
+
+
+def _falls(all_changes: Sequence[Change]) -> Iterator[Alarm]:
+    for row in all_changes:
         if row.measure == "avg" and row.verdict is Verdict.worse:
             yield Alarm(
                 f"Accuracy fell on {row.question_set.replace('_', '-')} questions",

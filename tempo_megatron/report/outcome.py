@@ -122,9 +122,9 @@ def evaluation_k(record: RunRecord) -> int:
     return min([int(record.setting("evaluation.k", 8)), *counts])
 
 
-def outcome_sentences(record: RunRecord) -> list[str]:
+def outcome_sentences(record: RunRecord, all_changes: Sequence[Change]) -> list[str]:
     """Return what happened, in one to four plain sentences: how far the run is, and what became of accuracy."""
-    rows = {row.question_set: row for row in changes(record) if row.measure == "avg"}
+    rows = {row.question_set: row for row in all_changes if row.measure == "avg"}
     sentences = [_status_sentence(record)]
     if not rows:
         return [*sentences, _without_comparison(record)]
@@ -136,9 +136,9 @@ def outcome_sentences(record: RunRecord) -> list[str]:
     return sentences
 
 
-def headline(record: RunRecord) -> tuple[str, Verdict | None]:
+def headline(record: RunRecord, all_changes: Sequence[Change]) -> tuple[str, Verdict | None]:
     """Return the outcome in a few words, and the verdict that it rests on: unlabeled questions first."""
-    rows = [row for row in changes(record) if row.measure == "avg"]
+    rows = [row for row in all_changes if row.measure == "avg"]
     if not rows:
         return "No outcome yet", None
     until = "" if record.status is RunStatus.finished else " so far"

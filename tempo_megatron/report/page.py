@@ -55,7 +55,8 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
     questions = question_rows(record, answers)
     uses, memory = phase_uses(record)
     total = f"The device has {memory.total_gib:.0f} GiB." if memory.total_gib and memory.kind == "device" else ""
-    text, _ = headline(record)
+    all_changes = changes(record)
+    text, _ = headline(record, all_changes)
     return _render(
         "run.html",
         all_sections,
@@ -65,10 +66,10 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
         record=record,
         status=_STATUS_WORDS[record.status],
         headline=text,
-        sentences=outcome_sentences(record),
-        changes=[_tile(row) for row in changes(record)],
+        sentences=outcome_sentences(record, all_changes),
+        changes=[_tile(row) for row in all_changes],
         checkpoint=checkpoint_sentence(record),
-        alarms=[{**asdict(alarm), "anchor": titles.get(alarm.panel, "")} for alarm in alarms(record)],
+        alarms=[{**asdict(alarm), "anchor": titles.get(alarm.panel, "")} for alarm in alarms(record, all_changes)],
         facts=run_facts(record),
         phases=[
             {
@@ -89,16 +90,7 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
 
 def comparison_page(records: Sequence[RunRecord]) -> str:
     """Return the HTML page of several runs: what became of each, paired differences, and overlaid curves."""
-    runs = [
-        {
-            "name": record.name,
-            "status": record.status.value,
-            "status_text": _STATUS_WORDS[record.status],
-            "sentences": outcome_sentences(record),
-            "alarms": [alarm.title for alarm in alarms(record) if alarm.serious],
-        }
-        for record in records
-    ]
+    runs = [_compared_run(record) for record in records]
     return _render(
         "comparison.html",
         comparison_sections(records),
@@ -109,6 +101,18 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
         runs=runs,
         differences=[row for record in records[1:] for row in _differences(records[0], record)],
     )
+
+
+def _compared_run(record: RunRecord) -> dict[str, Any]:
+    """Return what a page of several runs says about one of them."""
+    all_changes = changes(record)
+    return {
+        "name": record.name,
+        "status": record.status.value,
+        "status_text": _STATUS_WORDS[record.status],
+        "sentences": outcome_sentences(record, all_changes),
+        "alarms": [alarm.title for alarm in alarms(record, all_changes) if alarm.serious],
+    }
 
 
 def _render(template: str, all_sections: Sequence[Section], questions: list[dict[str, Any]], **values: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tempo_megatron.report.alarms import alarms
+from tempo_megatron.report.alarms import Alarm, alarms
+from tempo_megatron.report.outcome import changes
 from tempo_megatron.report.reading import read_run
 from tests.unit.report.run_copy import copy_run, new_run, train_rows
 
@@ -27,8 +28,14 @@ HEALTHY: dict[str, Any] = {
 }
 
 
+def alarms_of(run: Path) -> list[Alarm]:
+    """Return the alarms of a run directory."""
+    record = read_run(run)
+    return alarms(record, changes(record))
+
+
 def test_a_healthy_run_has_no_alarm(tmp_path: Path) -> None:
-    assert alarms(read_run(new_run(tmp_path / "run", train_rows(**HEALTHY)))) == []
+    assert alarms_of(new_run(tmp_path / "run", train_rows(**HEALTHY))) == []
 
 
 @pytest.mark.parametrize(
@@ -50,13 +57,13 @@ def test_a_healthy_run_has_no_alarm(tmp_path: Path) -> None:
 )
 def test_each_alarm_is_in_words(tmp_path: Path, metric: str, values: list[float], title: str, words: str) -> None:
     """Judgments of the end take the last ten iterations alone."""
-    (alarm,) = alarms(read_run(new_run(tmp_path / "run", train_rows(**HEALTHY | {metric: values}))))
+    (alarm,) = alarms_of(new_run(tmp_path / "run", train_rows(**HEALTHY | {metric: values})))
     assert alarm.title == title and words in alarm.text
 
 
 def test_a_shuffled_critic_is_the_first_thing_to_see(tmp_path: Path) -> None:
     """And its effects are seen without the setting too."""
-    shown = alarms(read_run(copy_run(tmp_path / "run")))
+    shown = alarms_of(copy_run(tmp_path / "run"))
     assert all(alarm.serious for alarm in shown)
     assert [alarm.title for alarm in shown] == [
         "The critic's labels were shuffled",
