@@ -20,7 +20,8 @@ from tempo_megatron.report.watch import RELOAD_SECONDS, watch_run
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import refuse
 
-_NAME = "report.html"
+REPORT_NAME = "report.html"
+"""The file in a run directory that the report is written to."""
 _LIMIT_SECONDS = 300.0
 """A report may take this long. It takes seconds, but a busy machine may need minutes."""
 
@@ -55,7 +56,7 @@ def report_runs(runs: Sequence[Path], options: ReportOptions) -> int:
         answers = _hidden_answers(records[0]) if options.show_answers else None
     except (FileNotFoundError, ValueError) as error:
         return refuse("tempo report", error)
-    path = options.out or (runs[0] / _NAME if len(runs) == 1 else Path(_NAME))
+    path = options.out or (runs[0] / REPORT_NAME if len(runs) == 1 else Path(REPORT_NAME))
     path.parent.mkdir(parents=True, exist_ok=True)
     print(path, flush=True)
     if options.watch:

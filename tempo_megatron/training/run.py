@@ -14,7 +14,7 @@ from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.report.command import report_in_subprocess
+from tempo_megatron.report.command import REPORT_NAME, report_in_subprocess
 from tempo_megatron.run_dir.layout import interrupted_mark, write_summary
 from tempo_megatron.run_dir.lock import RunLock
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -203,6 +203,8 @@ class Run:
             self.metrics_log.close()
             if warning := report_in_subprocess(self.directory):
                 self.console.warn(warning)
+            else:
+                self.console.say(f"report of the run: {self.directory / REPORT_NAME}")
         self._leave_directory()
         topology.shutdown()
 
