@@ -60,7 +60,7 @@ def comparison_sections(records: Sequence[RunRecord]) -> list[Section]:
             subject.about,
             [
                 Panel(
-                    measure.title if len(measure.keys) == 1 else f"{measure.title}: {line}",
+                    measure.title if len(measure.keys) == 1 else f"{measure.title} ({line})",
                     measure.meaning,
                     [Line(record.name, *_columns(record, key)) for record in records],
                     measure.share,

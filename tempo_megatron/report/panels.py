@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAXIMUM_LINES = 4
 """More lines in one panel cannot be told apart."""
@@ -18,6 +18,9 @@ class Line:
     y: list[float]
     low: list[float] | None = None
     high: list[float] | None = None
+    color: int = 0
+    """The number of its color, from 1. A panel numbers lines that have 0 by their place, and they keep it when lines
+    without a point are left out: a run has one color in the whole page."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Panel:
     def __post_init__(self) -> None:
         if len(self.lines) > MAXIMUM_LINES:
             raise ValueError(f"panel {self.title!r} has {len(self.lines)} lines, more than {MAXIMUM_LINES}")
+        lines = [line if line.color else replace(line, color=index) for index, line in enumerate(self.lines, start=1)]
+        object.__setattr__(self, "lines", lines)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ def _write(panel: Panel, path: Path) -> Path:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     floor = [0.0] * max((len(line.x) for line in panel.lines), default=0)
-    for line, color in zip(panel.lines, _COLORS, strict=False):
+    for line in panel.lines:
+        color = _COLORS[line.color - 1]
         if panel.stacked:
             axes.bar(line.x, line.y, bottom=floor, color=color, label=line.name)
             floor = [base + value for base, value in zip(floor, line.y, strict=True)]

@@ -18,8 +18,6 @@ from tests.unit.report.run_copy import copy_run, new_run, write_evaluation
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
-HEIGHT = 20_000
-"""Pixels of the window: panels are drawn once they come near it."""
 
 
 def rendered(page: str, directory: Path) -> tuple[str, list[str]]:
@@ -29,7 +27,7 @@ def rendered(page: str, directory: Path) -> tuple[str, list[str]]:
     command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     command += [
         f"--user-data-dir={directory / 'profile'}",
-        f"--window-size=1400,{HEIGHT}",
+        "--window-size=1400,900",
         "--virtual-time-budget=10000",
     ]
     process = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)

@@ -1,13 +1,13 @@
 "use strict";
 
-// Panels: drawn by Plotly once they come near the screen, and again when the color scheme changes.
+// Panels: drawn by Plotly one after the other, and again when the color scheme changes.
 const panels = JSON.parse(document.getElementById("panels").textContent);
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const transparent = (color, opacity) => color + Math.round(255 * opacity).toString(16).padStart(2, "0");
 
 function traces(panel) {
-  return panel.lines.flatMap((line, index) => {
-    const color = cssColor(`--color-${index + 1}`);
+  return panel.lines.flatMap((line) => {
+    const color = cssColor(`--color-${line.color}`);
     if (panel.stacked) {
       return [{ type: "bar", name: line.name, x: line.x, y: line.y, marker: { color } }];
     }
@@ -49,15 +49,14 @@ function draw(element) {
 }
 
 const plots = [...document.querySelectorAll(".plot")];
-const watcher = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (entry.isIntersecting) {
-      watcher.unobserve(entry.target);
-      draw(entry.target);
-    }
+function drawNext() {
+  const element = plots.find((plot) => !plot.dataset.drawn);
+  if (element) {
+    draw(element);
+    setTimeout(drawNext); // between two panels the page answers clicks
   }
-}, { rootMargin: "500px" });
-plots.forEach((element) => watcher.observe(element));
+}
+setTimeout(drawNext);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   plots.filter((element) => element.dataset.drawn).forEach(draw);
 });

@@ -77,6 +77,15 @@ def test_runs_are_overlaid_one_line_each(record: RunRecord) -> None:
         assert all(len(panel.lines) == 2 for panel in section.panels)
 
 
+def test_a_run_has_one_color_in_the_whole_page(tmp_path: Path) -> None:
+    """Also in panels of what another run does not record."""
+    first = read_run(new_run(tmp_path / "first", train_rows(policy__entropy=[0.5])))
+    second = read_run(new_run(tmp_path / "second", train_rows(policy__entropy=[0.5], critic__loss=[0.1])))
+    (loss,), (entropy,) = (section.panels for section in comparison_sections([first, second]))
+    assert [(line.name, line.color) for line in entropy.lines] == [("first", 1), ("second", 2)]
+    assert [(line.name, line.color) for line in loss.lines] == [("second", 2)]
+
+
 def test_seconds_of_an_iteration_add_up(tmp_path: Path) -> None:
     """The selection of a checkpoint contains generating and scoring, which are counted once."""
     rows = train_rows(
