@@ -50,6 +50,7 @@ def comparison_sections(records: Sequence[RunRecord]) -> list[Section]:
                 for line in _accuracy_lines(record, measure, [name])
             ],
             share=True,
+            compares_runs=True,
         )
         for name in SETS
         for measure, panel in (("avg", _AVG), ("pass", _PASS))
@@ -66,6 +67,7 @@ def comparison_sections(records: Sequence[RunRecord]) -> list[Section]:
                     measure.share,
                     measure.reference,
                     measure.unit,
+                    compares_runs=True,
                 )
                 for measure in subject.measures
                 for line, key in measure.keys.items()

@@ -126,7 +126,10 @@ def _render(template: str, all_sections: Sequence[Section], questions: list[dict
     panels = [asdict(panel) for section in all_sections for panel in section.panels]
     shown, number = [], 0
     for section in all_sections:
-        entries = [{**asdict(panel), "number": number + index} for index, panel in enumerate(section.panels)]
+        entries = [
+            {**asdict(panel), "has_legend": panel.has_legend, "number": number + index}
+            for index, panel in enumerate(section.panels)
+        ]
         number += len(entries)
         shown.append({**asdict(section), "anchor": title_slug(section.title), "panels": entries})
     plotly, script = _plotly_script(), (_TEMPLATES / "report.js").read_text()

@@ -38,12 +38,19 @@ class Panel:
     unit: str = ""
     stacked: bool = False
     """Whether the lines are drawn as bars on top of each other."""
+    compares_runs: bool = False
+    """Whether each line is a run, which has to be named even where it is the only one."""
 
     def __post_init__(self) -> None:
         if len(self.lines) > MAXIMUM_LINES:
             raise ValueError(f"panel {self.title!r} has {len(self.lines)} lines, more than {MAXIMUM_LINES}")
         lines = [line if line.color else replace(line, color=index) for index, line in enumerate(self.lines, start=1)]
         object.__setattr__(self, "lines", lines)
+
+    @property
+    def has_legend(self) -> bool:
+        """Whether the lines are named."""
+        return self.compares_runs or len(self.lines) > 1
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def _write(panel: Panel, path: Path) -> Path:
     axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(panel.lines) > 1:
+    if panel.has_legend:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -126,3 +126,4 @@ def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     assert re.search(r"better 20 unlabeled right responses 25% 100% \+75\.0 points \[\+\d+\.\d, \+\d+\.\d\]", text)
     entropy = next(panel for panel in data(page, "panels") if panel["title"] == "Entropy")
     assert [line["name"] for line in entropy["lines"]] == ["base", "better"]
+    assert own_markup(page).count('class="legend"') == len(data(page, "panels"))
