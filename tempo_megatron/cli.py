@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from tempo_megatron.utils.command_line import SeveralValuesCommand, run_app
 
 _TRAIN, _PREPARE, _RESULTS = "Train", "Look and prepare", "Results"
 _SLURM = "Slurm"
+_slurm_option = partial(typer.Option, rich_help_panel=_SLURM)
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
@@ -75,40 +77,21 @@ def launch(
     recipe: Recipe,
     executor: Annotated[Literal["local", "slurm"], typer.Option(help="Run on this machine, or as jobs of a cluster.")],
     overrides: Overrides = None,
-    nodes: Annotated[
-        int, typer.Option(help="Nodes that train. Other tasks take one.", metavar="N", rich_help_panel=_SLURM)
-    ] = 1,
+    nodes: Annotated[int, _slurm_option(help="Nodes that train. Other tasks take one.", metavar="N")] = 1,
     gpus_per_node: Annotated[
         int | None,
-        typer.Option(
-            help="GPUs of a node.",
-            metavar="N",
-            rich_help_panel=_SLURM,
-            show_default="parallel.processes_per_node of the recipe",
-        ),
+        _slurm_option(help="GPUs of a node.", metavar="N", show_default="parallel.processes_per_node of the recipe"),
     ] = None,
     gpu_memory: Annotated[
-        float,
-        typer.Option(
-            help="GB that a GPU is sold with. A recipe that cannot fit is refused.",
-            metavar="GB",
-            rich_help_panel=_SLURM,
-        ),
+        float, _slurm_option(help="GB that a GPU is sold with. A recipe that cannot fit is refused.", metavar="GB")
     ] = 80.0,
-    account: Annotated[str | None, typer.Option(help="Account that is charged.", rich_help_panel=_SLURM)] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition of the jobs.", rich_help_panel=_SLURM)] = None,
-    time: Annotated[
-        str, typer.Option(help="Time limit of each job, as Slurm writes it.", rich_help_panel=_SLURM)
-    ] = "24:00:00",
+    account: Annotated[str | None, _slurm_option(help="Account that is charged.")] = None,
+    partition: Annotated[str | None, _slurm_option(help="Partition of the jobs.")] = None,
+    time: Annotated[str, _slurm_option(help="Time limit of each job, as Slurm writes it.")] = "24:00:00",
     container: Annotated[
-        str | None,
-        typer.Option(
-            help="Image to run in, by pyxis.", metavar="IMAGE", rich_help_panel=_SLURM, show_default="this Python"
-        ),
+        str | None, _slurm_option(help="Image to run in, by pyxis.", metavar="IMAGE", show_default="this Python")
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the sbatch scripts; submit nothing.", rich_help_panel=_SLURM)
-    ] = False,
+    dry_run: Annotated[bool, _slurm_option("--dry-run", help="Print the sbatch scripts; submit nothing.")] = False,
 ) -> int:
     """Run a recipe as a NeMo-Run experiment: convert, train, export, evaluate, one after the other."""
     from tempo_megatron.grading.labels import problems_of_files
@@ -277,6 +260,32 @@ def export(
     from tempo_megatron.training.command import export_checkpoint
 
     return export_checkpoint(run)
+
+
+@app.command(rich_help_panel=_RESULTS)
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are compared.", metavar="RUN...")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The HTML file to write.", metavar="FILE", show_default="RUN/report.html; of several runs report.html"
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write each panel as a PNG into this directory too.", metavar="DIR")
+    ] = None,
+    show_answers: Annotated[
+        bool,
+        typer.Option("--show-answers", help="Show hidden answers, read from the files that the run's data names."),
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Rewrite the file while the run goes on; the page reloads itself.")
+    ] = False,
+) -> int:
+    """Write an HTML file that shows what a run does, or several runs side by side; see docs/report.md."""
+    from tempo_megatron.report.command import ReportOptions, report_runs
+
+    return report_runs(runs, ReportOptions(out, figures, show_answers, watch))
 
 
 @data_app.command()

@@ -1,11 +1,11 @@
-"""Compares variants of a run from the same start over seeds. One command makes the runs, the tables and the figure.
+"""Compares variants of a run from the same start over seeds. One command makes the runs, the tables and the figures.
 
 usage: python tools/compare_runs.py DIRECTORY [--variants methods] [--recipe recipes/demo.yaml] [--seeds 0,1,2]
        [--jobs 1] [--gpus 0,1] [--delay 0] [key=value ...]
 
 For each seed, one run makes the start: the recipe's stages before the loop. Each variant continues from that run's
 policy and critic. The same command resumes unfinished runs. DIRECTORY gets comparison.md, comparison.json and
-comparison.png.
+figures/.
 
 `--variants methods`: each method trains the policy on 256 rollouts an iteration. Methods that compare a prompt's
 responses with each other take 8 of 32 prompts, the others 2 of 128. TEMPO's critic also learns from the recipe's
@@ -26,12 +26,15 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.metrics.bootstrap import confidence_interval
 from tempo_megatron.metrics.pass_at_k import pass_at_k
+from tempo_megatron.report.panels import MAXIMUM_LINES, Line, Panel, Section
+from tempo_megatron.report.png import write_figures
 
 K = 8
 GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
@@ -197,41 +200,35 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
     return "\n".join(lines) + "\n", results
 
 
-def draw(path: Path, directory: Path, variants: Variants, seeds: Sequence[int], results: dict[str, Any]) -> None:
-    """Draws final results with intervals, learning curves on unlabeled questions, and log-prob differences by seed."""
-    import matplotlib
+def curves(directory: Path, variants: Variants, seeds: Sequence[int]) -> Section:
+    """Returns panels of avg@8 on unlabeled questions and of log-prob differences: a line for each variant.
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    A line is the mean over seeds, in a band from the lowest to the highest seed. A panel has at most `MAXIMUM_LINES`.
+    """
+    panels = []
+    for key, title, share in (
+        (f"evaluation/unlabeled/avg@{K}", f"avg@{K} on unlabeled questions", True),
+        (DIFFERENCE, "mean of exp|log-prob of generator - of trainer|", False),
+    ):
+        for names in batched(variants, MAXIMUM_LINES):
+            lines = [mean_line(name, [curve(directory / f"{name}-{seed}", key) for seed in seeds]) for name in names]
+            shown = f"{title}: {', '.join(names)}" if len(variants) > MAXIMUM_LINES else title
+            panels.append(Panel(shown, "Mean over seeds, from the lowest to the highest seed.", lines, share=share))
+    return Section("comparison", "", panels)
 
-    figure, (final_axes, curve_axes, difference_axes) = pyplot.subplots(1, 3, figsize=(19, 5), layout="constrained")
-    names = ["start", *variants]
-    for offset, (measure, marker) in enumerate(((f"avg@{K}", "o"), (f"pass@{K}", "s"))):
-        values = [results[f"{name}/unlabeled"][measure] for name in names]
-        means = [mean for mean, _, _ in values]
-        error_bars = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
-        positions = [number + 0.2 * offset for number in range(len(names))]
-        final_axes.errorbar(positions, means, yerr=error_bars, fmt=marker, capsize=4, label=measure)
-    final_axes.set_xticks(range(len(names)), names, rotation=20)
-    final_axes.set_title(f"unlabeled questions, mean of {len(seeds)} seeds, 95% over questions")
-    final_axes.set_ylim(0, 1.02)
-    final_axes.grid(alpha=0.3)
-    final_axes.legend()
-    key = f"evaluation/unlabeled/avg@{K}"
-    for number, name in enumerate(variants):
-        for seed in seeds:
-            style: dict[str, Any] = {"color": f"C{number}", "alpha": 0.8, "label": name if seed == seeds[0] else None}
-            for axes, metric in ((curve_axes, key), (difference_axes, DIFFERENCE)):
-                axes.plot(*zip(*curve(directory / f"{name}-{seed}", metric), strict=True), marker=".", **style)
-    curve_axes.set_title(f"avg@{K} on unlabeled questions")
-    curve_axes.set_xlabel("iteration")
-    curve_axes.set_ylim(0, 1.02)
-    curve_axes.grid(alpha=0.3)
-    curve_axes.legend()
-    difference_axes.set_title("mean of exp|log-prob of generator - of trainer|")
-    difference_axes.set_xlabel("iteration")
-    difference_axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+
+def mean_line(name: str, seeds: Sequence[Sequence[tuple[int, float]]]) -> Line:
+    """Returns the mean over seeds at each iteration that all seeds logged, with the lowest and the highest seed."""
+    columns = [dict(points) for points in seeds]
+    iterations = sorted(set.intersection(*map(set, columns)))
+    values = [[column[iteration] for column in columns] for iteration in iterations]
+    return Line(
+        name,
+        [float(iteration) for iteration in iterations],
+        [statistics.mean(row) for row in values],
+        [min(row) for row in values],
+        [max(row) for row in values],
+    )
 
 
 def main() -> None:
@@ -256,7 +253,7 @@ def main() -> None:
     rises, differences = trends(options.directory, variants, seeds)
     (options.directory / "comparison.md").write_text(f"{text}\n{rises}")
     (options.directory / "comparison.json").write_text(json.dumps(results | differences, indent=2) + "\n")
-    draw(options.directory / "comparison.png", options.directory, variants, seeds, results)
+    write_figures([curves(options.directory, variants, seeds)], options.directory / "figures")
     print(f"{text}\n{rises}")
 
 

@@ -62,6 +62,11 @@ def interrupted_mark(directory: Path) -> Path:
     return directory / "interrupted"
 
 
+def write_environment(directory: Path, facts: dict[str, str]) -> None:
+    """Write `environment.json`: what the newest start of the run trains, and on what."""
+    write_text_atomically(directory / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
 def write_summary(directory: Path, summary: dict[str, Any]) -> str:
     """Write `summary.json`; return its text."""
     text = json.dumps(summary, indent=2)

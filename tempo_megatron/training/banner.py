@@ -1,9 +1,11 @@
-"""The table that a run logs when it starts: model, layout, accelerator packages and versions."""
+"""The table that a run logs when it starts, and keeps for its report: model, layout, packages and versions."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+from pathlib import Path
 
 import torch
 
@@ -24,9 +26,15 @@ def banner(config: Config, topology: Topology) -> str:
 
     It is logged as one message, so that time, rank and level stand before the title and the rows keep their columns.
     """
+    lines = run_facts(config, topology)
+    return "\n".join(["what this run trains, and on what:", *(f"{name:>15}  {value}" for name, value in lines.items())])
+
+
+def run_facts(config: Config, topology: Topology) -> dict[str, str]:
+    """Return what this run trains, and on what: a text for each row of the banner."""
     installed = [name for name, module in _ACCELERATORS.items() if importlib.util.find_spec(module)]
     missing = [name for name in _ACCELERATORS if name not in installed]
-    lines = {
+    return {
         "model": config.model.hf_path,
         "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
         f"x DP {topology.data_size}" + (", sequence parallel" if config.parallel.sequence_parallel else ""),
@@ -35,10 +43,20 @@ def banner(config: Config, topology: Topology) -> str:
         "device": f"{topology.world_size} x {_device(topology)}",
         "accelerated by": ", ".join(installed) or "nothing",
         "missing": ", ".join(missing) or "nothing",
+        "commit": _commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in installed_versions(_PACKAGES).items()),
         "run directory": config.run_dir,
     }
-    return "\n".join(["what this run trains, and on what:", *(f"{name:>15}  {value}" for name, value in lines.items())])
+
+
+def _commit() -> str:
+    """Return the commit of this code, with `+` where files differ from it; "unknown" outside a Git checkout."""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return process.stdout.strip() or "unknown"
 
 
 def _device(topology: Topology) -> str:

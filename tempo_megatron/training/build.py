@@ -24,11 +24,11 @@ from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.writers import MetricsLog
-from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint
+from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint, write_environment
 from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
 from tempo_megatron.supervision.interruption import InterruptionRequest
 from tempo_megatron.supervision.watchdog import Watchdog
-from tempo_megatron.training.banner import banner
+from tempo_megatron.training.banner import banner, run_facts
 from tempo_megatron.training.lifecycle import Lifecycle
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
@@ -104,7 +104,7 @@ def build_run(
         decode = _decoder(tokenizer)
         grader = make_grader(decode, config.grading)
         models = make_models(config, ranks, residency, checkpoint)
-        data_contents = _enter_directory(config, data, lock, console)
+        data_contents = _enter_directory(config, ranks, data, lock, console)
         lifecycle = Lifecycle(_saver(config, ranks), models, InterruptionRequest.of_this_job(), residency.phase)
         state = lifecycle.resume(console)
         selector = _selector(config, data)
@@ -140,8 +140,8 @@ def build_run(
         )
         if run.is_finished:
             console.say(
-                f"{directory} is finished, at iteration {run.iteration}: nothing is trained; export, plots and summary "
-                "are written again. To train it further, raise loop.iterations; for a new run, name another run_dir"
+                f"{directory} is finished, at iteration {run.iteration}: nothing is trained; export, summary and "
+                "report are written again. To train on, raise loop.iterations; for a new run, name another run_dir"
             )
         if not lifecycle.in_stages:
             run.sync()
@@ -161,16 +161,18 @@ def _decoder(tokenizer: Any) -> Decode:
     return decode
 
 
-def _enter_directory(config: Config, data: RunData, lock: RunLock | None, console: Console) -> str:
-    """Lock the run directory and record config and data in it; return the hash of the data's contents. Collective.
+def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLock | None, console: Console) -> str:
+    """Lock the run directory, record config, environment and data in it, and return the hash of the data's contents.
 
-    Nothing in the directory changes before it is locked. Raises RunDirectoryInUse where another run works in it.
+    Collective. Nothing in the directory changes before it is locked. Raises RunDirectoryInUse where another run works
+    in it.
     """
     refusal = contents = ""
     if lock:
         try:
             lock.acquire()
             create_run_directory(config)
+            write_environment(Path(config.run_dir), run_facts(config, ranks))
             accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
                 console.say(line)

@@ -14,7 +14,7 @@ from tempo_megatron.generation.recorded import RecordedGenerator
 from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.topology import Topology
-from tempo_megatron.metrics.plots import draw_in_subprocess
+from tempo_megatron.report.command import REPORT_NAME, report_in_subprocess
 from tempo_megatron.run_dir.layout import interrupted_mark, write_summary
 from tempo_megatron.run_dir.lock import RunLock
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether only the end is left: export, summary and plots."""
+        """Whether only the end is left: export, summary and report."""
         is_last = self.selector.has_stopped or self.iteration >= self.config.loop.iterations
         return is_last and self.has_ended and not self.lifecycle.in_stages and not self.lifecycle.unconcluded
 
@@ -187,9 +187,9 @@ class Run:
         self._leave_directory()
 
     def finish(self) -> None:
-        """Export the selected checkpoint's policy, write and print summary.json, then draw the plots.
+        """Export the selected checkpoint's policy, write and print summary.json, then make the report.
 
-        The plots come last, because a failure there must not cost the export.
+        The report comes last, because a failure there must not cost the export.
         """
         self.grader.close()
         self.lifecycle.saver.wait()
@@ -201,8 +201,10 @@ class Run:
         if self.console.is_first:
             print(write_summary(self.directory, summary(self.config, self.snapshot())), flush=True)
             self.metrics_log.close()
-            if warning := draw_in_subprocess(self.directory):
+            if warning := report_in_subprocess(self.directory):
                 self.console.warn(warning)
+            else:
+                self.console.say(f"report of the run: {self.directory / REPORT_NAME}")
         self._leave_directory()
         topology.shutdown()
 

@@ -26,7 +26,7 @@ def test_help_lists_the_commands_by_groups(capsys: pytest.CaptureFixture[str]) -
     assert cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     order = ["─ Train", "train", "replay", "launch", "─ Look and prepare", "settings", "plan", "doctor", "data"]
-    order += ["─ Results", "eval", "export"]
+    order += ["─ Results", "eval", "export", "report"]
     positions = [shown.index(f"{name} ") for name in order]
     assert positions == sorted(positions)
 

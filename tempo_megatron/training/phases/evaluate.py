@@ -152,11 +152,20 @@ class Evaluator:
         if self._samples_directory is None:
             return
         self._samples_directory.mkdir(parents=True, exist_ok=True)
+        self._write_questions(self._samples_directory / "questions.jsonl")
         path = self._samples_directory / f"iteration-{iteration:06d}.jsonl"
         with atomic_path(path) as temporary, temporary.open("w") as file:
             for name, rollout, answer in zip(names, rollouts, answers, strict=True):
                 row = {"set": name, **response_record(rollout, answer, self._decode)}
                 file.write(json.dumps(row) + "\n")
+
+    def _write_questions(self, path: Path) -> None:
+        """Write the texts of all questions as the model reads them, without answers, for the run's report."""
+        with atomic_path(path) as temporary, temporary.open("w") as file:
+            for name, prompts in self._sets.items():
+                for prompt in prompts:
+                    row = {"set": name, "prompt": prompt.id, "question": self._decode(prompt.token_ids)}
+                    file.write(json.dumps(row) + "\n")
 
 
 def evaluation_metrics(results: dict[str, Metrics]) -> dict[str, float]:

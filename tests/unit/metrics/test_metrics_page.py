@@ -21,7 +21,9 @@ from tempo_megatron.training.residency import DeviceResidency
 from tests.conftest import ROOT
 from tests.metrics_page import PAGE, documented_keys, literal_parts, undocumented
 
-SOURCES = "\n".join(path.read_text() for path in (ROOT / "tempo_megatron").rglob("*.py"))
+PACKAGE = ROOT / "tempo_megatron"
+SOURCES = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if PACKAGE / "report" not in path.parents)
+"""The code that writes metrics. The report reads them, and would keep a name that nothing writes any more."""
 GROUPS = "critic|policy|data|grading|generation|rollouts|evidence|warm_start|selection|memory|seconds"
 
 
@@ -60,7 +62,8 @@ def test_every_metric_of_the_code_is_on_the_page() -> None:
 
 def test_every_metric_on_the_page_is_in_the_code() -> None:
     """A metric that is renamed or removed leaves the page as well."""
-    missing = [key for key in documented_keys() if not all(part in SOURCES for part in literal_parts(key))]
+    names = "\n".join([SOURCES, *keys_of_parts()])
+    missing = [key for key in documented_keys() if not all(part in names for part in literal_parts(key))]
     written = keys_of_parts() | set(re.findall(rf'"((?:{GROUPS})/[a-z_]+)"', SOURCES))
     grouped = [key for key in documented_keys() if re.match(r"(critic|policy|data|grading|evidence)/[a-z_]+$", key)]
     assert missing == [] and len(grouped) > 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import threading
 import time
 from collections import Counter
@@ -51,3 +52,20 @@ def test_no_gpu_has_more_than_its_share_and_a_failure_stops_no_other(
         if variant != "start":
             start = tmp_path / f"start-{seed}" / "checkpoints" / "iteration-000000"
             assert {*VARIANTS[variant], f"policy.checkpoint={start}", f"critic.checkpoint={start}"} <= set(overrides)
+
+
+def test_curves_have_the_mean_of_the_seeds_and_few_lines_a_panel(tmp_path: Path) -> None:
+    """Five variants over three seeds were fifteen lines in one box. An iteration that a seed lacks is left out."""
+    variants = {name: () for name in "abcde"}
+    for name in variants:
+        for seed in (0, 1):
+            (run := tmp_path / f"{name}-{seed}").mkdir()
+            rows = [{"iteration": iteration, compare_runs.DIFFERENCE: 1.0 + seed} for iteration in range(3 + seed)]
+            rows[0]["evaluation/unlabeled/avg@8"] = 0.25 + 0.5 * seed
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    panels = compare_runs.curves(tmp_path, variants, [0, 1]).panels
+    assert [[line.name for line in panel.lines] for panel in panels] == [[*"abcd"], ["e"]] * 2
+    accuracy, difference = panels[0].lines[0], panels[2].lines[0]
+    assert (accuracy.x, accuracy.y, accuracy.low, accuracy.high) == ([0], [0.5], [0.25], [0.75])
+    assert (difference.x, difference.y) == ([0, 1, 2], [1.5] * 3)
+    assert len({panel.title for panel in panels}) == 4

@@ -147,6 +147,13 @@ def test_figures_are_given_for_each_source_of_a_set(at_an_end: bool) -> None:
     assert len(set(engine.prompts)) == (10 if at_an_end else 4)
 
 
+def test_questions_are_kept_for_the_report_without_their_answers(tmp_path: Path) -> None:
+    """All of them, though an evaluation between the ends has a part; the report may be sent to anybody."""
+    evaluator(tmp_path, questions=1).evaluate(Scripted({1: ["a"] * 4}), 3, at_an_end=False)
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    assert rows == [{"set": "unlabeled", "prompt": f"p{number}", "question": chr(number)} for number in range(2)]
+
+
 def test_an_evaluation_has_every_figure_and_keeps_its_texts(tmp_path: Path) -> None:
     """Two questions worked out by hand; a cut response neither is right nor votes, and counts as long as it is."""
     engine = Scripted({0: ["a", "a", "z", "a!"], 1: ["z", "b", " ", "y y y y y"]})

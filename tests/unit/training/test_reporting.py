@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tempo_megatron.config import Config
-from tempo_megatron.training.banner import banner
+from tempo_megatron.training.banner import banner, run_facts
 from tempo_megatron.training.reporting import Console, RunLog
 from tempo_megatron.training.state import RunState
 
@@ -88,6 +89,18 @@ def test_rows_of_the_banner_keep_their_columns(capsys: pytest.CaptureFixture[str
     title, *rows = capsys.readouterr().err.splitlines()
     assert re.match(f"{PREFIX} INFO ", title)
     assert "         layout  TP 1 x CP 1 x PP 1 x DP 2" in rows and len({row.index("  ", 15) for row in rows}) == 1
+
+
+def test_facts_of_the_run_name_the_commit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From whatever directory it starts; an installed package has none."""
+    monkeypatch.chdir(tmp_path)
+    device = SimpleNamespace(type="cpu")
+    topology: Any = SimpleNamespace(
+        tensor_size=1, context_size=1, pipeline_size=1, data_size=2, world_size=2, device=device
+    )
+    assert re.fullmatch(r"[0-9a-f]{12,}\+?|unknown", run_facts(Config(), topology)["commit"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_facts(Config(), topology)["commit"] == "unknown"
 
 
 def test_timings_of_the_generator_have_the_prefix_of_timings() -> None:

@@ -1,0 +1,215 @@
+"""What a run directory holds: settings, metrics, samples and how far the run is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tempo_megatron.run_dir.layout import interrupted_mark, read_summary
+
+_ALIVE_SECONDS = 60.0
+"""A run touches its lock file every second. One that was touched this recently belongs to a run in progress."""
+
+Row = Mapping[str, Any]
+"""A line of metrics.jsonl."""
+
+
+class RunStatus(StrEnum):
+    """How far a run is."""
+
+    finished = "finished"
+    running = "running"
+    interrupted = "interrupted"
+    stopped = "stopped"
+    """It has not finished, and nothing says that it goes on."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response of an evaluation."""
+
+    sample: int
+    correct: float | None
+    """1 for a right response, 0 for a wrong one; None where it has no grade."""
+    answer: str
+    """The final answer that was read from the response."""
+    cluster: int | None
+    """Responses to a question with equal answers have the same number. None for one that does not vote."""
+    tokens: int
+    truncated: bool
+    text: str | None
+    """None in evaluations between the first and the last: a long run's texts would fill the memory."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The responses of one evaluation: set -> question id -> responses."""
+
+    iteration: int
+    sets: dict[str, dict[str, list[Response]]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory holds. Everything but the directory may be absent."""
+
+    directory: Path
+    settings: dict[str, Any]
+    """The contents of config.yaml."""
+    environment: dict[str, str]
+    """The contents of environment.json; empty for a run that began before it was recorded."""
+    rows: Sequence[Row]
+    evaluations: list[Evaluation]
+    """By iteration."""
+    questions: dict[str, str]
+    """Question id -> its text as the model reads it."""
+    summary: dict[str, Any] | None
+    status: RunStatus
+    ending: str = ""
+    """Why the run was interrupted or failed; empty where nothing says so."""
+    unreadable: list[str] = field(default_factory=list)
+    """A sentence for each file that could not be read whole."""
+
+    @property
+    def name(self) -> str:
+        return self.directory.resolve().name
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return a setting by its dotted key, or `default` where config.yaml has none."""
+        value: Any = self.settings
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return default
+            value = value[part]
+        return value
+
+    def training_rows(self) -> list[Row]:
+        """Return the lines of the iterations, and of the evaluation before the first."""
+        return [row for row in self.rows if row.get("stage") == "train"]
+
+    @property
+    def iteration(self) -> int:
+        """The last iteration with a line; 0 before the first."""
+        return max((row["iteration"] for row in self.training_rows()), default=0)
+
+    @property
+    def starts(self) -> int:
+        """How many times the run started, as far as the log tells: each start measures its own building."""
+        return sum("seconds/start" in row for row in self.rows)
+
+    def last(self, key: str) -> Any:
+        """Return the last finite number, or other value, of a metric; None where no line has one."""
+        for row in reversed(self.rows):
+            value = row.get(key)
+            if value is not None and (not isinstance(value, float) or math.isfinite(value)):
+                return value
+        return None
+
+    def curve(self, key: str) -> list[tuple[float, float]]:
+        """Return (iteration, value) of each line of the critic's start and of the iterations with a finite value.
+
+        Iterations of the critic's start are 0 or below.
+        """
+        return [
+            (row["iteration"], float(value))
+            for row in self.rows
+            if row.get("stage") != "warm_start" and isinstance(value := row.get(key), int | float)
+            if math.isfinite(value)
+        ]
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Return the record of a run directory. Raises FileNotFoundError for a directory without a run."""
+    config = directory / "config.yaml"
+    if not config.is_file():
+        raise FileNotFoundError(f"{directory} is no run directory: it has no config.yaml")
+    settings: Any = OmegaConf.to_container(OmegaConf.load(config))
+    unreadable: list[str] = []
+    rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable) if "iteration" in row]
+    samples = directory / "samples"
+    paths = sorted(samples.glob("iteration-*.jsonl"))
+    evaluations = [_evaluation(path, unreadable, keeps_texts=path in (paths[0], paths[-1])) for path in paths]
+    questions = {row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable)}
+    environment_path = directory / "environment.json"
+    environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
+    summary = read_summary(directory)
+    last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
+    status, ending = _status(directory, summary, last)
+    return RunRecord(
+        directory, settings, environment, rows, evaluations, questions, summary, status, ending, unreadable
+    )
+
+
+def holds_fresh_lock(directory: Path) -> bool:
+    """Return whether a lock of the run directory was touched in the last minute, as a run in progress does."""
+    now = time.time()
+    for path in directory.glob("running-*"):
+        with contextlib.suppress(FileNotFoundError):  # the run has left the directory meanwhile
+            if now - path.stat().st_mtime < _ALIVE_SECONDS:
+                return True
+    return False
+
+
+def _status(directory: Path, summary: dict[str, Any] | None, last: int) -> tuple[RunStatus, str]:
+    """Return how far the run is, and why it was interrupted or failed.
+
+    A run that finishes holds its lock while its report is made, so a summary of its last iteration comes first. The
+    summary of an earlier end does not count for a run that goes on.
+    """
+    if summary is not None and last <= summary.get("iterations", 0):
+        return RunStatus.finished, ""
+    if holds_fresh_lock(directory):
+        return RunStatus.running, ""
+    mark = interrupted_mark(directory)
+    if mark.is_file():
+        return RunStatus.interrupted, mark.read_text(errors="replace").strip()
+    failures = sorted((directory / "failures").glob("rank-*.txt"))
+    last_lines = [path.read_text(errors="replace").strip().splitlines()[-1:] for path in failures]
+    return RunStatus.stopped, next((line for lines in last_lines for line in lines), "")
+
+
+def _evaluation(path: Path, unreadable: list[str], *, keeps_texts: bool) -> Evaluation:
+    sets: dict[str, dict[str, list[Response]]] = {}
+    for row in _json_lines(path, unreadable):
+        grade = row.get("correct")
+        response = Response(
+            sample=row["sample"],
+            correct=float(grade) if isinstance(grade, int | float) and math.isfinite(grade) else None,
+            answer=str(row.get("answer") or ""),
+            cluster=row.get("cluster"),
+            tokens=row["tokens"],
+            truncated=row["finish_reason"] == "length",
+            text=row["response"] if keeps_texts else None,
+        )
+        sets.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(response)
+    return Evaluation(int(path.stem.rpartition("-")[2]), sets)
+
+
+def _json_lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a file; none where it does not exist.
+
+    A run that is killed, or still writes, may leave a part of a line. Such lines are counted in `unreadable`.
+    """
+    if not path.is_file():
+        return
+    damaged = 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                damaged += 1
+                continue
+            if isinstance(row, dict):
+                yield row
+    if damaged:
+        unreadable.append(f"{path.name}: {damaged} lines could not be read and are left out.")
