@@ -61,6 +61,7 @@ def _fp32_head(processor: Any, head: Any, hidden: Tensor, bias: Tensor | None) -
     return fp32_logits(hidden.reshape(-1, hidden.shape[-1]), head.weight).view(*hidden.shape[:-1], -1)
 
 
+@torch.inference_mode()
 def set_rotary_tables(model: Any, settings: BackboneSettings) -> None:
     """Writes the trainer's table of RoPE into every rotary embedding of vLLM's model.
 

@@ -26,6 +26,7 @@ class SharedRMSNorm(RMSNorm):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Returns the normalized inputs [..., hidden_size] in their dtype."""
+        assert self.eps is not None
         return rms_norm(inputs, self.weight, self.eps)
 
 
