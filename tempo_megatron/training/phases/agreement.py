@@ -35,10 +35,10 @@ def require_equal_log_probs(step: AdvantageBatch, rollouts: Sequence[Rollout]) -
     for row, position in differing[:_SHOWN]:
         rollout = rollouts[row]
         token = position - len(rollout.prompt.token_ids)
-        ours, theirs = float(trainer[row, position]), float(generator[row, position])
+        trained, sampled = float(trainer[row, position]), float(generator[row, position])
         lines.append(
             f"  prompt {rollout.prompt.id}, sample {rollout.sample}, response token {token} "
-            f"(id {rollout.response_ids[token]}): trainer {ours:.9g}, generator {theirs:.9g}, "
-            f"difference {ours - theirs:.3e}"
+            f"(id {rollout.response_ids[token]}): trainer {trained:.9g}, generator {sampled:.9g}, "
+            f"difference {trained - sampled:.3e}"
         )
     raise LogProbsDiffer("\n".join(lines))
