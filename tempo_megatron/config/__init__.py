@@ -18,7 +18,7 @@ from tempo_megatron.config.generation import CheckWeights, GenerationConfig, Rol
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load_checked, load_config, to_yaml
 from tempo_megatron.config.memory import SHARE_OF_HOST, MemoryConfig
-from tempo_megatron.config.model import Fp8, ModelConfig, ParallelConfig, Precision, Recompute
+from tempo_megatron.config.model import Fp8, ModelConfig, Numerics, ParallelConfig, Precision, Recompute
 from tempo_megatron.config.preflight import BadNodes, PreflightConfig
 from tempo_megatron.config.root import Config
 from tempo_megatron.config.training import (
@@ -76,6 +76,7 @@ __all__ = [
     "LoopConfig",
     "MemoryConfig",
     "ModelConfig",
+    "Numerics",
     "OptimizerConfig",
     "Order",
     "Overlong",

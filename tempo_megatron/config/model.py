@@ -13,6 +13,12 @@ class Precision(StrEnum):
     bf16 = "bf16"
 
 
+class Numerics(StrEnum):
+    default = "default"
+    exact = "exact"
+    """Generator and policy call the same kernels, so that their log-probs are equal to the last bit."""
+
+
 class Fp8(StrEnum):
     """How linear layers scale their operands to 8 bits: E4M3 in the forward pass, E5M2 for gradients."""
 

@@ -11,7 +11,7 @@ from tempo_megatron.config.fields import setting
 from tempo_megatron.config.generation import GenerationConfig
 from tempo_megatron.config.grading import GradingConfig
 from tempo_megatron.config.memory import MemoryConfig
-from tempo_megatron.config.model import ModelConfig, ParallelConfig
+from tempo_megatron.config.model import ModelConfig, Numerics, ParallelConfig
 from tempo_megatron.config.preflight import PreflightConfig
 from tempo_megatron.config.training import CriticConfig, LoopConfig, PolicyConfig, StagesConfig
 
@@ -26,6 +26,11 @@ class Config:
         "tempo", "method that the policy learns by: its name, or package.module.Class of your own method"
     )
     export: bool = setting(True, "write the final policy as a Hugging Face directory, run_dir/hf")
+    numerics: Numerics = setting(
+        Numerics.default,
+        "kernels of generator and policy: default, each its fastest; exact, the same in both, so that log-probs agree "
+        "to the last bit",
+    )
     model: ModelConfig = setting(ModelConfig(), "the model and its precision")
     parallel: ParallelConfig = setting(ParallelConfig(), "how the model is distributed over ranks")
     memory: MemoryConfig = setting(MemoryConfig(), "which state of idle models moves to host memory")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from tempo_megatron.config import CheckWeights, GenerationConfig
+from tempo_megatron.config import CheckWeights, GenerationConfig, Numerics
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation import random_state
 from tempo_megatron.generation.checksums import compare
@@ -44,7 +44,7 @@ class Generator:
 
     With `weights` the engine starts from random weights, and `load_weights` copies the source's weights into it. It
     then holds no device memory while it sleeps (vLLM's level 2). Without `weights` it generates with the weights of
-    `hf_path` and does not sleep.
+    `hf_path` and does not sleep. With exact `numerics` it calls the trainer's kernels (`shared_kernels`).
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Generator:
         eos_token_ids: Sequence[int],
         seed: int,
         weights: WeightSource | None = None,
+        numerics: Numerics = Numerics.default,
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -74,11 +75,12 @@ class Generator:
         self._loaded = weights is None
         self._checks = weights is not None and config.check_weights is not CheckWeights.never
         self._figures = FigureSums(self.replicas)
-        prepare_process(self._on_gpu)
+        prepare_process(self._on_gpu, numerics)
         with random_state.preserved():
             self._llm = start_engine(
                 hf_path,
                 config,
+                numerics,
                 tensor_parallel_size=tensor_parallel_size,
                 max_model_len=max_model_len,
                 dtype=dtype,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tempo_megatron.config import GenerationConfig, RolloutPrecision
-from tempo_megatron.generation import row_invariance, shared_memory
+from tempo_megatron.config import GenerationConfig, Numerics, RolloutPrecision
+from tempo_megatron.conversion import hf_config, hf_files
+from tempo_megatron.generation import row_invariance, shared_kernels, shared_memory
 from tempo_megatron.generation.loading import reset_attention_scales
 
 
-def prepare_process(on_gpu: bool) -> None:
-    """Sets the environment variables that vLLM reads, and on CPUs installs row-invariant products.
+def prepare_process(on_gpu: bool, numerics: Numerics) -> None:
+    """Sets the environment variables that vLLM reads. Installs row-invariant products on CPUs, and on GPUs the
+    trainer's kernels if `numerics` is exact.
 
     Call it before `start_engine`.
     """
@@ -28,11 +31,14 @@ def prepare_process(on_gpu: bool) -> None:
         # vLLM compiles one small function there. Each process would first try compilers, for about 10 s.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         row_invariance.install()
+    elif numerics is Numerics.exact:
+        shared_kernels.install()
 
 
 def start_engine(
     hf_path: Path,
     config: GenerationConfig,
+    numerics: Numerics,
     *,
     tensor_parallel_size: int,
     max_model_len: int,
@@ -49,6 +55,7 @@ def start_engine(
     """
     from vllm import LLM
 
+    is_exact = on_gpu and numerics is Numerics.exact
     token = None if on_gpu else shared_memory.use_unique_names()
     llm = LLM(
         model=str(hf_path),
@@ -70,10 +77,14 @@ def start_engine(
         logprobs_mode="processed_logprobs",
         use_tqdm_on_load=False,
         seed=seed,
+        **(shared_kernels.ENGINE_SETTINGS if is_exact else {}),
     )
     if token:
         shared_memory.unlink(token)
         shared_memory.drop_queue()
     if random_weights:
         llm.apply_model(reset_attention_scales)
+    if is_exact:
+        settings = hf_config.backbone_settings(hf_files.read_config(hf_path))
+        llm.apply_model(partial(shared_kernels.set_rotary_tables, settings=settings))
     return llm

@@ -15,6 +15,8 @@ from megatron.core.transformer.attention import SelfAttention
 from torch import Tensor
 
 from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.kernels.attention import packed_attention
+from tempo_megatron.kernels.rope import rotary_table, rotate
 from tempo_megatron.megatron.packing import context_rank_positions
 
 
@@ -41,7 +43,7 @@ class LayerwiseSelfAttention(SelfAttention):
     ) -> Any:
         """Runs SelfAttention with this layer's angles; rotary_pos_emb [sequence, 1, 1, 2 * ropes * channels / 2]."""
         layer_angles = rotary_pos_emb.unflatten(-1, (2, self._ropes, -1))[..., self._rope, :].flatten(-2)
-        if isinstance(self.core_attention, PackedAttention):
+        if isinstance(self.core_attention, PackedAttention | SharedAttention):
             self.core_attention.angles = layer_angles
             return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=None, **options)
         return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=layer_angles, **options)
@@ -114,6 +116,49 @@ class PackedAttention(torch.nn.Module):
         angles = self.angles[positions, 0].transpose(1, 2)
         first, second = heads.chunk(2, -1)
         return (heads * angles.cos() + torch.cat([-second, first], -1) * angles.sin()).to(heads.dtype)
+
+    def sharded_state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
+        """Returns an empty dict, because core attention has no weights."""
+        return {}
+
+
+class SharedAttention(torch.nn.Module):
+    """RoPE and causal attention over packed sequences by the generator's kernels.
+
+    The constructor has megatron-core's signature. Windows and context parallelism are not supported.
+    """
+
+    angles: Tensor
+    """As in `PackedAttention`."""
+
+    def __init__(
+        self, config: Any, layer_number: int, attn_mask_type: Any, attention_type: str, **options: Any
+    ) -> None:
+        super().__init__()
+        self.scale = options.get("softmax_scale") or config.softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        attn_mask_type: Any = None,
+        attention_bias: None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Returns the attention output [tokens, heads * channels].
+
+        query [tokens, heads, channels]; key and value [tokens, groups, channels].
+        """
+        assert packed_seq_params is not None  # The trainer packs every micro-batch.
+        boundaries = packed_seq_params.cu_seqlens_q
+        starts = boundaries[:-1].long().repeat_interleave(boundaries.long().diff(), output_size=len(query))
+        positions = torch.arange(len(query), device=query.device) - starts
+        table = rotary_table(self.angles[:, 0, 0, : query.shape[-1] // 2], query.dtype)
+        query, key = rotate(query, key, positions, table)
+        longest = packed_seq_params.max_seqlen_q
+        return packed_attention(query, key, value.contiguous(), boundaries, longest, self.scale).flatten(1)
 
     def sharded_state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
         """Returns an empty dict, because core attention has no weights."""

@@ -6,14 +6,16 @@ projection that follows it. Checkpoints use the unfused names, so GPUs and CPUs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tempo_megatron.config import Numerics
 from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.kernels.swiglu import swiglu
 
 CANONICAL_NAMES = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
@@ -34,9 +36,22 @@ class _Parts:
     row: Any
     attention: Any
     norm: Any
+    activation: Any = None
+    """A module class for the MLP's activation, or None for megatron-core's function."""
 
 
-def stack_spec(settings: BackboneSettings) -> Any:
+class SharedSwiGLU(torch.nn.Module):
+    """SwiGLU by the generator's kernel. The constructor has megatron-core's signature."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+
+    def forward(self, gate_and_up: Tensor) -> Tensor:
+        """Returns silu(gate) * up [..., ffn] of [..., 2 * ffn]."""
+        return swiglu(gate_and_up)
+
+
+def stack_spec(settings: BackboneSettings, numerics: Numerics) -> Any:
     """Returns the ModuleSpec of the decoder for this machine."""
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.hybrid.hybrid_block import HybridStack, HybridStackSubmodules
@@ -50,6 +65,8 @@ def stack_spec(settings: BackboneSettings) -> Any:
     from tempo_megatron.megatron.attention import LayerwiseSelfAttention
 
     parts = _transformer_engine_parts() if torch.cuda.is_available() else _local_parts()
+    if numerics is Numerics.exact:
+        parts = _with_shared_kernels(parts)
     fused = parts.normed_column and not settings.norm_after
     column = parts.normed_column if fused else parts.column
     row = _row_then_norm(parts.row, parts.norm) if settings.norm_after else parts.row
@@ -65,8 +82,9 @@ def stack_spec(settings: BackboneSettings) -> Any:
         sharded_state_dict_keys_map=CANONICAL_NAMES,
         **({"input_layernorm": norm_before} if norm_before else {}),
     )
+    mlp = MLPSubmodules(linear_fc1=column, linear_fc2=row, activation_func=parts.activation)
     mlp_layer = TransformerLayerSubmodules(
-        mlp=partial(MLP.as_mlp_submodule, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+        mlp=partial(MLP.as_mlp_submodule, submodules=mlp),
         mlp_bda=get_bias_dropout_add,
         sharded_state_dict_keys_map=CANONICAL_NAMES,
         **({"pre_mlp_layernorm": norm_before} if norm_before else {}),
@@ -107,6 +125,14 @@ def _row_then_norm(row: Any, norm: Any) -> Any:
             return self.post_layernorm(output), bias
 
     return RowThenNorm
+
+
+def _with_shared_kernels(parts: _Parts) -> _Parts:
+    """Returns parts whose norm, RoPE, attention and activation are the generator's kernels, with the same products."""
+    from tempo_megatron.megatron.attention import SharedAttention
+    from tempo_megatron.megatron.norm import SharedRMSNorm
+
+    return replace(parts, normed_column=None, attention=SharedAttention, norm=SharedRMSNorm, activation=SharedSwiGLU)
 
 
 def _transformer_engine_parts() -> _Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from tempo_megatron.kernels.compilation import compiled_on_gpus
+from tempo_megatron.kernels.logits import fp32_logits, token_log_probs
 from tempo_megatron.megatron.topology import Topology
 
 CHUNK_ELEMENTS = 2**26
@@ -19,10 +21,6 @@ CHUNK_ELEMENTS = 2**26
 
 _TILE = 128
 """The rows of a chunk are a multiple of this, which suits matrix products."""
-
-
-def _compiled_on_gpus[**Parameters, Result](function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    return torch.compile(function, dynamic=True) if torch.cuda.is_available() else function
 
 
 def token_scores(
@@ -34,6 +32,7 @@ def token_scores(
     temperature: float,
     topology: Topology,
     statistics: Collection[str] = (),
+    exact: bool = False,
 ) -> dict[str, Float32[Tensor, " tokens"]]:
     """Returns `log_probs` of tokens, and the named statistics of the distributions that they were sampled from.
 
@@ -45,6 +44,9 @@ def token_scores(
     Logits are computed in fp32, a chunk at a time, because a bf16 logit of 20 is off by up to 0.06. The backward pass
     needs them again: they are stored in `hidden`'s dtype as differences from the largest logit, which is exact for
     probable tokens. Their gradient overwrites them. The memory is that of one copy of bf16 logits plus one chunk.
+
+    With `exact`, log-probs come from the kernels that the generator computes its own with. It needs one TP rank and
+    temperature 1. The statistics and all gradients are computed as without it.
     """
     log_probs, entropy, self_certainty = _TokenScores.apply(
         hidden,
@@ -55,6 +57,7 @@ def token_scores(
         topology,
         "entropy" in statistics,
         "self_certainty" in statistics,
+        exact,
     )
     scores = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
     return {name: column for name, column in scores.items() if name == "log_probs" or name in statistics}
@@ -79,6 +82,7 @@ class _TokenScores(torch.autograd.Function):
         topology: Topology,
         entropy: bool,
         self_certainty: bool,
+        exact: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         entries = len(weight)
         first = topology.tensor_rank * entries
@@ -86,16 +90,21 @@ class _TokenScores(torch.autograd.Function):
         sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
         stored = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
+        exact_log_probs = torch.zeros_like(peak)
+        product = fp32_logits if exact else _product
         for rows in _chunks(len(tokens), entries) if real else []:
-            # The logits get no name, which would keep a chunk alive while the next one is computed.
+            logits = product(hidden[rows], weight)[:, :real]
+            if exact:
+                exact_log_probs[rows] = token_log_probs(logits, tokens[rows])
             peak[rows], sums[:, rows] = _read(
-                _product(hidden[rows], weight)[:, :real],
+                logits,
                 tokens[rows] - first,
                 temperature,
                 entropy,
                 self_certainty,
                 None if stored is None else stored[rows, :real],
             )
+            del logits  # A chunk must not live while the next one is computed.
         highest = peak.clone()
         if topology.tensor_size > 1:
             dist.all_reduce(highest, dist.ReduceOp.MAX, group=topology.tensor_group)
@@ -111,7 +120,8 @@ class _TokenScores(torch.autograd.Function):
             ctx.save_for_backward(hidden, weight, tokens, stored, peak - log_normalizer, entropies)
             ctx.extent = (first, real, vocab_size, temperature)
             ctx.statistics = (entropy, self_certainty)
-        return target - log_normalizer, entropies, log_normalizer - total / vocab_size - math.log(vocab_size)
+        log_probs = exact_log_probs if exact else target - log_normalizer
+        return log_probs, entropies, log_normalizer - total / vocab_size - math.log(vocab_size)
 
     @staticmethod
     def backward(ctx: Any, for_log_probs: Tensor, for_entropy: Tensor, for_certainty: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -125,7 +135,7 @@ class _TokenScores(torch.autograd.Function):
             _write_gradient(chunk, local_tokens, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
         stored[:, real:] = 0.0
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
-        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 6
+        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 7
 
 
 def _product(
@@ -147,7 +157,7 @@ def _chunks(tokens: int, entries: int) -> list[slice]:
     return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
 
 
-@_compiled_on_gpus
+@compiled_on_gpus
 def _read(
     logits: Tensor, tokens: Tensor, temperature: float, entropy: bool, self_certainty: bool, stored: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -172,7 +182,7 @@ def _read(
     return peak, torch.stack([torch.where(is_local, target, 0.0), total, weights.sum(1), spread])
 
 
-@_compiled_on_gpus
+@compiled_on_gpus
 def _write_gradient(
     shifted: Tensor,
     tokens: Tensor,

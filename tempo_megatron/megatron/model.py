@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from tempo_megatron.config import Config, Fp8, ModelConfig, Precision, Recompute
+from tempo_megatron.config import Config, Fp8, ModelConfig, Numerics, Precision, Recompute
 from tempo_megatron.conversion.critics import fresh_value_head
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.layers import stack_spec
+from tempo_megatron.megatron.norm import SharedRMSNorm
 from tempo_megatron.megatron.topology import Topology
 
 
@@ -81,7 +82,7 @@ def policy_head(output_layer: Any) -> Any:
     return output_layer
 
 
-def transformer_config(settings: BackboneSettings, config: Config) -> Any:
+def transformer_config(settings: BackboneSettings, config: Config, numerics: Numerics) -> Any:
     """Returns megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -115,7 +116,8 @@ def transformer_config(settings: BackboneSettings, config: Config) -> Any:
         use_cpu_initialization=not on_gpu,
         perform_initialization=False,
         gradient_accumulation_fusion=accelerators.apex_accumulates_gradients(),
-        bias_activation_fusion=on_gpu,
+        bias_activation_fusion=on_gpu and numerics is Numerics.default,
+        use_te_activation_func=numerics is Numerics.exact,  # The layer spec then names the activation's module.
         bias_dropout_fusion=on_gpu,
         masked_softmax_fusion=False,
         apply_rope_fusion=on_gpu,
@@ -159,16 +161,18 @@ def build_model(
     """Returns this rank's part of the policy or the critic, before its weights are loaded.
 
     `settings` comes from the Hugging Face config. The critic is untied. Its value head exists on the last stage alone
-    and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias.
+    and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias. The setting `numerics`
+    is about the policy: no generator computes what the critic does.
     """
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
-        transformer = transformer_config(settings, config)
+        numerics = config.numerics if role == "policy" else Numerics.default
+        transformer = transformer_config(settings, config, numerics)
         stages = topology.pipeline_size
         model = HybridModel(
             transformer,
-            stack_spec(settings),
+            stack_spec(settings, numerics),
             vocab_size=settings.padded_vocab_size,
             max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
             hybrid_layer_pattern="|".join(["*-" * (settings.num_layers // stages)] * stages),
@@ -178,6 +182,8 @@ def build_model(
             position_embedding_type="rope",
         )
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
+        if numerics is Numerics.exact and topology.is_last_stage:  # megatron-core names the last norm's class itself.
+            model.decoder.final_norm = SharedRMSNorm(transformer, settings.hidden_size, settings.rms_norm_eps)
         if topology.is_last_stage:
             model.output_layer = (
                 ValueHead(transformer, config.seed, head_bias) if role == "critic" else policy_head(model.output_layer)

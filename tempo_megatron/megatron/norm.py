@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tempo_megatron.kernels.norm import rms_norm
+
 
 class RMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm with megatron-core's constructor and a weight marked for sequence-parallel gradients.
@@ -17,6 +19,15 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: Any, hidden_size: int, eps: float = 1e-6, **norm_kind: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class SharedRMSNorm(RMSNorm):
+    """RMSNorm by the generator's kernel."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the normalized inputs [..., hidden_size] in their dtype."""
+        assert self.eps is not None
+        return rms_norm(inputs, self.weight, self.eps)
 
 
 class HeadsNorm(torch.nn.Module):

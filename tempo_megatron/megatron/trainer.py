@@ -24,7 +24,10 @@ from tempo_megatron.utils.heartbeat import tick
 
 NamedTensors = dict[str, Tensor]
 LossFunction = Callable[[NamedTensors, Batch], tuple[Tensor, NamedTensors]]
-"""(scores of a micro-batch, its rows) -> (its share of the global loss [], tensors [rows, ...] to report)"""
+"""(scores of a micro-batch, its rows) -> (its share of the global loss [], tensors [rows, ...] to report)
+
+Micro-batches differ in width, so a tensor to report has no axis of tokens.
+"""
 
 _LENGTHS_PER_OCTAVE = 4
 """cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two, but

@@ -66,6 +66,7 @@ def make_vllm_generator(config: Config, hf_path: Path, tokenizer: Any, policy_te
         eos_token_ids=end_token_ids(config.data, tokenizer),
         seed=config.seed,
         weights=policy_tensors,
+        numerics=config.numerics,
     )
 
 

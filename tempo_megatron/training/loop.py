@@ -16,7 +16,7 @@ from collections.abc import Callable
 from jaxtyping import Float32
 from torch import Tensor
 
-from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Order
+from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Numerics, Order
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, WARM_START, Position
@@ -24,6 +24,7 @@ from tempo_megatron.metrics.question_metrics import Metrics
 from tempo_megatron.supervision.interruption import Interrupted, catch_stop_signals
 from tempo_megatron.training.build import build_run
 from tempo_megatron.training.phases.advantages import PolicyRollouts, compute_advantages, rollout_votes
+from tempo_megatron.training.phases.agreement import require_equal_log_probs
 from tempo_megatron.training.phases.collect import Collected
 from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics
 from tempo_megatron.training.phases.e_step import e_step, learn_returns
@@ -164,6 +165,8 @@ def run_m_step(
             seed=seed,
             critic_values=early_values,
         )
+    if config.numerics is Numerics.exact:
+        require_equal_log_probs(batch, rollouts.rollouts)
     with run.phase("observe"):
         metrics = run.evaluator.observe_unlabeled(rollouts, batch, reads_values=reads_values)
     if reads_values and config.policy.learns_from is not LearnsFrom.labeled:

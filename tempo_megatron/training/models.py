@@ -59,7 +59,7 @@ class Models:
             reference = self.build("policy", config.policy.checkpoint)
             self.reference = MegatronModel(reference, config, topology, config.policy.micro_batch_tokens)
             self._register("reference", self.reference)
-        self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, topology)
+        self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, topology, config.numerics)
         """Makes the functions that read log-probs and statistics from the policy's output."""
 
     def build(self, role: Role, start: str) -> Any:

@@ -64,7 +64,7 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     trainer = Trainer(module, OptimizerConfig(), config, place, budget)
     batch = rollouts(settings.vocab_size)
     count = int(batch.response_mask.sum())
-    score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place)("entropy")
+    score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place, config.numerics)("entropy")
 
     def loss(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
         if role == "critic":

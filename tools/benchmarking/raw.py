@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarking.setup import Setup
-from tempo_megatron.config import Fp8
+from tempo_megatron.config import Fp8, Numerics
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.topology import Topology
@@ -143,7 +143,7 @@ def _stack_spec(shape: BackboneSettings) -> Any:
 
     from tempo_megatron.megatron.layers import stack_spec
 
-    spec = stack_spec(shape)
+    spec = stack_spec(shape, Numerics.default)
     spec.submodules.attention_layer.submodules.self_attention.submodules.core_attention = DotProductAttention
     return spec
 

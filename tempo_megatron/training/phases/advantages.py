@@ -108,13 +108,13 @@ def compute_advantages(
     }
     if reference is not None:
         columns["reference_log_probs"] = reference.score(batch, scores())["log_probs"]
-    generator_log_probs = _generator_log_probs(batch, step.rollouts)
-    correction = _correction(scored["log_probs"], generator_log_probs, learn, config.rollout_correction)
+    sampled_log_probs = generator_log_probs(batch, step.rollouts)
+    correction = _correction(scored["log_probs"], sampled_log_probs, learn, config.rollout_correction)
     if correction and config.rollout_correction.weight != "none":
         columns["importance"] = correction.weights
     if correction and config.rollout_correction.reject != "none":
         columns["rejected"] = correction.rejected
-    difference = (scored["log_probs"] - generator_log_probs).abs()
+    difference = (scored["log_probs"] - sampled_log_probs).abs()
     stale = stale_mask(batch.response_mask, step.rollouts)
     return AdvantageBatch(
         batch=batch.with_columns(**columns),
@@ -146,7 +146,7 @@ def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: S
     return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
 
 
-def _generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Float32[Tensor, "rows sequence"]:
+def generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Float32[Tensor, "rows sequence"]:
     """Return the log-prob of each response token under the policy that sampled it, 0 elsewhere."""
     log_probs = torch.zeros(batch.tokens.shape)
     log_probs[batch.response_mask] = torch.tensor(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from tempo_megatron.config import Numerics
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch, from_sequences
@@ -33,7 +34,9 @@ def values(critic: MegatronModel, batch: Batch) -> Float32[Tensor, "rows sequenc
     return critic.score(batch, VALUES)["values"]
 
 
-def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Scores:
+def policy_scores(
+    vocab_size: int, temperature: float, topology: Topology, numerics: Numerics = Numerics.default
+) -> Scores:
     """Return the function that makes scores of a policy's tokens under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:
@@ -50,6 +53,7 @@ def policy_scores(vocab_size: int, temperature: float, topology: Topology) -> Sc
                 temperature=temperature,
                 topology=topology,
                 statistics=statistics,
+                exact=numerics is Numerics.exact,
             )
 
         return Score(read, about_next=True)

@@ -1,0 +1,69 @@
+"""Checks what `numerics: exact` needs: the cases in which generator and trainer were seen to agree to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tempo_megatron.config import Config, Fp8, Numerics, Precision, RolloutPrecision
+from tempo_megatron.conversion.mapping import BackboneSettings
+
+_CHANNELS = 128
+_HOPPER = 9
+
+
+def numerics_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield a line for each reason why this run's generator and trainer would not agree exactly."""
+    if config.numerics is Numerics.exact:
+        reasons = (*_device_reasons(), *_setting_reasons(config), *_model_reasons(settings))
+        yield from (f"numerics: exact {reason}" for reason in reasons)
+
+
+def _device_reasons() -> Iterator[str]:
+    if not torch.cuda.is_available():
+        yield "needs a GPU; this machine has none"
+    elif torch.cuda.get_device_capability()[0] != _HOPPER:
+        yield f"needs an H100 or H200, whose attention is FlashAttention 3; got {torch.cuda.get_device_name()}"
+
+
+def _setting_reasons(config: Config) -> Iterator[str]:
+    model, parallel, generation = config.model, config.parallel, config.generation
+    if model.precision is not Precision.bf16:
+        yield f"needs model.precision bf16, got {model.precision}: FlashAttention 3 has no fp32"
+    if model.fp8 is not Fp8.none:
+        yield f"needs model.fp8 none, got {model.fp8}: the generator scales its operands otherwise"
+    if generation.precision is not RolloutPrecision.same:
+        yield f"needs generation.precision same, got {generation.precision}: the trainer's weights are not quantized"
+    if parallel.tensor_model_parallel_size > 1:
+        yield (
+            f"needs parallel.tensor_model_parallel_size 1, got {parallel.tensor_model_parallel_size}: sums over ranks "
+            "have another order in generator and trainer"
+        )
+    if generation.tensor_parallel_size > 1:
+        yield f"needs generation.tensor_parallel_size 1, got {generation.tensor_parallel_size}, for the same reason"
+    if parallel.context_parallel_size > 1:
+        yield (
+            f"needs parallel.context_parallel_size 1, got {parallel.context_parallel_size}: attention over pieces of a "
+            "sequence has another order of sums"
+        )
+    if generation.temperature != 1:
+        yield f"needs generation.temperature 1, got {generation.temperature}: the two divide logits differently"
+    if generation.top_p < 1:
+        yield f"needs generation.top_p 1, got {generation.top_p}: the generator's log-probs are those of the nucleus"
+
+
+def _model_reasons(settings: BackboneSettings) -> Iterator[str]:
+    if settings.kv_channels != _CHANNELS:
+        yield (
+            f"needs heads of {_CHANNELS} channels, the model has {settings.kv_channels}: FlashAttention 3 decodes "
+            "others in another order than it computes whole sequences"
+        )
+    if settings.norm_after or settings.qk_norm == "all_heads":
+        yield "supports no norms after attention and MLP, nor norms over all heads, which the model has"
+    if any(layer.window for layer in settings.attention):
+        yield "supports no sliding windows, which the model has"
+    if settings.attention_bias or settings.mlp_bias:
+        yield "supports no biases, which the model has: one product rounds before it adds them, the other after"
+    if len(settings.ropes) > 1 or settings.ropes[0].attention_scale != 1:
+        yield "needs one RoPE for all layers, without a factor on queries and keys"

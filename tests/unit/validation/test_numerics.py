@@ -1,0 +1,85 @@
+"""`numerics: exact` is refused, with a reason, wherever generator and trainer were not seen to agree exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tempo_megatron.config import load_config
+from tempo_megatron.conversion.mapping import BackboneSettings, LayerAttention
+from tempo_megatron.conversion.rope import Rope
+from tempo_megatron.validation.numerics import numerics_problems
+
+FULL = LayerAttention(window=None, rope=Rope(base=1e6))
+QWEN3 = BackboneSettings(
+    num_layers=2,
+    hidden_size=1024,
+    ffn_hidden_size=3072,
+    num_attention_heads=16,
+    num_query_groups=8,
+    kv_channels=128,
+    vocab_size=1000,
+    rms_norm_eps=1e-6,
+    tied=True,
+    attention=(FULL, FULL),
+    qk_norm="each_head",
+)
+
+
+@pytest.fixture(autouse=True)
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+def problems(*overrides: str, settings: BackboneSettings = QWEN3) -> list[str]:
+    return list(numerics_problems(load_config(None, ["numerics=exact", *overrides]), settings))
+
+
+def test_a_dense_model_with_heads_of_128_channels_on_one_gpu_a_replica_is_accepted() -> None:
+    """The case that was measured."""
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("model.precision=fp32", "needs model.precision bf16, got fp32"),
+        ("model.fp8=tensorwise", "needs model.fp8 none, got tensorwise"),
+        ("generation.precision=fp8", "needs generation.precision same, got fp8"),
+        ("parallel.tensor_model_parallel_size=2", "needs parallel.tensor_model_parallel_size 1, got 2"),
+        ("generation.tensor_parallel_size=2", "needs generation.tensor_parallel_size 1, got 2"),
+        ("parallel.context_parallel_size=2", "needs parallel.context_parallel_size 1, got 2"),
+        ("generation.temperature=0.7", "needs generation.temperature 1, got 0.7"),
+        ("generation.top_p=0.9", "needs generation.top_p 1, got 0.9"),
+    ],
+)
+def test_a_setting_under_which_sums_differ_is_refused(override: str, reason: str) -> None:
+    """Each would let the run stop at its first iteration, after minutes of generation."""
+    (line,) = problems(override)
+    assert line.startswith(f"numerics: exact {reason}")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"kv_channels": 64}, "needs heads of 128 channels, the model has 64"),
+        ({"norm_after": True}, "supports no norms after attention and MLP"),
+        ({"qk_norm": "all_heads"}, "supports no norms after attention and MLP, nor norms over all heads"),
+        ({"attention": (FULL, replace(FULL, window=64))}, "supports no sliding windows"),
+        ({"attention_bias": True}, "supports no biases"),
+        ({"mlp_bias": True}, "supports no biases"),
+        ({"attention": (FULL, replace(FULL, rope=Rope(base=1e4)))}, "needs one RoPE for all layers"),
+    ],
+)
+def test_a_model_that_the_kernels_do_not_cover_is_refused(change: dict[str, object], reason: str) -> None:
+    """The layers would ignore a window or a bias silently."""
+    (line,) = problems(settings=replace(QWEN3, **change))  # type: ignore[arg-type]
+    assert line.startswith(f"numerics: exact {reason}")
+
+
+def test_the_default_needs_nothing() -> None:
+    """Recipes without the setting see none of these lines."""
+    assert list(numerics_problems(load_config(None, ["model.precision=fp32"]), replace(QWEN3, kv_channels=64))) == []
