@@ -16,7 +16,6 @@ from tempo_megatron.grading.label_text import check_label_text
 from tempo_megatron.grading.thinking import without_thinking
 
 KNOWN_GRADERS = "exact, math, choice, free, zebra, judge, reasoning_gym:<task>, or your own as module.function"
-_FULL_SCORE = 1.0 - 1e-9
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,8 @@ def _reasoning_gym(task: str) -> GraderFunctions:
     score = reasoning_gym.get_score_answer_fn(task)
 
     def grade(text: str, answer: dict[str, Any]) -> bool:
-        return bool(score(answer=text, entry=answer) >= _FULL_SCORE)
+        # Not a little less: spell_backward gives the right word with letters behind it six sixths, summed to 1 - 1e-16.
+        return bool(score(answer=text, entry=answer) == 1.0)
 
     def check_label(answer: dict[str, Any]) -> None:
         if "metadata" not in answer:

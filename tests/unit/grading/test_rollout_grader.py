@@ -54,6 +54,15 @@ def test_a_reasoning_gym_task_is_graded_by_its_own_scorer(shared_grader: Rollout
     assert graded == [1.0, 0.0]
 
 
+def test_letters_behind_the_right_word_make_it_wrong() -> None:
+    """The task's scorer sums 1 / 6 for each of six right letters to nearly 1, and does not look behind the word."""
+    grade = grader_functions("reasoning_gym:spell_backward").grade
+    assert grade is not None
+    for length in range(2, 20):
+        word = "kahcapylsuoegnevabc"[:length]
+        assert grade(word, {"answer": word}) and not grade(f"{word}n", {"answer": word}), word
+
+
 def test_a_worker_imports_neither_torch_nor_the_trainer(shared_grader: RolloutGrader) -> None:
     """A worker needs 0.1 GiB, and 0.5 GiB with torch. Imports also take seconds when a worker is replaced."""
     shared_grader.grade([respond("1", "math")], {"p": {"answer": "1"}})
