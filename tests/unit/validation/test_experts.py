@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,17 @@ def test_a_recipe_and_its_plan_are_refused_in_one_line(
     assert [problem for problem in problems if REFUSAL in problem and problem.startswith("model.hf_path: ")]
     assert main(["plan", str(recipe), f"model.hf_path={mixture}"]) == 2
     assert f"model.hf_path: {REFUSAL}" in capsys.readouterr().err
+
+
+def test_an_evaluation_is_refused(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protects users from figures of an engine whose experts nobody has compared yet."""
+    monkeypatch.setenv("TEMPO_CHECKED", "1")
+    (tmp_path / "words.jsonl").write_text(json.dumps({"prompt": "abc", "answer": "a"}) + "\n")
+    options = ["--data", str(tmp_path / "words.jsonl"), "--out", str(tmp_path / "out"), "--precision", "fp32"]
+    assert main(["eval", "--model", str(mixture), *options]) == 2
+    assert f"--model: {REFUSAL}" in capsys.readouterr().err
 
 
 def test_several_ranks_are_refused() -> None:
