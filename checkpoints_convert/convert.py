@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 from tempo_megatron.utils.logs import shows_progress
 
-Descriptions = dict[str, TensorDescription]
-"""Tensor name -> shape and dtype."""
 type _Step[Result] = tuple[ParameterMapping, Callable[[ParameterMapping], Result]]
 """A mapping, and the function that reads its tensors and converts them."""
 
@@ -56,23 +54,23 @@ def to_megatron(
         tensors = [source.read(name) for name in mapping.hf_names]
         return mapping.to_megatron(*(tensor.to(dtype or tensor.dtype) for tensor in tensors))
 
-    descriptions: Descriptions = {}
-    for mapping in source.mappings:
-        written_dtype = dtype or source.read.descriptions[mapping.hf_names[0]].dtype
-        descriptions[mapping.megatron_name] = TensorDescription(mapping.shape, written_dtype)
-    _check_output(out, descriptions)
+    parameters = [
+        (mapping, dtype or source.read.descriptions[mapping.hf_names[0]].dtype) for mapping in source.mappings
+    ]
+    _check_output(out, [TensorDescription(mapping.shape, written_dtype) for mapping, written_dtype in parameters])
     steps: list[_Step[Tensor]] = [(mapping, convert) for mapping in source.mappings]
     if role == "critic" and not source.head:
         head = ParameterMapping(OUTPUT_LAYER, (), (1, source.mappings[-1].shape[0]))
-        descriptions[OUTPUT_LAYER] = TensorDescription(head.shape, next(iter(descriptions.values())).dtype)
-        fresh_head = critics.fresh_value_head(head.shape[1], seed).to(descriptions[OUTPUT_LAYER].dtype)
+        _, head_dtype = parameters[0]
+        parameters.append((head, head_dtype))
+        fresh_head = critics.fresh_value_head(head.shape[1], seed).to(head_dtype)
         steps.append((head, lambda mapping: fresh_head))
     with hf_files.atomic_directory(out) as temporary:
         (temporary / role).mkdir()
         checkpoint_format.write_description(temporary, hf, target_range)
         converted = _convert_in_order(steps, workers, "to Megatron")
         tensors = ((mapping.megatron_name, tensor) for mapping, tensor in converted)
-        checkpoint_format.write_tensors(temporary / role, descriptions, tensors)
+        checkpoint_format.write_tensors(temporary / role, parameters, tensors)
         integrity.write_manifest(temporary, integrity.checksum_files(temporary, integrity.list_files(temporary)))
 
 
@@ -92,15 +90,15 @@ def to_hf(
     """
     read = checkpoint_format.CheckpointReader(checkpoint, role, contents=True)
     config, mappings = open_checkpoint(checkpoint, role, read)
-    descriptions: Descriptions = {}
+    descriptions: dict[str, TensorDescription] = {}
     for mapping in mappings:
-        written_dtype = dtype or read.descriptions[mapping.megatron_name].dtype
+        written_dtype = dtype or read.descriptions[mapping.stored_name].dtype
         for name, shape in zip(mapping.hf_names, mapping.hf_shapes(), strict=True):
             descriptions[name] = TensorDescription(shape, written_dtype)
-    _check_output(out, descriptions)
+    _check_output(out, descriptions.values())
 
     def convert(mapping: ParameterMapping) -> tuple[Tensor, ...]:
-        tensor = read(mapping.megatron_name)
+        tensor = read(mapping.stored_name, mapping.slot)
         return tuple(hf_tensor.to(dtype or hf_tensor.dtype) for hf_tensor in mapping.to_hf(tensor))
 
     def hf_tensors() -> Iterator[tuple[str, Tensor]]:
@@ -139,13 +137,14 @@ def open_checkpoint(
 
 def mapping_mismatches(read: checkpoint_format.CheckpointReader, mappings: Sequence[ParameterMapping]) -> Iterator[str]:
     """Yield a line for the tensors that a checkpoint lacks, and one for those that have another shape than the map."""
-    missing = {mapping.megatron_name for mapping in mappings} - read.descriptions.keys()
+    expected_shapes = {mapping.stored_name: mapping.stored_shape for mapping in mappings}
+    missing = expected_shapes.keys() - read.descriptions.keys()
     if missing:
         yield f"{read.directory}: no tensor {format_names(missing)}"
     misshapen = [
-        f"{mapping.megatron_name} is {list(stored.shape)}, config.json asks for {list(mapping.shape)}"
-        for mapping in mappings
-        if (stored := read.descriptions.get(mapping.megatron_name)) and stored.shape != mapping.shape
+        f"{name} is {list(stored.shape)}, config.json asks for {list(shape)}"
+        for name, shape in expected_shapes.items()
+        if (stored := read.descriptions.get(name)) and stored.shape != shape
     ]
     if misshapen:
         more = f" and {len(misshapen) - 1} more have other shapes too" if misshapen[1:] else ""
@@ -165,12 +164,12 @@ def _target_range(source: HfSource, directory: Path, requested: str | None) -> s
     return requested or stored or critics.TARGET_RANGES[0]
 
 
-def _check_output(out: Path, descriptions: Descriptions) -> None:
+def _check_output(out: Path, descriptions: Collection[TensorDescription]) -> None:
     """Raise ConversionError where `out` exists or its disk is too small."""
     if out.exists():
         raise ConversionError(f"{out}: exists already; nothing is overwritten")
     parent = next(parent for parent in out.absolute().parents if parent.exists())
-    needed = sum(description.bytes for description in descriptions.values())
+    needed = sum(description.bytes for description in descriptions)
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise ConversionError(f"{out}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left")

@@ -15,12 +15,15 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from tempo_megatron.conversion.source_files import NESTED_DIRECTORY_MARKERS, WEIGHT_SUFFIXES
 
+_JOINED_EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+
 
 class ReferenceReader:
     """Reads tensors by name.
 
     They come from model.safetensors where it exists; else from the files that the index names; else from all
-    safetensors files. `names` holds the names of all tensors.
+    safetensors files. `names` holds the names of all tensors. A tensor that joins all experts of a layer counts as the
+    tensors of each expert.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -33,12 +36,33 @@ class ReferenceReader:
             self._files = {}
             for file in directory.glob("*.safetensors"):
                 self._files |= _contents(file)
-        self.names = frozenset(self._files)
+        self._experts: dict[str, tuple[str, int, int, int]] = {}
+        for name in [name for name in self._files if name.endswith(_JOINED_EXPERTS)]:
+            self._experts |= self._parts_of_experts(name)
+        joined = {name for name, *_ in self._experts.values()}
+        self.names = frozenset(self._files.keys() - joined | self._experts.keys())
 
     def __call__(self, name: str) -> Tensor:
+        if name in self._experts:
+            joined, expert, index, count = self._experts[name]
+            with safe_open(self._files[joined], "pt") as opened:
+                part: Tensor = opened.get_slice(joined)[expert].chunk(count)[index]
+                return part
         with safe_open(self._files[name], "pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
             return tensor
+
+    def _parts_of_experts(self, name: str) -> dict[str, tuple[str, int, int, int]]:
+        """Return by each expert's own name: the stored name, the expert, and which of how many parts of its rows."""
+        with safe_open(self._files[name], "pt") as opened:
+            experts = opened.get_slice(name).get_shape()[0]
+        prefix, _, kind = name.rpartition(".")
+        projections = ["gate_proj", "up_proj"] if kind == "gate_up_proj" else ["down_proj"]
+        return {
+            f"{prefix}.{expert}.{projection}.weight": (name, expert, index, len(projections))
+            for expert in range(experts)
+            for index, projection in enumerate(projections)
+        }
 
 
 def _contents(file: Path) -> dict[str, Path]:

@@ -43,7 +43,7 @@ def differences(hf: Path, checkpoint: Path, role: Role, layout: RankLayout | Non
 
     def checkpoint_tensors() -> Iterator[tuple[str, Tensor]]:
         for mapping in source.mappings:
-            yield from zip(mapping.hf_names, mapping.to_hf(read(mapping.megatron_name)), strict=True)
+            yield from zip(mapping.hf_names, mapping.to_hf(read(mapping.stored_name, mapping.slot)), strict=True)
 
     tensor_differences = list(compare_tensors(hf, source, checkpoint_tensors()))
     layout_differences = _differences_under(layout, hf, checkpoint, role) if layout else []
@@ -68,6 +68,8 @@ def compare_tensors(hf: Path, source: HfSource, tensors: Iterable[tuple[str, Ten
 def _check_layout(layout: RankLayout, source: HfSource) -> None:
     """Raise ConversionError for a layout that does not divide the model, before any rank starts."""
     tensor, pipeline = layout
+    if source.settings.experts and tensor * pipeline > 1:
+        raise ConversionError(f"TP {tensor} x PP {pipeline}: a model with experts loads in one process only, so far")
     parallel = ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     if problems := list(divisibility_problems(parallel, source.settings)):
         raise ConversionError("\n".join(line.removeprefix("parallel.") for line in problems))

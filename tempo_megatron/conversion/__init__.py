@@ -8,6 +8,7 @@ imports torch and transformers, but no trainer. In reading order:
   tensor of a model: here the **name** of a tensor is decided, in Hugging Face and in Megatron.
 - `mapping.py`: the kinds of mapping, for example `QkvMapping`. Here the **shape** and the layout of a tensor are
   decided: how rows are permuted, concatenated and padded, and how tensor parallelism splits them.
+- `experts.py`: the settings of experts, and tensors on disk that join all experts of a layer.
 - `rope.py`: rotary position embeddings and their scaling.
 - `critics.py`: names of value heads, a fresh value head, and the config.json of an exported critic.
 - `rows.py`: tensors that arrive as blocks of rows, because the whole is too large to send at once.

@@ -8,10 +8,13 @@ from functools import partial
 from typing import Any, Literal
 
 from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.experts import expert_problems, read_experts
 from tempo_megatron.conversion.mapping import (
     OUTPUT_BIAS,
     OUTPUT_LAYER,
     BackboneSettings,
+    ExpertSettings,
+    ExpertSlot,
     GatedMlpMapping,
     LayerAttention,
     ParameterMapping,
@@ -60,6 +63,10 @@ class Family:
     """Whether norms follow attention and MLP instead of preceding them."""
     sliding_windows: bool = False
     """Whether `layer_types` selects layers that see `sliding_window` tokens. RoPE is scaled in the others only."""
+    expert_width: str | None = None
+    """The setting that holds the width of one expert; None for a family without experts."""
+    mixes_dense_layers: bool = False
+    """Whether `mlp_only_layers` and `decoder_sparse_step` select layers that have one MLP instead of experts."""
 
     def settings(self, config: Mapping[str, Any]) -> BackboneSettings:
         """Return the backbone of a complete config. Raises ConversionError listing every unsupported setting."""
@@ -82,11 +89,14 @@ class Family:
             norm_after=self.norm_after,
             attention_bias=config.get("attention_bias", False),
             mlp_bias=config.get("mlp_bias", False),
+            experts=self._experts(config),
         )
 
     def problems(self, config: Mapping[str, Any]) -> dict[str, str]:
         """Return what is unsupported, by the key of the config. An absent key is no problem."""
         problems = dict(self._value_problems(config))
+        if self.expert_width:
+            problems.update(expert_problems(config, self.expert_width, dense_layers=self.mixes_dense_layers))
         sizes = {name: config[name] for name in _SIZES if name in config and name not in problems}
         problems.update(_divisibility_problems(sizes))
         if config.get("layer_types") is not None and "num_hidden_layers" in sizes:
@@ -144,6 +154,11 @@ class Family:
         }
         return tuple(attentions[layer_type] for layer_type in config["layer_types"])
 
+    def _experts(self, config: Mapping[str, Any]) -> ExpertSettings | None:
+        if self.expert_width is None:
+            return None
+        return read_experts(config, self.expert_width, dense_layers=self.mixes_dense_layers)
+
     def _rope_types(self, layer_type: str | None) -> tuple[str, ...]:
         """Return the RoPE types of a layer type; `layer_type` is None where all layers are alike."""
         return ("default",) if layer_type == _SLIDING else self.rope_types
@@ -171,7 +186,10 @@ def backbone_mappings(settings: BackboneSettings) -> list[ParameterMapping]:
     for layer in range(settings.num_layers):
         hf = f"model.layers.{layer}"
         mappings += _attention_layer(settings, hf, f"decoder.layers.{2 * layer}")
-        mappings += _mlp_layer(settings, hf, f"decoder.layers.{2 * layer + 1}")
+        if settings.experts and settings.sparse_layers[layer]:
+            mappings += _expert_layer(settings, settings.experts, hf, 2 * layer + 1)
+        else:
+            mappings += _mlp_layer(settings, hf, 2 * layer + 1)
     mappings.append(ParameterMapping("decoder.final_norm.weight", ("model.norm.weight",), (settings.hidden_size,)))
     return mappings
 
@@ -218,8 +236,8 @@ def _attention_layer(settings: BackboneSettings, hf: str, megatron: str) -> Iter
         yield ParameterMapping(f"{projection}.post_layernorm.weight", (name,), (hidden,))
 
 
-def _mlp_layer(settings: BackboneSettings, hf: str, megatron: str) -> Iterator[ParameterMapping]:
-    hidden, channels = settings.hidden_size, settings.ffn_hidden_size
+def _mlp_layer(settings: BackboneSettings, hf: str, number: int) -> Iterator[ParameterMapping]:
+    hidden, channels, megatron = settings.hidden_size, settings.ffn_hidden_size, f"decoder.layers.{number}"
     if not settings.norm_after:
         name = f"{hf}.post_attention_layernorm.weight"
         yield ParameterMapping(f"{megatron}.pre_mlp_layernorm.weight", (name,), (hidden,))
@@ -234,6 +252,27 @@ def _mlp_layer(settings: BackboneSettings, hf: str, megatron: str) -> Iterator[P
     if settings.norm_after:
         name = f"{hf}.post_feedforward_layernorm.weight"
         yield ParameterMapping(f"{megatron}.mlp.linear_fc2.post_layernorm.weight", (name,), (hidden,))
+
+
+def _expert_layer(
+    settings: BackboneSettings, experts: ExpertSettings, hf: str, number: int
+) -> Iterator[ParameterMapping]:
+    """Yield norm, router and the projections of each expert. Tensor parallelism splits no expert."""
+    hidden, width, megatron = settings.hidden_size, experts.ffn_hidden_size, f"decoder.layers.{number}"
+    norm = f"{hf}.post_attention_layernorm.weight"
+    yield ParameterMapping(f"{megatron}.pre_mlp_layernorm.weight", (norm,), (hidden,))
+    router = (experts.num_experts, hidden)
+    yield ParameterMapping(f"{megatron}.mlp.router.weight", (f"{hf}.mlp.gate.weight",), router)
+    for expert in range(experts.num_experts):
+        source, target = f"{hf}.mlp.experts.{expert}", f"{megatron}.mlp.experts.{expert}"
+        first, second = (
+            ExpertSlot(f"{megatron}.mlp.experts.experts.{part}.weight", expert, experts.num_experts)
+            for part in ("linear_fc1", "linear_fc2")
+        )
+        gate_and_up = (f"{source}.gate_proj.weight", f"{source}.up_proj.weight")
+        yield GatedMlpMapping(f"{target}.linear_fc1.weight", gate_and_up, (2 * width, hidden), slot=first)
+        down = (f"{source}.down_proj.weight",)
+        yield ParameterMapping(f"{target}.linear_fc2.weight", down, (hidden, width), slot=second)
 
 
 def _weight_and_bias(bias: bool, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:

@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
 from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.experts import spelling_problems
 from tempo_megatron.conversion.families import family_of
 from tempo_megatron.conversion.mapping import BackboneSettings
 
@@ -39,6 +40,8 @@ def complete_config(config: dict[str, Any]) -> dict[str, Any]:
         declared = _without_derived(config_class, config).keys() | {"rope_parameters"}
         checked = {key: value for key, value in checked.items() if key in declared}
     problems = mistyped | refusals | family.problems(checked)
+    if family.expert_width:
+        problems |= spelling_problems(config)
     if config.get("model_type") != config_class.model_type:
         expected = f"{family.name} models have {config_class.model_type!r}"
         problems["model_type"] = f"{config.get('model_type')!r}; {expected}"

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tempo_megatron.conversion.errors import ConversionError
+from tempo_megatron.conversion.experts import JoinedPart, joined_parts, joins_experts
 from tempo_megatron.conversion.source_files import (
     INDEX,
     SINGLE,
@@ -64,7 +65,8 @@ class HfReader:
     """Reads the tensors of a model directory by name. A call maps one tensor from its safetensors file.
 
     With an index, the index decides which tensors exist and which file each is read from. Without an index, all
-    tensors of all files exist.
+    tensors of all files exist. A tensor that joins all experts of a layer counts as the tensors of each expert, and a
+    call reads the part of one expert.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -73,6 +75,7 @@ class HfReader:
         """Shape and dtype of every tensor."""
         self.files: dict[str, Path] = {}
         """The file of every tensor."""
+        self._joined: dict[str, JoinedPart] = {}
         self.unassigned: dict[str, Path] = {}
         """The file of every stored tensor that the index does not name."""
         weights = weight_files(directory)
@@ -99,6 +102,9 @@ class HfReader:
         if name not in self.files:
             raise ConversionError(f"{self.directory}: no tensor {name}")
         with safe_open(self.files[name], "pt") as opened:
+            if joined := self._joined.get(name):
+                part: Tensor = opened.get_slice(joined.stored_name)[joined.expert, joined.rows]
+                return part
             tensor: Tensor = opened.get_tensor(name)
             return tensor
 
@@ -113,6 +119,7 @@ class HfReader:
 
     def _register(self, file: Path, tensors: StoredTensors) -> None:
         """Register the tensors of a file; note repeated names and unknown dtypes as problems."""
+        tensors = self._split_joined(tensors)
         repeated = tensors.keys() & self.files.keys()
         if repeated:
             other_files = format_names({self.files[name].name for name in repeated})
@@ -129,9 +136,24 @@ class HfReader:
             self.descriptions[name] = TensorDescription(shape, _DTYPES[dtype])
             self.files[name] = file
 
+    def _split_joined(self, tensors: StoredTensors) -> StoredTensors:
+        """Return the tensors with one entry for each expert in place of a tensor that joins all experts."""
+        split: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for name, (dtype, shape) in tensors.items():
+            parts = joined_parts(name, shape)
+            self._joined |= parts
+            split |= {part_name: (dtype, part.shape) for part_name, part in parts.items()}
+            if not parts:
+                split[name] = (dtype, shape)
+        return split
+
     def _mark_unreadable(self, names: set[str]) -> None:
-        """Note that a problem explains the absence of these tensors. An empty set stands for any tensor."""
-        self.unreadable = self.unreadable | names if names and self.unreadable is not None else None
+        """Note that a problem explains the absence of these tensors. An empty set stands for any tensor.
+
+        So does a tensor that joins experts, because its file alone says how many.
+        """
+        explains_any = not names or self.unreadable is None or any(map(joins_experts, names))
+        self.unreadable = None if explains_any else (self.unreadable or set()) | names
 
 
 def _stored_tensors(file: Path) -> StoredTensors:

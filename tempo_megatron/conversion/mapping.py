@@ -1,8 +1,9 @@
 """The kinds of parameter mapping. A mapping turns Hugging Face tensors into one Megatron tensor, and back.
 
 Megatron names are canonical: they do not depend on the parallel layout. A model's Hugging Face layer i becomes the
-HybridModel layers 2i (attention) and 2i + 1 (MLP), numbered over all pipeline stages; norms are not fused into
-projections. No mapping changes a value: each permutes rows, concatenates or pads.
+HybridModel layers 2i (attention) and 2i + 1 (MLP or experts), numbered over all pipeline stages; norms are not fused
+into projections. Every expert has parameters of its own, numbered over all experts. No mapping changes a value: each
+permutes rows, concatenates or pads.
 """
 
 from __future__ import annotations
@@ -35,6 +36,29 @@ class LayerAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertSettings:
+    """The experts of a mixture-of-experts model. All layers with experts have the same number of them."""
+
+    num_experts: int
+    experts_per_token: int
+    ffn_hidden_size: int
+    """The width of one expert."""
+    weights_sum_to_one: bool
+    """Whether a softmax over a token's chosen experts weights them. Otherwise it runs over all experts."""
+    sparse_layers: tuple[bool, ...]
+    """For each layer, whether it has experts. The other layers have one MLP."""
+
+
+@dataclass(frozen=True)
+class ExpertSlot:
+    """The place of one expert's tensor in a checkpoint, where all experts of a layer are one tensor [experts, ...]."""
+
+    stored_name: str
+    expert: int
+    num_experts: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class BackboneSettings:
     """The sizes and features of a decoder-only transformer with gated MLPs, read from a Hugging Face config."""
 
@@ -56,6 +80,13 @@ class BackboneSettings:
     """Whether norms follow attention and MLP, before the residual is added, instead of preceding them."""
     attention_bias: bool = False
     mlp_bias: bool = False
+    experts: ExpertSettings | None = None
+    """None for a dense model."""
+
+    @property
+    def sparse_layers(self) -> tuple[bool, ...]:
+        """For each layer, whether it has experts instead of one MLP."""
+        return self.experts.sparse_layers if self.experts else (False,) * self.num_layers
 
     @property
     def padded_vocab_size(self) -> int:
@@ -80,6 +111,18 @@ class ParameterMapping:
     """The axis that tensor parallelism splits; None where every rank has the full parameter."""
     tied_output: bool = False
     """Whether this is an embedding that serves as output layer too."""
+    slot: ExpertSlot | None = None
+    """The place in a checkpoint; None for a parameter that is a tensor of its own there."""
+
+    @property
+    def stored_name(self) -> str:
+        """The name of the checkpoint's tensor that holds this parameter."""
+        return self.slot.stored_name if self.slot else self.megatron_name
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the checkpoint's tensor that holds this parameter."""
+        return (self.slot.num_experts, *self.shape) if self.slot else self.shape
 
     @property
     def numel(self) -> int:
@@ -159,10 +202,12 @@ class GatedMlpMapping(ParameterMapping):
         return tuple(tensor.chunk(2))
 
     def shard(self, tensor: Tensor, rank: int, ranks: int) -> Tensor:
+        if self.shard_axis is None:
+            return tensor
         return torch.cat([half.chunk(ranks)[rank] for half in tensor.chunk(2)])
 
     def unshard(self, shards: Sequence[Tensor]) -> Tensor:
-        if len(shards) == 1:
+        if self.shard_axis is None or len(shards) == 1:
             return shards[0]
         halves = [shard.chunk(2) for shard in shards]
         return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])

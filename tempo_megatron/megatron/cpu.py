@@ -34,6 +34,12 @@ class _AcceleratorNamesMeanCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Event:
+    """A point in a stream. All work before it is complete."""
+
+    def synchronize(self) -> None: ...
+
+
 class _Stream:
     """The only stream of a CPU. It runs in program order, so every wait returns at once."""
 
@@ -43,7 +49,8 @@ class _Stream:
 
     def wait_event(self, *args: Any) -> None: ...
 
-    def record_event(self, *args: Any) -> None: ...
+    def record_event(self, *args: Any) -> _Event:
+        return _Event()
 
     def synchronize(self) -> None: ...
 

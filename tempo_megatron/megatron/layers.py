@@ -1,7 +1,8 @@
 """The layer spec of a HybridModel, with Transformer Engine's modules on GPUs and megatron-core's own on CPUs.
 
-A Hugging Face layer is two HybridModel layers: attention (`*`) and MLP (`-`). Transformer Engine fuses a norm into the
-projection that follows it. Checkpoints use the unfused names, so GPUs and CPUs read each other's checkpoints.
+A Hugging Face layer is two HybridModel layers: attention (`*`), and MLP (`-`) or experts (`E`). Transformer Engine
+fuses a norm into the projection that follows it. Checkpoints use the unfused names, so GPUs and CPUs read each other's
+checkpoints.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class _Parts:
     row: Any
     attention: Any
     norm: Any
+    experts: Any
+    """The experts of one layer: a grouped product on GPUs, one MLP after the other on CPUs."""
     activation: Any = None
     """A module class for the MLP's activation, or None for megatron-core's function."""
 
@@ -92,8 +95,33 @@ def stack_spec(settings: BackboneSettings, numerics: Numerics) -> Any:
     layers = HybridStackSubmodules(
         attention_layer=ModuleSpec(TransformerLayer, submodules=attention_layer),
         mlp_layer=ModuleSpec(MLPLayer, submodules=mlp_layer),
+        **({"moe_layer": _expert_layer(parts)} if settings.experts else {}),
     )
     return ModuleSpec(HybridStack, submodules=layers)
+
+
+def layer_pattern(settings: BackboneSettings, stages: int) -> str:
+    """Returns HybridModel's pattern: a symbol for each of its layers, and `|` between pipeline stages."""
+    symbols = ["*E" if is_sparse else "*-" for is_sparse in settings.sparse_layers]
+    layers_per_stage = settings.num_layers // stages
+    return "|".join(
+        "".join(symbols[stage * layers_per_stage : (stage + 1) * layers_per_stage]) for stage in range(stages)
+    )
+
+
+def _expert_layer(parts: _Parts) -> Any:
+    """Returns the spec of a layer with experts. Its norm is not fused, because the router reads its output too."""
+    from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+    from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayerSubmodules
+
+    layer = TransformerLayerSubmodules(
+        pre_mlp_layernorm=parts.norm,
+        mlp=partial(MoELayer, submodules=MoESubmodules(experts=parts.experts)),
+        mlp_bda=get_bias_dropout_add,
+    )
+    return ModuleSpec(MoETransformerLayer, submodules=layer)
 
 
 def _qk_norms(settings: BackboneSettings, norm: Any) -> dict[str, Any]:
@@ -137,18 +165,23 @@ def _with_shared_kernels(parts: _Parts) -> _Parts:
 
 def _transformer_engine_parts() -> _Parts:
     from megatron.core.extensions import transformer_engine as te
+    from megatron.core.transformer.moe.experts import GroupedMLPSubmodules, TEGroupedMLP
 
+    grouped = GroupedMLPSubmodules(te.TEColumnParallelGroupedLinear, te.TERowParallelGroupedLinear)
     return _Parts(
         column=te.TEColumnParallelLinear,
         normed_column=te.TELayerNormColumnParallelLinear,
         row=te.TERowParallelLinear,
         attention=te.TEDotProductAttention,
         norm=te.TENorm,
+        experts=partial(TEGroupedMLP, submodules=grouped),
     )
 
 
 def _local_parts() -> _Parts:
     from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+    from megatron.core.transformer.mlp import MLPSubmodules
+    from megatron.core.transformer.moe.experts import SequentialMLP
 
     from tempo_megatron.megatron.attention import PackedAttention
     from tempo_megatron.megatron.norm import RMSNorm
@@ -159,4 +192,5 @@ def _local_parts() -> _Parts:
         row=RowParallelLinear,
         attention=PackedAttention,
         norm=RMSNorm,
+        experts=partial(SequentialMLP, submodules=MLPSubmodules(ColumnParallelLinear, RowParallelLinear)),
     )

@@ -10,7 +10,7 @@ from tempo_megatron.config import Config, Fp8, ModelConfig, Numerics, Precision,
 from tempo_megatron.conversion.critics import fresh_value_head
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
-from tempo_megatron.megatron.layers import stack_spec
+from tempo_megatron.megatron.layers import layer_pattern, stack_spec
 from tempo_megatron.megatron.norm import SharedRMSNorm
 from tempo_megatron.megatron.topology import Topology
 
@@ -122,11 +122,32 @@ def transformer_config(settings: BackboneSettings, config: Config, numerics: Num
         masked_softmax_fusion=False,
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
+        **_experts(settings, on_gpu),
         **_fp8(config.model),
         **_recompute(config.model),
     )
     transformer.finalize_model_grads_func = finalize_model_grads
     return transformer
+
+
+def _experts(settings: BackboneSettings, on_gpu: bool) -> dict[str, Any]:
+    """Returns the settings of router and experts: fp32 routing, no auxiliary loss, no dropped token."""
+    if settings.experts is None:
+        return {}
+    return {
+        "num_moe_experts": settings.experts.num_experts,
+        "moe_ffn_hidden_size": settings.experts.ffn_hidden_size,
+        "moe_router_topk": settings.experts.experts_per_token,
+        "moe_router_score_function": "softmax",
+        "moe_router_pre_softmax": not settings.experts.weights_sum_to_one,
+        "moe_router_dtype": "fp32",
+        "moe_router_load_balancing_type": "none",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_z_loss_coeff": None,
+        "moe_expert_capacity_factor": None,
+        "moe_grouped_gemm": on_gpu,
+        "expert_tensor_parallel_size": 1,
+    }
 
 
 def _fp8(settings: ModelConfig) -> dict[str, Any]:
@@ -162,20 +183,22 @@ def build_model(
 
     `settings` comes from the Hugging Face config. The critic is untied. Its value head exists on the last stage alone
     and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias. The setting `numerics`
-    is about the policy: no generator computes what the critic does.
+    is about the policy: no generator computes what the critic does. Raises ValueError for a model with experts on more
+    than one rank.
     """
+    if settings.experts and topology.world_size > 1:
+        raise ValueError(f"a model with experts is built in one process; there are {topology.world_size}")
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
         numerics = config.numerics if role == "policy" else Numerics.default
         transformer = transformer_config(settings, config, numerics)
-        stages = topology.pipeline_size
         model = HybridModel(
             transformer,
             stack_spec(settings, numerics),
             vocab_size=settings.padded_vocab_size,
             max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
-            hybrid_layer_pattern="|".join(["*-" * (settings.num_layers // stages)] * stages),
+            hybrid_layer_pattern=layer_pattern(settings, topology.pipeline_size),
             pre_process=topology.is_first_stage,
             post_process=topology.is_last_stage,
             share_embeddings_and_output_weights=role == "policy" and settings.tied,

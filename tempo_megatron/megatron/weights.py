@@ -21,8 +21,15 @@ BUCKET_BYTES = 256 * 2**20
 """The size of one collective of `export_hf_weights`, summed over all TP ranks."""
 
 
+_SEQUENTIAL_EXPERT = re.compile(r"^mlp\.experts\.local_experts\.(\d+)\.")
+_GROUPED_EXPERT = re.compile(r"^mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
+
+
 def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Returns this rank's parameters by the names of the maps: global layer numbers, unfused norms."""
+    """Returns this rank's parameters by the names of the maps: global layer numbers, unfused norms, numbered experts.
+
+    The rank must hold all experts of its layers.
+    """
     layers = model.get_submodule("decoder.layers")
     by_name = {}
     for name, parameter in model.named_parameters():
@@ -32,6 +39,8 @@ def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter
             name_in_layer = match[2]
             for fused, plain in CANONICAL_NAMES.items():
                 name_in_layer = name_in_layer.replace(fused, plain)
+            name_in_layer = _SEQUENTIAL_EXPERT.sub(r"mlp.experts.\1.", name_in_layer)
+            name_in_layer = _GROUPED_EXPERT.sub(r"mlp.experts.\2.\1.weight", name_in_layer)
             name = f"decoder.layers.{number}.{name_in_layer}"
         by_name[name] = parameter
     return by_name

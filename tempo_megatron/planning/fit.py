@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tempo_megatron.planning import host
-from tempo_megatron.planning.layout import divisibility_problems, replica_problems, window_problems
+from tempo_megatron.planning.layout import divisibility_problems, experts_problems, replica_problems, window_problems
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 
@@ -21,6 +21,7 @@ def plan_problems(run: PlannedRun) -> list[str]:
 def layout_problems(run: PlannedRun) -> list[str]:
     """Return why the model cannot be spread over these GPUs. If it cannot, memory and time have no meaning."""
     return [
+        *(f"model.hf_path: {problem}" for problem in experts_problems(run.settings)),
         *divisibility_problems(run.config.parallel, run.settings),
         *window_problems(run.config.parallel, run.settings),
         *_gpu_count_problems(run),

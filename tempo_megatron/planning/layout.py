@@ -87,6 +87,15 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
             yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
 
 
+def experts_problems(settings: BackboneSettings) -> Iterator[str]:
+    """Yield why a model with experts cannot run yet."""
+    if settings.experts:
+        yield (
+            "a model with experts (mixture of experts) can be converted, and loaded into one Megatron process; it "
+            "cannot be trained, planned or evaluated yet"
+        )
+
+
 def replica_problems(replica: int, settings: BackboneSettings) -> Iterator[str]:
     """Yield what the ranks of one vLLM replica cannot share.
 

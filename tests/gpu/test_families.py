@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import write_recipe
 from tests.end_to_end.test_train import metrics, train_by_command
-from tests.models import CONFIGS, write_model
+from tests.models import ALL_CONFIGS, CONFIGS, write_model
 from tests.parallel.launcher import run_ranks
 from tests.parallel.test_logits import WORKER, transformers_logits
 
@@ -22,13 +22,15 @@ def test_logits_are_near_those_of_transformers(
     precision: str, bound: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The largest error as a share of the largest logit, against transformers on the CPU in fp32 with the same weights.
-    Transformer Engine multiplies fp32 in TF32 unless the driver is told not to."""
+    Transformer Engine multiplies fp32 in TF32 unless the driver is told not to. Models with experts are compared in
+    fp32 alone: rounding to bf16 sends some tokens to other experts."""
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    for name in CONFIGS:
+    names = ALL_CONFIGS if precision == "fp32" else CONFIGS
+    for name in names:
         write_model(name, tmp_path / "models" / name)
     run_ranks(WORKER, 1, tmp_path / "models", tmp_path / "out.pt", 1, 1, precision)
     outputs, shares = torch.load(tmp_path / "out.pt"), {}
-    for name in CONFIGS:
+    for name in names:
         expected = transformers_logits(tmp_path / "models" / name, upcast=precision == "bf16")
         errors = [(outputs[name][row, : len(truth)] - truth).abs().max() for row, truth in enumerate(expected)]
         shares[name] = float(max(errors) / max(truth.abs().max() for truth in expected))

@@ -1,4 +1,7 @@
-"""Losses and gradients of every layout on packed sequences, against single sequences in one process."""
+"""Losses and gradients of every layout on packed sequences, against single sequences in one process.
+
+Those of models with experts are compared with transformers.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
-from tests.models import write_model
+from tempo_megatron.config import Config
+from tempo_megatron.conversion.critics import fresh_value_head
+from tests.models import split_experts, write_model
+from tests.parallel.family_worker import rollouts
 from tests.parallel.launcher import run_ranks
 
 WORKER = Path(__file__).with_name("family_worker.py")
@@ -103,3 +110,39 @@ def test_every_layout_has_the_losses_and_gradients_of_single_sequences(
     are split over TP ranks."""
     shares = distances(results[f"{family} {name}"], results[f"{family} alone"])
     assert max(shares.values()) < 2e-5, shares
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "olmoe"])
+def test_gradients_of_experts_and_routers_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    """In fp32 in one process, packed: losses, the whole gradient, and the gradient of every expert's projections and of
+    every router agree up to rounding, for policy and critic."""
+    write_model(name, tmp_path / name, max_position_embeddings=2048)
+    actual = compute(tmp_path, 1, {name: (name, (PACKED,))}, "fp32")[name]
+    shares = distances(actual, {role: transformers_gradients(tmp_path / name, role) for role in ("policy", "critic")})
+    assert max(shares.values()) < 2e-5, shares
+
+
+def transformers_gradients(directory: Path, role: str) -> dict[str, Tensor]:
+    """Returns what the worker measures, computed by transformers' model one sequence at a time."""
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    model.model.embed_tokens.padding_idx = None  # It would drop the gradient of token 0, which the rollouts contain.
+    head = fresh_value_head(model.config.hidden_size, Config().seed).requires_grad_()
+    batch = rollouts(model.config.vocab_size)
+    losses = []
+    for tokens, length, mask, advantages in zip(
+        batch.tokens, batch.lengths.tolist(), batch.response_mask, batch.columns["advantages"], strict=True
+    ):
+        tokens, mask, advantages = tokens[:length], mask[:length], advantages[:length]
+        if role == "critic":
+            values = (model.model(tokens[None]).last_hidden_state[0] @ head.T)[:, 0]
+            losses.append(((values - advantages).square() * mask).sum())
+            continue
+        log_probs = model(tokens[None]).logits[0, :-1].log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        chosen = log_probs.gather(1, tokens[1:, None])[:, 0]
+        losses.append(((-chosen * advantages[1:] - 0.01 * entropy) * mask[1:]).sum())
+    loss = torch.stack(losses) / batch.response_mask.sum()
+    loss.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    value_head = {"score.weight": head.grad} if head.grad is not None else {}
+    return {"loss": loss.detach(), **split_experts(gradients), **value_head}

@@ -13,9 +13,11 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.families.llama import LLAMA
 from tempo_megatron.conversion.families.olmo2 import OLMO2
 from tempo_megatron.conversion.families.olmo3 import OLMO3
+from tempo_megatron.conversion.families.olmoe import OLMOE
 from tempo_megatron.conversion.families.qwen3 import QWEN3
+from tempo_megatron.conversion.families.qwen3_moe import QWEN3_MOE
 
-FAMILIES = {family.name: family for family in (QWEN3, OLMO3, OLMO2, LLAMA)}
+FAMILIES = {family.name: family for family in (QWEN3, QWEN3_MOE, OLMO3, OLMO2, OLMOE, LLAMA)}
 """The supported families by name. The order is that of error messages."""
 LANGUAGE_MODEL_ENDING = "ForCausalLM"
 CRITIC_ENDINGS = ("ForTokenClassification", "ForSequenceClassification")

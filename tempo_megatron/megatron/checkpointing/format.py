@@ -12,22 +12,31 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.hf_files import TensorDescription
+from tempo_megatron.conversion.mapping import ExpertSlot, ParameterMapping
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
 
 HUGGING_FACE = "huggingface"
@@ -117,47 +126,100 @@ class CheckpointReader:
         }
         self.problems = integrity.manifest_problems(checkpoint, files, contents=contents)
 
-    def __call__(self, name: str) -> Tensor:
-        """Returns the tensor of that name. Several threads may call it. Raises ConversionError if it cannot be read."""
+    def __call__(self, name: str, slot: ExpertSlot | None = None) -> Tensor:
+        """Returns the tensor of that name, or with `slot` one expert's part of it.
+
+        Several threads may call it. Raises ConversionError if it cannot be read.
+        """
         description = self.descriptions[name]
-        tensor = torch.empty(description.shape, dtype=description.dtype)
+        shape = (1, *description.shape[1:]) if slot else description.shape
+        tensor = torch.empty(shape, dtype=description.dtype)
+        reader = _CachedMetadataReader(self.directory, self._metadata)
         _ignore_no_dist_warning()
         try:
-            load({name: tensor}, storage_reader=_CachedMetadataReader(self.directory, self._metadata), no_dist=True)
+            load({name: tensor}, storage_reader=reader, planner=_ExpertPlanner(slot) if slot else None, no_dist=True)
         except CheckpointException as error:
             raise ConversionError(f"{self.directory}: {name}: {_cause(error)}") from error
+        return tensor[0] if slot else tensor
+
+
+class _ExpertPlanner(DefaultLoadPlanner):
+    """A planner that reads one expert's part, [1, ...], of a tensor [experts, ...]."""
+
+    def __init__(self, slot: ExpertSlot) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._slot = slot
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        ((name, tensor),) = self.state_dict.items()
+        stored = self.metadata.state_dict_metadata[name]
+        assert isinstance(stored, TensorStorageMetadata)
+        return LoadPlan(create_read_items_for_chunk_list(name, stored, [_expert_chunk(self._slot, tensor.shape[1:])]))
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        tensor: Tensor = self.state_dict[index.fqn]
         return tensor
 
 
 class _StreamingPlanner(DefaultSavePlanner):
     """A planner that takes each tensor from an iterator, in the order of the plan, when it is written."""
 
-    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(
+        self, parameters: Sequence[tuple[ParameterMapping, torch.dtype]], tensors: Iterable[tuple[str, Tensor]]
+    ) -> None:
         super().__init__()
+        self._parameters = parameters
+        self._names = (mapping.megatron_name for mapping, _ in parameters)
         self._tensors = iter(tensors)
 
-    def resolve_data(self, write_item: Any) -> Tensor:
-        name, tensor = next(self._tensors)
-        if name != write_item.index.fqn:
-            raise RuntimeError(f"expected {write_item.index.fqn}, got {name}")
-        return tensor.contiguous()
+    def create_local_plan(self) -> SavePlan:
+        items = [_write_item(mapping, dtype) for mapping, dtype in self._parameters]
+        self.plan = SavePlan(items, planner_data=self.mappings)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        expected, (name, tensor) = next(self._names), next(self._tensors)
+        if name != expected:
+            raise RuntimeError(f"expected {expected}, got {name}")
+        assert write_item.tensor_data is not None
+        return tensor.contiguous().view(write_item.tensor_data.chunk.sizes)
+
+
+def _write_item(mapping: ParameterMapping, dtype: torch.dtype) -> WriteItem:
+    """Returns the plan of one write: a whole tensor, or one expert's part of a tensor."""
+    whole = ChunkStorageMetadata(torch.Size([0] * len(mapping.shape)), torch.Size(mapping.shape))
+    chunk = _expert_chunk(mapping.slot, mapping.shape) if mapping.slot else whole
+    properties = TensorProperties(dtype=dtype)
+    return WriteItem(
+        MetadataIndex(mapping.stored_name, chunk.offsets),
+        WriteItemType.SHARD if mapping.slot else WriteItemType.TENSOR,
+        tensor_data=TensorWriteData(chunk, properties, torch.Size(mapping.stored_shape)),
+    )
+
+
+def _expert_chunk(slot: ExpertSlot, shape: Sequence[int]) -> ChunkStorageMetadata:
+    """Returns the place of one expert's tensor of this shape in the tensor of all experts."""
+    return ChunkStorageMetadata(torch.Size([slot.expert, *([0] * len(shape))]), torch.Size([1, *shape]))
 
 
 def write_tensors(
-    directory: Path, descriptions: Mapping[str, TensorDescription], tensors: Iterable[tuple[str, Tensor]]
+    directory: Path,
+    parameters: Sequence[tuple[ParameterMapping, torch.dtype]],
+    tensors: Iterable[tuple[str, Tensor]],
 ) -> None:
-    """Writes one role's torch_dist directory, one file per tensor. megatron-core loads it under any TP x PP.
+    """Writes one role's torch_dist directory, one file per parameter. megatron-core loads it under any TP x PP.
 
-    `tensors` come in the order of `descriptions`, and each is written as soon as it comes.
+    `tensors` come by Megatron's names in the order of `parameters`, and each is written as soon as it comes.
     """
     planned = {
-        name: torch.empty(description.shape, dtype=description.dtype, device="meta")
-        for name, description in descriptions.items()
+        mapping.stored_name: torch.empty(mapping.stored_shape, dtype=dtype, device="meta")
+        for mapping, dtype in parameters
     }
     writer = FileSystemWriter(directory, single_file_per_rank=False)
     _ignore_no_dist_warning()
     try:
-        save(planned, storage_writer=writer, planner=_StreamingPlanner(tensors), no_dist=True)
+        save(planned, storage_writer=writer, planner=_StreamingPlanner(parameters, tensors), no_dist=True)
     except CheckpointException as error:
         raise _cause(error) from error
     (directory / "metadata.json").write_text(json.dumps(_MEGATRON_FORMAT))

@@ -20,14 +20,14 @@ from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.disk import full_after
-from tests.models import CONFIGS, config_of, save, write_model
+from tests.models import ALL_CONFIGS, config_of, save, write_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture
 def model(tmp_path: Path, demo_model: Path) -> Callable[..., Path]:
-    """Return a function that writes a model of a row of CONFIGS with the demo's tokenizer."""
+    """Return a function that writes a model of a row of ALL_CONFIGS with the demo's tokenizer."""
 
     def make(name: str, **options: Any) -> Path:
         directory = tmp_path / "hf"
@@ -58,7 +58,7 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor), name
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ALL_CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_comes_back_bit_for_bit_with_every_file(
     name: str, dtype: torch.dtype, model: Callable[..., Path], tmp_path: Path
@@ -69,6 +69,7 @@ def test_a_model_comes_back_bit_for_bit_with_every_file(
     assert run("to-megatron", "--hf", hf, "--out", tmp_path / "checkpoint") == 0
     assert run("verify", "--hf", hf, "--checkpoint", tmp_path / "checkpoint") == 0
     expected, files = tensors(hf), {file.name: file.read_bytes() for file in hf_files.side_files(hf)}
+    in_memory = AutoModelForCausalLM.from_pretrained(hf, dtype="auto").state_dict()
     shutil.rmtree(hf)
     exported = tmp_path / "back"
     assert run("to-hf", "--checkpoint", tmp_path / "checkpoint", "--out", exported, "--shard-size", "60000") == 0
@@ -81,7 +82,8 @@ def test_a_model_comes_back_bit_for_bit_with_every_file(
     for file in exported.glob("*.safetensors"):
         assert len(load_file(file)) == 1 or file.stat().st_size < 60000 + 8192
     loaded = AutoModelForCausalLM.from_pretrained(exported, dtype="auto").state_dict()
-    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+    assert loaded.keys() == in_memory.keys()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in in_memory.items())
 
 
 def test_a_cast_changes_the_dtype_in_the_config(model: Callable[..., Path], tmp_path: Path) -> None:
@@ -99,7 +101,7 @@ CLASSIFIER = {"num_labels": 2, "problem_type": "single_label_classification", "i
 
 
 @pytest.mark.parametrize("leftovers", [{}, CLASSIFIER], ids=["none", "classifier"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in ALL_CONFIGS if name != "olmoe"])
 def test_a_critic_is_exported_as_plain_transformers_loads_it(
     name: str, leftovers: dict[str, Any], model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -14,18 +14,18 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.families import family_of
 from tempo_megatron.conversion.mapping import GatedMlpMapping, QkvMapping, VocabularyMapping
 from tempo_megatron.conversion.rope import Rope
-from tests.models import ABSENT, CONFIGS, LLAMA_3_ROPE, config_of, described
+from tests.models import ABSENT, ALL_CONFIGS, LLAMA_3_ROPE, config_of, described, split_experts
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", ALL_CONFIGS)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_tensor_of_a_model_survives_the_round_trip_bit_for_bit(name: str, ranks: int) -> None:
     """Protects exports: no tensor is missing or changed, and every shape is predicted, under any TP."""
     config = config_of(name)
     model = AutoModelForCausalLM.from_config(config)
-    tensors = {name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+    tensors = {name: torch.randn_like(tensor) for name, tensor in split_experts(model.state_dict()).items()}
     if config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
     round_trip = {}
@@ -89,6 +89,24 @@ def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
     assert [mapping.shard(fc1, rank, 2)[:, 0].tolist() for rank in (0, 1)] == [[0, 1, 10, 11], [2, 3, 12, 13]]
 
 
+def test_tensor_parallelism_splits_no_expert() -> None:
+    """Protects checkpoints: a map that cut an expert's gate and up rows would not fit the one tensor of all experts."""
+    mappings = decoder.policy_mappings(hf_config.backbone_settings(described("qwen3-moe")))
+    experts = [mapping for mapping in mappings if mapping.slot]
+    assert len(experts) == 3 * 6 * 2
+    for mapping in experts:
+        tensor = torch.randn(mapping.shape)
+        assert torch.equal(mapping.shard(tensor, 1, 2), tensor) and torch.equal(mapping.unshard([tensor] * 2), tensor)
+        assert mapping.stored_shape == (6, *mapping.shape)
+
+
+def test_a_model_whose_layers_are_all_dense_has_no_experts() -> None:
+    """Protects models of an architecture with experts that use none: they are dense models and train as such."""
+    settings = hf_config.backbone_settings(described("qwen3-moe", mlp_only_layers=[0, 1, 2, 3]))
+    assert settings == hf_config.backbone_settings(described("qwen3-moe", decoder_sparse_step=5))
+    assert settings.experts is None and settings.ffn_hidden_size == 96
+
+
 def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
     """Protects resharding: padding must not depend on tensor parallelism."""
     mapping = VocabularyMapping("embedding", ("embed",), (128, 2), 0, vocab_size=101)
@@ -109,6 +127,18 @@ def test_the_vocabulary_is_padded_to_a_size_that_no_layout_changes() -> None:
         ("olmo-2", {"attention_bias": True}, "attention_bias"),
         ("olmo-3", {"rope_parameters": {"full_attention": YARN | {"mscale": 2.0}}}, "mscale"),
         ("olmo-3", {"rope_parameters": {"sliding_attention": YARN}}, "rope_type=.yarn."),
+        ("qwen3-moe", {"use_sliding_window": True}, "use_sliding_window"),
+        ("qwen3-moe", {"num_experts": 8}, "num_local_experts: 6 differs from num_experts=8"),
+        ("qwen3-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok: 7 is more than num_experts=6"),
+        ("qwen3-moe", {"num_experts_per_tok": 1}, "num_experts_per_tok: 1 is not supported with norm_topk_prob"),
+        ("qwen3-moe", {"num_local_experts": 0}, "num_experts: 0"),
+        ("qwen3-moe", {"decoder_sparse_step": 0}, "decoder_sparse_step: 0"),
+        ("qwen3-moe", {"mlp_only_layers": "1"}, "mlp_only_layers"),
+        ("qwen3-moe", {"moe_intermediate_size": 0}, "moe_intermediate_size: 0"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv: 8.0"),
+        ("olmoe", {"norm_topk_prob": True}, "norm_topk_prob: True"),
+        ("olmoe", {"rms_norm_eps": 1e-6}, "rms_norm_eps: 1e-06"),
+        ("olmoe", {"attention_bias": True}, "attention_bias: True"),
     ],
 )
 def test_an_unsupported_setting_is_named(name: str, change: dict[str, Any], message: str) -> None:

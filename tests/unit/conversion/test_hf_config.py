@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from tempo_megatron.conversion import decoder, hf_config
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import BackboneSettings
-from tests.models import ABSENT, LLAMA_3_ROPE, OLMO_3, PLAIN_ROPE, YARN_ROPE, described
+from tests.models import ABSENT, LLAMA_3_ROPE, OLMO_3, PLAIN_ROPE, YARN_ROPE, described, split_experts
 
 OTHER_ROPE = {"rope_type": "default", "rope_theta": 20000.0}
 LLAMA_3_SCALING = {key: value for key, value in LLAMA_3_ROPE.items() if key != "rope_theta"} | {"factor": 4.0}
@@ -25,7 +25,7 @@ def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
     expected = getattr(transformers, f"{config['architectures'][0].removesuffix('ForCausalLM')}Config")(**config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(expected)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in split_experts(model.state_dict()).items()}
     if expected.tie_word_embeddings:
         shapes.pop("lm_head.weight")
     mappings = decoder.policy_mappings(settings)
@@ -38,6 +38,11 @@ def assert_as_in_transformers(config: dict[str, Any]) -> BackboneSettings:
         computed = attention.rope.inverse_frequencies(settings.kv_channels)
         torch.testing.assert_close(computed, frequencies, rtol=1e-6, atol=0)
         assert attention.rope.attention_scale == pytest.approx(scale**2)
+    for layer, is_sparse in zip(model.model.layers, settings.sparse_layers, strict=True):
+        assert hasattr(layer.mlp, "experts") == is_sparse
+        if settings.experts and is_sparse:
+            router = (settings.experts.experts_per_token, settings.experts.weights_sum_to_one)
+            assert router == (layer.mlp.gate.top_k, layer.mlp.gate.norm_topk_prob)
     assert settings.rms_norm_eps == expected.rms_norm_eps
     return settings
 
@@ -66,6 +71,31 @@ def test_a_key_that_is_absent_means_what_transformers_means(name: str, key: str)
     earlier version gave it none."""
     changes = {key: ABSENT} | ({"layer_types": ABSENT} if key == "num_hidden_layers" else {})
     assert_as_in_transformers(described(name, **changes))
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "qwen3-moe-step", "olmoe"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_experts": ABSENT, "num_local_experts": ABSENT},
+        {"num_experts": ABSENT, "num_local_experts": 5},
+        {"num_experts": 5, "num_local_experts": ABSENT},
+        {"num_experts": 5, "num_local_experts": 5},
+        {"num_experts_per_tok": ABSENT, "num_experts": 9, "num_local_experts": 9},
+        {"moe_intermediate_size": ABSENT},
+        {"intermediate_size": ABSENT},
+        {"norm_topk_prob": ABSENT},
+        {"decoder_sparse_step": ABSENT},
+        {"decoder_sparse_step": 3, "mlp_only_layers": ABSENT},
+        {"mlp_only_layers": None},
+        {"mlp_only_layers": [0, 3, 7]},
+    ],
+    ids=str,
+)
+def test_settings_of_experts_mean_what_transformers_means(name: str, change: dict[str, Any]) -> None:
+    """Protects both spellings of the number of experts, defaults that differ between families, and which layers are
+    dense. OLMoE has experts in every layer, whatever such a key says."""
+    assert_as_in_transformers(described(name, **change))
 
 
 def test_absent_sizes_of_attention_differ_from_family_to_family() -> None:
