@@ -61,6 +61,8 @@ class RecordedGenerator:
         """The present iteration. File names start with it, which `prune` relies on."""
         self.figures: GenerationFigures = {}
         """Figures of the calls since `take_figures`. A call that is read from disk has those of its generation."""
+        self.last_read: int | None = None
+        """The iteration whose call was last read from disk. Weights of other last bits may have sampled it."""
         self.ended = time.monotonic()
         """The monotonic time at which the last call of `generate` ended."""
 
@@ -72,6 +74,7 @@ class RecordedGenerator:
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
         if broadcast_from_first(_is_readable(path)):
             completions, figures = _read(path)
+            self.last_read = self.iteration
         elif self.engine is None:
             raise MissingRollouts(
                 f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: "

@@ -30,6 +30,8 @@ def install() -> None:
     """
     vllm_kernels.require_supported_version()
     os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    # The trainer calls this runner's log-softmax. With the variable vLLM refuses where it would take the other runner.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     from vllm.model_executor.layers import batch_invariant, layernorm
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempo_megatron.utils.packages import installed_versions
 
-SUPPORTED_VERSION = "0.26."
+SUPPORTED_VERSION = "0.26.0"
 _TILE = 128
 """Rows and entries of a tile of the output layer's product."""
 
@@ -21,8 +21,8 @@ _TILE = 128
 def require_supported_version() -> None:
     """Raises RuntimeError if another vLLM is installed than the one whose kernels were measured."""
     installed = installed_versions(["vllm"]).get("vllm", "none")
-    if not installed.startswith(SUPPORTED_VERSION):
-        raise RuntimeError(f"numerics exact calls kernels of vLLM {SUPPORTED_VERSION}x; installed is {installed}")
+    if installed != SUPPORTED_VERSION:
+        raise RuntimeError(f"numerics exact calls kernels of vLLM {SUPPORTED_VERSION}; installed is {installed}")
 
 
 @functools.cache

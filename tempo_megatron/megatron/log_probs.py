@@ -90,11 +90,11 @@ class _TokenScores(torch.autograd.Function):
         sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
         stored = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
-        exact_log_probs = torch.zeros_like(peak)
+        exact_log_probs = torch.zeros_like(peak) if exact else None
         product = fp32_logits if exact else _product
         for rows in _chunks(len(tokens), entries) if real else []:
             logits = product(hidden[rows], weight)[:, :real]
-            if exact:
+            if exact_log_probs is not None:
                 exact_log_probs[rows] = token_log_probs(logits, tokens[rows])
             peak[rows], sums[:, rows] = _read(
                 logits,
@@ -120,7 +120,7 @@ class _TokenScores(torch.autograd.Function):
             ctx.save_for_backward(hidden, weight, tokens, stored, peak - log_normalizer, entropies)
             ctx.extent = (first, real, vocab_size, temperature)
             ctx.statistics = (entropy, self_certainty)
-        log_probs = exact_log_probs if exact else target - log_normalizer
+        log_probs = target - log_normalizer if exact_log_probs is None else exact_log_probs
         return log_probs, entropies, log_normalizer - total / vocab_size - math.log(vocab_size)
 
     @staticmethod

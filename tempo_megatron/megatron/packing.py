@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int32, Int64
 from torch import Tensor
 
-from tempo_megatron.config import Config, Fp8
+from tempo_megatron.config import Config, Fp8, Numerics
 from tempo_megatron.megatron.batch import Batch, to_device
 from tempo_megatron.megatron.topology import Topology
 
@@ -34,6 +34,8 @@ class PackingRule:
     """The length of a micro-batch is padded to a multiple of this."""
     attention_cost: float
     """The cost of one more token of context for a token, as a share of the token's cost without context."""
+    least_total: int = 1
+    """A micro-batch is padded to at least so many tokens."""
 
     def padded(self, length: int) -> int:
         """Returns the padded length of a sequence."""
@@ -92,7 +94,9 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
     tile = {Fp8.none: 1, Fp8.blockwise: 128}.get(config.model.fp8, 16)
     split = topology.tensor_size if transformer.sequence_parallel else 1
     pieces = 2 * topology.context_size if topology.context_size > 1 else 1
-    multiple = math.lcm(tile * split * topology.context_size, pieces)
+    # Products of 256 rows and fewer may sum in another order than the generator's (docs/results/2026-11-30-exact.md).
+    exact_tile, fewest = (128, 512) if config.numerics is Numerics.exact else (1, 1)
+    multiple = math.lcm(tile * split * topology.context_size, pieces, exact_tile)
     longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
     queries = transformer.kv_channels * transformer.num_attention_heads
     keys = 2 * transformer.kv_channels * transformer.num_query_groups
@@ -101,6 +105,7 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
         budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
         sequence_multiple=pieces,
         total_multiple=multiple,
+        least_total=fewest,
         # Per token, the products with the weights take 2 FLOPs per weight. Attention takes, on average, 2 FLOPs per
         # query channel and token of the sequence.
         attention_cost=queries / layer_weights,
@@ -161,7 +166,8 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
     rows = rows.narrow(int(rows.lengths.max()) if len(row_indices) else 1)
     lengths = [int(length) for length in rows.lengths]
     padded = [rule.padded(length) for length in lengths] or [0]
-    padded[-1] += -sum(padded) % rule.total_multiple if sum(padded) else rule.total_multiple
+    total = max(sum(padded), rule.least_total)
+    padded[-1] += -(-total // rule.total_multiple) * rule.total_multiple - sum(padded)
     starts = torch.tensor([0, *padded]).cumsum(0)
     tokens, following = torch.zeros(int(starts[-1]), dtype=torch.int64), torch.zeros(int(starts[-1]), dtype=torch.int64)
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths, strict=False)):

@@ -165,7 +165,7 @@ def run_m_step(
             seed=seed,
             critic_values=early_values,
         )
-    if config.numerics is Numerics.exact:
+    if config.numerics is Numerics.exact and run.generator.last_read != run.iteration:
         require_equal_log_probs(batch, rollouts.rollouts)
     with run.phase("observe"):
         metrics = run.evaluator.observe_unlabeled(rollouts, batch, reads_values=reads_values)

@@ -8,9 +8,13 @@ import torch
 
 from tempo_megatron.config import Config, Fp8, Numerics, Precision, RolloutPrecision
 from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.conversion.rope import Rope
+from tempo_megatron.utils.packages import installed_versions
 
 _CHANNELS = 128
 _HOPPER = 9
+_MEASURED = {"vllm": "0.26.0", "transformer-engine": "2.18.0"}
+"""The versions whose kernels were seen to agree. Neither library promises it for others."""
 
 
 def numerics_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
@@ -25,6 +29,11 @@ def _device_reasons() -> Iterator[str]:
         yield "needs a GPU; this machine has none"
     elif torch.cuda.get_device_capability()[0] != _HOPPER:
         yield f"needs an H100 or H200, whose attention is FlashAttention 3; got {torch.cuda.get_device_name()}"
+    versions = installed_versions(_MEASURED)
+    for package, measured in _MEASURED.items():
+        if versions.get(package) != measured:
+            present = versions.get(package, "none")
+            yield f"needs {package} {measured}, whose kernels were measured; installed is {present}"
 
 
 def _setting_reasons(config: Config) -> Iterator[str]:
@@ -65,5 +74,7 @@ def _model_reasons(settings: BackboneSettings) -> Iterator[str]:
         yield "supports no sliding windows, which the model has"
     if settings.attention_bias or settings.mlp_bias:
         yield "supports no biases, which the model has: one product rounds before it adds them, the other after"
-    if len(settings.ropes) > 1 or settings.ropes[0].attention_scale != 1:
-        yield "needs one RoPE for all layers, without a factor on queries and keys"
+    if len(settings.ropes) > 1 or type(settings.ropes[0]) is not Rope:
+        yield "needs one RoPE for all layers, not scaled"
+    if settings.experts:
+        yield "supports no experts, which the model has"

@@ -84,6 +84,19 @@ def test_what_was_generated_is_read_again_with_its_figures(tmp_path: Path) -> No
     assert engine.calls == 2
 
 
+def test_a_call_that_was_read_is_known_until_the_next_iteration(tmp_path: Path) -> None:
+    """Exact numerics compare log-probs of rollouts that this process generated, since a resume's weights may differ in
+    their last bit."""
+    RecordedGenerator(Engine(), tmp_path).generate(REQUESTS)
+    resumed = RecordedGenerator(Engine(), tmp_path)
+    assert resumed.last_read is None
+    resumed.generate(REQUESTS)
+    assert resumed.last_read == resumed.iteration == 0
+    resumed.iteration = 1
+    resumed.generate(REQUESTS)
+    assert resumed.last_read == 0
+
+
 def test_paused_responses_are_recorded_and_files_without_them_are_still_read(tmp_path: Path) -> None:
     """What pauses depends on time where there are several replicas, so that a resumed run must read it back."""
     paused = Completion((4, 5), (-1.0, -2.0), PAUSED)

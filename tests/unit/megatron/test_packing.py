@@ -39,6 +39,14 @@ def test_packed_tokens_are_unpacked_to_their_rows(context_size: int, multiple: i
         assert part.to_rows(torch.stack([tokens, tokens], 1), about_next=True).shape == (3, 5, 2)
 
 
+@pytest.mark.parametrize(("least", "tokens"), [(1, 16), (16, 16), (17, 32), (512, 512)])
+def test_a_micro_batch_is_padded_to_its_least_length(least: int, tokens: int) -> None:
+    """Small products may sum in another order than the generator's, which `numerics: exact` would stop for."""
+    packed = pack(BATCH, ROWS, rule(100, total_multiple=16, least_total=least))
+    assert len(packed.tokens) == tokens
+    assert torch.equal(packed.to_rows(packed.tokens, about_next=False), BATCH.tokens[ROWS])
+
+
 def test_context_parallel_ranks_have_equal_attention_work() -> None:
     """Rank r reads pieces r and 2 CP - 1 - r of a sequence, so under a causal mask all ranks attend equally much."""
     sequence = from_sequences([list(range(1, 25))], [[]])

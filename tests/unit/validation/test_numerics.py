@@ -8,11 +8,20 @@ import pytest
 import torch
 
 from tempo_megatron.config import load_config
-from tempo_megatron.conversion.mapping import BackboneSettings, LayerAttention
-from tempo_megatron.conversion.rope import Rope
+from tempo_megatron.conversion.mapping import BackboneSettings, ExpertSettings, LayerAttention
+from tempo_megatron.conversion.rope import Llama3Rope, Rope
+from tempo_megatron.validation import numerics
 from tempo_megatron.validation.numerics import numerics_problems
 
+MEASURED = {"vllm": "0.26.0", "transformer-engine": "2.18.0"}
 FULL = LayerAttention(window=None, rope=Rope(base=1e6))
+SCALED = LayerAttention(
+    window=None,
+    rope=Llama3Rope(base=5e5, factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context=8192),
+)
+EXPERTS = ExpertSettings(
+    num_experts=4, experts_per_token=2, ffn_hidden_size=64, weights_sum_to_one=True, sparse_layers=(True, True)
+)
 QWEN3 = BackboneSettings(
     num_layers=2,
     hidden_size=1024,
@@ -32,6 +41,7 @@ QWEN3 = BackboneSettings(
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(numerics, "installed_versions", lambda packages: dict(MEASURED))
 
 
 def problems(*overrides: str, settings: BackboneSettings = QWEN3) -> list[str]:
@@ -72,12 +82,24 @@ def test_a_setting_under_which_sums_differ_is_refused(override: str, reason: str
         ({"attention_bias": True}, "supports no biases"),
         ({"mlp_bias": True}, "supports no biases"),
         ({"attention": (FULL, replace(FULL, rope=Rope(base=1e4)))}, "needs one RoPE for all layers"),
+        ({"attention": (SCALED, SCALED)}, "needs one RoPE for all layers, not scaled"),
+        ({"experts": EXPERTS}, "supports no experts"),
     ],
 )
 def test_a_model_that_the_kernels_do_not_cover_is_refused(change: dict[str, object], reason: str) -> None:
     """The layers would ignore a window or a bias silently."""
     (line,) = problems(settings=replace(QWEN3, **change))  # type: ignore[arg-type]
     assert line.startswith(f"numerics: exact {reason}")
+
+
+@pytest.mark.parametrize(("package", "version"), [("vllm", "0.26.1"), ("transformer-engine", "2.19.0")])
+def test_kernels_that_were_not_measured_are_refused(
+    package: str, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version may sum in another order, and equality is its internal matter."""
+    monkeypatch.setattr(numerics, "installed_versions", lambda packages: MEASURED | {package: version})
+    (line,) = problems()
+    assert f"needs {package} {MEASURED[package]}, whose kernels were measured; installed is {version}" in line
 
 
 def test_the_default_needs_nothing() -> None:
