@@ -136,13 +136,15 @@ def read_run(directory: Path) -> RunRecord:
     unreadable: list[str] = []
     rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable) if "iteration" in row]
     samples = directory / "samples"
+    last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
     paths = sorted(samples.glob("iteration-*.jsonl"))
+    if rows:  # a run that resumes from an earlier checkpoint leaves files of the iterations that it repeats
+        paths = [path for path in paths if _iteration(path) <= last]
     evaluations = [_evaluation(path, unreadable, keeps_texts=path in (paths[0], paths[-1])) for path in paths]
     questions = {row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable)}
     environment_path = directory / "environment.json"
     environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
     summary = read_summary(directory)
-    last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
     status, ending = _status(directory, summary, last)
     return RunRecord(
         directory, settings, environment, rows, evaluations, questions, summary, status, ending, unreadable
@@ -191,7 +193,12 @@ def _evaluation(path: Path, unreadable: list[str], *, keeps_texts: bool) -> Eval
             text=row["response"] if keeps_texts else None,
         )
         sets.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(response)
-    return Evaluation(int(path.stem.rpartition("-")[2]), sets)
+    return Evaluation(_iteration(path), sets)
+
+
+def _iteration(path: Path) -> int:
+    """Return the iteration of a file of samples."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def _json_lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:

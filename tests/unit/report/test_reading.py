@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tempo_megatron.report.reading import RunStatus, read_run
-from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_lines
+from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_evaluation, write_lines
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
@@ -77,6 +77,18 @@ def test_each_start_measures_its_own_building(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", train_rows(policy__reward=[0.1, 0.2]))
     write_lines(run / "metrics.jsonl", [row | {"seconds/start": 3.0} for row in train_rows(policy__reward=[0.1, 0.2])])
     assert read_run(run).starts == 2
+
+
+def test_evaluations_of_a_discarded_future_are_left_out(tmp_path: Path) -> None:
+    """A run that resumed from iteration 2 has not reached iteration 4 again: its old samples are another policy's."""
+    run = new_run(tmp_path / "run")
+    for iteration in (0, 2, 4):
+        write_evaluation(run, iteration, {"q": [1.0]})
+    assert [evaluation.iteration for evaluation in read_run(run).evaluations] == [0, 2, 4]
+    write_lines(run / "metrics.jsonl", train_rows(policy__reward=[0.1, 0.2]))
+    evaluations = read_run(run).evaluations
+    assert [evaluation.iteration for evaluation in evaluations] == [0, 2]
+    assert evaluations[-1].sets["unlabeled"]["q"][0].text == "response 0"
 
 
 def test_a_torn_line_is_left_out_and_told(tmp_path: Path) -> None:
