@@ -5,6 +5,7 @@ usage: python -m tempo_megatron.report.command RUN_DIR    (what a finished run s
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from tempo_megatron.report.figures import comparison_sections, sections
 from tempo_megatron.report.page import comparison_page, run_page
 from tempo_megatron.report.panels import MAXIMUM_LINES
 from tempo_megatron.report.png import write_figures
-from tempo_megatron.report.reading import RunRecord, RunStatus, read_run
+from tempo_megatron.report.reading import RunRecord, RunStatus, read_run, read_runs
 from tempo_megatron.report.watch import RELOAD_SECONDS, watch_run
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import refuse
@@ -52,7 +53,7 @@ def report_runs(runs: Sequence[Path], options: ReportOptions) -> int:
     if problems:
         return refuse("tempo report", problems)
     try:
-        records = [read_run(run) for run in runs]
+        records = read_runs(runs)
         answers = _hidden_answers(records[0]) if options.show_answers else None
     except (FileNotFoundError, ValueError) as error:
         return refuse("tempo report", error)
@@ -60,12 +61,13 @@ def report_runs(runs: Sequence[Path], options: ReportOptions) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     print(path, flush=True)
     if options.watch:
-        watch_run(runs[0], lambda: _write_watched(runs[0], path, answers))
+        with contextlib.suppress(KeyboardInterrupt):
+            watch_run(runs[0], lambda: _write_watched(runs[0], path, answers))
     else:
         page = run_page(records[0], answers) if len(records) == 1 else comparison_page(records)
         write_text_atomically(path, page)
     if options.figures:
-        records = [read_run(run) for run in runs]
+        records = read_runs(runs)
         panels = sections(records[0]) if len(records) == 1 else comparison_sections(records)
         print(f"{len(write_figures(panels, options.figures))} figures in {options.figures}")
     return 0

@@ -6,8 +6,9 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,12 @@ class RunRecord:
     unreadable: list[str] = field(default_factory=list)
     """A sentence for each file that could not be read whole."""
 
+    path_as_name: bool = False
+    """Whether the run is named by its path, because another run of the page has the same directory name."""
+
     @property
     def name(self) -> str:
-        return self.directory.resolve().name
+        return str(self.directory) if self.path_as_name else self.directory.resolve().name
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a setting by its dotted key, or `default` where config.yaml has none."""
@@ -149,6 +153,16 @@ def read_run(directory: Path) -> RunRecord:
     return RunRecord(
         directory, settings, environment, rows, evaluations, questions, summary, status, ending, unreadable
     )
+
+
+def read_runs(directories: Sequence[Path]) -> list[RunRecord]:
+    """Return the records of run directories. Those whose names repeat are named by their paths.
+
+    Raises FileNotFoundError for a directory without a run.
+    """
+    records = [read_run(directory) for directory in directories]
+    counts = Counter(record.name for record in records)
+    return [replace(record, path_as_name=counts[record.name] > 1) for record in records]
 
 
 def holds_fresh_lock(directory: Path) -> bool:

@@ -17,6 +17,7 @@ from tempo_megatron import cli
 from tempo_megatron.config import Config
 from tempo_megatron.report import command, watch
 from tempo_megatron.report.command import ReportOptions, report_in_subprocess, report_runs
+from tempo_megatron.report.reading import RunStatus
 from tempo_megatron.training import run as run_module
 from tempo_megatron.training.run import Run
 from tempo_megatron.training.state import RunState
@@ -83,6 +84,28 @@ def test_a_watched_run_is_written_again_until_it_is_finished(tmp_path: Path, mon
     statuses = [re.findall(r'class="chip (\w+)"', page) for page in pages]
     assert statuses == [["stopped"], ["stopped"], ["interrupted"], ["finished"]]
     assert ['http-equiv="refresh" content="30"' in page for page in pages] == [True, True, True, False]
+
+
+def test_an_end_while_the_page_is_written_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes afterward, so nothing else would start another page."""
+    run = new_run(tmp_path / "run")
+    statuses = [RunStatus.running, RunStatus.finished]
+
+    def write_page() -> RunStatus:
+        (run / "summary.json").write_text("{}")
+        return statuses.pop(0)
+
+    monkeypatch.setattr(watch.time, "sleep", lambda _: pytest.fail("it waits for another change"))
+    watch.watch_run(run, write_page)
+    assert statuses == []
+
+
+def test_control_c_ends_a_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    assert report_runs([new_run(tmp_path / "run")], ReportOptions(watch=True)) == 0
 
 
 def test_hidden_answers_are_shown_only_on_request(tmp_path: Path) -> None:
