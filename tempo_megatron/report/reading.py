@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from tempo_megatron.report.words import plural
 from tempo_megatron.run_dir.layout import interrupted_mark, read_summary
 
 _ALIVE_SECONDS = 60.0
@@ -138,14 +139,17 @@ def read_run(directory: Path) -> RunRecord:
         raise FileNotFoundError(f"{directory} is no run directory: it has no config.yaml")
     settings: Any = OmegaConf.to_container(OmegaConf.load(config))
     unreadable: list[str] = []
-    rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable) if "iteration" in row]
+    is_growing = holds_fresh_lock(directory)
+    rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable, is_growing) if "iteration" in row]
     samples = directory / "samples"
     last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
     paths = sorted(samples.glob("iteration-*.jsonl"))
     if rows:  # a run that resumes from an earlier checkpoint leaves files of the iterations that it repeats
         paths = [path for path in paths if _iteration(path) <= last]
     evaluations = [_evaluation(path, unreadable, keeps_texts=path in (paths[0], paths[-1])) for path in paths]
-    questions = {row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable)}
+    questions = {
+        row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable, is_growing)
+    }
     environment_path = directory / "environment.json"
     environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
     summary = read_summary(directory)
@@ -215,10 +219,11 @@ def _iteration(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _json_lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
+def _json_lines(path: Path, unreadable: list[str], is_growing: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the lines of a file; none where it does not exist.
 
-    A run that is killed, or still writes, may leave a part of a line. Such lines are counted in `unreadable`.
+    A run that is killed, or still writes, may leave a part of a line. Such lines are counted in `unreadable`,
+    except the last one of a file that grows: its other part is on its way.
     """
     if not path.is_file():
         return
@@ -228,9 +233,9 @@ def _json_lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError:
-                damaged += 1
+                damaged += not is_growing or line.endswith("\n")
                 continue
             if isinstance(row, dict):
                 yield row
     if damaged:
-        unreadable.append(f"{path.name}: {damaged} lines could not be read and are left out.")
+        unreadable.append(f"{path.name}: {plural(damaged, 'line')} left out, which could not be read.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tempo_megatron.report.facts import run_facts
 from tempo_megatron.report.reading import RunStatus, read_run
 from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_evaluation, write_lines
 
@@ -98,7 +99,12 @@ def test_a_torn_line_is_left_out_and_told(tmp_path: Path) -> None:
         file.write('{"stage": "train", "itera')
     record = read_run(run)
     assert record.iteration == 2
-    assert record.unreadable == ["metrics.jsonl: 1 lines could not be read and are left out."]
+    assert record.unreadable == ["metrics.jsonl: 1 line left out, which could not be read."]
+    (run / "running-1").touch()
+    assert read_run(run).unreadable == []  # its other part is on its way
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    assert len(read_run(run).unreadable) == 1
 
 
 def test_curves_leave_out_what_is_not_finite(tmp_path: Path) -> None:
@@ -123,3 +129,9 @@ def test_a_response_without_a_grade_is_neither_right_nor_wrong(tmp_path: Path) -
     write_lines(run / "samples" / "iteration-000000.jsonl", [row | {"response": "x"}])
     (response,) = read_run(run).evaluations[0].sets["unlabeled"]["p"]
     assert (response.correct, response.truncated) == (None, True)
+
+
+def test_the_time_so_far_counts_no_phase_twice(tmp_path: Path) -> None:
+    """Replicas idle while others generate."""
+    run = new_run(tmp_path / "run", train_rows(seconds__generate=[8.0], seconds__replica_idle=[3.0]))
+    assert ("Time", "8.0 s so far") in run_facts(read_run(run))
