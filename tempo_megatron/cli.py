@@ -276,7 +276,7 @@ def report(
     ] = None,
     show_answers: Annotated[
         bool,
-        typer.Option("--show-answers", help="Show hidden answers, read from the files that the run's data names."),
+        typer.Option("--show-answers", help="Show hidden answers, from the run's data, in report-with-answers.html."),
     ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Rewrite the file while the run goes on; the page reloads itself.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -217,8 +218,26 @@ def _updates(record: RunRecord) -> Iterator[Alarm]:
 
 
 def _records(record: RunRecord) -> Iterator[Alarm]:
+    if names := _not_finite(record):
+        name, iteration = next(iter(names.items()))
+        yield Alarm(
+            "Metrics are not finite",
+            f"{plural(len(names), 'metric')} became NaN or infinite: {name} in iteration {iteration} was the first. "
+            "The curves leave out such values. The run has probably diverged.",
+            "",
+        )
     for sentence in record.unreadable:
         yield Alarm("A file of the run is damaged", sentence, "", serious=False)
+
+
+def _not_finite(record: RunRecord) -> dict[str, int]:
+    """Return metric -> the first iteration with a value that is not finite, in the order of the log."""
+    names: dict[str, int] = {}
+    for row in record.rows:
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                names.setdefault(name, row["iteration"])
+    return names
 
 
 def _iterations(iterations: list[int]) -> str:

@@ -5,6 +5,7 @@ usage: python -m tempo_megatron.report.command RUN_DIR    (what a finished run s
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,16 @@ from tempo_megatron.report.figures import comparison_sections, sections
 from tempo_megatron.report.page import comparison_page, run_page
 from tempo_megatron.report.panels import MAXIMUM_LINES
 from tempo_megatron.report.png import write_figures
-from tempo_megatron.report.reading import RunRecord, RunStatus, read_run
+from tempo_megatron.report.reading import RunRecord, RunStatus, read_run, read_runs
 from tempo_megatron.report.watch import RELOAD_SECONDS, watch_run
+from tempo_megatron.report.words import plural
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.terminal import refuse
 
 REPORT_NAME = "report.html"
 """The file in a run directory that the report is written to."""
+_WITH_ANSWERS_NAME = "report-with-answers.html"
+"""The same for a report that shows answers: it does not replace the one that may be sent around."""
 _LIMIT_SECONDS = 300.0
 """A report may take this long. It takes seconds, but a busy machine may need minutes."""
 
@@ -39,8 +43,8 @@ class ReportOptions:
 def report_runs(runs: Sequence[Path], options: ReportOptions) -> int:
     """Write the report of one run as RUN/report.html, or of several as report.html here.
 
-    Returns 0, or 2 for a directory that is no run, too many runs, options that do not go together, or answers that
-    cannot be read.
+    Returns 0, or 2 for a directory that is no run, too many runs, options that do not go together, answers that
+    cannot be read, or a page that cannot be written.
     """
     problems = []
     if len(runs) > MAXIMUM_LINES:
@@ -52,23 +56,40 @@ def report_runs(runs: Sequence[Path], options: ReportOptions) -> int:
     if problems:
         return refuse("tempo report", problems)
     try:
-        records = [read_run(run) for run in runs]
+        records = read_runs(runs)
         answers = _hidden_answers(records[0]) if options.show_answers else None
     except (FileNotFoundError, ValueError) as error:
         return refuse("tempo report", error)
-    path = options.out or (runs[0] / REPORT_NAME if len(runs) == 1 else Path(REPORT_NAME))
+    name = _WITH_ANSWERS_NAME if options.show_answers else REPORT_NAME
+    path = options.out or (runs[0] / name if len(runs) == 1 else Path(name))
+    try:
+        _write(runs, records, path, answers, options)
+    except OSError as error:
+        return refuse("tempo report", error)
+    return 0
+
+
+def _write(
+    runs: Sequence[Path],
+    records: Sequence[RunRecord],
+    path: Path,
+    answers: Mapping[str, str] | None,
+    options: ReportOptions,
+) -> None:
+    """Write the page, and the figures if they are wanted, and print where they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(path, flush=True)
     if options.watch:
-        watch_run(runs[0], lambda: _write_watched(runs[0], path, answers))
+        print(path, flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            watch_run(runs[0], lambda: _write_watched(runs[0], path, answers))
     else:
         page = run_page(records[0], answers) if len(records) == 1 else comparison_page(records)
         write_text_atomically(path, page)
+        print(path, flush=True)
     if options.figures:
-        records = [read_run(run) for run in runs]
+        records = read_runs(runs)
         panels = sections(records[0]) if len(records) == 1 else comparison_sections(records)
-        print(f"{len(write_figures(panels, options.figures))} figures in {options.figures}")
-    return 0
+        print(f"{plural(len(write_figures(panels, options.figures)), 'figure')} in {options.figures}")
 
 
 def _write_watched(run: Path, path: Path, answers: Mapping[str, str] | None) -> RunStatus:
@@ -108,7 +129,7 @@ def _hidden_answers(record: RunRecord) -> dict[str, str]:
 
     data = load_config(record.directory / "config.yaml").data
     rows = read_rows([*data.unlabeled, *data.held_out], labeled=False)
-    return {row.id: str(row.answer["answer"]) for row in rows if row.answer and "answer" in row.answer}
+    return {row.id: str(row.answer["answer"]) for row in rows if row.answer and row.answer.get("answer") is not None}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tempo_megatron.report.reading import RunRecord
+from tempo_megatron.report.timing import PHASES_WITHIN_OTHERS
 from tempo_megatron.report.words import METHODS, duration
 
 _ENVIRONMENT = {
@@ -53,6 +54,6 @@ def _time(record: RunRecord) -> str:
         value
         for row in record.rows
         for key, value in row.items()
-        if key.startswith("seconds/") and key not in ("seconds/offload", "seconds/select_checkpoint")
+        if key.startswith("seconds/") and key.removeprefix("seconds/") not in PHASES_WITHIN_OTHERS
     )
     return f"{duration(seconds)} so far" if seconds else ""

@@ -14,6 +14,8 @@ from tempo_megatron.report.reading import Evaluation, Response, RunRecord, RunSt
 from tempo_megatron.report.words import METHODS, isolated, percent, plural, points, set_name
 
 SETS = ("unlabeled", "held_out")
+FEWEST_QUESTIONS = 6
+"""A sign test finds nothing below this: 5 changes in one direction are chance in 6% of cases, 6 in 3%."""
 Interval = tuple[float, float] | None
 """A 95% interval over questions; None for fewer than two."""
 
@@ -24,7 +26,7 @@ class Verdict(StrEnum):
     better = "better"
     worse = "worse"
     unclear = "unclear"
-    """The interval includes 0."""
+    """The interval includes 0, or there are too few questions."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether the difference is above or below 0 with its whole interval."""
+        """Whether the difference is above or below 0 with its whole interval, over at least FEWEST_QUESTIONS."""
+        if self.questions < FEWEST_QUESTIONS:
+            return Verdict.unclear
         low, high = self.difference.interval or (0.0, 0.0)
         return Verdict.better if low > 0 else Verdict.worse if high < 0 else Verdict.unclear
 
@@ -102,12 +106,12 @@ def changes(record: RunRecord) -> list[Change]:
         return []
     k = evaluation_k(record)
     first, last = record.evaluations[0], record.evaluations[-1]
-    rows = [change(first, last, name, measure, k) for name in SETS for measure in _measures(k)]
+    rows = [change(first, last, name, measure, k) for name in SETS for measure in shown_measures(k)]
     return [row for row in rows if row]
 
 
-def _measures(k: int) -> tuple[str, ...]:
-    """Return the measures to show: pass@1 is avg."""
+def shown_measures(k: int) -> tuple[str, ...]:
+    """Return the measures of `Change` to show: pass@1 is avg."""
     return ("avg", "pass") if k > 1 else ("avg",)
 
 
@@ -144,6 +148,8 @@ def headline(record: RunRecord, all_changes: Sequence[Change]) -> tuple[str, Ver
     until = "" if record.status is RunStatus.finished else " so far"
     words = {Verdict.better: "Better", Verdict.worse: "Worse", Verdict.unclear: "No clear change"}
     target = rows[0]
+    if target.questions < FEWEST_QUESTIONS:
+        return f"Too few {set_name(target.question_set)} questions to tell", target.verdict
     text = f"{words[target.verdict]}{until} on {set_name(target.question_set)} questions"
     if target.verdict is not Verdict.unclear:
         text += f": {percent(target.before.value)} to {percent(target.after.value)} right"
@@ -164,6 +170,9 @@ def checkpoint_sentence(record: RunRecord) -> str:
         sentence += f" The figures above are those of iteration {last}, not of this checkpoint."
         if evaluation := next((item for item in record.evaluations if item.iteration == iteration), None):
             sentence += f" The checkpoint itself has {_shares(evaluation)} right."
+            count, whole = _question_count(evaluation), _question_count(record.evaluations[-1])
+            if count != whole:
+                sentence += f" That is over {plural(count, 'question')}, while iteration {last} has {whole}."
     return sentence
 
 
@@ -197,7 +206,12 @@ def _change_sentence(row: Change, is_learned_from: bool) -> str:
         name += ", which the run never learns from,"
     what = f"{percent(row.before.value)} to {percent(row.after.value)}"
     span = f"between iterations {row.first_iteration} and {row.last_iteration}"
-    low, high = row.difference.interval or (row.difference.value, row.difference.value)
+    if row.questions < FEWEST_QUESTIONS or row.difference.interval is None:
+        return (
+            f"On {name} the share of right responses went from {what} {span} ({points(row.difference.value)}): "
+            f"{plural(row.questions, 'question')}, too few questions to tell."
+        )
+    low, high = row.difference.interval
     size = f"{points(row.difference.value)}, 95% interval {100 * low:+.1f} to {100 * high:+.1f}"
     match row.verdict:
         case Verdict.better:
@@ -213,6 +227,10 @@ def _without_comparison(record: RunRecord) -> str:
         return "No evaluation has been recorded, so nothing is known about accuracy."
     first = record.evaluations[0]
     return f"There is one evaluation, at iteration {first.iteration}: {_shares(first)} right. No other to compare with."
+
+
+def _question_count(evaluation: Evaluation) -> int:
+    return sum(len(question_values(evaluation.sets.get(name, {}), "avg", 1)) for name in SETS)
 
 
 def _shares(evaluation: Evaluation) -> str:

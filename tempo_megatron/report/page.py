@@ -28,6 +28,7 @@ from tempo_megatron.report.outcome import (
     evaluation_k,
     headline,
     outcome_sentences,
+    shown_measures,
 )
 from tempo_megatron.report.panels import Section, title_slug
 from tempo_megatron.report.questions import question_rows
@@ -215,12 +216,15 @@ def _differences(reference: RunRecord, record: RunRecord) -> list[dict[str, str]
         return []
     k = min(evaluation_k(reference), evaluation_k(record))
     rows = []
+    iterations = (record.evaluations[-1].iteration, reference.evaluations[-1].iteration)
+    against = "" if len(set(iterations)) == 1 else " (iteration {} against {})".format(*iterations)
     for name in SETS:
-        for measure in ("avg", "pass"):
+        for measure in shown_measures(k):
             if row := change(reference.evaluations[-1], record.evaluations[-1], name, measure, k):
                 rows.append(
                     {
                         "run": record.name,
+                        "against": against,
                         "set": f"{row.questions} {set_name(name)}",
                         "measure": _measure_name(row),
                         "before": percent(row.before.value),

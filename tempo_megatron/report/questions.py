@@ -13,7 +13,7 @@ from tempo_megatron.report.words import set_name
 _CLEAR = 0.25
 """A question is gained or lost if its share of right responses changes by at least so much."""
 _TEXT_BUDGET = 6_000_000
-"""Characters of all samples together. Longer responses are cut in their middle, so that the page stays light."""
+"""Characters of all questions and samples together. Longer ones are cut in their middle: the page stays light."""
 _SHORTEST = 200
 _LONGEST = 6_000
 
@@ -71,7 +71,7 @@ def question_rows(record: RunRecord, answers: Mapping[str, str] | None = None) -
                 shares.setdefault((name, question), []).append((evaluation.iteration, value))
                 responses.setdefault((name, question), {})[evaluation.iteration] = questions[question]
     shown = sum(len(rows[number]) for rows in responses.values() for number in {min(rows), max(rows)})
-    limit = max(_SHORTEST, min(_LONGEST, _TEXT_BUDGET // max(1, shown)))
+    limit = max(_SHORTEST, min(_LONGEST, _TEXT_BUDGET // max(1, shown + len(responses))))
     rows = []
     for (name, question), points in shares.items():
         first, last = points[0], points[-1]
@@ -84,7 +84,7 @@ def question_rows(record: RunRecord, answers: Mapping[str, str] | None = None) -
             QuestionRow(
                 set_name(name),
                 question,
-                record.questions.get(question, question),
+                _shorten(record.questions.get(question, question), limit),
                 _label([value for _, value in points]),
                 first[1],
                 last[1],
@@ -101,12 +101,14 @@ def question_rows(record: RunRecord, answers: Mapping[str, str] | None = None) -
 
 def _label(shares: list[float]) -> str:
     """Return what became of a question, in a word or two."""
+    if len(shares) == 1:
+        return "evaluated once"
     if not any(shares):
         return "never solved"
-    if shares[0] == shares[-1] == 1:
+    if all(share == 1 for share in shares):
         return "always solved"
     difference = shares[-1] - shares[0]
-    if len(shares) > 1 and abs(difference) >= _CLEAR:
+    if abs(difference) >= _CLEAR:
         return "gained" if difference > 0 else "lost"
     return "little change"
 

@@ -6,14 +6,16 @@ import contextlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from tempo_megatron.report.words import plural
 from tempo_megatron.run_dir.layout import interrupted_mark, read_summary
 
 _ALIVE_SECONDS = 60.0
@@ -79,9 +81,12 @@ class RunRecord:
     unreadable: list[str] = field(default_factory=list)
     """A sentence for each file that could not be read whole."""
 
+    path_as_name: bool = False
+    """Whether the run is named by its path, because another run of the page has the same directory name."""
+
     @property
     def name(self) -> str:
-        return self.directory.resolve().name
+        return str(self.directory) if self.path_as_name else self.directory.resolve().name
 
     def setting(self, key: str, default: Any = None) -> Any:
         """Return a setting by its dotted key, or `default` where config.yaml has none."""
@@ -134,19 +139,34 @@ def read_run(directory: Path) -> RunRecord:
         raise FileNotFoundError(f"{directory} is no run directory: it has no config.yaml")
     settings: Any = OmegaConf.to_container(OmegaConf.load(config))
     unreadable: list[str] = []
-    rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable) if "iteration" in row]
+    is_growing = holds_fresh_lock(directory)
+    rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable, is_growing) if "iteration" in row]
     samples = directory / "samples"
+    last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
     paths = sorted(samples.glob("iteration-*.jsonl"))
+    if rows:  # a run that resumes from an earlier checkpoint leaves files of the iterations that it repeats
+        paths = [path for path in paths if _iteration(path) <= last]
     evaluations = [_evaluation(path, unreadable, keeps_texts=path in (paths[0], paths[-1])) for path in paths]
-    questions = {row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable)}
+    questions = {
+        row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable, is_growing)
+    }
     environment_path = directory / "environment.json"
     environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
     summary = read_summary(directory)
-    last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
     status, ending = _status(directory, summary, last)
     return RunRecord(
         directory, settings, environment, rows, evaluations, questions, summary, status, ending, unreadable
     )
+
+
+def read_runs(directories: Sequence[Path]) -> list[RunRecord]:
+    """Return the records of run directories. Those whose names repeat are named by their paths.
+
+    Raises FileNotFoundError for a directory without a run.
+    """
+    records = [read_run(directory) for directory in directories]
+    counts = Counter(record.name for record in records)
+    return [replace(record, path_as_name=counts[record.name] > 1) for record in records]
 
 
 def holds_fresh_lock(directory: Path) -> bool:
@@ -191,13 +211,19 @@ def _evaluation(path: Path, unreadable: list[str], *, keeps_texts: bool) -> Eval
             text=row["response"] if keeps_texts else None,
         )
         sets.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(response)
-    return Evaluation(int(path.stem.rpartition("-")[2]), sets)
+    return Evaluation(_iteration(path), sets)
 
 
-def _json_lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
+def _iteration(path: Path) -> int:
+    """Return the iteration of a file of samples."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def _json_lines(path: Path, unreadable: list[str], is_growing: bool = False) -> Iterator[dict[str, Any]]:
     """Yield the lines of a file; none where it does not exist.
 
-    A run that is killed, or still writes, may leave a part of a line. Such lines are counted in `unreadable`.
+    A run that is killed, or still writes, may leave a part of a line. Such lines are counted in `unreadable`,
+    except the last one of a file that grows: its other part is on its way.
     """
     if not path.is_file():
         return
@@ -207,9 +233,9 @@ def _json_lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError:
-                damaged += 1
+                damaged += not is_growing or line.endswith("\n")
                 continue
             if isinstance(row, dict):
                 yield row
     if damaged:
-        unreadable.append(f"{path.name}: {damaged} lines could not be read and are left out.")
+        unreadable.append(f"{path.name}: {plural(damaged, 'line')} left out, which could not be read.")

@@ -20,10 +20,11 @@ def watch_run(run: Path, write_page: Callable[[], RunStatus]) -> None:
 
     A run that was interrupted or has crashed is watched further, because the same command resumes it.
     """
+    seen = _state(run)  # before the page: what happens while it is written is drawn next
     while write_page() is not RunStatus.finished:
-        seen = _state(run)
         while _state(run) == seen:
             time.sleep(_POLL_SECONDS)
+        seen = _state(run)
 
 
 def _state(run: Path) -> tuple[bool, list[int]]:

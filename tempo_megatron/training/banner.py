@@ -50,10 +50,17 @@ def run_facts(config: Config, topology: Topology) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the commit of this code, with `+` where files differ from it; "unknown" outside a Git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    """Return the commit of this code, with `+` where files differ from it; "unknown" outside its Git checkout.
+
+    An installed package may lie in a checkout of another project, whose commit says nothing: its files are not in it.
+    """
+    is_tracked = ["git", "ls-files", "--error-unmatch", Path(__file__).name]
+    describe = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        for command in (is_tracked, describe):
+            process = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+            if process.returncode:
+                return "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return process.stdout.strip() or "unknown"

@@ -95,7 +95,8 @@ def build_run(
     with residency.phase("start"), expect_pace(Pace.untimed):
         console = Console(ranks.rank == 0)
         lock = RunLock(directory) if console.is_first else None
-        console.say(banner(config, ranks))
+        if console.is_first:  # it asks Git, once for all ranks
+            console.say(banner(config, ranks))
         # Another node may see the directory a little later, so one rank looks for all.
         checkpoint = broadcast_from_first(saved_checkpoint(directory) if console.is_first else None)
         tokenizer = load_tokenizer(_hf_path(config, checkpoint))

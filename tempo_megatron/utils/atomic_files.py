@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     After a failure `path` is as it was before, and the temporary file is gone.
     """
-    temporary = path.with_name(f".{path.name}.aside")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")  # others may write the same file
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -61,6 +61,15 @@ def test_each_alarm_is_in_words(tmp_path: Path, metric: str, values: list[float]
     assert alarm.title == title and words in alarm.text
 
 
+def test_a_diverged_run_says_which_metric_was_the_first(tmp_path: Path) -> None:
+    """Curves leave out what is not finite, so nothing else would tell."""
+    nan, inf = float("nan"), float("inf")
+    rows = HEALTHY | {"critic__loss": [0.5] * 11 + [nan], "policy__loss": [0.5] * 10 + [inf, nan]}
+    (alarm,) = alarms_of(new_run(tmp_path / "run", train_rows(**rows)))
+    assert alarm.title == "Metrics are not finite" and alarm.serious
+    assert alarm.text.startswith("2 metrics became NaN or infinite: policy/loss in iteration 11 was the first.")
+
+
 def test_a_shuffled_critic_is_the_first_thing_to_see(tmp_path: Path) -> None:
     """And its effects are seen without the setting too."""
     shown = alarms_of(copy_run(tmp_path / "run"))

@@ -17,6 +17,7 @@ from tempo_megatron import cli
 from tempo_megatron.config import Config
 from tempo_megatron.report import command, watch
 from tempo_megatron.report.command import ReportOptions, report_in_subprocess, report_runs
+from tempo_megatron.report.reading import RunStatus
 from tempo_megatron.training import run as run_module
 from tempo_megatron.training.run import Run
 from tempo_megatron.training.state import RunState
@@ -41,7 +42,7 @@ def test_the_command_writes_one_run_several_runs_and_figures(
     assert cli.main(["report", str(run), str(other), "--out", "deep/er.html"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         f"{run}/report.html",
-        "1 figures in figures",
+        "1 figure in figures",
         "report.html",
         "deep/er.html",
     ]
@@ -61,6 +62,14 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, capsys: pytest.CaptureF
         and "--watch is for one" in refusals
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And no path is printed as if it held one."""
+    (tmp_path / "file").touch()
+    assert report_runs([new_run(tmp_path / "run")], ReportOptions(out=tmp_path / "file" / "page.html")) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith("tempo report:") and "Traceback" not in output.err
 
 
 def test_a_watched_run_is_written_again_until_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,18 +94,44 @@ def test_a_watched_run_is_written_again_until_it_is_finished(tmp_path: Path, mon
     assert ['http-equiv="refresh" content="30"' in page for page in pages] == [True, True, True, False]
 
 
+def test_an_end_while_the_page_is_written_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes afterward, so nothing else would start another page."""
+    run = new_run(tmp_path / "run")
+    statuses = [RunStatus.running, RunStatus.finished]
+
+    def write_page() -> RunStatus:
+        (run / "summary.json").write_text("{}")
+        return statuses.pop(0)
+
+    monkeypatch.setattr(watch.time, "sleep", lambda _: pytest.fail("it waits for another change"))
+    watch.watch_run(run, write_page)
+    assert statuses == []
+
+
+def test_control_c_ends_a_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", interrupt)
+    assert report_runs([new_run(tmp_path / "run")], ReportOptions(watch=True)) == 0
+
+
 def test_hidden_answers_are_shown_only_on_request(tmp_path: Path) -> None:
     """The label firewall's last gate: a page that is sent around tells no answer of an unlabeled question."""
     data = tmp_path / "questions.jsonl"
-    data.write_text('{"prompt": "What is it?", "id": 7, "answer": "SECRET-42"}\n')
+    data.write_text(
+        '{"prompt": "What is it?", "id": 7, "answer": "SECRET-42"}\n{"prompt": "And this?", "id": 8, "answer": null}\n'
+    )
     run = new_run(tmp_path / "run", config=f"method: tempo\ndata: {{unlabeled: [{{path: {data}}}]}}\n")
-    write_evaluation(run, 0, {"questions.jsonl:7": [0.0, 0.0]})
+    write_evaluation(run, 0, {"questions.jsonl:7": [0.0, 0.0], "questions.jsonl:8": [0.0]})
     write_evaluation(run, 1, {"questions.jsonl:7": [0.0, 0.0]})
     assert report_runs([run], ReportOptions()) == 0
     page = (run / "report.html").read_text()
     assert "response 1" in page and "SECRET-42" not in page
     assert report_runs([run], ReportOptions(show_answers=True)) == 0
-    assert "SECRET-42" in (run / "report.html").read_text()
+    assert (run / "report.html").read_text() == page
+    with_answers = (run / "report-with-answers.html").read_text()
+    assert '"answer":"SECRET-42"' in with_answers and '"answer":"None"' not in with_answers
 
 
 @pytest.mark.parametrize(

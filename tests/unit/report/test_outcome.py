@@ -79,6 +79,18 @@ def test_only_questions_of_both_evaluations_are_compared(tmp_path: Path) -> None
     assert average.difference.interval is None and average.verdict is Verdict.unclear
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(5, Verdict.unclear), (6, Verdict.better)])
+def test_few_questions_tell_nothing(tmp_path: Path, count: int, verdict: Verdict) -> None:
+    """Five changes in one direction are chance in one case of 16."""
+    run = new_run(tmp_path / "run")
+    for iteration in (0, 1):
+        write_evaluation(run, iteration, {question: [float(iteration)] for question in QUESTIONS[:count]})
+    assert first_words(run)[1] is verdict
+    assert ("5 questions, too few questions to tell." in sentences(run)[1]) == (count < 6)
+    assert ("95% interval" in sentences(run)[1]) == (count == 6)
+    assert first_words(run)[0].startswith("Too few unlabeled questions to tell") == (count < 6)
+
+
 def test_an_unfinished_run_is_told_as_such(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run", train_rows(policy__reward=[0.1] * 3))
     assert sentences(run) == [
@@ -116,6 +128,15 @@ def test_figures_of_another_iteration_are_not_taken_for_the_checkpoint(tmp_path:
     assert sentence.startswith("The checkpoint of iteration 8 was chosen for export (highest critic value")
     assert "The figures above are those of iteration 24, not of this checkpoint." in sentence
     assert sentence.endswith("59% on unlabeled and 48% on held-out questions right.")
+
+
+def test_a_checkpoint_that_answered_fewer_questions_says_so(tmp_path: Path) -> None:
+    """Its share is that of a part, which may be the easier one."""
+    run = new_run(tmp_path / "run", [{"stage": "train", "iteration": 4, "selection/best": 2, "selection/reason": "x"}])
+    write_evaluation(run, 2, {"q0": [1.0]})
+    write_evaluation(run, 4, {question: [1.0] for question in QUESTIONS})
+    sentence = checkpoint_sentence(read_run(run))
+    assert sentence.endswith("That is over 1 question, while iteration 4 has 20.")
 
 
 def test_questions_that_a_method_does_not_learn_from_are_said_to_be(tmp_path: Path) -> None:

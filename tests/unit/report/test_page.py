@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tempo_megatron.report.page import comparison_page, run_page
-from tempo_megatron.report.reading import read_run
+from tempo_megatron.report.reading import read_run, read_runs
 from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_evaluation, write_lines
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=pwned=1> \u202etxet & 'quotes' \u2028"
@@ -116,14 +116,25 @@ def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
 
 def test_runs_are_compared_question_by_question(tmp_path: Path) -> None:
     """The second run is right on every question that the first is wrong on, so the difference is clear."""
-    rows = train_rows(policy__entropy=[0.5, 0.4])
+    rows = train_rows(policy__entropy=[0.5, 0.4, 0.4])
     grades = {f"q{number}": [float(number % 4 == 0)] for number in range(20)}
     runs = [new_run(tmp_path / name, rows) for name in ("base", "better")]
     write_evaluation(runs[0], 2, grades)
-    write_evaluation(runs[1], 2, {question: [1.0] for question in grades})
+    write_evaluation(runs[1], 3, {question: [1.0] for question in grades})
     page = comparison_page([read_run(run) for run in runs])
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", own_markup(page)))
-    assert re.search(r"better 20 unlabeled right responses 25% 100% \+75\.0 points \[\+\d+\.\d, \+\d+\.\d\]", text)
+    assert re.search(
+        r"better \(iteration 3 against 2\) 20 unlabeled right responses 25% 100% \+75\.0 points \[\+\d+\.\d, \+\d",
+        text,
+    )
+    assert "right at least once in" not in text  # with one response to a question this is the share of right ones
     entropy = next(panel for panel in data(page, "panels") if panel["title"] == "Entropy")
     assert [line["name"] for line in entropy["lines"]] == ["base", "better"]
     assert own_markup(page).count('class="legend"') == len(data(page, "panels"))
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
+    runs = [new_run(tmp_path / seed / "run", train_rows(policy__entropy=[0.5])) for seed in ("one", "two")]
+    lines = data(comparison_page(read_runs(runs)), "panels")[0]["lines"]
+    assert [line["name"] for line in lines] == [str(run) for run in runs]
+    assert [record.name for record in read_runs(runs[:1])] == ["run"]

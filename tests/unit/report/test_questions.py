@@ -6,13 +6,15 @@ from pathlib import Path
 
 from tempo_megatron.report.questions import question_rows
 from tempo_megatron.report.reading import read_run
-from tests.unit.report.run_copy import copy_run, new_run, write_evaluation
+from tests.unit.report.run_copy import copy_run, new_run, write_evaluation, write_lines
 
 
 def test_what_became_of_a_question_is_told(tmp_path: Path) -> None:
     """Changes below a quarter are often luck."""
     run = new_run(tmp_path / "run")
+    write_evaluation(run, 2, {"always": [1.0], "all": [0.0], "once": [0.0]})
     before = {"gained": [0.0] * 4, "lost": [1.0] * 4, "same": [1.0, 0.0] * 2, "all": [1.0] * 4, "none": [0.0] * 4}
+    before["always"] = [1.0] * 4
     after = before | {"gained": [1.0, 0.0, 0.0, 0.0], "lost": [1.0, 1.0, 1.0, 0.0]}
     write_evaluation(run, 0, before)
     write_evaluation(run, 5, after)
@@ -21,7 +23,9 @@ def test_what_became_of_a_question_is_told(tmp_path: Path) -> None:
         "gained": "gained",
         "lost": "lost",
         "same": "little change",
-        "all": "always solved",
+        "all": "little change",
+        "always": "always solved",
+        "once": "evaluated once",
         "none": "never solved",
     }
     assert (rows["gained"].start, rows["gained"].end, rows["gained"].shares) == (0.0, 0.25, [(0, 0.0), (5, 0.25)])
@@ -79,3 +83,11 @@ def test_questions_have_their_texts_and_answers_only_on_request(tmp_path: Path) 
     assert len(rows) == 60 and all(row.text.startswith("Spell") and row.answer == "" for row in rows)
     asked_for = question_rows(record, {rows[0].id: "an answer"})
     assert [row.answer for row in asked_for if row.answer] == ["an answer"]
+
+
+def test_a_long_question_is_cut_as_responses_are(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    write_evaluation(run, 0, {"q": [1.0]})
+    write_lines(run / "samples" / "questions.jsonl", [{"prompt": "q", "question": "x" * 20_000}])
+    (row,) = question_rows(read_run(run))
+    assert len(row.text) < 6_100 and "characters left out" in row.text

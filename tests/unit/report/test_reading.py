@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tempo_megatron.report.facts import run_facts
 from tempo_megatron.report.reading import RunStatus, read_run
-from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_lines
+from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_evaluation, write_lines
 
 
 def test_a_finished_run_is_read_whole(tmp_path: Path) -> None:
@@ -79,6 +80,18 @@ def test_each_start_measures_its_own_building(tmp_path: Path) -> None:
     assert read_run(run).starts == 2
 
 
+def test_evaluations_of_a_discarded_future_are_left_out(tmp_path: Path) -> None:
+    """A run that resumed from iteration 2 has not reached iteration 4 again: its old samples are another policy's."""
+    run = new_run(tmp_path / "run")
+    for iteration in (0, 2, 4):
+        write_evaluation(run, iteration, {"q": [1.0]})
+    assert [evaluation.iteration for evaluation in read_run(run).evaluations] == [0, 2, 4]
+    write_lines(run / "metrics.jsonl", train_rows(policy__reward=[0.1, 0.2]))
+    evaluations = read_run(run).evaluations
+    assert [evaluation.iteration for evaluation in evaluations] == [0, 2]
+    assert evaluations[-1].sets["unlabeled"]["q"][0].text == "response 0"
+
+
 def test_a_torn_line_is_left_out_and_told(tmp_path: Path) -> None:
     """A run that writes, or was killed, may leave a part of a line."""
     run = new_run(tmp_path / "run", train_rows(policy__reward=[0.1, 0.2]))
@@ -86,7 +99,12 @@ def test_a_torn_line_is_left_out_and_told(tmp_path: Path) -> None:
         file.write('{"stage": "train", "itera')
     record = read_run(run)
     assert record.iteration == 2
-    assert record.unreadable == ["metrics.jsonl: 1 lines could not be read and are left out."]
+    assert record.unreadable == ["metrics.jsonl: 1 line left out, which could not be read."]
+    (run / "running-1").touch()
+    assert read_run(run).unreadable == []  # its other part is on its way
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    assert len(read_run(run).unreadable) == 1
 
 
 def test_curves_leave_out_what_is_not_finite(tmp_path: Path) -> None:
@@ -111,3 +129,9 @@ def test_a_response_without_a_grade_is_neither_right_nor_wrong(tmp_path: Path) -
     write_lines(run / "samples" / "iteration-000000.jsonl", [row | {"response": "x"}])
     (response,) = read_run(run).evaluations[0].sets["unlabeled"]["p"]
     assert (response.correct, response.truncated) == (None, True)
+
+
+def test_the_time_so_far_counts_no_phase_twice(tmp_path: Path) -> None:
+    """Replicas idle while others generate."""
+    run = new_run(tmp_path / "run", train_rows(seconds__generate=[8.0], seconds__replica_idle=[3.0]))
+    assert ("Time", "8.0 s so far") in run_facts(read_run(run))
