@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     After a failure `path` is as it was before, and the temporary file is gone.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.aside")  # others may write the same file
+    temporary = path.with_name(f".{path.name}.aside")
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -34,13 +34,3 @@ def test_a_file_is_synced_before_it_gets_its_name(tmp_path: Path, monkeypatch: p
     write_text_atomically(path, "later, é")
     assert synced == [(len("later, é".encode()), "earlier")]
     assert path.read_text(encoding="utf-8") == "later, é"
-
-
-def test_two_writers_of_a_file_do_not_meet(tmp_path: Path) -> None:
-    """A run writes its report while `tempo report --watch` does: the page is that of one of them, whole."""
-    path = tmp_path / "report.html"
-    with atomic_path(path) as first:
-        first.write_text("first")
-        write_text_atomically(path, "second")
-        assert path.read_text() == "second"
-    assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
