@@ -90,7 +90,7 @@ def test_a_key_that_is_absent_means_what_transformers_means(name: str, key: str)
         {"mlp_only_layers": None},
         {"mlp_only_layers": [0, 3, 7]},
     ],
-    ids=str,
+    ids=lambda change: ", ".join(f"{key} {'absent' if value is ABSENT else value}" for key, value in change.items()),
 )
 def test_settings_of_experts_mean_what_transformers_means(name: str, change: dict[str, Any]) -> None:
     """Protects both spellings of the number of experts, defaults that differ between families, and which layers are
