@@ -62,7 +62,10 @@ class RecordedGenerator:
         self.figures: GenerationFigures = {}
         """Figures of the calls since `take_figures`. A call that is read from disk has those of its generation."""
         self.last_read: int | None = None
-        """The iteration whose call was last read from disk. Weights of other last bits may have sampled it."""
+        """The iteration of the last call that was read from disk; None before the first.
+
+        A resumed run's weights may differ in their last bits from those that sampled it.
+        """
         self.ended = time.monotonic()
         """The monotonic time at which the last call of `generate` ended."""
 

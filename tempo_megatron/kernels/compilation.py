@@ -1,4 +1,4 @@
-"""Compilation of functions for GPUs."""
+"""What the operations share: compilation for GPUs, and the dtype of sums."""
 
 from __future__ import annotations
 

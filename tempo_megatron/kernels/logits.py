@@ -17,7 +17,7 @@ def fp32_logits(hidden: Tensor, weight: Tensor) -> Tensor:
 def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """Returns (z_y - max z) - log sum exp(z - max z) of logits [rows, entries] fp32 and their tokens y [rows]."""
     if logits.is_cuda:
-        return vllm_kernels.token_log_probs(logits, tokens)
+        return vllm_kernels.launch_token_log_probs(logits, tokens)
     peak = logits.amax(1)
     normalizer = (logits - peak[:, None]).exp().sum(1)
     return logits.gather(1, tokens[:, None])[:, 0] - peak - normalizer.log()

@@ -23,7 +23,7 @@ def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 def rms_norm_forward(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Returns the same as `rms_norm`, without a gradient."""
     if inputs.is_cuda:
-        return vllm_kernels.rms_norm(inputs, weight, epsilon)
+        return vllm_kernels.launch_rms_norm(inputs, weight, epsilon)
     wide = widened(inputs)
     inverse = 1.0 / (wide.square().mean(-1, keepdim=True) + epsilon).sqrt()
     return (wide * inverse * widened(weight)).to(inputs.dtype)

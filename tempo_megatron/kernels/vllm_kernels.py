@@ -34,7 +34,7 @@ def _custom_ops() -> ModuleType:
     return custom_ops
 
 
-def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+def launch_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """Returns inputs [..., width] normalized and multiplied by `weight` [width], rounded once."""
     from vllm.model_executor.layers.batch_invariant import rms_norm_batch_invariant
 
@@ -120,7 +120,7 @@ def fp32_product(hidden: Tensor, weight: Tensor) -> Tensor:
     return logits
 
 
-def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+def launch_token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """Returns the log-probs [rows] of `tokens` [rows] under fp32 logits [rows, entries]."""
     from vllm.v1.worker.gpu.sample.logprob import compute_token_logprobs
 

@@ -9,7 +9,7 @@ from statistics import mean
 
 from tempo_megatron.report.outcome import Change, Verdict
 from tempo_megatron.report.reading import RunRecord
-from tempo_megatron.report.words import percent, plural, points
+from tempo_megatron.report.words import percent, plural, points, set_name
 
 _CHANCE_AUROC = 0.55
 """A critic below this AUROC within prompts is close to guessing, which has 0.5."""
@@ -17,7 +17,7 @@ _DRIFT = 0.15
 """A reward whose mean is so far above the share of right responses promises more than is true."""
 _TRUNCATED = 0.25
 _ENTROPY_LEFT = 0.2
-"""Below this share of its first entropy the policy has nearly stopped to vary its responses."""
+"""Below this share of its first entropy the policy hardly varies its responses."""
 _RARELY_RIGHT = 0.02
 """A share of right responses below this, or as far from 1, leaves nothing to compare."""
 _RECENT = 10
@@ -139,7 +139,7 @@ def _falls(all_changes: Sequence[Change]) -> Iterator[Alarm]:
     for row in all_changes:
         if row.measure == "avg" and row.verdict is Verdict.worse:
             yield Alarm(
-                f"Accuracy fell on {row.question_set.replace('_', '-')} questions",
+                f"Accuracy fell on {set_name(row.question_set)} questions",
                 f"The share of right responses changed by {points(row.difference.value)} between iterations "
                 f"{row.first_iteration} and {row.last_iteration}; the 95% interval is below zero.",
                 "Accuracy",
@@ -158,7 +158,7 @@ def _policy(record: RunRecord) -> Iterator[Alarm]:
     first, last = _first(record, "policy/entropy"), _recent(record, "policy/entropy")
     if first and last is not None and last < _ENTROPY_LEFT * first:
         yield Alarm(
-            "The policy has nearly stopped to vary",
+            "The policy hardly varies its responses",
             f"Its entropy fell from {first:.3f} to {last:.3f} nats per token. Responses to a question are nearly "
             "alike, so there is little left to learn from.",
             "Policy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tempo_megatron.report.reading import RunRecord
-from tempo_megatron.report.timing import PHASES_WITHIN_OTHERS
+from tempo_megatron.report.timing import phase_uses
 from tempo_megatron.report.words import METHODS, duration
 
 _ENVIRONMENT = {
@@ -50,10 +50,6 @@ def _time(record: RunRecord) -> str:
     """Return the seconds of a finished run, or those of the phases so far."""
     if record.summary and "seconds" in record.summary:
         return duration(record.summary["seconds"])
-    seconds = sum(
-        value
-        for row in record.rows
-        for key, value in row.items()
-        if key.startswith("seconds/") and key.removeprefix("seconds/") not in PHASES_WITHIN_OTHERS
-    )
+    uses, _ = phase_uses(record)
+    seconds = sum(use.seconds for use in uses)
     return f"{duration(seconds)} so far" if seconds else ""

@@ -80,7 +80,6 @@ class RunRecord:
     """Why the run was interrupted or failed; empty where nothing says so."""
     unreadable: list[str] = field(default_factory=list)
     """A sentence for each file that could not be read whole."""
-
     path_as_name: bool = False
     """Whether the run is named by its path, because another run of the page has the same directory name."""
 

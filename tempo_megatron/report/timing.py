@@ -15,7 +15,7 @@ _GROUPS = {
     "evaluating and saving": ("evaluate", "observe", "save", "export"),
 }
 """What a bar is made of. A selection of a checkpoint generates and scores, and is counted there."""
-PHASES_WITHIN_OTHERS = ("select_checkpoint", "offload", "replica_idle")
+_PHASES_WITHIN_OTHERS = ("select_checkpoint", "offload", "replica_idle")
 """Times that are parts of phases, or contain phases."""
 
 
@@ -77,7 +77,7 @@ def phase_uses(record: RunRecord) -> tuple[list[PhaseUse], Memory]:
     for row in record.rows:
         for key, value in row.items():
             phase = key.removeprefix("seconds/")
-            if phase != key and phase not in PHASES_WITHIN_OTHERS:
+            if phase != key and phase not in _PHASES_WITHIN_OTHERS:
                 seconds[phase] = seconds.get(phase, 0.0) + value
     kind = "device" if any("memory/device_peak_gib" in row for row in record.rows) else "host"
     total = sum(seconds.values())

@@ -13,12 +13,10 @@ METHODS = {
 }
 """Method -> what it does, in a few words."""
 
-_SETS = {"unlabeled": "unlabeled", "held_out": "held-out"}
-
 
 def set_name(question_set: str) -> str:
     """Return a question set's name as text: `held-out` for `held_out`."""
-    return _SETS.get(question_set, question_set)
+    return question_set.replace("_", "-")
 
 
 def percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The proof of `numerics: exact`: generator and trainer have equal log-probs for every token, or the run stops."""
+"""The check of `numerics: exact`: generator and trainer have equal log-probs for every token, or the run stops."""
 
 from __future__ import annotations
 

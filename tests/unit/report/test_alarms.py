@@ -47,7 +47,7 @@ def test_a_healthy_run_has_no_alarm(tmp_path: Path) -> None:
         (f"{ROLLOUTS}__reward_minus_truth", [0.0] * 2 + [0.3] * 10, "The reward promises more than is true", "+30.0"),
         (f"{ROLLOUTS}__reward_auroc", [0.8] * 2 + [0.4] * 10, "The reward does not favor right responses", "40%"),
         ("policy__truncated", [0.0] * 2 + [0.5] * 10, "Many responses are cut off", "50% of the policy's responses"),
-        ("policy__entropy", [1.0] * 2 + [0.1] * 10, "The policy has nearly stopped to vary", "from 1.000 to 0.100"),
+        ("policy__entropy", [1.0] * 2 + [0.1] * 10, "The policy hardly varies its responses", "from 1.000 to 0.100"),
         ("policy__gate_open", [0.0] * 2 + [1.0] * 10, "The gate kept the policy from learning", "2 iterations"),
         ("policy__skipped_updates", [1.0] * 2 + [0.0] * 10, "Updates of the policy were skipped", "2 updates"),
         ("generation__log_prob_alarm", [0.0] * 11 + [1.0], "Generator and trainer disagree", "In iteration 12"),
