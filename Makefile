@@ -39,8 +39,9 @@ lint: setup
 	$(RUN) python tools/check_names.py tempo_megatron checkpoints_convert tools tests
 	$(RUN) python tools/check_sizes.py tempo_megatron checkpoints_convert tools tests
 
-# Two workers, since many tests wait for Slurm or start ranks of their own. tests/conftest.py says which tests share a worker.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Two workers, since many tests wait for Slurm or start ranks of their own; one where tests would share GPUs. A file's tests share
+# fixtures, so they run on one worker. Not by loadgroup: pytest-xdist 3.8 cannot name a group under pytest 9.2, and says nothing.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(if $(filter cuda,$(EXTRA)),1,2) --dist loadfile --no-loadscope-reorder
 
 test: setup
 	@echo "== tests"

@@ -33,16 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the busiest directories first, and keep together tests that share a module, the Slurm cluster or a GPU.
-
-    A group runs on one worker of pytest-xdist (`--dist loadgroup`). It must be named before pytest-xdist's own hook
-    reads the names: otherwise each worker sets up every module's fixtures.
-    """
+    """Start the busiest directories first."""
     items.sort(key=_turn)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
 
 
 def pytest_collection_finish() -> None:
@@ -54,13 +47,6 @@ def pytest_collection_finish() -> None:
 def _turn(item: pytest.Item) -> int:
     module = item.nodeid.partition("::")[0]
     return next((turn for turn, place in enumerate(BUSIEST) if module.startswith(place)), len(BUSIEST))
-
-
-def _group(item: pytest.Item) -> str:
-    module = item.nodeid.partition("::")[0]
-    if torch.cuda.is_available() and not module.startswith("tests/unit"):
-        return "device"
-    return "slurm" if module.startswith("tests/slurm") else module
 
 
 @pytest.fixture(scope="session")
