@@ -21,7 +21,7 @@ from tests.warm import start
 check_shapes()
 
 ROOT = Path(__file__).parents[1]
-BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu")
+BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu", "tests/processes")
 """The tests of these directories take longest. They start in this order."""
 
 

@@ -1,103 +1,16 @@
-"""The recipes of the paper's rows can start if their files and GPUs are there, and have the paper's settings."""
+"""The recipes of the paper's rows have the paper's settings."""
 
 from __future__ import annotations
 
-import functools
-import json
-import shutil
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
-from transformers import AutoTokenizer
 
-from checkpoints_convert.__main__ import main
-from tempo_megatron.config import Config, ConfigError, CriticTraining, DataConfig, LearnsFrom, load_config
+from tempo_megatron.config import ConfigError, CriticTraining, LearnsFrom, load_config
 from tempo_megatron.data.prepare.catalog import SOURCES
-from tempo_megatron.data.questions import Questions, read_questions
-from tempo_megatron.megatron.checkpointing import integrity
-from tempo_megatron.validation import recipe
-from tempo_megatron.validation.recipe import recipe_problems
-from tests.models import write_model
-
-RECIPES = Path(__file__).parents[3] / "recipes"
-MODELS = {"qwen3_8b": "qwen3", "qwen3_14b": "qwen3", "olmo3_7b": "olmo-3"}
-OWN_CODE = {"ttrl, own": "ttrl", "empo, own": "empo", "tempo_reference_code": "tempo_reference_code"}
-"""The rows that have a file in recipes/methods."""
-ROWS = ("ppo", "tempo", "frozen_critic", "ttrl", "empo", *OWN_CODE)
-ALL_ROWS = [(model, domain, name) for model in MODELS for domain in ("math", "general") for name in ROWS]
-
-
-@functools.cache
-def row(model: str, domain: str, name: str) -> Config:
-    if name in OWN_CODE:
-        size = "_14b" if (name, model) == ("tempo_reference_code", "qwen3_14b") else ""
-        override = str(RECIPES / "methods" / f"{OWN_CODE[name]}{size}.yaml")
-    else:
-        override = f"method={name}"
-    return load_config(RECIPES / f"{model}_{domain}{'_rlvr' if name == 'ppo' else ''}.yaml", [override])
-
-
-_questions: dict[tuple[str, str], Questions] = {}
-
-
-def read_once(config: DataConfig, tokenizer: Any, learned: frozenset[str]) -> Questions:
-    """Return what `read_questions` returns. The rows of a model and a domain read the same files."""
-    assert not learned
-    key = (repr(config), tokenizer.name_or_path)
-    if key not in _questions:
-        _questions[key] = read_questions(config, tokenizer)
-    return _questions[key]
-
-
-@pytest.fixture(scope="module")
-def recipe_inputs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with a tiny model of each family and a file for each data source of the recipes."""
-    directory = tmp_path_factory.mktemp("inputs")
-    for model, family in MODELS.items():
-        hf_path = directory / row(model, "math", "tempo").model.hf_path
-        write_model(
-            family, hf_path, num_attention_heads=8, num_key_value_heads=4, head_dim=8, max_position_embeddings=32768
-        )
-        for file in demo_model.glob("tokenizer*"):
-            shutil.copy(file, hf_path)
-        tokenizer = AutoTokenizer.from_pretrained(hf_path)
-        tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
-        tokenizer.save_pretrained(hf_path)
-        for domain in ("math", "general"):
-            config = row(model, domain, "tempo")
-            for role, start in (("policy", config.policy.checkpoint), ("critic", config.critic.checkpoint)):
-                converted = directory / f"{model}-{role}"
-                if not converted.exists():
-                    arguments = ["--hf", str(hf_path), "--out", str(converted), "--role", role]
-                    assert main(["to-megatron", *arguments]) == 0
-                best = directory / start
-                shutil.copytree(converted, best, dirs_exist_ok=True)
-                integrity.write_manifest(best, integrity.checksum_files(best, integrity.list_files(best)))
-            data = config.data
-            for source in (*data.labeled, *data.unlabeled, *data.held_out):
-                path = directory / source.path
-                path.parent.mkdir(exist_ok=True)
-                texts = [{"prompt": f"{path.stem} {number}", "answer": "1", "grader": "math"} for number in range(300)]
-                path.write_text("\n".join(map(json.dumps, texts)))
-    return directory
-
-
-@pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
-def test_every_row_of_the_tables_can_start(
-    model: str, domain: str, name: str, recipe_inputs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Model, layout, data, method, schedule and starting checkpoints fit together. Only the GPU is missing here.
-
-    The authors' code has its own critic targets, and starts from the same RLVR run.
-    """
-    monkeypatch.chdir(recipe_inputs)
-    monkeypatch.setenv("TEMPO_CHECKED", "1")  # skips grading the invented labels, whose workers take a second to start
-    monkeypatch.setattr(recipe, "read_questions", read_once)
-    config = row(model, domain, name)
-    assert recipe_problems(config) == ["model.precision: bf16 needs a GPU; this machine has none, use fp32"]
-    assert config.run_dir == f"runs/{model}_{domain}_{'rlvr' if name == 'ppo' else OWN_CODE.get(name, name)}"
+from tests.unit.recipes.rows import ALL_ROWS, row
 
 
 @pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
@@ -209,9 +122,9 @@ EVALUATION = {"math": (16, 8), "general": (1, 1)}
 @pytest.mark.parametrize(("model", "domain", "name"), ALL_ROWS)
 def test_the_settings_are_those_of_the_paper(model: str, domain: str, name: str) -> None:
     """Every row has the settings of the tables above."""
-    config = OmegaConf.structured(row(model, domain, name))
+    config = row(model, domain, name)
     expected = {**COMMON_SETTINGS, "loop.iterations": ITERATIONS[model], **SETTINGS[name]}
-    assert {key: OmegaConf.select(config, key) for key in expected} == expected
+    assert {key: attrgetter(key)(config) for key in expected} == expected
     assert (config.evaluation.samples, config.evaluation.k) == EVALUATION[domain]
 
 

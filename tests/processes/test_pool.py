@@ -118,7 +118,7 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
     """A killed trainer must not leave computations that run on."""
     file = tmp_path / "pid"
     program = (
-        "from tests.unit.grading.test_pool import GIB, Pool, task\n"
+        "from tests.processes.test_pool import GIB, Pool, task\n"
         f"Pool(1, GIB).run([task('hangs', {str(file)!r}, limit=600)])"
     )
     parent = subprocess.Popen(

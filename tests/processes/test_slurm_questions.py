@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.launch.slurm_job import FINISHES, requeues, submit
+from tests.processes.slurm_job import FINISHES, requeues, submit
 
 STATE = '*%T*) echo "7 RUNNING 7" ;;'
 SAVED = 'echo "srun: error: node1: tasks 0-7: Exited with exit code 75" >&2; exit 75'

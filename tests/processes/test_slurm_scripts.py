@@ -10,7 +10,7 @@ import pytest
 from tempo_megatron import planning
 from tempo_megatron.config import PreflightConfig, load_config
 from tests.conftest import ROOT
-from tests.unit.launch.slurm_job import FINISHES, commands, requeues, submit
+from tests.processes.slurm_job import FINISHES, commands, requeues, submit
 
 SCRIPTS = {"tempo_14b.sh": "qwen3_14b", "tempo_8b.sh": "qwen3_8b", "tempo_olmo3_7b.sh": "olmo3_7b"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from tempo_megatron.config import GradingConfig
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 CASES = grade_cases.read_cases(ROOT / "tests" / "fixtures" / "grading" / "cases.jsonl")
 _ROW = re.compile(r"\| `(\w+)` \| `` (.*?) `` \| `` (.*?) `` \| (right|wrong) \|")
 LIMITS = GradingConfig(workers=2, time_limit_seconds=120)  # a grade must not depend on the machine's load
