@@ -7,6 +7,8 @@ nearest known one.
 
 from tempo_megatron.config.data import DataChanged, DataConfig, Overlong, PromptStyle, SourceConfig, missing_files
 from tempo_megatron.config.evaluation import (
+    TOKEN_SAMPLE_RESPONSES,
+    TOKEN_SAMPLE_TOKENS,
     CalibrationConfig,
     CheckpointConfig,
     EvaluationConfig,
@@ -48,6 +50,8 @@ from tempo_megatron.config.training import (
 
 __all__ = [
     "SHARE_OF_HOST",
+    "TOKEN_SAMPLE_RESPONSES",
+    "TOKEN_SAMPLE_TOKENS",
     "AverageOver",
     "BadNodes",
     "Baseline",

@@ -71,6 +71,12 @@ class CheckpointConfig:
     patience: int = setting(0, "stop the run once so many candidates have followed the best one; 0: never", at_least=0)
 
 
+TOKEN_SAMPLE_RESPONSES = 2
+"""The number of responses to a question that are recorded token by token."""
+TOKEN_SAMPLE_TOKENS = 2048
+"""The number of tokens of a response that are recorded at most: half of them its first, the others its last."""
+
+
 @dataclass
 class LoggingConfig:
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
@@ -78,3 +84,10 @@ class LoggingConfig:
         WandbMode.disabled, "log to Weights & Biases too, which needs the extra `wandb`: disabled, offline or online"
     )
     wandb_project: str = setting("tempo-megatron", "project of the W&B run")
+    token_samples: int = setting(
+        2,
+        "questions of each set (labeled, unlabeled, held-out) whose responses are recorded token by token at each "
+        "evaluation, for the report; 0: none",
+        at_least=0,
+        at_most=64,
+    )

@@ -12,7 +12,7 @@ _GROUPS = {
     "generating": ("sync", "generate", "grade", "vote"),
     "critic": ("values", "e_step", "critic_metrics"),
     "policy": ("advantages", "m_step"),
-    "evaluating and saving": ("evaluate", "observe", "save", "export"),
+    "evaluating and saving": ("evaluate", "token_samples", "observe", "save", "export"),
 }
 """What a bar is made of. A selection of a checkpoint generates and scores, and is counted there."""
 _PHASES_WITHIN_OTHERS = ("select_checkpoint", "offload", "replica_idle")

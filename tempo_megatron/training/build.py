@@ -35,6 +35,7 @@ from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Decode, Evaluator
 from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
+from tempo_megatron.training.recording import Recorder
 from tempo_megatron.training.reporting import Console, RunLog
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
@@ -136,6 +137,14 @@ def build_run(
             lifecycle=lifecycle,
             state=state,
             metrics_log=RunLog(config, console, state, residency, generator, writers),
+            recorder=Recorder(
+                config,
+                models,
+                grader.twin(),
+                _decoder(tokenizer, skips_special_tokens=False),
+                residency.phase,
+                directory / "token_samples" if console.is_first else None,
+            ),
             generator=generator,
             collector=_collector(config, generator, grader, data, residency, state),
             start_time=start_time,
@@ -155,9 +164,9 @@ def _hf_path(config: Config, checkpoint: Path | None) -> Path:
     return checkpoint / HUGGING_FACE if checkpoint else Path(config.model.hf_path)
 
 
-def _decoder(tokenizer: Any) -> Decode:
+def _decoder(tokenizer: Any, *, skips_special_tokens: bool = True) -> Decode:
     def decode(ids: Sequence[int]) -> str:
-        text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=skips_special_tokens)
         return text
 
     return decode
@@ -212,6 +221,7 @@ def _evaluator(
         config.evaluation,
         config.generation.max_response_tokens,
         Path(config.run_dir) / "samples" if keeps_samples else None,
+        config.logging.token_samples,
     )
 
 

@@ -113,6 +113,8 @@ def iterate(run: Run) -> Metrics:
             measure=measures,
         )
     metrics = run.collector.metrics(collected)
+    if run.recorder.is_due(run.iteration):
+        run.recorder.record_labeled(run.iteration, collected)
     if measures:
         metrics |= measure_critic(run, collected, "before" if makes_e_steps else "after")
     rollouts = policy_rollouts(run, collected) if makes_m_steps else None
