@@ -34,6 +34,7 @@ from tempo_megatron.report.panels import Section, title_slug
 from tempo_megatron.report.questions import question_rows
 from tempo_megatron.report.reading import RunRecord, RunStatus
 from tempo_megatron.report.timing import phase_uses
+from tempo_megatron.report.token_samples import token_samples
 from tempo_megatron.report.words import duration, percent, points, set_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -58,10 +59,12 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
     total = f"The device has {memory.total_gib:.0f} GiB." if memory.total_gib and memory.kind == "device" else ""
     all_changes = changes(record)
     text, _ = headline(record, all_changes)
+    tokens = token_samples(record)
     return _render(
         "run.html",
         all_sections,
         [asdict(row) for row in questions],
+        [asdict(question) for question in tokens.questions],
         title=f"{record.name}: {text}",
         reload_seconds=reload_seconds,
         record=record,
@@ -85,6 +88,8 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
         memory_words="the GPU, by all processes" if memory.kind == "device" else "host memory by the first rank",
         memory_total=total,
         question_count=len(questions),
+        token_question_count=len(tokens.questions),
+        token_evaluations_left_out=tokens.left_out,
         shows_answers=answers is not None,
     )
 
@@ -95,6 +100,7 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     return _render(
         "comparison.html",
         comparison_sections(records),
+        [],
         [],
         reload_seconds=None,
         title=" and ".join(record.name for record in records),
@@ -116,7 +122,13 @@ def _compared_run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _render(template: str, all_sections: Sequence[Section], questions: list[dict[str, Any]], **values: Any) -> str:
+def _render(
+    template: str,
+    all_sections: Sequence[Section],
+    questions: list[dict[str, Any]],
+    tokens: list[dict[str, Any]],
+    **values: Any,
+) -> str:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=select_autoescape(default=True),
@@ -128,16 +140,18 @@ def _render(template: str, all_sections: Sequence[Section], questions: list[dict
     shown, number = [], 0
     for section in all_sections:
         entries = [
-            {**asdict(panel), "has_legend": panel.has_legend, "number": number + index}
+            {**asdict(panel), "legend": panel.legend, "number": number + index}
             for index, panel in enumerate(section.panels)
         ]
         number += len(entries)
         shown.append({**asdict(section), "anchor": title_slug(section.title), "panels": entries})
-    plotly, script = _plotly_script(), (_TEMPLATES / "report.js").read_text()
+    plotly = _plotly_script()
+    script = "".join((_TEMPLATES / name).read_text() for name in ("report.js", "tokens.js"))
     return environment.get_template(template).render(
         sections=shown,
         panels=_json(panels),
         questions=_json(questions),
+        tokens=_json(tokens),
         style=Markup((_TEMPLATES / "style.css").read_text()),
         plotly=Markup(plotly),
         script=Markup(script),

@@ -143,7 +143,7 @@ def build_run(
                 grader.twin(),
                 _decoder(tokenizer, skips_special_tokens=False),
                 residency.phase,
-                directory / "token_samples" if console.is_first else None,
+                directory if console.is_first else None,
             ),
             generator=generator,
             collector=_collector(config, generator, grader, data, residency, state),

@@ -1,16 +1,23 @@
-"""What a run records for its report beside metrics: the tokens of a few responses at each evaluation."""
+"""What a run records for its report beside metrics.
+
+- `token_samples/`: the tokens of a few responses at each evaluation.
+- `critic.jsonl`: what the critic believes in each iteration, namely its calibration bins and its mean value of each
+  unlabeled question. A resumed run repeats lines. The last one of an iteration counts.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tempo_megatron.algorithms.methods import method
 from tempo_megatron.config import TOKEN_SAMPLE_RESPONSES, Config
 from tempo_megatron.grading import RolloutGrader
+from tempo_megatron.metrics.calibration import CalibrationBin
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collected
 from tempo_megatron.training.phases.scoring import Scores
@@ -39,8 +46,9 @@ class Recorder:
     decode: Decode
     """Returns the text of token ids, special tokens included."""
     phase: Callable[[str], AbstractContextManager[None]]
-    directory: Path | None
-    """The directory of the records. Only the rank that writes has it."""
+    run_dir: Path | None
+    """The run's directory. Only the rank that writes has it."""
+    _beliefs: dict[str, dict[str, Any]] = field(default_factory=lambda: {"bins": {}, "values": {}}, init=False)
 
     def is_due(self, iteration: int) -> bool:
         """Return whether the responses of this iteration's labeled questions are recorded."""
@@ -65,6 +73,27 @@ class Recorder:
         name, compares = f"labeled-{iteration:06d}.jsonl", self.config.generation.top_p == 1
         self._record(name, questions, self.models.scores, compares_log_probs=compares)
 
+    def note_bins(self, moment: str, bins: Sequence[CalibrationBin]) -> None:
+        """Note the critic's calibration, of finer resolution than the metrics have.
+
+        `moment` is `labeled` for the responses that an E-step is about to learn from, and `before` or `after` the
+        E-step for those to the questions set aside.
+        """
+        rounded = [(count, round(score, 4), round(share, 4)) for count, score, share in bins]
+        self._beliefs["bins"][moment] = rounded
+
+    def note_values(self, mean_values: Mapping[str, float]) -> None:
+        """Note the critic's mean value of the responses to each unlabeled question, by prompt id."""
+        self._beliefs["values"] |= {prompt: round(value, 4) for prompt, value in mean_values.items()}
+
+    def write_beliefs(self, iteration: int) -> None:
+        """Write what was noted since the last call, if anything was, as a line of `critic.jsonl`."""
+        line = json.dumps({"iteration": iteration, **self._beliefs}, ensure_ascii=False)
+        if self.run_dir and any(self._beliefs.values()):
+            with expect_pace(Pace.untimed), (self.run_dir / "critic.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        self._beliefs.update(bins={}, values={})
+
     def _record(
         self, name: str, questions: Sequence[SampledQuestion], scores: Scores, *, compares_log_probs: bool
     ) -> None:
@@ -86,9 +115,10 @@ class Recorder:
                 wrong=self.config.critic.target_range.wrong,
                 group_size=count,
             )
-            if self.directory:
+            if self.run_dir:
                 with expect_pace(Pace.untimed):
                     records = token_records(shortened, token_scores, self.decode, compares_log_probs=compares_log_probs)
-                    self.directory.mkdir(parents=True, exist_ok=True)
+                    directory = self.run_dir / "token_samples"
+                    directory.mkdir(parents=True, exist_ok=True)
                     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-                    write_text_atomically(self.directory / name, "".join(lines))
+                    write_text_atomically(directory / name, "".join(lines))

@@ -165,7 +165,7 @@ def _record(
         "first": len(parts[0]),
         "left_out": tokens - len(kept),
         "texts": [text for part in parts for text in token_texts(rollout.response_ids[part.start : part.stop], decode)],
-        "value_before": before if before is not None and math.isfinite(before) else None,
+        "value_before": float(f"{before:.4g}") if before is not None and math.isfinite(before) else None,
         "values": column(scores.values),
         "advantages": column(scores.advantages),
         "log_probs": column(scores.log_probs),

@@ -84,8 +84,8 @@ def test_a_run_has_one_color_in_the_whole_page(tmp_path: Path) -> None:
     (loss,), (entropy,) = (section.panels for section in comparison_sections([first, second]))
     assert [(line.name, line.color) for line in entropy.lines] == [("first", 1), ("second", 2)]
     assert [(line.name, line.color) for line in loss.lines] == [("second", 2)]
-    assert loss.has_legend  # the only line has to be named
-    assert not sections(second)[0].panels[0].has_legend
+    assert len(loss.legend) == 1  # the only line has to be named
+    assert sections(second)[0].panels[0].legend == []
 
 
 def test_seconds_of_an_iteration_add_up(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from tempo_megatron.algorithms.methods import METHODS
 from tempo_megatron.config import TOKEN_SAMPLE_TOKENS, Config
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.metrics.calibration import CalibrationBin
+from tempo_megatron.training.phases.critic_metrics import question_values
+from tempo_megatron.training.phases.scoring import to_batch
 from tempo_megatron.training.phases.token_samples import questions_of, token_texts
 from tempo_megatron.training.recording import Recorder
 from tests.unit.training.fake_run import FakeGrader
@@ -66,7 +69,7 @@ def test_a_response_has_the_scores_of_each_of_its_tokens(tmp_path: Path) -> None
     """By hand: TEMPO's reward is the value after the last token, and its baseline the value before each token."""
     questions = questions_of("unlabeled", [rollout("q", "abc"), rollout("q", "z", 1)], [1.0, 0.0])
     recorded(tmp_path).record_evaluated(4, questions)
-    first, second = rows(tmp_path / "evaluated-000004.jsonl")
+    first, second = rows(tmp_path / "token_samples" / "evaluated-000004.jsonl")
     assert first == {
         "set": "unlabeled",
         "correct": 1.0,
@@ -96,19 +99,21 @@ def test_the_grade_of_a_hidden_answer_reaches_no_score(name: str, tmp_path: Path
         recorder.record_evaluated(1, questions_of("unlabeled", rollouts, grades))
         collected: Any = SimpleNamespace(labeled=rollouts, correct=grades, measured=[])
         recorder.record_labeled(1, collected)
-    right, swapped = (rows(tmp_path / directory / "evaluated-000001.jsonl") for directory in ("right", "swapped"))
+    right, swapped = (
+        rows(tmp_path / directory / "token_samples" / "evaluated-000001.jsonl") for directory in ("right", "swapped")
+    )
     assert [row.pop("correct") for row in right] == [1.0, 0.0]
     assert [row.pop("correct") for row in swapped] == [0.0, 1.0]
     assert right == swapped
     reads_grades = "correct" in METHODS[name].needs
     assert all((row["advantages"] is None) == reads_grades for row in right)
-    labeled = rows(tmp_path / "right" / "labeled-000001.jsonl")
+    labeled = rows(tmp_path / "right" / "token_samples" / "labeled-000001.jsonl")
     assert all(row["advantages"] is not None and row["set"] == "labeled" for row in labeled)
 
 
 def test_a_method_without_a_critic_has_no_values(tmp_path: Path) -> None:
     recorded(tmp_path, "ttrl", critic=False).record_evaluated(1, questions_of("held_out", [rollout("q", "ab")], [1.0]))
-    (row,) = rows(tmp_path / "evaluated-000001.jsonl")
+    (row,) = rows(tmp_path / "token_samples" / "evaluated-000001.jsonl")
     assert row["values"] is None and row["value_before"] is None and row["log_probs"] == [-2.0, -3.0]
     assert row["advantages"] is None  # a response alone cannot be compared
 
@@ -117,14 +122,14 @@ def test_log_probs_of_other_distributions_are_not_compared(tmp_path: Path) -> No
     """Nucleus sampling: the generator's log-probs are those of the nucleus."""
     recorder = recorded(tmp_path, top_p=0.9)
     recorder.record_evaluated(1, questions_of("held_out", [rollout("q", "ab")], [1.0]))
-    assert rows(tmp_path / "evaluated-000001.jsonl")[0]["differences"] is None
+    assert rows(tmp_path / "token_samples" / "evaluated-000001.jsonl")[0]["differences"] is None
 
 
 def test_a_long_response_keeps_its_beginning_and_its_end(tmp_path: Path) -> None:
     """The size of a record is bounded, whatever a model generates."""
     text = "".join(chr(97 + number % 26) for number in range(TOKEN_SAMPLE_TOKENS + 11))
     recorded(tmp_path).record_evaluated(1, questions_of("held_out", [rollout("q", text)], [0.0]))
-    (row,) = rows(tmp_path / "evaluated-000001.jsonl")
+    (row,) = rows(tmp_path / "token_samples" / "evaluated-000001.jsonl")
     half = TOKEN_SAMPLE_TOKENS // 2
     assert (row["tokens"], row["first"], row["left_out"]) == (len(text), half, 11)
     assert "".join(row["texts"]) == text[:half] + text[-half:]
@@ -138,13 +143,35 @@ def test_labeled_responses_are_those_set_aside_where_there_are_any(tmp_path: Pat
     collected: Any = SimpleNamespace(labeled=learned, correct=[0.0], measured=aside, measured_correct=[1.0])
     recorder = recorded(tmp_path)
     recorder.record_labeled(3, collected)
-    assert [row["prompt"] for row in rows(tmp_path / "labeled-000003.jsonl")] == ["aside"]
+    assert [row["prompt"] for row in rows(tmp_path / "token_samples" / "labeled-000003.jsonl")] == ["aside"]
     collected.measured = []
     recorder.record_labeled(3, collected)
-    assert [row["prompt"] for row in rows(tmp_path / "labeled-000003.jsonl")] == ["learned"]
+    assert [row["prompt"] for row in rows(tmp_path / "token_samples" / "labeled-000003.jsonl")] == ["learned"]
     assert [iteration for iteration in range(1, 8) if recorder.is_due(iteration)] == [3, 6, 7]
     recorder.config.logging.token_samples = 0
     assert not any(map(recorder.is_due, range(8)))
+
+
+def test_beliefs_of_the_critic_are_a_line_of_each_iteration(tmp_path: Path) -> None:
+    """Its calibration before and after it learns, and its mean value of each unlabeled question, which has no label."""
+    recorder = recorded(tmp_path)
+    recorder.write_beliefs(0)  # nothing was noted
+    recorder.note_bins("before", [CalibrationBin(3, 0.14444, 1 / 3)])
+    recorder.note_bins("after", [])
+    rollouts = [rollout("q", "ab"), rollout("q", "abcd", 1), rollout("labeled", "z")]
+    experience = SimpleNamespace(
+        labeled=torch.tensor([False, False, True]),
+        response_mask=to_batch(rollouts).response_mask,
+        needed_values=lambda: torch.tensor([[0, 0, 0, 0.5, 0, 0], [0, 0, 0, 0, 0, -0.5], [0, 0, 1, 0, 0, 0]]),
+        wrong=-1.0,
+    )
+    step: Any = SimpleNamespace(experience=experience)
+    recorder.note_values(question_values(rollouts, step))
+    recorder.write_beliefs(1)
+    recorder.write_beliefs(2)
+    assert rows(tmp_path / "critic.jsonl") == [
+        {"iteration": 1, "bins": {"before": [[3, 0.1444, 0.3333]], "after": []}, "values": {"q": 0.5}}
+    ]
 
 
 def test_characters_split_over_tokens_are_whole() -> None:
