@@ -13,7 +13,7 @@ from tempo_megatron.config.evaluation import (
     CheckpointConfig,
     EvaluationConfig,
     LoggingConfig,
-    WandbMode,
+    TrackerMode,
 )
 from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.generation import CheckWeights, GenerationConfig, RolloutPrecision
@@ -98,8 +98,8 @@ __all__ = [
     "SourceConfig",
     "StagesConfig",
     "TargetRange",
+    "TrackerMode",
     "Truncated",
-    "WandbMode",
     "WarmStartConfig",
     "documented_keys",
     "load_checked",

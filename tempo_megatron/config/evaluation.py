@@ -8,7 +8,9 @@ from enum import StrEnum
 from tempo_megatron.config.fields import setting
 
 
-class WandbMode(StrEnum):
+class TrackerMode(StrEnum):
+    """Where a tracker of metrics writes to."""
+
     disabled = "disabled"
     offline = "offline"
     online = "online"
@@ -80,10 +82,16 @@ TOKEN_SAMPLE_TOKENS = 2048
 @dataclass
 class LoggingConfig:
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
-    wandb: WandbMode = setting(
-        WandbMode.disabled, "log to Weights & Biases too, which needs the extra `wandb`: disabled, offline or online"
+    wandb: TrackerMode = setting(
+        TrackerMode.disabled, "log to Weights & Biases too, which needs the extra `wandb`: disabled, offline or online"
     )
     wandb_project: str = setting("tempo-megatron", "project of the W&B run")
+    mlflow: TrackerMode = setting(
+        TrackerMode.disabled,
+        "log to MLflow too, which needs the extra `mlflow`: disabled, offline (a database in the run directory) or "
+        "online (the server of MLFLOW_TRACKING_URI)",
+    )
+    mlflow_experiment: str = setting("tempo-megatron", "experiment of the MLflow run")
     token_samples: int = setting(
         2,
         "questions of each set (labeled, unlabeled, held-out) whose responses are recorded token by token at each "
