@@ -24,7 +24,8 @@ from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.writers import MetricsLog
-from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint, write_environment
+from tempo_megatron.planning.prediction import predict
+from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint, write_environment, write_plan
 from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
 from tempo_megatron.supervision.interruption import InterruptionRequest
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -43,6 +44,7 @@ from tempo_megatron.training.run_data import RunData, load_run_data
 from tempo_megatron.training.state import RunState
 from tempo_megatron.utils.distributed import broadcast_from_first
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.host_memory import total_and_free
 
 MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
 """Takes (config, topology, residency, checkpoint of the run if it has one) and returns models."""
@@ -184,6 +186,8 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
             lock.acquire()
             create_run_directory(config)
             write_environment(Path(config.run_dir), run_facts(config, ranks))
+            if plan := _prediction(config, ranks, data):
+                write_plan(Path(config.run_dir), plan)
             accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
                 console.say(line)
@@ -193,6 +197,17 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
     if refusal:
         raise RunDirectoryInUse(refusal)
     return contents
+
+
+def _prediction(config: Config, ranks: Topology, data: RunData) -> dict[str, Any] | None:
+    """Return what the plan predicts for this run; None on CPUs, which plans know nothing about."""
+    if ranks.device.type != "cuda":
+        return None
+    gpu_bytes, (host_bytes, _) = torch.cuda.get_device_properties(ranks.device).total_memory, total_and_free()
+    questions = sum(map(len, data.questions.with_answers().values()))
+    return predict(
+        config, gpus=ranks.world_size, gpu_gib=gpu_bytes / 2**30, host_gib=host_bytes / 2**30, questions=questions
+    )
 
 
 def _saver(config: Config, ranks: Topology) -> saver.Saver:
