@@ -173,7 +173,7 @@ def _render(
         style=Markup((_TEMPLATES / "style.css").read_text()),
         plotly=Markup(plotly),
         script=Markup(script),
-        script_hashes=Markup(" ".join(map(_script_hash, (plotly, script)))),
+        script_hashes=Markup(" ".join(map(_script_hash, (script, plotly)))),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **values,
     )

@@ -21,7 +21,7 @@ function traces(panel, frame) {
     const markers = line.x.length <= 40;
     return [...band, {
       name: line.name, x: line.x, y: line.y, mode: markers ? "lines+markers" : "lines",
-      line: { color, width: 1.8 }, marker: { color, size: line.counts ? line.counts.map((count) => 5 + 11 * Math.sqrt(count / most)) : 4, opacity: 1 },
+      line: { color, width: 1.8 }, marker: { color, size: line.counts ? line.counts.map((count) => 5 + 11 * Math.sqrt(count / most)) : 4, opacity: 1, line: { width: 0 } },
       customdata: line.low ? line.low.map((low, point) => [low, line.high[point]]) : line.counts,
       hovertemplate: line.counts
         ? "value %{x:.2f}: %{y:.1%} of %{customdata} right<extra></extra>"
@@ -69,7 +69,7 @@ for (const plot of plots) {
     const iteration = panels[Number(plot.dataset.panel)].frames[Number(slider.value)].iteration;
     slider.parentElement.querySelector("output").textContent = iteration;
     slider.setAttribute("aria-valuetext", `iteration ${iteration}`);
-    draw(plot);
+    if (plot.dataset.drawn) draw(plot);
   });
 }
 function drawNext() {
@@ -79,7 +79,7 @@ function drawNext() {
     setTimeout(drawNext); // between two panels the page answers clicks
   }
 }
-setTimeout(drawNext);
+addEventListener("DOMContentLoaded", () => setTimeout(drawNext)); // Plotly is read after the table answers clicks
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   plots.filter((element) => element.dataset.drawn).forEach(draw);
 });

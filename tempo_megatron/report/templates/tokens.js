@@ -14,7 +14,7 @@ const twoSided = (ratio, low, high) => mixed(ratio < 0 ? low : high, Math.abs(ra
 const TOKEN_COLORS = {
   values: {
     name: "critic's value",
-    meaning: "V(x, y₁…yₜ): the chance, in the critic's eyes, that the response turns out right, once it has read this token.",
+    meaning: "V(x, y₁…yₜ): the chance, in the critic's eyes, that the response turns out right, once it has read this token. Iteration 0 is before this run trained it.",
     ends: () => ["0: wrong", "1: right"],
     ratio: (number) => 2 * number - 1, low: "--bad", high: "--good",
   },
