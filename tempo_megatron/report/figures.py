@@ -20,10 +20,11 @@ _ABOUT_ACCURACY = (
     "The shaded bands are 95% intervals over questions. Evaluations between the ends may use fewer questions, or fewer "
     "responses to each."
 )
+_AFTER = "after the E-step"
 _MOMENTS = {
     "labeled": "labeled responses, before it learns from them",
     "before": "questions set aside, before the E-step",
-    "after": "questions set aside, after the E-step",
+    "after": f"questions set aside, {_AFTER}",
 }
 """Moment of calibration bins -> the line's name."""
 _AVG = Panel("Right responses", "Share of responses that are right, averaged over questions (avg).", [], share=True)
@@ -158,7 +159,8 @@ def reliability_panel(record: RunRecord) -> Panel:
     frames = []
     for iteration, beliefs in sorted(record.beliefs.items()):
         lines = []
-        for color, (moment, name) in enumerate(_MOMENTS.items(), start=1):
+        for color, (moment, title) in enumerate(_MOMENTS.items(), start=1):
+            name = title if has_e_steps(record) else title.replace(f", {_AFTER}", "")
             if bins := beliefs.get("bins", {}).get(moment):
                 counts, values, shares = map(list, zip(*bins, strict=True))
                 lines.append(Line(name, values, shares, counts=counts, color=color))
@@ -176,12 +178,18 @@ def reliability_panel(record: RunRecord) -> Panel:
     )
 
 
+def has_e_steps(record: RunRecord) -> bool:
+    """Return whether iterations have E-steps. Where they have none, every measurement is logged as one after it."""
+    return bool(record.setting("critic.training", "calibrated") == "calibrated")
+
+
 def _accuracy_key(record: RunRecord, question_set: str, measure: str) -> str:
     return f"evaluation/{question_set}/{measure}@{record.setting('evaluation.k', 8)}"
 
 
 def _panel(record: RunRecord, measure: Measure) -> Panel:
-    lines = [Line(name, *_columns(record, key)) for name, key in measure.keys.items()]
+    names = {_AFTER: _AFTER if has_e_steps(record) else "critic"}
+    lines = [Line(names.get(name, name), *_columns(record, key)) for name, key in measure.keys.items()]
     return Panel(measure.title, measure.meaning, lines, measure.share, measure.reference, measure.unit)
 
 

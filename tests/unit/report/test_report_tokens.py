@@ -79,6 +79,15 @@ def test_the_reliability_diagram_has_a_frame_for_each_iteration(tmp_path: Path) 
     assert [line.color for line in frame.lines] == [2, 3] == [line.color for line in panel.legend]
 
 
+def test_a_frozen_critic_is_measured_after_no_e_step(tmp_path: Path) -> None:
+    """The log has one place for measurements; a reader of the page would look for E-steps that there are none of."""
+    config = "method: frozen_critic\ncritic: {training: frozen}\n"
+    run = new_run(tmp_path / "run", train_rows(calibration__after__brier=[0.3]), config)
+    write_lines(run / "critic.jsonl", [{"iteration": 1, "bins": {"after": [[4, 0.5, 0.5]]}, "values": {}}])
+    (section,) = sections(read_run(run))
+    assert [line.name for panel in section.panels for line in panel.lines] == ["questions set aside", "critic"]
+
+
 def test_a_question_has_the_critics_last_mean_value(tmp_path: Path) -> None:
     run = new_run(tmp_path / "run")
     for iteration in (0, 4):
