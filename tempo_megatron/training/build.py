@@ -186,7 +186,7 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
             lock.acquire()
             create_run_directory(config)
             write_environment(Path(config.run_dir), run_facts(config, ranks))
-            if plan := _prediction(config, ranks, data):
+            if plan := prediction(config, ranks, data, console):
                 write_plan(Path(config.run_dir), plan)
             accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
@@ -199,15 +199,21 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
     return contents
 
 
-def _prediction(config: Config, ranks: Topology, data: RunData) -> dict[str, Any] | None:
-    """Return what the plan predicts for this run; None on CPUs, which plans know nothing about."""
+def prediction(config: Config, ranks: Topology, data: RunData, console: Console) -> dict[str, Any] | None:
+    """Return what the plan predicts for this run; None on CPUs, which plans know nothing about.
+
+    A plan that fails is a warning: the run can do without.
+    """
     if ranks.device.type != "cuda":
         return None
     gpu_bytes, (host_bytes, _) = torch.cuda.get_device_properties(ranks.device).total_memory, total_and_free()
+    memory = {"gpu_gib": gpu_bytes / 2**30, "host_gib": host_bytes / 2**30}
     questions = sum(map(len, data.questions.with_answers().values()))
-    return predict(
-        config, gpus=ranks.world_size, gpu_gib=gpu_bytes / 2**30, host_gib=host_bytes / 2**30, questions=questions
-    )
+    try:
+        return predict(config, gpus=ranks.world_size, **memory, questions=questions)
+    except Exception as error:
+        console.warn(f"the report will have no plan beside its times: {error!r}")
+        return None
 
 
 def _saver(config: Config, ranks: Topology) -> saver.Saver:
