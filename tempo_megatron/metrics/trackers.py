@@ -120,7 +120,7 @@ def _wandb_run(run_dir: Path, project: str, mode: TrackerMode) -> Any:
 class Mlflow:
     """A run of MLflow on the server of MLFLOW_TRACKING_URI. Without it the run is in the database `mlflow.db`.
 
-    The database holds the whole run, also where the server stops to answer in between.
+    Whichever is opened gets the lines of metrics.jsonl that it lacks, so that it has the whole run.
     """
 
     name = "MLflow"
@@ -134,7 +134,7 @@ class Mlflow:
             self._open_locally(lines)
             return
         try:
-            self._open(os.environ["MLFLOW_TRACKING_URI"], run_dir / "mlflow_id")
+            self._open(os.environ["MLFLOW_TRACKING_URI"], run_dir / "mlflow_id", lines)
         except Exception as error:
             self._fall_back(error, lines)
 
@@ -153,20 +153,24 @@ class Mlflow:
     def _fall_back(self, error: Exception, lines: int) -> None:
         logger.warning(
             f"MLflow does not answer ({error!r}): this run is logged to {self._run_dir / 'mlflow.db'}; "
-            "docs/faults.md says how to copy it to a server"
+            "a later start sends it, if the server answers then"
         )
         self._is_local = True
         self._open_locally(lines)
 
     def _open_locally(self, lines: int) -> None:
-        """Open the database, and bring a new one up to the first lines of the log."""
-        is_new = self._open(f"sqlite:///{(self._run_dir / 'mlflow.db').resolve()}", self._run_dir / "mlflow_local_id")
-        if is_new:
-            for step, row in enumerate(islice(_rows(self._run_dir / "metrics.jsonl"), lines)):
+        uri = f"sqlite:///{(self._run_dir / 'mlflow.db').resolve()}"
+        self._open(uri, self._run_dir / "mlflow_local_id", lines)
+
+    def _open(self, uri: str, id_path: Path, lines: int) -> None:
+        """Open the run whose id is kept at `id_path`, or a new one, and send the lines of the log that it lacks."""
+        self._open_run(uri, id_path)
+        steps = {metric.step for metric in self._client.get_metric_history(self._run, "iteration")} if lines else set()
+        for step, row in enumerate(islice(_rows(self._run_dir / "metrics.jsonl"), lines)):
+            if step not in steps:
                 self._log(numbers_of(row), step)
 
-    def _open(self, uri: str, id_path: Path) -> bool:
-        """Open the run whose id is kept at `id_path`; return whether it is a new one."""
+    def _open_run(self, uri: str, id_path: Path) -> None:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
@@ -176,14 +180,13 @@ class Mlflow:
             self._run = id_path.read_text()
             try:
                 self._client.update_run(self._run, status="RUNNING")
-                return False
+                return
             except MlflowException as error:  # the server is another one, or its run was deleted
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE"):
                     raise
         experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
         self._run = self._client.create_run(experiment_id, run_name=self._run_dir.name).info.run_id
         write_text_atomically(id_path, self._run)
-        return True
 
     def _log(self, numbers: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric

@@ -21,7 +21,7 @@ from tempo_megatron.metrics.writers import MetricsLog
 
 run_dir, lines = Path(sys.argv[1]), int(sys.argv[2])
 log = MetricsLog(run_dir, LoggingConfig(tensorboard=False, mlflow=TrackerMode.online), lines)
-log.write({"evaluation/unlabeled/avg@8": 0.25 + lines, "stage": "train"})
+log.write({"iteration": lines, "evaluation/unlabeled/avg@8": 0.25 + lines, "stage": "train"})
 log.close()
 """
 READ = """

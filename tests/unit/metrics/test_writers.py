@@ -151,6 +151,12 @@ class FakeMlflow:
         self._answer()
         self.logged.append((self.uri, run_id, metrics[0].step, {metric.key: metric.value for metric in metrics}))
 
+    def get_metric_history(self, run_id: str, key: str) -> list[Any]:
+        self._answer()
+        return [
+            SimpleNamespace(step=step) for uri, _, step, numbers in self.logged if uri == self.uri and key in numbers
+        ]
+
     def set_terminated(self, run_id: str) -> None: ...
 
 
@@ -175,25 +181,31 @@ def mlflow_log(directory: Path, lines: int = 0) -> MetricsLog:
 def test_mlflow_gets_every_number_under_a_name_that_it_allows(tmp_path: Path, mlflow: type[FakeMlflow]) -> None:
     (run_dir := tmp_path / "demo").mkdir()
     log = mlflow_log(run_dir)
-    log.write({"evaluation/unlabeled/avg@8": 0.5, "stage": "train", "loss": math.nan})
-    mlflow_log(run_dir, 1).write({"loss": 1})
+    log.write({"iteration": 1, "evaluation/unlabeled/avg@8": 0.5, "stage": "train", "loss": math.nan})
+    mlflow_log(run_dir, 1).write({"iteration": 2, "loss": 1})
     assert mlflow.logged == [
-        ("http", "project/demo", 0, {"evaluation/unlabeled/avg_at_8": 0.5}),
-        ("http", "project/demo", 1, {"loss": 1.0}),
+        ("http", "project/demo", 0, {"iteration": 1.0, "evaluation/unlabeled/avg_at_8": 0.5}),
+        ("http", "project/demo", 1, {"iteration": 2.0, "loss": 1.0}),
     ]
 
 
 def test_mlflow_without_its_server_has_the_whole_run_in_the_run_directory(
     tmp_path: Path, mlflow: type[FakeMlflow], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether the server is absent at the start or stops to answer in between."""
+    """The server is absent at a start, or stops to answer in between. A start that reaches it sends the rest."""
     (run_dir := tmp_path / "demo").mkdir()
     log = mlflow_log(run_dir)
-    log.write({"loss": 3})
+    log.write({"iteration": 1})
     mlflow.down = {"http"}
-    for loss in (2, 1):
-        log.write({"loss": loss})
-    mlflow_log(run_dir, 3).write({"loss": 0})
-    local = [(step, numbers["loss"]) for uri, _, step, numbers in mlflow.logged if uri == "sqlite"]
-    assert local == [(0, 3), (1, 2), (2, 1), (3, 0)]
+    for iteration in (2, 3):
+        log.write({"iteration": iteration})
+    mlflow_log(run_dir, 3).write({"iteration": 4})
+
+    def steps(uri: str) -> list[tuple[int, float]]:
+        return [(step, numbers["iteration"]) for store, _, step, numbers in mlflow.logged if store == uri]
+
+    assert steps("sqlite") == [(0, 1), (1, 2), (2, 3), (3, 4)] and steps("http") == [(0, 1)]
     assert capsys.readouterr().err.count("WARNING MLflow does not answer") == 2
+    mlflow.down = set()
+    mlflow_log(run_dir, 4).write({"iteration": 5})
+    assert steps("http") == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)] and len(steps("sqlite")) == 4
