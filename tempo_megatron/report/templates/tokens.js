@@ -1,6 +1,6 @@
 
 // Token by token. Texts of tokens are text nodes, too.
-const tokenQuestions = JSON.parse(document.getElementById("tokens").textContent);
+let tokenQuestions = [];
 const tokenSection = document.getElementById("token-by-token");
 
 const decimals = (digits) => (number) => number.toFixed(digits).replace("-", "−");
@@ -151,9 +151,12 @@ function showTokens() {
   document.getElementById("token-columns").replaceChildren(...columns.map((start) => tokenColumn(responses, start)));
 }
 
-if (tokenSection) {
+function openTokens() {
+  tokenQuestions = JSON.parse(document.getElementById("tokens").textContent);
   const cut = (text) => (text.length > 70 ? `…${text.slice(-70)}` : text);
   fill(document.getElementById("token-question"), tokenQuestions.map((question, index) => [index, `${question.question_set}: ${cut(question.text)}`]));
   for (const id of ["token-question", "token-sample", "token-color"]) document.getElementById(id).addEventListener("change", showTokens);
   showTokens();
 }
+// Thousands of tokens can wait until the page answers.
+if (tokenSection) addEventListener("DOMContentLoaded", () => setTimeout(openTokens));
