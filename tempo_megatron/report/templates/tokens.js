@@ -153,7 +153,7 @@ function showTokens() {
 
 function openTokens() {
   tokenQuestions = JSON.parse(document.getElementById("tokens").textContent);
-  const cut = (text) => (text.length > 70 ? `…${text.slice(-70)}` : text);
+  const cut = (text) => (text.length > 44 ? `…${text.slice(-44)}` : text);
   fill(document.getElementById("token-question"), tokenQuestions.map((question, index) => [index, `${question.question_set}: ${cut(question.text)}`]));
   for (const id of ["token-question", "token-sample", "token-color"]) document.getElementById(id).addEventListener("change", showTokens);
   showTokens();
