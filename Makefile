@@ -8,7 +8,7 @@ RUN := $(UV) run --frozen --no-sync
 NVIDIA := $(CURDIR)/.venv/lib/python3.12/site-packages/nvidia
 HEADERS := $(NVIDIA)/cu13/include:$(NVIDIA)/cudnn/include:$(NVIDIA)/nccl/include
 
-.PHONY: setup demo test test-unit lint docs
+.PHONY: setup demo browser test test-unit lint docs
 .DEFAULT_GOAL := setup
 
 .tools/bin/uv:
@@ -43,7 +43,13 @@ lint: setup
 # fixtures, so they run on one worker. Not by loadgroup: pytest-xdist 3.8 cannot name a group under pytest 9.2, and says nothing.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(if $(filter cuda,$(EXTRA)),1,2) --dist loadfile --no-loadscope-reorder
 
-test: setup
+# The report's page is tested in Chromium: Debian's, or one that Playwright downloads for this user alone.
+browser: setup
+	@command -v chromium chromium-browser google-chrome >/dev/null \
+		|| timeout 300 $(RUN) playwright install --only-shell chromium >/dev/null 2>&1 \
+		|| echo "== Chromium could not be installed: tests of the report's page will be skipped"
+
+test: setup browser
 	@echo "== tests"
 	$(PYTEST)
 

@@ -7,11 +7,13 @@ nearest known one.
 
 from tempo_megatron.config.data import DataChanged, DataConfig, Overlong, PromptStyle, SourceConfig, missing_files
 from tempo_megatron.config.evaluation import (
+    TOKEN_SAMPLE_RESPONSES,
+    TOKEN_SAMPLE_TOKENS,
     CalibrationConfig,
     CheckpointConfig,
     EvaluationConfig,
     LoggingConfig,
-    WandbMode,
+    TrackerMode,
 )
 from tempo_megatron.config.faults import FaultsConfig
 from tempo_megatron.config.generation import CheckWeights, GenerationConfig, RolloutPrecision
@@ -48,6 +50,8 @@ from tempo_megatron.config.training import (
 
 __all__ = [
     "SHARE_OF_HOST",
+    "TOKEN_SAMPLE_RESPONSES",
+    "TOKEN_SAMPLE_TOKENS",
     "AverageOver",
     "BadNodes",
     "Baseline",
@@ -94,8 +98,8 @@ __all__ = [
     "SourceConfig",
     "StagesConfig",
     "TargetRange",
+    "TrackerMode",
     "Truncated",
-    "WandbMode",
     "WarmStartConfig",
     "documented_keys",
     "load_checked",

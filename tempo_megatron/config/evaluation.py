@@ -8,7 +8,9 @@ from enum import StrEnum
 from tempo_megatron.config.fields import setting
 
 
-class WandbMode(StrEnum):
+class TrackerMode(StrEnum):
+    """Where a tracker of metrics writes to."""
+
     disabled = "disabled"
     offline = "offline"
     online = "online"
@@ -71,10 +73,29 @@ class CheckpointConfig:
     patience: int = setting(0, "stop the run once so many candidates have followed the best one; 0: never", at_least=0)
 
 
+TOKEN_SAMPLE_RESPONSES = 2
+"""The number of responses to a question that are recorded token by token."""
+TOKEN_SAMPLE_TOKENS = 2048
+"""The number of tokens of a response that are recorded at most: half of them its first, the others its last."""
+
+
 @dataclass
 class LoggingConfig:
     tensorboard: bool = setting(True, "write TensorBoard events beside metrics.jsonl")
-    wandb: WandbMode = setting(
-        WandbMode.disabled, "log to Weights & Biases too, which needs the extra `wandb`: disabled, offline or online"
+    wandb: TrackerMode = setting(
+        TrackerMode.disabled, "log to Weights & Biases too, which needs the extra `wandb`: disabled, offline or online"
     )
     wandb_project: str = setting("tempo-megatron", "project of the W&B run")
+    mlflow: TrackerMode = setting(
+        TrackerMode.disabled,
+        "log to MLflow too, which needs the extra `mlflow`: disabled, offline (a database in the run directory) or "
+        "online (the server of MLFLOW_TRACKING_URI)",
+    )
+    mlflow_experiment: str = setting("tempo-megatron", "experiment of the MLflow run")
+    token_samples: int = setting(
+        2,
+        "questions of each set (labeled, unlabeled, held-out) whose responses are recorded token by token at each "
+        "evaluation, for the report; 0: none",
+        at_least=0,
+        at_most=64,
+    )

@@ -13,6 +13,15 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class CalibrationBin(NamedTuple):
+    """The responses whose scores lie in one interval."""
+
+    responses: int
+    mean_score: float
+    share_right: float
 
 
 def auroc(scores: Sequence[float], labels: Sequence[float]) -> float | None:
@@ -49,12 +58,28 @@ def expected_calibration_error(scores: Sequence[float], labels: Sequence[float],
     """Returns the expected calibration error over `bins` equal bins of [0, 1] (arXiv 1706.04599, equation 3): the mean
     over responses of |mean score - share correct| of the response's bin. None without a score. Scores outside [0, 1]
     count in the outermost bins."""
-    pairs = _finite_pairs(scores, labels)
+    pairs_by_bin = _pairs_by_bin(scores, labels, bins)
+    gaps = [abs(sum(score - label for score, label in pairs)) for pairs in pairs_by_bin.values()]
+    return sum(gaps) / sum(map(len, pairs_by_bin.values())) if gaps else None
+
+
+def calibration_bins(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> list[CalibrationBin]:
+    """Returns the bins of `expected_calibration_error` that hold a response, the lowest scores first."""
+    pairs_by_bin = _pairs_by_bin(scores, labels, bins)
+    return [
+        CalibrationBin(
+            len(pairs), sum(score for score, _ in pairs) / len(pairs), sum(label for _, label in pairs) / len(pairs)
+        )
+        for _, pairs in sorted(pairs_by_bin.items())
+    ]
+
+
+def _pairs_by_bin(scores: Sequence[float], labels: Sequence[float], bins: int) -> dict[int, list[tuple[float, float]]]:
+    """Returns the finite scores with their labels, by bin."""
     pairs_by_bin: dict[int, list[tuple[float, float]]] = {}
-    for score, label in pairs:
+    for score, label in _finite_pairs(scores, labels):
         pairs_by_bin.setdefault(min(bins - 1, max(0, int(score * bins))), []).append((score, label))
-    gaps = [abs(sum(score - label for score, label in bin_pairs)) for bin_pairs in pairs_by_bin.values()]
-    return sum(gaps) / len(pairs) if pairs else None
+    return pairs_by_bin
 
 
 def _finite_pairs(scores: Sequence[float], labels: Sequence[float]) -> list[tuple[float, float]]:

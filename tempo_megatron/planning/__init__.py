@@ -11,6 +11,7 @@ Planning needs no GPU and no process group: it computes from model shapes and se
 - `fit`, `layout_search`: whether a run fits, and which layout to choose
 - `flops`, `rates`, `model_time`: seconds of one model's passes and optimizer steps
 - `workload`, `rollout_counts`, `schedule`: seconds of each phase and of the run
+- `prediction`: seconds and memory that a run's report shows beside the measured ones
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tempo_megatron.config import TOKEN_SAMPLE_RESPONSES, TOKEN_SAMPLE_TOKENS
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 
@@ -60,6 +61,20 @@ def _saved_models(run: PlannedRun) -> Parts:
         name: gathering_ranks * (state["weights"] + state.get("optimizer", 0) * run.layout.optimizer_ranks)
         for name, state in states.items()
     }
+
+
+_TOKEN_SAMPLE_BYTES = 48
+"""A token of a token sample as JSON: its text and four numbers."""
+
+
+def token_sample_bytes(run: PlannedRun) -> int:
+    """Return the bytes that the token samples of all evaluations take at most (`logging.token_samples`)."""
+    config = run.config
+    tokens = min(TOKEN_SAMPLE_TOKENS, config.generation.max_response_tokens)
+    response = tokens * _TOKEN_SAMPLE_BYTES + config.data.max_prompt_tokens * 4
+    sets = sum(map(bool, (config.data.labeled, config.data.unlabeled, config.data.held_out)))
+    evaluations = 2 + (max(0, config.loop.iterations - 1) // config.evaluation.every if config.evaluation.every else 0)
+    return evaluations * sets * config.logging.token_samples * TOKEN_SAMPLE_RESPONSES * response
 
 
 def checkpoint_bytes(run: PlannedRun) -> int:

@@ -81,6 +81,11 @@ def _host_table(run: PlannedRun) -> str:
             f"{host.checkpoint_bytes(run) / GIB:.0f}",
             "weights; fp32 weights and two moments of each trained model",
         ],
+        [
+            "token samples, per run",
+            f"{host.token_sample_bytes(run) / GIB:.2f}",
+            f"at most; logging.token_samples {run.config.logging.token_samples}",
+        ],
     ]
     return "Host memory and storage:\n\n" + format_table(["memory", "GiB", "parts"], rows)
 

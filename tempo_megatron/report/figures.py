@@ -9,7 +9,7 @@ from tempo_megatron.metrics.diversity import distinct_answers
 from tempo_megatron.metrics.question_metrics import mean
 from tempo_megatron.report.measures import ROLLOUTS, SUBJECTS, Measure
 from tempo_megatron.report.outcome import SETS, estimate, evaluation_k, question_values
-from tempo_megatron.report.panels import Line, Panel, Section
+from tempo_megatron.report.panels import Frame, Line, Panel, Section
 from tempo_megatron.report.reading import RunRecord
 from tempo_megatron.report.timing import time_section
 from tempo_megatron.report.words import set_name
@@ -20,6 +20,13 @@ _ABOUT_ACCURACY = (
     "The shaded bands are 95% intervals over questions. Evaluations between the ends may use fewer questions, or fewer "
     "responses to each."
 )
+_AFTER = "after the E-step"
+_MOMENTS = {
+    "labeled": "labeled responses, before it learns from them",
+    "before": "questions set aside, before the E-step",
+    "after": f"questions set aside, {_AFTER}",
+}
+"""Moment of calibration bins -> the line's name."""
 _AVG = Panel("Right responses", "Share of responses that are right, averaged over questions (avg).", [], share=True)
 _PASS = Panel(
     "Right at least once",
@@ -32,7 +39,14 @@ _PASS = Panel(
 def sections(record: RunRecord) -> list[Section]:
     """Return the sections of one run. Panels and sections without a recorded value are left out."""
     drawn_from_metrics = [
-        Section(subject.title, subject.about, [_panel(record, measure) for measure in subject.measures])
+        Section(
+            subject.title,
+            subject.about,
+            [
+                *([reliability_panel(record)] if subject.title == "Critic" else []),
+                *(_panel(record, measure) for measure in subject.measures),
+            ],
+        )
         for subject in SUBJECTS
     ]
     return _with_lines([_accuracy_section(record), *drawn_from_metrics, time_section(record)])
@@ -140,12 +154,42 @@ def _distinct_line(record: RunRecord, question_set: str) -> Line:
     return Line(set_name(question_set), [float(iteration) for iteration, _ in rows], [share for _, share in rows])
 
 
+def reliability_panel(record: RunRecord) -> Panel:
+    """Return the critic's reliability diagram: for each bin of values, the share of right responses, by iteration."""
+    frames = []
+    for iteration, beliefs in sorted(record.beliefs.items()):
+        lines = []
+        for color, (moment, title) in enumerate(_MOMENTS.items(), start=1):
+            name = title if has_e_steps(record) else title.replace(f", {_AFTER}", "")
+            if bins := beliefs.get("bins", {}).get(moment):
+                counts, values, shares = map(list, zip(*bins, strict=True))
+                lines.append(Line(name, values, shares, counts=counts, color=color))
+        if lines:
+            frames.append(Frame(iteration, lines))
+    return Panel(
+        "Is a value the chance to be right?",
+        "Responses in ten groups by the critic's final value: the mean value of a group, and its share of right "
+        "responses. On the dashed line the critic is calibrated. Larger points have more responses.",
+        frames[-1].lines if frames else [],
+        share=True,
+        x_title="critic's value",
+        frames=frames,
+        diagonal=True,
+    )
+
+
+def has_e_steps(record: RunRecord) -> bool:
+    """Return whether iterations have E-steps. Where they have none, every measurement is logged as one after it."""
+    return bool(record.setting("critic.training", "calibrated") == "calibrated")
+
+
 def _accuracy_key(record: RunRecord, question_set: str, measure: str) -> str:
     return f"evaluation/{question_set}/{measure}@{record.setting('evaluation.k', 8)}"
 
 
 def _panel(record: RunRecord, measure: Measure) -> Panel:
-    lines = [Line(name, *_columns(record, key)) for name, key in measure.keys.items()]
+    names = {_AFTER: _AFTER if has_e_steps(record) else "critic"}
+    lines = [Line(names.get(name, name), *_columns(record, key)) for name, key in measure.keys.items()]
     return Panel(measure.title, measure.meaning, lines, measure.share, measure.reference, measure.unit)
 
 

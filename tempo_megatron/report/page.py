@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from tempo_megatron.metrics.question_metrics import mean
 from tempo_megatron.report.alarms import alarms
 from tempo_megatron.report.facts import run_facts
 from tempo_megatron.report.figures import comparison_sections, sections
@@ -33,7 +34,8 @@ from tempo_megatron.report.outcome import (
 from tempo_megatron.report.panels import Section, title_slug
 from tempo_megatron.report.questions import question_rows
 from tempo_megatron.report.reading import RunRecord, RunStatus
-from tempo_megatron.report.timing import phase_uses
+from tempo_megatron.report.timing import PhaseUse, phase_uses
+from tempo_megatron.report.token_samples import token_samples
 from tempo_megatron.report.words import duration, percent, points, set_name
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -58,10 +60,12 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
     total = f"The device has {memory.total_gib:.0f} GiB." if memory.total_gib and memory.kind == "device" else ""
     all_changes = changes(record)
     text, _ = headline(record, all_changes)
+    tokens = token_samples(record)
     return _render(
         "run.html",
         all_sections,
         [asdict(row) for row in questions],
+        [asdict(question) for question in tokens.questions],
         title=f"{record.name}: {text}",
         reload_seconds=reload_seconds,
         record=record,
@@ -72,20 +76,39 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
         checkpoint=checkpoint_sentence(record),
         alarms=[{**asdict(alarm), "anchor": titles.get(alarm.panel, "")} for alarm in alarms(record, all_changes)],
         facts=run_facts(record),
-        phases=[
-            {
-                "name": use.name,
-                "seconds": duration(use.seconds),
-                "share": round(use.share, 4),
-                "share_text": percent(use.share),
-                "memory": "" if use.peak_gib is None else f"{use.peak_gib:.1f} GiB",
-            }
-            for use in uses
-        ],
+        phases=[_phase_row(use) for use in uses],
+        plan=_plan_sentence(record),
         memory_words="the GPU, by all processes" if memory.kind == "device" else "host memory by the first rank",
         memory_total=total,
         question_count=len(questions),
+        token_question_count=len(tokens.questions),
+        token_evaluations_left_out=tokens.left_out,
         shows_answers=answers is not None,
+    )
+
+
+def _phase_row(use: PhaseUse) -> dict[str, Any]:
+    """Return the texts of a row of the table of phases. What was not measured, or not planned, is empty."""
+    texts = {
+        "iteration": "" if use.iteration_seconds is None else duration(use.iteration_seconds),
+        "planned": "" if use.planned_seconds is None else duration(use.planned_seconds),
+        "memory": "" if use.peak_gib is None else f"{use.peak_gib:.1f} GiB",
+        "planned_memory": "" if use.planned_gib is None else f"{use.planned_gib:.1f} GiB",
+    }
+    share = {"share": round(use.share, 4), "share_text": percent(use.share)}
+    return {"name": use.name, "seconds": duration(use.seconds), **share, **texts}
+
+
+def _plan_sentence(record: RunRecord) -> str:
+    """Return what the plan assumed, and what it does not count; "" for a run without a plan."""
+    if not record.plan:
+        return ""
+    lengths = [value for iteration, value in record.curve("policy/response_tokens") if iteration > 0]
+    measured = f" They had {mean(lengths):,.0f}." if lengths else ""
+    return (
+        "Planned is what tempo plan predicted at the start, for responses of "
+        f"{record.plan['response_tokens']:,.0f} tokens on average.{measured} It counts the moving of models between "
+        "phases apart."
     )
 
 
@@ -95,6 +118,7 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     return _render(
         "comparison.html",
         comparison_sections(records),
+        [],
         [],
         reload_seconds=None,
         title=" and ".join(record.name for record in records),
@@ -116,7 +140,13 @@ def _compared_run(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _render(template: str, all_sections: Sequence[Section], questions: list[dict[str, Any]], **values: Any) -> str:
+def _render(
+    template: str,
+    all_sections: Sequence[Section],
+    questions: list[dict[str, Any]],
+    tokens: list[dict[str, Any]],
+    **values: Any,
+) -> str:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=select_autoescape(default=True),
@@ -128,20 +158,22 @@ def _render(template: str, all_sections: Sequence[Section], questions: list[dict
     shown, number = [], 0
     for section in all_sections:
         entries = [
-            {**asdict(panel), "has_legend": panel.has_legend, "number": number + index}
+            {**asdict(panel), "legend": panel.legend, "number": number + index}
             for index, panel in enumerate(section.panels)
         ]
         number += len(entries)
         shown.append({**asdict(section), "anchor": title_slug(section.title), "panels": entries})
-    plotly, script = _plotly_script(), (_TEMPLATES / "report.js").read_text()
+    plotly = _plotly_script()
+    script = "".join((_TEMPLATES / name).read_text() for name in ("report.js", "tokens.js"))
     return environment.get_template(template).render(
         sections=shown,
         panels=_json(panels),
         questions=_json(questions),
+        tokens=_json(tokens),
         style=Markup((_TEMPLATES / "style.css").read_text()),
         plotly=Markup(plotly),
         script=Markup(script),
-        script_hashes=Markup(" ".join(map(_script_hash, (plotly, script)))),
+        script_hashes=Markup(" ".join(map(_script_hash, (script, plotly)))),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **values,
     )

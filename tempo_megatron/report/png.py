@@ -38,16 +38,18 @@ def _write(panel: Panel, path: Path) -> Path:
         if line.low and line.high:
             axes.fill_between(line.x, line.low, line.high, color=color, alpha=0.16, linewidth=0)
         axes.plot(line.x, line.y, color=color, marker="." if len(line.x) <= 40 else "", label=line.name)
+    if panel.diagonal:
+        axes.plot([0, 1], [0, 1], color="#5c616b", linestyle=":", linewidth=1)
     if panel.reference is not None:
         axes.axhline(panel.reference, color="#5c616b", linestyle=":", linewidth=1)
     if panel.share:
         axes.set_ylim(0, 1.02)
-    axes.set_title(panel.title)
-    axes.set_xlabel("iteration")
+    axes.set_title(panel.title + (f", iteration {panel.frames[-1].iteration}" if panel.frames else ""))
+    axes.set_xlabel(panel.x_title)
     axes.set_ylabel(panel.unit)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if panel.has_legend:
+    if panel.legend:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

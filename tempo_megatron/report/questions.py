@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tempo_megatron.report.outcome import question_values
-from tempo_megatron.report.reading import Response, RunRecord
+from tempo_megatron.report.reading import Evaluation, Response, RunRecord
 from tempo_megatron.report.words import set_name
 
 _CLEAR = 0.25
@@ -54,6 +54,8 @@ class QuestionRow:
     """The same as a text, and whether that answer is right."""
     samples: dict[str, list[Sample]]
     """Title -> responses of an evaluation."""
+    critic_value: float | None = None
+    """The critic's mean value of the last responses to it that the policy learned from; None where none is recorded."""
     answer: str = ""
     """The hidden answer. It is empty unless the command asks for answers."""
 
@@ -64,21 +66,25 @@ def question_rows(record: RunRecord, answers: Mapping[str, str] | None = None) -
     `answers` has hidden answers by question id, where the command asks for them.
     """
     shares: dict[tuple[str, str], list[tuple[int, float]]] = {}
-    responses: dict[tuple[str, str], dict[int, list[Response]]] = {}
+    evaluations: dict[tuple[str, str], dict[int, Evaluation]] = {}
     for evaluation in record.evaluations:
         for name, questions in evaluation.sets.items():
             for question, value in question_values(questions, "avg", 1).items():
                 shares.setdefault((name, question), []).append((evaluation.iteration, value))
-                responses.setdefault((name, question), {})[evaluation.iteration] = questions[question]
-    shown = sum(len(rows[number]) for rows in responses.values() for number in {min(rows), max(rows)})
-    limit = max(_SHORTEST, min(_LONGEST, _TEXT_BUDGET // max(1, shown + len(responses))))
+                evaluations.setdefault((name, question), {})[evaluation.iteration] = evaluation
+    shown = sum(
+        len(by_iteration[number].sets[name][question])
+        for (name, question), by_iteration in evaluations.items()
+        for number in {min(by_iteration), max(by_iteration)}
+    )
+    limit = max(_SHORTEST, min(_LONGEST, _TEXT_BUDGET // max(1, shown + len(evaluations))))
+    values = last_values(record)
     rows = []
     for (name, question), points in shares.items():
         first, last = points[0], points[-1]
         samples = {
-            f"iteration {number}": _samples(responses[name, question][number], limit)
+            f"iteration {number}": _samples(evaluations[name, question][number], name, question, limit)
             for number in sorted({first[0], last[0]})
-            if responses[name, question][number][0].text is not None
         }
         rows.append(
             QuestionRow(
@@ -91,8 +97,9 @@ def question_rows(record: RunRecord, answers: Mapping[str, str] | None = None) -
                 first[0],
                 last[0],
                 points,
-                *_votes(responses[name, question][last[0]]),
+                *_votes(evaluations[name, question][last[0]].sets[name][question]),
                 samples,
+                values.get(question),
                 (answers or {}).get(question, ""),
             )
         )
@@ -124,15 +131,24 @@ def _votes(responses: list[Response]) -> tuple[float, str]:
     return count / len(responses), f"{count} of {len(responses)}{verdict}"
 
 
-def _samples(responses: list[Response], limit: int) -> list[Sample]:
-    """Return the different samples with their counts, the most frequent first."""
-    counts = Counter(_sample(response, limit) for response in responses)
+def last_values(record: RunRecord) -> dict[str, float]:
+    """Return the critic's last recorded mean value of each unlabeled question, by question id."""
+    values: dict[str, float] = {}
+    for _, row in sorted(record.beliefs.items()):
+        values |= row.get("values", {})
+    return values
+
+
+def _samples(evaluation: Evaluation, question_set: str, question: str, limit: int) -> list[Sample]:
+    """Return the different samples with their counts, the most frequent first. One text is in memory at a time."""
+    responses = evaluation.sets[question_set][question]
+    counts = Counter(_sample(response, evaluation.text(response), limit) for response in responses)
     return [replace(sample, count=count) for sample, count in counts.most_common()]
 
 
-def _sample(response: Response, limit: int) -> Sample:
+def _sample(response: Response, text: str, limit: int) -> Sample:
     return Sample(
-        _shorten(response.text or "", limit),
+        _shorten(text, limit),
         None if response.correct is None else bool(response.correct),
         _shorten(response.answer, 200),
         response.tokens,

@@ -48,16 +48,28 @@ class Response:
     """Responses to a question with equal answers have the same number. None for one that does not vote."""
     tokens: int
     truncated: bool
-    text: str | None
-    """None in evaluations between the first and the last: a long run's texts would fill the memory."""
+    offset: int
+    """The place of the response's line in its file, in bytes. Its text is read when it is shown: the texts of a large
+    run would fill the memory."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The responses of one evaluation: set -> question id -> responses."""
+    """The responses of one evaluation."""
 
     iteration: int
     sets: dict[str, dict[str, list[Response]]]
+    """Set -> question id -> responses."""
+    path: Path
+
+    def text(self, response: Response) -> str:
+        """Return the text of one of these responses; "" where the file has changed since."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(response.offset)
+                return str(json.loads(file.readline())["response"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,10 @@ class RunRecord:
     """By iteration."""
     questions: dict[str, str]
     """Question id -> its text as the model reads it."""
+    beliefs: dict[int, Row]
+    """Iteration -> its line of critic.jsonl: the critic's calibration bins, and its values of unlabeled questions."""
+    plan: dict[str, Any] | None
+    """The contents of plan.json, what `tempo plan` predicted; None where nothing could be predicted."""
     summary: dict[str, Any] | None
     status: RunStatus
     ending: str = ""
@@ -139,22 +155,37 @@ def read_run(directory: Path) -> RunRecord:
     settings: Any = OmegaConf.to_container(OmegaConf.load(config))
     unreadable: list[str] = []
     is_growing = holds_fresh_lock(directory)
-    rows = [row for row in _json_lines(directory / "metrics.jsonl", unreadable, is_growing) if "iteration" in row]
+    rows = [row for row in json_rows(directory / "metrics.jsonl", unreadable, is_growing) if "iteration" in row]
     samples = directory / "samples"
     last = max((row["iteration"] for row in rows if row.get("stage") == "train"), default=0)
     paths = sorted(samples.glob("iteration-*.jsonl"))
     if rows:  # a run that resumes from an earlier checkpoint leaves files of the iterations that it repeats
-        paths = [path for path in paths if _iteration(path) <= last]
-    evaluations = [_evaluation(path, unreadable, keeps_texts=path in (paths[0], paths[-1])) for path in paths]
+        paths = [path for path in paths if iteration_of(path) <= last]
+    evaluations = [_evaluation(path, unreadable) for path in paths]
     questions = {
-        row["prompt"]: row["question"] for row in _json_lines(samples / "questions.jsonl", unreadable, is_growing)
+        row["prompt"]: row["question"] for row in json_rows(samples / "questions.jsonl", unreadable, is_growing)
     }
-    environment_path = directory / "environment.json"
-    environment = json.loads(environment_path.read_text()) if environment_path.is_file() else {}
+    beliefs: dict[int, Row] = {
+        row["iteration"]: row
+        for row in json_rows(directory / "critic.jsonl", unreadable, is_growing)
+        if not rows or row["iteration"] <= last
+    }
+    environment, plan = (_json_file(directory / name) for name in ("environment.json", "plan.json"))
     summary = read_summary(directory)
     status, ending = _status(directory, summary, last)
     return RunRecord(
-        directory, settings, environment, rows, evaluations, questions, summary, status, ending, unreadable
+        directory,
+        settings,
+        environment or {},
+        rows,
+        evaluations,
+        questions,
+        beliefs,
+        plan,
+        summary,
+        status,
+        ending,
+        unreadable,
     )
 
 
@@ -196,9 +227,17 @@ def _status(directory: Path, summary: dict[str, Any] | None, last: int) -> tuple
     return RunStatus.stopped, next((line for lines in last_lines for line in lines), "")
 
 
-def _evaluation(path: Path, unreadable: list[str], *, keeps_texts: bool) -> Evaluation:
+def _json_file(path: Path) -> dict[str, Any] | None:
+    """Return the contents of a JSON file; None where it does not exist."""
+    if not path.is_file():
+        return None
+    contents: dict[str, Any] = json.loads(path.read_text())
+    return contents
+
+
+def _evaluation(path: Path, unreadable: list[str]) -> Evaluation:
     sets: dict[str, dict[str, list[Response]]] = {}
-    for row in _json_lines(path, unreadable):
+    for offset, row in _placed_rows(path, unreadable):
         grade = row.get("correct")
         response = Response(
             sample=row["sample"],
@@ -207,34 +246,40 @@ def _evaluation(path: Path, unreadable: list[str], *, keeps_texts: bool) -> Eval
             cluster=row.get("cluster"),
             tokens=row["tokens"],
             truncated=row["finish_reason"] == "length",
-            text=row["response"] if keeps_texts else None,
+            offset=offset,
         )
         sets.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(response)
-    return Evaluation(_iteration(path), sets)
+    return Evaluation(iteration_of(path), sets, path)
 
 
-def _iteration(path: Path) -> int:
-    """Return the iteration of a file of samples."""
+def iteration_of(path: Path) -> int:
+    """Return the iteration of a file of samples: 20 for `iteration-000020.jsonl`."""
     return int(path.stem.rpartition("-")[2])
 
 
-def _json_lines(path: Path, unreadable: list[str], is_growing: bool = False) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a file; none where it does not exist.
+def json_rows(path: Path, unreadable: list[str], is_growing: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a file (`_placed_rows`)."""
+    return (row for _, row in _placed_rows(path, unreadable, is_growing))
+
+
+def _placed_rows(path: Path, unreadable: list[str], is_growing: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (place in bytes, line) for the lines of a file; none where it does not exist.
 
     A run that is killed, or still writes, may leave a part of a line. Such lines are counted in `unreadable`,
     except the last one of a file that grows: its other part is on its way.
     """
     if not path.is_file():
         return
-    damaged = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
+    damaged = next_offset = 0
+    with path.open("rb") as file:
         for line in file:
+            offset, next_offset = next_offset, next_offset + len(line)
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode(errors="replace"))
             except ValueError:
-                damaged += not is_growing or line.endswith("\n")
+                damaged += not is_growing or line.endswith(b"\n")
                 continue
             if isinstance(row, dict):
-                yield row
+                yield offset, row
     if damaged:
         unreadable.append(f"{path.name}: {plural(damaged, 'line')} left out, which could not be read.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from statistics import median
 
 from tempo_megatron.report.panels import Line, Panel, Section
 from tempo_megatron.report.reading import Row, RunRecord
@@ -12,7 +13,7 @@ _GROUPS = {
     "generating": ("sync", "generate", "grade", "vote"),
     "critic": ("values", "e_step", "critic_metrics"),
     "policy": ("advantages", "m_step"),
-    "evaluating and saving": ("evaluate", "observe", "save", "export"),
+    "evaluating and saving": ("evaluate", "token_samples", "observe", "save", "export"),
 }
 """What a bar is made of. A selection of a checkpoint generates and scores, and is counted there."""
 _PHASES_WITHIN_OTHERS = ("select_checkpoint", "offload", "replica_idle")
@@ -29,6 +30,12 @@ class PhaseUse:
     """Of the seconds of all phases."""
     peak_gib: float | None
     """The highest memory in use in it; None where none was measured."""
+    iteration_seconds: float | None
+    """The median over the iterations that have the phase; None where none has it."""
+    planned_seconds: float | None
+    """What `tempo plan` predicted for an iteration; None where it predicted nothing."""
+    planned_gib: float | None
+    """What `tempo plan` predicted for the device's memory."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,27 @@ def phase_uses(record: RunRecord) -> tuple[list[PhaseUse], Memory]:
             if phase != key and phase not in _PHASES_WITHIN_OTHERS:
                 seconds[phase] = seconds.get(phase, 0.0) + value
     kind = "device" if any("memory/device_peak_gib" in row for row in record.rows) else "host"
-    total = sum(seconds.values())
+    total, plan = sum(seconds.values()), record.plan or {}
     uses = []
     for phase, value in sorted(seconds.items(), key=lambda item: -item[1]):
         key = f"memory/{phase}/{kind}_peak_gib"
         peaks = [row[key] for row in record.rows if key in row]
-        uses.append(PhaseUse(phase, value, value / total if total else 0.0, max(peaks, default=None)))
+        in_iterations = [
+            row[f"seconds/{phase}"]
+            for row in record.training_rows()
+            if row["iteration"] > 0 and f"seconds/{phase}" in row
+        ]
+        uses.append(
+            PhaseUse(
+                phase,
+                value,
+                value / total if total else 0.0,
+                max(peaks, default=None),
+                median(in_iterations) if in_iterations else None,
+                plan.get("seconds", {}).get(phase),
+                plan.get("device_gib", {}).get(phase) if kind == "device" else None,
+            )
+        )
     size = re.search(r"([\d.]+) GiB", record.environment.get("device", ""))
     return uses, Memory(kind, float(size[1]) if size else None)
 

@@ -67,6 +67,11 @@ def write_environment(directory: Path, facts: dict[str, str]) -> None:
     write_text_atomically(directory / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
+def write_plan(directory: Path, plan: dict[str, Any]) -> None:
+    """Write `plan.json`: the seconds and memory that the newest start of the run is expected to take."""
+    write_text_atomically(directory / "plan.json", json.dumps(plan, indent=2) + "\n")
+
+
 def write_summary(directory: Path, summary: dict[str, Any]) -> str:
     """Write `summary.json`; return its text."""
     text = json.dumps(summary, indent=2)

@@ -24,7 +24,8 @@ from tempo_megatron.megatron.checkpointing import saver
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.metrics.writers import MetricsLog
-from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint, write_environment
+from tempo_megatron.planning.prediction import predict
+from tempo_megatron.run_dir.layout import create_run_directory, saved_checkpoint, write_environment, write_plan
 from tempo_megatron.run_dir.lock import RunDirectoryInUse, RunLock
 from tempo_megatron.supervision.interruption import InterruptionRequest
 from tempo_megatron.supervision.watchdog import Watchdog
@@ -35,6 +36,7 @@ from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Decode, Evaluator
 from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
+from tempo_megatron.training.recording import Recorder
 from tempo_megatron.training.reporting import Console, RunLog
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
@@ -42,6 +44,7 @@ from tempo_megatron.training.run_data import RunData, load_run_data
 from tempo_megatron.training.state import RunState
 from tempo_megatron.utils.distributed import broadcast_from_first
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.host_memory import total_and_free
 
 MakeModels = Callable[[Config, Topology, DeviceResidency, Path | None], Models]
 """Takes (config, topology, residency, checkpoint of the run if it has one) and returns models."""
@@ -136,6 +139,14 @@ def build_run(
             lifecycle=lifecycle,
             state=state,
             metrics_log=RunLog(config, console, state, residency, generator, writers),
+            recorder=Recorder(
+                config,
+                models,
+                grader.twin(),
+                _decoder(tokenizer, skips_special_tokens=False),
+                residency.phase,
+                directory if console.is_first else None,
+            ),
             generator=generator,
             collector=_collector(config, generator, grader, data, residency, state),
             start_time=start_time,
@@ -155,9 +166,9 @@ def _hf_path(config: Config, checkpoint: Path | None) -> Path:
     return checkpoint / HUGGING_FACE if checkpoint else Path(config.model.hf_path)
 
 
-def _decoder(tokenizer: Any) -> Decode:
+def _decoder(tokenizer: Any, *, skips_special_tokens: bool = True) -> Decode:
     def decode(ids: Sequence[int]) -> str:
-        text: str = tokenizer.decode(list(ids), skip_special_tokens=True)
+        text: str = tokenizer.decode(list(ids), skip_special_tokens=skips_special_tokens)
         return text
 
     return decode
@@ -175,6 +186,8 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
             lock.acquire()
             create_run_directory(config)
             write_environment(Path(config.run_dir), run_facts(config, ranks))
+            if plan := prediction(config, ranks, data, console):
+                write_plan(Path(config.run_dir), plan)
             accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
                 console.say(line)
@@ -184,6 +197,23 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
     if refusal:
         raise RunDirectoryInUse(refusal)
     return contents
+
+
+def prediction(config: Config, ranks: Topology, data: RunData, console: Console) -> dict[str, Any] | None:
+    """Return what the plan predicts for this run; None on CPUs, which plans know nothing about.
+
+    A plan that fails is a warning: the run can do without.
+    """
+    if ranks.device.type != "cuda":
+        return None
+    gpu_bytes, (host_bytes, _) = torch.cuda.get_device_properties(ranks.device).total_memory, total_and_free()
+    memory = {"gpu_gib": gpu_bytes / 2**30, "host_gib": host_bytes / 2**30}
+    questions = sum(map(len, data.questions.with_answers().values()))
+    try:
+        return predict(config, gpus=ranks.world_size, **memory, questions=questions)
+    except Exception as error:
+        console.warn(f"the report will have no plan beside its times: {error!r}")
+        return None
 
 
 def _saver(config: Config, ranks: Topology) -> saver.Saver:
@@ -212,6 +242,7 @@ def _evaluator(
         config.evaluation,
         config.generation.max_response_tokens,
         Path(config.run_dir) / "samples" if keeps_samples else None,
+        config.logging.token_samples,
     )
 
 

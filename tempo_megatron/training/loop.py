@@ -26,7 +26,7 @@ from tempo_megatron.training.build import build_run
 from tempo_megatron.training.phases.advantages import PolicyRollouts, compute_advantages, rollout_votes
 from tempo_megatron.training.phases.agreement import require_equal_log_probs
 from tempo_megatron.training.phases.collect import Collected
-from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics
+from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics, question_values
 from tempo_megatron.training.phases.e_step import e_step, learn_returns
 from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import to_batch, values
@@ -113,6 +113,8 @@ def iterate(run: Run) -> Metrics:
             measure=measures,
         )
     metrics = run.collector.metrics(collected)
+    if run.recorder.is_due(run.iteration):
+        run.recorder.record_labeled(run.iteration, collected)
     if measures:
         metrics |= measure_critic(run, collected, "before" if makes_e_steps else "after")
     rollouts = policy_rollouts(run, collected) if makes_m_steps else None
@@ -129,6 +131,7 @@ def iterate(run: Run) -> Metrics:
         for step in range(1, loop.m_steps):
             run.sync()
             metrics |= run_m_step(run, policy_rollouts(run, collect_again(run, step)), step=step)
+    run.recorder.write_beliefs(run.iteration)
     return metrics | {"policy/gate_open": float(makes_m_steps)}
 
 
@@ -138,9 +141,10 @@ def run_e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteratio
         order = sorted(range(len(correct)), key=lambda row: derive_seed(run.config.seed, iteration, "shuffled", row))
         correct = [correct[row] for row in order]
     with run.phase("e_step"):
-        return e_step(
-            run.models.needed_critic, rollouts, correct, run.config.critic, shuffle_seed(run, iteration, step)
-        )
+        seed = shuffle_seed(run, iteration, step)
+        metrics, bins = e_step(run.models.needed_critic, rollouts, correct, run.config.critic, seed)
+    run.recorder.note_bins("labeled", bins)
+    return metrics
 
 
 def run_m_step(
@@ -171,6 +175,7 @@ def run_m_step(
         metrics = run.evaluator.observe_unlabeled(rollouts, batch, reads_values=reads_values)
     if reads_values and config.policy.learns_from is not LearnsFrom.labeled:
         metrics |= evidence_metrics(rollouts.rollouts, batch)
+        run.recorder.note_values(question_values(rollouts.rollouts, batch))
     if config.critic.training is CriticTraining.returns:
         with run.phase("e_step"):
             metrics |= learn_returns(models.needed_critic, batch, config.critic, seed)
@@ -235,7 +240,9 @@ def measure_critic(run: Run, collected: Collected, moment: str) -> Metrics:
     figures = {"correct": sum(correct) / len(correct)}
     if run.models.critic:
         with run.phase("critic_metrics"):
-            figures = critic_metrics(run.models.critic, collected.measured, correct, run.config.critic.target_range)
+            target_range = run.config.critic.target_range
+            figures, bins = critic_metrics(run.models.critic, collected.measured, correct, target_range)
+        run.recorder.note_bins(moment, bins)
         # Rollouts that are all right or all wrong have no AUROC: the gate keeps its last figure. A critic without any
         # finite value has no figure at all.
         fallback = run.state.gate_value if "mean_value" in figures else None
@@ -256,13 +263,16 @@ def start_critic(run: Run) -> None:
         with run.interruptible():
             collected = run.collector.collect(iteration, labeled=stage.prompts)
         metrics = run_e_step(run, collected.labeled, collected.correct, iteration)
+        run.recorder.write_beliefs(iteration)
         run.log("critic_start", run.collector.metrics(collected) | metrics, iteration=iteration)
     run.models.freeze_at(Position(CRITIC_START, stage.iterations))
     run.generator.iteration = 0
     if run.collector.measured:
         with run.interruptible():
             collected = run.collector.collect(0, measure=True)
-        run.log("critic_start", measure_critic(run, collected, "after"), iteration=0)
+        figures = measure_critic(run, collected, "after")
+        run.recorder.write_beliefs(0)
+        run.log("critic_start", figures, iteration=0)
 
 
 def warm_start(run: Run) -> None:

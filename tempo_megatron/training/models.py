@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempo_megatron.config import Config, CriticTraining, TargetRange
+from tempo_megatron.config import Config, CriticTraining, Numerics, TargetRange
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS, Role
 from tempo_megatron.conversion.rows import TensorRows
@@ -61,6 +61,10 @@ class Models:
             self._register("reference", self.reference)
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, topology, config.numerics)
         """Makes the functions that read log-probs and statistics from the policy's output."""
+        temperature = config.evaluation.temperature or 1.0  # the generator does not scale logits for greedy responses
+        numerics = config.numerics if temperature == 1 else Numerics.default
+        self.evaluation_scores = policy_scores(self.settings.vocab_size, temperature, topology, numerics)
+        """The same for responses of an evaluation, which has a temperature of its own."""
 
     def build(self, role: Role, start: str) -> Any:
         """Return a model with the weights that the run starts from: those of checkpoint `start`, or of model.hf_path.

@@ -35,6 +35,7 @@ _WORKERS: dict[str, dict[str, frozenset[StateKind]]] = {
     "m_step": {"policy": _LEARN},
     "sync": {_GENERATOR: _NOTHING, "policy": _READ},
     "evaluate": {_GENERATOR: _NOTHING},
+    "token_samples": {"policy": _READ, "critic": _READ},
     "save": {},
 }
 """The models that work in each phase, and the kinds of their state that may stay on the device.

@@ -24,6 +24,7 @@ from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Evaluator, evaluation_metrics
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector, Selection
+from tempo_megatron.training.recording import Recorder
 from tempo_megatron.training.reporting import Console, RunLog, evaluation_line
 from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run_data import RunData
@@ -55,6 +56,7 @@ class Run:
     state: RunState
     """The current iteration, figures and evaluations. `snapshot` completes it from the other parts."""
     metrics_log: RunLog
+    recorder: Recorder
     generator: RecordedGenerator
     collector: Collector
     start_time: float
@@ -136,6 +138,7 @@ class Run:
         """Evaluate the policy; return the figures as metrics. The summary keeps those of the run's start and end."""
         with self.phase("evaluate"):
             results = self.evaluator.evaluate(self.generator, iteration, at_an_end)
+        self.recorder.record_evaluated(iteration, self.evaluator.token_samples)
         if at_an_end:
             self.state.final_iteration = iteration
             if iteration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,8 +13,9 @@ from tempo_megatron.config import (
     CriticTraining,
     LearningRateSchedule,
     LearnsFrom,
+    LoggingConfig,
     PolicyConfig,
-    WandbMode,
+    TrackerMode,
 )
 from tempo_megatron.data import fingerprint
 from tempo_megatron.data.questions import data_file_problems, read_questions, reserve_labeled_questions
@@ -34,6 +36,7 @@ def recipe_problems(config: Config) -> list[str]:
     """Return a line for each problem; [] when the run can start."""
     return [
         *_missing_settings(config),
+        *_tracker_problems(config.logging),
         *method_problems(config),
         *_optimizer_problems(config),
         *_number_problems(config),
@@ -70,10 +73,18 @@ def _missing_settings(config: Config) -> Iterator[str]:
         yield f"generation.replay: no rollouts in {replay}; the run needs generation.keep_rollouts=true"
     if replay and Path(replay).resolve().parent == Path(config.run_dir).resolve():
         yield "run_dir: a replay needs a directory of its own"
-    if config.logging.wandb is not WandbMode.disabled and not find_spec("wandb"):
-        yield "logging.wandb: the package wandb is not installed"
     if apex_is_another_project():
         yield "apex: the package installed under this name is not NVIDIA's: uninstall it (docs/clusters.md builds Apex)"
+
+
+def _tracker_problems(logging: LoggingConfig) -> Iterator[str]:
+    """Yield a line for each package or address that a tracker of metrics needs and that is missing."""
+    if logging.wandb is not TrackerMode.disabled and not find_spec("wandb"):
+        yield "logging.wandb: the package wandb is not installed"
+    if logging.mlflow is not TrackerMode.disabled and not all(map(find_spec, ("mlflow", "sqlalchemy", "alembic"))):
+        yield "logging.mlflow: the packages of the extra mlflow are not installed"
+    if logging.mlflow is TrackerMode.online and not os.environ.get("MLFLOW_TRACKING_URI"):
+        yield "logging.mlflow: online needs MLFLOW_TRACKING_URI, the address of the server"
 
 
 def _needed_streams(config: Config) -> dict[str, list[str]]:

@@ -95,10 +95,21 @@ def learned(run: Path, out: Path) -> torch.Tensor:
     return load_file(out / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
 
 
+def token_samples(run: Path) -> dict[str, list[dict[str, Any]]]:
+    """The token samples of a run without the grades of hidden answers, which only evaluation knows."""
+    records = {
+        path.name: [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (run / "token_samples").iterdir()
+    }
+    for record in (record for rows in records.values() for record in rows if record["set"] != "labeled"):
+        del record["correct"]
+    return records
+
+
 def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
     """Each method trains for at least two iterations, set by its key alone, and one of them with responses that pause.
     Shifted hidden answers leave weights, best checkpoint, stopping iteration and training log the same bit for bit.
-    They change the evaluation. All metrics are on their page."""
+    They change the evaluation. All metrics are on their page. Of the token samples they change the grades alone."""
     seen = {}
     for name, (run, permuted) in runs.items():
         rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
@@ -108,6 +119,7 @@ def test_every_method_learns_and_none_sees_a_hidden_answer(runs: dict[str, tuple
         assert same_weights(run, permuted), name
         assert chosen(run) == chosen(permuted), name
         assert training_log(run) == training_log(permuted), name
+        assert token_samples(run) == token_samples(permuted) and len(token_samples(run)) > 1, name
         evaluation_keys = [key for key in rows[-1] if key.startswith("evaluation/unlabeled")]
         assert evaluation_keys and any(rows[-1][key] != metrics(permuted)[-1].get(key) for key in evaluation_keys), name
         seen[name] = learned(run, tmp_path / "last" / name)

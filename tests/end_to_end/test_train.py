@@ -137,6 +137,11 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
         kill(ranks)
     resumed = train(recipe, *sources, killed)
     assert metrics(resumed) == metrics(whole)
+    recorded = {path.name: path.read_text() for path in (whole / "token_samples").iterdir()}
+    assert {path.name: path.read_text() for path in (resumed / "token_samples").iterdir()} == recorded
+    tokens = [json.loads(line) for text in recorded.values() for line in text.splitlines()]
+    assert {row["set"] for row in tokens} == {"labeled", "unlabeled", "held_out"}
+    assert max(abs(number) for row in tokens for number in row["differences"]) < 1e-3
     assert same_weights(resumed, whole)
 
 

@@ -220,6 +220,9 @@ def partial_rollouts(trials: Trials) -> dict[str, Any]:
         rows = map(json.loads, (trials.place / name / "metrics.jsonl").read_text().splitlines())
         return [{key: row[key] for key in row if not key.startswith(("seconds/", "memory/"))} for row in rows]
 
+    def token_samples(name: str) -> dict[str, str]:
+        return {path.name: path.read_text() for path in (trials.place / name / "token_samples").glob("*")}
+
     assert trials.run(trials.config("uninterrupted", *settings))
     assert not trials.run(trials.config("interrupted", *settings), interrupted)
     torch.distributed.distributed_c10d._get_default_store().delete_key("tempo/interrupted")
@@ -231,11 +234,19 @@ def partial_rollouts(trials: Trials) -> dict[str, Any]:
     assert trials.run(trials.config("older", *settings))
     recipe, overrides = replay_arguments(trials.place / "uninterrupted", [f"run_dir={trials.place / 'replayed'}"])
     assert trials.run(load_config(recipe, overrides))
+    assert trials.run(trials.config("unrecorded", *settings, "logging.token_samples=0"))
     names = ("interrupted", "older", "replayed")
     return {
         "interim": interim,
         "same_weights": [trials.exported(name) == trials.exported("uninterrupted") for name in names],
         "same_metrics": [metrics(name) == metrics("uninterrupted") for name in names],
+        "token_samples": token_samples("uninterrupted"),
+        "same_token_samples": [token_samples(name) == token_samples("uninterrupted") for name in names],
+        "same_without_them": [
+            trials.exported("unrecorded") == trials.exported("uninterrupted"),
+            metrics("unrecorded") == metrics("uninterrupted"),
+            token_samples("unrecorded") == {},
+        ],
         "train": [row for row in metrics("uninterrupted") if row["stage"] == "train" and row["iteration"]],
         "carried": len(saver.read_state(trials.place / "uninterrupted/checkpoints/iteration-000004")["carried"]),
     }

@@ -67,6 +67,21 @@ def test_a_run_with_partial_rollouts_goes_on_bit_for_bit(results: dict[str, Any]
     assert outcome["carried"] == 2
 
 
+def test_recording_tokens_changes_no_weight_and_no_metric(results: dict[str, Any]) -> None:
+    """Bit for bit: a run that records them is the run that does not. A run that goes on records what it would have
+    recorded. Every evaluation has two questions of both evaluated sets, and those after E-steps two labeled ones."""
+    outcome = results["partial_rollouts"]
+    assert outcome["same_without_them"] == [True] * 3
+    assert outcome["same_token_samples"] == [True] * 3
+    evaluated, labeled = ("evaluated-{:06d}.jsonl".format, "labeled-{:06d}.jsonl".format)
+    assert outcome["token_samples"].keys() == {*map(evaluated, (0, 2, 4)), *map(labeled, (2, 4))}
+    rows = [json.loads(line) for line in outcome["token_samples"]["evaluated-000004.jsonl"].splitlines()]
+    assert sorted((row["set"], row["sample"]) for row in rows) == sorted(
+        (name, sample) for name in ("unlabeled", "held_out") for _ in range(2) for sample in range(2)
+    )
+    assert all(len(row["texts"]) == len(row["values"]) == len(row["advantages"]) == row["tokens"] for row in rows)
+
+
 def test_a_run_that_has_a_checkpoint_needs_nothing_that_it_started_from(results: dict[str, Any]) -> None:
     """The start run and the model's directory are deleted. The same command resumes the run, with its reference model,
     and reaches the weights of a run that lost nothing. New checkpoints still describe the model."""

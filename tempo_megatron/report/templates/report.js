@@ -5,8 +5,11 @@ const panels = JSON.parse(document.getElementById("panels").textContent);
 const cssColor = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const transparent = (color, opacity) => color + Math.round(255 * opacity).toString(16).padStart(2, "0");
 
-function traces(panel) {
-  return panel.lines.flatMap((line) => {
+// A panel with frames shows the lines of one iteration, which its slider chooses.
+function traces(panel, frame) {
+  const lines = panel.frames.length ? panel.frames[frame].lines : panel.lines;
+  const most = Math.max(...lines.flatMap((line) => line.counts || []), 1);
+  return lines.flatMap((line) => {
     const color = cssColor(`--color-${line.color}`);
     if (panel.stacked) {
       return [{ type: "bar", name: line.name, x: line.x, y: line.y, marker: { color } }];
@@ -18,9 +21,11 @@ function traces(panel) {
     const markers = line.x.length <= 40;
     return [...band, {
       name: line.name, x: line.x, y: line.y, mode: markers ? "lines+markers" : "lines",
-      line: { color, width: 1.8 }, marker: { color, size: 4 },
-      customdata: line.low ? line.low.map((low, point) => [low, line.high[point]]) : undefined,
-      hovertemplate: panel.share
+      line: { color, width: 1.8 }, marker: { color, size: line.counts ? line.counts.map((count) => 5 + 11 * Math.sqrt(count / most)) : 4, opacity: 1, line: { width: 0 } },
+      customdata: line.low ? line.low.map((low, point) => [low, line.high[point]]) : line.counts,
+      hovertemplate: line.counts
+        ? "value %{x:.2f}: %{y:.1%} of %{customdata} right<extra></extra>"
+        : panel.share
         ? "%{y:.1%}" + (line.low ? " [%{customdata[0]:.1%}, %{customdata[1]:.1%}]" : "")
         : "%{y:.4~g}",
     }];
@@ -36,19 +41,37 @@ function draw(element) {
     barmode: panel.stacked ? "stack" : undefined, bargap: 0.15,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
-    hovermode: "x unified", hoverlabel: { bgcolor: cssColor("--raised"), bordercolor: faint, font: { color: ink, size: 12 } },
-    xaxis: { ...axis, showgrid: false, title: { text: "iteration", font: { size: 11, color: soft }, standoff: 6 } },
+    hovermode: panel.diagonal ? "closest" : "x unified", hoverlabel: { bgcolor: cssColor("--raised"), bordercolor: faint, font: { color: ink, size: 12 } },
+    xaxis: { ...axis, showgrid: false, title: { text: panel.x_title, font: { size: 11, color: soft }, standoff: 6 } },
     yaxis: { ...axis, tickformat: panel.share ? ".0%" : "~g", nticks: 6, ...(panel.share ? { range: [0, 1.02] } : {}) },
     shapes: panel.reference === null ? [] : [{
       type: "line", xref: "paper", x0: 0, x1: 1, y0: panel.reference, y1: panel.reference,
       line: { color: soft, width: 1, dash: "dot" },
     }],
   };
-  Plotly.react(element, traces(panel), layout, { displayModeBar: false, responsive: true });
+  if (panel.diagonal) {
+    // A critic's values may leave [0, 1]. All frames have one range, so that the picture holds still.
+    const values = panel.frames.flatMap((frame) => frame.lines.flatMap((line) => line.x));
+    layout.xaxis.range = [Math.min(0, ...values) - 0.03, Math.max(1, ...values) + 0.03];
+    layout.yaxis.range = [-0.03, 1.03];
+    layout.shapes = [{ type: "line", x0: 0, x1: 1, y0: 0, y1: 1, line: { color: soft, width: 1, dash: "dot" } }];
+  }
+  const slider = element.parentElement.querySelector("input[type=range]");
+  Plotly.react(element, traces(panel, slider ? Number(slider.value) : 0), layout, { displayModeBar: false, responsive: true });
   element.dataset.drawn = "yes";
 }
 
 const plots = [...document.querySelectorAll(".plot")];
+for (const plot of plots) {
+  const slider = plot.parentElement.querySelector("input[type=range]");
+  if (!slider) continue;
+  slider.addEventListener("input", () => {
+    const iteration = panels[Number(plot.dataset.panel)].frames[Number(slider.value)].iteration;
+    slider.parentElement.querySelector("output").textContent = iteration;
+    slider.setAttribute("aria-valuetext", `iteration ${iteration}`);
+    if (plot.dataset.drawn) draw(plot);
+  });
+}
 function drawNext() {
   const element = plots.find((plot) => !plot.dataset.drawn);
   if (element) {
@@ -56,7 +79,7 @@ function drawNext() {
     setTimeout(drawNext); // between two panels the page answers clicks
   }
 }
-setTimeout(drawNext);
+addEventListener("DOMContentLoaded", () => setTimeout(drawNext)); // Plotly is read after the table answers clicks
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   plots.filter((element) => element.dataset.drawn).forEach(draw);
 });
@@ -85,6 +108,7 @@ const COLUMNS = [
   { title: "change", value: (row) => row.end - row.start, numeric: true },
   { title: "course", value: null },
   { title: "largest vote at the end", value: (row) => row.vote_share, numeric: true },
+  ...(questions.some((row) => row.critic_value !== null) ? [{ title: "critic's mean value", value: (row) => row.critic_value, numeric: true }] : []),
 ];
 const view = { column: null, descending: false, shown: PAGE };
 
@@ -160,6 +184,7 @@ function rowElement(row) {
     make("td", "", inPercent(row.start)), make("td", "", inPercent(row.end)),
     make("td", difference > 0 ? "better" : difference < 0 ? "worse" : "", inPoints(difference)), course, make("td", "", row.votes),
   );
+  if (COLUMNS.length > 8) line.append(make("td", "", row.critic_value === null ? "–" : row.critic_value.toFixed(2)));
   line.addEventListener("click", () => {
     const open = button.getAttribute("aria-expanded") === "true";
     button.setAttribute("aria-expanded", String(!open));
@@ -177,7 +202,8 @@ function showQuestions() {
   if (view.column !== null) {
     const { value, numeric } = COLUMNS[view.column];
     const sign = view.descending ? -1 : 1;
-    rows.sort((a, b) => sign * (numeric ? value(a) - value(b) : value(a).localeCompare(value(b))));
+    const known = (row) => Number(value(row) === null); // rows without the figure come last, whatever the direction
+    rows.sort((a, b) => known(a) - known(b) || sign * (numeric ? value(a) - value(b) : value(a).localeCompare(value(b))));
   }
   table.tBodies[0].replaceChildren(...rows.slice(0, view.shown).map(rowElement));
   document.getElementById("question-count").textContent = `${rows.length} of ${questions.length} questions`;

@@ -13,7 +13,14 @@ from tempo_megatron.algorithms.value_loss import calibration_mask
 from tempo_megatron.config import TargetRange
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.trainer import MegatronModel
-from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
+from tempo_megatron.metrics.calibration import (
+    CalibrationBin,
+    auroc,
+    auroc_within_groups,
+    brier,
+    calibration_bins,
+    expected_calibration_error,
+)
 from tempo_megatron.metrics.evidence import evidence_terms
 from tempo_megatron.metrics.question_metrics import mean
 from tempo_megatron.training.phases.advantages import AdvantageBatch
@@ -25,11 +32,12 @@ _POSITIONS = (0.0, 0.25, 0.5, 0.75)
 
 def critic_metrics(
     critic: MegatronModel, rollouts: Sequence[Rollout], correctness: Sequence[float], target_range: TargetRange
-) -> dict[str, float]:
-    """Return figures of the critic on graded rollouts that it does not learn from."""
+) -> tuple[dict[str, float], list[CalibrationBin]]:
+    """Return figures of the critic on graded rollouts that it does not learn from, and their calibration bins."""
     batch = to_batch(rollouts)
     probabilities = values_to_correctness(values(critic, batch), target_range.wrong)
-    return value_metrics(probabilities, batch.response_mask, rollouts, correctness)
+    figures = value_metrics(probabilities, batch.response_mask, rollouts, correctness)
+    return figures, calibration_bins(last_value(probabilities, batch.response_mask).tolist(), correctness)
 
 
 def value_metrics(
@@ -64,6 +72,20 @@ def value_metrics(
         figures[f"auroc_at_{round(100 * share):03d}"] = auroc(partial, correctness)
         figures[f"brier_at_{round(100 * share):03d}"] = brier(partial, correctness)
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def question_values(rollouts: Sequence[Rollout], step: AdvantageBatch) -> dict[str, float]:
+    """Return the mean value after the last token of the responses to each unlabeled question, by prompt id.
+
+    The scale is that of correctness. Questions with a value that is not finite are left out.
+    """
+    last_values = last_value(step.experience.needed_values(), step.experience.response_mask)
+    probabilities = values_to_correctness(last_values, step.experience.wrong).tolist()
+    by_prompt: dict[str, list[float]] = {}
+    for row in (~step.experience.labeled).nonzero()[:, 0].tolist():
+        by_prompt.setdefault(rollouts[row].prompt.id, []).append(probabilities[row])
+    means = {prompt: mean(row) for prompt, row in by_prompt.items()}
+    return {prompt: value for prompt, value in means.items() if math.isfinite(value)}
 
 
 def evidence_metrics(rollouts: Sequence[Rollout], step: AdvantageBatch) -> dict[str, float]:

@@ -9,12 +9,18 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import correctness_to_values, values_before, values_to_correctness
+from tempo_megatron.algorithms.experience import (
+    correctness_to_values,
+    last_value,
+    values_before,
+    values_to_correctness,
+)
 from tempo_megatron.algorithms.value_loss import calibration_mask, return_targets, squared_error
 from tempo_megatron.config import CriticConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
+from tempo_megatron.metrics.calibration import CalibrationBin, calibration_bins
 from tempo_megatron.training.phases.advantages import AdvantageBatch
 from tempo_megatron.training.phases.critic_metrics import value_metrics
 from tempo_megatron.training.phases.scoring import VALUES, mini_batches, to_batch, values
@@ -26,18 +32,20 @@ def e_step(
     correctness: Sequence[float],
     config: CriticConfig,
     seed: Sequence[object],
-) -> dict[str, float]:
-    """Train the critic toward the response's correctness at every token (arXiv 2604.19295); return metrics.
+) -> tuple[dict[str, float], list[CalibrationBin]]:
+    """Train the critic toward the response's correctness at every token (arXiv 2604.19295).
 
-    The metrics describe the critic's values before training.
+    Return metrics and calibration bins of the critic's values before training.
     """
     wrong = config.target_range.wrong
     batch = to_batch(rollouts)
     old_values = values(critic, batch)
-    figures = value_metrics(values_to_correctness(old_values, wrong), batch.response_mask, rollouts, correctness)
+    probabilities = values_to_correctness(old_values, wrong)
+    figures = value_metrics(probabilities, batch.response_mask, rollouts, correctness)
+    bins = calibration_bins(last_value(probabilities, batch.response_mask).tolist(), correctness)
     targets = correctness_to_values(torch.tensor(correctness), wrong)[:, None].expand_as(old_values)
     metrics = {f"critic/{name}": value for name, value in figures.items()}
-    return metrics | _fit(critic, batch, targets, old_values, config, seed)
+    return metrics | _fit(critic, batch, targets, old_values, config, seed), bins
 
 
 def learn_returns(

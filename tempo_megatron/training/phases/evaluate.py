@@ -22,6 +22,7 @@ from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRoll
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import GradedAnswer, graded, graded_answers
 from tempo_megatron.training.phases.length_history import LengthHistory
+from tempo_megatron.training.phases.token_samples import SampledQuestion
 from tempo_megatron.utils.atomic_files import atomic_path
 from tempo_megatron.utils.distributed import map_over_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
@@ -45,6 +46,7 @@ class Evaluator:
         config: EvaluationConfig,
         max_tokens: int,
         samples_directory: Path | None,
+        token_samples: int = 0,
     ) -> None:
         self._sets = sets
         self._subsets = {name: _subset(prompts, config.questions) for name, prompts in sets.items()}
@@ -57,6 +59,10 @@ class Evaluator:
         self._samples_directory = samples_directory
         self._history = LengthHistory()
         """The evaluations' own. Training has another, which must not depend on which questions have answers."""
+        self._followed = {prompt.id for prompts in sets.values() for prompt in _first(prompts, token_samples)}
+        """The questions of `token_samples`: the same ones, up to that number of each set, in every evaluation."""
+        self.token_samples: list[SampledQuestion] = []
+        """The questions of the last evaluation whose responses are recorded token by token."""
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Metrics]:
         """Return the figures of each set: means over questions of `question_metrics`.
@@ -86,10 +92,15 @@ class Evaluator:
         )
         answers = graded_answers(self._grader, rollouts, self._answers)
         self._write_samples([name for name, _ in questions for _ in range(samples)], rollouts, answers, iteration)
+        parts = [slice(index * samples, (index + 1) * samples) for index in range(len(questions))]
+        self.token_samples = [
+            SampledQuestion(name, rollouts[part], [answer.correct for answer in answers[part]])
+            for (name, prompt), part in zip(questions, parts, strict=True)
+            if prompt.id in self._followed
+        ]
 
         def measure(indices: Sequence[int]) -> list[Metrics]:
-            parts = [slice(index * samples, (index + 1) * samples) for index in indices]
-            return [self._question_figures(rollouts[part], answers[part]) for part in parts]
+            return [self._question_figures(rollouts[parts[index]], answers[parts[index]]) for index in indices]
 
         mixed = {name for name, prompts in sets.items() if len({prompt.source for prompt in prompts}) > 1}
         rows: dict[str, list[Metrics]] = {name: [] for name in sets}
@@ -191,8 +202,13 @@ def _subset(prompts: list[Prompt], count: int) -> list[Prompt]:
     """Return `count` of the prompts, of every source, in their order; all of them for 0."""
     if not count:
         return prompts
-    ids = {prompt.id for prompt in spread_over_sources(prompts, "evaluation")[:count]}
+    ids = {prompt.id for prompt in _first(prompts, count)}
     return [prompt for prompt in prompts if prompt.id in ids]
+
+
+def _first(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """Return the first `count` prompts of the order in which evaluations take them."""
+    return spread_over_sources(prompts, "evaluation")[:count]
 
 
 def _pass_at_fewest(correct: Sequence[float], prompts: Sequence[str]) -> Metrics:

@@ -11,7 +11,13 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.metrics.calibration import auroc, auroc_within_groups, brier, expected_calibration_error
+from tempo_megatron.metrics.calibration import (
+    auroc,
+    auroc_within_groups,
+    brier,
+    calibration_bins,
+    expected_calibration_error,
+)
 from tempo_megatron.metrics.evidence import evidence_terms
 from tempo_megatron.metrics.pass_at_k import pass_at_k
 from tempo_megatron.metrics.question_metrics import Samples, mean_over_questions, question_metrics
@@ -63,6 +69,11 @@ def test_calibration_error_is_the_mean_gap_of_the_bins() -> None:
     """Two bins of ten: |0.15 - 0.5| of two responses and |0.8 - 1| of one; a perfect critic has 0."""
     assert expected_calibration_error([0.1, 0.19, 0.8], [0.0, 1, 1]) == pytest.approx((2 * 0.355 + 0.2) / 3)
     assert expected_calibration_error([1.0, 0.0, 1.4], [1.0, 0, 1]) == pytest.approx(0.4 / 3)
+    assert calibration_bins([0.8, 0.1, 0.19, math.nan], [1.0, 0, 1, 1]) == [
+        (2, pytest.approx(0.145), 0.5),
+        (1, 0.8, 1.0),
+    ]
+    assert calibration_bins([math.inf], [1.0]) == [] and expected_calibration_error([math.inf], [1.0]) is None
 
 
 def test_the_evidence_bound_is_the_difference_of_its_terms_and_the_log_of_the_mean() -> None:

@@ -43,6 +43,35 @@ def write_evaluation(run: Path, iteration: int, grades: dict[str, Sequence[float
     write_lines(run / "samples" / f"iteration-{iteration:06d}.jsonl", rows)
 
 
+def write_tokens(run: Path, iteration: int, texts: dict[str, Sequence[str]], **fields: Any) -> None:
+    """Write token samples of unlabeled questions, one response each. Token t has value t / 10. `fields` replace those
+    of rows."""
+    name = "labeled" if fields.get("set") == "labeled" else "evaluated"
+    rows = [
+        {
+            "set": "unlabeled",
+            "correct": 1.0,
+            "prompt": prompt,
+            "question": f"question {prompt}",
+            "sample": 0,
+            "finish_reason": "stop",
+            "tokens": len(tokens),
+            "first": len(tokens),
+            "left_out": 0,
+            "texts": list(tokens),
+            "value_before": 0.5,
+            "values": [number / 10 for number in range(len(tokens))],
+            "advantages": [0.25 - number / 10 for number in range(len(tokens))],
+            "log_probs": [-float(number) for number in range(len(tokens))],
+            "differences": [1e-6] * len(tokens),
+            **fields,
+        }
+        for prompt, tokens in texts.items()
+    ]
+    (run / "token_samples").mkdir(parents=True, exist_ok=True)
+    write_lines(run / "token_samples" / f"{name}-{iteration:06d}.jsonl", rows)
+
+
 def new_run(
     run: Path, rows: Sequence[dict[str, Any]] = (), config: str = "method: tempo\nloop: {iterations: 10}\n"
 ) -> Path:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tempo_megatron.report.figures import comparison_sections, sections
 from tempo_megatron.report.measures import SUBJECTS
+from tempo_megatron.report.page import run_page
 from tempo_megatron.report.panels import MAXIMUM_LINES, Line, Panel, title_slug
 from tempo_megatron.report.png import write_figures
 from tempo_megatron.report.reading import RunRecord, read_run
@@ -84,8 +86,8 @@ def test_a_run_has_one_color_in_the_whole_page(tmp_path: Path) -> None:
     (loss,), (entropy,) = (section.panels for section in comparison_sections([first, second]))
     assert [(line.name, line.color) for line in entropy.lines] == [("first", 1), ("second", 2)]
     assert [(line.name, line.color) for line in loss.lines] == [("second", 2)]
-    assert loss.has_legend  # the only line has to be named
-    assert not sections(second)[0].panels[0].has_legend
+    assert len(loss.legend) == 1  # the only line has to be named
+    assert sections(second)[0].panels[0].legend == []
 
 
 def test_seconds_of_an_iteration_add_up(tmp_path: Path) -> None:
@@ -114,6 +116,26 @@ def test_seconds_of_an_iteration_add_up(tmp_path: Path) -> None:
         ("e_step", 2.0, 0.125, None),
     ]
     assert (memory.kind, memory.total_gib) == ("host", None)
+
+
+def test_the_plan_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    """Seconds of a usual iteration, and memory of the device. A run on CPUs has no plan, and the page no column."""
+    rows = train_rows(
+        seconds__generate=[4.0, 6.0, 90.0],
+        seconds__grade=[1.0, 1.0, 1.0],
+        memory__generate__device_peak_gib=[60.0, 61.0, 62.0],
+        memory__device_peak_gib=[60.0, 61.0, 62.0],
+        policy__response_tokens=[100.0, 200.0, 300.0],
+    )
+    run = new_run(tmp_path / "run", rows)
+    assert ">planned<" not in run_page(read_run(run))
+    plan = {"response_tokens": 150.0, "seconds": {"generate": 5.0}, "device_gib": {"generate": 64.0}}
+    (run / "plan.json").write_text(json.dumps(plan))
+    generate, grade = phase_uses(read_run(run))[0]
+    assert (generate.iteration_seconds, generate.planned_seconds, generate.planned_gib) == (6.0, 5.0, 64.0)
+    assert (grade.planned_seconds, grade.planned_gib) == (None, None)
+    page = run_page(read_run(run))
+    assert page.count(">planned<") == 2 and "for responses of 150 tokens on average. They had 200." in page
 
 
 def test_speed_leaves_out_lines_whose_tokens_are_not_trainings(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tempo_megatron.report.page import comparison_page, run_page
 from tempo_megatron.report.reading import read_run, read_runs
-from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_evaluation, write_lines
+from tests.unit.report.run_copy import copy_run, new_run, train_rows, write_evaluation, write_lines, write_tokens
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=pwned=1> \u202etxet & 'quotes' \u2028"
 
@@ -86,13 +86,16 @@ def test_texts_of_a_run_stay_texts(tmp_path: Path) -> None:
     write_evaluation(run, 0, {"q": [0.0]}, response=HOSTILE, answer=HOSTILE)
     write_evaluation(run, 1, {"q": [1.0]}, response="\ud800 lone", answer="")
     write_lines(run / "samples" / "questions.jsonl", [{"set": "unlabeled", "prompt": "q", "question": HOSTILE}])
+    write_tokens(run, 1, {HOSTILE: [HOSTILE, "\ud800 lone"]})
     (run / "interrupted").write_text(HOSTILE)
     (run / "environment.json").write_text(json.dumps({"device": HOSTILE, "commit": HOSTILE}))
     page = run_page(read_run(run))
     page.encode()
-    assert page.count("</script>") == page.count("<script") == 4
+    assert page.count("</script>") == page.count("<script") == 5
     markup = own_markup(page)
     assert "<img" not in markup and "<b>run" not in markup
+    (followed,) = data(page, "tokens")
+    assert (followed["id"], followed["responses"][0]["texts"]) == (HOSTILE, [HOSTILE, "? lone"])
     (question,) = data(page, "questions")
     assert question["text"] == HOSTILE
     assert [samples[0]["text"] for samples in question["samples"].values()] == [HOSTILE, "? lone"]

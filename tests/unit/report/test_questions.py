@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 from tempo_megatron.report.questions import question_rows
@@ -62,7 +63,7 @@ def test_a_question_that_left_the_evaluation_has_its_own_ends(tmp_path: Path) ->
     assert list(rows["leaves"].samples) == ["iteration 0"]
     write_evaluation(run, 3, {"only here": [1.0]})
     rows = {row.id: row for row in question_rows(read_run(run))}
-    assert rows["only here"].samples == {}  # texts between the ends are not read
+    assert list(rows["only here"].samples) == ["iteration 3"]
     assert list(rows["stays"].samples) == ["iteration 0", "iteration 5"]
 
 
@@ -75,6 +76,18 @@ def test_many_long_responses_are_cut_in_their_middle(tmp_path: Path) -> None:
     text = row.samples["iteration 0"][0].text
     assert text.startswith("beginx") and text.endswith("xend")
     assert len(text) < 6_100 and "3008 characters left out" in text
+
+
+def test_texts_of_a_large_run_are_not_in_memory_together(tmp_path: Path) -> None:
+    """A thousand questions with sixteen responses of 64 kB each would be a gigabyte for each evaluation."""
+    run = new_run(tmp_path / "run")
+    write_evaluation(run, 0, {f"q{number}": [0.0, 1.0] for number in range(100)}, response="x" * 100_000)
+    tracemalloc.start()
+    rows = question_rows(read_run(run))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (run / "samples" / "iteration-000000.jsonl").stat().st_size > 20_000_000
+    assert len(rows) == 100 and peak < 4_000_000
 
 
 def test_questions_have_their_texts_and_answers_only_on_request(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_evaluations_of_a_discarded_future_are_left_out(tmp_path: Path) -> None:
     write_lines(run / "metrics.jsonl", train_rows(policy__reward=[0.1, 0.2]))
     evaluations = read_run(run).evaluations
     assert [evaluation.iteration for evaluation in evaluations] == [0, 2]
-    assert evaluations[-1].sets["unlabeled"]["q"][0].text == "response 0"
+    assert evaluations[-1].text(evaluations[-1].sets["unlabeled"]["q"][0]) == "response 0"
 
 
 def test_a_torn_line_is_left_out_and_told(tmp_path: Path) -> None:

@@ -148,6 +148,13 @@ def build_fake(name: str = "tempo", **settings: Any) -> tuple[Any, list[str]]:
             save=note("save"),
         ),
         "metrics_log": SimpleNamespace(write=note("log")),
+        "recorder": SimpleNamespace(
+            is_due=lambda iteration: False,
+            record_evaluated=lambda *_: None,
+            note_bins=lambda *_: None,
+            note_values=lambda *_: None,
+            write_beliefs=lambda _: None,
+        ),
         "collector": Collector(
             config,
             engine,

@@ -99,6 +99,21 @@ def test_between_the_ends_some_questions_are_evaluated_and_at_them_all(at_an_end
     assert engine.prompts == prompts
 
 
+@pytest.mark.parametrize("at_an_end", [False, True])
+def test_the_same_questions_are_followed_token_by_token_in_every_evaluation(at_an_end: bool) -> None:
+    """Evaluations between the ends have a part of the questions, which contains them."""
+    sets = {"unlabeled": mixed(a=6, b=3), "held_out": [Prompt("z0", (9,), "z", "exact")]}
+    answers: dict[str, dict[str, Any]] = {prompt.id: {"answer": "x"} for group in sets.values() for prompt in group}
+    config = EvaluationConfig(samples=2, k=1, questions=4)
+    followed = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None, 2)  # type: ignore[arg-type]
+    followed.evaluate(Scripted({number: ["x", "y"] for number in range(10)}), 3, at_an_end)
+    chosen = {prompt.id for prompt in spread_over_sources(sets["unlabeled"], "evaluation")[:2]}
+    questions = {question.rollouts[0].prompt.id: question for question in followed.token_samples}
+    assert questions.keys() == chosen | {"z0"}
+    assert all(question.correct == [1.0, 0.0] for question in questions.values())
+    assert questions["z0"].question_set == "held_out"
+
+
 def test_an_evaluation_expects_the_lengths_of_earlier_evaluations_alone() -> None:
     """Lengths that training expects decide which of its responses pause. They must not depend on what is evaluated,
     because only questions with answers are; so an evaluator has expectations of its own."""
