@@ -12,6 +12,7 @@ from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.layers import layer_pattern, stack_spec
 from tempo_megatron.megatron.norm import SharedRMSNorm
+from tempo_megatron.megatron.router_replay import forget_routers
 from tempo_megatron.megatron.topology import Topology
 
 
@@ -82,7 +83,9 @@ def policy_head(output_layer: Any) -> Any:
     return output_layer
 
 
-def transformer_config(settings: BackboneSettings, config: Config, numerics: Numerics) -> Any:
+def transformer_config(
+    settings: BackboneSettings, config: Config, numerics: Numerics, replays_routes: bool = False
+) -> Any:
     """Returns megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -123,6 +126,7 @@ def transformer_config(settings: BackboneSettings, config: Config, numerics: Num
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
         **_experts(settings, on_gpu),
+        moe_enable_routing_replay=replays_routes,
         **_fp8(config.model),
         **_recompute(config.model),
     )
@@ -192,7 +196,8 @@ def build_model(
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
         numerics = config.numerics if role == "policy" else Numerics.default
-        transformer = transformer_config(settings, config, numerics)
+        replays_routes = role == "policy" and config.policy.router_replay
+        transformer = transformer_config(settings, config, numerics, replays_routes)
         model = HybridModel(
             transformer,
             stack_spec(settings, numerics),
@@ -204,6 +209,7 @@ def build_model(
             share_embeddings_and_output_weights=role == "policy" and settings.tied,
             position_embedding_type="rope",
         )
+        forget_routers()
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
         if numerics is Numerics.exact and topology.is_last_stage:  # megatron-core names the last norm's class itself.
             model.decoder.final_norm = SharedRMSNorm(transformer, settings.hidden_size, settings.rms_norm_eps)

@@ -22,6 +22,7 @@ from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems,
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisibility_problems, experts_problems, replica_problems, window_problems
 from tempo_megatron.run_dir.layout import as_saved, saved_model
+from tempo_megatron.validation.experts import experts_setting_problems
 from tempo_megatron.validation.numerics import numerics_problems
 
 
@@ -59,6 +60,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
     yield from replica_problems(config.generation.tensor_parallel_size, settings)
     yield from _fp8_problems(config, settings)
     yield from numerics_problems(config, settings)
+    yield from experts_setting_problems(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
             yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tempo_megatron.config import Config
+from tempo_megatron.config import Config, LearnsFrom
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
@@ -137,6 +137,7 @@ class Collector:
                     seed=self.config.seed,
                     iteration=iteration if step == 0 else f"{iteration}.{step}",
                     samples=samples,
+                    routed_streams=self._routed_streams,
                     **self._sampling,
                 )
             )
@@ -185,6 +186,15 @@ class Collector:
             "top_p": generation.top_p,
             "history": self.history,
         }
+
+    @property
+    def _routed_streams(self) -> tuple[str, ...]:
+        """The streams whose rollouts need routes: the policy learns from them and replays routes."""
+        if not self.config.policy.router_replay:
+            return ()
+        labeled = ("labeled", "refill") if self.config.policy.learns_from is not LearnsFrom.unlabeled else ()
+        unlabeled = ("unlabeled",) if self.config.policy.learns_from is not LearnsFrom.labeled else ()
+        return labeled + unlabeled
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
         """Return the correctness of labeled rollouts."""
