@@ -22,7 +22,7 @@ class Batch:
     """True at response tokens."""
     columns: dict[str, Tensor]
     """Other tensors [rows, ...] that a loss needs besides the model's output."""
-    routes: tuple[Shaped[Tensor, "read_tokens layers experts_per_token"], ...] | None = None
+    routes: tuple[Shaped[Tensor, "_read_tokens layers experts_per_token"], ...] | None = None
     """The experts that the generator chose for the tokens of each row but the last: [length - 1, layers, experts per
     token] integers, in host memory. None: routers choose for themselves."""
 

@@ -111,6 +111,7 @@ def transformer_config(
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
         context_parallel_size=config.parallel.context_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
+        moe_enable_routing_replay=replays_routes,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # The default refuses variable lengths, even without experts.
         params_dtype=dtype,
@@ -126,7 +127,6 @@ def transformer_config(
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
         **_experts(settings, on_gpu),
-        moe_enable_routing_replay=replays_routes,
         **_fp8(config.model),
         **_recompute(config.model),
     )
@@ -209,8 +209,8 @@ def build_model(
             share_embeddings_and_output_weights=role == "policy" and settings.tied,
             position_embedding_type="rope",
         )
-        forget_routers()
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
+        forget_routers()
         if numerics is Numerics.exact and topology.is_last_stage:  # megatron-core names the last norm's class itself.
             model.decoder.final_norm = SharedRMSNorm(transformer, settings.hidden_size, settings.rms_norm_eps)
         if topology.is_last_stage:

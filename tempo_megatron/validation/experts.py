@@ -12,6 +12,8 @@ _REPLAY = "policy.router_replay"
 
 def experts_setting_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each setting that does not go with the model's experts, or that needs experts."""
+    if settings.experts and settings.attention_bias:
+        yield "model.hf_path: attention_bias=True: vLLM ignores the bias of o_proj in models with experts"
     if settings.experts and config.generation.precision is RolloutPrecision.fp8:
         yield "generation.precision: fp8 is not supported for experts; use same"
     if not config.policy.router_replay:
