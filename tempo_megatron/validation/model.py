@@ -20,7 +20,7 @@ from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
 from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems, token_problems
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.planning.layout import divisibility_problems, experts_problems, replica_problems, window_problems
+from tempo_megatron.planning.layout import divisibility_problems, replica_problems, window_problems
 from tempo_megatron.run_dir.layout import as_saved, saved_model
 from tempo_megatron.validation.experts import experts_setting_problems
 from tempo_megatron.validation.numerics import numerics_problems
@@ -45,7 +45,6 @@ def _directory_problems(config: Config) -> Iterator[str]:
         yield from _resume_problems(config, settings)
     else:
         yield from _start_problems(config, settings)
-    yield from (f"model.hf_path: {problem}" for problem in experts_problems(settings))
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
             yield (

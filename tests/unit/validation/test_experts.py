@@ -29,12 +29,9 @@ def mixture(tmp_path: Path, demo_model: Path) -> Path:
     return tmp_path / "mixture"
 
 
-def test_a_recipe_and_its_plan_are_refused_in_one_line(
-    mixture: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Protects users from a run that trains experts wrongly, and from a plan that takes them for one MLP."""
-    problems = recipe_problems(load_config(recipe, [f"model.hf_path={mixture}"]))
-    assert [problem for problem in problems if REFUSAL in problem and problem.startswith("model.hf_path: ")]
+def test_a_plan_is_refused_in_one_line(mixture: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Protects users from a plan that takes experts for one MLP. The recipe itself is accepted."""
+    assert recipe_problems(load_config(recipe, [f"model.hf_path={mixture}"])) == []
     assert main(["plan", str(recipe), f"model.hf_path={mixture}"]) == 2
     assert f"model.hf_path: {REFUSAL}" in capsys.readouterr().err
 
@@ -48,6 +45,36 @@ def test_an_evaluation_is_refused(
     options = ["--data", str(tmp_path / "words.jsonl"), "--out", str(tmp_path / "out"), "--precision", "fp32"]
     assert main(["eval", "--model", str(mixture), *options]) == 2
     assert f"--model: {REFUSAL}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["policy.router_replay=true", "loop.partial_rollouts=0.5"], "checkpoints hold no routes of responses"),
+        (["generation.precision=fp8"], "generation.precision: fp8 is not supported for experts"),
+    ],
+)
+def test_what_does_not_go_with_experts_is_refused(
+    overrides: list[str], reason: str, mixture: Path, recipe: Path
+) -> None:
+    """Each setting is named with the reason, before a run starts."""
+    problems = recipe_problems(load_config(recipe, [f"model.hf_path={mixture}", *overrides]))
+    assert any(reason in problem for problem in problems), problems
+
+
+def test_biases_that_the_generator_ignores_are_refused(tmp_path: Path, demo_model: Path, recipe: Path) -> None:
+    """Protects from log-probs of a model without these biases."""
+    write_model("qwen3-moe-step", tmp_path / "biased")
+    for file in demo_model.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "biased")
+    problems = recipe_problems(load_config(recipe, [f"model.hf_path={tmp_path / 'biased'}"]))
+    assert any("vLLM ignores the bias of o_proj" in problem for problem in problems), problems
+
+
+def test_router_replay_needs_experts(recipe: Path) -> None:
+    """A dense model has no routes, and its generator would return none."""
+    problems = recipe_problems(load_config(recipe, ["policy.router_replay=true"]))
+    assert problems == ["policy.router_replay: needs a model with experts; this one has none"]
 
 
 def test_several_ranks_are_refused() -> None:
