@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
-_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
+_EXPERT = re.compile(r"(.*\.experts)\.\d+\.(gate|up|down)_proj\.weight")
 _PROJECTIONS = ("gate", "up", "down")
 _HOLDER = "routed_experts"
 """The module of vLLM that holds the weights of all experts of a layer."""
@@ -32,39 +31,35 @@ def expert_tensors(path: str, module: Any) -> Iterator[tuple[str, Tensor]]:
     projections as `w2_weight` [experts, hidden, width]. Tensor parallelism splits the width.
     """
     experts = path.rpartition(".")[0]
-    for expert, (gate_and_up, down) in enumerate(zip(module.w13_weight, module.w2_weight, strict=True)):
-        for projection, part in zip(_PROJECTIONS, (*gate_and_up.chunk(2), down), strict=True):
-            yield f"{experts}.{expert}.{projection}_proj.weight", part.detach()
+    gates_and_ups = module.w13_weight.detach().unflatten(1, (2, -1)).flatten(0, 1).unbind()
+    downs = module.w2_weight.detach().unbind()
+    for expert, parts in enumerate(zip(gates_and_ups[::2], gates_and_ups[1::2], downs, strict=True)):
+        for projection, part in zip(_PROJECTIONS, parts, strict=True):
+            yield f"{experts}.{expert}.{projection}_proj.weight", part
 
 
 class LiveExperts:
     """Writes the experts of a model, one projection after the other, and knows which layers are complete."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, rank: int, ranks: int) -> None:
         self._model = model
-        self._layers: dict[str, Any] = {}
-        self._loaded: Counter[str] = Counter()
+        self._rank, self._ranks = rank, ranks
+        self._missing: dict[str, dict[str, Tensor]] = {}
+        """By the path of a layer's experts and the name of a projection: the live part that nothing was written to."""
 
     def load(self, name: str, sent: Tensor) -> None:
-        """Copies this rank's part of a whole projection into the live parameter."""
+        """Copies this rank's part of a whole projection into the live parameter. Each projection comes once."""
         match = _EXPERT.fullmatch(name)
         assert match
-        path, expert, projection = match[1], int(match[2]), match[3]
-        if path not in self._layers:
-            self._layers[path] = self._model.get_submodule(f"{path}.{_HOLDER}")
-        layer = self._layers[path]
-        rank, ranks = layer.moe_config.tp_rank, layer.moe_config.tp_size
-        if projection == "down":
-            layer.w2_weight.data[expert].copy_(sent.chunk(ranks, 1)[rank])
-        else:
-            half = layer.w13_weight.data[expert].chunk(2)[_PROJECTIONS.index(projection)]
-            half.copy_(sent.chunk(ranks)[rank])
-        self._loaded[path] += 1
+        path, projection = match[1], match[2]
+        if path not in self._missing:
+            holder = f"{path}.{_HOLDER}"
+            self._missing[path] = dict(expert_tensors(holder, self._model.get_submodule(holder)))
+        if self._ranks > 1:
+            sent = sent.chunk(self._ranks, 1 if projection == "down" else 0)[self._rank]
+        self._missing[path].pop(name).copy_(sent)
 
     def complete_parameters(self) -> set[str]:
         """Returns the names of the live parameters of all layers of which every projection has come."""
-        complete = set()
-        for path, layer in self._layers.items():
-            if self._loaded[path] == len(_PROJECTIONS) * len(layer.w13_weight):
-                complete |= {f"{path}.{_HOLDER}.{parameter}" for parameter in ("w13_weight", "w2_weight")}
-        return complete
+        complete = [path for path, missing in self._missing.items() if not missing]
+        return {f"{path}.{_HOLDER}.{parameter}" for path in complete for parameter in ("w13_weight", "w2_weight")}

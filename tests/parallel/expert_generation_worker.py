@@ -21,6 +21,7 @@ from tempo_megatron.config import GenerationConfig, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.experts import LiveExperts, is_expert
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.weights import export_hf_weights
@@ -142,7 +143,27 @@ def main(path: str) -> None:
             assert str(error).endswith(f": {name}"), error
         else:
             raise AssertionError("a changed element of an expert was not noticed")
+    receives_experts_in_live_parameters(generator, {name: tensor * 0.5 for name, tensor in changed.items()}, expected)
     topology.shutdown()
+
+
+def receives_experts_in_live_parameters(
+    generator: Generator, halved: dict[str, Tensor], expected: dict[str, Tensor]
+) -> None:
+    """Checks what GPUs do: experts are written into the live parameters, and a layer is complete with its last one."""
+    experts = [name for name in halved if is_expert(name)]
+
+    def load(llm_model: Any) -> None:
+        live = LiveExperts(llm_model, 0, 1)
+        for name in experts[:-1]:
+            live.load(name, halved[name])
+        incomplete = live.complete_parameters()
+        live.load(experts[-1], halved[experts[-1]])
+        held = {name for name, _ in llm_model.named_parameters() if ".experts." in name and "gate" not in name}
+        assert live.complete_parameters() == held and len(held - incomplete) == 2
+
+    generator._llm.apply_model(load)
+    generator.check(expected | {name: expected_checksums(name, halved[name], 0, 1) for name in experts})
 
 
 if __name__ == "__main__":
