@@ -22,8 +22,8 @@ from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems,
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisibility_problems, replica_problems, window_problems
 from tempo_megatron.run_dir.layout import as_saved, saved_model
-from tempo_megatron.validation.experts import experts_setting_problems
 from tempo_megatron.validation.numerics import numerics_problems
+from tempo_megatron.validation.router_replay import router_replay_problems
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -51,6 +51,8 @@ def _directory_problems(config: Config) -> Iterator[str]:
                 f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
                 f"{rope.default_attention_factor:.6g}"
             )
+    if settings.experts and settings.attention_bias:
+        yield "model.hf_path: attention_bias=True: vLLM ignores the bias of o_proj in models with experts"
     tokens = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if tokens > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {tokens}, the model's context is {context}"
@@ -59,7 +61,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
     yield from replica_problems(config.generation.tensor_parallel_size, settings)
     yield from _fp8_problems(config, settings)
     yield from numerics_problems(config, settings)
-    yield from experts_setting_problems(config, settings)
+    yield from router_replay_problems(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
             yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"

@@ -47,36 +47,6 @@ def test_an_evaluation_is_refused(
     assert f"--model: {REFUSAL}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["policy.router_replay=true", "loop.partial_rollouts=0.5"], "checkpoints hold no routes of responses"),
-        (["generation.precision=fp8"], "generation.precision: fp8 is not supported for experts"),
-    ],
-)
-def test_what_does_not_go_with_experts_is_refused(
-    overrides: list[str], reason: str, mixture: Path, recipe: Path
-) -> None:
-    """Each setting is named with the reason, before a run starts."""
-    problems = recipe_problems(load_config(recipe, [f"model.hf_path={mixture}", *overrides]))
-    assert any(reason in problem for problem in problems), problems
-
-
-def test_biases_that_the_generator_ignores_are_refused(tmp_path: Path, demo_model: Path, recipe: Path) -> None:
-    """Protects from log-probs of a model without these biases."""
-    write_model("qwen3-moe-step", tmp_path / "biased")
-    for file in demo_model.glob("tokenizer*"):
-        shutil.copy(file, tmp_path / "biased")
-    problems = recipe_problems(load_config(recipe, [f"model.hf_path={tmp_path / 'biased'}"]))
-    assert any("vLLM ignores the bias of o_proj" in problem for problem in problems), problems
-
-
-def test_router_replay_needs_experts(recipe: Path) -> None:
-    """A dense model has no routes, and its generator would return none."""
-    problems = recipe_problems(load_config(recipe, ["policy.router_replay=true"]))
-    assert problems == ["policy.router_replay: needs a model with experts; this one has none"]
-
-
 def test_several_ranks_are_refused() -> None:
     """Protects from a model whose experts no rank holds in full: neither the builder nor `verify` spreads them."""
     ranks: Any = SimpleNamespace(world_size=2)
