@@ -101,8 +101,10 @@ def replica_problems(replica: int, settings: BackboneSettings) -> Iterator[str]:
 
     vLLM would copy KV heads to the surplus ranks, and the check of synced weights does not support copies.
     """
-    heads = (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups))
-    undivided = [f"{count} {name} heads" for name, count in heads if replica > 0 and count % replica]
+    counts = {"attention heads": settings.num_attention_heads, "KV heads": settings.num_query_groups}
+    if settings.experts:
+        counts["channels of an expert"] = settings.experts.ffn_hidden_size
+    undivided = [f"{count} {name}" for name, count in counts.items() if replica > 0 and count % replica]
     if undivided:
         yield f"generation.tensor_parallel_size: {replica} does not divide the model's {', '.join(undivided)}"
 
