@@ -123,9 +123,18 @@ class Collector:
         return metrics
 
     def sample(
-        self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int, step: int = 0
+        self,
+        prompts: Mapping[str, Sequence[Prompt]],
+        samples: Mapping[str, int],
+        iteration: int,
+        step: int = 0,
+        *,
+        trains: bool = True,
     ) -> dict[str, list[Rollout]]:
-        """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature."""
+        """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature.
+
+        With `trains` those that the policy learns from have the routes that it needs.
+        """
         pairs = [(name, prompt) for name, stream in prompts.items() for prompt in stream]
         if not pairs:
             return {name: [] for name in prompts}
@@ -137,7 +146,7 @@ class Collector:
                     seed=self.config.seed,
                     iteration=iteration if step == 0 else f"{iteration}.{step}",
                     samples=samples,
-                    routed_streams=self._routed_streams,
+                    routed_streams=self._routed_streams if trains else (),
                     **self._sampling,
                 )
             )
