@@ -1,5 +1,7 @@
 """The rank of test_expert_generation: an engine with experts gets the trainer's weights, twice.
 
+The prompts have two whole blocks of the prefix cache, which later samples find there.
+
 usage: expert_generation_worker.py MODEL
 """
 
@@ -13,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import vllm
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,19 +27,7 @@ from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.weights import export_hf_weights
 from tests.models import split_experts
-
-BLOCK = 16
-"""Tokens of a cache block. The prompts have two whole blocks, which later samples find in the cache."""
-
-
-def make_engines_with_prefix_cache() -> None:
-    """Gives all engines a prefix cache with blocks of BLOCK tokens. On CPUs engines have none by default."""
-    original: Any = vllm.LLM
-
-    def with_cache(**settings: Any) -> Any:
-        return original(**{**settings, "enable_prefix_caching": True, "block_size": BLOCK})
-
-    vllm.LLM = with_cache
+from tests.parallel.prefix_cache_worker import BLOCK, cached_blocks, make_engines_with_prefix_cache
 
 
 class Routed:
@@ -110,6 +99,7 @@ def main(path: str) -> None:
 
     completions = generator.generate(requests)
     check(reference, requests, completions)
+    assert cached_blocks(generator) >= 8
     cached = generator.generate(requests[::-1])[::-1]  # their prompts are in the prefix cache
     assert cached == completions
     for first, again in zip(completions, cached, strict=True):
