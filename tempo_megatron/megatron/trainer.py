@@ -287,7 +287,8 @@ class Trainer(MegatronModel):
                 [self.model],
             )
             for part in self.optimizer.chained_optimizers:  # A checkpoint before the first step has all state then.
-                part.init_state_fn(part.optimizer, part.config)
+                if not part.is_stub_optimizer:
+                    part.init_state_fn(part.optimizer, part.config)
 
     def freeze(self) -> None:
         """Frees gradients, optimizer and DistributedDataParallel for good. The weights stay."""
