@@ -51,8 +51,8 @@ class ExpertLoad:
 def shares_of_tokens(counts: Tensor, experts_per_token: int) -> dict[str, float]:
     """Returns the largest and the smallest share of a layer's tokens that one expert got.
 
-    `counts` [layers, experts] are tokens. A layer without any is left out, since it has no experts. Equally busy experts
-    have the share experts_per_token / experts.
+    `counts` [layers, experts] are tokens. A layer without any has no experts and is left out. Equally busy experts have
+    the share experts_per_token / experts.
     """
     counts = counts[counts.sum(1) > 0].double().cpu()
     if not len(counts):

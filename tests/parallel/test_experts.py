@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from checkpoints_convert.__main__ import main
 from tests.conftest import write_recipe
@@ -87,7 +87,7 @@ def runs(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
         recipes[2],
         2,
         {
-            "EP2": (1, [*ONE_STEP, *ALONE, EP2]),
+            "EP2": (1, [*ONE_STEP, *ALONE, EP2, "memory.offload_on_cpu=true"]),
             "TP2 x EP2": (1, [*ONE_STEP, *layout(2, 1), SP, EP2]),
             "saved": (1, [*SMALL_STEPS, *ALONE, EP2]),
             "from one": (1, [*SMALL_STEPS, *ALONE, EP2]),
@@ -114,8 +114,9 @@ def runs(mixture: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[
 def test_every_layout_learns_what_one_process_learns(
     name: str, runs: tuple[dict[str, Any], Path], mixture: Path
 ) -> None:
-    """A critic's and a policy's step: losses, gradient norms, values and log-probs, and which experts were used. What
-    each layout exports before it is the model that all started from, bit for bit."""
+    """A critic's and a policy's step: losses, gradient norms, values and log-probs, and which experts were used. At EP2
+    idle models move to host memory as well. What each layout exports before its step is the model that all started
+    from, bit for bit."""
     results, _ = runs
     assert_close(results[name], results["1 one step"], 1e-5)
     assert_same(results[name]["at_start"], load_file(mixture / "model.safetensors"))
@@ -129,8 +130,8 @@ def test_every_layout_learns_what_one_process_learns(
 
 @pytest.mark.parametrize("name", ["2 from one", "1 from EP2", "4 from EP2"])
 def test_a_checkpoint_goes_on_under_another_expert_parallelism(name: str, runs: tuple[dict[str, Any], Path]) -> None:
-    """Weights and optimizers saved by one process go on at EP2, and those saved at EP2 go on in one process and at PP2 x
-    EP2: the next iteration is that of a run which was never interrupted."""
+    """Weights and optimizers saved by one process go on at EP2, and those saved at EP2 in one process and at PP2 x EP2:
+    the next iteration is that of a run which was never interrupted."""
     results, _ = runs
     source = results["1 two" if name == "2 from one" else "2 saved"]
     expected = {part: rows[1:2] for part, rows in results["1 two"].items() if part != "at_start"}
@@ -146,3 +147,21 @@ def test_a_checkpoint_of_ep2_is_exported_by_the_offline_converter(
     (newest,) = (saved / "checkpoints").iterdir()
     assert main(["to-hf", "--checkpoint", str(newest), "--out", str(tmp_path / "hf")]) == 0
     assert_same(load_file(tmp_path / "hf" / "model.safetensors"), results["2 saved"]["after"][0]["weights"])
+
+
+def test_verify_under_expert_parallelism_names_one_changed_element_of_one_expert(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two ranks load three experts a layer each, and export what the directory has; all but the changed tensor."""
+    convert = ["to-megatron", "--hf", str(mixture), "--out", str(tmp_path / "checkpoint")]
+    assert main(convert) == 0
+    tensors = load_file(mixture / "model.safetensors")
+    name = "model.layers.3.mlp.experts.4.down_proj.weight"
+    tensors[name][5, 7] += 1e-3
+    shutil.copytree(mixture, tmp_path / "changed")
+    save_file(tensors, tmp_path / "changed" / "model.safetensors", {"format": "pt"})
+    options = ["--checkpoint", str(tmp_path / "checkpoint"), "--expert-parallel", "2"]
+    assert main(["verify", "--hf", str(mixture), *options]) == 0
+    assert main(["verify", "--hf", str(tmp_path / "changed"), *options]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"{name}: 1 of {40 * 64} elements differ") for line in lines) == 2
