@@ -90,6 +90,8 @@ _OLMOE = {
     "attention_bias": False,
 }
 _TINY = {**_QWEN3, "vocab_size": 256, "num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"}
+_TINY_MOE = {**_QWEN3_MOE, **{key: _TINY[key] for key in ("vocab_size", "num_key_value_heads", "head_dim", "dtype")}}
+_TINY_MOE |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 
 
 def _shape(common: dict[str, Any], sizes: tuple[int, int, int, int], tied: bool = False) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def _shape(common: dict[str, Any], sizes: tuple[int, int, int, int], tied: bool 
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _shape(_TINY, (2, 64, 128, 4)),
+    "tiny-moe": _shape(_TINY_MOE, (2, 64, 128, 4)),
     "qwen3-0.6b": _shape(_QWEN3, (28, 1024, 3072, 16), tied=True),
     "qwen3-1.7b": _shape(_QWEN3, (28, 2048, 6144, 16), tied=True),
     "qwen3-4b": _shape(_QWEN3, (36, 2560, 9728, 32), tied=True),
