@@ -126,15 +126,15 @@ def transformer_config(
         masked_softmax_fusion=False,
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
-        **_experts(settings, on_gpu),
+        **_experts(settings, config, on_gpu),
         **_fp8(config.model),
-        **_recompute(config.model),
+        **_recompute(config.model, settings),
     )
     transformer.finalize_model_grads_func = finalize_model_grads
     return transformer
 
 
-def _experts(settings: BackboneSettings, on_gpu: bool) -> dict[str, Any]:
+def _experts(settings: BackboneSettings, config: Config, on_gpu: bool) -> dict[str, Any]:
     """Returns the settings of router and experts: fp32 routing, no auxiliary loss, no dropped token."""
     if settings.experts is None:
         return {}
@@ -150,6 +150,8 @@ def _experts(settings: BackboneSettings, on_gpu: bool) -> dict[str, Any]:
         "moe_z_loss_coeff": None,
         "moe_expert_capacity_factor": None,
         "moe_grouped_gemm": on_gpu,
+        "moe_permute_fusion": accelerators.transformer_engine_permutes_tokens(),
+        "expert_model_parallel_size": config.parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": 1,
     }
 
@@ -167,12 +169,29 @@ def _fp8(settings: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _recompute(settings: ModelConfig) -> dict[str, Any]:
-    if settings.recompute is Recompute.full:
+def _recompute(model: ModelConfig, settings: BackboneSettings) -> dict[str, Any]:
+    if model.recompute is Recompute.full:
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if settings.recompute is Recompute.mlp:
-        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    if model.recompute is Recompute.mlp:
+        modules = ["mlp", "moe"] if settings.experts else ["mlp"]  # `mlp` passes by layers with experts.
+        return {"recompute_granularity": "selective", "recompute_modules": modules}
     return {}
+
+
+def _mark_experts(model: Any) -> None:
+    """Marks the experts' parameters, so that gradients are reduced over the ranks that hold the same experts.
+
+    megatron-core marks them where EP or TP is above 1. It gives marked parameters an optimizer of their own, and a
+    checkpoint's optimizers must be the same in every layout.
+    """
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            parameter.allreduce = False
+
+
+def is_expert(parameter: torch.nn.Parameter) -> bool:
+    """Returns whether the parameter belongs to an expert."""
+    return not getattr(parameter, "allreduce", True)
 
 
 def rotary_frequencies(settings: BackboneSettings) -> torch.Tensor:
@@ -187,11 +206,8 @@ def build_model(
 
     `settings` comes from the Hugging Face config. The critic is untied. Its value head exists on the last stage alone
     and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias. The setting `numerics`
-    is about the policy: no generator computes what the critic does. Raises ValueError for a model with experts on more
-    than one rank.
+    is about the policy: no generator computes what the critic does.
     """
-    if settings.experts and topology.world_size > 1:
-        raise ValueError(f"a model with experts is built in one process; there are {topology.world_size}")
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
@@ -221,4 +237,5 @@ def build_model(
             # In a built model this flag sums gradients of these norms over TP, but each rank has its own part of them.
             transformer.qk_layernorm = False
         accelerators.let_transformer_engine_accumulate_gradients(model)
+        _mark_experts(model)
         return model.to(topology.device)

@@ -100,7 +100,10 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
     longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
     queries = transformer.kv_channels * transformer.num_attention_heads
     keys = 2 * transformer.kv_channels * transformer.num_query_groups
-    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * transformer.ffn_hidden_size)
+    channels = transformer.ffn_hidden_size
+    if transformer.num_moe_experts:
+        channels = transformer.moe_router_topk * transformer.moe_ffn_hidden_size
+    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * channels)
     return PackingRule(
         budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
         sequence_multiple=pieces,

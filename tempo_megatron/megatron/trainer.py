@@ -15,6 +15,7 @@ from torch import Tensor
 from tempo_megatron.config import Config, OptimizerConfig
 from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
@@ -260,6 +261,7 @@ class Trainer(MegatronModel):
             )
             if overlap:
                 module.config.no_sync_func = self.model.no_sync
+        self.expert_load = ExpertLoad(module, topology.device)
         self._weights_are_sharded = False
         self._guard = NonFiniteGuard(config.faults.non_finite_updates, Path(config.run_dir) / "non_finite")
         self.reset_optimizer(optimizer)
@@ -268,6 +270,7 @@ class Trainer(MegatronModel):
         """Creates a new Adam optimizer for the present weights."""
         self.settings = settings
         self.steps = 0
+        self.expert_load.reset()
         self.offloader.onload(StateKind.weights)
         self.offloader.forget(StateKind.optimizer)
         self.optimizer = None  # The old optimizer is freed before the new one allocates as much memory.
@@ -293,7 +296,8 @@ class Trainer(MegatronModel):
                 [self.model],
             )
             for part in self.optimizer.chained_optimizers:  # A checkpoint before the first step has all state then.
-                part.init_state_fn(part.optimizer, part.config)
+                if not part.is_stub_optimizer:
+                    part.init_state_fn(part.optimizer, part.config)
 
     def freeze(self) -> None:
         """Frees gradients, optimizer and DistributedDataParallel for good. The weights stay."""

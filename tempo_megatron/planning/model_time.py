@@ -42,8 +42,8 @@ class ModelTime:
         """Return the work that recomputation adds, in forward passes."""
         recompute, shape = self.run.config.model.recompute, self.run.settings
         if recompute is Recompute.mlp:
-            mlp = 3 * shape.num_layers * shape.hidden_size * shape.ffn_hidden_size
-            return mlp / ModelFlops(shape, self.role).weights
+            flops = ModelFlops(shape, self.role)
+            return flops.mlp_weights / flops.weights
         return float(recompute is Recompute.full)
 
     def _compute_seconds(self, rollouts: int, rate: float, forward_passes: float, exposed: float, steps: int) -> float:
@@ -78,9 +78,22 @@ class ModelTime:
         flops = ModelFlops(run.settings, self.role).forward([tokens]) * forward_passes
         values = tokens / layout.context * run.settings.num_layers / layout.pipeline * run.settings.hidden_size
         from_other_ranks = (layout.tensor - 1) / layout.tensor * (1 + self._recomputed_passes() / 3)
-        return (
-            flops / speed / ranks + exposed * rates.EXPOSED_SECONDS_PER_VALUE[self._is_fp8] * values * from_other_ranks
-        )
+        exposed_seconds = exposed * rates.EXPOSED_SECONDS_PER_VALUE[self._is_fp8] * values * from_other_ranks
+        return flops / speed / ranks + exposed_seconds + self._exchange_seconds(tokens) * forward_passes
+
+    def _exchange_seconds(self, tokens: int) -> float:
+        """Return the seconds in which a forward pass sends a sequence's tokens to their experts and back.
+
+        Each rank exchanges its tokens, with one copy for each expert of a token. Nothing overlaps it.
+        """
+        run, layout, experts = self.run, self.run.layout, self.run.settings.experts
+        if experts is None or layout.expert == 1:
+            return 0.0
+        copies = tokens / layout.context / layout.tensor * experts.experts_per_token * (1 - 1 / layout.expert)
+        layers = sum(experts.sparse_layers) / layout.pipeline
+        crosses_nodes = layout.expert > run.machine.gpus_per_node
+        speed = rates.REDUCE_BYTES_PER_SECOND["network" if crosses_nodes else "node"]
+        return 2 * layers * copies * run.settings.hidden_size * run.models[self.role].activations.width / speed
 
     def _reduce_seconds(self) -> float:
         """Return the seconds to reduce gradients and gather weights once per step. Half of it overlaps the passes."""

@@ -10,6 +10,8 @@ from functools import lru_cache
 from tempo_megatron.conversion import decoder
 from tempo_megatron.conversion.mapping import OUTPUT_LAYER, BackboneSettings, ParameterMapping, Role
 
+EXPERTS = "experts"
+"""The kind of parameter that expert parallelism divides."""
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
@@ -21,9 +23,9 @@ class RankParameters:
     by_kind: Counter[str]
     """The number of elements of each kind of parameter."""
     linear: int
-    """The number of elements in weights of linear layers, without the output layer."""
+    """The number of elements in weights of linear layers, without experts and the output layer."""
     linear_shapes: frozenset[tuple[int, ...]]
-    """The distinct shapes of these weights."""
+    """The distinct shapes of these weights, and of an expert's."""
 
     @property
     def total(self) -> int:
@@ -31,10 +33,12 @@ class RankParameters:
 
 
 @lru_cache(maxsize=4096)
-def rank_parameters(settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int) -> RankParameters:
+def rank_parameters(
+    settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int, expert: int = 1
+) -> RankParameters:
     """Return the parameters of a rank of pipeline stage `stage` (from 0).
 
-    `tensor` and `pipeline` are the parallel sizes.
+    `tensor`, `pipeline` and `expert` are the parallel sizes. Tensor parallelism splits no expert.
     """
     by_kind: Counter[str] = Counter()
     linear, shapes = 0, set()
@@ -44,10 +48,13 @@ def rank_parameters(settings: BackboneSettings, role: Role, tensor: int, pipelin
         kind, shape = _kind(entry, role), _shard_shape(entry, tensor)
         count = entry.numel // (tensor if entry.shard_axis is not None else 1)
         by_kind[kind] += count
+        if kind == EXPERTS:
+            shapes.add(shape)
         if kind in ("attention", "MLP") and len(shape) == 2:
             linear += count
             shapes.add(shape)
-    return RankParameters(by_kind, linear, frozenset(shapes))
+    by_kind[EXPERTS] //= expert
+    return RankParameters(+by_kind, linear, frozenset(shapes))
 
 
 def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
@@ -74,6 +81,10 @@ def _kind(entry: ParameterMapping, role: Role) -> str:
         return "value head" if role == "critic" else "output layer"
     if "norm." in name:
         return "norms"
+    if entry.slot:
+        return EXPERTS
+    if ".router." in name:
+        return "routers"
     return "attention" if ".self_attention." in name else "MLP"
 
 

@@ -20,7 +20,13 @@ from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
 from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems, token_problems
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.planning.layout import divisibility_problems, replica_problems, window_problems
+from tempo_megatron.planning.layout import (
+    divisibility_problems,
+    expert_group_problems,
+    expert_setting_problems,
+    replica_problems,
+    window_problems,
+)
 from tempo_megatron.run_dir.layout import as_saved, saved_model
 from tempo_megatron.validation.numerics import numerics_problems
 from tempo_megatron.validation.router_replay import router_replay_problems
@@ -45,6 +51,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
         yield from _resume_problems(config, settings)
     else:
         yield from _start_problems(config, settings)
+    yield from expert_setting_problems(config, settings)
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
             yield (
@@ -168,6 +175,8 @@ def _layout_problems(config: Config) -> Iterator[str]:
     )
     if model_size > 0 and world % model_size:
         yield f"parallel: {world} processes cannot be cut into TP x PP x CP = {model_size}"
+    elif model_size > 0:
+        yield from expert_group_problems(parallel, world)
     longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
     for role, budget in (("policy", config.policy.micro_batch_tokens), ("critic", config.critic.micro_batch_tokens)):
         if budget and budget < longest:

@@ -29,11 +29,14 @@ def mixture(tmp_path: Path, demo_model: Path) -> Path:
     return tmp_path / "mixture"
 
 
-def test_tempo_learns_with_experts_and_sees_no_hidden_answer(recipe: Path, mixture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
+    ranks: int, recipe: Path, mixture: Path, tmp_path: Path
+) -> None:
     """Three iterations with replayed routes: log-probs of generator and trainer agree in fp32, weights are checked
     after every sync, and every expert and router has learned. On disk, the rollouts that train the policy have routes,
     and no others. Another run has permuted hidden answers and reads the rollouts: weights and training log are the
-    same bit for bit."""
+    same bit for bit. Two ranks share the experts, and are two replicas of the generator."""
     loop = load_config(recipe).loop
     rollouts_of_a_step = loop.unlabeled_prompts * loop.samples_per_prompt
     words = {
@@ -42,8 +45,9 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(recipe: Path, mixtu
     }
     shared = (
         f"model.hf_path={mixture}",
-        "parallel.processes_per_node=1",
+        f"parallel.processes_per_node={ranks}",
         "parallel.tensor_model_parallel_size=1",
+        f"parallel.expert_model_parallel_size={ranks}",
         f"data.labeled={questions(tmp_path / 'labeled.jsonl', words['labeled'])}",
         f"data.warm_start={questions(tmp_path / 'learned.jsonl', words['warm_start'])}",
         "stages.warm_start.steps=10",
@@ -59,7 +63,7 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(recipe: Path, mixtu
         hidden = questions(tmp_path / f"hidden-{shift}" / "unlabeled.jsonl", words["unlabeled"], shift)
         rollouts = f"generation.replay={runs[0] / 'rollouts'}" if shift else "generation.keep_rollouts=true"
         plan.append([*shared, f"run_dir={run}", f"data.unlabeled={hidden}", rollouts])
-    run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500)
+    run_ranks(WORKER, ranks, recipe, json.dumps(plan), timeout=500)
 
     rows = [row for row in metrics(runs[0]) if row["stage"] == "train" and row["iteration"]]
     assert len(rows) == ITERATIONS

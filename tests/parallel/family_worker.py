@@ -53,7 +53,7 @@ def random_routes(settings: BackboneSettings, batch: Batch) -> tuple[Tensor, ...
 
 def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
     """Returns the full gradient of the last step by Hugging Face name, from the shards of the optimizer."""
-    for buffer in trainer.model.buffers:
+    for buffer in [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
             shard = bucket.grad_data.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
@@ -65,7 +65,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 
 
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
-    """Returns the loss and every gradient of one step, without changing weights."""
+    """Returns the loss, the gradient norm and every gradient of one step, without changing weights."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
     module = model.build_model(role, settings, config, place)
@@ -89,13 +89,13 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
         return total.sum() / count, {"total": total.detach()}
 
     trainer.optimizer.step = lambda: (True, 1.0, 0)
-    reported, _ = trainer.step(batch, score, loss)
+    reported, norm = trainer.step(batch, score, loss)
     entries = (
         decoder.policy_mappings(settings)
         if role == "policy"
         else decoder.critic_mappings(settings, "score", bias=False)
     )
-    return {"loss": reported["total"] / count, **gradients(trainer, entries)}
+    return {"loss": reported["total"] / count, "norm": torch.tensor(norm), **gradients(trainer, entries)}
 
 
 def main(models: str, out: str, cases: str) -> None:

@@ -25,7 +25,16 @@ CASES = {
     "recompute full": ("policy.micro_batch_tokens=400", "model.recompute=full", REPLAY),
     "own routes": (PACKED,),
 }
-MODELS = ("qwen3-moe", "olmoe")
+SMALL = "policy.micro_batch_tokens=800"
+EP2 = "parallel.expert_model_parallel_size=2"
+TP2 = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+LAYOUTS = {
+    "EP2 recompute mlp": (SMALL, EP2, "model.recompute=mlp", REPLAY),
+    "TP2 with SP x EP2": (SMALL, EP2, *TP2, REPLAY),
+    "CP2 x EP2": (SMALL, EP2, "parallel.context_parallel_size=2", REPLAY),
+    "PP2": (SMALL, "parallel.pipeline_model_parallel_size=2", "model.recompute=full", REPLAY),
+}
+"""On two ranks."""
 
 
 @contextmanager
@@ -74,7 +83,7 @@ def transformers_gradients(directory: Path) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **split_experts(gradients)}
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["qwen3-moe", "olmoe"])
 def test_gradients_under_replay_are_those_of_a_reference_with_the_same_routes(model: str, tmp_path: Path) -> None:
     """In fp32: losses, the whole gradient, and that of every expert and router agree with transformers, whose tokens
     are sent to the same random experts. So they do in several micro-batches, and with recomputation, whose backward
@@ -86,4 +95,16 @@ def test_gradients_under_replay_are_those_of_a_reference_with_the_same_routes(mo
     shares = {name: max(distances(measured, expected).values()) for name, measured in actual.items()}
     own = shares.pop("own routes")
     assert own > 0.1
+    assert max(shares.values()) < 1e-5, shares
+
+
+def test_gradients_under_replay_are_the_same_in_every_layout(tmp_path: Path) -> None:
+    """Each rank takes the experts of its own tokens: its pieces of sequences under context parallelism, its part of
+    them under sequence parallelism, and its layers under pipeline parallelism, whose stages go back and forth in
+    turn. Here one layer of four is dense."""
+    name = "qwen3-moe"
+    write_model(name, tmp_path / name, max_position_embeddings=2048)
+    actual = compute(tmp_path, 2, {layout: (name, settings) for layout, settings in LAYOUTS.items()}, "fp32")
+    expected = {"policy": transformers_gradients(tmp_path / name)}
+    shares = {layout: max(distances(measured, expected).values()) for layout, measured in actual.items()}
     assert max(shares.values()) < 1e-5, shares
