@@ -61,14 +61,15 @@ class ModelTime:
         tokens = rank_rollouts * (workload.prompt + workload.mean)
         micro_batches = max(1.0, tokens / steps / run.models[self.role].tokens)
         bubble = 1 + (layout.pipeline - 1) / micro_batches
-        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._last_stage_factor()
+        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._slowest_stage_factor()
         return max(balanced, steps * response_seconds(max(workload.lengths)) * layout.pipeline)
 
-    def _last_stage_factor(self) -> float:
-        """Return the time of the last pipeline stage, which has the output layer, relative to the mean."""
-        stages, flops = self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
-        outputs = flops.outputs * self.run.settings.hidden_size / flops.weights
-        return 1 + (stages - 1) * outputs
+    def _slowest_stage_factor(self) -> float:
+        """Return the time of the slowest pipeline stage relative to the mean. The last one has the output layer."""
+        shape, stages, flops = self.run.settings, self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
+        outputs = flops.outputs * shape.hidden_size / flops.weights
+        shares = [len(layers) * (1 - outputs) / shape.num_layers for layers in shape.stage_layers(stages)]
+        return stages * max(*shares[:-1], shares[-1] + outputs) if stages > 1 else 1.0
 
     def _sequence_seconds(self, tokens: int, rate: float, forward_passes: float, exposed: float) -> float:
         """Return the seconds of one sequence on one data-parallel rank with all its pipeline stages busy."""

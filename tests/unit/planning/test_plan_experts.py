@@ -17,6 +17,7 @@ from tempo_megatron.planning.flops import ModelFlops
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import ModelMemory
 from tempo_megatron.planning.model_time import ModelTime
+from tempo_megatron.planning.parameters import rank_parameters
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.workload import Workload
 
@@ -64,6 +65,20 @@ def test_a_checkpoint_is_as_large_under_every_layout() -> None:
         )
     ]
     assert sizes == pytest.approx([sizes[0]] * 3, rel=1e-4)
+
+
+def test_stages_of_unequal_length_hold_every_parameter_once() -> None:
+    """Three stages of seven layers have three, two and two. Protects a plan from layers that no stage counts."""
+    settings = shape(7)
+    stages = [rank_parameters(settings, "policy", 1, 3, stage) for stage in range(3)]
+    assert sum(stage.total for stage in stages) == rank_parameters(settings, "policy", 1, 1, 0).total
+    experts = [stage.by_kind["experts"] for stage in stages]
+    assert experts[0] * 2 == experts[1] * 3 == experts[2] * 3
+    whole = planned(3, settings=settings)
+    staged = planned(3, "parallel.pipeline_model_parallel_size=3", settings=settings)
+    slower = ModelTime(staged, WORKLOAD, "critic")._slowest_stage_factor()
+    assert slower == pytest.approx(3 * 3 / 7, rel=1e-3)
+    assert ModelTime(whole, WORKLOAD, "critic")._slowest_stage_factor() == 1.0
 
 
 def test_activations_of_routed_tokens_follow_the_formula() -> None:
