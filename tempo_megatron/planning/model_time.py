@@ -9,7 +9,8 @@ from tempo_megatron.config import CriticConfig, Fp8, PolicyConfig, Recompute
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import rates
 from tempo_megatron.planning.flops import ModelFlops
-from tempo_megatron.planning.phases import PlannedRun
+from tempo_megatron.planning.parameters import EXPERTS
+from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.workload import Workload
 
 
@@ -98,10 +99,13 @@ class ModelTime:
 
     def _reduce_seconds(self) -> float:
         """Return the seconds to reduce gradients and gather weights once per step. Half of it overlaps the passes."""
-        run, layout = self.run, self.run.layout
-        if layout.optimizer_ranks == 1:
-            return 0.0
-        state = run.state(self.role)
+        run, layout, model = self.run, self.run.layout, self.run.models[self.role]
+        stage = max(range(layout.pipeline), key=lambda stage: total_bytes(model.state(stage)))
+        reduced = sum(
+            state["gradients"] + state["weights"]
+            for kind, state in model.state_by_kind(stage).items()
+            if (layout.expert_optimizer_ranks if kind == EXPERTS else layout.optimizer_ranks) > 1
+        )
         crosses_nodes = layout.optimizer_ranks * layout.tensor > run.machine.gpus_per_node
         speed = rates.REDUCE_BYTES_PER_SECOND["network" if crosses_nodes else "node"]
-        return (state["gradients"] + state["weights"]) / speed / 2
+        return reduced / speed / 2

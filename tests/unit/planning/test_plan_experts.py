@@ -115,6 +115,16 @@ def test_a_step_at_ep_takes_the_time_of_its_exchanges_more() -> None:
     assert spread - alone == pytest.approx(2 * 4 * tokens * 8 / 2 * 2048 * 2 / 150e9, rel=1e-6)
 
 
+def test_gradients_of_experts_that_one_rank_holds_are_not_reduced() -> None:
+    """At EP2 on two ranks each rank has experts of its own; attention is reduced as ever."""
+    alone, spread = (
+        ModelTime(planned(2, *overrides), WORKLOAD, "policy")._reduce_seconds()
+        for overrides in ((), ("parallel.expert_model_parallel_size=2",))
+    )
+    experts = 6 * 4 * 128 * 3 * 768 * 2048
+    assert 0 < spread < alone and alone - spread == pytest.approx(experts / 150e9 / 2)
+
+
 def test_a_decoding_step_reads_the_experts_that_are_used() -> None:
     """One sequence reads 8 of 128 experts and all other weights, 200 sequences read everything, and eight something
     between. The bandwidth is 80% of an H200's, and a step's fixed device time is taken off."""
