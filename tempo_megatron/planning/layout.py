@@ -85,7 +85,6 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
             **({} if all(settings.sparse_layers) else {"MLP channels": settings.ffn_hidden_size}),
             "padded vocabulary entries": settings.padded_vocab_size,
         },
-        "pipeline_model_parallel_size": {"layers": settings.num_layers},
         "expert_model_parallel_size": {"experts": settings.experts.num_experts} if settings.experts else {},
     }
     for key, counts in parts.items():
@@ -93,6 +92,11 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
         undivided = [f"{count} {name}" for name, count in counts.items() if size > 0 and count % size]
         if undivided:
             yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
+    if parallel.pipeline_model_parallel_size > settings.num_layers:
+        yield (
+            f"parallel.pipeline_model_parallel_size: {parallel.pipeline_model_parallel_size} is more than the model's "
+            f"{settings.num_layers} layers"
+        )
     if parallel.expert_model_parallel_size > 1 and not settings.experts:
         yield (
             f"parallel.expert_model_parallel_size: {parallel.expert_model_parallel_size}, but the model has no experts"

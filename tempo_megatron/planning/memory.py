@@ -113,14 +113,10 @@ class ModelMemory:
             "workspaces": _WORKSPACE_BYTES,
         }
 
-    def _stage_sparse_layers(self, stage: int) -> tuple[bool, ...]:
+    def _stage_sparse_layers(self, stage: int) -> list[bool]:
         """Return for each layer of a stage whether it has experts."""
-        return self.settings.sparse_layers[stage * self._stage_layers : (stage + 1) * self._stage_layers]
-
-    @property
-    def _stage_layers(self) -> int:
-        """The number of transformer layers of a stage."""
-        return self.settings.num_layers // self.layout.pipeline
+        layers = self.settings.stage_layers(self.layout.pipeline)[stage]
+        return [self.settings.sparse_layers[layer] for layer in layers]
 
     def _fp8_copy_bytes(self, stage: int) -> int:
         """Return the bytes of one 8-bit copy of the weights. The backward pass needs another, transposed copy."""
@@ -128,7 +124,8 @@ class ModelMemory:
         if model.fp8 is Fp8.none:
             return 0
         bf16_layers = model.fp8_edges_in_bf16 * ((stage == 0) + (stage == self.layout.pipeline - 1))
-        return self.parameters(stage).linear * (self._stage_layers - bf16_layers) // self._stage_layers
+        layers = len(self._stage_sparse_layers(stage))
+        return self.parameters(stage).linear * (layers - bf16_layers) // layers
 
     def _dummy_gradient_bytes(self, stage: int) -> int:
         """Return the bytes of dummy weight gradients.

@@ -9,7 +9,8 @@ from tempo_megatron.config import CriticConfig, Fp8, PolicyConfig, Recompute
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import rates
 from tempo_megatron.planning.flops import ModelFlops
-from tempo_megatron.planning.phases import PlannedRun
+from tempo_megatron.planning.parameters import EXPERTS
+from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.workload import Workload
 
 
@@ -61,14 +62,15 @@ class ModelTime:
         tokens = rank_rollouts * (workload.prompt + workload.mean)
         micro_batches = max(1.0, tokens / steps / run.models[self.role].tokens)
         bubble = 1 + (layout.pipeline - 1) / micro_batches
-        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._last_stage_factor()
+        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._slowest_stage_factor()
         return max(balanced, steps * response_seconds(max(workload.lengths)) * layout.pipeline)
 
-    def _last_stage_factor(self) -> float:
-        """Return the time of the last pipeline stage, which has the output layer, relative to the mean."""
-        stages, flops = self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
-        outputs = flops.outputs * self.run.settings.hidden_size / flops.weights
-        return 1 + (stages - 1) * outputs
+    def _slowest_stage_factor(self) -> float:
+        """Return the time of the slowest pipeline stage relative to the mean. The last one has the output layer."""
+        shape, stages, flops = self.run.settings, self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
+        outputs = flops.outputs * shape.hidden_size / flops.weights
+        shares = [len(layers) * (1 - outputs) / shape.num_layers for layers in shape.stage_layers(stages)]
+        return stages * max(*shares[:-1], shares[-1] + outputs) if stages > 1 else 1.0
 
     def _sequence_seconds(self, tokens: int, rate: float, forward_passes: float, exposed: float) -> float:
         """Return the seconds of one sequence on one data-parallel rank with all its pipeline stages busy."""
@@ -97,10 +99,13 @@ class ModelTime:
 
     def _reduce_seconds(self) -> float:
         """Return the seconds to reduce gradients and gather weights once per step. Half of it overlaps the passes."""
-        run, layout = self.run, self.run.layout
-        if layout.optimizer_ranks == 1:
-            return 0.0
-        state = run.state(self.role)
+        run, layout, model = self.run, self.run.layout, self.run.models[self.role]
+        stage = max(range(layout.pipeline), key=lambda stage: total_bytes(model.state(stage)))
+        reduced = sum(
+            state["gradients"] + state["weights"]
+            for kind, state in model.state_by_kind(stage).items()
+            if (layout.expert_optimizer_ranks if kind == EXPERTS else layout.optimizer_ranks) > 1
+        )
         crosses_nodes = layout.optimizer_ranks * layout.tensor > run.machine.gpus_per_node
         speed = rates.REDUCE_BYTES_PER_SECOND["network" if crosses_nodes else "node"]
-        return (state["gradients"] + state["weights"]) / speed / 2
+        return reduced / speed / 2

@@ -42,8 +42,9 @@ def rank_parameters(
     """
     by_kind: Counter[str] = Counter()
     linear, shapes = 0, set()
+    layers = settings.stage_layers(pipeline)[stage]
     for entry in _entries(settings, role):
-        if stage not in _stages(entry, settings, pipeline):
+        if not _is_on_stage(entry, layers, stage, pipeline):
             continue
         kind, shape = _kind(entry, role), _shard_shape(entry, tensor)
         count = entry.numel // (tensor if entry.shard_axis is not None else 1)
@@ -63,14 +64,15 @@ def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
     return decoder.policy_mappings(settings)
 
 
-def _stages(entry: ParameterMapping, settings: BackboneSettings, pipeline: int) -> set[int]:
-    """Return the stages that hold this parameter. A tied embedding is on the first and on the last stage."""
+def _is_on_stage(entry: ParameterMapping, layers: range, stage: int, pipeline: int) -> bool:
+    """Return whether a stage with these layers holds the parameter. A tied embedding is on both ends."""
     layer = _LAYER.match(entry.megatron_name)
     if layer:
-        return {int(layer[1]) // 2 * pipeline // settings.num_layers}
+        return int(layer[1]) // 2 in layers
+    is_last = stage == pipeline - 1
     if entry.megatron_name == _EMBEDDING:
-        return {0, pipeline - 1} if entry.tied_output else {0}
-    return {pipeline - 1}
+        return stage == 0 or (is_last and entry.tied_output)
+    return is_last
 
 
 def _kind(entry: ParameterMapping, role: Role) -> str:

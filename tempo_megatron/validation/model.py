@@ -146,7 +146,7 @@ def _differing_settings(model: Path, settings: BackboneSettings) -> set[str]:
 def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each requirement of FP8 that the machine, other settings or the model's shape do not meet."""
     model, parallel = config.model, config.parallel
-    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)
+    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)  # the layers of the smallest
     if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
         yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
     elif model.fp8_edges_in_bf16 > stage:

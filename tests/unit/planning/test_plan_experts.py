@@ -17,6 +17,7 @@ from tempo_megatron.planning.flops import ModelFlops
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import ModelMemory
 from tempo_megatron.planning.model_time import ModelTime
+from tempo_megatron.planning.parameters import rank_parameters
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.workload import Workload
 
@@ -66,6 +67,20 @@ def test_a_checkpoint_is_as_large_under_every_layout() -> None:
     assert sizes == pytest.approx([sizes[0]] * 3, rel=1e-4)
 
 
+def test_stages_of_unequal_length_hold_every_parameter_once() -> None:
+    """Three stages of seven layers have three, two and two. Protects a plan from layers that no stage counts."""
+    settings = shape(7)
+    stages = [rank_parameters(settings, "policy", 1, 3, stage) for stage in range(3)]
+    assert sum(stage.total for stage in stages) == rank_parameters(settings, "policy", 1, 1, 0).total
+    experts = [stage.by_kind["experts"] for stage in stages]
+    assert experts[0] * 2 == experts[1] * 3 == experts[2] * 3
+    whole = planned(3, settings=settings)
+    staged = planned(3, "parallel.pipeline_model_parallel_size=3", settings=settings)
+    slower = ModelTime(staged, WORKLOAD, "critic")._slowest_stage_factor()
+    assert slower == pytest.approx(3 * 3 / 7, rel=1e-3)
+    assert ModelTime(whole, WORKLOAD, "critic")._slowest_stage_factor() == 1.0
+
+
 def test_activations_of_routed_tokens_follow_the_formula() -> None:
     """1,000 tokens with 8 experts each, in bf16: by hand. A layer with one MLP keeps what a dense model keeps."""
     run = planned(8)
@@ -98,6 +113,16 @@ def test_a_step_at_ep_takes_the_time_of_its_exchanges_more() -> None:
     )
     tokens = 64 / 2 * (WORKLOAD.prompt + WORKLOAD.mean)
     assert spread - alone == pytest.approx(2 * 4 * tokens * 8 / 2 * 2048 * 2 / 150e9, rel=1e-6)
+
+
+def test_gradients_of_experts_that_one_rank_holds_are_not_reduced() -> None:
+    """At EP2 on two ranks each rank has experts of its own; attention is reduced as ever."""
+    alone, spread = (
+        ModelTime(planned(2, *overrides), WORKLOAD, "policy")._reduce_seconds()
+        for overrides in ((), ("parallel.expert_model_parallel_size=2",))
+    )
+    experts = 6 * 4 * 128 * 3 * 768 * 2048
+    assert 0 < spread < alone and alone - spread == pytest.approx(experts / 150e9 / 2)
 
 
 def test_a_decoding_step_reads_the_experts_that_are_used() -> None:
