@@ -14,6 +14,7 @@ import torch
 import typer
 
 from checkpoints_convert import convert, inspection, verify
+from tempo_megatron.config import ParallelConfig
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.megatron.checkpointing.format import HUGGING_FACE
@@ -143,14 +144,21 @@ def verify_(
     pipeline_parallel: Annotated[
         int | None, typer.Option(help="Load under this PP as well.", min=1, metavar="P")
     ] = None,
+    expert_parallel: Annotated[
+        int | None, typer.Option(help="Load under this EP as well, if the model has experts.", min=1, metavar="E")
+    ] = None,
     role: Role = "policy",
 ) -> int:
     """Check whether a checkpoint is exactly a Hugging Face directory."""
 
     def compare() -> int:
-        sizes = (tensor_parallel or 1, pipeline_parallel or 1)
-        layout = sizes if tensor_parallel or pipeline_parallel else None
-        differences = verify.differences(hf, checkpoint, role, layout)
+        sizes = (tensor_parallel, pipeline_parallel, expert_parallel)
+        layout = ParallelConfig(
+            tensor_model_parallel_size=tensor_parallel or 1,
+            pipeline_model_parallel_size=pipeline_parallel or 1,
+            expert_model_parallel_size=expert_parallel or 1,
+        )
+        differences = verify.differences(hf, checkpoint, role, layout if any(sizes) else None)
         for line in differences[:_MAXIMUM_DIFFERENCES]:
             print(line)
         if len(differences) > _MAXIMUM_DIFFERENCES:

@@ -1,6 +1,6 @@
-"""One rank of `verify --tensor-parallel N --pipeline-parallel M`: loads its part of a checkpoint, exports, compares.
+"""One rank of `verify --tensor-parallel N ...`: loads its part of a checkpoint, exports, compares.
 
-usage: torchrun ... -m checkpoints_convert.layout_rank HF CHECKPOINT ROLE TP PP OUT
+usage: torchrun ... -m checkpoints_convert.layout_rank HF CHECKPOINT ROLE TP PP EP OUT
 
 Rank 0 writes the differences to the JSON file OUT.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,11 +24,11 @@ from tempo_megatron.megatron.checkpointing import dist_checkpoint
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 
 
-def main(hf: Path, checkpoint: Path, role: Role, tensor_size: int, pipeline_size: int, out: Path) -> None:
+def main(hf: Path, checkpoint: Path, role: Role, sizes: Sequence[int], out: Path) -> None:
     read = checkpoint_format.CheckpointReader(checkpoint, role)
     config = Config()
-    config.parallel.tensor_model_parallel_size = tensor_size
-    config.parallel.pipeline_model_parallel_size = pipeline_size
+    config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size = sizes[:2]
+    config.parallel.expert_model_parallel_size = sizes[2]
     is_bf16 = all(description.dtype is torch.bfloat16 for description in read.descriptions.values())
     config.model.precision = Precision.bf16 if is_bf16 else Precision.fp32
     rank_topology = topology.initialize(config.parallel, seed=0)
@@ -46,7 +47,6 @@ if __name__ == "__main__":
         Path(sys.argv[1]),
         Path(sys.argv[2]),
         sys.argv[3],  # type: ignore[arg-type]
-        int(sys.argv[4]),
-        int(sys.argv[5]),
-        Path(sys.argv[6]),
+        [int(size) for size in sys.argv[4:7]],
+        Path(sys.argv[7]),
     )

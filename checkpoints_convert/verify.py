@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -21,11 +22,8 @@ from tempo_megatron.conversion.source import HfSource, open_source
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import divisibility_problems
 
-RankLayout = tuple[int, int]
-"""The sizes of tensor and pipeline parallelism."""
 
-
-def differences(hf: Path, checkpoint: Path, role: Role, layout: RankLayout | None = None) -> list[str]:
+def differences(hf: Path, checkpoint: Path, role: Role, layout: ParallelConfig | None = None) -> list[str]:
     """Return the differences, one a line, by Hugging Face's names; empty where the two are equal.
 
     Every tensor must be equal bit for bit, after the cast to the checkpoint's dtype, and every side file byte for byte.
@@ -65,25 +63,26 @@ def compare_tensors(hf: Path, source: HfSource, tensors: Iterable[tuple[str, Ten
     yield from (f"{name}: missing in the checkpoint" for name in sorted(missing))
 
 
-def _check_layout(layout: RankLayout, source: HfSource) -> None:
+def _check_layout(layout: ParallelConfig, source: HfSource) -> None:
     """Raise ConversionError for a layout that does not divide the model, before any rank starts."""
-    tensor, pipeline = layout
-    if source.settings.experts and tensor * pipeline > 1:
-        raise ConversionError(f"TP {tensor} x PP {pipeline}: a model with experts loads in one process only, so far")
-    parallel = ParallelConfig(tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
-    if problems := list(divisibility_problems(parallel, source.settings)):
+    if problems := list(divisibility_problems(layout, source.settings)):
         raise ConversionError("\n".join(line.removeprefix("parallel.") for line in problems))
 
 
-def _differences_under(layout: RankLayout, hf: Path, checkpoint: Path, role: Role) -> list[str]:
-    tensor, pipeline = layout
+def _differences_under(layout: ParallelConfig, hf: Path, checkpoint: Path, role: Role) -> list[str]:
+    tensor, pipeline = layout.tensor_model_parallel_size, layout.pipeline_model_parallel_size
+    expert = layout.expert_model_parallel_size
+    rank_count = pipeline * math.lcm(tensor, expert)  # The fewest ranks that both TP and EP divide in a stage.
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "differences.json"
-        ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={tensor * pipeline}"]
-        arguments = [str(part) for part in (hf.absolute(), checkpoint.absolute(), role, tensor, pipeline, out)]
+        ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={rank_count}"]
+        sizes = (tensor, pipeline, expert)
+        arguments = [str(part) for part in (hf.absolute(), checkpoint.absolute(), role, *sizes, out)]
         subprocess.run([*ranks, "-m", "checkpoints_convert.layout_rank", *arguments], check=False)
         if not out.is_file():
-            raise ConversionError(f"{checkpoint}: TP {tensor} x PP {pipeline} did not load; the ranks say why above")
+            raise ConversionError(
+                f"{checkpoint}: TP {tensor} x PP {pipeline} x EP {expert} did not load; the ranks say why above"
+            )
         rank_differences: list[str] = json.loads(out.read_text())
         return rank_differences
 

@@ -36,6 +36,7 @@ class Recompute(StrEnum):
 
     none = "none"
     mlp = "mlp"
+    """Those of every MLP and of all experts."""
     full = "full"
     """Those of every layer. Only the input of each layer is kept."""
 
@@ -71,4 +72,9 @@ class ParallelConfig:
     )
     context_parallel_size: int = setting(
         1, "CP: number of ranks that share every sequence of a micro-batch", at_least=1
+    )
+    expert_model_parallel_size: int = setting(
+        1,
+        "EP: number of ranks that share the experts of a layer; each rank of TP x CP x DP holds whole experts",
+        at_least=1,
     )

@@ -215,6 +215,11 @@ class PolicyConfig:
         at_least=0,
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
+    router_replay: bool = setting(
+        False,
+        "for models with experts: policy and reference route each token of a rollout to the experts that the generator "
+        "chose for it; the policy's router still weights them and learns",
+    )
     rollout_correction: RolloutCorrectionConfig = setting(
         RolloutCorrectionConfig(),
         "correction of the difference between the trainer's log-probs and those of the policies that sampled",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -87,6 +88,15 @@ class BackboneSettings:
     def sparse_layers(self) -> tuple[bool, ...]:
         """For each layer, whether it has experts instead of one MLP."""
         return self.experts.sparse_layers if self.experts else (False,) * self.num_layers
+
+    def stage_layers(self, stages: int) -> list[range]:
+        """Return the layers of each of `stages` pipeline stages.
+
+        Where they cannot have equally many, the first stages have one more, because the last has the output layer.
+        """
+        fewest, more = divmod(self.num_layers, stages)
+        starts = [stage * fewest + min(stage, more) for stage in range(stages + 1)]
+        return [range(start, end) for start, end in pairwise(starts)]
 
     @property
     def padded_vocab_size(self) -> int:

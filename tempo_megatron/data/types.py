@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -41,6 +43,9 @@ class Rollout:
     started: int = 0
     """The iteration that took its prompt, where responses may pause; 0 where none may. With the prompt it names the
     group of a rollout."""
+    routes: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """The experts that the generator chose for each token but the last, prompt included, where router replay needs
+    them: [tokens - 1, layers, experts per token], uint8 or uint16."""
 
     @property
     def truncated(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tempo_megatron.conversion.rows import TensorRows
+from tempo_megatron.generation.experts import expert_tensors, holds_experts
 
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _SPLIT_INPUTS = ("o_proj", "down_proj")
@@ -98,9 +99,13 @@ def _checksums(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, Tensor
     channels = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     for path, module in model.named_modules():
+        if holds_experts(path):
+            for expert_name, tensor in expert_tensors(path, module):
+                yield expert_name, None if _is_quantized(tensor) else checksum(tensor)
+            continue
         parent, _, name = path.rpartition(".")
         for kind, tensor in _parameters(module):
-            quantized = tensor.dtype.is_floating_point and tensor.element_size() == 1
+            quantized = _is_quantized(tensor)
             parts: Sequence[Tensor] = (tensor,)
             if quantized:
                 parts = [tensor] * len(_FUSED.get(name, (name,)))
@@ -112,6 +117,10 @@ def _checksums(model: torch.nn.Module, ranks: int) -> Iterator[tuple[str, Tensor
                 parts = (tensor[: module.shard_indices.num_org_elements],)
             for part, value in zip(_FUSED.get(name, (name,)), parts, strict=True):
                 yield f"{parent}.{part}.{kind}".lstrip("."), None if quantized else checksum(value)
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point and tensor.element_size() == 1
 
 
 def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:

@@ -21,7 +21,14 @@ from tempo_megatron.generation.checksums import compare
 from tempo_megatron.generation.figures import FigureSums
 from tempo_megatron.generation.pausing import NOT_STARTED, pause_poll, pause_requests
 from tempo_megatron.generation.queue import CounterDraw, RequestQueue, local_counter, longest_first, shared_counter
-from tempo_megatron.generation.requests import Completion, Request, gather_completions, sampling_params
+from tempo_megatron.generation.requests import (
+    Completion,
+    Request,
+    finished_completion,
+    gather_completions,
+    sampling_params,
+)
+from tempo_megatron.generation.routes import check_routes
 from tempo_megatron.generation.startup import prepare_process, start_engine
 from tempo_megatron.generation.stopping import StopPoll
 from tempo_megatron.generation.weight_receiver import WeightReceiver
@@ -44,7 +51,9 @@ class Generator:
 
     With `weights` the engine starts from random weights, and `load_weights` copies the source's weights into it. It
     then holds no device memory while it sleeps (vLLM's level 2). Without `weights` it generates with the weights of
-    `hf_path` and does not sleep. With exact `numerics` it calls the trainer's kernels (`shared_kernels`).
+    `hf_path` and does not sleep. With exact `numerics` it calls the trainer's kernels (`shared_kernels`). With
+    `returns_routes` requests may ask for the experts of their tokens (`routes`). Raises MissingRoutes if the engine
+    does not return them.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Generator:
         seed: int,
         weights: WeightSource | None = None,
         numerics: Numerics = Numerics.default,
+        returns_routes: bool = False,
     ) -> None:
         self.config = config
         self.dtype = dtype
@@ -87,8 +97,11 @@ class Generator:
                 seed=seed + self.replica,
                 random_weights=weights is not None,
                 sleeps=self._sleeps,
+                returns_routes=returns_routes,
                 on_gpu=self._on_gpu,
             )
+            if returns_routes:
+                check_routes(self._llm)
         self._receiver = WeightReceiver(self._llm, config.precision, dtype, self.tensor_rank, tensor_parallel_size)
         self.sleep()
 
@@ -161,9 +174,7 @@ class Generator:
                 break
             for output in engine.step():
                 number, (sampled,) = int(output.request_id), output.outputs
-                completions[number] = Completion(
-                    tuple(sampled.token_ids), tuple(sampled.logprobs.logprobs), sampled.finish_reason
-                )
+                completions[number] = finished_completion(requests[number], sampled)
                 figures["requests"] += 1
                 figures["preemptions"] += tracked.pop(number).num_preemptions
                 if pause:

@@ -8,25 +8,31 @@ from typing import Any
 from torch import Tensor
 
 from tempo_megatron.conversion.rows import TensorRows
+from tempo_megatron.generation.experts import LiveExperts, is_expert
 
 
-def load_live_weights(model: Any, tensors: Iterable[tuple[str, Tensor | TensorRows]]) -> None:
-    """Copies tensors into the live parameters, which CUDA graphs read.
+def load_live_weights(
+    model: Any, tensors: Iterable[tuple[str, Tensor | TensorRows]], tensor_rank: int, tensor_size: int
+) -> None:
+    """Copies tensors into the live parameters of one tensor-parallel rank, which CUDA graphs read.
 
     vLLM's `reload_weights` would move the layers to the meta device first, run every loader twice, create each layer
-    again and copy it over the old one.
+    again and copy it over the old one. Its loader of experts compares each name with those of all experts.
     """
     loaded_by_rows = set()
+    experts = LiveExperts(model, tensor_rank, tensor_size)
 
     def whole_tensors() -> Iterator[tuple[str, Tensor]]:
         for name, sent in tensors:
-            if isinstance(sent, Tensor):
+            if isinstance(sent, Tensor) and is_expert(name):
+                experts.load(name, sent)
+            elif isinstance(sent, Tensor):
                 yield name, sent
             else:
                 load_rows(model.get_submodule(name.rpartition(".")[0]), sent)
                 loaded_by_rows.add(name)
 
-    loaded = model.load_weights(whole_tensors()) | loaded_by_rows
+    loaded = model.load_weights(whole_tensors()) | loaded_by_rows | experts.complete_parameters()
     missing = {name for name, _ in model.named_parameters()} - loaded
     if missing:
         raise RuntimeError(f"the trainer sent nothing for the generator's {', '.join(sorted(missing))}")

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -75,14 +76,15 @@ class RecordedGenerator:
         Which requests are `PAUSED` with `enough_groups` is recorded with the completions.
         """
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
-        if broadcast_from_first(_is_readable(path)):
+        needs_routes = any(request.needs_routes for request in requests)
+        if broadcast_from_first(_is_readable(path, needs_routes)):
             completions, figures = _read(path)
             self.last_read = self.iteration
         elif self.engine is None:
             raise MissingRollouts(
                 f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: "
                 "the run that recorded them had other settings or data, stopped earlier, or did not keep them "
-                "(generation.keep_rollouts)"
+                "(generation.keep_rollouts), or recorded no routes, which policy.router_replay needs"
             )
         else:
             completions, figures = self.engine.generate(requests, enough_groups), self.engine.take_figures()
@@ -151,7 +153,11 @@ def _sum(figures: GenerationFigures, other: Mapping[str, float]) -> GenerationFi
 
 @expect_pace(Pace.untimed)
 def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, float]) -> None:
-    """Writes response_ids int32 and log_probs fp32, [tokens]; lengths int32, stopped and paused bool, [responses]."""
+    """Writes response_ids int32 and log_probs fp32, [tokens]; lengths int32, stopped and paused bool, [responses].
+
+    If any completion has routes: all of them, [routed tokens, layers, experts per token], and their lengths int32,
+    [responses], 0 where a completion has none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "response_ids": torch.tensor([token for each in completions for token in each.response_ids], dtype=torch.int32),
@@ -160,18 +166,25 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
         "stopped": torch.tensor([each.finish_reason == "stop" for each in completions]),
         "paused": torch.tensor([each.finish_reason == PAUSED for each in completions]),
     }
+    routes = [each.routes for each in completions if each.routes is not None]
+    if routes:
+        counts = [0 if each.routes is None else len(each.routes) for each in completions]
+        tensors |= {
+            "routes": torch.from_numpy(np.concatenate(routes)),
+            "routed": torch.tensor(counts, dtype=torch.int32),
+        }
     with atomic_path(path) as aside:
         save_file(tensors, aside, {"figures": json.dumps(dict(figures))})
 
 
 @expect_pace(Pace.untimed)
-def _is_readable(path: Path) -> bool:
-    """Returns whether the file exists and is complete. An incomplete one is generated again."""
+def _is_readable(path: Path, needs_routes: bool) -> bool:
+    """Returns whether the file exists, is complete, and has the routes that are needed. Others are generated again."""
     if not path.is_file():
         return False
     try:
-        with safe_open(path, "pt"):
-            return True
+        with safe_open(path, "pt") as file:
+            return not needs_routes or "routes" in file.keys()  # noqa: SIM118
     except SafetensorError:
         return False
 
@@ -184,10 +197,20 @@ def _read(path: Path) -> tuple[list[Completion], GenerationFigures]:
         )
         # Files that were written before responses could pause have no such tensor.
         paused = file.get_tensor("paused").tolist() if "paused" in file.keys() else [False] * len(lengths)  # noqa: SIM118
+        routes = _read_routes(file, len(lengths))
         figures: GenerationFigures = json.loads(file.metadata()["figures"])
     ends = list(accumulate(lengths))
     parts = [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
     return [
-        Completion(tuple(ids[part]), tuple(log_probs[part]), PAUSED if pause else "stop" if stop else "length")
-        for part, stop, pause in zip(parts, stopped, paused, strict=True)
+        Completion(tuple(ids[part]), tuple(log_probs[part]), PAUSED if pause else "stop" if stop else "length", routed)
+        for part, stop, pause, routed in zip(parts, stopped, paused, routes, strict=True)
     ], figures
+
+
+def _read_routes(file: Any, responses: int) -> list[np.ndarray | None]:
+    """Returns the routes of each response, None where it has none."""
+    if "routes" not in file.keys():  # noqa: SIM118
+        return [None] * responses
+    counts = file.get_tensor("routed").tolist()
+    parts = np.split(file.get_tensor("routes").numpy(), np.cumsum(counts)[:-1])
+    return [part if count else None for part, count in zip(parts, counts, strict=True)]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from tempo_megatron.generation.routes import read_routes
+
 PAUSED = "paused"
 """The finish reason of a response that has not ended."""
 
@@ -29,6 +31,8 @@ class Request:
     """The number of its group, whose requests may pause. None: the request always finishes."""
     must_finish: bool = field(default=False, compare=False, repr=False)
     """Whether nothing pauses before its group is whole."""
+    needs_routes: bool = field(default=False, compare=False, repr=False)
+    """Whether the completion has the experts that its tokens were routed to."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Completion:
     """The generator's log-probability of each token."""
     finish_reason: str
     """ "stop", "length", or `PAUSED`."""
+    routes: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """The experts of each token but the last, prompt included: [tokens - 1, layers, experts per token] (`routes`)."""
 
 
 def sampling_params(request: Request, eos_token_ids: Sequence[int]) -> Any:
@@ -65,6 +71,12 @@ def sampling_params(request: Request, eos_token_ids: Sequence[int]) -> Any:
     )
 
 
+def finished_completion(request: Request, output: Any) -> Completion:
+    """Returns the completion of a finished output of vLLM. Raises MissingRoutes where routes that it needs lack."""
+    routes = read_routes(len(request.prompt_ids), output) if request.needs_routes else None
+    return Completion(tuple(output.token_ids), tuple(output.logprobs.logprobs), output.finish_reason, routes)
+
+
 def gather_completions(
     local: Mapping[int, Completion], figures: Mapping[str, int], tensor_size: int
 ) -> tuple[dict[int, Completion], list[Mapping[str, int]]]:
@@ -81,16 +93,17 @@ def gather_completions(
         [completion.finish_reason for completion in completions],
         np.array(ids, dtype=np.int32),
         np.array(log_probs, dtype=np.float32),
+        [completion.routes for completion in completions],
         dict(figures),
     )
     parts: list[tuple] = [()] * dist.get_world_size()
     # The tensor-parallel ranks of a replica have the same completions, so the first one alone sends them.
     dist.all_gather_object(parts, packed if dist.get_rank() % tensor_size == 0 else ())
     gathered, replica_figures = {}, []
-    for numbers, lengths, reasons, id_array, log_prob_array, counts in parts[::tensor_size]:
+    for numbers, lengths, reasons, id_array, log_prob_array, all_routes, counts in parts[::tensor_size]:
         all_ids, all_log_probs, ends = id_array.tolist(), log_prob_array.tolist(), accumulate(lengths)
-        for number, length, reason, end in zip(numbers, lengths, reasons, ends, strict=True):
+        for number, length, reason, routes, end in zip(numbers, lengths, reasons, all_routes, ends, strict=True):
             part = slice(end - length, end)
-            gathered[number] = Completion(tuple(all_ids[part]), tuple(all_log_probs[part]), reason)
+            gathered[number] = Completion(tuple(all_ids[part]), tuple(all_log_probs[part]), reason, routes)
         replica_figures.append(counts)
     return gathered, replica_figures

@@ -11,13 +11,13 @@ import torch
 
 from tempo_megatron.config import GenerationConfig, Numerics, RolloutPrecision
 from tempo_megatron.conversion import hf_config, hf_files
-from tempo_megatron.generation import row_invariance, shared_kernels, shared_memory
+from tempo_megatron.generation import cpu_experts, row_invariance, shared_kernels, shared_memory
 from tempo_megatron.generation.loading import reset_attention_scales
 
 
 def prepare_process(on_gpu: bool, numerics: Numerics) -> None:
-    """Sets the environment variables that vLLM reads. Installs row-invariant products on CPUs, and on GPUs the
-    trainer's kernels if `numerics` is exact.
+    """Sets the environment variables that vLLM reads. Installs row-invariant products and experts on CPUs, and on GPUs
+    the trainer's kernels if `numerics` is exact.
 
     Call it before `start_engine`.
     """
@@ -31,6 +31,7 @@ def prepare_process(on_gpu: bool, numerics: Numerics) -> None:
         # vLLM compiles one small function there. Each process would first try compilers, for about 10 s.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         row_invariance.install()
+        cpu_experts.install()
     elif numerics is Numerics.exact:
         shared_kernels.install()
 
@@ -46,15 +47,18 @@ def start_engine(
     seed: int,
     random_weights: bool,
     sleeps: bool,
+    returns_routes: bool,
     on_gpu: bool,
 ) -> Any:
-    """Starts the engine and returns it. It has random weights or those of `hf_path`. With `sleeps` it can sleep.
+    """Starts the engine and returns it. It has random weights or those of `hf_path`. With `sleeps` it can sleep, and
+    with `returns_routes` it returns which experts it chose.
 
     vLLM 0.26's defaults suit rollouts in all other settings: chunked prefill of 16,384 tokens per step and
     asynchronous scheduling on GPUs, CUDA graphs up to 512 sequences, no statistics.
     """
     from vllm import LLM
 
+    settings = hf_config.backbone_settings(hf_files.read_config(hf_path))
     is_exact = on_gpu and numerics is Numerics.exact
     token = None if on_gpu else shared_memory.use_unique_names()
     llm = LLM(
@@ -74,6 +78,9 @@ def start_engine(
         enforce_eager=config.enforce_eager or not on_gpu,
         enable_prefix_caching=on_gpu,  # The samples of a prompt share its prefill.
         enable_sleep_mode=sleeps,
+        # Some of vLLM's other kernels of experts rearrange the weights, and some choose experts without the router.
+        moe_backend="triton" if settings.experts and on_gpu else "auto",
+        enable_return_routed_experts=returns_routes,
         logprobs_mode="processed_logprobs",
         use_tqdm_on_load=False,
         seed=seed,
@@ -84,7 +91,8 @@ def start_engine(
         shared_memory.drop_queue()
     if random_weights:
         llm.apply_model(reset_attention_scales)
+    if returns_routes and not on_gpu:
+        llm.apply_model(cpu_experts.report_routes)
     if is_exact:
-        settings = hf_config.backbone_settings(hf_files.read_config(hf_path))
         llm.apply_model(partial(shared_kernels.set_rotary_tables, settings=settings))
     return llm

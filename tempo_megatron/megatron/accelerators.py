@@ -20,6 +20,13 @@ def apex_is_another_project() -> bool:
     return spec is not None and not any(Path(path, "multi_tensor_apply").is_dir() for path in locations or ())
 
 
+def transformer_engine_permutes_tokens() -> bool:
+    """Returns whether Transformer Engine has the kernels that sort tokens by experts, and a GPU to run them."""
+    from megatron.core.transformer.moe import moe_utils
+
+    return torch.cuda.is_available() and moe_utils.fused_permute_with_probs is not None
+
+
 def let_transformer_engine_accumulate_gradients(model: torch.nn.Module) -> None:
     """Lets Transformer Engine's linear layers add weight gradients to fp32 buffers inside the product.
 

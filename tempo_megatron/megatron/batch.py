@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 
@@ -22,6 +22,9 @@ class Batch:
     """True at response tokens."""
     columns: dict[str, Tensor]
     """Other tensors [rows, ...] that a loss needs besides the model's output."""
+    routes: tuple[Shaped[Tensor, "_read_tokens layers experts_per_token"], ...] | None = None
+    """The experts that the generator chose for the tokens of each row but the last: [length - 1, layers, experts per
+    token] integers, in host memory. None: routers choose for themselves."""
 
     @property
     def rows(self) -> int:
@@ -38,15 +41,16 @@ class Batch:
     def select(self, rows: Int64[Tensor, " selected"]) -> Batch:
         """Returns the rows at these indices, in their order."""
         columns = {name: column[rows] for name, column in self.columns.items()}
-        return Batch(self.tokens[rows], self.lengths[rows], self.response_mask[rows], columns)
+        routes = self.routes and tuple(self.routes[row] for row in rows.tolist())
+        return Batch(self.tokens[rows], self.lengths[rows], self.response_mask[rows], columns, routes)
 
     def narrow(self, width: int) -> Batch:
         """Returns the same rows cut to the first `width` positions."""
         columns = {name: c[:, :width] if c.dim() > 1 else c for name, c in self.columns.items()}
-        return Batch(self.tokens[:, :width], self.lengths, self.response_mask[:, :width], columns)
+        return Batch(self.tokens[:, :width], self.lengths, self.response_mask[:, :width], columns, self.routes)
 
     def to(self, device: torch.device) -> Batch:
-        """Returns the batch on a device."""
+        """Returns the batch on a device, without routes."""
         columns = {name: to_device(column, device) for name, column in self.columns.items()}
         tokens, lengths, mask = (to_device(x, device) for x in (self.tokens, self.lengths, self.response_mask))
         return Batch(tokens, lengths, mask, columns)

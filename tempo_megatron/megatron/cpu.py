@@ -112,6 +112,7 @@ def install() -> None:
         from megatron.core.models.hybrid import hybrid_block
         from megatron.core.optimizer import distrib_optimizer
         from megatron.core.tensor_parallel import random
+        from megatron.core.transformer.moe import token_dispatcher
 
     from tempo_megatron.megatron.norm import RMSNorm
 
@@ -120,6 +121,15 @@ def install() -> None:
     optimizer.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
     hybrid_block.TENorm = RMSNorm
+    token_dispatcher.maybe_move_tensor_to_cpu = _on_host
+
+
+def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    """Returns the tensor, or its numbers with `as_numpy`: gloo's all-to-all needs sizes that are no tensors.
+
+    megatron-core's own function does so for tensors of a GPU alone.
+    """
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
 def new_stream() -> Any:

@@ -103,10 +103,7 @@ def stack_spec(settings: BackboneSettings, numerics: Numerics) -> Any:
 def layer_pattern(settings: BackboneSettings, stages: int) -> str:
     """Returns HybridModel's pattern: a symbol for each of its layers, and `|` between pipeline stages."""
     symbols = ["*E" if is_sparse else "*-" for is_sparse in settings.sparse_layers]
-    layers_per_stage = settings.num_layers // stages
-    return "|".join(
-        "".join(symbols[stage * layers_per_stage : (stage + 1) * layers_per_stage]) for stage in range(stages)
-    )
+    return "|".join("".join(symbols[layer] for layer in layers) for layers in settings.stage_layers(stages))
 
 
 def _expert_layer(parts: _Parts) -> Any:

@@ -12,6 +12,7 @@ from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.layers import layer_pattern, stack_spec
 from tempo_megatron.megatron.norm import SharedRMSNorm
+from tempo_megatron.megatron.router_replay import forget_routers
 from tempo_megatron.megatron.topology import Topology
 
 
@@ -82,7 +83,9 @@ def policy_head(output_layer: Any) -> Any:
     return output_layer
 
 
-def transformer_config(settings: BackboneSettings, config: Config, numerics: Numerics) -> Any:
+def transformer_config(
+    settings: BackboneSettings, config: Config, numerics: Numerics, replays_routes: bool = False
+) -> Any:
     """Returns megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -108,6 +111,7 @@ def transformer_config(settings: BackboneSettings, config: Config, numerics: Num
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
         context_parallel_size=config.parallel.context_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
+        moe_enable_routing_replay=replays_routes,
         variable_seq_lengths=True,
         moe_token_dispatcher_type="alltoall",  # The default refuses variable lengths, even without experts.
         params_dtype=dtype,
@@ -122,15 +126,15 @@ def transformer_config(settings: BackboneSettings, config: Config, numerics: Num
         masked_softmax_fusion=False,
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
-        **_experts(settings, on_gpu),
+        **_experts(settings, config, on_gpu),
         **_fp8(config.model),
-        **_recompute(config.model),
+        **_recompute(config.model, settings),
     )
     transformer.finalize_model_grads_func = finalize_model_grads
     return transformer
 
 
-def _experts(settings: BackboneSettings, on_gpu: bool) -> dict[str, Any]:
+def _experts(settings: BackboneSettings, config: Config, on_gpu: bool) -> dict[str, Any]:
     """Returns the settings of router and experts: fp32 routing, no auxiliary loss, no dropped token."""
     if settings.experts is None:
         return {}
@@ -146,6 +150,8 @@ def _experts(settings: BackboneSettings, on_gpu: bool) -> dict[str, Any]:
         "moe_z_loss_coeff": None,
         "moe_expert_capacity_factor": None,
         "moe_grouped_gemm": on_gpu,
+        "moe_permute_fusion": accelerators.transformer_engine_permutes_tokens(),
+        "expert_model_parallel_size": config.parallel.expert_model_parallel_size,
         "expert_tensor_parallel_size": 1,
     }
 
@@ -163,12 +169,29 @@ def _fp8(settings: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _recompute(settings: ModelConfig) -> dict[str, Any]:
-    if settings.recompute is Recompute.full:
+def _recompute(model: ModelConfig, settings: BackboneSettings) -> dict[str, Any]:
+    if model.recompute is Recompute.full:
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if settings.recompute is Recompute.mlp:
-        return {"recompute_granularity": "selective", "recompute_modules": ["mlp"]}
+    if model.recompute is Recompute.mlp:
+        modules = ["mlp", "moe"] if settings.experts else ["mlp"]  # `mlp` passes by layers with experts.
+        return {"recompute_granularity": "selective", "recompute_modules": modules}
     return {}
+
+
+def _mark_experts(model: Any) -> None:
+    """Marks the experts' parameters, so that gradients are reduced over the ranks that hold the same experts.
+
+    megatron-core marks them where EP or TP is above 1. It gives marked parameters an optimizer of their own, and a
+    checkpoint's optimizers must be the same in every layout.
+    """
+    for name, parameter in model.named_parameters():
+        if ".mlp.experts." in name:
+            parameter.allreduce = False
+
+
+def is_expert(parameter: torch.nn.Parameter) -> bool:
+    """Returns whether the parameter belongs to an expert."""
+    return not getattr(parameter, "allreduce", True)
 
 
 def rotary_frequencies(settings: BackboneSettings) -> torch.Tensor:
@@ -183,16 +206,14 @@ def build_model(
 
     `settings` comes from the Hugging Face config. The critic is untied. Its value head exists on the last stage alone
     and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias. The setting `numerics`
-    is about the policy: no generator computes what the critic does. Raises ValueError for a model with experts on more
-    than one rank.
+    is about the policy: no generator computes what the critic does.
     """
-    if settings.experts and topology.world_size > 1:
-        raise ValueError(f"a model with experts is built in one process; there are {topology.world_size}")
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
         numerics = config.numerics if role == "policy" else Numerics.default
-        transformer = transformer_config(settings, config, numerics)
+        replays_routes = role == "policy" and config.policy.router_replay
+        transformer = transformer_config(settings, config, numerics, replays_routes)
         model = HybridModel(
             transformer,
             stack_spec(settings, numerics),
@@ -205,6 +226,7 @@ def build_model(
             position_embedding_type="rope",
         )
         model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
+        forget_routers()
         if numerics is Numerics.exact and topology.is_last_stage:  # megatron-core names the last norm's class itself.
             model.decoder.final_norm = SharedRMSNorm(transformer, settings.hidden_size, settings.rms_norm_eps)
         if topology.is_last_stage:
@@ -215,4 +237,5 @@ def build_model(
             # In a built model this flag sums gradients of these norms over TP, but each rank has its own part of them.
             transformer.qk_layernorm = False
         accelerators.let_transformer_engine_accumulate_gradients(model)
+        _mark_experts(model)
         return model.to(topology.device)

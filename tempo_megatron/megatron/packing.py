@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Shaped
 from torch import Tensor
 
 from tempo_megatron.config import Config, Fp8, Numerics
@@ -100,7 +100,10 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
     longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
     queries = transformer.kv_channels * transformer.num_attention_heads
     keys = 2 * transformer.kv_channels * transformer.num_query_groups
-    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * transformer.ffn_hidden_size)
+    channels = transformer.ffn_hidden_size
+    if transformer.num_moe_experts:
+        channels = transformer.moe_router_topk * transformer.moe_ffn_hidden_size
+    layer_weights = transformer.hidden_size * (2 * queries + keys + 3 * channels)
     return PackingRule(
         budget=-(-(micro_batch_tokens or longest) // multiple) * multiple,
         sequence_multiple=pieces,
@@ -138,12 +141,15 @@ class MicroBatch:
     """The positions of the same tokens in the flattened rows."""
     preceded: Int64[Tensor, " preceded_tokens"]
     """The indices of those tokens that are not the first of their row: [real_tokens - rows]."""
+    routes: Shaped[Tensor, "local_tokens layers experts_per_token"] | None = None
+    """The experts of each packed token; None where routers choose for themselves."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """Returns the micro-batch on a device, except `indices`, which number rows of a batch on the host."""
         converted = {"rows": self.rows.to(device), "indices": self.indices, "longest": self.longest}
-        others = (field.name for field in fields(self) if field.name not in converted)
-        return MicroBatch(**converted, **{name: to_device(getattr(self, name), device) for name in others})  # type: ignore[arg-type]
+        others = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in converted}
+        moved = {name: None if tensor is None else to_device(tensor, device) for name, tensor in others.items()}
+        return MicroBatch(**converted, **moved)  # type: ignore[arg-type]
 
     def to_rows(self, column: Tensor, about_next: bool) -> Tensor:
         """Returns a column of values per token as rows: [tokens, ...] gathered over CP -> [rows, width, ...].
@@ -189,7 +195,22 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
         source=torch.cat([*real, torch.zeros(0, dtype=torch.int64)]),
         target=present.flatten().nonzero()[:, 0],
         preceded=positions.expand(rows.rows, -1)[present].nonzero()[:, 0],
+        routes=_pack_routes(rows.routes, starts)[local] if rows.routes else None,
     )
+
+
+def _pack_routes(routes: Sequence[Tensor], starts: Tensor) -> Tensor:
+    """Returns the routes of packed rows over all ranks, [tokens, layers, experts per token].
+
+    The last token of a row and padding have none, and no loss depends on their experts. They get the first ones: a
+    token's experts must differ.
+    """
+    layers, experts_per_token = routes[0].shape[1:]
+    tokens = int(starts[-1])
+    packed = torch.arange(experts_per_token).to(routes[0].dtype).expand(tokens, layers, -1).contiguous()
+    for start, row in zip(starts.tolist(), routes, strict=False):
+        packed[start : start + len(row)] = row
+    return packed
 
 
 def context_rank_positions(boundaries: Sequence[int], rank: int, ranks: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""The device, the process groups and the position of this process in the TP x CP x PP x DP grid."""
+"""The device, the process groups and the position of this process in the TP x CP x PP x DP grid.
+
+Experts have a second grid over the same ranks, EP x expert DP x PP: the ranks of a stage hold whole experts.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ class Topology:
 
     Groups are torch process groups. `last_stage_rank` is the global rank of the pipeline's last stage, which holds the
     output layer. Data-parallel ranks read different micro-batches, and context-parallel ranks read parts of the same
-    one.
+    one. The ranks of an expert group have different experts of the same layers; `expert_data_rank` numbers the ranks
+    that have the same experts.
     """
 
     rank: int
@@ -42,6 +46,10 @@ class Topology:
     pipeline_group: Any
     context_group: Any
     data_group: Any
+    expert_rank: int
+    expert_size: int
+    expert_group: Any
+    expert_data_rank: int
     last_stage_rank: int
     collective_limit: datetime.timedelta
     """The timeout of collectives. Groups that are created later need it too, since torch's default is half an hour."""
@@ -58,7 +66,7 @@ class Topology:
 def initialize(
     parallel: ParallelConfig, seed: int, limit_seconds: float = 3600.0, meeting_seconds: float = 60.0
 ) -> Topology:
-    """Joins the process group that torchrun or srun describes, and creates Megatron's TP x CP x PP x DP groups.
+    """Joins the process group that torchrun or srun describes, and creates Megatron's groups.
 
     A collective that takes longer than `limit_seconds` plus a margin raises an error. Raises RuntimeError if not all
     ranks join within `meeting_seconds`.
@@ -87,6 +95,8 @@ def initialize(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
             context_parallel_size=parallel.context_parallel_size,
+            expert_model_parallel_size=parallel.expert_model_parallel_size,
+            expert_tensor_parallel_size=1,  # The default is TP, which would split each expert.
             distributed_timeout_minutes=int(limit.total_seconds() // 60),
         )
         model_parallel_cuda_manual_seed(seed)
@@ -106,6 +116,10 @@ def initialize(
             pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
             context_group=parallel_state.get_context_parallel_group(),
             data_group=parallel_state.get_data_parallel_group(),
+            expert_rank=parallel_state.get_expert_model_parallel_rank(),
+            expert_size=parallel_state.get_expert_model_parallel_world_size(),
+            expert_group=parallel_state.get_expert_model_parallel_group(),
+            expert_data_rank=parallel_state.get_expert_data_parallel_rank(),
             last_stage_rank=parallel_state.get_pipeline_model_parallel_last_rank(),
             collective_limit=limit,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor
 from tempo_megatron.config import Config, OptimizerConfig
 from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
 from tempo_megatron.megatron.packing import MicroBatch, pack, packing_rule
+from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
 
@@ -65,6 +67,7 @@ class MegatronModel:
         self.model = module
         self.topology = topology
         self.rule = packing_rule(module.config, config, topology, micro_batch_tokens)
+        self._routers = ReplayedRouters(module, topology)
         self.offloader = Offloader(
             lambda kind: offload.state_tensors(kind, self.model, self.optimizer),
             offload.offloaded_kinds(config.memory, topology.device),
@@ -122,6 +125,8 @@ class MegatronModel:
         rank.
         """
         topology = self.topology
+        if not self._routers.is_active:
+            batch = replace(batch, routes=None)
         row_groups = self.rule.deal(batch.lengths.tolist(), topology.data_size)[topology.data_rank]
         micro_batches = (
             pack(batch, rows, self.rule, topology.context_rank, topology.context_size).to(topology.device)
@@ -142,7 +147,8 @@ class MegatronModel:
                 return share * unaveraged, (micro.indices, reported)
 
             positions = torch.zeros_like(micro.tokens)  # RoPE reads the boundaries instead.
-            output = model(micro.tokens[None], positions[None], None, packed_seq_params=_packed(micro))
+            with self._routers.replaying(micro.routes):
+                output = model(micro.tokens[None], positions[None], None, packed_seq_params=_packed(micro))
             return output, scaled
 
         with cpu.accelerator_names():
@@ -157,6 +163,7 @@ class MegatronModel:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
+        self._routers.clear()
         columns = {name: column.cpu() for name, column in self._gather(reports, batch.rows).items()}
         tick()
         return columns
@@ -254,6 +261,7 @@ class Trainer(MegatronModel):
             )
             if overlap:
                 module.config.no_sync_func = self.model.no_sync
+        self.expert_load = ExpertLoad(module, topology.device)
         self._weights_are_sharded = False
         self._guard = NonFiniteGuard(config.faults.non_finite_updates, Path(config.run_dir) / "non_finite")
         self.reset_optimizer(optimizer)
@@ -262,6 +270,7 @@ class Trainer(MegatronModel):
         """Creates a new Adam optimizer for the present weights."""
         self.settings = settings
         self.steps = 0
+        self.expert_load.reset()
         self.offloader.onload(StateKind.weights)
         self.offloader.forget(StateKind.optimizer)
         self.optimizer = None  # The old optimizer is freed before the new one allocates as much memory.
@@ -287,7 +296,8 @@ class Trainer(MegatronModel):
                 [self.model],
             )
             for part in self.optimizer.chained_optimizers:  # A checkpoint before the first step has all state then.
-                part.init_state_fn(part.optimizer, part.config)
+                if not part.is_stub_optimizer:
+                    part.init_state_fn(part.optimizer, part.config)
 
     def freeze(self) -> None:
         """Frees gradients, optimizer and DistributedDataParallel for good. The weights stay."""

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,29 +22,35 @@ BUCKET_BYTES = 256 * 2**20
 """The size of one collective of `export_hf_weights`, summed over all TP ranks."""
 
 
-_SEQUENTIAL_EXPERT = re.compile(r"^mlp\.experts\.local_experts\.(\d+)\.")
-_GROUPED_EXPERT = re.compile(r"^mlp\.experts\.(linear_fc[12])\.weight(\d+)$")
+_SEQUENTIAL_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.*)")
+_GROUPED_EXPERT = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")
 
 
 def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """Returns this rank's parameters by the names of the maps: global layer numbers, unfused norms, numbered experts.
-
-    The rank must hold all experts of its layers.
-    """
+    """Returns this rank's parameters by the names of the maps: unfused norms, global numbers of layers and experts."""
     layers = model.get_submodule("decoder.layers")
     by_name = {}
     for name, parameter in model.named_parameters():
         match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
         if match:
-            number = int(layers[int(match[1])].layer_number) - 1  # type: ignore[index]
-            name_in_layer = match[2]
+            layer: Any = layers[int(match[1])]  # type: ignore[index]
+            number, name_in_layer = layer.layer_number - 1, match[2]
             for fused, plain in CANONICAL_NAMES.items():
                 name_in_layer = name_in_layer.replace(fused, plain)
-            name_in_layer = _SEQUENTIAL_EXPERT.sub(r"mlp.experts.\1.", name_in_layer)
-            name_in_layer = _GROUPED_EXPERT.sub(r"mlp.experts.\2.\1.weight", name_in_layer)
-            name = f"decoder.layers.{number}.{name_in_layer}"
+            name = f"decoder.layers.{number}.{_with_global_expert(name_in_layer, layer)}"
         by_name[name] = parameter
     return by_name
+
+
+def _with_global_expert(name: str, layer: Any) -> str:
+    """Returns a parameter's name within its layer, an expert's by its number among the experts of all ranks."""
+    if match := _SEQUENTIAL_EXPERT.fullmatch(name):
+        expert, parameter = int(match[1]), match[2]
+    elif match := _GROUPED_EXPERT.fullmatch(name):
+        expert, parameter = int(match[2]), f"{match[1]}.weight"
+    else:
+        return name
+    return f"mlp.experts.{layer.mlp.local_expert_indices[expert]}.{parameter}"
 
 
 @torch.no_grad()
@@ -90,19 +97,20 @@ def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
 def export_hf_weights(
     model: torch.nn.Module, entries: Sequence[ParameterMapping], topology: Topology
 ) -> Iterator[tuple[str, Tensor | TensorRows]]:
-    """Yields each Hugging Face tensor on every rank, in the (layer) order of the map. Collective over TP and PP.
+    """Yields each Hugging Face tensor on every rank, in the (layer) order of the map. Collective over TP, EP and PP.
 
     A vocabulary larger than a bucket comes in blocks of rows, which `rows.whole` joins. All other tensors come whole.
     A tensor may share memory with the model or with a later tensor, so use it before the next one is requested.
 
-    Entries are sent in buckets, each with one gather over TP on the stage that holds it and one broadcast over PP. The
+    Entries are sent in buckets, each with one gather over TP on the stage that holds it and one broadcast over PP. A
+    bucket of experts has a broadcast over EP from the rank that holds them instead of the gather. The
     next bucket is fetched while the tensors of the present one are used; on GPUs a separate stream does this. A matrix
     larger than a bucket is a bucket of its own. Besides its part of the model, a rank holds up to three buckets (of the
     last yielded tensor, the next one and the one being fetched) and its shards of the last of these.
     """
     parameters = canonical_parameters(model)
     side_stream = torch.cuda.Stream() if topology.device.type == "cuda" else None
-    buckets = _buckets(entries, _stages_and_dtypes(parameters, entries, topology), topology)
+    buckets = _buckets(entries, _locations(parameters, entries, topology), topology)
     fetches = ((bucket, *_fetch_on_stream(side_stream, bucket, parameters, topology)) for bucket in buckets)
     for bucket, shards, fetched in _one_ahead(fetches):
         if fetched:
@@ -165,32 +173,43 @@ def _parts(entry: ParameterMapping, dtype: torch.dtype, topology: Topology) -> I
         yield _Part(entry, shape, slice(start, min(start + block_rows, shape[0])))
 
 
-@dataclass
-class _Bucket:
-    """Parts that one pipeline stage holds in one dtype, in the order of the map."""
+@dataclass(frozen=True)
+class _Location:
+    """Where a parameter is: the first pipeline stage that has it, and for an expert the expert-parallel rank."""
 
     stage: int
+    expert_rank: int | None
     dtype: torch.dtype
+
+    def shards(self, topology: Topology) -> int:
+        """Returns the number of ranks that hold a part each. Tensor parallelism splits no expert."""
+        return topology.tensor_size if self.expert_rank is None else 1
+
+
+@dataclass
+class _Bucket:
+    """Parts from one location, in the order of the map."""
+
+    location: _Location
     parts: list[_Part]
 
 
 def _buckets(
-    entries: Sequence[ParameterMapping], stages_and_dtypes: dict[str, tuple[int, torch.dtype]], topology: Topology
+    entries: Sequence[ParameterMapping], locations: dict[str, _Location], topology: Topology
 ) -> Iterator[_Bucket]:
     bucket: _Bucket | None = None
     filled = 0
     for entry in entries:
-        stage, dtype = stages_and_dtypes[entry.megatron_name]
-        for part in _parts(entry, dtype, topology):
-            size = topology.tensor_size * math.prod(part.shape) * dtype.itemsize
-            same_stage_and_dtype = bucket is not None and (bucket.stage, bucket.dtype) == (stage, dtype)
-            if bucket and same_stage_and_dtype and filled + size <= BUCKET_BYTES:
+        location = locations[entry.megatron_name]
+        for part in _parts(entry, location.dtype, topology):
+            size = location.shards(topology) * math.prod(part.shape) * location.dtype.itemsize
+            if bucket and bucket.location == location and filled + size <= BUCKET_BYTES:
                 bucket.parts.append(part)
                 filled += size
                 continue
             if bucket:
                 yield bucket
-            bucket, filled = _Bucket(stage, dtype, [part]), size
+            bucket, filled = _Bucket(location, [part]), size
     if bucket:
         yield bucket
 
@@ -213,25 +232,30 @@ def _fetch_on_stream(
 
 
 def _fetch(bucket: _Bucket, parameters: dict[str, torch.nn.Parameter], topology: Topology) -> list[list[Tensor]]:
-    """Returns, for each part of a bucket, the shards of all TP ranks."""
-    on_this_stage = bucket.stage == topology.pipeline_rank
-    local = [part.select(parameters[part.entry.megatron_name].detach()) for part in bucket.parts if on_this_stage]
-    if topology.tensor_size * topology.pipeline_size == 1:
+    """Returns, for each part of a bucket, its shards: those of all TP ranks, or the one of an expert."""
+    location, shards = bucket.location, bucket.location.shards(topology)
+    on_this_stage = location.stage == topology.pipeline_rank
+    is_local = on_this_stage and location.expert_rank in (None, topology.expert_rank)
+    local = [part.select(parameters[part.entry.megatron_name].detach()) for part in bucket.parts if is_local]
+    senders = topology.tensor_size if location.expert_rank is None else topology.expert_size
+    if senders * topology.pipeline_size == 1:
         return [[shard] for shard in local]
     sizes = [math.prod(part.shape) for part in bucket.parts]
-    flat = _broadcast(_gather(local, topology), sizes, bucket, topology)
-    by_part = zip(*(rank_flat.split(sizes) for rank_flat in flat.chunk(topology.tensor_size)), strict=True)
+    flat = torch.cat([shard.flatten() for shard in local]) if len(local) > 1 else local[0].flatten() if local else None
+    if on_this_stage and location.expert_rank is not None:
+        flat = _broadcast(flat, sum(sizes), location, topology, topology.expert_group, location.expert_rank)
+    elif flat is not None:
+        flat = _gather(flat, topology)
+    flat = _broadcast(flat, shards * sum(sizes), location, topology, topology.pipeline_group, location.stage)
+    by_part = zip(*(rank_flat.split(sizes) for rank_flat in flat.chunk(shards)), strict=True)
     return [
         [shard.view(part.shape) for shard in rank_shards]
         for part, rank_shards in zip(bucket.parts, by_part, strict=True)
     ]
 
 
-def _gather(shards: Sequence[Tensor], topology: Topology) -> Tensor | None:
-    """Returns the shards of all TP ranks in rank order, as one flat tensor, or None on a stage without shards."""
-    if not shards:
-        return None
-    flat = torch.cat([shard.flatten() for shard in shards]) if len(shards) > 1 else shards[0].flatten()
+def _gather(flat: Tensor, topology: Topology) -> Tensor:
+    """Returns the flat tensors of all TP ranks in rank order, as one."""
     if topology.tensor_size == 1:
         return flat
     gathered = flat.new_empty(topology.tensor_size * flat.numel())
@@ -239,24 +263,31 @@ def _gather(shards: Sequence[Tensor], topology: Topology) -> Tensor | None:
     return gathered
 
 
-def _broadcast(flat: Tensor | None, sizes: Sequence[int], bucket: _Bucket, topology: Topology) -> Tensor:
-    """Returns the flat tensor that the bucket's stage has gathered, on every stage."""
+def _broadcast(
+    flat: Tensor | None, size: int, location: _Location, topology: Topology, group: Any, source: int
+) -> Tensor:
+    """Returns the flat tensor [size] of the group's rank `source`, on all ranks of the group."""
     if flat is None:
-        flat = torch.empty(topology.tensor_size * sum(sizes), dtype=bucket.dtype, device=topology.device)
-    if topology.pipeline_size > 1:
-        source = dist.get_global_rank(topology.pipeline_group, bucket.stage)
-        dist.broadcast(flat, source, group=topology.pipeline_group)
+        flat = torch.empty(size, dtype=location.dtype, device=topology.device)
+    if dist.get_world_size(group) > 1:
+        dist.broadcast(flat, dist.get_global_rank(group, source), group=group)
     return flat
 
 
-def _stages_and_dtypes(
+def _locations(
     parameters: dict[str, torch.nn.Parameter], entries: Sequence[ParameterMapping], topology: Topology
-) -> dict[str, tuple[int, torch.dtype]]:
-    """Returns for each entry the first stage that holds it, and its dtype."""
-    names = {entry.megatron_name for entry in entries}
-    local = {name: (topology.pipeline_rank, parameter.dtype) for name, parameter in parameters.items() if name in names}
-    stages: list[dict[str, tuple[int, torch.dtype]]] = [local]
-    if topology.pipeline_size > 1:
-        stages = [{}] * topology.pipeline_size
-        dist.all_gather_object(stages, local, group=topology.pipeline_group)
-    return {name: location for stage in reversed(stages) for name, location in stage.items()}
+) -> dict[str, _Location]:
+    """Returns the location of each entry."""
+    experts = {entry.megatron_name: entry.slot is not None for entry in entries}
+    locations = {
+        name: _Location(topology.pipeline_rank, topology.expert_rank if experts[name] else None, parameter.dtype)
+        for name, parameter in parameters.items()
+        if name in experts
+    }
+    for group in (topology.expert_group, topology.pipeline_group):
+        of_ranks: list[dict[str, _Location]] = [locations] * dist.get_world_size(group)
+        if len(of_ranks) > 1:
+            dist.all_gather_object(of_ranks, locations, group=group)
+        # In the group of stages the first one that has an entry decides.
+        locations = {name: location for of_rank in reversed(of_ranks) for name, location in of_rank.items()}
+    return locations

@@ -11,6 +11,7 @@ A step has two candidates for its memory peak. Which one is higher depends on th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tempo_megatron.config import Config, Fp8, Precision, Recompute
@@ -18,6 +19,9 @@ from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.layout import Layout
 
 _FP32 = 4
+
+_ROUTING_BYTES = 13
+"""The bytes of a router for each token and expert: a probability, the route, and Transformer Engine's map of rows."""
 
 LOGITS_CHUNK = 2**28
 """The bytes of fp32 logits that exist at a time (`megatron/log_probs.py`)."""
@@ -121,16 +125,44 @@ class Activations:
         forward = 2 * self.hidden + self._gathered + gate_and_up + product + (channels if self._is_fp8 else 0)
         return SublayerMemory(input_bytes, kept, backward, forward)
 
-    def kept(self, layers: int) -> int:
-        """Return the bytes that a forward pass through `layers` transformer layers keeps."""
-        return layers * sum(
-            sublayer.kept - self._not_kept(sublayer, recomputes) for sublayer, recomputes in self._sublayers
+    @property
+    def experts(self) -> SublayerMemory:
+        """Router and experts, with equally busy experts.
+
+        A rank of T tokens (with sequence parallelism its part of them) with k experts each sends k T tokens to ranks of
+        its group, and gets as many. They keep T (2 hidden + 13 experts bytes) for norm and router, and
+        k T (hidden + 3 channels) for the products. Copies of k T hidden live until the layer ends: the sorted tokens,
+        under expert parallelism the exchanged ones, and what the experts return, before and after it is sorted.
+        """
+        experts = self.settings.experts
+        assert experts is not None
+        routed, channels = self.split_tokens * experts.experts_per_token, experts.ffn_hidden_size
+        copy = routed * self.settings.hidden_size * self.width
+        routing = self.split_tokens * experts.num_experts * _ROUTING_BYTES
+        products = routed * 3 * channels * self.width + routed * _FP32  # and the weight of each routed token
+        copies = 3 + (self.layout.expert > 1)
+        kept = 2 * self.hidden + routing + copy + products
+        # Gradients: of the output, of what the experts return, and of gate and up projections with those of the input.
+        gradients = self.hidden + 2 * copy + 2 * routed * channels * self.width
+        return SublayerMemory(
+            input=self.hidden,
+            kept=kept,
+            backward=max(copies * copy + self.hidden, gradients),
+            forward=3 * self.hidden + routing + (copies + 1) * copy + routed * channels * self.width,
         )
 
-    def at_backward(self) -> int:
-        """Return the peak bytes of the backward pass beside what is kept, including recomputation."""
+    def kept(self, sparse_layers: Sequence[bool]) -> int:
+        """Return the bytes that a forward pass keeps of these layers, each with experts or without."""
+        return sum(
+            sublayer.kept - self._not_kept(sublayer, recomputes)
+            for is_sparse in sparse_layers
+            for sublayer, recomputes in self._sublayers(is_sparse)
+        )
+
+    def at_backward(self, is_sparse: bool) -> int:
+        """Return the peak bytes of a layer's backward pass beside what is kept, including recomputation."""
         freed = peak = 0
-        for sublayer, recomputes in reversed(self._sublayers):
+        for sublayer, recomputes in reversed(self._sublayers(is_sparse)):
             recomputed = self._not_kept(sublayer, recomputes) + self.hidden if recomputes else 0
             peak = max(peak, recomputed + sublayer.backward - freed)
             freed = sublayer.kept - self._not_kept(sublayer, recomputes)
@@ -159,13 +191,15 @@ class Activations:
         """Return the peak bytes of a forward pass that keeps nothing."""
         hidden_elements = self.region_tokens * self.settings.hidden_size
         output_layer = self._gathered + self._chunk if role == "policy" else hidden_elements * _FP32
-        return max(self.attention.forward, self.mlp.forward, 2 * self.hidden + output_layer)
+        sublayers = [
+            sublayer for is_sparse in set(self.settings.sparse_layers) for sublayer, _ in self._sublayers(is_sparse)
+        ]
+        return max(*(sublayer.forward for sublayer in sublayers), 2 * self.hidden + output_layer)
 
-    @property
-    def _sublayers(self) -> tuple[tuple[SublayerMemory, bool], ...]:
-        """The sub-layers in order, and whether the backward pass recomputes them."""
-        recompute = self.config.model.recompute
-        return (self.attention, recompute is Recompute.full), (self.mlp, recompute is not Recompute.none)
+    def _sublayers(self, is_sparse: bool) -> tuple[tuple[SublayerMemory, bool], ...]:
+        """Return the sub-layers of a layer in order, and whether the backward pass recomputes them."""
+        recompute, second = self.config.model.recompute, self.experts if is_sparse else self.mlp
+        return (self.attention, recompute is Recompute.full), (second, recompute is not Recompute.none)
 
     def _not_kept(self, sublayer: SublayerMemory, recomputes: bool) -> int:
         """Return the bytes that recomputation saves: all but the input."""

@@ -10,7 +10,7 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.planning import report, shapes
 from tempo_megatron.planning.fit import layout_problems, memory_problems, plan_problems
-from tempo_megatron.planning.layout import Machine, experts_problems
+from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.layout_search import rank_generator_sizes, rank_layouts
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.workload import Workload
@@ -108,13 +108,10 @@ def _backbone(config: Config, model: str | None) -> BackboneSettings:
             raise ConfigError(f"--model: {model} is none of {', '.join(shapes.SHAPES)}")
         return shapes.backbone_shape(shapes.shape_config(model, None, None))
     try:
-        shape = shapes.model_shape(config.model.hf_path)
+        return shapes.model_shape(config.model.hf_path)
     except ConversionError as error:
         lines = "\n".join(f"model.hf_path: {line}" for line in str(error).splitlines())
         raise ConfigError(f"{lines}; --model names a known shape") from error
-    for problem in experts_problems(shape):
-        raise ConfigError(f"model.hf_path: {problem}")
-    return shape
 
 
 def _refuse(recipe: str, reasons: Sequence[str]) -> int:

@@ -75,7 +75,10 @@ class Decoding:
         """
         run, weight_bytes = self.run, self.run.engine.weight_bytes
         bandwidth = rates.decode_bytes_per_second(run.machine.gpu_gb)
-        weights = np.maximum(weight_bytes / bandwidth, weight_bytes * live / rates.PASS_FLOPS["policy", False])
+        # An expert is idle for a token with the probability `idle`, and is read unless all live tokens leave it idle.
+        expert_bytes, idle = run.engine.expert_bytes, run.engine.idle_share
+        read_bytes, active_bytes = weight_bytes - expert_bytes * idle**live, weight_bytes - expert_bytes * idle
+        weights = np.maximum(read_bytes / bandwidth, active_bytes * live / rates.PASS_FLOPS["policy", False])
         all_reduces = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
         device = rates.DECODE_DEVICE_SECONDS + all_reduces + weights + cache_bytes / bandwidth
         host = rates.DECODE_HOST_SECONDS + rates.DECODE_HOST_SEQUENCE_SECONDS * live

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tempo_megatron.planning import host
-from tempo_megatron.planning.layout import divisibility_problems, experts_problems, replica_problems, window_problems
+from tempo_megatron.planning.layout import (
+    divisibility_problems,
+    expert_group_problems,
+    expert_setting_problems,
+    replica_problems,
+    window_problems,
+)
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 
@@ -21,7 +27,7 @@ def plan_problems(run: PlannedRun) -> list[str]:
 def layout_problems(run: PlannedRun) -> list[str]:
     """Return why the model cannot be spread over these GPUs. If it cannot, memory and time have no meaning."""
     return [
-        *(f"model.hf_path: {problem}" for problem in experts_problems(run.settings)),
+        *expert_setting_problems(run.config, run.settings),
         *divisibility_problems(run.config.parallel, run.settings),
         *window_problems(run.config.parallel, run.settings),
         *_gpu_count_problems(run),
@@ -38,6 +44,8 @@ def _gpu_count_problems(run: PlannedRun) -> Iterator[str]:
     size = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if gpus % size:
         yield f"parallel: {gpus} GPUs cannot be cut into TP x PP x CP = {size}"
+    else:
+        yield from expert_group_problems(parallel, gpus)
     replica = run.config.generation.tensor_parallel_size  # 0: the size of parallel, checked above
     if replica and gpus % replica:
         yield f"generation.tensor_parallel_size: {replica} does not divide {gpus} GPUs"

@@ -12,9 +12,9 @@ from tempo_megatron.conversion.mapping import BackboneSettings, Role
 class ModelFlops:
     """FLOPs of the matrix products of a model, two for each weight and token.
 
-    - Counted: projections and MLPs of all layers, the output layer (over the vocabulary for the policy, over one value
-      for the critic), and attention's two products over the tokens that each token may see. A causal mask counts as
-      half, a window as what it lets through.
+    - Counted: projections and MLPs of all layers, routers and the experts that a token is sent to, the output layer
+      (over the vocabulary for the policy, over one value for the critic), and attention's two products over the tokens
+      that each token may see. A causal mask counts as half, a window as what it lets through.
     - Not counted: the embedding (a look-up), norms, RoPE, softmax, the loss, recomputation, and padding.
     """
 
@@ -27,8 +27,18 @@ class ModelFlops:
         shape = self.settings
         queries = shape.num_attention_heads * shape.kv_channels
         keys = shape.num_query_groups * shape.kv_channels
-        layer = shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.ffn_hidden_size)
-        return shape.num_layers * layer + shape.hidden_size * self.outputs
+        attention = shape.num_layers * shape.hidden_size * (2 * queries + 2 * keys)
+        return attention + self.mlp_weights + shape.hidden_size * self.outputs
+
+    @property
+    def mlp_weights(self) -> int:
+        """The number of weights of MLPs, routers and experts that each token is multiplied with."""
+        shape, sparse = self.settings, sum(self.settings.sparse_layers)
+        channels = 3 * shape.ffn_hidden_size * (shape.num_layers - sparse)
+        if shape.experts:
+            width = shape.experts.experts_per_token * shape.experts.ffn_hidden_size
+            channels += sparse * (3 * width + shape.experts.num_experts)
+        return shape.hidden_size * channels
 
     @property
     def outputs(self) -> int:
@@ -49,6 +59,14 @@ class ModelFlops:
     def step(self, lengths: Iterable[int]) -> float:
         """Return the FLOPs of a training step: the backward pass has two products for each one of the forward pass."""
         return 3 * self.forward(lengths)
+
+
+def active_channels(settings: BackboneSettings) -> int:
+    """Return the most MLP channels that a token passes in a layer: those of one MLP, or of the token's experts."""
+    dense = 0 if all(settings.sparse_layers) else settings.ffn_hidden_size
+    if settings.experts is None:
+        return dense
+    return max(dense, settings.experts.experts_per_token * settings.experts.ffn_hidden_size)
 
 
 def _visible_pairs(length: int, window: int | None) -> float:

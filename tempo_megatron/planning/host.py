@@ -55,12 +55,23 @@ def _saved_models(run: PlannedRun) -> Parts:
 
     These are the weights, and the optimizer state that the first of the data-parallel ranks gathers.
     """
-    gathering_ranks = min(run.machine.gpus_per_node, run.layout.tensor * run.layout.pipeline)
-    states = {name: run.state(name) for name in run.models if name != "reference"}
-    return {
-        name: gathering_ranks * (state["weights"] + state.get("optimizer", 0) * run.layout.optimizer_ranks)
-        for name, state in states.items()
+    layout, ranks = run.layout, run.machine.gpus_per_node
+    gathering = (min(ranks, layout.tensor * layout.pipeline), min(ranks, layout.expert * layout.pipeline))
+    saved = {
+        name: [run.models[name].saved_bytes(stage, learns="optimizer" in run.state(name)) for stage in _stages(run)]
+        for name in run.models
+        if name != "reference"
     }
+    return {name: max(_total(gathering, stage) for stage in stages) for name, stages in saved.items()}
+
+
+def _stages(run: PlannedRun) -> range:
+    return range(run.layout.pipeline)
+
+
+def _total(ranks: tuple[int, int], sizes: tuple[int, int]) -> int:
+    """Return the bytes of all ranks: those of all but experts, and those of experts."""
+    return ranks[0] * sizes[0] + ranks[1] * sizes[1]
 
 
 _TOKEN_SAMPLE_BYTES = 48
@@ -79,10 +90,13 @@ def token_sample_bytes(run: PlannedRun) -> int:
 
 def checkpoint_bytes(run: PlannedRun) -> int:
     """Return the bytes of a checkpoint: weights of policy and critic, and optimizer state of what iterations train."""
-    layout, learns = run.layout, {"policy": True, "critic": run.config.critic.training.learns}
-    size = 0
-    for name in [name for name in learns if name in run.models]:
-        for stage in range(layout.pipeline):
-            state = run.models[name].state(stage)
-            size += layout.tensor * (state["weights"] + learns[name] * state["optimizer"] * layout.optimizer_ranks)
-    return size
+    ranks, learns = (
+        (run.layout.tensor, run.layout.expert),
+        {"policy": True, "critic": run.config.critic.training.learns},
+    )
+    return sum(
+        _total(ranks, run.models[name].saved_bytes(stage, learns=learns[name]))
+        for name in learns
+        if name in run.models
+        for stage in _stages(run)
+    )

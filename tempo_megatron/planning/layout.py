@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tempo_megatron.config import Config, ParallelConfig
+from tempo_megatron.config import Config, Fp8, ParallelConfig, RolloutPrecision
 from tempo_megatron.conversion.mapping import BackboneSettings
 
 USABLE_GIB_PER_GB = 0.989
@@ -42,6 +42,7 @@ class Layout:
     context: int
     data: int
     sequence_parallel: bool
+    expert: int
     replica: int
     """The tensor parallel size of the generator."""
 
@@ -56,16 +57,22 @@ class Layout:
             context=context,
             data=gpus // (tensor * pipeline * context),
             sequence_parallel=parallel.sequence_parallel,
+            expert=parallel.expert_model_parallel_size,
             replica=config.generation.tensor_parallel_size or tensor,
         )
 
     @property
     def optimizer_ranks(self) -> int:
-        """The number of ranks that share the optimizer state of one shard of the model."""
+        """The number of ranks that share the optimizer state of one shard of the model, without experts."""
         return self.data * self.context
 
+    @property
+    def expert_optimizer_ranks(self) -> int:
+        """The number of ranks that hold the same experts, and share their optimizer state."""
+        return self.tensor * self.context * self.data // self.expert
+
     def __str__(self) -> str:
-        sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context}
+        sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context, "EP": self.expert}
         return " ".join([f"{name}{size}" for name, size in sizes.items() if size > 1] + [f"DP{self.data}"])
 
 
@@ -75,24 +82,54 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
         "tensor_model_parallel_size": {
             "attention heads": settings.num_attention_heads,
             "KV heads": settings.num_query_groups,
-            "MLP channels": settings.ffn_hidden_size,
+            **({} if all(settings.sparse_layers) else {"MLP channels": settings.ffn_hidden_size}),
             "padded vocabulary entries": settings.padded_vocab_size,
         },
-        "pipeline_model_parallel_size": {"layers": settings.num_layers},
+        "expert_model_parallel_size": {"experts": settings.experts.num_experts} if settings.experts else {},
     }
     for key, counts in parts.items():
         size = getattr(parallel, key)
         undivided = [f"{count} {name}" for name, count in counts.items() if size > 0 and count % size]
         if undivided:
             yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
-
-
-def experts_problems(settings: BackboneSettings) -> Iterator[str]:
-    """Yield why a model with experts cannot run yet."""
-    if settings.experts:
+    if parallel.pipeline_model_parallel_size > settings.num_layers:
         yield (
-            "a model with experts (mixture of experts) can be converted, and loaded into one Megatron process; it "
-            "cannot be trained, planned or evaluated yet"
+            f"parallel.pipeline_model_parallel_size: {parallel.pipeline_model_parallel_size} is more than the model's "
+            f"{settings.num_layers} layers"
+        )
+    if parallel.expert_model_parallel_size > 1 and not settings.experts:
+        yield (
+            f"parallel.expert_model_parallel_size: {parallel.expert_model_parallel_size}, but the model has no experts"
+        )
+
+
+def expert_group_problems(parallel: ParallelConfig, ranks: int) -> Iterator[str]:
+    """Yield a line if the ranks of a pipeline stage cannot be cut into groups that share the experts."""
+    experts, stages = parallel.expert_model_parallel_size, parallel.pipeline_model_parallel_size
+    if experts > 0 and stages > 0 and ranks % (experts * stages):
+        yield (
+            f"parallel.expert_model_parallel_size: {ranks} processes cannot be cut into PP x EP = {stages * experts}; "
+            "experts are shared by ranks of TP x CP x DP"
+        )
+
+
+def expert_setting_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield each setting that models with experts do not support, and why."""
+    if not settings.experts:
+        return
+    if config.parallel.tensor_model_parallel_size > 1 and not config.parallel.sequence_parallel:
+        yield (
+            "parallel.sequence_parallel: a model with experts needs it where tensor_model_parallel_size is above 1: "
+            "otherwise every rank would route all tokens"
+        )
+    if config.model.fp8 is not Fp8.none:
+        yield (
+            f"model.fp8: {config.model.fp8.value} is not supported for a model with experts: FP8 products need whole "
+            "tiles of tokens for each expert, which the router does not fill up yet; use none"
+        )
+    if config.generation.precision is RolloutPrecision.fp8:
+        yield (
+            "generation.precision: fp8 is not supported for a model with experts: no sync quantizes them yet; use same"
         )
 
 
@@ -101,8 +138,10 @@ def replica_problems(replica: int, settings: BackboneSettings) -> Iterator[str]:
 
     vLLM would copy KV heads to the surplus ranks, and the check of synced weights does not support copies.
     """
-    heads = (("attention", settings.num_attention_heads), ("KV", settings.num_query_groups))
-    undivided = [f"{count} {name} heads" for name, count in heads if replica > 0 and count % replica]
+    counts = {"attention heads": settings.num_attention_heads, "KV heads": settings.num_query_groups}
+    if settings.experts:
+        counts["channels of an expert"] = settings.experts.ffn_hidden_size
+    undivided = [f"{count} {name}" for name, count in counts.items() if replica > 0 and count % replica]
     if undivided:
         yield f"generation.tensor_parallel_size: {replica} does not divide the model's {', '.join(undivided)}"
 

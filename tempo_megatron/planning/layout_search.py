@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ EQUAL_SPEED_MARGIN = 0.08
 """Times that differ by a smaller share count as equal, because the estimate is no more precise."""
 GENERATOR_SPEED_MARGIN = 0.05
 """The same for generating alone, whose steps are predicted better."""
-_TENSOR_SIZES, _PIPELINE_SIZES, _CONTEXT_SIZES = (1, 2, 4, 8), (1, 2, 4), (1, 2)
+_TENSOR_SIZES, _PIPELINE_SIZES, _CONTEXT_SIZES, _EXPERT_SIZES = (1, 2, 4, 8), (1, 2, 4), (1, 2), (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _layouts(run: PlannedRun) -> Iterator[PlannedRun]:
     for recompute in Recompute:
         for pipeline in _PIPELINE_SIZES:
             for context in _CONTEXT_SIZES:
-                for tensor in _TENSOR_SIZES:
+                for tensor, expert in itertools.product(_TENSOR_SIZES, _expert_sizes(run)):
                     config = copy.deepcopy(run.config)
                     config.model.recompute = recompute
                     config.generation.tensor_parallel_size = run.layout.replica
@@ -99,9 +100,14 @@ def _layouts(run: PlannedRun) -> Iterator[PlannedRun]:
                         tensor_model_parallel_size=tensor,
                         pipeline_model_parallel_size=pipeline,
                         context_parallel_size=context,
+                        expert_model_parallel_size=expert,
                         sequence_parallel=tensor > 1,
                     )
                     yield PlannedRun(run.settings, config, run.machine)
+
+
+def _expert_sizes(run: PlannedRun) -> tuple[int, ...]:
+    return _EXPERT_SIZES if run.settings.experts else (1,)
 
 
 def _peak_gib(run: PlannedRun) -> float:

@@ -9,7 +9,7 @@ from tempo_megatron.config import Config, Fp8, Precision
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.activations import Activations
 from tempo_megatron.planning.layout import Layout
-from tempo_megatron.planning.parameters import RankParameters, rank_parameters
+from tempo_megatron.planning.parameters import EXPERTS, RankParameters, rank_parameters
 
 GIB = 2**30
 Parts = dict[str, int]
@@ -33,7 +33,8 @@ class ModelMemory:
     """The micro-batches of a step on one data-parallel rank."""
 
     def parameters(self, stage: int) -> RankParameters:
-        return rank_parameters(self.settings, self.role, self.layout.tensor, self.layout.pipeline, stage)
+        layout = self.layout
+        return rank_parameters(self.settings, self.role, layout.tensor, layout.pipeline, stage, layout.expert)
 
     @property
     def activations(self) -> Activations:
@@ -41,13 +42,35 @@ class ModelMemory:
 
     def state(self, stage: int) -> Parts:
         """Return the bytes of weights, gradients and optimizer state on a rank of this stage."""
-        is_bf16 = self.config.model.precision is Precision.bf16
-        count = self.parameters(stage).total
+        kinds = self.state_by_kind(stage).values()
+        return {part: sum(state[part] for state in kinds) for part in ("weights", "gradients", "optimizer")}
+
+    def state_by_kind(self, stage: int) -> dict[str, Parts]:
+        """Return the same for each kind of parameter. Experts and the rest are shared by other numbers of ranks."""
+        is_bf16, layout = self.config.model.precision is Precision.bf16, self.layout
         return {
-            "weights": count * (2 if is_bf16 else 4),
-            "gradients": count * 4,
-            "optimizer": count * (12 if is_bf16 else 8) // self.layout.optimizer_ranks,
+            kind: {
+                "weights": count * (2 if is_bf16 else 4),
+                "gradients": count * 4,
+                "optimizer": count
+                * (12 if is_bf16 else 8)
+                // (layout.expert_optimizer_ranks if kind == EXPERTS else layout.optimizer_ranks),
+            }
+            for kind, count in self.parameters(stage).by_kind.items()
         }
+
+    def saved_bytes(self, stage: int, *, learns: bool) -> tuple[int, int]:
+        """Return the bytes that a rank of this stage saves of all but its experts, and of its experts.
+
+        These are the weights, and of a model that learns the whole optimizer state of the rank's part of the model.
+        """
+        kinds, layout = self.state_by_kind(stage), self.layout
+
+        def saved(kind: str, ranks: int) -> int:
+            return kinds[kind]["weights"] + learns * kinds[kind]["optimizer"] * ranks
+
+        others = sum(saved(kind, layout.optimizer_ranks) for kind in kinds if kind != EXPERTS)
+        return others, saved(EXPERTS, layout.expert_optimizer_ranks) if EXPERTS in kinds else 0
 
     def step_peak(self) -> Parts:
         """Return the parts at the memory peak of a training step, on the stage with the highest peak."""
@@ -70,11 +93,14 @@ class ModelMemory:
         kept: Parts = self.state(stage) | {
             "weights in 8 bits": 2 * self._fp8_copy_bytes(stage),
             "dummy weight gradients": self._dummy_gradient_bytes(stage),
-            "activations": in_flight * activations.kept(self._stage_layers)
+            "activations": in_flight * activations.kept(self._stage_sparse_layers(stage))
             + (0 if is_last else (in_flight - 1) * activations.hidden),
             "workspaces": _WORKSPACE_BYTES,
         }
-        moments = [kept | {"backward pass": activations.at_backward()}]
+        last_layers = self._stage_sparse_layers(stage)[
+            -1:
+        ]  # Its backward pass is the first, with all activations kept.
+        moments = [kept | {"backward pass": activations.at_backward(is_sparse)} for is_sparse in last_layers]
         if is_last:
             moments.append(kept | activations.at_loss(self.role))
         return moments
@@ -87,10 +113,10 @@ class ModelMemory:
             "workspaces": _WORKSPACE_BYTES,
         }
 
-    @property
-    def _stage_layers(self) -> int:
-        """The number of transformer layers of a stage."""
-        return self.settings.num_layers // self.layout.pipeline
+    def _stage_sparse_layers(self, stage: int) -> list[bool]:
+        """Return for each layer of a stage whether it has experts."""
+        layers = self.settings.stage_layers(self.layout.pipeline)[stage]
+        return [self.settings.sparse_layers[layer] for layer in layers]
 
     def _fp8_copy_bytes(self, stage: int) -> int:
         """Return the bytes of one 8-bit copy of the weights. The backward pass needs another, transposed copy."""
@@ -98,7 +124,8 @@ class ModelMemory:
         if model.fp8 is Fp8.none:
             return 0
         bf16_layers = model.fp8_edges_in_bf16 * ((stage == 0) + (stage == self.layout.pipeline - 1))
-        return self.parameters(stage).linear * (self._stage_layers - bf16_layers) // self._stage_layers
+        layers = len(self._stage_sparse_layers(stage))
+        return self.parameters(stage).linear * (layers - bf16_layers) // layers
 
     def _dummy_gradient_bytes(self, stage: int) -> int:
         """Return the bytes of dummy weight gradients.

@@ -9,7 +9,8 @@ from tempo_megatron.config import CriticConfig, Fp8, PolicyConfig, Recompute
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import rates
 from tempo_megatron.planning.flops import ModelFlops
-from tempo_megatron.planning.phases import PlannedRun
+from tempo_megatron.planning.parameters import EXPERTS
+from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.workload import Workload
 
 
@@ -42,8 +43,8 @@ class ModelTime:
         """Return the work that recomputation adds, in forward passes."""
         recompute, shape = self.run.config.model.recompute, self.run.settings
         if recompute is Recompute.mlp:
-            mlp = 3 * shape.num_layers * shape.hidden_size * shape.ffn_hidden_size
-            return mlp / ModelFlops(shape, self.role).weights
+            flops = ModelFlops(shape, self.role)
+            return flops.mlp_weights / flops.weights
         return float(recompute is Recompute.full)
 
     def _compute_seconds(self, rollouts: int, rate: float, forward_passes: float, exposed: float, steps: int) -> float:
@@ -61,14 +62,15 @@ class ModelTime:
         tokens = rank_rollouts * (workload.prompt + workload.mean)
         micro_batches = max(1.0, tokens / steps / run.models[self.role].tokens)
         bubble = 1 + (layout.pipeline - 1) / micro_batches
-        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._last_stage_factor()
+        balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._slowest_stage_factor()
         return max(balanced, steps * response_seconds(max(workload.lengths)) * layout.pipeline)
 
-    def _last_stage_factor(self) -> float:
-        """Return the time of the last pipeline stage, which has the output layer, relative to the mean."""
-        stages, flops = self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
-        outputs = flops.outputs * self.run.settings.hidden_size / flops.weights
-        return 1 + (stages - 1) * outputs
+    def _slowest_stage_factor(self) -> float:
+        """Return the time of the slowest pipeline stage relative to the mean. The last one has the output layer."""
+        shape, stages, flops = self.run.settings, self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
+        outputs = flops.outputs * shape.hidden_size / flops.weights
+        shares = [len(layers) * (1 - outputs) / shape.num_layers for layers in shape.stage_layers(stages)]
+        return stages * max(*shares[:-1], shares[-1] + outputs) if stages > 1 else 1.0
 
     def _sequence_seconds(self, tokens: int, rate: float, forward_passes: float, exposed: float) -> float:
         """Return the seconds of one sequence on one data-parallel rank with all its pipeline stages busy."""
@@ -78,16 +80,32 @@ class ModelTime:
         flops = ModelFlops(run.settings, self.role).forward([tokens]) * forward_passes
         values = tokens / layout.context * run.settings.num_layers / layout.pipeline * run.settings.hidden_size
         from_other_ranks = (layout.tensor - 1) / layout.tensor * (1 + self._recomputed_passes() / 3)
-        return (
-            flops / speed / ranks + exposed * rates.EXPOSED_SECONDS_PER_VALUE[self._is_fp8] * values * from_other_ranks
-        )
+        exposed_seconds = exposed * rates.EXPOSED_SECONDS_PER_VALUE[self._is_fp8] * values * from_other_ranks
+        return flops / speed / ranks + exposed_seconds + self._exchange_seconds(tokens) * forward_passes
+
+    def _exchange_seconds(self, tokens: int) -> float:
+        """Return the seconds in which a forward pass sends a sequence's tokens to their experts and back.
+
+        Each rank exchanges its tokens, with one copy for each expert of a token. Nothing overlaps it.
+        """
+        run, layout, experts = self.run, self.run.layout, self.run.settings.experts
+        if experts is None or layout.expert == 1:
+            return 0.0
+        copies = tokens / layout.context / layout.tensor * experts.experts_per_token * (1 - 1 / layout.expert)
+        layers = sum(experts.sparse_layers) / layout.pipeline
+        crosses_nodes = layout.expert > run.machine.gpus_per_node
+        speed = rates.REDUCE_BYTES_PER_SECOND["network" if crosses_nodes else "node"]
+        return 2 * layers * copies * run.settings.hidden_size * run.models[self.role].activations.width / speed
 
     def _reduce_seconds(self) -> float:
         """Return the seconds to reduce gradients and gather weights once per step. Half of it overlaps the passes."""
-        run, layout = self.run, self.run.layout
-        if layout.optimizer_ranks == 1:
-            return 0.0
-        state = run.state(self.role)
+        run, layout, model = self.run, self.run.layout, self.run.models[self.role]
+        stage = max(range(layout.pipeline), key=lambda stage: total_bytes(model.state(stage)))
+        reduced = sum(
+            state["gradients"] + state["weights"]
+            for kind, state in model.state_by_kind(stage).items()
+            if (layout.expert_optimizer_ranks if kind == EXPERTS else layout.optimizer_ranks) > 1
+        )
         crosses_nodes = layout.optimizer_ranks * layout.tensor > run.machine.gpus_per_node
         speed = rates.REDUCE_BYTES_PER_SECOND["network" if crosses_nodes else "node"]
-        return (state["gradients"] + state["weights"]) / speed / 2
+        return reduced / speed / 2

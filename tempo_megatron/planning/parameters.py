@@ -10,6 +10,8 @@ from functools import lru_cache
 from tempo_megatron.conversion import decoder
 from tempo_megatron.conversion.mapping import OUTPUT_LAYER, BackboneSettings, ParameterMapping, Role
 
+EXPERTS = "experts"
+"""The kind of parameter that expert parallelism divides."""
 _EMBEDDING = "embedding.word_embeddings.weight"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
 
@@ -21,9 +23,9 @@ class RankParameters:
     by_kind: Counter[str]
     """The number of elements of each kind of parameter."""
     linear: int
-    """The number of elements in weights of linear layers, without the output layer."""
+    """The number of elements in weights of linear layers, without experts and the output layer."""
     linear_shapes: frozenset[tuple[int, ...]]
-    """The distinct shapes of these weights."""
+    """The distinct shapes of these weights, and of an expert's."""
 
     @property
     def total(self) -> int:
@@ -31,23 +33,29 @@ class RankParameters:
 
 
 @lru_cache(maxsize=4096)
-def rank_parameters(settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int) -> RankParameters:
+def rank_parameters(
+    settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int, expert: int = 1
+) -> RankParameters:
     """Return the parameters of a rank of pipeline stage `stage` (from 0).
 
-    `tensor` and `pipeline` are the parallel sizes.
+    `tensor`, `pipeline` and `expert` are the parallel sizes. Tensor parallelism splits no expert.
     """
     by_kind: Counter[str] = Counter()
     linear, shapes = 0, set()
+    layers = settings.stage_layers(pipeline)[stage]
     for entry in _entries(settings, role):
-        if stage not in _stages(entry, settings, pipeline):
+        if not _is_on_stage(entry, layers, stage, pipeline):
             continue
         kind, shape = _kind(entry, role), _shard_shape(entry, tensor)
         count = entry.numel // (tensor if entry.shard_axis is not None else 1)
         by_kind[kind] += count
+        if kind == EXPERTS:
+            shapes.add(shape)
         if kind in ("attention", "MLP") and len(shape) == 2:
             linear += count
             shapes.add(shape)
-    return RankParameters(by_kind, linear, frozenset(shapes))
+    by_kind[EXPERTS] //= expert
+    return RankParameters(+by_kind, linear, frozenset(shapes))
 
 
 def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
@@ -56,14 +64,15 @@ def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
     return decoder.policy_mappings(settings)
 
 
-def _stages(entry: ParameterMapping, settings: BackboneSettings, pipeline: int) -> set[int]:
-    """Return the stages that hold this parameter. A tied embedding is on the first and on the last stage."""
+def _is_on_stage(entry: ParameterMapping, layers: range, stage: int, pipeline: int) -> bool:
+    """Return whether a stage with these layers holds the parameter. A tied embedding is on both ends."""
     layer = _LAYER.match(entry.megatron_name)
     if layer:
-        return {int(layer[1]) // 2 * pipeline // settings.num_layers}
+        return int(layer[1]) // 2 in layers
+    is_last = stage == pipeline - 1
     if entry.megatron_name == _EMBEDDING:
-        return {0, pipeline - 1} if entry.tied_output else {0}
-    return {pipeline - 1}
+        return stage == 0 or (is_last and entry.tied_output)
+    return is_last
 
 
 def _kind(entry: ParameterMapping, role: Role) -> str:
@@ -74,6 +83,10 @@ def _kind(entry: ParameterMapping, role: Role) -> str:
         return "value head" if role == "critic" else "output layer"
     if "norm." in name:
         return "norms"
+    if entry.slot:
+        return EXPERTS
+    if ".router." in name:
+        return "routers"
     return "attention" if ".self_attention." in name else "MLP"
 
 

@@ -89,9 +89,9 @@ class PlannedRun:
         return parts | {"contexts": _PROCESS_BYTES, "allocator": _ALLOCATOR_BYTES}
 
     def _sync(self) -> Parts:
-        """Return the parts of a weight sync. Under TP or PP these include the tensors in transfer."""
+        """Return the parts of a weight sync. Under TP, PP or EP these include the tensors in transfer."""
         weights = max(self.models["policy"].state(stage)["weights"] for stage in range(self.layout.pipeline))
-        is_sharded = self.layout.tensor * self.layout.pipeline > 1
+        is_sharded = self.layout.tensor * self.layout.pipeline * self.layout.expert > 1
         parts = {"weights": weights, "weights of the generator": self.engine.weight_bytes}
         return parts | {"buckets": SYNC_BUCKET_BYTES if is_sharded else 0, "contexts": _PROCESS_BYTES}
 

@@ -80,12 +80,13 @@ def decode_bytes_per_second(gpu_gb: float) -> float:
 DECODE_REDUCE_SECONDS = 1e-5
 """The seconds of one all-reduce of a decoding step. A replica of several GPUs has two per layer."""
 REDUCE_BYTES_PER_SECOND = {"node": 150e9, "network": 40e9}
-"""The rate of a gradient reduction for each GPU, within a node and between nodes."""
+"""The rate of a gradient reduction, and of tokens sent to experts, for each GPU, within a node and between nodes."""
 
 ASSUMED = {
     "TP beyond 2, PP and CP": "extrapolated from two GPUs",
     "an all-reduce of a decoding step": f"{DECODE_REDUCE_SECONDS * 1e6:g} us",
     "gradients between nodes": f"{REDUCE_BYTES_PER_SECOND['network'] / 1e9:g} GB/s a GPU",
+    "experts": "at the speed of MLPs, equally busy, and their exchanges at the rate of gradients",
     "gradients within a node": f"{REDUCE_BYTES_PER_SECOND['node'] / 1e9:g} GB/s a GPU",
 }
 """The assumptions that nobody has measured yet, as `tempo plan` prints them."""

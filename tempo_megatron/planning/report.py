@@ -49,11 +49,10 @@ def _state_table(run: PlannedRun) -> str:
             continue
         model = run.models[name]
         stage = max(range(run.layout.pipeline), key=lambda stage: model.parameters(stage).total)
-        state, parameters = run.stage_state(name, stage), model.parameters(stage)
-        for kind, count in parameters.by_kind.items():
-            share = count / parameters.total / GIB
-            sizes = [f"{state.get(part, 0) * share:.2f}" for part in ("weights", "gradients", "optimizer")]
-            rows.append([name, kind, f"{count / 1e6:,.1f}", *sizes])
+        kept, counts = run.stage_state(name, stage), model.parameters(stage).by_kind
+        for kind, state in model.state_by_kind(stage).items():
+            sizes = [f"{size / GIB if part in kept else 0:.2f}" for part, size in state.items()]
+            rows.append([name, kind, f"{counts[kind] / 1e6:,.1f}", *sizes])
     heads = ["model", "parameters", "million per GPU", "weights, GiB", "gradients, GiB", "optimizer, GiB"]
     return "State of each model on a GPU, by kind of parameter:\n\n" + format_table(heads, rows)
 

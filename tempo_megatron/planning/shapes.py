@@ -64,7 +64,34 @@ _LLAMA3 = {
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }
+_QWEN3_MOE = {
+    **_QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+_OLMOE = {
+    "architectures": ["OlmoeForCausalLM"],
+    "model_type": "olmoe",
+    "num_key_value_heads": 16,
+    "vocab_size": 50304,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": False,
+    "attention_bias": False,
+}
 _TINY = {**_QWEN3, "vocab_size": 256, "num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"}
+_TINY_MOE = {**_QWEN3_MOE, **{key: _TINY[key] for key in ("vocab_size", "num_key_value_heads", "head_dim", "dtype")}}
+_TINY_MOE |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 
 
 def _shape(common: dict[str, Any], sizes: tuple[int, int, int, int], tied: bool = False) -> dict[str, Any]:
@@ -74,6 +101,7 @@ def _shape(common: dict[str, Any], sizes: tuple[int, int, int, int], tied: bool 
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _shape(_TINY, (2, 64, 128, 4)),
+    "tiny-moe": _shape(_TINY_MOE, (2, 64, 128, 4)),
     "qwen3-0.6b": _shape(_QWEN3, (28, 1024, 3072, 16), tied=True),
     "qwen3-1.7b": _shape(_QWEN3, (28, 2048, 6144, 16), tied=True),
     "qwen3-4b": _shape(_QWEN3, (36, 2560, 9728, 32), tied=True),
@@ -81,6 +109,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-14b": _shape(_QWEN3, (40, 5120, 17408, 40)),
     "olmo3-7b": _shape(_OLMO3, (32, 4096, 11008, 32)),
     "llama3-8b": _shape(_LLAMA3, (32, 4096, 14336, 32)),
+    "qwen3-30b-a3b": _shape(_QWEN3_MOE, (48, 2048, 6144, 32)),
+    "olmoe-1b-7b": _shape(_OLMOE, (16, 2048, 1024, 16)),
 }
 
 DIRECTORIES = {
@@ -91,6 +121,8 @@ DIRECTORIES = {
     "Qwen3-14B-Base": "qwen3-14b",
     "Olmo-3-1025-7B": "olmo3-7b",
     "Llama-3.1-8B": "llama3-8b",
+    "Qwen3-30B-A3B-Base": "qwen3-30b-a3b",
+    "OLMoE-1B-7B-0924": "olmoe-1b-7b",
 }
 """The shape of each published model name."""
 

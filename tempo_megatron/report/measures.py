@@ -179,6 +179,23 @@ SUBJECTS = (
         ],
     ),
     Subject(
+        "Experts",
+        "How evenly the updates used the experts of a model that has some.",
+        [
+            Measure(
+                "Load of the experts",
+                "The share of a layer's tokens that the busiest and the idlest expert of any layer got. An expert that "
+                "gets none learns nothing.",
+                {
+                    f"{model}, {extreme}": f"{model}/expert_share_{suffix}"
+                    for model in ("policy", "critic")
+                    for extreme, suffix in (("busiest", "max"), ("idlest", "min"))
+                },
+                share=True,
+            ),
+        ],
+    ),
+    Subject(
         "Evidence bound",
         "The lower bound on log P(correct) that the E-step and the M-step raise in turn, and its two terms.",
         [

@@ -37,7 +37,9 @@ def run_facts(config: Config, topology: Topology) -> dict[str, str]:
     return {
         "model": config.model.hf_path,
         "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
-        f"x DP {topology.data_size}" + (", sequence parallel" if config.parallel.sequence_parallel else ""),
+        f"x DP {topology.data_size}"
+        + (f", EP {topology.expert_size}" if topology.expert_size > 1 else "")
+        + (", sequence parallel" if config.parallel.sequence_parallel else ""),
         "precision": config.model.precision.value
         + ("" if config.model.fp8 is Fp8.none else f", linear layers in FP8 {config.model.fp8.value}"),
         "device": f"{topology.world_size} x {_device(topology)}",

@@ -70,6 +70,7 @@ def make_vllm_generator(config: Config, hf_path: Path, tokenizer: Any, policy_te
         seed=config.seed,
         weights=policy_tensors,
         numerics=config.numerics,
+        returns_routes=config.policy.router_replay,
     )
 
 

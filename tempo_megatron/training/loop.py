@@ -28,6 +28,7 @@ from tempo_megatron.training.phases.agreement import require_equal_log_probs
 from tempo_megatron.training.phases.collect import Collected
 from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics, question_values
 from tempo_megatron.training.phases.e_step import e_step, learn_returns
+from tempo_megatron.training.phases.expert_shares import expert_shares
 from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.training.phases.warm_start import warm_start_step
@@ -140,9 +141,11 @@ def run_e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteratio
     if run.config.critic.labels is Labels.shuffled:
         order = sorted(range(len(correct)), key=lambda row: derive_seed(run.config.seed, iteration, "shuffled", row))
         correct = [correct[row] for row in order]
+    critic = run.models.needed_critic
     with run.phase("e_step"):
         seed = shuffle_seed(run, iteration, step)
-        metrics, bins = e_step(run.models.needed_critic, rollouts, correct, run.config.critic, seed)
+        metrics, bins = e_step(critic, rollouts, correct, run.config.critic, seed)
+        metrics |= expert_shares({"critic": critic})
     run.recorder.note_bins("labeled", bins)
     return metrics
 
@@ -181,9 +184,8 @@ def run_m_step(
             metrics |= learn_returns(models.needed_critic, batch, config.critic, seed)
     with run.phase("m_step"):
         max_tokens = config.generation.max_response_tokens
-        return metrics | m_step(
-            models.policy, batch, models.scores, config.policy, seed, max_response_tokens=max_tokens
-        )
+        metrics |= m_step(models.policy, batch, models.scores, config.policy, seed, max_response_tokens=max_tokens)
+        return metrics | expert_shares(models.trainers)
 
 
 def shuffle_seed(run: Run, iteration: int, step: int) -> tuple[int, ...]:

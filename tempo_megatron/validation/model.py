@@ -20,9 +20,16 @@ from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
 from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems, token_problems
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
-from tempo_megatron.planning.layout import divisibility_problems, experts_problems, replica_problems, window_problems
+from tempo_megatron.planning.layout import (
+    divisibility_problems,
+    expert_group_problems,
+    expert_setting_problems,
+    replica_problems,
+    window_problems,
+)
 from tempo_megatron.run_dir.layout import as_saved, saved_model
 from tempo_megatron.validation.numerics import numerics_problems
+from tempo_megatron.validation.router_replay import router_replay_problems
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -44,13 +51,15 @@ def _directory_problems(config: Config) -> Iterator[str]:
         yield from _resume_problems(config, settings)
     else:
         yield from _start_problems(config, settings)
-    yield from (f"model.hf_path: {problem}" for problem in experts_problems(settings))
+    yield from expert_setting_problems(config, settings)
     for rope in settings.ropes:
         if isinstance(rope, YarnRope) and not isclose(rope.attention_scale, rope.default_attention_factor**2):
             yield (
                 f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
                 f"{rope.default_attention_factor:.6g}"
             )
+    if settings.experts and settings.attention_bias:
+        yield "model.hf_path: attention_bias=True: vLLM ignores the bias of o_proj in models with experts"
     tokens = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if tokens > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {tokens}, the model's context is {context}"
@@ -59,6 +68,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
     yield from replica_problems(config.generation.tensor_parallel_size, settings)
     yield from _fp8_problems(config, settings)
     yield from numerics_problems(config, settings)
+    yield from router_replay_problems(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
             yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"
@@ -136,7 +146,7 @@ def _differing_settings(model: Path, settings: BackboneSettings) -> set[str]:
 def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each requirement of FP8 that the machine, other settings or the model's shape do not meet."""
     model, parallel = config.model, config.parallel
-    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)
+    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)  # the layers of the smallest
     if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
         yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
     elif model.fp8_edges_in_bf16 > stage:
@@ -165,6 +175,8 @@ def _layout_problems(config: Config) -> Iterator[str]:
     )
     if model_size > 0 and world % model_size:
         yield f"parallel: {world} processes cannot be cut into TP x PP x CP = {model_size}"
+    elif model_size > 0:
+        yield from expert_group_problems(parallel, world)
     longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
     for role, budget in (("policy", config.policy.micro_batch_tokens), ("critic", config.critic.micro_batch_tokens)):
         if budget and budget < longest:

@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import write_recipe
 from tests.end_to_end.test_train import metrics, train_by_command
-from tests.models import ALL_CONFIGS, CONFIGS, write_model
+from tests.models import ALL_CONFIGS, CONFIGS, EXPERT_CONFIGS, write_model
 from tests.parallel.launcher import run_ranks
 from tests.parallel.test_logits import WORKER, transformers_logits
 
@@ -38,11 +38,12 @@ def test_logits_are_near_those_of_transformers(
     assert max(shares.values()) < bound
 
 
-@pytest.mark.parametrize("name", ["olmo-3", "olmo-2", "llama-3"])
+@pytest.mark.parametrize("name", ["olmo-3", "olmo-2", "llama-3", "qwen3-moe", "olmoe"])
 def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
     name: str, demo_model: Path, tmp_path: Path
 ) -> None:
-    """Two iterations in bf16, every tensor in vLLM checked after every sync; the checkpoint's export is the run's."""
+    """Two iterations in bf16, every tensor in vLLM checked after every sync; the checkpoint's export is the run's.
+    Models with experts replay the generator's routes."""
     hf_path = tmp_path / "model"
     write_model(name, hf_path, dtype=torch.bfloat16)
     for file in demo_model.glob("tokenizer*"):
@@ -55,8 +56,9 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
         "generation.enforce_eager=true",
         "generation.gpu_memory_utilization=0.2",
         "loop.iterations=2",
+        f"policy.router_replay={'true' if name in EXPERT_CONFIGS else 'false'}",
     )
     rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
     differences = [row["generation/log_prob_difference_mean"] for row in rows]
     print(f"{name}: mean difference of log-probs {differences}")
-    assert len(rows) == 2 and max(differences) < 0.05
+    assert len(rows) == 2 and max(differences) < (0.1 if name in EXPERT_CONFIGS else 0.05)

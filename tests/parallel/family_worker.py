@@ -1,6 +1,6 @@
 """A rank of the tests of families' gradients: losses and gradients of policy and critic for each case.
 
-The sequences have very different lengths.
+The sequences have very different lengths. With router replay they have random routes.
 
 usage: family_worker.py MODELS OUT CASES; MODELS is a directory of model directories, CASES is JSON:
 {case: [model, [setting, ...]]}
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tempo_megatron.config import Config, OptimizerConfig, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
-from tempo_megatron.conversion.mapping import Role
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.conversion.rows import assemble_tensors
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import Batch, from_sequences
@@ -39,9 +40,20 @@ def rollouts(vocab_size: int) -> Batch:
     return batch.with_columns(advantages=torch.randn(batch.tokens.shape, generator=torch.Generator().manual_seed(0)))
 
 
+def random_routes(settings: BackboneSettings, batch: Batch) -> tuple[Tensor, ...]:
+    """Returns experts for each token but the last of each row, of layers without experts too: [length - 1, layers,
+    experts per token] uint8."""
+    experts = settings.experts
+    assert experts
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(length - 1, settings.num_layers, experts.num_experts) for length in batch.lengths.tolist()]
+    scores = [torch.rand(shape, generator=generator) for shape in shapes]
+    return tuple(each.topk(experts.experts_per_token).indices.to(torch.uint8) for each in scores)
+
+
 def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
     """Returns the full gradient of the last step by Hugging Face name, from the shards of the optimizer."""
-    for buffer in trainer.model.buffers:
+    for buffer in [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]:
         group = buffer.data_parallel_group
         for bucket in buffer.buckets:
             shard = bucket.grad_data.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
@@ -53,7 +65,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 
 
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
-    """Returns the loss and every gradient of one step, without changing weights."""
+    """Returns the loss, the gradient norm and every gradient of one step, without changing weights."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
     module = model.build_model(role, settings, config, place)
@@ -63,6 +75,8 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     budget = config.policy.micro_batch_tokens
     trainer = Trainer(module, OptimizerConfig(), config, place, budget)
     batch = rollouts(settings.vocab_size)
+    if config.policy.router_replay:
+        batch = replace(batch, routes=random_routes(settings, batch))
     count = int(batch.response_mask.sum())
     score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place, config.numerics)("entropy")
 
@@ -75,13 +89,13 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
         return total.sum() / count, {"total": total.detach()}
 
     trainer.optimizer.step = lambda: (True, 1.0, 0)
-    reported, _ = trainer.step(batch, score, loss)
+    reported, norm = trainer.step(batch, score, loss)
     entries = (
         decoder.policy_mappings(settings)
         if role == "policy"
         else decoder.critic_mappings(settings, "score", bias=False)
     )
-    return {"loss": reported["total"] / count, **gradients(trainer, entries)}
+    return {"loss": reported["total"] / count, "norm": torch.tensor(norm), **gradients(trainer, entries)}
 
 
 def main(models: str, out: str, cases: str) -> None:

@@ -1,6 +1,6 @@
 """A rank of test_logits: saves the logits and values of several models under one parallel layout.
 
-usage: logits_worker.py MODELS OUT TP PP DTYPE
+usage: logits_worker.py MODELS OUT TP PP DTYPE [key=value ...]
 
 MODELS is a directory of model directories. One called `NAME.critic` is a checkpoint with a critic of the model NAME.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tempo_megatron.config import Config, OptimizerConfig, Precision
+from tempo_megatron.config import OptimizerConfig, Precision, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.megatron import cpu, model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
@@ -55,9 +55,9 @@ def visible_positions(module: Any, length: int) -> dict[int, list[int]]:
     return positions
 
 
-def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str) -> None:
+def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str, *overrides: str) -> None:
     torch.set_num_threads(1)
-    config = Config()
+    config = load_config(None, overrides)
     config.model.precision = Precision(dtype)
     config.parallel.tensor_model_parallel_size = int(tensor_size)
     config.parallel.pipeline_model_parallel_size = int(pipeline_size)

@@ -73,14 +73,16 @@ def every_layout(ranks: int) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def distances(actual: dict[str, dict[str, Tensor]], expected: dict[str, dict[str, Tensor]]) -> dict[str, float]:
-    """Returns relative distances (norm of the difference / norm) of losses, gradients and the worst tensor."""
+    """Returns relative distances (norm of the difference / norm) of losses, gradients and the worst tensor, and of the
+    gradient norm that the optimizer clips by."""
     shares = {}
     for role, reference in expected.items():
-        names = [name for name in reference if name != "loss"]
+        names = [name for name in reference if name not in ("loss", "norm")]
         errors = {name: actual[role][name] - reference[name] for name in names}
         assert all(reference[name].norm() > 0 for name in names)
         shares[f"{role} loss"] = float((actual[role]["loss"] - reference["loss"]).norm() / reference["loss"].norm())
         whole = torch.cat([reference[name].flatten() for name in names])
+        shares[f"{role} norm"] = abs(float(actual[role]["norm"] / whole.double().norm()) - 1)
         shares[f"{role} gradient"] = float(torch.cat([e.flatten() for e in errors.values()]).norm() / whole.norm())
         shares[f"{role} worst"] = max(float(error.norm() / reference[name].norm()) for name, error in errors.items())
     return shares

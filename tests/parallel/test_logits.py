@@ -21,6 +21,14 @@ WORKER = Path(__file__).with_name("logits_worker.py")
 CRITICS = ("qwen3-tied", "olmo-3")
 EXPERT_CRITICS = ("qwen3-moe", "olmoe")
 WINDOW = 24
+EP2 = "parallel.expert_model_parallel_size=2"
+EXPERT_LAYOUTS: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
+    "one process": (1, 1, 1, ()),
+    "EP2": (1, 1, 2, (EP2,)),
+    "TP2 x EP2": (2, 1, 1, (EP2, "parallel.sequence_parallel=true")),
+    "PP2 x EP2": (1, 2, 2, (EP2,)),
+}
+"""Name -> TP, PP, DP, settings. The ranks of TP x DP share the experts of a stage."""
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +36,19 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_models(tmp_path_factory.mktemp("models"), CONFIGS, CRITICS)
 
 
-def write_models(directory: Path, names: Iterable[str], critics: Iterable[str]) -> Path:
+def write_models(directory: Path, names: Iterable[str], critics: Iterable[str], **changes: int) -> Path:
     for name in names:
-        write_model(name, directory / name)
+        write_model(name, directory / name, **changes)
     for name in critics:
         convert.to_megatron(directory / name, directory / f"{name}.critic", role="critic", seed=5)
     return directory
 
 
-def megatron_outputs(models: Path, out: Path, tensor_size: int, pipeline_size: int, dtype: str) -> dict[str, Any]:
-    run_ranks(WORKER, tensor_size * pipeline_size, models, out, tensor_size, pipeline_size, dtype)
+def megatron_outputs(
+    models: Path, out: Path, tensor_size: int, pipeline_size: int, dtype: str, *overrides: str, data_size: int = 1
+) -> dict[str, Any]:
+    ranks = data_size * tensor_size * pipeline_size
+    run_ranks(WORKER, ranks, models, out, tensor_size, pipeline_size, dtype, *overrides)
     outputs: dict[str, Any] = torch.load(out)
     return outputs
 
@@ -71,17 +82,30 @@ def test_logits_values_and_windows_are_those_of_transformers(
         assert_values_close(models, name, outputs)
 
 
-def test_logits_and_values_of_models_with_experts_are_those_of_transformers(tmp_path: Path) -> None:
-    """They agree within 1e-5 in fp32, in one process. Dense layers stand among layers with experts, every fourth or
-    every second, and both orders of softmax and choice of experts occur. The other order is off by more than 0.1."""
-    models = write_models(tmp_path / "models", EXPERT_CONFIGS, EXPERT_CRITICS)
-    outputs = megatron_outputs(models, tmp_path / "out.pt", 1, 1, "fp32")
+@pytest.fixture(scope="module")
+def expert_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("expert_models"), EXPERT_CONFIGS, EXPERT_CRITICS, num_hidden_layers=5)
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_logits_and_values_of_models_with_experts_are_those_of_transformers(
+    layout: str, expert_models: Path, tmp_path: Path
+) -> None:
+    """They agree within 1e-5 in fp32, in one process and with three of the six experts on each rank.
+
+    Two pipeline stages have three and two of the five layers. Dense layers stand among layers with experts, one or
+    every second. Both orders of softmax and choice of experts occur; the other one is off by more than 0.1.
+    """
+    tensor_size, pipeline_size, data_size, overrides = EXPERT_LAYOUTS[layout]
+    outputs = megatron_outputs(
+        expert_models, tmp_path / "out.pt", tensor_size, pipeline_size, "fp32", *overrides, data_size=data_size
+    )
     for name in EXPERT_CONFIGS:
-        for row, expected in enumerate(transformers_logits(models / name)):
+        for row, expected in enumerate(transformers_logits(expert_models / name)):
             assert expected.std() > 0.3
             assert_close(outputs[name][row, : len(expected)], expected, name)
     for name in EXPERT_CRITICS:
-        assert_values_close(models, name, outputs)
+        assert_values_close(expert_models, name, outputs)
 
 
 def assert_values_close(models: Path, name: str, outputs: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from benchmarking.setup import Setup
 from tempo_megatron.config import Fp8, Numerics
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.megatron import accelerators, cpu
+from tempo_megatron.megatron.layers import layer_pattern, stack_spec
 from tempo_megatron.megatron.topology import Topology
 
 
@@ -101,23 +102,43 @@ def _transformer_config(setup: Setup) -> Any:
         persist_layer_norm=on_gpu,
         cross_entropy_loss_fusion=on_gpu,
         cross_entropy_fusion_impl="te" if on_gpu else "native",
+        **_experts(shape, parallel.expert_model_parallel_size, on_gpu),
         **({} if fp8 is Fp8.none else {"fp8": "hybrid", "fp8_recipe": fp8.value}),
     )
     config.finalize_model_grads_func = finalize_model_grads
     return config
 
 
+def _experts(shape: BackboneSettings, ranks: int, on_gpu: bool) -> dict[str, Any]:
+    """Settings of experts: grouped products, fused permutation, and routing in fp32 without an auxiliary loss."""
+    experts = shape.experts
+    if experts is None:
+        return {}
+    return {
+        "num_moe_experts": experts.num_experts,
+        "moe_ffn_hidden_size": experts.ffn_hidden_size,
+        "moe_router_topk": experts.experts_per_token,
+        "moe_router_pre_softmax": not experts.weights_sum_to_one,
+        "moe_router_load_balancing_type": "none",
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_grouped_gemm": on_gpu,
+        "moe_permute_fusion": accelerators.transformer_engine_permutes_tokens(),
+        "expert_model_parallel_size": ranks,
+        "expert_tensor_parallel_size": 1,
+    }
+
+
 def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
     from megatron.core.models.hybrid.hybrid_model import HybridModel
 
     shape, topology = setup.settings, setup.topology
-    stages = topology.pipeline_size
     model = HybridModel(
         config,
         _stack_spec(shape),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=sequence,
-        hybrid_layer_pattern="|".join(["*-" * (shape.num_layers // stages)] * stages),
+        hybrid_layer_pattern=layer_pattern(shape, topology.pipeline_size),
         pre_process=topology.is_first_stage,
         post_process=topology.is_last_stage,
         share_embeddings_and_output_weights=shape.tied,
@@ -140,8 +161,6 @@ def _stack_spec(shape: BackboneSettings) -> Any:
         return spec
     # Megatron has no HybridModel without Transformer Engine. Our layers are used, with Megatron's own attention.
     from megatron.core.transformer.dot_product_attention import DotProductAttention
-
-    from tempo_megatron.megatron.layers import stack_spec
 
     spec = stack_spec(shape, Numerics.default)
     spec.submodules.attention_layer.submodules.self_attention.submodules.core_attention = DotProductAttention

@@ -76,7 +76,9 @@ def randomize(module: torch.nn.Module, topology: Topology, std: float = 0.02) ->
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         elif parameter.shape[0] > 1:
             tied = name == OUTPUT_LAYER and getattr(module, "share_embeddings_and_output_weights", False)
-            seed = derive_seed("benchmark", _EMBEDDING if tied else name, topology.tensor_rank)
+            is_copied = ".mlp.experts." in name or ".mlp.router." in name
+            shard = 0 if is_copied else topology.tensor_rank
+            seed = derive_seed("benchmark", _EMBEDDING if tied else name, shard)
             parameter.normal_(0.0, std, generator=torch.Generator(parameter.device).manual_seed(seed))
 
 

@@ -21,6 +21,7 @@ from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.megatron.checkpointing import integrity, safe_pickle
+from tempo_megatron.megatron.model import is_expert
 from tempo_megatron.megatron.offload import StateKind
 from tempo_megatron.megatron.trainer import MegatronModel
 from tempo_megatron.utils.logs import get_logger
@@ -68,12 +69,16 @@ def host_copy_bytes(model: MegatronModel) -> int:
     """Returns the bytes of host memory that this rank's copies of a model take in `capture_models`.
 
     The first data-parallel rank copies the weights, and of an optimizer the fp32 weights and both of Adam's moments.
-    The other ranks copy nothing.
+    The other ranks copy nothing. Of an expert, the first of the ranks that hold it copies.
     """
-    if model.topology.data_rank or model.topology.context_rank:
-        return 0
+    topology = model.topology
+    copies_experts, copies_others = not topology.expert_data_rank, not (topology.data_rank or topology.context_rank)
     optimizer_bytes = 3 * 4 if model.optimizer is not None else 0
-    return sum(weight.numel() * (weight.element_size() + optimizer_bytes) for weight in model.module.parameters())
+    return sum(
+        weight.numel() * (weight.element_size() + optimizer_bytes)
+        for weight in model.module.parameters()
+        if (copies_experts if is_expert(weight) else copies_others)
+    )
 
 
 def write(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tempo_megatron.config import Config
+from tempo_megatron.config import Config, LearnsFrom
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
@@ -123,9 +123,18 @@ class Collector:
         return metrics
 
     def sample(
-        self, prompts: Mapping[str, Sequence[Prompt]], samples: Mapping[str, int], iteration: int, step: int = 0
+        self,
+        prompts: Mapping[str, Sequence[Prompt]],
+        samples: Mapping[str, int],
+        iteration: int,
+        step: int = 0,
+        *,
+        trains: bool = True,
     ) -> dict[str, list[Rollout]]:
-        """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature."""
+        """Return rollouts of each stream's prompts, in order, from one generate call with the training temperature.
+
+        With `trains` those that the policy learns from have the routes that it needs.
+        """
         pairs = [(name, prompt) for name, stream in prompts.items() for prompt in stream]
         if not pairs:
             return {name: [] for name in prompts}
@@ -137,6 +146,7 @@ class Collector:
                     seed=self.config.seed,
                     iteration=iteration if step == 0 else f"{iteration}.{step}",
                     samples=samples,
+                    routed_streams=self._routed_streams if trains else (),
                     **self._sampling,
                 )
             )
@@ -185,6 +195,15 @@ class Collector:
             "top_p": generation.top_p,
             "history": self.history,
         }
+
+    @property
+    def _routed_streams(self) -> tuple[str, ...]:
+        """The streams whose rollouts need routes: the policy learns from them and replays routes."""
+        if not self.config.policy.router_replay:
+            return ()
+        labeled = ("labeled", "refill") if self.config.policy.learns_from is not LearnsFrom.unlabeled else ()
+        unlabeled = ("unlabeled",) if self.config.policy.learns_from is not LearnsFrom.labeled else ()
+        return labeled + unlabeled
 
     def grade(self, rollouts: list[Rollout]) -> list[float]:
         """Return the correctness of labeled rollouts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tempo_megatron.data.seeds import derive_seed
@@ -24,6 +24,8 @@ class Draft:
     """Whether nothing pauses before its group is whole."""
     is_carried: bool = False
     """Whether an earlier iteration left it to this one."""
+    needs_routes: bool = False
+    """Whether the rollout needs the experts that its tokens were routed to (`policy.router_replay`)."""
 
 
 def generate(
@@ -37,15 +39,16 @@ def generate(
     temperature: float,
     top_p: float,
     history: LengthHistory | None = None,
+    routed_streams: Collection[str] = (),
 ) -> list[Rollout]:
     """Return `samples` rollouts of each (stream, prompt), in order, from one generate call.
 
     A mapping gives the number of samples by stream. A request's seed is hashed from run seed, iteration, stream, prompt
     and sample, so other requests of the same call do not change it. A prompt that occurs twice, as when a pass over the
     data ends, continues the numbering of its samples. Requests have the expected lengths of `history`, which then
-    observes the rollouts.
+    observes the rollouts. Rollouts of the `routed_streams` have routes.
     """
-    drafts = new_drafts(prompts, seed=seed, iteration=iteration, samples=samples)
+    drafts = new_drafts(prompts, seed=seed, iteration=iteration, samples=samples, routed_streams=routed_streams)
     rollouts = complete(engine, drafts, max_tokens=max_tokens, temperature=temperature, top_p=top_p, history=history)
     if history:
         history.observe(rollouts)
@@ -53,7 +56,12 @@ def generate(
 
 
 def new_drafts(
-    prompts: Sequence[tuple[str, Prompt]], *, seed: int, iteration: int | str, samples: int | Mapping[str, int]
+    prompts: Sequence[tuple[str, Prompt]],
+    *,
+    seed: int,
+    iteration: int | str,
+    samples: int | Mapping[str, int],
+    routed_streams: Collection[str] = (),
 ) -> list[Draft]:
     """Return the drafts of `samples` new rollouts of each (stream, prompt), in order; see `generate`."""
     drafts: list[Draft] = []
@@ -64,7 +72,8 @@ def new_drafts(
         counts[stream, prompt.id] = first + count
         for sample in range(first, first + count):
             request_seed = derive_seed(seed, iteration, stream, prompt.id, sample)
-            drafts.append(Draft(Rollout(prompt, sample, (), (), PAUSED), request_seed))
+            new_rollout = Rollout(prompt, sample, (), (), PAUSED)
+            drafts.append(Draft(new_rollout, request_seed, needs_routes=stream in routed_streams))
     return drafts
 
 
@@ -99,6 +108,7 @@ def complete(
             top_p=top_p,
             group=draft.group,
             must_finish=draft.must_finish,
+            needs_routes=draft.needs_routes,
             expected_tokens=None if comes_first(draft) else expected.get(draft.rollout.prompt.id),
         )
         for draft in drafts
@@ -110,6 +120,7 @@ def complete(
             response_ids=draft.rollout.response_ids + completion.response_ids,
             generator_log_probs=draft.rollout.generator_log_probs + completion.log_probs,
             finish_reason=completion.finish_reason,
+            routes=completion.routes,
         )
         for draft, completion in zip(drafts, completions, strict=True)
     ]

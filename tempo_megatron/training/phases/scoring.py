@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -24,9 +25,11 @@ VALUES = Score(lambda output, _, __: {"values": output[:, 0]}, about_next=False)
 
 
 def to_batch(rollouts: Sequence[Rollout]) -> Batch:
-    """Return a batch with the rollouts as rows, in their order."""
+    """Return a batch with the rollouts as rows, in their order. It has routes if all rollouts have."""
     prompts = [rollout.prompt.token_ids for rollout in rollouts]
-    return from_sequences(prompts, [rollout.response_ids for rollout in rollouts])
+    batch = from_sequences(prompts, [rollout.response_ids for rollout in rollouts])
+    routes = tuple(torch.from_numpy(rollout.routes) for rollout in rollouts if rollout.routes is not None)
+    return replace(batch, routes=routes) if len(routes) == batch.rows else batch
 
 
 def values(critic: MegatronModel, batch: Batch) -> Float32[Tensor, "rows sequence"]:

@@ -97,7 +97,7 @@ class CheckpointSelector:
     def _sample_candidate(self, collector: Collector, iteration: int) -> Candidate:
         """Sample the current policy and keep its responses. Every candidate has the same questions and seeds."""
         prompts = {"labeled": list(collector.measured), "unlabeled": self._unlabeled}
-        rollouts = collector.sample(prompts, dict.fromkeys(prompts, self._samples), 0, step=-1)
+        rollouts = collector.sample(prompts, dict.fromkeys(prompts, self._samples), 0, step=-1, trains=False)
         collector.generator.sleep()
         correct = collector.grade(rollouts["labeled"])
         if self._unlabeled and rank_and_ranks()[0] == 0:

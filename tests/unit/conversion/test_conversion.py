@@ -89,6 +89,14 @@ def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
     assert [mapping.shard(fc1, rank, 2)[:, 0].tolist() for rank in (0, 1)] == [[0, 1, 10, 11], [2, 3, 12, 13]]
 
 
+def test_pipeline_stages_have_every_layer_once_and_the_first_of_them_most() -> None:
+    """The last stage has the output layer as well, so that it gets no surplus layer."""
+    settings = hf_config.backbone_settings(described("qwen3", num_hidden_layers=7, layer_types=ABSENT))
+    assert settings.stage_layers(1) == [range(7)]
+    assert settings.stage_layers(3) == [range(3), range(3, 5), range(5, 7)]
+    assert settings.stage_layers(7) == [range(layer, layer + 1) for layer in range(7)]
+
+
 def test_tensor_parallelism_splits_no_expert() -> None:
     """Protects checkpoints: a map that cut an expert's gate and up rows would not fit the one tensor of all experts."""
     mappings = decoder.policy_mappings(hf_config.backbone_settings(described("qwen3-moe")))

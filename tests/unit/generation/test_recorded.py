@@ -6,6 +6,7 @@ import errno
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -116,6 +117,26 @@ def test_paused_responses_are_recorded_and_files_without_them_are_still_read(tmp
         figures = tensors.metadata()
     save_file(old | {"stopped": torch.tensor([True, False])}, file, figures)
     assert [each.finish_reason for each in RecordedGenerator(None, tmp_path).generate(REQUESTS)] == ["stop", "length"]
+
+
+def test_routes_are_recorded_where_responses_have_them(tmp_path: Path) -> None:
+    """A resumed run and a replay train on the chosen experts. A file without routes is generated again once they are
+    needed, and a replay of it says so."""
+    routes = np.arange(3 * 2 * 2, dtype=np.uint16).reshape(3, 2, 2)
+
+    class Routing(Engine):
+        def generate(self, requests: list[Request], enough_groups: int | None = None) -> list[Completion]:
+            first, second = super().generate(requests)
+            return [replace(first, routes=None), replace(second, routes=routes)]
+
+    needing = [REQUESTS[0], replace(REQUESTS[1], needs_routes=True)]
+    RecordedGenerator(Engine(), tmp_path).generate(REQUESTS)
+    with pytest.raises(MissingRollouts, match=r"recorded no routes, which policy\.router_replay needs"):
+        RecordedGenerator(None, tmp_path).generate(needing)
+    RecordedGenerator(Routing(), tmp_path).generate(needing)
+    first, second = RecordedGenerator(None, tmp_path).generate(needing)
+    assert first.routes is None and second.routes is not None
+    assert second.routes.dtype == np.uint16 and np.array_equal(second.routes, routes)
 
 
 def test_a_replay_names_missing_rollouts(tmp_path: Path) -> None:

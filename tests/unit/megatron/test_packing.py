@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -37,6 +38,34 @@ def test_packed_tokens_are_unpacked_to_their_rows(context_size: int, multiple: i
         shifted = part.to_rows(following, about_next=True)
         assert torch.equal(shifted[:, 1:], expected[:, 1:]) and not shifted[:, 0].any()
         assert part.to_rows(torch.stack([tokens, tokens], 1), about_next=True).shape == (3, 5, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize(("context_size", "multiple"), [(1, 1), (1, 16), (2, 8), (3, 48)])
+def test_routes_follow_their_tokens(context_size: int, multiple: int, dtype: torch.dtype) -> None:
+    """Every token but the last of a row has its own experts, and all other positions have experts that differ. The
+    routes of a row have one entry less than its tokens."""
+    layers = torch.arange(3)
+
+    def experts(tokens: torch.Tensor) -> torch.Tensor:
+        """Returns two experts for each token and layer."""
+        first = 20 * layers + tokens[:, None]
+        return torch.stack([first, first + 100], -1)
+
+    routes = tuple(
+        experts(row[: length - 1]).to(dtype) for row, length in zip(BATCH.tokens, BATCH.lengths, strict=True)
+    )
+    batch = replace(BATCH, routes=routes)
+    packing = rule(100, sequence_multiple=1 if context_size == 1 else 2 * context_size, total_multiple=multiple)
+    routed = 0
+    for rank in range(context_size):
+        part = pack(batch, ROWS, packing, rank, context_size).to(torch.device("cpu"))
+        assert part.routes is not None and part.routes.dtype == dtype and part.routes.shape[1:] == (3, 2)
+        read = part.next_tokens > 0
+        assert torch.equal(part.routes[read].long(), experts(part.tokens[read]))
+        assert torch.equal(part.routes[~read].long(), torch.arange(2).expand(int((~read).sum()), 3, 2))
+        routed += int(read.sum())
+    assert routed == sum(map(len, routes))
 
 
 @pytest.mark.parametrize(("least", "tokens"), [(1, 16), (16, 16), (17, 32), (512, 512)])

@@ -45,7 +45,15 @@ def recipe_run(name: str, *overrides: str, machine: Machine = NODE) -> PlannedRu
 
 
 @pytest.mark.parametrize(
-    ("shape", "billion"), [("qwen3-8b", 8.191), ("qwen3-14b", 14.768), ("olmo3-7b", 7.298), ("llama3-8b", 8.030)]
+    ("shape", "billion"),
+    [
+        ("qwen3-8b", 8.191),
+        ("qwen3-14b", 14.768),
+        ("olmo3-7b", 7.298),
+        ("llama3-8b", 8.030),
+        ("qwen3-30b-a3b", 30.532),
+        ("olmoe-1b-7b", 6.919),
+    ],
 )
 def test_parameters_are_as_many_as_published(shape: str, billion: float) -> None:
     """All ranks together hold as many as one rank does alone, except for norms and value head, which TP copies."""

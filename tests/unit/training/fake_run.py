@@ -93,6 +93,7 @@ class FakeModel:
     def __init__(self, name: str, events: list[str]) -> None:
         self.name, self.events = name, events
         self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
+        self.expert_load = SimpleNamespace(take_shares=dict)
         self.steps = 0
         self.preferred = RIGHT
 

@@ -83,7 +83,7 @@ def test_rows_of_the_banner_keep_their_columns(capsys: pytest.CaptureFixture[str
     """Only its title has time, rank and level."""
     device = SimpleNamespace(type="cpu")
     topology: Any = SimpleNamespace(
-        tensor_size=1, context_size=1, pipeline_size=1, data_size=2, world_size=2, device=device
+        tensor_size=1, context_size=1, pipeline_size=1, data_size=2, expert_size=1, world_size=2, device=device
     )
     Console(is_first=True).say(banner(Config(), topology))
     title, *rows = capsys.readouterr().err.splitlines()
@@ -96,7 +96,7 @@ def test_facts_of_the_run_name_the_commit_of_the_code(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     device = SimpleNamespace(type="cpu")
     topology: Any = SimpleNamespace(
-        tensor_size=1, context_size=1, pipeline_size=1, data_size=2, world_size=2, device=device
+        tensor_size=1, context_size=1, pipeline_size=1, data_size=2, expert_size=1, world_size=2, device=device
     )
     assert re.fullmatch(r"[0-9a-f]{12,}\+?|unknown", run_facts(Config(), topology)["commit"])
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -36,7 +36,7 @@ def data_file(recipe: Path, *rows: object) -> Path:
         ("loop.itertions=3", "did you mean 'iterations'"),
         ("loop.iterations=many", "loop.iterations"),
         ("parallel.tensor_model_parallel_size=3", "3 does not divide the model's 4 attention heads"),
-        ("parallel.pipeline_model_parallel_size=3", "3 does not divide the model's 4 layers"),
+        ("parallel.pipeline_model_parallel_size=5", "5 is more than the model's 4 layers"),
         ("generation.tensor_parallel_size=4", "4 does not divide the model's 2 KV heads"),
         ("model.precision=bf16", "needs a GPU"),
         ("generation.precision=fp8", "generation.precision: fp8 needs a GPU"),

@@ -1,42 +1,77 @@
-"""What cannot run yet on a model with experts is refused at start."""
+"""What a model with experts needs, or does not support, is said at start."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from checkpoints_convert.__main__ import main as convert_main
 from tempo_megatron.cli import main
-from tempo_megatron.config import Config, load_config
-from tempo_megatron.conversion import hf_config
-from tempo_megatron.megatron import model as megatron_model
+from tempo_megatron.config import load_config
 from tempo_megatron.validation.recipe import recipe_problems
-from tests.models import described, write_model
+from tests.models import write_model
 
-REFUSAL = "a model with experts (mixture of experts) can be converted"
+EP = "parallel.expert_model_parallel_size"
+TP = "parallel.tensor_model_parallel_size"
+ALONE = (f"{TP}=1", "parallel.processes_per_node=1")
 
 
-@pytest.fixture
-def mixture(tmp_path: Path, demo_model: Path) -> Path:
-    write_model("qwen3-moe", tmp_path / "mixture")
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, demo_model: Path) -> Path:
+    """A model with six experts, two for each token."""
+    directory = tmp_path_factory.mktemp("mixture") / "model"
+    write_model("qwen3-moe", directory)
     for file in demo_model.glob("tokenizer*"):
-        shutil.copy(file, tmp_path / "mixture")
-    return tmp_path / "mixture"
+        shutil.copy(file, directory)
+    return directory
 
 
-def test_a_recipe_and_its_plan_are_refused_in_one_line(
-    mixture: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+def problems_of(recipe: Path, model: Path, *overrides: str) -> str:
+    return "\n".join(recipe_problems(load_config(recipe, [f"model.hf_path={model}", *overrides])))
+
+
+def test_a_model_with_experts_is_accepted(mixture: Path, recipe: Path) -> None:
+    """In one process, with its experts over two ranks of data, and over two of tensor and sequence parallelism."""
+    for layout in (ALONE, (f"{TP}=1", f"{EP}=2"), (f"{EP}=2", "parallel.sequence_parallel=true")):
+        assert problems_of(recipe, mixture, *layout) == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ((f"{EP}=4", "parallel.processes_per_node=4"), f"{EP}: 4 does not divide the model's 6 experts"),
+        ((f"{EP}=3", f"{TP}=1"), f"{EP}: 2 processes cannot be cut into PP x EP = 3"),
+        ((f"{EP}=2", *ALONE), f"{EP}: 1 processes cannot be cut into PP x EP = 2"),
+        ((f"{TP}=2",), "parallel.sequence_parallel: a model with experts needs it"),
+        ((*ALONE, "model.fp8=tensorwise"), "model.fp8: tensorwise is not supported for a model with experts"),
+        ((*ALONE, "generation.precision=fp8"), "generation.precision: fp8 is not supported for a model with experts"),
+        ((*ALONE, "numerics=exact"), "supports no experts"),
+    ],
+)
+def test_what_experts_do_not_support_is_refused_by_name(
+    overrides: tuple[str, ...], problem: str, mixture: Path, recipe: Path
 ) -> None:
-    """Protects users from a run that trains experts wrongly, and from a plan that takes them for one MLP."""
-    problems = recipe_problems(load_config(recipe, [f"model.hf_path={mixture}"]))
-    assert [problem for problem in problems if REFUSAL in problem and problem.startswith("model.hf_path: ")]
-    assert main(["plan", str(recipe), f"model.hf_path={mixture}"]) == 2
-    assert f"model.hf_path: {REFUSAL}" in capsys.readouterr().err
+    """Protects from an assertion of megatron-core once all models are loaded, and from settings without effect."""
+    assert problem in problems_of(recipe, mixture, *overrides)
+
+
+def test_a_dense_model_has_no_experts_to_share(demo_model: Path, recipe: Path) -> None:
+    """The setting would change nothing but the number of process groups."""
+    assert f"{EP}: 2, but the model has no experts" in problems_of(recipe, demo_model, f"{EP}=2")
+
+
+def test_the_plan_refuses_the_same(mixture: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tempo plan` accepts the layout that `tempo train` accepts, and names what both refuse."""
+    plan = ["plan", str(recipe), f"model.hf_path={mixture}", "--gpus-per-node", "2", "model.precision=bf16"]
+    assert main([*plan, f"{TP}=1", f"{EP}=2"]) == 0
+    assert "| policy | experts | 0.1 |" in capsys.readouterr().out
+    assert main([*plan, f"{EP}=5", "model.fp8=blockwise"]) == 2
+    messages = capsys.readouterr().err
+    for part in (f"{EP}: 5 does not divide", "cannot be cut into PP x EP = 5", "model.fp8: ", "sequence_parallel: "):
+        assert part in messages
 
 
 def test_an_evaluation_is_refused(
@@ -47,21 +82,14 @@ def test_an_evaluation_is_refused(
     (tmp_path / "words.jsonl").write_text(json.dumps({"prompt": "abc", "answer": "a"}) + "\n")
     options = ["--data", str(tmp_path / "words.jsonl"), "--out", str(tmp_path / "out"), "--precision", "fp32"]
     assert main(["eval", "--model", str(mixture), *options]) == 2
-    assert f"--model: {REFUSAL}" in capsys.readouterr().err
+    assert "--model: a model with experts" in capsys.readouterr().err
 
 
-def test_several_ranks_are_refused() -> None:
-    """Protects from a model whose experts no rank holds in full: neither the builder nor `verify` spreads them."""
-    ranks: Any = SimpleNamespace(world_size=2)
-    with pytest.raises(ValueError, match="built in one process; there are 2"):
-        megatron_model.build_model("policy", hf_config.backbone_settings(described("olmoe")), Config(), ranks)
-
-
-def test_verify_refuses_a_layout_of_several_ranks(
+def test_verify_refuses_a_layout_that_does_not_divide_the_experts(
     mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The reason is one line, before any rank starts."""
     checkpoint = str(tmp_path / "checkpoint")
     assert convert_main(["to-megatron", "--hf", str(mixture), "--out", checkpoint]) == 0
-    assert convert_main(["verify", "--hf", str(mixture), "--checkpoint", checkpoint, "--pipeline-parallel", "2"]) == 2
-    assert "a model with experts loads in one process only" in capsys.readouterr().err
+    assert convert_main(["verify", "--hf", str(mixture), "--checkpoint", checkpoint, "--expert-parallel", "4"]) == 2
+    assert "expert_model_parallel_size: 4 does not divide the model's 6 experts" in capsys.readouterr().err

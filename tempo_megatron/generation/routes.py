@@ -1,0 +1,45 @@
+"""Routes: the experts that the generator chose for each token, as its engine returns them.
+
+A response of g tokens to a prompt of p has routes [p + g - 1, layers, experts per token], uint8 up to 256 experts and
+uint16 above. Row t is about token t, which the engine read to sample token t + 1. The last token was never read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_CHECK_TOKENS = 5
+
+
+class MissingRoutes(RuntimeError):
+    """The engine does not return the experts that it chose."""
+
+
+def read_routes(prompt_tokens: int, output: Any) -> np.ndarray:
+    """Returns the routes of a finished output of vLLM. Raises MissingRoutes where tokens have none.
+
+    vLLM returns zeros where a kernel chooses experts without the router. No token has expert 0 alone in every layer,
+    because the experts of a token differ.
+    """
+    routes, expected = output.routed_experts, prompt_tokens + len(output.token_ids) - 1
+    if routes is None or len(routes) != expected:
+        returned = 0 if routes is None else len(routes)
+        raise MissingRoutes(f"vLLM returned the experts of {returned} tokens, of {expected} that it read")
+    if missing := int((~routes.any((1, 2))).sum()):
+        raise MissingRoutes(
+            f"vLLM returned no experts for {missing} of {expected} tokens: its kernel of experts chooses them without "
+            "the router; set policy.router_replay to false"
+        )
+    return routes  # type: ignore[no-any-return]
+
+
+def check_routes(llm: Any) -> None:
+    """Raises MissingRoutes unless the engine returns the experts that it chooses. It samples two tokens."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(max_tokens=2, seed=0, detokenize=False, ignore_eos=True)
+    prompt = {"prompt_token_ids": list(range(_CHECK_TOKENS))}
+    (response,) = llm.generate([prompt], params, use_tqdm=False)
+    read_routes(_CHECK_TOKENS, response.outputs[0])

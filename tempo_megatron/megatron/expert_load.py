@@ -1,0 +1,72 @@
+"""Counts how many tokens each expert computes while a model learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class ExpertLoad:
+    """The tokens that the routers of one model sent to each expert in passes with gradients, padding included.
+
+    Recomputation runs a router twice, once without gradients, so that each token counts once. A dense model has no
+    routers and nothing to count.
+    """
+
+    def __init__(self, module: Any, device: torch.device) -> None:
+        transformer = module.config
+        self._experts_per_token = transformer.moe_router_topk
+        self._counts: Tensor | None = None
+        """The tokens of each expert on this rank, [layers, experts] int64."""
+        if transformer.num_moe_experts is None:
+            return
+        sizes = (transformer.num_layers, transformer.num_moe_experts)
+        self._counts = counts = torch.zeros(sizes, dtype=torch.int64, device=device)
+        for layer in module.decoder.layers:
+            router = getattr(getattr(layer, "mlp", None), "router", None)
+            if router is not None:
+                router.register_forward_hook(_counting_hook(counts[layer.layer_number - 1]))
+
+    def take_shares(self) -> dict[str, float]:
+        """Returns the share of tokens that the busiest and the idlest expert of any layer got since the last call.
+
+        The result is empty where nothing was counted. Collective for a model with experts.
+        """
+        if self._counts is None:
+            return {}
+        counts = self._counts.clone()
+        self.reset()
+        dist.all_reduce(counts)  # Each rank counts its own layers and its own tokens.
+        return shares_of_tokens(counts, self._experts_per_token)
+
+    def reset(self) -> None:
+        """Forgets what was counted."""
+        if self._counts is not None:
+            self._counts.zero_()
+
+
+def shares_of_tokens(counts: Tensor, experts_per_token: int) -> dict[str, float]:
+    """Returns the largest and the smallest share of a layer's tokens that one expert got.
+
+    `counts` [layers, experts] are tokens. A layer without any has no experts and is left out. Equally busy experts have
+    the share experts_per_token / experts.
+    """
+    counts = counts[counts.sum(1) > 0].double().cpu()
+    if not len(counts):
+        return {}
+    shares = counts * experts_per_token / counts.sum(1, keepdim=True)
+    return {"expert_share_max": float(shares.max()), "expert_share_min": float(shares.min())}
+
+
+def _counting_hook(counts: Tensor) -> Any:
+    """Returns a hook for a router that adds the tokens of each expert to `counts` [experts]."""
+
+    def count(router: Any, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+        if torch.is_grad_enabled():
+            _, is_routed = outputs  # [tokens, experts] bool
+            counts.add_(is_routed.sum(0))
+
+    return count

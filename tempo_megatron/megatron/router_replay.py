@@ -1,0 +1,77 @@
+"""Router replay: the routers of a model choose the experts that the generator chose.
+
+Generator and trainer round differently, so that some tokens go to other experts in each, which changes their log-probs
+by far more than rounding. Under replay the trainer takes the generator's choice of experts and weights them by its own
+router, which still learns (Rollout Routing Replay, arXiv 2510.11370).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from tempo_megatron.megatron.topology import Topology
+
+
+class ReplayedRouters:
+    """The routers in this rank's part of a model. Models have routers of their own, which megatron-core lists
+    process-wide."""
+
+    def __init__(self, module: Any, topology: Topology) -> None:
+        self._routers = {
+            (layer.layer_number - 1) // 2: layer.mlp.router.router_replay  # A layer is two of a HybridModel.
+            for layer in module.decoder.layers
+            if getattr(getattr(getattr(layer, "mlp", None), "router", None), "router_replay", None) is not None
+        }
+        self.is_active = module.config.moe_enable_routing_replay
+        """Whether the model was built to replay routes, on every stage the same."""
+        self._split = (topology.tensor_rank, topology.tensor_size) if module.config.sequence_parallel else (0, 1)
+        self._recomputes = _recomputes_routers(module.config)
+
+    @contextlib.contextmanager
+    def replaying(self, routes: Shaped[Tensor, "tokens layers experts_per_token"] | None) -> Iterator[None]:
+        """Lets the forward pass in the block take these experts; without routes the routers choose for themselves.
+
+        Every route names experts that differ. A backward pass that recomputes the forward pass takes the same experts:
+        micro-batches go backward in the order in which they went forward.
+        """
+        if routes is None:
+            yield
+            return
+        from megatron.core.transformer.moe.router_replay import RouterReplayAction
+
+        rank, ranks = self._split
+        local = routes.chunk(ranks)[rank]
+        for layer, router in self._routers.items():
+            router.set_target_indices(local[:, layer].to(torch.int64))
+            router.set_router_replay_action(RouterReplayAction.REPLAY_FORWARD)
+        yield
+        for router in self._routers.values():
+            router.set_router_replay_action(RouterReplayAction.REPLAY_BACKWARD)
+            if not (self._recomputes and torch.is_grad_enabled()):
+                router.clear_indices()
+
+    def clear(self) -> None:
+        """Forgets all routes. The routers choose for themselves again."""
+        for router in self._routers.values():
+            router.clear_indices()
+            router.clear_router_replay_action()
+
+
+def forget_routers() -> None:
+    """Empties megatron-core's process-wide list of routers, which would keep the routes of every model alive."""
+    from megatron.core.transformer.moe.router_replay import RouterReplay
+
+    RouterReplay.clear_global_router_replay_instances()
+
+
+def _recomputes_routers(transformer: Any) -> bool:
+    """Returns whether backward passes compute routers again."""
+    if transformer.recompute_granularity == "selective":
+        return "moe" in transformer.recompute_modules
+    return transformer.recompute_granularity == "full"

@@ -1,0 +1,136 @@
+"""`tempo plan` counts experts: their state, activations of routed tokens, active parameters, and reads of a step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tempo_megatron.config import load_config
+from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.planning import host, shapes
+from tempo_megatron.planning.activations import Activations
+from tempo_megatron.planning.decoding import Decoding
+from tempo_megatron.planning.flops import ModelFlops
+from tempo_megatron.planning.layout import Layout, Machine
+from tempo_megatron.planning.memory import ModelMemory
+from tempo_megatron.planning.model_time import ModelTime
+from tempo_megatron.planning.parameters import rank_parameters
+from tempo_megatron.planning.phases import PlannedRun
+from tempo_megatron.planning.workload import Workload
+
+WORKLOAD = Workload.uniform(2048, 4096)
+
+
+def shape(layers: int = 4, **changes: Any) -> BackboneSettings:
+    """Qwen3-30B-A3B of a few layers: 128 experts of 768 channels, 8 for each token, hidden size 2048."""
+    return shapes.backbone_shape(shapes.shape_config("qwen3-30b-a3b", layers, None) | changes)
+
+
+def planned(gpus: int, *overrides: str, settings: BackboneSettings | None = None) -> PlannedRun:
+    config = load_config(None, ["generation.max_response_tokens=4096", *overrides])
+    return PlannedRun(settings or shape(), config, Machine(1, gpus, 141.0, 1536.0))
+
+
+def state(gpus: int, *overrides: str) -> dict[str, dict[str, int]]:
+    run = planned(gpus, *overrides)
+    return ModelMemory(run.settings, "policy", run.config, run.layout, 4096, 4).state_by_kind(0)
+
+
+def test_ep_divides_the_state_of_experts_and_no_other() -> None:
+    """Eight ranks hold a quarter of the experts each at EP4, and two ranks share the optimizer state of a quarter. TP
+    divides attention and copies experts, so that EP alone makes room for them."""
+    experts = 4 * 128 * 3 * 768 * 2048
+    alone, spread = state(8), state(8, "parallel.expert_model_parallel_size=4")
+    assert alone["experts"] == {"weights": 2 * experts, "gradients": 4 * experts, "optimizer": 12 * experts // 8}
+    assert spread["experts"] == {"weights": experts // 2, "gradients": experts, "optimizer": 12 * (experts // 4) // 2}
+    assert {kind: parts for kind, parts in alone.items() if kind != "experts"} == {
+        kind: parts for kind, parts in spread.items() if kind != "experts"
+    }
+    tensor = state(8, "parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+    assert tensor["experts"] == alone["experts"]
+    assert tensor["attention"]["weights"] == pytest.approx(alone["attention"]["weights"] / 2, rel=1e-3)
+
+
+def test_a_checkpoint_is_as_large_under_every_layout() -> None:
+    """Weights, and fp32 weights with two moments, each once, whichever ranks gather them."""
+    sizes = [
+        host.checkpoint_bytes(planned(8, *overrides))
+        for overrides in (
+            (),
+            ("parallel.expert_model_parallel_size=8",),
+            ("parallel.expert_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"),
+        )
+    ]
+    assert sizes == pytest.approx([sizes[0]] * 3, rel=1e-4)
+
+
+def test_stages_of_unequal_length_hold_every_parameter_once() -> None:
+    """Three stages of seven layers have three, two and two. Protects a plan from layers that no stage counts."""
+    settings = shape(7)
+    stages = [rank_parameters(settings, "policy", 1, 3, stage) for stage in range(3)]
+    assert sum(stage.total for stage in stages) == rank_parameters(settings, "policy", 1, 1, 0).total
+    experts = [stage.by_kind["experts"] for stage in stages]
+    assert experts[0] * 2 == experts[1] * 3 == experts[2] * 3
+    whole = planned(3, settings=settings)
+    staged = planned(3, "parallel.pipeline_model_parallel_size=3", settings=settings)
+    slower = ModelTime(staged, WORKLOAD, "critic")._slowest_stage_factor()
+    assert slower == pytest.approx(3 * 3 / 7, rel=1e-3)
+    assert ModelTime(whole, WORKLOAD, "critic")._slowest_stage_factor() == 1.0
+
+
+def test_activations_of_routed_tokens_follow_the_formula() -> None:
+    """1,000 tokens with 8 experts each, in bf16: by hand. A layer with one MLP keeps what a dense model keeps."""
+    run = planned(8)
+    kept = Activations(run.settings, run.config, run.layout, 1000)
+    routed = 1000 * 8
+    by_hand = 2 * 1000 * 2048 * 2 + 1000 * 128 * 13 + routed * ((2048 + 3 * 768) * 2 + 4)
+    assert kept.experts.kept == by_hand
+    assert kept.kept([True, True, False]) == 2 * (kept.attention.kept + by_hand) + kept.attention.kept + kept.mlp.kept
+    recomputed = replace(kept, config=planned(8, "model.recompute=mlp").config)
+    assert recomputed.kept([True]) == kept.attention.kept + 1000 * 2048 * 2
+    assert recomputed.at_backward(True) > kept.at_backward(True)
+    spread = planned(8, "parallel.expert_model_parallel_size=2")
+    copies = replace(kept, layout=Layout.from_config(spread.config, 8)).experts.forward - kept.experts.forward
+    assert copies == routed * 2048 * 2
+
+
+def test_active_parameters_are_those_of_a_tokens_experts() -> None:
+    """3.04 billion of 30.5, with the output layer and without the embedding. Two dense layers have one MLP each."""
+    assert ModelFlops(shape(48), "policy").weights == pytest.approx(3.04e9, rel=1e-3)
+    sparse, mixed = (ModelFlops(shape(4, mlp_only_layers=dense), "critic") for dense in ([], [0, 2]))
+    expert_layer, mlp = 3 * 8 * 768 * 2048 + 128 * 2048, 3 * 6144 * 2048
+    assert sparse.mlp_weights == 4 * expert_layer and mixed.mlp_weights == 2 * expert_layer + 2 * mlp
+
+
+def test_a_step_at_ep_takes_the_time_of_its_exchanges_more() -> None:
+    """The products of a rank are the same at every EP; half of the copies go to the other of two ranks."""
+    alone, spread = (
+        ModelTime(planned(2, *overrides), WORKLOAD, "critic").pass_seconds(64)
+        for overrides in ((), ("parallel.expert_model_parallel_size=2",))
+    )
+    tokens = 64 / 2 * (WORKLOAD.prompt + WORKLOAD.mean)
+    assert spread - alone == pytest.approx(2 * 4 * tokens * 8 / 2 * 2048 * 2 / 150e9, rel=1e-6)
+
+
+def test_gradients_of_experts_that_one_rank_holds_are_not_reduced() -> None:
+    """At EP2 on two ranks each rank has experts of its own; attention is reduced as ever."""
+    alone, spread = (
+        ModelTime(planned(2, *overrides), WORKLOAD, "policy")._reduce_seconds()
+        for overrides in ((), ("parallel.expert_model_parallel_size=2",))
+    )
+    experts = 6 * 4 * 128 * 3 * 768 * 2048
+    assert 0 < spread < alone and alone - spread == pytest.approx(experts / 150e9 / 2)
+
+
+def test_a_decoding_step_reads_the_experts_that_are_used() -> None:
+    """One sequence reads 8 of 128 experts and all other weights, 200 sequences read everything, and eight something
+    between. The bandwidth is 80% of an H200's, and a step's fixed device time is taken off."""
+    decoding = Decoding(planned(1, settings=shape(48)), WORKLOAD)
+    seconds = decoding._step_seconds(np.array([1.0, 8.0, 200.0]), np.zeros(3)) - 1.2e-3
+    read_bytes = seconds * 0.8 * 4.8e12
+    assert read_bytes[0] == pytest.approx(2 * 3.353e9, rel=0.01)
+    assert read_bytes[1] == pytest.approx(2 * (30.532e9 - 28.991e9 * (15 / 16) ** 8), rel=0.01)
+    assert read_bytes[2] == pytest.approx(2 * 30.532e9, rel=0.01)
