@@ -22,6 +22,10 @@ class Votes:
     """The number of responses to the prompt, including those that are sampled for the vote alone."""
     majority: Bool[Tensor, " rows"]
     """Whether the row gives its prompt's most frequent answer. Of equally frequent answers the earliest wins."""
+    runner_up: Float32[Tensor, " rows"]
+    """The number of responses to the prompt that give its second most frequent answer; 0 without a second answer."""
+    answers: Int64[Tensor, " rows"]
+    """A number of the row's answer, equal for equivalent answers to one prompt; -1 without an answer."""
 
 
 @dataclass(frozen=True)
@@ -111,4 +115,8 @@ def count_votes(
     # One number orders the answers to a prompt: by count, and among equal counts the earliest first.
     rank = torch.where(answered, count * rows - first, -1)
     best = torch.full((rows,), -1).scatter_reduce(0, prompt, rank, "amax")[prompt]
-    return Votes(count.float(), prompt.bincount()[prompt].float(), answered & (rank == best))
+    majority = answered & (rank == best)
+    others = torch.where(answered & ~majority, count, 0)
+    runner_up = torch.zeros(rows, dtype=torch.int64).scatter_reduce(0, prompt, others, "amax")[prompt]
+    answers = torch.where(answered, cluster, -1)
+    return Votes(count.float(), prompt.bincount()[prompt].float(), majority, runner_up.float(), answers)

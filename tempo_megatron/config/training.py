@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tempo_megatron.config.fields import setting
+from tempo_megatron.config.methods import ScrlConfig
 
 
 class Truncated(StrEnum):
@@ -234,6 +235,7 @@ class PolicyConfig:
         Truncated.value,
         "reward of a truncated response: value (as any other), wrong (as a wrong answer), mask (it is left out)",
     )
+    scrl: ScrlConfig = setting(ScrlConfig(), "labels of method scrl")
 
 
 @dataclass

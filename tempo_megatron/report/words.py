@@ -10,6 +10,7 @@ METHODS = {
     "grpo": "GRPO on labeled questions (right responses are rewarded)",
     "ttrl": "TTRL (responses that agree with the most frequent answer are rewarded, without labels)",
     "empo": "EMPO (responses with frequent answers are rewarded, without labels)",
+    "scrl": "SCRL (clear majorities are rewarded, rare answers of unsure responses are punished, without labels)",
 }
 """Method -> what it does, in a few words."""
 

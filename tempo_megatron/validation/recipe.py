@@ -27,6 +27,7 @@ from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.run_dir.layout import as_saved, recipe_differences
 from tempo_megatron.validation.method import method_problems
 from tempo_megatron.validation.model import model_problems, vocabulary_problems
+from tempo_megatron.validation.pseudo_labels import pseudo_label_problems
 from tempo_megatron.validation.rollout_correction import correction_problems
 
 
@@ -38,6 +39,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_optimizer_problems(config),
         *_number_problems(config),
         *correction_problems(config),
+        *pseudo_label_problems(config),
         *model_problems(config),
         *_data_problems(config),
         *_label_problems(config),

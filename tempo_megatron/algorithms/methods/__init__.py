@@ -8,6 +8,7 @@ from tempo_megatron.algorithms.methods.base import Method
 from tempo_megatron.algorithms.methods.empo import Empo
 from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.algorithms.methods.ppo import Ppo
+from tempo_megatron.algorithms.methods.scrl import Scrl
 from tempo_megatron.algorithms.methods.tempo import FrozenCritic, Tempo, TempoReferenceCode
 from tempo_megatron.algorithms.methods.ttrl import Ttrl
 
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "grpo": Grpo,
     "ttrl": Ttrl,
     "empo": Empo,
+    "scrl": Scrl,
 }
 
 

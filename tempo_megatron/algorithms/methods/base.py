@@ -12,8 +12,25 @@ from tempo_megatron.algorithms.experience import Experience
 
 
 @runtime_checkable
-class AdvantageSettings(Protocol):
-    """The settings of the `policy` group that advantages depend on."""
+class ScrlSettings(Protocol):
+    """The settings of the group `policy.scrl`."""
+
+    @property
+    def positive_share(self) -> float: ...
+
+    @property
+    def margin(self) -> float: ...
+
+    @property
+    def negative_share(self) -> float: ...
+
+    @property
+    def entropy_penalty(self) -> float: ...
+
+
+@runtime_checkable
+class MethodSettings(Protocol):
+    """The settings of the `policy` group that rewards and advantages depend on."""
 
     @property
     def baseline(self) -> str: ...
@@ -23,6 +40,9 @@ class AdvantageSettings(Protocol):
 
     @property
     def gae_lambda(self) -> float: ...
+
+    @property
+    def scrl(self) -> ScrlSettings: ...
 
 
 class Method:
@@ -41,12 +61,12 @@ class Method:
     compares_responses: ClassVar[bool] = False
     """Whether an advantage compares the responses to one prompt, so that each prompt needs several."""
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         """Returns the reward R of each response."""
         raise NotImplementedError
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: MethodSettings
     ) -> Float[Tensor, "rows sequence"]:
         """Returns the advantage A of each response token, 0 elsewhere."""
         raise NotImplementedError

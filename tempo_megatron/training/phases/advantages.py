@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -95,7 +95,7 @@ def compute_advantages(
         votes=step.votes,
         statistics={name: scored[name] for name in statistics},
     )
-    rewards, learn = method.rewards(experience), batch.response_mask
+    rewards, learn = method.rewards(experience, config), batch.response_mask
     if config.truncated == "wrong":
         rewards = torch.where(experience.truncated, wrong, rewards)
     elif config.truncated == "mask":
@@ -143,7 +143,7 @@ def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: S
     answered = torch.tensor([bool(text) for text in extracted(grader, rollouts)])
     votes = count_votes(clusters, answered, group_numbers(rollouts))
     indices = torch.tensor(trained)
-    return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
+    return Votes(**{column.name: getattr(votes, column.name)[indices] for column in fields(votes)})
 
 
 def generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Float32[Tensor, "rows sequence"]:
