@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import Experience, Votes
+from tempo_megatron.algorithms.experience import Experience, PassRates, Votes
 from tempo_megatron.algorithms.methods.base import Method, MethodSettings
 
-_PROMPTS, _RESPONSES, _WIDTH = 2, 3, 6
+_PROMPTS, _RESPONSES, _WIDTH, _PASSES = 2, 3, 6, 20
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ def dry_run(method: Method, settings: MethodSettings, *, labeled: bool, unlabele
     try:
         rewards = method.rewards(experience, settings)
         advantages = method.advantages(experience, rewards, settings)
+        method.learning_rows(experience, settings)
         changed_rewards = rewards
         if "values" in method.needs:
             changed_rewards = method.rewards(_with_other_values(experience), settings)
@@ -68,6 +69,9 @@ def _experience(method: Method, labeled: bool, unlabeled: bool, wrong: float) ->
         runner_up=torch.ones(rows),
         answers=2 * (row // _RESPONSES) + is_first_response,
     )
+    pass_rates = (
+        torch.linspace(0, 1, _PASSES, dtype=torch.float64) ** torch.arange(1, 1 + len(prompt_is_labeled))[:, None]
+    )
     return Experience(
         response_mask=(positions >= 1) & (positions < ends[:, None]),
         truncated=ends == _WIDTH,
@@ -77,7 +81,8 @@ def _experience(method: Method, labeled: bool, unlabeled: bool, wrong: float) ->
         wrong=wrong,
         values=columns if "values" in method.needs else None,
         votes=votes if "votes" in method.needs else None,
-        statistics={name: columns + 1 for name in method.needs - {"values", "votes", "correct"}},
+        pass_rates=PassRates(pass_rates[row // _RESPONSES], pass_rates) if "pass_rates" in method.needs else None,
+        statistics={name: columns + 1 for name in method.needs - {"values", "votes", "pass_rates", "correct"}},
     )
 
 

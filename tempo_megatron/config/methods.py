@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from tempo_megatron.config.fields import setting
+
+
+class Comparison(StrEnum):
+    centered = "centered"
+    mean = "mean"
 
 
 @dataclass
@@ -24,4 +30,22 @@ class ScrlConfig:
     )
     entropy_penalty: float = setting(
         0.1, "reward that an answer loses for each nat of entropy above the prompt's mean", at_least=0
+    )
+
+
+@dataclass
+class TrapoConfig:
+    warm_up_passes: int = setting(
+        8, "pass rates that an unlabeled question and all reliable ones must have before they are compared", at_least=1
+    )
+    top_share: float = setting(
+        0.1, "share of a batch's unlabeled questions, the most similar ones, that train; 0: none", at_least=0, at_most=1
+    )
+    similarity: float = setting(
+        0.4, "unlabeled questions that are at least so similar to reliable ones train too", at_least=-1
+    )
+    comparison: Comparison = setting(
+        Comparison.centered,
+        "similarity of pass rates: centered (mean correlation with each reliable question, as in the authors' code), "
+        "mean (cosine with the mean of the reliable ones, as in the paper)",
     )

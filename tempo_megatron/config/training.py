@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tempo_megatron.config.fields import setting
-from tempo_megatron.config.methods import ScrlConfig
+from tempo_megatron.config.methods import ScrlConfig, TrapoConfig
 
 
 class Truncated(StrEnum):
@@ -236,6 +236,7 @@ class PolicyConfig:
         "reward of a truncated response: value (as any other), wrong (as a wrong answer), mask (it is left out)",
     )
     scrl: ScrlConfig = setting(ScrlConfig(), "labels of method scrl")
+    trapo: TrapoConfig = setting(TrapoConfig(), "selection of unlabeled questions by method trapo")
 
 
 @dataclass

@@ -32,6 +32,7 @@ FEW_VOTES = ("method=scrl", "policy.scrl.positive_share=0.5", "policy.scrl.negat
 RUNS = {
     **{name: (f"method={name}",) for name in (*METHODS, "intuitor.Intuitor")},
     "scrl": FEW_VOTES,
+    "trapo": ("method=trapo", "policy.trapo.warm_up_passes=1"),
     "partial_rollouts": PARTIAL,
 }
 """The settings of each run that makes it what it is."""

@@ -10,6 +10,7 @@ from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.algorithms.methods.ppo import Ppo
 from tempo_megatron.algorithms.methods.scrl import Scrl
 from tempo_megatron.algorithms.methods.tempo import FrozenCritic, Tempo, TempoReferenceCode
+from tempo_megatron.algorithms.methods.trapo import Trapo
 from tempo_megatron.algorithms.methods.ttrl import Ttrl
 
 __all__ = ["METHODS", "Method", "method"]
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "ttrl": Ttrl,
     "empo": Empo,
     "scrl": Scrl,
+    "trapo": Trapo,
 }
 
 

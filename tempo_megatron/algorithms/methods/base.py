@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
@@ -29,6 +30,23 @@ class ScrlSettings(Protocol):
 
 
 @runtime_checkable
+class TrapoSettings(Protocol):
+    """The settings of the group `policy.trapo`."""
+
+    @property
+    def warm_up_passes(self) -> int: ...
+
+    @property
+    def top_share(self) -> float: ...
+
+    @property
+    def similarity(self) -> float: ...
+
+    @property
+    def comparison(self) -> str: ...
+
+
+@runtime_checkable
 class MethodSettings(Protocol):
     """The settings of the `policy` group that rewards and advantages depend on."""
 
@@ -44,6 +62,9 @@ class MethodSettings(Protocol):
     @property
     def scrl(self) -> ScrlSettings: ...
 
+    @property
+    def trapo(self) -> TrapoSettings: ...
+
 
 class Method:
     """A training algorithm that a recipe selects by `method:`.
@@ -56,7 +77,7 @@ class Method:
     """Recipe settings of the method, such as the loss, the rows that the policy learns from, and the critic's training.
     The recipe's own settings take precedence."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads of an Experience: `values`, `votes`, `correct`, `entropy`, `self_certainty`.
+    """What the method reads of an Experience: `values`, `votes`, `pass_rates`, `correct`, `entropy`, `self_certainty`.
     `correct` is the verified correctness of every row, so all rows must be labeled."""
     compares_responses: ClassVar[bool] = False
     """Whether an advantage compares the responses to one prompt, so that each prompt needs several."""
@@ -70,3 +91,7 @@ class Method:
     ) -> Float[Tensor, "rows sequence"]:
         """Returns the advantage A of each response token, 0 elsewhere."""
         raise NotImplementedError
+
+    def learning_rows(self, experience: Experience, settings: MethodSettings) -> Bool[Tensor, " rows"]:
+        """Returns the rows that the policy learns from: all, unless the method selects some."""
+        return torch.ones_like(experience.labeled)

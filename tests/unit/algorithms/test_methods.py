@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import value_baseline_advantages
-from tempo_megatron.algorithms.experience import Experience, Votes
+from tempo_megatron.algorithms.experience import Experience, PassRates, Votes
 from tempo_megatron.algorithms.methods import METHODS, Method, method
 from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.algorithms.methods.tempo import Tempo
@@ -82,6 +82,16 @@ CONTESTED = replace(
     },
 )
 
+# Prompt 1 is labeled. Prompt 0's pass rates rise as those of the reliable questions do.
+HALF_LABELED = replace(
+    MIXED,
+    wrong=0.0,
+    pass_rates=PassRates(
+        rows=torch.tensor([[0.0, 0.25, 0.5]] * 3 + [[0.5, 0.75, 1.0]] * 2, dtype=torch.float64),
+        reliable=torch.tensor([[0.5, 0.75, 1.0]], dtype=torch.float64),
+    ),
+)
+
 BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
     "tempo": (BATCH, [0.75, 0.6, 0.4, 0.9, 0.2], [[0.5, 0.25], [0.5, 0.3], [0.2], [0.4, 0.1], [-0.2, 0.1]]),
     "frozen_critic": (BATCH, [0.75, 0.6, 0.4, 0.9, 0.2], [[0.5, 0.25], [0.5, 0.3], [0.2], [0.4, 0.1], [-0.2, 0.1]]),
@@ -101,6 +111,7 @@ BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
         [0.395, -0.1125, 0.03, 0, -1],
         [[C1, C1], [C2, C2], [C3], [H, H], [-H, -H]],
     ),
+    "trapo": (HALF_LABELED, [1, 1, 0, 0, 1], [[S, S], [S, S], [-2 * S], [-H, -H], [H, H]]),
     # Means over tokens 3, 1, 3 and 1.5, 1.5.
     "intuitor.Intuitor": (BATCH, [3, 1, 3, 1.5, 1.5], [[S, S], [-2 * S, -2 * S], [S], [0, 0], [0, 0]]),
 }
@@ -151,6 +162,12 @@ class Undeclared(Grpo):
     needs = frozenset()
 
 
+class Uncounted(Grpo):
+    """Asks for pass rates without the votes that they are counted from."""
+
+    needs = frozenset({"pass_rates"})
+
+
 class Greedy(Tempo):
     """Reads values without naming them in `needs`."""
 
@@ -185,6 +202,7 @@ class Certain(SelfTaught):
         (Undeclared, ["policy.learns_from=unlabeled"], "makes rewards or advantages that are not finite"),
         (Undeclared, ["policy.learns_from=labeled"], ""),
         (Greedy, [], "fails on a few synthetic rows (unlabeled): ValueError: this method reads values"),
+        (Uncounted, ["policy.learns_from=both"], "needs pass_rates, which are counted from votes"),
         (SelfTaught, ["critic.training=returns"], "would teach it its own verdict"),
         (SelfTaught, [], ""),
         (Certain, ["critic.training=returns"], ""),
@@ -204,6 +222,15 @@ def test_missing_needs_of_a_method_are_an_error() -> None:
     for name, bare in (("tempo", replace(BATCH, values=None)), ("ttrl", replace(BATCH, votes=None))):
         with pytest.raises(ValueError, match="needs"):
             method(name).rewards(bare, PolicyConfig())
+    with pytest.raises(ValueError, match="needs"):
+        method("trapo").learning_rows(BATCH, PolicyConfig())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_trapo_selects_rows(name: str) -> None:
+    """All rows of a batch train. TraPO leaves unlabeled rows out while they have fewer pass rates than a warm-up."""
+    learning = method(name).learning_rows(HALF_LABELED, PolicyConfig())
+    assert learning.tolist() == ([False] * 3 if name == "trapo" else [True] * 3) + [True] * 2
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,20 @@ SETTINGS["scrl, own"] = {
     "policy.scrl.negative_share": 0.125,
     "policy.scrl.entropy_penalty": 0.1,
 }
-OWN_BATCH = {"ttrl, own": (8, 1), "empo, own": (256, 32), "scrl, own": (8, 1)}
+SETTINGS["trapo, own"] = {
+    "loop.iterations": 480,
+    "loop.labeled_prompts": 32,
+    "critic.training": "none",
+    "policy.learns_from": "both",
+    "policy.loss": "ppo",
+    "policy.average_over": "tokens",
+    "policy.entropy_coefficient": 0.01,
+    "policy.trapo.warm_up_passes": 8,
+    "policy.trapo.top_share": 0.1,
+    "policy.trapo.similarity": 0.4,
+    "evaluation.temperature": 0.6,
+}
+OWN_BATCH = {"ttrl, own": (8, 1), "empo, own": (256, 32), "scrl, own": (8, 1), "trapo, own": (128, 64)}
 EVALUATION = {"math": (16, 8), "general": (1, 1)}
 """The responses per question during a run, and k. `tempo eval` samples 8 for GPQA-Diamond."""
 
