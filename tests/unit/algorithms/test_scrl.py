@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tempo_megatron.algorithms.advantages import group_relative_advantages
 from tempo_megatron.algorithms.experience import Votes, count_votes
 from tempo_megatron.algorithms.methods.scrl import excess_entropy, label_rewards
 from tempo_megatron.config import ScrlConfig
@@ -102,6 +103,18 @@ def test_a_rare_answer_is_negative_only_if_its_responses_are_unsure() -> None:
     entropy = [0.5] * 13 + [0.25, 0.75, 0.5]
     result = rewards([0] * 13 + [1, 2, 3], entropy, ScrlConfig(entropy_penalty=0.0))
     assert result.tolist() == [13 / 16] * 13 + [0.0, 1 / 16 - 1 / 8, 1 / 16 - 1 / 8]
+
+
+@pytest.mark.parametrize("entropy_penalty", [0.1, 0.001])
+def test_an_undecided_vote_teaches_certainty_at_full_size(entropy_penalty: float) -> None:
+    """Nothing is labeled, and the group's deviation undoes the small penalty: a nat more or less
+    than the mean has an advantage of about 1, whatever the penalty. A documented weakness of the published formula."""
+    answers, entropy = [0, 0, 1, 1, 2, 2], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    undecided = rewards(answers, entropy, ScrlConfig(entropy_penalty=entropy_penalty))
+    group, mask = torch.zeros(6, dtype=torch.int64), torch.ones(6, 1).bool()
+    advantages = group_relative_advantages(undecided.float(), group, mask, epsilon=0.0)[:, 0]
+    size = (5 / 4) ** 0.5  # the deviation of the excesses is sqrt(4/5)
+    assert advantages.tolist() == pytest.approx([size, size, 0, 0, -size, -size], abs=1e-5)
 
 
 def test_equal_entropies_have_no_excess() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import torch
 from tempo_megatron.algorithms.experience import Votes, count_votes
 from tempo_megatron.config import CriticTraining, LearnsFrom
 from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.pass_rates import PassRateHistory
 from tempo_megatron.training.state import RunState
-from tests.unit.training.fake_run import build_fake, restore
+from tempo_megatron.validation.pseudo_labels import warm_up_problems
+from tests.unit.training.fake_run import RIGHT, WRONG, FakeEngine, build_fake, restore
 
 NAN = float("nan")
 
@@ -55,9 +58,17 @@ def test_histories_grow_by_one_a_step_and_reliable_questions_come_and_go() -> No
     assert history.select(rollouts("l", "u"), torch.tensor([True, False])) == 0.0 and history.reliable == ["v"]
 
 
+class VariedEngine(FakeEngine):
+    """Answers right or wrong by the request's seed, so that pass rates vary from pass to pass."""
+
+    def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
+        return [Completion(((RIGHT, WRONG)[request.seed % 3 == 0],), (0.0,), "stop") for request in requests]
+
+
 def build_trapo() -> Any:
     """A run whose streams have eight questions of each kind: a pass takes four steps."""
-    run, _ = build_fake("trapo", unlabeled_prompts=2)
+    run, events = build_fake("trapo", unlabeled_prompts=2, samples_per_prompt=5)
+    run.collector.generator = VariedEngine(events)
     run.config.policy.learns_from, run.config.critic.training = LearnsFrom.both, CriticTraining.none
     run.config.policy.trapo.warm_up_passes = 2
     run.models.critic = None
@@ -71,10 +82,14 @@ def iterate(run: Any, iteration: int) -> dict[str, float]:
 
 
 def test_unlabeled_questions_train_after_the_warm_up() -> None:
-    """Two passes of four steps over labeled questions. Then the most similar question of each step trains."""
+    """Two passes of four steps over labeled questions. Then the most similar question of each step trains. The check at
+    start knows the step."""
     run = build_trapo()
     selected = [iterate(run, iteration)["policy/selected_questions"] for iteration in range(1, 11)]
-    assert selected[:7] == [0.0] * 7 and all(share >= 0.5 for share in selected[8:])
+    assert selected[:7] == [0.0] * 7 and all(share >= 0.5 for share in selected[7:])
+    for iterations, refused in ((7, True), (8, False)):
+        run.config.loop.iterations = iterations
+        assert bool(list(warm_up_problems(run.config, 8, 8))) is refused
 
 
 @pytest.mark.parametrize("interruption", [3, 9])
@@ -92,3 +107,6 @@ def test_a_run_that_resumes_has_the_pass_rates_that_it_had(interruption: int) ->
     resumed.pass_rates = state.pass_rates.copy()
     assert [iterate(resumed, iteration) for iteration in range(interruption + 1, 13)] == figures
     assert resumed.pass_rates == unbroken.pass_rates
+    forgetful = build_trapo()
+    restore(forgetful, state)
+    assert [iterate(forgetful, iteration) for iteration in range(interruption + 1, 13)] != figures
