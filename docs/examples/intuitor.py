@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
+from tempo_megatron.algorithms.methods.base import MethodSettings
 from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
@@ -25,6 +26,6 @@ class Intuitor(Grpo):
     settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled", "policy.kl_coefficient": 0.005}
     needs = frozenset({"self_certainty"})
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         certainty, mask = experience.statistics["self_certainty"], experience.response_mask
         return (certainty * mask).sum(1) / mask.sum(1).clamp_min(1)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from tempo_megatron.algorithms.experience import Experience, Votes
-from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
+from tempo_megatron.algorithms.experience import Experience, PassRates, Votes
+from tempo_megatron.algorithms.methods.base import Method, MethodSettings
 
-_PROMPTS, _RESPONSES, _WIDTH = 2, 3, 6
+_PROMPTS, _RESPONSES, _WIDTH, _PASSES = 2, 3, 6, 20
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,19 @@ class DryRun:
     """Whether the critic's values change the reward of a row that is not labeled."""
 
 
-def dry_run(method: Method, settings: AdvantageSettings, *, labeled: bool, unlabeled: bool, wrong: float) -> DryRun:
+def dry_run(method: Method, settings: MethodSettings, *, labeled: bool, unlabeled: bool, wrong: float) -> DryRun:
     """Computes rewards and advantages of labeled rows, unlabeled rows or both, and checks them.
 
     The rows have what the method `needs`. The correctness of unlabeled rows is NaN.
     """
     experience = _experience(method, labeled, unlabeled, wrong)
     try:
-        rewards = method.rewards(experience)
+        rewards = method.rewards(experience, settings)
         advantages = method.advantages(experience, rewards, settings)
-        changed_rewards = method.rewards(_with_other_values(experience)) if "values" in method.needs else rewards
+        method.learning_rows(experience, settings)
+        changed_rewards = rewards
+        if "values" in method.needs:
+            changed_rewards = method.rewards(_with_other_values(experience), settings)
     except Exception as error:  # A user's own method may raise anything.
         return DryRun(failure=f"{type(error).__name__}: {error}")
     unlabeled_rows = ~experience.labeled
@@ -59,7 +62,16 @@ def _experience(method: Method, labeled: bool, unlabeled: bool, wrong: float) ->
     columns = _columns(rows)
     group_size = torch.full((rows,), float(_RESPONSES))
     is_first_response = row % _RESPONSES == 0
-    votes = Votes(torch.where(is_first_response, 1.0, group_size - 1), group_size, ~is_first_response)
+    votes = Votes(
+        count=torch.where(is_first_response, 1.0, group_size - 1),
+        total=group_size,
+        majority=~is_first_response,
+        runner_up=torch.ones(rows),
+        answers=2 * (row // _RESPONSES) + is_first_response,
+    )
+    pass_rates = (
+        torch.linspace(0, 1, _PASSES, dtype=torch.float64) ** torch.arange(1, 1 + len(prompt_is_labeled))[:, None]
+    )
     return Experience(
         response_mask=(positions >= 1) & (positions < ends[:, None]),
         truncated=ends == _WIDTH,
@@ -69,7 +81,8 @@ def _experience(method: Method, labeled: bool, unlabeled: bool, wrong: float) ->
         wrong=wrong,
         values=columns if "values" in method.needs else None,
         votes=votes if "votes" in method.needs else None,
-        statistics={name: columns + 1 for name in method.needs - {"values", "votes", "correct"}},
+        pass_rates=PassRates(pass_rates[row // _RESPONSES], pass_rates) if "pass_rates" in method.needs else None,
+        statistics={name: columns + 1 for name in method.needs - {"values", "votes", "pass_rates", "correct"}},
     )
 
 

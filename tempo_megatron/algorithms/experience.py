@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 STATISTICS = ("entropy", "self_certainty")
@@ -22,13 +22,36 @@ class Votes:
     """The number of responses to the prompt, including those that are sampled for the vote alone."""
     majority: Bool[Tensor, " rows"]
     """Whether the row gives its prompt's most frequent answer. Of equally frequent answers the earliest wins."""
+    runner_up: Float32[Tensor, " rows"]
+    """The number of responses to the prompt that give its second most frequent answer; 0 without a second answer."""
+    answers: Int64[Tensor, " rows"]
+    """A number of the row's answer, equal for equivalent answers to one prompt; -1 without an answer."""
+
+    @property
+    def unique_majority(self) -> Bool[Tensor, " rows"]:
+        """Whether the row gives an answer that is more frequent than every other answer to its prompt."""
+        return self.majority & (self.count > self.runner_up)
+
+
+@dataclass(frozen=True)
+class PassRates:
+    """Pass rates of questions, in the order in which policy steps had them, this one included; NaN after the last.
+
+    A pass rate is the share of a question's responses that are right. Where it is not labeled, the share of responses
+    that give the vote's `unique_majority`.
+    """
+
+    rows: Float64[Tensor, "rows passes"]
+    """Those of each row's question."""
+    reliable: Float64[Tensor, "questions passes"]
+    """Those of labeled questions, and of the unlabeled ones that were selected when a policy step last had them."""
 
 
 @dataclass(frozen=True)
 class Experience:
     """Rollouts of one policy step as padded rows.
 
-    `values`, `votes` and each of `statistics` are present if the method `needs` them.
+    `values`, `votes`, `pass_rates` and each of `statistics` are present if the method `needs` them.
     """
 
     response_mask: Bool[Tensor, "rows sequence"]
@@ -46,6 +69,7 @@ class Experience:
     values: Float32[Tensor, "rows sequence"] | None = None
     """The critic's value after reading the tokens up to and including each position, in the scale of its targets."""
     votes: Votes | None = None
+    pass_rates: PassRates | None = None
     statistics: dict[str, Float32[Tensor, "rows sequence"]] = field(default_factory=dict)
     """Statistics of the policy before the step, by name, such as `self_certainty`."""
 
@@ -65,6 +89,12 @@ class Experience:
         if self.votes is None:
             raise ValueError("this method reads votes: it must name 'votes' in its `needs`")
         return self.votes
+
+    def needed_pass_rates(self) -> PassRates:
+        """Returns `pass_rates`. Raises ValueError if the method does not name them in `needs`."""
+        if self.pass_rates is None:
+            raise ValueError("this method reads pass rates: it must name 'pass_rates' in its `needs`")
+        return self.pass_rates
 
 
 def correctness_to_values(correct: Float[Tensor, ...], wrong: float) -> Float[Tensor, ...]:
@@ -111,4 +141,8 @@ def count_votes(
     # One number orders the answers to a prompt: by count, and among equal counts the earliest first.
     rank = torch.where(answered, count * rows - first, -1)
     best = torch.full((rows,), -1).scatter_reduce(0, prompt, rank, "amax")[prompt]
-    return Votes(count.float(), prompt.bincount()[prompt].float(), answered & (rank == best))
+    majority = answered & (rank == best)
+    others = torch.where(answered & ~majority, count, 0)
+    runner_up = torch.zeros(rows, dtype=torch.int64).scatter_reduce(0, prompt, others, "amax")[prompt]
+    answers = torch.where(answered, cluster, -1)
+    return Votes(count.float(), prompt.bincount()[prompt].float(), majority, runner_up.float(), answers)

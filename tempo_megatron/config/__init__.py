@@ -20,6 +20,7 @@ from tempo_megatron.config.generation import CheckWeights, GenerationConfig, Rol
 from tempo_megatron.config.grading import ClusterBy, GradingConfig
 from tempo_megatron.config.loading import ConfigError, documented_keys, load_checked, load_config, to_yaml
 from tempo_megatron.config.memory import SHARE_OF_HOST, MemoryConfig
+from tempo_megatron.config.methods import Comparison, ScrlConfig, TrapoConfig
 from tempo_megatron.config.model import Fp8, ModelConfig, Numerics, ParallelConfig, Precision, Recompute
 from tempo_megatron.config.preflight import BadNodes, PreflightConfig
 from tempo_megatron.config.root import Config
@@ -59,6 +60,7 @@ __all__ = [
     "CheckWeights",
     "CheckpointConfig",
     "ClusterBy",
+    "Comparison",
     "Config",
     "ConfigError",
     "CriticConfig",
@@ -95,10 +97,12 @@ __all__ = [
     "RolloutCorrectionConfig",
     "RolloutPrecision",
     "ScheduleUnit",
+    "ScrlConfig",
     "SourceConfig",
     "StagesConfig",
     "TargetRange",
     "TrackerMode",
+    "TrapoConfig",
     "Truncated",
     "WarmStartConfig",
     "documented_keys",

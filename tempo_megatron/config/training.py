@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tempo_megatron.config.fields import setting
+from tempo_megatron.config.methods import ScrlConfig, TrapoConfig
 
 
 class Truncated(StrEnum):
@@ -239,6 +240,8 @@ class PolicyConfig:
         Truncated.value,
         "reward of a truncated response: value (as any other), wrong (as a wrong answer), mask (it is left out)",
     )
+    scrl: ScrlConfig = setting(ScrlConfig(), "labels of method scrl")
+    trapo: TrapoConfig = setting(TrapoConfig(), "selection of unlabeled questions by method trapo")
 
 
 @dataclass

@@ -10,6 +10,8 @@ METHODS = {
     "grpo": "GRPO on labeled questions (right responses are rewarded)",
     "ttrl": "TTRL (responses that agree with the most frequent answer are rewarded, without labels)",
     "empo": "EMPO (responses with frequent answers are rewarded, without labels)",
+    "scrl": "SCRL (clear majorities are rewarded, rare answers of unsure responses are punished, without labels)",
+    "trapo": "TraPO (right responses to labeled questions are rewarded, and majorities on unlabeled ones like them)",
 }
 """Method -> what it does, in a few words."""
 

@@ -151,6 +151,7 @@ def build_run(
             generator=generator,
             collector=_collector(config, generator, grader, data, residency, state),
             start_time=start_time,
+            pass_rates=state.pass_rates.copy(),
         )
         if run.is_finished:
             console.say(

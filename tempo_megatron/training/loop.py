@@ -12,6 +12,7 @@ Where to read on:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from jaxtyping import Float32
 from torch import Tensor
@@ -159,6 +160,10 @@ def run_m_step(
     """Compute the method's advantages, then train the policy on them, and PPO's critic on the returns."""
     config, models, seed = run.config, run.models, shuffle_seed(run, run.iteration, step)
     reads_values = "values" in run.method.needs
+    if "pass_rates" in run.method.needs:
+        assert rollouts.votes is not None  # validated at start
+        pass_rates = run.pass_rates.observe(rollouts.rollouts, rollouts.correct, rollouts.votes)
+        rollouts = replace(rollouts, pass_rates=pass_rates)
     with run.phase("advantages"):
         batch = compute_advantages(
             rollouts,
@@ -176,6 +181,8 @@ def run_m_step(
         require_equal_log_probs(batch, rollouts.rollouts)
     with run.phase("observe"):
         metrics = run.evaluator.observe_unlabeled(rollouts, batch, reads_values=reads_values)
+    if rollouts.pass_rates:
+        metrics["policy/selected_questions"] = run.pass_rates.select(rollouts.rollouts, batch.learning_rows)
     if reads_values and config.policy.learns_from is not LearnsFrom.labeled:
         metrics |= evidence_metrics(rollouts.rollouts, batch)
         run.recorder.note_values(question_values(rollouts.rollouts, batch))
@@ -208,7 +215,8 @@ def policy_rollouts(run: Run, collected: Collected) -> PolicyRollouts:
         trained = [row for row in range(len(collected.unlabeled)) if row % samples < loop.samples_per_prompt]
         if "votes" in run.method.needs:
             with run.phase("vote"):
-                votes = rollout_votes(run.grader, collected.unlabeled, trained)
+                trained_votes = [*range(len(rollouts)), *(len(rollouts) + row for row in trained)]
+                votes = rollout_votes(run.grader, [*rollouts, *collected.unlabeled], trained_votes)
         rollouts += [collected.unlabeled[row] for row in trained]
         correct += [float("nan")] * len(trained)
     return PolicyRollouts(rollouts, correct, votes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tempo_megatron.algorithms.methods import method
@@ -23,6 +23,7 @@ from tempo_megatron.training.lifecycle import Lifecycle
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Evaluator, evaluation_metrics
+from tempo_megatron.training.phases.pass_rates import PassRateHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector, Selection
 from tempo_megatron.training.recording import Recorder
 from tempo_megatron.training.reporting import Console, RunLog, evaluation_line
@@ -61,6 +62,7 @@ class Run:
     collector: Collector
     start_time: float
     """The start of this process's run on the monotonic clock, in seconds."""
+    pass_rates: PassRateHistory = field(default_factory=PassRateHistory)
 
     def __post_init__(self) -> None:
         self.method = method(self.config.method)
@@ -104,6 +106,7 @@ class Run:
             selection=self.selector.selection,
             generation_figures=dict(self.generator.figures),
             expected_tokens=dict(self.collector.history.expected_tokens),
+            pass_rates=self.pass_rates.copy(),
             seconds=self._earlier_seconds + time.monotonic() - self.start_time,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from tempo_megatron.megatron.checkpointing.saver import ITERATION, Position
 from tempo_megatron.metrics.question_metrics import Metrics
 from tempo_megatron.training.phases.partial_rollouts import Group
+from tempo_megatron.training.phases.pass_rates import PassRateHistory
 from tempo_megatron.training.phases.select_checkpoint import Selection
 
 
@@ -44,6 +45,8 @@ class RunState:
     """The generator's figures that no line of the log has yet."""
     expected_tokens: dict[str, float] = field(default_factory=dict)
     """The expected response length of the questions sampled last, by prompt id (`phases/length_history.py`)."""
+    pass_rates: PassRateHistory = field(default_factory=PassRateHistory)
+    """The pass rates of the questions that policy steps had, for methods that need them (`phases/pass_rates.py`)."""
     initial_evaluation: dict[str, Metrics] | None = None
     """The figures of each evaluation set before iteration 1. They are None until that evaluation is over."""
     final_evaluation: dict[str, Metrics] | None = None
@@ -79,6 +82,7 @@ class RunState:
         stage = json_fields["stage"]
         nested = {
             "carried": tuple(map(Group.from_json, json_fields["carried"])),
+            "pass_rates": PassRateHistory.from_json(json_fields["pass_rates"]),
             "selection": Selection.from_json(json_fields["selection"]),
             "stage": Position(**stage) if stage else None,
         }

@@ -22,10 +22,12 @@ def method_problems(config: Config) -> list[str]:
 def _unmet_needs(config: Config) -> Iterator[str]:
     """Yield a line for each thing that the method needs and the recipe does not provide."""
     needs, critic, learns_from = method(config.method).needs, config.critic.training, config.policy.learns_from
-    known = ("values", "votes", "correct", *STATISTICS)
+    known = ("values", "votes", "pass_rates", "correct", *STATISTICS)
     unknown = needs.difference(known)
     if unknown:
         yield f"method: {config.method} needs {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+    if "pass_rates" in needs and "votes" not in needs:
+        yield f"method: {config.method} needs pass_rates, which are counted from votes: it must name both in its needs"
     if "correct" in needs and learns_from is not LearnsFrom.labeled:
         yield (
             f"policy.learns_from: {learns_from}, but method {config.method} needs the verified correctness of every "
@@ -35,7 +37,9 @@ def _unmet_needs(config: Config) -> Iterator[str]:
         yield f"critic.training: method {config.method} needs a critic"
     if "values" not in needs and critic is CriticTraining.returns:
         yield f"critic.training: method {config.method} reads no values, so there are no returns to learn"
-    if "votes" in needs and learns_from is not LearnsFrom.unlabeled:
+    if "pass_rates" in needs and learns_from is not LearnsFrom.both:
+        yield f"policy.learns_from: method {config.method} compares unlabeled with labeled questions: set both"
+    elif "votes" in needs and "pass_rates" not in needs and learns_from is not LearnsFrom.unlabeled:
         yield f"policy.learns_from: method {config.method} votes on unlabeled questions"
     loop = config.loop
     if "votes" in needs and max(loop.samples_per_prompt, loop.votes_per_prompt) < 2:

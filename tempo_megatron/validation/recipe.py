@@ -29,6 +29,7 @@ from tempo_megatron.megatron.accelerators import apex_is_another_project
 from tempo_megatron.run_dir.layout import as_saved, recipe_differences
 from tempo_megatron.validation.method import method_problems
 from tempo_megatron.validation.model import model_problems, vocabulary_problems
+from tempo_megatron.validation.pseudo_labels import pseudo_label_problems, warm_up_problems
 from tempo_megatron.validation.rollout_correction import correction_problems
 
 
@@ -41,6 +42,7 @@ def recipe_problems(config: Config) -> list[str]:
         *_optimizer_problems(config),
         *_number_problems(config),
         *correction_problems(config),
+        *pseudo_label_problems(config),
         *model_problems(config),
         *_data_problems(config),
         *_label_problems(config),
@@ -186,6 +188,7 @@ def _data_problems(config: Config) -> Iterator[str]:
     measured = reserve_labeled_questions(questions.sets["labeled"], measured_count, learned)
     if measured_count and not measured:
         yield "calibration.questions: the run has learned from all labeled questions that are left; add new ones"
+    yield from warm_up_problems(config, labeled - measured_count, len(questions.sets["unlabeled"].prompts))
     warm_start = questions.sets["warm_start"].without(measured)
     if config.stages.warm_start.steps and not warm_start.prompts:
         yield "data.warm_start: all its questions are set aside by calibration.questions"

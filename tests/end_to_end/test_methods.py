@@ -28,7 +28,13 @@ PARTIAL = (
     "policy.rollout_correction.weight=token",
     "policy.rollout_correction.cap=2",
 )
-RUNS = {name: (f"method={name}",) for name in (*METHODS, "intuitor.Intuitor")} | {"partial_rollouts": PARTIAL}
+FEW_VOTES = ("method=scrl", "policy.scrl.positive_share=0.5", "policy.scrl.negative_share=0.5")
+RUNS = {
+    **{name: (f"method={name}",) for name in (*METHODS, "intuitor.Intuitor")},
+    "scrl": FEW_VOTES,
+    "trapo": ("method=trapo", "policy.trapo.warm_up_passes=1"),
+    "partial_rollouts": PARTIAL,
+}
 """The settings of each run that makes it what it is."""
 
 

@@ -8,7 +8,9 @@ from tempo_megatron.algorithms.methods.base import Method
 from tempo_megatron.algorithms.methods.empo import Empo
 from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.algorithms.methods.ppo import Ppo
+from tempo_megatron.algorithms.methods.scrl import Scrl
 from tempo_megatron.algorithms.methods.tempo import FrozenCritic, Tempo, TempoReferenceCode
+from tempo_megatron.algorithms.methods.trapo import Trapo
 from tempo_megatron.algorithms.methods.ttrl import Ttrl
 
 __all__ = ["METHODS", "Method", "method"]
@@ -21,6 +23,8 @@ METHODS: dict[str, type[Method]] = {
     "grpo": Grpo,
     "ttrl": Ttrl,
     "empo": Empo,
+    "scrl": Scrl,
+    "trapo": Trapo,
 }
 
 

@@ -5,15 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
 
 
 @runtime_checkable
-class AdvantageSettings(Protocol):
-    """The settings of the `policy` group that advantages depend on."""
+class ScrlSettings(Protocol):
+    """The settings of the group `policy.scrl`."""
+
+    @property
+    def positive_share(self) -> float: ...
+
+    @property
+    def margin(self) -> float: ...
+
+    @property
+    def negative_share(self) -> float: ...
+
+    @property
+    def entropy_penalty(self) -> float: ...
+
+
+@runtime_checkable
+class TrapoSettings(Protocol):
+    """The settings of the group `policy.trapo`."""
+
+    @property
+    def warm_up_passes(self) -> int: ...
+
+    @property
+    def top_share(self) -> float: ...
+
+    @property
+    def similarity(self) -> float: ...
+
+    @property
+    def comparison(self) -> str: ...
+
+
+@runtime_checkable
+class MethodSettings(Protocol):
+    """The settings of the `policy` group that rewards and advantages depend on."""
 
     @property
     def baseline(self) -> str: ...
@@ -23,6 +58,12 @@ class AdvantageSettings(Protocol):
 
     @property
     def gae_lambda(self) -> float: ...
+
+    @property
+    def scrl(self) -> ScrlSettings: ...
+
+    @property
+    def trapo(self) -> TrapoSettings: ...
 
 
 class Method:
@@ -36,17 +77,21 @@ class Method:
     """Recipe settings of the method, such as the loss, the rows that the policy learns from, and the critic's training.
     The recipe's own settings take precedence."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads of an Experience: `values`, `votes`, `correct`, `entropy`, `self_certainty`.
+    """What the method reads of an Experience: `values`, `votes`, `pass_rates`, `correct`, `entropy`, `self_certainty`.
     `correct` is the verified correctness of every row, so all rows must be labeled."""
     compares_responses: ClassVar[bool] = False
     """Whether an advantage compares the responses to one prompt, so that each prompt needs several."""
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         """Returns the reward R of each response."""
         raise NotImplementedError
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: MethodSettings
     ) -> Float[Tensor, "rows sequence"]:
         """Returns the advantage A of each response token, 0 elsewhere."""
         raise NotImplementedError
+
+    def learning_rows(self, experience: Experience, settings: MethodSettings) -> Bool[Tensor, " rows"]:
+        """Returns the rows that the policy learns from: all, unless the method selects some."""
+        return torch.ones_like(experience.labeled)

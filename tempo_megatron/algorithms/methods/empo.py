@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
+from tempo_megatron.algorithms.methods.base import MethodSettings
 from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
@@ -23,6 +24,6 @@ class Empo(Grpo):
     settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled"}
     needs = frozenset({"votes"})
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         votes = experience.needed_votes()
         return votes.count / votes.total

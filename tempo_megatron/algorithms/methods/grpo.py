@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import group_relative_advantages
 from tempo_megatron.algorithms.experience import Experience
-from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
+from tempo_megatron.algorithms.methods.base import Method, MethodSettings
 
 
 class Grpo(Method):
@@ -31,10 +31,10 @@ class Grpo(Method):
     needs = frozenset({"correct"})
     compares_responses = True
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         return experience.verified
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: MethodSettings
     ) -> Float[Tensor, "rows sequence"]:
         return group_relative_advantages(rewards, experience.prompts, experience.response_mask)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import generalized_advantage_estimation
 from tempo_megatron.algorithms.experience import Experience
-from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
+from tempo_megatron.algorithms.methods.base import Method, MethodSettings
 
 
 class Ppo(Method):
@@ -33,11 +33,11 @@ class Ppo(Method):
     }
     needs = frozenset({"values", "correct"})
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         return experience.verified
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: MethodSettings
     ) -> Float[Tensor, "rows sequence"]:
         return generalized_advantage_estimation(
             rewards,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import value_baseline_advantages
 from tempo_megatron.algorithms.experience import Experience, last_value
-from tempo_megatron.algorithms.methods.base import AdvantageSettings, Method
+from tempo_megatron.algorithms.methods.base import Method, MethodSettings
 
 
 class Tempo(Method):
@@ -25,12 +25,12 @@ class Tempo(Method):
     settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabeled", "policy.loss": "gspo"}
     needs = frozenset({"values"})
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         final_values = last_value(experience.needed_values(), experience.response_mask)
         return torch.where(experience.labeled, experience.verified, final_values)
 
     def advantages(
-        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: AdvantageSettings
+        self, experience: Experience, rewards: Float[Tensor, " rows"], settings: MethodSettings
     ) -> Float[Tensor, "rows sequence"]:
         return value_baseline_advantages(
             rewards, experience.needed_values(), experience.response_mask, settings.baseline

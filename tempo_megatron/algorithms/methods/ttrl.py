@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tempo_megatron.algorithms.experience import Experience
+from tempo_megatron.algorithms.methods.base import MethodSettings
 from tempo_megatron.algorithms.methods.grpo import Grpo
 
 
@@ -23,5 +24,5 @@ class Ttrl(Grpo):
     settings: ClassVar = {**Grpo.settings, "policy.learns_from": "unlabeled", "policy.kl_coefficient": 0.001}
     needs = frozenset({"votes"})
 
-    def rewards(self, experience: Experience) -> Float[Tensor, " rows"]:
+    def rewards(self, experience: Experience, settings: MethodSettings) -> Float[Tensor, " rows"]:
         return experience.needed_votes().majority.float()

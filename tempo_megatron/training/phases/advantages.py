@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import whiten
-from tempo_megatron.algorithms.experience import STATISTICS, Experience, Votes, count_votes
+from tempo_megatron.algorithms.experience import STATISTICS, Experience, PassRates, Votes, count_votes
 from tempo_megatron.algorithms.methods import Method
 from tempo_megatron.algorithms.rollout_correction import Correction, rollout_correction
 from tempo_megatron.config import PolicyConfig, RolloutCorrectionConfig
@@ -34,6 +34,8 @@ class PolicyRollouts:
     """The correctness of each rollout, NaN where it is not labeled."""
     votes: Votes | None = None
     """The votes of each rollout's prompt, where the method needs them."""
+    pass_rates: PassRates | None = None
+    """The pass rates of each rollout's question, where the method needs them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class AdvantageBatch:
     rewards: Float[Tensor, " rows"]
     advantages: Float[Tensor, "rows sequence"]
     """The advantages before whitening."""
+    learning_rows: Bool[Tensor, " rows"]
+    """The rows that the method selected to learn from."""
     entropy: Float32[Tensor, "rows sequence"]
     """The policy's entropy at each token."""
     generator_difference: Float32[Tensor, " tokens"]
@@ -93,9 +97,11 @@ def compute_advantages(
         wrong=wrong,
         values=critic_values,
         votes=step.votes,
+        pass_rates=step.pass_rates,
         statistics={name: scored[name] for name in statistics},
     )
-    rewards, learn = method.rewards(experience), batch.response_mask
+    rewards, learning_rows = method.rewards(experience, config), method.learning_rows(experience, config)
+    learn = batch.response_mask & learning_rows[:, None]
     if config.truncated == "wrong":
         rewards = torch.where(experience.truncated, wrong, rewards)
     elif config.truncated == "mask":
@@ -122,6 +128,7 @@ def compute_advantages(
         experience=experience,
         rewards=rewards,
         advantages=advantages,
+        learning_rows=learning_rows,
         entropy=scored["entropy"],
         generator_difference=difference[batch.response_mask & ~stale],
         stale_difference=difference[stale],
@@ -143,7 +150,7 @@ def rollout_votes(grader: RolloutGrader, rollouts: Sequence[Rollout], trained: S
     answered = torch.tensor([bool(text) for text in extracted(grader, rollouts)])
     votes = count_votes(clusters, answered, group_numbers(rollouts))
     indices = torch.tensor(trained)
-    return Votes(votes.count[indices], votes.total[indices], votes.majority[indices])
+    return Votes(**{column.name: getattr(votes, column.name)[indices] for column in fields(votes)})
 
 
 def generator_log_probs(batch: Batch, rollouts: Sequence[Rollout]) -> Float32[Tensor, "rows sequence"]:

@@ -181,12 +181,16 @@ def test_votes_count_equivalent_answers_of_one_prompt() -> None:
     assert votes.count.tolist() == [1, 2, 2, 1, 1, 1, 1, 1]
     assert votes.total.tolist() == [4] * 8
     assert votes.majority.tolist() == [False, True, True, False, False, True, False, False]
+    assert votes.runner_up.tolist() == [1] * 8
+    first, *_ = votes.answers.tolist()
+    assert votes.answers[1] == votes.answers[2] != first and (votes.answers < 0).tolist() == (~answered).tolist()
 
 
 def test_a_prompt_without_answers_has_no_majority() -> None:
     """TTRL must not reward a missing answer."""
     votes = count_votes(torch.tensor([0, 1]), torch.tensor([False, False]), torch.tensor([0, 0]))
     assert not votes.majority.any()
+    assert votes.runner_up.tolist() == [0, 0] and votes.answers.tolist() == [-1, -1]
 
 
 def test_the_critic_is_trained_at_the_last_prompt_token_too() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tempo_megatron.algorithms.advantages import value_baseline_advantages
-from tempo_megatron.algorithms.experience import Experience, Votes
+from tempo_megatron.algorithms.experience import Experience, PassRates, Votes
 from tempo_megatron.algorithms.methods import METHODS, Method, method
 from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.algorithms.methods.tempo import Tempo
@@ -23,6 +23,7 @@ EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 NAN = float("nan")
 S = 3**-0.5  # 1/3 over the sample deviation of 1, 0, 1
 H = 2**-0.5  # 1/2 over the sample deviation of 1, 0
+C1, C2, C3 = 1.111098, -0.827753, -0.283346  # 0.395, -0.1125, 0.03 minus their mean, over their sample deviation
 
 BATCH = Experience(
     response_mask=torch.tensor(
@@ -46,6 +47,8 @@ BATCH = Experience(
         count=torch.tensor([2.0, 2, 1, 1, 1]),
         total=torch.tensor([3.0, 3, 3, 2, 2]),
         majority=torch.tensor([True, True, False, True, False]),
+        runner_up=torch.tensor([1.0, 1, 1, 0, 0]),
+        answers=torch.tensor([0, 0, 1, 2, -1]),
     ),
     statistics={
         "self_certainty": torch.tensor(
@@ -61,6 +64,34 @@ MIXED = replace(
     wrong=-1.0,
 )
 
+# Prompt 0: row 0 has 6 of 16 votes and leads by 3. Prompt 1: row 3 has 2 votes, another answer too. Mean entropies are
+# 0.2, 0.9, 0.1, whose mean is 0.4, and 0.5, 0.5.
+CONTESTED = replace(
+    BATCH,
+    votes=Votes(
+        count=torch.tensor([6.0, 1, 1, 2, 1]),
+        total=torch.tensor([16.0] * 5),
+        majority=torch.tensor([True, False, False, True, False]),
+        runner_up=torch.tensor([3.0, 3, 3, 2, 2]),
+        answers=torch.tensor([0, 1, 2, 3, -1]),
+    ),
+    statistics={
+        "entropy": torch.tensor(
+            [[9, 9, 0.1, 0.3, 9], [9, 9, 9, 0.8, 1.0], [9, 9, 0.1, 9, 9], [9, 9, 0.25, 0.75, 9], [9, 9, 9, 0.5, 0.5]]
+        )
+    },
+)
+
+# Prompt 1 is labeled. Prompt 0's pass rates rise as those of the reliable questions do.
+HALF_LABELED = replace(
+    MIXED,
+    wrong=0.0,
+    pass_rates=PassRates(
+        rows=torch.tensor([[0.0, 0.25, 0.5]] * 3 + [[0.5, 0.75, 1.0]] * 2, dtype=torch.float64),
+        reliable=torch.tensor([[0.5, 0.75, 1.0]], dtype=torch.float64),
+    ),
+)
+
 BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
     "tempo": (BATCH, [0.75, 0.6, 0.4, 0.9, 0.2], [[0.5, 0.25], [0.5, 0.3], [0.2], [0.4, 0.1], [-0.2, 0.1]]),
     "frozen_critic": (BATCH, [0.75, 0.6, 0.4, 0.9, 0.2], [[0.5, 0.25], [0.5, 0.3], [0.2], [0.4, 0.1], [-0.2, 0.1]]),
@@ -74,6 +105,13 @@ BY_HAND: dict[str, tuple[Experience, list[float], list[list[float]]]] = {
     "grpo": (VERIFIED, [1, 0, 1, 0, 1], [[S, S], [-2 * S, -2 * S], [S], [-H, -H], [H, H]]),
     "ttrl": (BATCH, [1, 1, 0, 1, 0], [[S, S], [S, S], [-2 * S], [H, H], [-H, -H]]),
     "empo": (BATCH, [2 / 3, 2 / 3, 1 / 3, 1 / 2, 1 / 2], [[S, S], [S, S], [-2 * S], [0, 0], [0, 0]]),
+    # 6/16 + 0.1 * 0.2, positive. 1/16 - 1/8 - 0.1 * 0.5, negative. 0.1 * 0.3, rare but sure. No label. No answer.
+    "scrl": (
+        CONTESTED,
+        [0.395, -0.1125, 0.03, 0, -1],
+        [[C1, C1], [C2, C2], [C3], [H, H], [-H, -H]],
+    ),
+    "trapo": (HALF_LABELED, [1, 1, 0, 0, 1], [[S, S], [S, S], [-2 * S], [-H, -H], [H, H]]),
     # Means over tokens 3, 1, 3 and 1.5, 1.5.
     "intuitor.Intuitor": (BATCH, [3, 1, 3, 1.5, 1.5], [[S, S], [-2 * S, -2 * S], [S], [0, 0], [0, 0]]),
 }
@@ -99,8 +137,8 @@ def test_rewards_and_advantages_equal_those_computed_by_hand(name: str) -> None:
     """Protects value, group, baseline and sign of each method."""
     experience, rewards, advantages = BY_HAND[name]
     tested = method(name)
-    actual_rewards = tested.rewards(experience)
     settings = PolicyConfig(gamma=0.9, gae_lambda=0.5)
+    actual_rewards = tested.rewards(experience, settings)
     actual_advantages = tested.advantages(experience, actual_rewards, settings)
     assert actual_rewards.tolist() == pytest.approx(rewards)
     for actual, expected in zip(ragged(actual_advantages, experience.response_mask), advantages, strict=True):
@@ -113,7 +151,7 @@ def test_a_method_reads_no_truth_of_unlabeled_rows(name: str) -> None:
     """Unlabeled rows have NaN as correctness, so a method that reads it would return NaN."""
     experience = BY_HAND[name][0]
     tested = method(name)
-    rewards = tested.rewards(experience)
+    rewards = tested.rewards(experience, PolicyConfig())
     assert not rewards.isnan().any()
     assert not tested.advantages(experience, rewards, PolicyConfig()).isnan().any()
 
@@ -122,6 +160,12 @@ class Undeclared(Grpo):
     """Reads the correctness of rows without naming it in `needs`."""
 
     needs = frozenset()
+
+
+class Uncounted(Grpo):
+    """Asks for pass rates without the votes that they are counted from."""
+
+    needs = frozenset({"pass_rates"})
 
 
 class Greedy(Tempo):
@@ -136,7 +180,7 @@ class SelfTaught(Method):
     settings: ClassVar = {"critic.training": "calibrated", "policy.learns_from": "unlabeled"}
     needs = frozenset({"values"})
 
-    def rewards(self, experience: Experience) -> Tensor:
+    def rewards(self, experience: Experience, settings: object) -> Tensor:
         return experience.needed_values()[:, 2]
 
     def advantages(self, experience: Experience, rewards: Tensor, settings: object) -> Tensor:
@@ -148,7 +192,7 @@ class Certain(SelfTaught):
 
     needs = frozenset({"values", "self_certainty"})
 
-    def rewards(self, experience: Experience) -> Tensor:
+    def rewards(self, experience: Experience, settings: object) -> Tensor:
         return experience.statistics["self_certainty"].mean(1)
 
 
@@ -158,6 +202,7 @@ class Certain(SelfTaught):
         (Undeclared, ["policy.learns_from=unlabeled"], "makes rewards or advantages that are not finite"),
         (Undeclared, ["policy.learns_from=labeled"], ""),
         (Greedy, [], "fails on a few synthetic rows (unlabeled): ValueError: this method reads values"),
+        (Uncounted, ["policy.learns_from=both"], "needs pass_rates, which are counted from votes"),
         (SelfTaught, ["critic.training=returns"], "would teach it its own verdict"),
         (SelfTaught, [], ""),
         (Certain, ["critic.training=returns"], ""),
@@ -176,7 +221,16 @@ def test_missing_needs_of_a_method_are_an_error() -> None:
     """The error names `needs`."""
     for name, bare in (("tempo", replace(BATCH, values=None)), ("ttrl", replace(BATCH, votes=None))):
         with pytest.raises(ValueError, match="needs"):
-            method(name).rewards(bare)
+            method(name).rewards(bare, PolicyConfig())
+    with pytest.raises(ValueError, match="needs"):
+        method("trapo").learning_rows(BATCH, PolicyConfig())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_trapo_selects_rows(name: str) -> None:
+    """All rows of a batch train. TraPO leaves unlabeled rows out while they have fewer pass rates than a warm-up."""
+    learning = method(name).learning_rows(HALF_LABELED, PolicyConfig())
+    assert learning.tolist() == ([False] * 3 if name == "trapo" else [True] * 3) + [True] * 2
 
 
 @pytest.mark.parametrize(

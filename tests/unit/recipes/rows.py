@@ -9,7 +9,10 @@ from tempo_megatron.config import Config, load_config
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 MODELS = {"qwen3_8b": "qwen3", "qwen3_14b": "qwen3", "olmo3_7b": "olmo-3"}
-OWN_CODE = {"ttrl, own": "ttrl", "empo, own": "empo", "tempo_reference_code": "tempo_reference_code"}
+OWN_CODE = {
+    **{f"{name}, own": name for name in ("ttrl", "empo", "scrl", "trapo")},
+    "tempo_reference_code": "tempo_reference_code",
+}
 """The rows that have a file in recipes/methods."""
 ROWS = ("ppo", "tempo", "frozen_critic", "ttrl", "empo", *OWN_CODE)
 ALL_ROWS = [(model, domain, name) for model in MODELS for domain in ("math", "general") for name in ROWS]

@@ -114,7 +114,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "evaluation.top_p": 0.95,
     },
 }
-OWN_BATCH = {"ttrl, own": (8, 1), "empo, own": (256, 32)}
+SETTINGS["scrl, own"] = {
+    **SETTINGS["ttrl, own"],
+    "loop.votes_per_prompt": 32,
+    "loop.samples_per_prompt": 16,
+    "generation.temperature": 0.6,
+    "policy.scrl.positive_share": 0.375,
+    "policy.scrl.margin": 0.125,
+    "policy.scrl.negative_share": 0.125,
+    "policy.scrl.entropy_penalty": 0.1,
+}
+SETTINGS["trapo, own"] = {
+    "loop.iterations": 480,
+    "loop.labeled_prompts": 32,
+    "critic.training": "none",
+    "policy.learns_from": "both",
+    "policy.loss": "ppo",
+    "policy.average_over": "tokens",
+    "policy.entropy_coefficient": 0.01,
+    "policy.trapo.warm_up_passes": 8,
+    "policy.trapo.top_share": 0.1,
+    "policy.trapo.similarity": 0.4,
+    "evaluation.temperature": 0.6,
+}
+OWN_BATCH = {"ttrl, own": (8, 1), "empo, own": (256, 32), "scrl, own": (8, 1), "trapo, own": (128, 64)}
 EVALUATION = {"math": (16, 8), "general": (1, 1)}
 """The responses per question during a run, and k. `tempo eval` samples 8 for GPQA-Diamond."""
 

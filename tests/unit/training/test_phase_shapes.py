@@ -40,6 +40,7 @@ def test_columns_of_a_step_have_the_same_rows() -> None:
         "stale_difference": torch.zeros(1),
     }
     parts |= {"rewards": torch.zeros(2), "advantages": torch.zeros(2, 4), "entropy": torch.zeros(2, 4)}
+    parts["learning_rows"] = torch.ones(2).bool()
     AdvantageBatch(**parts)
     for name, column in {"rewards": torch.zeros(3), "entropy": torch.zeros(2, 5)}.items():
         with pytest.raises(TypeCheckError):

@@ -169,6 +169,8 @@ def test_a_stream_without_mixed_prompts_ends_the_search() -> None:
         (["critic.training=none"], "critic.training: method tempo needs a critic"),
         (["method=grpo", "critic.training=returns"], "reads no values, so there are no returns"),
         (["method=ttrl", "policy.learns_from=both"], "votes on unlabeled questions"),
+        (["method=trapo", "policy.learns_from=unlabeled"], "compares unlabeled with labeled questions: set both"),
+        (["method=trapo"], "policy.trapo.warm_up_passes: 8 passes over 40 labeled and 12 unlabeled questions"),
         (["method=ttrl", "loop.votes_per_prompt=3"], "loop.votes_per_prompt: at least loop.samples_per_prompt (4)"),
         (["method=grpo", "loop.samples_per_prompt=1"], "compares a prompt's responses"),
         (["loop.gate=0.7"], "loop.gate: needs calibration.questions"),
