@@ -82,6 +82,14 @@ def flash_attention(
     return output, log_normalizer
 
 
+def product(inputs: Tensor, weight: Tensor) -> Tensor:
+    """Returns inputs [rows, width] times weight [entries, width] in their dtype, summed in one order in fp32."""
+    from vllm.model_executor.layers.batch_invariant import matmul_persistent
+
+    result: Tensor = matmul_persistent(inputs, weight.t())
+    return result
+
+
 def fp32_product(hidden: Tensor, weight: Tensor) -> Tensor:
     """Returns hidden [rows, width] times weight [entries, width], both bf16, as fp32 [rows, entries].
 
