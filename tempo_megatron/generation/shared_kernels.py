@@ -7,27 +7,21 @@ its version.
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
 
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.kernels import vllm_kernels
 from tempo_megatron.kernels.logits import fp32_logits
 from tempo_megatron.kernels.norm import rms_norm_forward
+from tempo_megatron.kernels.products import ordered_product
 from tempo_megatron.kernels.rope import rotary_table
 
 ENGINE_SETTINGS = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
 """Settings of the engine. torch.compile would fuse the kernels into others; CUDA graphs of decoding steps run them."""
-
-_PRODUCT_ROWS = 256
-"""cuBLAS has other algorithms for fewer rows. From this number on, its sums have one order for most weights."""
-_TESTED_ROWS = (*range(_PRODUCT_ROWS, 513, 8), 768, 1024, 2048)
-"""Decoding has at most 512 rows by default, and CUDA graphs for multiples of 8 or 16; prompts have more."""
 
 
 def install() -> None:
@@ -54,34 +48,11 @@ def _change_nothing() -> None: ...
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns inputs [..., width] times weight [entries, width], summed in the order of the trainer's products.
-
-    cuBLAS computes it where it has that order, after rows of zeros fill the inputs up to `_PRODUCT_ROWS`. Bytes of the
-    weight, not rows, bound so small a product. vLLM's batch-invariant product computes the rest, two to four times as
-    long. The first call for a shape tests it; vLLM makes it before it captures CUDA graphs.
-    """
+    """Returns inputs [..., width] times weight [entries, width]. vLLM makes the first call for each weight before it
+    captures CUDA graphs."""
     assert bias is None  # Validation refuses models with biases.
-    rows = inputs.reshape(-1, inputs.shape[-1])
-    if _has_one_order(*weight.shape, weight.dtype, weight.device):
-        filled = pad(rows, (0, 0, 0, max(_PRODUCT_ROWS - len(rows), 0)))
-        product = linear(filled, weight)[: len(rows)]
-    else:
-        product = vllm_kernels.product(rows, weight)
+    product = ordered_product(inputs.reshape(-1, inputs.shape[-1]), weight, inputs.dtype)
     return product.view(*inputs.shape[:-1], -1)
-
-
-@functools.cache
-def _has_one_order(entries: int, width: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Returns whether cuBLAS has the bits of vLLM's product for every number of rows in `_TESTED_ROWS`.
-
-    Another order of sums changes hundreds of a product's entries.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    weight = torch.randn(entries, width, generator=generator, device=device).to(dtype)
-    inputs = torch.randn(max(_TESTED_ROWS), width, generator=generator, device=device).to(dtype)
-    return all(
-        torch.equal(linear(inputs[:rows], weight), vllm_kernels.product(inputs[:rows], weight)) for rows in _TESTED_ROWS
-    )
 
 
 def _normalize(
@@ -92,9 +63,9 @@ def _normalize(
     vLLM's kernel for both normalizes the sum before it is rounded, or after, depending on the number of rows.
     """
     if residual is None:
-        return rms_norm_forward(inputs, weight, epsilon)
+        return rms_norm_forward(inputs, weight, epsilon)[0]
     total = inputs + residual
-    return rms_norm_forward(total, weight, epsilon), total
+    return rms_norm_forward(total, weight, epsilon)[0], total
 
 
 def _fp32_head(processor: Any, head: Any, hidden: Tensor, bias: Tensor | None) -> Tensor:

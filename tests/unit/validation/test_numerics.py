@@ -53,14 +53,27 @@ def test_a_dense_model_with_heads_of_128_channels_on_one_gpu_a_replica_is_accept
     assert problems() == []
 
 
+def test_two_tensor_parallel_ranks_are_accepted_where_the_generator_has_as_many() -> None:
+    """A sum of two numbers has one order in every library."""
+    assert problems("parallel.tensor_model_parallel_size=2") == []
+    assert problems("parallel.tensor_model_parallel_size=2", "generation.tensor_parallel_size=2") == []
+
+
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
         ("model.precision=fp32", "needs model.precision bf16, got fp32"),
         ("model.fp8=tensorwise", "needs model.fp8 none, got tensorwise"),
         ("generation.precision=fp8", "needs generation.precision same, got fp8"),
-        ("parallel.tensor_model_parallel_size=2", "needs parallel.tensor_model_parallel_size 1, got 2"),
-        ("generation.tensor_parallel_size=2", "needs generation.tensor_parallel_size 1, got 2"),
+        (
+            "parallel.tensor_model_parallel_size=4 generation.tensor_parallel_size=4",
+            "needs parallel.tensor_model_parallel_size 2 at most, got 4",
+        ),
+        (
+            "parallel.tensor_model_parallel_size=2 generation.tensor_parallel_size=1",
+            "needs generation.tensor_parallel_size 2, as",
+        ),
+        ("generation.tensor_parallel_size=2", "needs generation.tensor_parallel_size 1, as"),
         ("parallel.context_parallel_size=2", "needs parallel.context_parallel_size 1, got 2"),
         ("generation.temperature=0.7", "needs generation.temperature 1, got 0.7"),
         ("generation.top_p=0.9", "needs generation.top_p 1, got 0.9"),
@@ -68,7 +81,7 @@ def test_a_dense_model_with_heads_of_128_channels_on_one_gpu_a_replica_is_accept
 )
 def test_a_setting_under_which_sums_differ_is_refused(override: str, reason: str) -> None:
     """Each would let the run stop at its first iteration, after minutes of generation."""
-    (line,) = problems(override)
+    (line,) = problems(*override.split())
     assert line.startswith(f"numerics: exact {reason}")
 
 
