@@ -17,7 +17,8 @@ from tempo_megatron.kernels import vllm_kernels
 FEWEST_ROWS = 256
 """Rows of zeros fill smaller inputs up to this number. Bytes of the weight, not rows, bound so small a product."""
 _TESTED_ROWS = (*range(FEWEST_ROWS, 513, 8), 768, 1024, 2048)
-"""Decoding has at most 512 rows by default, and CUDA graphs for multiples of 8 or 16; prompts and training have more."""
+"""By default decoding has 512 rows at most, and CUDA graphs for multiples of 8 or 16. Prompts and training have
+more."""
 _TESTED_LOGITS = 2**27
 """The number of entries of a result up to which more than 512 rows are tested. Larger ones are not computed at once."""
 

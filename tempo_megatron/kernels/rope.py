@@ -50,7 +50,9 @@ class Rotation:
 
     def _rotate_in_place(self, query: Tensor, key: Tensor, table: Tensor) -> None:
         if query.is_cuda:
-            vllm_kernels.rotate_in_place(self.positions, query.flatten(1), key.flatten(1), query.shape[-1], table)
+            # A view, never a copy: the kernel writes into it.
+            rows = (heads.view(len(heads), -1) for heads in (query, key))
+            vllm_kernels.rotate_in_place(self.positions, *rows, query.shape[-1], table)
             return
         for heads in (query, key):
             cosines, sines = widened(table[self.positions])[:, None].chunk(2, -1)
