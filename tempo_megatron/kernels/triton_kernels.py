@@ -6,7 +6,6 @@ Sums are in fp32. Compiled torch code for them reads its inputs twice and takes 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
 import triton
@@ -52,18 +51,18 @@ def _processors(device: torch.device) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rms_norm_gradients(
-    inputs: Any,
-    weights: Any,
-    inverses: Any,
-    gradients: Any,
-    for_inputs: Any,
-    partial_sums: Any,
-    rows: Any,
-    width: Any,
+def _rms_norm_gradients(  # type: ignore[no-untyped-def]
+    inputs,
+    weights,
+    inverses,
+    gradients,
+    for_inputs,
+    partial_sums,
+    rows,
+    width,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
-) -> None:
+):
     column = tl.arange(0, COLUMNS)
     is_column = column < width
     weight = tl.load(weights + column, mask=is_column, other=0.0).to(tl.float32)
@@ -84,13 +83,13 @@ def _rms_norm_gradients(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _swiglu_gradient(
-    gates_and_ups: Any,
-    gradients: Any,
-    results: Any,
-    width: Any,
+def _swiglu_gradient(  # type: ignore[no-untyped-def]
+    gates_and_ups,
+    gradients,
+    results,
+    width,
     COLUMNS: tl.constexpr,
-) -> None:
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     is_column = column < width
