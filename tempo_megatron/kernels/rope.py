@@ -50,9 +50,9 @@ class Rotation:
 
     def _rotate_in_place(self, query: Tensor, key: Tensor, table: Tensor) -> None:
         if query.is_cuda:
-            # A view, never a copy: the kernel writes into it.
-            rows = (heads.view(len(heads), -1) for heads in (query, key))
-            vllm_kernels.rotate_in_place(self.positions, *rows, query.shape[-1], table)
+            # Views, never copies: the kernel writes into them.
+            query_rows, key_rows = query.view(len(query), -1), key.view(len(key), -1)
+            vllm_kernels.rotate_in_place(self.positions, query_rows, key_rows, query.shape[-1], table)
             return
         for heads in (query, key):
             cosines, sines = widened(table[self.positions])[:, None].chunk(2, -1)
