@@ -1,8 +1,7 @@
 """Lets vLLM compute with the kernels that the trainer calls too, so that both have the same log-probs (`numerics`).
 
 vLLM's batch-invariant mode gives attention in one split. Four parts of the model are replaced: products in layers,
-norms after a residual, the output layer, and the table of RoPE. Their names are internal to vLLM, hence the check of
-its version.
+norms, the output layer, and the table of RoPE. Their names are internal to vLLM, hence the check of its version.
 """
 
 from __future__ import annotations
@@ -33,15 +32,20 @@ def install() -> None:
     os.environ["VLLM_BATCH_INVARIANT"] = "1"
     # The trainer calls this runner's log-softmax. With the variable vLLM refuses where it would take the other runner.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    from vllm.distributed.parallel_state import set_custom_all_reduce
     from vllm.model_executor.layers import batch_invariant, layernorm
     from vllm.model_executor.layers import linear as linear_layers
     from vllm.model_executor.layers.logits_processor import LogitsProcessor
+    from vllm.v1.worker import gpu_worker
 
     # It would replace torch's softmax, mean and bmm, and set NCCL to one channel, for the trainer too.
     batch_invariant.init_batch_invariance = _change_nothing
     linear_layers.linear_batch_invariant = _product
     layernorm.rms_norm_batch_invariant = _normalize
     LogitsProcessor._apply_head = _fp32_head
+    # The batch-invariant mode turns vLLM's fast all-reduce off. It sums in fp32 and rounds once, as NCCL does for two
+    # ranks.
+    gpu_worker.set_custom_all_reduce = lambda enabled: set_custom_all_reduce(True)
 
 
 def _change_nothing() -> None: ...

@@ -1,12 +1,13 @@
 """Matrix products whose entries have the same bits for any number of rows, so that decoding and training agree.
 
-cuBLAS computes them where a test at a weight's first use allows it. It takes other algorithms for few rows, whose sums
-have another order.
+cuBLAS computes them. For some weights and few rows it takes other algorithms, whose sums have another order. A test at
+a weight's first use says for which numbers of rows, and rows of zeros then fill the inputs up.
 """
 
 from __future__ import annotations
 
 import functools
+from bisect import bisect_left
 
 import torch
 from torch import Tensor
@@ -14,11 +15,10 @@ from torch.nn.functional import pad
 
 from tempo_megatron.kernels import vllm_kernels
 
-FEWEST_ROWS = 256
-"""Rows of zeros fill smaller inputs up to this number. Bytes of the weight, not rows, bound so small a product."""
-_TESTED_ROWS = (*range(FEWEST_ROWS, 513, 8), 768, 1024, 2048)
-"""By default decoding has 512 rows at most, and CUDA graphs for multiples of 8 or 16. Prompts and training have
-more."""
+_DECODING_ROWS = (1, 2, 4, *range(8, 513, 8))
+"""The rows of vLLM's CUDA graphs are among these. Other small inputs are filled up to one of them."""
+_LARGE_ROWS = (768, 1024, 2048)
+"""Inputs of more than 512 rows are not filled up. cuBLAS computes them all, or none."""
 _TESTED_LOGITS = 2**27
 """The number of entries of a result up to which more than 512 rows are tested. Larger ones are not computed at once."""
 
@@ -26,14 +26,15 @@ _TESTED_LOGITS = 2**27
 def ordered_product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns inputs [rows, width] times weight [entries, width], both bf16 on a GPU, as [rows, entries] of `dtype`.
 
-    Each entry is a sum in fp32, in the order of the width. The first call for a weight's shape tests which kernel has
-    this order; it must not be captured in a CUDA graph.
+    Each entry is a sum in fp32, in the order of the width. The first call for a weight's shape tests which numbers of
+    rows have this order; it must not be captured in a CUDA graph.
     """
-    if not _cublas_keeps_order(*weight.shape, inputs.dtype, dtype, weight.device):
-        return vllm_kernels.product(inputs, weight, dtype)
     rows = len(inputs)
-    if rows < FEWEST_ROWS:
-        inputs = pad(inputs, (0, 0, 0, FEWEST_ROWS - rows))
+    filled = _filled_rows(rows, ordered_rows(*weight.shape, inputs.dtype, dtype, weight.device))
+    if not filled:
+        return vllm_kernels.product(inputs, weight, dtype)
+    if filled > rows:
+        inputs = pad(inputs, (0, 0, 0, filled - rows))
     return cublas_product(inputs, weight, dtype)[:rows]
 
 
@@ -44,22 +45,35 @@ def cublas_product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor
     return torch.mm(inputs, weight.t(), out_dtype=dtype)
 
 
-@functools.cache
-def _cublas_keeps_order(
-    entries: int, width: int, dtype: torch.dtype, result_dtype: torch.dtype, device: torch.device
-) -> bool:
-    """Returns whether cuBLAS has the bits of vLLM's batch-invariant product for every number of rows that is tested.
+def _filled_rows(rows: int, ordered: tuple[int, ...]) -> int:
+    """Returns to how many rows an input is filled up, or 0 if cuBLAS has another order at every such number."""
+    if rows > _DECODING_ROWS[-1]:
+        return rows if _LARGE_ROWS[0] in ordered else 0
+    place = bisect_left(ordered, rows)
+    return ordered[place] if place < len(ordered) and ordered[place] <= _DECODING_ROWS[-1] else 0
 
-    Another order of sums changes hundreds of a product's entries.
+
+@functools.cache
+def ordered_rows(
+    entries: int, width: int, dtype: torch.dtype, result_dtype: torch.dtype, device: torch.device
+) -> tuple[int, ...]:
+    """Returns the tested numbers of rows for which cuBLAS has the bits of vLLM's batch-invariant product, ascending.
+
+    The large ones are all among them, or none is. The second half of the width cancels the first, so that an entry is
+    nothing but the rounding of its sum: another order shows in almost all of them.
     """
     generator = torch.Generator(device).manual_seed(0)
-    weight = torch.randn(entries, width, generator=generator, device=device, dtype=dtype)
-    tested = [rows for rows in _TESTED_ROWS if rows <= 512 or rows * entries <= _TESTED_LOGITS]
-    inputs = torch.randn(tested[-1], width, generator=generator, device=device, dtype=dtype)
-    return all(
-        torch.equal(
-            cublas_product(inputs[:rows], weight, result_dtype),
-            vllm_kernels.product(inputs[:rows], weight, result_dtype),
-        )
-        for rows in tested
-    )
+
+    def halves(rows: int, sign: int) -> Tensor:
+        half = torch.randn(rows, width // 2, generator=generator, device=device, dtype=dtype)
+        return torch.cat([half, sign * half, half.new_zeros(rows, width % 2)], 1)
+
+    large = [rows for rows in _LARGE_ROWS if rows * entries <= _TESTED_LOGITS]
+    weight, inputs = halves(entries, 1), halves(max([_DECODING_ROWS[-1], *large]), -1)
+    expected = vllm_kernels.product(inputs, weight, result_dtype)
+
+    def has_order(rows: int) -> bool:
+        return torch.equal(cublas_product(inputs[:rows], weight, result_dtype), expected[:rows])
+
+    small = [rows for rows in _DECODING_ROWS if has_order(rows)]
+    return (*small, *(_LARGE_ROWS if all(map(has_order, large)) else ()))

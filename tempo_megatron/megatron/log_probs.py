@@ -58,6 +58,7 @@ def token_scores(
         "entropy" in statistics,
         "self_certainty" in statistics,
         exact,
+        torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad),
     )
     scores = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
     return {name: column for name, column in scores.items() if name == "log_probs" or name in statistics}
@@ -83,13 +84,15 @@ class _TokenScores(torch.autograd.Function):
         entropy: bool,
         self_certainty: bool,
         exact: bool,
+        has_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         entries = len(weight)
         first = topology.tensor_rank * entries
         real = min(max(vocab_size - first, 0), entries)
         sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        stored = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
+        # A parameter says that it needs a gradient also where nothing computes one.
+        stored = hidden.new_empty((len(tokens), entries)) if has_gradient else None
         exact_log_probs = torch.zeros_like(peak) if exact else None
         product = fp32_logits if exact else _product
         for rows in _chunks(len(tokens), entries * topology.tensor_size if exact else entries) if real or exact else []:
@@ -98,7 +101,7 @@ class _TokenScores(torch.autograd.Function):
                 gathered = _gather_entries(logits, topology)[:, :vocab_size]
                 exact_log_probs[rows] = token_log_probs(gathered, tokens[rows])
                 del gathered
-                if not real:
+                if not real or not (has_gradient or entropy or self_certainty):
                     continue
             peak[rows], sums[:, rows] = _read(
                 logits[:, :real],
@@ -139,7 +142,7 @@ class _TokenScores(torch.autograd.Function):
             _write_gradient(chunk, local_tokens, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
         stored[:, real:] = 0.0
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
-        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 7
+        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 8
 
 
 def _product(

@@ -8,7 +8,7 @@ import torch
 
 from tempo_megatron.config import Config, Fp8, Numerics, Precision, RolloutPrecision
 from tempo_megatron.conversion.mapping import BackboneSettings
-from tempo_megatron.conversion.rope import Rope
+from tempo_megatron.conversion.rope import Llama3Rope, Rope
 from tempo_megatron.utils.packages import installed_versions
 
 _CHANNELS = 128
@@ -80,7 +80,7 @@ def _model_reasons(settings: BackboneSettings) -> Iterator[str]:
         yield "supports no sliding windows, which the model has"
     if settings.attention_bias or settings.mlp_bias:
         yield "supports no biases, which the model has: one product rounds before it adds them, the other after"
-    if len(settings.ropes) > 1 or type(settings.ropes[0]) is not Rope:
-        yield "needs one RoPE for all layers, not scaled"
+    if len(settings.ropes) > 1 or type(settings.ropes[0]) not in (Rope, Llama3Rope):
+        yield "needs one RoPE for all layers, plain or of type llama3: YaRN also scales the softmax"
     if settings.experts:
         yield "supports no experts, which the model has"
