@@ -44,6 +44,7 @@ def test_every_sampled_token_has_the_log_prob_that_the_policy_computes(
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
     write_model(family, tmp_path, dtype=torch.bfloat16, **SHAPE)
+    (tmp_path / "generation_config.json").unlink()  # Its end token would end responses early.
     run_ranks(WORKER, ranks, tmp_path, f"parallel.processes_per_node={ranks}", *settings)
 
 
