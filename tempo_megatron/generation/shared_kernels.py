@@ -66,10 +66,8 @@ def _normalize(
 
     vLLM's kernel for both normalizes the sum before it is rounded, or after, depending on the number of rows.
     """
-    if residual is None:
-        return rms_norm_forward(inputs, weight, epsilon)[0]
-    total = inputs + residual
-    return rms_norm_forward(total, weight, epsilon)[0], total
+    normalized, _, total = rms_norm_forward(inputs, weight, epsilon, residual)
+    return normalized if residual is None else (normalized, total)
 
 
 def _fp32_head(processor: Any, head: Any, hidden: Tensor, bias: Tensor | None) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from tempo_megatron.kernels.compilation import widened
 
 _WIDE = 512
-"""From this width on, torch's own gradient of its kernel is as exact as ours and starts sooner. For many narrow rows it
-rounds parts of the weight's gradient."""
+"""From this width on, torch's gradient is as exact as ours and starts sooner. For many narrow rows it rounds parts of
+the weight's gradient."""
 
 
 def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -19,22 +19,25 @@ def rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
     Sums and products are in fp32 and rounded once.
     """
-    if inputs.is_cuda and inputs.shape[-1] >= _WIDE:
-        return torch.nn.functional.rms_norm(inputs, weight.shape, weight, epsilon)
     normalized: Tensor = _RmsNorm.apply(inputs, weight, epsilon)
     return normalized
 
 
-def rms_norm_forward(inputs: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Returns the same as `rms_norm`, without a gradient, and 1 / sqrt(mean(x^2) + epsilon) in fp32, [..., 1].
+def rms_norm_forward(
+    inputs: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the same as `rms_norm`, without a gradient; 1 / sqrt(mean(x^2) + epsilon) in fp32, [..., 1]; and x.
 
-    On GPUs torch's kernel computes each row in one block of threads, whatever the number of rows.
+    x is the rounded sum of inputs and `residual`, or the inputs themselves.
     """
     if inputs.is_cuda:
-        return torch.ops.aten._fused_rms_norm(inputs, [inputs.shape[-1]], weight, epsilon)
-    wide = widened(inputs)
+        from tempo_megatron.kernels import triton_kernels
+
+        return triton_kernels.rms_norm(inputs, weight, epsilon, residual)
+    total = inputs if residual is None else inputs + residual
+    wide = widened(total)
     inverse = 1.0 / (wide.square().mean(-1, keepdim=True) + epsilon).sqrt()
-    return (wide * inverse * widened(weight)).to(inputs.dtype), inverse
+    return (wide * inverse * widened(weight)).to(inputs.dtype), inverse, total
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -43,7 +46,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        normalized, inverse = rms_norm_forward(inputs, weight, epsilon)
+        normalized, inverse, _ = rms_norm_forward(inputs, weight, epsilon)
         ctx.save_for_backward(inputs, weight, inverse)
         return normalized
 
@@ -51,6 +54,11 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         inputs, weight, inverse = ctx.saved_tensors
         width = inputs.shape[-1]
+        if inputs.is_cuda and width >= _WIDE:
+            for_inputs, for_weight = torch.ops.aten._fused_rms_norm_backward(
+                gradient, inputs, [width], inverse, weight, [True, True]
+            )
+            return for_inputs, for_weight, None
         rows = (inputs.reshape(-1, width), weight, inverse.view(-1, 1), gradient.reshape(-1, width))
         if inputs.is_cuda:
             from tempo_megatron.kernels.triton_kernels import rms_norm_gradients

@@ -1,4 +1,4 @@
-"""Gradients on GPUs: one kernel each for RMS normalization and SwiGLU. Import this module where a kernel runs.
+"""RMS normalization on GPUs, and the gradients of narrow norms and of SwiGLU. Import this module where a kernel runs.
 
 Sums are in fp32. Compiled torch code for them reads its inputs twice and takes longer to start.
 """
@@ -16,6 +16,43 @@ _TILE = 2048
 """Entries of the rows that a program of the norm's gradient reads at a time."""
 _COLUMNS = 1024
 """Columns of a row that a program of SwiGLU's gradient computes."""
+
+
+def rms_norm(
+    inputs: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the norm of inputs [..., width], 1 / sqrt(mean(x^2) + epsilon) in fp32 [..., 1], and x in their dtype.
+
+    x is the rounded sum of inputs and `residual`, or the inputs themselves. The bits of a row depend on its own
+    numbers and the width: one program computes it, in one order of sums.
+    """
+    *outer, width = inputs.shape
+    heads = outer[-1] if len(outer) > 1 else 1
+    token_stride, head_stride = inputs.stride(0), inputs.stride(-2) if heads > 1 else 0
+    # A tensor of heads may be a part of a wider one. Of all other tensors the rows follow one another.
+    if inputs.stride(-1) != 1 or residual is not None or inputs.numel() != inputs.shape[0] * heads * width:
+        inputs, heads, token_stride, head_stride = inputs.contiguous(), 1, width, 0
+    output = torch.empty(inputs.shape, dtype=inputs.dtype, device=inputs.device)
+    inverse = torch.empty((*outer, 1), dtype=torch.float32, device=inputs.device)
+    total = inputs if residual is None else torch.empty_like(output)
+    columns = triton.next_power_of_2(width)
+    _rms_norm[(inverse.numel(),)](
+        inputs,
+        inputs if residual is None else residual.contiguous(),
+        weight,
+        output,
+        inverse,
+        total,
+        epsilon,
+        width,
+        heads,
+        token_stride,
+        head_stride,
+        HAS_RESIDUAL=residual is not None,
+        COLUMNS=columns,
+        num_warps=max(1, min(8, columns // 512)),
+    )
+    return output, inverse, total
 
 
 def rms_norm_gradients(inputs: Tensor, weight: Tensor, inverse: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,6 +85,38 @@ def swiglu_gradient(gate_and_up: Tensor, gradient: Tensor) -> Tensor:
 @functools.cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _rms_norm(  # type: ignore[no-untyped-def]
+    inputs,
+    residuals,
+    weights,
+    outputs,
+    inverses,
+    totals,
+    epsilon,
+    width,
+    heads,
+    token_stride,
+    head_stride,
+    HAS_RESIDUAL: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, COLUMNS)
+    is_column = column < width
+    start = row // heads * token_stride + row % heads * head_stride
+    entry = tl.load(inputs + start + column, mask=is_column, other=0.0)
+    if HAS_RESIDUAL:
+        residual = tl.load(residuals + row * width + column, mask=is_column, other=0.0)
+        entry = (entry.to(tl.float32) + residual.to(tl.float32)).to(totals.dtype.element_ty)
+        tl.store(totals + row * width + column, entry, mask=is_column)
+    wide = entry.to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(wide * wide, 0) / width + epsilon)
+    tl.store(inverses + row, inverse)
+    weight = tl.load(weights + column, mask=is_column, other=0.0).to(tl.float32)
+    tl.store(outputs + row * width + column, (wide * inverse * weight).to(outputs.dtype.element_ty), mask=is_column)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
