@@ -26,6 +26,7 @@ def main(directory: str, swiglu: str) -> None:
             "data.max_prompt_tokens=512",
             "generation.max_response_tokens=64",
             "policy.micro_batch_tokens=1024",
+            "generation.gpu_memory_utilization=0.1",
         ],
     )
     if swiglu == "other":

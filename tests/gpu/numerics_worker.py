@@ -44,6 +44,7 @@ def main(directory: str, *overrides: str) -> None:
             f"generation.max_num_seqs={PROMPTS}",
             "policy.micro_batch_tokens=8192",
             "policy.optimizer.learning_rate=1e-3",
+            "generation.gpu_memory_utilization=0.1",
             *overrides,
         ],
     )
