@@ -142,8 +142,7 @@ def plan(
     uniform_share: Annotated[
         float,
         typer.Option(
-            help="Share of labeled prompts whose responses all score alike, for loop.drop_uniform_prompts.",
-            metavar="SHARE",
+            help="Share of labeled prompts with uniform scores, for loop.drop_uniform_prompts.", metavar="SHARE"
         ),
     ] = 0.5,
     storage: Annotated[float, typer.Option(help="GB/s of the shared storage.", metavar="GB/S")] = 2.0,
@@ -166,19 +165,20 @@ def doctor(
         list[str] | None,
         typer.Argument(help="A recipe, further YAML files, and settings.", metavar="RECIPE.yaml|key=value"),
     ] = None,
-    json: Annotated[
-        Path | None, typer.Option(help="Write all findings and facts to this file.", metavar="FILE")
-    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all findings and facts as JSON.", metavar="FILE")] = None,
     nodes_file: Annotated[
         Path | None,
-        typer.Option(
-            help="Write the nodes that training can start on to this file, a line each. If it cannot start, no such "
-            "file is left.",
-            metavar="FILE",
-        ),
+        typer.Option(help="Write the nodes that training can start on, a line each; no file: on none.", metavar="FILE"),
     ] = None,
+    numerics: Annotated[
+        bool, typer.Option("--numerics", help="Instead, say where generator and policy first differ; docs/numerics.md.")
+    ] = False,
 ) -> int:
     """Check whether these nodes can train by a recipe; see docs/doctor.md."""
+    if numerics:
+        from tempo_megatron.training.command import compare_recipe_numerics
+
+        return compare_recipe_numerics(settings or [], context.obj)
     from tempo_megatron.preflight.command import doctor as examine_nodes
 
     return examine_nodes(settings or [], json, nodes_file, context.obj)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tempo_megatron.config import ConfigError, ParallelConfig, Precision
+from tempo_megatron.config import ConfigError, Numerics, ParallelConfig, Precision
 from tempo_megatron.data.templates import end_token_ids
 from tempo_megatron.evaluation.benchmarks import Benchmark
 from tempo_megatron.evaluation.plan import Plan, make_plan
@@ -123,4 +123,5 @@ def _generator(plan: Plan) -> Generator:
         dtype=torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32,
         eos_token_ids=end_token_ids(plan.config.data, plan.tokenizer),
         seed=config.seed,
+        numerics=Numerics.default,  # Exact numerics are for the comparison with a trainer, which is not here.
     )

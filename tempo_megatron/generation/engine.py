@@ -66,8 +66,8 @@ class Generator:
         dtype: torch.dtype,
         eos_token_ids: Sequence[int],
         seed: int,
+        numerics: Numerics,
         weights: WeightSource | None = None,
-        numerics: Numerics = Numerics.default,
         returns_routes: bool = False,
     ) -> None:
         self.config = config
@@ -221,6 +221,10 @@ class Generator:
     def check(self, expected: dict[str, Tensor]) -> None:
         """Raises RuntimeError with the Hugging Face names of the tensors whose checksums differ from `expected`."""
         self._llm.apply_model(lambda model: compare(model, expected, self.tensor_size))
+
+    def apply(self, function: Callable[[Any], None]) -> None:
+        """Calls a function with vLLM's model, this rank's part of it."""
+        self._llm.apply_model(function)
 
     def sleep(self) -> None:
         """Frees the GPU memory of weights and KV cache for the trainer, until the next use.

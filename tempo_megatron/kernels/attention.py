@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -11,17 +12,19 @@ from torch import Tensor
 
 from tempo_megatron.kernels import vllm_kernels
 from tempo_megatron.kernels.compilation import widened
+from tempo_megatron.kernels.rope import Rotation
 
 
 def packed_attention(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
+    query: Tensor, key: Tensor, value: Tensor, rotation: Rotation, boundaries: Tensor, longest: int, scale: float
 ) -> Tensor:
     """Returns softmax(scale q k^T) v of each sequence, [tokens, heads, channels]; tokens see no later ones.
 
-    query is [tokens, heads, channels]; key and value are [tokens, groups, channels]. Sequence i has the tokens from
-    boundaries[i] to boundaries[i + 1], int32. No sequence is longer than `longest`.
+    q and k are the rotated query and key. query is [tokens, heads, channels]; key and value are [tokens, groups,
+    channels]. Sequence i has the tokens from boundaries[i] to boundaries[i + 1], int32. No sequence is longer than
+    `longest`.
     """
-    output: Tensor = _PackedAttention.apply(query, key, value, boundaries, longest, scale)
+    output: Tensor = _PackedAttention.apply(query, key, value, rotation, boundaries, longest, scale)
     return output
 
 
@@ -31,26 +34,31 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotation: Rotation,
+        boundaries: Tensor,
+        longest: int,
+        scale: float,
     ) -> Tensor:
         attend = vllm_kernels.flash_attention if query.is_cuda else _attend
+        query, key = rotation.apply(query, key)
         output, log_normalizer = attend(query, key, value, boundaries, longest, scale)
         ctx.save_for_backward(query, key, value, boundaries, output, log_normalizer)
-        ctx.longest, ctx.scale = longest, scale
+        ctx.rotation, ctx.longest, ctx.scale = rotation, longest, scale
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, boundaries, output, log_normalizer = ctx.saved_tensors
-        share = query.shape[1] // key.shape[1]
-        key, value = (heads.repeat_interleave(share, 1) for heads in (key, value))
         differentiate = _flash_gradients if query.is_cuda else _gradients
         for_query, for_key, for_value = differentiate(
             gradient.contiguous(), query, key, value, output, log_normalizer, boundaries, ctx.longest, ctx.scale
         )
-        # The heads of a group share its key and value, so their gradients add up.
-        for_key, for_value = (heads.unflatten(1, (-1, share)).sum(2) for heads in (for_key, for_value))
-        return for_query, for_key, for_value, None, None, None
+        ctx.rotation.revert_in_place(for_query, for_key)
+        return for_query, for_key, for_value, None, None, None, None
 
 
 def _flash_gradients(
@@ -64,8 +72,8 @@ def _flash_gradients(
     longest: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the gradients of query, key and value by torch's FlashAttention 2; all have the same number of heads."""
-    no_seed = torch.zeros(2, dtype=torch.uint64, device=query.device)
+    """Returns the gradients of query, key and value by torch's FlashAttention 2."""
+    no_seed, no_offset = _no_randomness(query.device)
     gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
         gradient,
         query,
@@ -80,10 +88,16 @@ def _flash_gradients(
         0.0,
         True,
         no_seed,
-        torch.zeros((), dtype=torch.uint64, device=query.device),
+        no_offset,
         scale=scale,
     )
     return gradients
+
+
+@functools.cache
+def _no_randomness(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns the seed and offset of dropout, which the operation asks for without using them."""
+    return torch.zeros(2, dtype=torch.uint64, device=device), torch.zeros((), dtype=torch.uint64, device=device)
 
 
 def _attend(
@@ -114,6 +128,8 @@ def _gradients(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the same as `_flash_gradients`, by the formulas of `_PackedAttention`."""
+    share = query.shape[1] // key.shape[1]
+    key, value = (heads.repeat_interleave(share, 1) for heads in (key, value))
     for_query, for_key, for_value = (torch.empty_like(heads) for heads in (query, key, value))
     for tokens in _sequences(boundaries):
         q, k, v, g, o = (widened(heads[tokens]) for heads in (query, key, value, gradient, output))
@@ -122,6 +138,8 @@ def _gradients(
         for_scores = weights * (torch.einsum("ihc,jhc->hij", g, v) - (g * o).sum(-1).t()[..., None])
         for_query[tokens] = scale * torch.einsum("hij,jhc->ihc", for_scores, k).to(query.dtype)
         for_key[tokens] = scale * torch.einsum("hij,ihc->jhc", for_scores, q).to(key.dtype)
+    # The heads of a group share its key and value, so their gradients add up.
+    for_key, for_value = (heads.unflatten(1, (-1, share)).sum(2) for heads in (for_key, for_value))
     return for_query, for_key, for_value
 
 

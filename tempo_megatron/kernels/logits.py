@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tempo_megatron.kernels import vllm_kernels
+from tempo_megatron.kernels.products import ordered_product
 
 
 def fp32_logits(hidden: Tensor, weight: Tensor) -> Tensor:
     """Returns hidden [rows, width] times weight [entries, width] as fp32 [rows, entries]."""
     if hidden.is_cuda:
-        return vllm_kernels.fp32_product(hidden, weight)
+        return ordered_product(hidden, weight, torch.float32)
     return hidden.float() @ weight.float().t()
 
 

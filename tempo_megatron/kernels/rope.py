@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,41 +16,45 @@ def rotary_table(angles: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1).to(dtype)
 
 
-def rotate(query: Tensor, key: Tensor, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns query and key [tokens, heads, channels] rotated by the angles of their positions [tokens].
+@dataclass(frozen=True)
+class Rotation:
+    """The rotation of queries and keys by the angles of their positions.
 
-    Channel i of the first half of a head and channel i of the second half turn together. `table` is that of
-    `rotary_table`. It has no gradient.
+    Channel i of the first half of a head and channel i of the second half turn together. The rotation is linear and
+    orthogonal, so its gradient is the rotation by the opposite angles.
     """
-    rotated_query, rotated_key = _Rotation.apply(query, key, positions, table)
-    return rotated_query, rotated_key
 
+    positions: Tensor
+    """The position of each token in its sequence, [tokens] int64."""
+    table: Tensor
+    """That of `rotary_table`, [positions, channels]."""
+    opposite: Tensor
+    """The table of the opposite angles."""
 
-class _Rotation(torch.autograd.Function):
-    """A rotation is linear and orthogonal, so its gradient is the rotation by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(positions, table)
-        return _rotated(query, key, positions, table)
-
-    @staticmethod
-    def backward(ctx: Any, for_query: Tensor, for_key: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        positions, table = ctx.saved_tensors
+    @classmethod
+    def by_angles(cls, angles: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Returns the rotation by angles [positions, channels / 2] fp32 of tokens with `positions` [tokens]."""
+        table = rotary_table(angles, dtype)
         cosines, sines = table.chunk(2, -1)
-        return *_rotated(for_query, for_key, positions, torch.cat([cosines, -sines], -1)), None, None
+        return cls(positions, table, torch.cat([cosines, -sines], -1))
 
+    def apply(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns copies of query and key [tokens, heads, channels], rotated."""
+        query, key = (heads.clone(memory_format=torch.contiguous_format) for heads in (query, key))
+        self._rotate_in_place(query, key, self.table)
+        return query, key
 
-def _rotated(query: Tensor, key: Tensor, positions: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    if not query.is_cuda:
-        return _rotate_heads(query, positions, table), _rotate_heads(key, positions, table)
-    # The kernel writes into its inputs.
-    rotated = [heads.clone(memory_format=torch.contiguous_format) for heads in (query, key)]
-    vllm_kernels.rotate_in_place(positions, rotated[0].flatten(1), rotated[1].flatten(1), query.shape[-1], table)
-    return rotated[0], rotated[1]
+    def revert_in_place(self, query: Tensor, key: Tensor) -> None:
+        """Rotates contiguous query and key, or their gradients, [tokens, heads, channels], back."""
+        self._rotate_in_place(query, key, self.opposite)
 
-
-def _rotate_heads(heads: Tensor, positions: Tensor, table: Tensor) -> Tensor:
-    cosines, sines = widened(table[positions])[:, None].chunk(2, -1)
-    first, second = widened(heads).chunk(2, -1)
-    return torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1).to(heads.dtype)
+    def _rotate_in_place(self, query: Tensor, key: Tensor, table: Tensor) -> None:
+        if query.is_cuda:
+            # Views, never copies: the kernel writes into them.
+            query_rows, key_rows = query.view(len(query), -1), key.view(len(key), -1)
+            vllm_kernels.rotate_in_place(self.positions, query_rows, key_rows, query.shape[-1], table)
+            return
+        for heads in (query, key):
+            cosines, sines = widened(table[self.positions])[:, None].chunk(2, -1)
+            first, second = widened(heads).chunk(2, -1)
+            heads.copy_(torch.cat([first * cosines - second * sines, second * cosines + first * sines], -1))

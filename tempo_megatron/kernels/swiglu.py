@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tempo_megatron.kernels import vllm_kernels
-from tempo_megatron.kernels.compilation import compiled_on_gpus, widened
+from tempo_megatron.kernels.compilation import widened
 
 
 def swiglu(gate_and_up: Tensor) -> Tensor:
@@ -18,6 +18,8 @@ def swiglu(gate_and_up: Tensor) -> Tensor:
 
 
 class _SwiGlu(torch.autograd.Function):
+    """With s = sigmoid(gate), the gate has the gradient g up s (1 + gate (1 - s)), and up has g gate s."""
+
     @staticmethod
     def forward(ctx: Any, gate_and_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_and_up)
@@ -31,16 +33,16 @@ class _SwiGlu(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (gate_and_up,) = ctx.saved_tensors
         width = gradient.shape[-1]
-        gradients = _gradient(gate_and_up.reshape(-1, 2 * width), gradient.reshape(-1, width))
-        return gradients.view(gate_and_up.shape)
+        rows = (gate_and_up.reshape(-1, 2 * width), gradient.reshape(-1, width))
+        if gate_and_up.is_cuda:
+            from tempo_megatron.kernels.triton_kernels import swiglu_gradient
+
+            return swiglu_gradient(*rows).view(gate_and_up.shape)
+        return _gradient(*rows).view(gate_and_up.shape)
 
 
-@compiled_on_gpus
 def _gradient(gate_and_up: Tensor, gradient: Tensor) -> Tensor:
-    """Returns the gradient of [rows, 2 * width].
-
-    With s = sigmoid(gate), the gate has the gradient g up s (1 + gate (1 - s)), and up has g gate s.
-    """
+    """Returns the gradient of gate and up, [rows, 2 * width]."""
     gate, up = widened(gate_and_up).chunk(2, -1)
     upstream, sigmoid = widened(gradient), torch.sigmoid(gate)
     for_gate = upstream * up * sigmoid * (1 + gate * (1 - sigmoid))

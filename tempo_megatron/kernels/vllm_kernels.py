@@ -6,6 +6,7 @@ vLLM is imported when a kernel runs. Its version is pinned, because these kernel
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -15,7 +16,7 @@ from tempo_megatron.utils.packages import installed_versions
 
 SUPPORTED_VERSION = "0.26.0"
 _TILE = 128
-"""Rows and entries of a tile of the output layer's product."""
+"""Rows and entries of a tile of a product."""
 
 
 def require_supported_version() -> None:
@@ -34,14 +35,6 @@ def _custom_ops() -> ModuleType:
     return custom_ops
 
 
-def launch_rms_norm(inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """Returns inputs [..., width] normalized and multiplied by `weight` [width], rounded once."""
-    from vllm.model_executor.layers.batch_invariant import rms_norm_batch_invariant
-
-    normalized: Tensor = rms_norm_batch_invariant(inputs, weight, epsilon)
-    return normalized
-
-
 def rotate_in_place(positions: Tensor, query: Tensor, key: Tensor, channels: int, table: Tensor) -> None:
     """Rotates query and key [tokens, heads * channels] by the angles of `table` [positions, channels]."""
     _custom_ops().rotary_embedding(positions, query, key, channels, table, True)
@@ -55,6 +48,14 @@ def silu_and_multiply(gate_and_up: Tensor) -> Tensor:
     return product
 
 
+@functools.cache
+def _flash_attention_3() -> Callable[..., tuple[Tensor, Tensor]]:
+    require_supported_version()  # It reads files, so that a call for each layer would take a third of a millisecond.
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func
+
+
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, longest: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -62,10 +63,7 @@ def flash_attention(
 
     The kernel is FlashAttention 3 (arXiv 2407.08608). One split keeps the order of its sums the same for every length.
     """
-    require_supported_version()
-    from vllm.vllm_flash_attn import flash_attn_varlen_func
-
-    output, log_normalizer = flash_attn_varlen_func(
+    output, log_normalizer = _flash_attention_3()(
         query,
         key,
         value,
@@ -82,42 +80,42 @@ def flash_attention(
     return output, log_normalizer
 
 
-def fp32_product(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Returns hidden [rows, width] times weight [entries, width], both bf16, as fp32 [rows, entries].
+def product(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns inputs [rows, width] times weight [entries, width], both bf16, as [rows, entries] of `dtype`.
 
     The kernel sums in fp32 and in one order, whatever the number of rows.
     """
     from vllm.model_executor.layers.batch_invariant import matmul_kernel_persistent
 
-    rows, width, entries = hidden.shape[0], hidden.shape[1], weight.shape[0]
-    logits = torch.empty((rows, entries), device=hidden.device, dtype=torch.float32)
-    processors = torch.cuda.get_device_properties(hidden.device).multi_processor_count
+    rows, width, entries = inputs.shape[0], inputs.shape[1], weight.shape[0]
+    result = torch.empty((rows, entries), device=inputs.device, dtype=dtype)
+    processors = torch.cuda.get_device_properties(inputs.device).multi_processor_count
     tiles = -(-rows // _TILE) * -(-entries // _TILE)
     columns = weight.t()
     matmul_kernel_persistent[(min(processors, tiles),)](
-        hidden,
+        inputs,
         columns,
-        logits,
+        result,
         None,
         rows,
         entries,
         width,
-        *hidden.stride(),
+        *inputs.stride(),
         *columns.stride(),
-        *logits.stride(),
+        *result.stride(),
         BLOCK_SIZE_M=_TILE,
         BLOCK_SIZE_N=_TILE,
         BLOCK_SIZE_K=64,
         GROUP_SIZE_M=8,
         NUM_SMS=processors,
-        A_LARGE=hidden.numel() > 2**31,
+        A_LARGE=inputs.numel() > 2**31,
         B_LARGE=weight.numel() > 2**31,
-        C_LARGE=logits.numel() > 2**31,
+        C_LARGE=result.numel() > 2**31,
         HAS_BIAS=False,
         num_stages=3,
         num_warps=8,
     )
-    return logits
+    return result
 
 
 def launch_token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:

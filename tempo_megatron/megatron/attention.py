@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.kernels.attention import packed_attention
-from tempo_megatron.kernels.rope import rotary_table, rotate
+from tempo_megatron.kernels.rope import Rotation
 from tempo_megatron.megatron.packing import context_rank_positions
 
 
@@ -42,8 +42,11 @@ class LayerwiseSelfAttention(SelfAttention):
         self, hidden_states: Tensor, attention_mask: Any, *args: Any, rotary_pos_emb: Tensor, **options: Any
     ) -> Any:
         """Runs SelfAttention with this layer's angles; rotary_pos_emb [sequence, 1, 1, 2 * ropes * channels / 2]."""
+        if isinstance(self.core_attention, SharedAttention):  # It supports one RoPE, whose angles all layers share.
+            self.core_attention.angles = rotary_pos_emb
+            return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=None, **options)
         layer_angles = rotary_pos_emb.unflatten(-1, (2, self._ropes, -1))[..., self._rope, :].flatten(-2)
-        if isinstance(self.core_attention, PackedAttention | SharedAttention):
+        if isinstance(self.core_attention, PackedAttention):
             self.core_attention.angles = layer_angles
             return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=None, **options)
         return super().forward(hidden_states, attention_mask, *args, rotary_pos_emb=layer_angles, **options)
@@ -152,17 +155,31 @@ class SharedAttention(torch.nn.Module):
         query [tokens, heads, channels]; key and value [tokens, groups, channels].
         """
         assert packed_seq_params is not None  # The trainer packs every micro-batch.
-        boundaries = packed_seq_params.cu_seqlens_q
-        starts = boundaries[:-1].long().repeat_interleave(boundaries.long().diff(), output_size=len(query))
-        positions = torch.arange(len(query), device=query.device) - starts
-        table = rotary_table(self.angles[:, 0, 0, : query.shape[-1] // 2], query.dtype)
-        query, key = rotate(query, key, positions, table)
-        longest = packed_seq_params.max_seqlen_q
-        return packed_attention(query, key, value.contiguous(), boundaries, longest, self.scale).flatten(1)
+        boundaries, longest = packed_seq_params.cu_seqlens_q, packed_seq_params.max_seqlen_q
+        rotation = _rotation(self.angles, boundaries, query)
+        return packed_attention(query, key, value, rotation, boundaries, longest, self.scale).flatten(1)
 
     def sharded_state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
         """Returns an empty dict, because core attention has no weights."""
         return {}
+
+
+_latest_rotation: tuple[Tensor, Tensor, Rotation] | None = None
+"""The rotation of the latest micro-batch, and the angles and boundaries that it comes from."""
+
+
+def _rotation(angles: Tensor, boundaries: Tensor, query: Tensor) -> Rotation:
+    """Returns the rotation of packed queries and keys [tokens, heads, channels]; angles as in `PackedAttention`.
+
+    All layers share that of a micro-batch. Its dozen small operations, repeated in each layer, would hold the GPU up.
+    """
+    global _latest_rotation
+    if _latest_rotation is None or _latest_rotation[0] is not angles or _latest_rotation[1] is not boundaries:
+        starts = boundaries[:-1].long().repeat_interleave(boundaries.long().diff(), output_size=len(query))
+        positions = torch.arange(len(query), device=query.device) - starts
+        half = query.shape[-1] // 2
+        _latest_rotation = angles, boundaries, Rotation.by_angles(angles[:, 0, 0, :half], positions, query.dtype)
+    return _latest_rotation[2]
 
 
 def _by_sequence(packed: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:

@@ -45,8 +45,8 @@ def token_scores(
     needs them again: they are stored in `hidden`'s dtype as differences from the largest logit, which is exact for
     probable tokens. Their gradient overwrites them. The memory is that of one copy of bf16 logits plus one chunk.
 
-    With `exact`, log-probs come from the kernels that the generator computes its own with. It needs one TP rank and
-    temperature 1. The statistics and all gradients are computed as without it.
+    With `exact`, log-probs come from the kernels that the generator computes its own with, over logits that are
+    gathered over TP. It needs temperature 1. The statistics and all gradients are computed as without it.
     """
     log_probs, entropy, self_certainty = _TokenScores.apply(
         hidden,
@@ -58,6 +58,7 @@ def token_scores(
         "entropy" in statistics,
         "self_certainty" in statistics,
         exact,
+        torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad),
     )
     scores = {"log_probs": log_probs, "entropy": entropy, "self_certainty": self_certainty}
     return {name: column for name, column in scores.items() if name == "log_probs" or name in statistics}
@@ -83,21 +84,27 @@ class _TokenScores(torch.autograd.Function):
         entropy: bool,
         self_certainty: bool,
         exact: bool,
+        has_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         entries = len(weight)
         first = topology.tensor_rank * entries
         real = min(max(vocab_size - first, 0), entries)
         sums = hidden.new_zeros((4, len(tokens)), dtype=torch.float32)
         peak = hidden.new_full((len(tokens),), torch.finfo(torch.float32).min, dtype=torch.float32)
-        stored = hidden.new_empty((len(tokens), entries)) if any(ctx.needs_input_grad[:2]) else None
+        # A parameter says that it needs a gradient also where nothing computes one.
+        stored = hidden.new_empty((len(tokens), entries)) if has_gradient else None
         exact_log_probs = torch.zeros_like(peak) if exact else None
         product = fp32_logits if exact else _product
-        for rows in _chunks(len(tokens), entries) if real else []:
-            logits = product(hidden[rows], weight)[:, :real]
+        for rows in _chunks(len(tokens), entries * topology.tensor_size if exact else entries) if real or exact else []:
+            logits = product(hidden[rows], weight)
             if exact_log_probs is not None:
-                exact_log_probs[rows] = token_log_probs(logits, tokens[rows])
+                gathered = _gather_entries(logits, topology)[:, :vocab_size]
+                exact_log_probs[rows] = token_log_probs(gathered, tokens[rows])
+                del gathered
+                if not real or not (has_gradient or entropy or self_certainty):
+                    continue
             peak[rows], sums[:, rows] = _read(
-                logits,
+                logits[:, :real],
                 tokens[rows] - first,
                 temperature,
                 entropy,
@@ -135,7 +142,7 @@ class _TokenScores(torch.autograd.Function):
             _write_gradient(chunk, local_tokens, upstream, state, temperature, vocab_size, with_entropy, with_certainty)
         stored[:, real:] = 0.0
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
-        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 7
+        return stored @ weight if needs_hidden else None, stored.t() @ hidden if needs_weight else None, *[None] * 8
 
 
 def _product(
@@ -145,6 +152,15 @@ def _product(
     if hidden.is_cuda and hidden.dtype is not torch.float32:
         return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     return hidden.float() @ weight.float().t()
+
+
+def _gather_entries(logits: Float32[Tensor, "rows entries"], topology: Topology) -> Float32[Tensor, "rows all_entries"]:
+    """Returns the logits of all TP ranks side by side; each rank has the same number of entries."""
+    if topology.tensor_size == 1:
+        return logits
+    parts = logits.new_empty((topology.tensor_size * len(logits), logits.shape[1]))
+    dist.all_gather_into_tensor(parts, logits.contiguous(), group=topology.tensor_group)
+    return parts.unflatten(0, (topology.tensor_size, -1)).transpose(0, 1).flatten(1)
 
 
 def _chunks(tokens: int, entries: int) -> list[slice]:

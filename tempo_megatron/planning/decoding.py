@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tempo_megatron.config import Numerics
 from tempo_megatron.planning import rates
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.workload import Workload
@@ -82,7 +83,8 @@ class Decoding:
         all_reduces = 2 * run.settings.num_layers * rates.DECODE_REDUCE_SECONDS * (run.layout.replica > 1)
         device = rates.DECODE_DEVICE_SECONDS + all_reduces + weights + cache_bytes / bandwidth
         host = rates.DECODE_HOST_SECONDS + rates.DECODE_HOST_SEQUENCE_SECONDS * live
-        return np.maximum(device, host)
+        is_exact = run.config.numerics is Numerics.exact
+        return np.maximum(device, host) / (rates.EXACT_SPEED["rollout"] if is_exact else 1.0)
 
 
 @functools.lru_cache(maxsize=64)

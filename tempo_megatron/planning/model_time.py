@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tempo_megatron.config import CriticConfig, Fp8, PolicyConfig, Recompute
+from tempo_megatron.config import CriticConfig, Fp8, Numerics, PolicyConfig, Recompute
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import rates
 from tempo_megatron.planning.flops import ModelFlops
@@ -24,16 +24,21 @@ class ModelTime:
 
     def pass_seconds(self, rollouts: int) -> float:
         """Return the seconds of one forward pass over this many rollouts."""
-        rate = rates.PASS_FLOPS[self.role, self._is_fp8]
+        rate = self._numerics_speed("pass") * rates.PASS_FLOPS[self.role, self._is_fp8]
         return self._compute_seconds(rollouts, rate, 1, rates.PASS_EXPOSED_SHARE, 1)
 
     def training_seconds(self, rollouts: int, settings: PolicyConfig | CriticConfig) -> float:
         """Return the seconds of the optimizer steps on this many rollouts."""
         steps = settings.mini_batches * settings.epochs
-        rate = rates.STEP_FLOPS[self.role, self._is_fp8]
+        rate = self._numerics_speed("step") * rates.STEP_FLOPS[self.role, self._is_fp8]
         forward_passes = 3 + self._recomputed_passes()
         compute = self._compute_seconds(rollouts * settings.epochs, rate, forward_passes, 1.0, steps)
         return compute + steps * self._reduce_seconds()
+
+    def _numerics_speed(self, work: str) -> float:
+        """Return the speed relative to default numerics. The setting is about the policy."""
+        is_exact = self.role == "policy" and self.run.config.numerics is Numerics.exact
+        return rates.EXACT_SPEED[work] if is_exact else 1.0
 
     @property
     def _is_fp8(self) -> bool:

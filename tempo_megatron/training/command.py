@@ -53,6 +53,25 @@ def train_recipe(recipe: str, overrides: Sequence[str], arguments: Sequence[str]
     return 0
 
 
+def compare_recipe_numerics(settings: Sequence[str], arguments: Sequence[str]) -> int:
+    """Prints where generator and policy of a recipe first differ. Returns 0 if they do not, 1 if they do, and 2 if the
+    settings are wrong. A process that is no rank starts the ranks of one tensor-parallel replica."""
+    from tempo_megatron.validation.recipe import recipe_problems
+
+    try:
+        config = load_checked(None, settings, recipe_problems)
+    except ConfigError as error:
+        return refuse("tempo doctor: these settings are wrong", error)
+    if not torchrun.is_rank():
+        return torchrun.launch_ranks(arguments, config.parallel.tensor_model_parallel_size)
+    from tempo_megatron.training.numerics_check import compare_numerics
+
+    lines = compare_numerics(config)
+    if os.environ["RANK"] == "0":
+        print("\n".join(lines) or "generator and policy have the same bits", flush=True)
+    _end_process(1 if lines else 0)
+
+
 def replay_run(run_dir: Path, overrides: Sequence[str]) -> int:
     """Trains again on the rollouts that a run has kept, and returns the exit code."""
     recipe, overrides = replay.replay_arguments(run_dir, overrides)

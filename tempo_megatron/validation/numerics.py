@@ -8,11 +8,13 @@ import torch
 
 from tempo_megatron.config import Config, Fp8, Numerics, Precision, RolloutPrecision
 from tempo_megatron.conversion.mapping import BackboneSettings
-from tempo_megatron.conversion.rope import Rope
+from tempo_megatron.conversion.rope import Llama3Rope, Rope
 from tempo_megatron.utils.packages import installed_versions
 
 _CHANNELS = 128
 _HOPPER = 9
+_TENSOR_RANKS = 2
+"""A sum of two numbers has one order, and is rounded once."""
 _MEASURED = {"vllm": "0.26.0", "transformer-engine": "2.18.0"}
 """The versions whose kernels were seen to agree. Neither library promises it for others."""
 
@@ -44,13 +46,17 @@ def _setting_reasons(config: Config) -> Iterator[str]:
         yield f"needs model.fp8 none, got {model.fp8}: the generator scales its operands otherwise"
     if generation.precision is not RolloutPrecision.same:
         yield f"needs generation.precision same, got {generation.precision}: the trainer's weights are not quantized"
-    if parallel.tensor_model_parallel_size > 1:
+    if parallel.tensor_model_parallel_size > _TENSOR_RANKS:
         yield (
-            f"needs parallel.tensor_model_parallel_size 1, got {parallel.tensor_model_parallel_size}: sums over ranks "
-            "have another order in generator and trainer"
+            f"needs parallel.tensor_model_parallel_size {_TENSOR_RANKS} at most, got "
+            f"{parallel.tensor_model_parallel_size}: the order of a sum over more ranks is that of each library"
         )
-    if generation.tensor_parallel_size > 1:
-        yield f"needs generation.tensor_parallel_size 1, got {generation.tensor_parallel_size}, for the same reason"
+    if generation.tensor_parallel_size not in (0, parallel.tensor_model_parallel_size):
+        yield (
+            f"needs generation.tensor_parallel_size {parallel.tensor_model_parallel_size}, as "
+            f"parallel.tensor_model_parallel_size, got {generation.tensor_parallel_size}: other splits of a product "
+            "have other sums"
+        )
     if parallel.context_parallel_size > 1:
         yield (
             f"needs parallel.context_parallel_size 1, got {parallel.context_parallel_size}: attention over pieces of a "
@@ -74,7 +80,7 @@ def _model_reasons(settings: BackboneSettings) -> Iterator[str]:
         yield "supports no sliding windows, which the model has"
     if settings.attention_bias or settings.mlp_bias:
         yield "supports no biases, which the model has: one product rounds before it adds them, the other after"
-    if len(settings.ropes) > 1 or type(settings.ropes[0]) is not Rope:
-        yield "needs one RoPE for all layers, not scaled"
+    if len(settings.ropes) > 1 or type(settings.ropes[0]) not in (Rope, Llama3Rope):
+        yield "needs one RoPE for all layers, plain or of type llama3: YaRN also scales the softmax"
     if settings.experts:
         yield "supports no experts, which the model has"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tempo_megatron.config import load_config
+from tempo_megatron.config import Numerics, load_config
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.requests import PAUSED, Completion, Request
@@ -49,6 +49,7 @@ def main(recipe: str, *overrides: str) -> None:
         dtype=torch.bfloat16,
         eos_token_ids=[1],
         seed=0,
+        numerics=Numerics.default,
         weights=source,
     )
     requests = [Request(tuple(3 + (7 * i + n) % 50 for i in range(40)), 1000 + n, 16, 1.0, 1.0) for n in range(64)]

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import load_config
+from tempo_megatron.config import Numerics, load_config
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.generation.checksums import expected_checksums
@@ -132,6 +132,7 @@ def main(recipe: str, export: str, kind: str, *overrides: str) -> None:
         dtype=dtype,
         eos_token_ids=[1],
         seed=0,
+        numerics=Numerics.default,
         weights=trainers,
     )
     assert generator.replicas == 2

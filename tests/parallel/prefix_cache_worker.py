@@ -15,7 +15,7 @@ import vllm
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tempo_megatron.config import GenerationConfig
+from tempo_megatron.config import GenerationConfig, Numerics
 from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.requests import Request
 
@@ -44,6 +44,7 @@ def start(model: Path, weights: dict[str, Tensor]) -> Generator:
         dtype=torch.float32,
         eos_token_ids=[1],
         seed=0,
+        numerics=Numerics.default,
         weights=lambda: iter(weights.items()),
     )
 

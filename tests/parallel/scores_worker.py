@@ -41,8 +41,18 @@ def main(out: str) -> None:
         parts = [torch.empty_like(gradient) for _ in range(2)]
         dist.all_gather(parts, gradient, group=place.tensor_group)
         gradients[name] = {"hidden": share, "weight": torch.cat(parts)}
+    exact = token_scores(
+        inputs["hidden"],
+        local_weight,
+        inputs["tokens"],
+        vocab_size=inputs["vocab_size"],
+        temperature=1.0,
+        topology=place,
+        exact=True,
+    )
     if place.rank == 0:
-        torch.save({"scores": {name: column.detach() for name, column in scores.items()}, "gradients": gradients}, out)
+        scores = {name: column.detach() for name, column in scores.items()}
+        torch.save({"scores": scores, "gradients": gradients, "exact": exact["log_probs"]}, out)
 
 
 if __name__ == "__main__":

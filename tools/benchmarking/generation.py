@@ -46,6 +46,7 @@ def start(setup: Setup) -> Generator:
         dtype=next(module.parameters()).dtype,
         eos_token_ids=[],
         seed=config.seed,
+        numerics=config.numerics,
         weights=lambda: weights.export_hf_weights(module, mappings, setup.topology),
     )
 

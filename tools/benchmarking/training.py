@@ -55,7 +55,10 @@ def measure(setup: Setup, workload: TrainingWorkload, sections: Sequence[str]) -
     ranks = setup.topology.data_size
     equal = random_rollouts(workload.equal_lengths(ranks), workload.prompt_tokens, setup.settings.vocab_size)
     with trainer(setup, "policy") as policy:
-        scores = policy_scores(setup.settings.vocab_size, setup.config.generation.temperature, setup.topology)
+        config = setup.config
+        scores = policy_scores(
+            setup.settings.vocab_size, config.generation.temperature, setup.topology, config.numerics
+        )
         if "train" in sections:
             yield "policy step", _policy_step(setup, policy, scores, equal, workload.steps)
         if "scores" in sections:

@@ -41,4 +41,5 @@ def require_equal_log_probs(step: AdvantageBatch, rollouts: Sequence[Rollout]) -
             f"(id {rollout.response_ids[token]}): trainer {trained:.9g}, generator {sampled:.9g}, "
             f"difference {trained - sampled:.3e}"
         )
+    lines.append("`tempo doctor --numerics` with this recipe and policy.checkpoint says in which layer and operation.")
     raise LogProbsDiffer("\n".join(lines))

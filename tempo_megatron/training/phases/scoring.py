@@ -37,9 +37,7 @@ def values(critic: MegatronModel, batch: Batch) -> Float32[Tensor, "rows sequenc
     return critic.score(batch, VALUES)["values"]
 
 
-def policy_scores(
-    vocab_size: int, temperature: float, topology: Topology, numerics: Numerics = Numerics.default
-) -> Scores:
+def policy_scores(vocab_size: int, temperature: float, topology: Topology, numerics: Numerics) -> Scores:
     """Return the function that makes scores of a policy's tokens under the sampling temperature."""
 
     def with_statistics(*statistics: str) -> Score:

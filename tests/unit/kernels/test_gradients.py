@@ -8,7 +8,7 @@ from torch import Tensor
 from tempo_megatron.kernels.attention import packed_attention
 from tempo_megatron.kernels.logits import token_log_probs
 from tempo_megatron.kernels.norm import rms_norm
-from tempo_megatron.kernels.rope import rotary_table, rotate
+from tempo_megatron.kernels.rope import Rotation
 from tempo_megatron.kernels.swiglu import swiglu
 
 
@@ -24,16 +24,27 @@ def test_norm_has_the_gradients_of_its_formula() -> None:
     assert torch.autograd.gradcheck(lambda x, w: rms_norm(x, w, 1e-3), (inputs, weight))
 
 
-def test_rotation_has_the_gradient_of_its_formula_and_keeps_lengths() -> None:
-    """The gradient is the rotation back. A wrong sign would leave values right and gradients wrong."""
-    query, key = normal(5, 2, 6).requires_grad_(), normal(5, 1, 6, seed=1).requires_grad_()
-    positions, angles = torch.tensor([0, 1, 2, 0, 1]), torch.arange(3.0)[:, None] * torch.tensor([1.0, 0.3, 0.01])
-    table = rotary_table(angles, torch.float64)
-    rotated, _ = rotate(query, key, positions, table)
-    as_complex = torch.complex(*query.chunk(2, -1)) * torch.polar(torch.ones(()), angles)[positions, None]
-    torch.testing.assert_close(rotated, torch.cat([as_complex.real, as_complex.imag], -1), rtol=1e-6, atol=1e-6)
-    # A table that was rounded to fp32 still defines a linear map, whose gradient is exact.
-    assert torch.autograd.gradcheck(lambda q, k: rotate(q, k, positions, table), (query, key))
+def angles_of(positions: int) -> Tensor:
+    """Angles of two pairs of channels."""
+    return torch.arange(float(positions))[:, None] * torch.tensor([1.0, 0.3])
+
+
+def rotated(heads: Tensor, angles: Tensor) -> Tensor:
+    """Heads [tokens, heads, channels] turned as complex numbers by angles [tokens, channels / 2]."""
+    turned = torch.complex(*heads.chunk(2, -1)) * torch.polar(torch.ones(()), angles)[:, None]
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def test_rotation_turns_pairs_of_channels_and_back() -> None:
+    """Gradients go back by `revert_in_place`. A wrong sign would leave values right and gradients wrong."""
+    query, key = normal(5, 2, 4), normal(5, 1, 4, seed=1)
+    positions, angles = torch.tensor([0, 1, 2, 0, 1]), angles_of(3)
+    rotation = Rotation.by_angles(angles, positions, torch.float64)
+    results = rotation.apply(query, key)
+    for result, heads in zip(results, (query, key), strict=True):
+        torch.testing.assert_close(result, rotated(heads, angles[positions]), rtol=1e-6, atol=1e-6)
+    rotation.revert_in_place(*results)
+    torch.testing.assert_close(results, (query, key), rtol=1e-6, atol=1e-6)
 
 
 def test_swiglu_has_the_gradient_of_its_formula() -> None:
@@ -55,17 +66,24 @@ def test_swiglu_rounds_silu_before_the_product() -> None:
 
 
 def test_attention_of_packed_sequences_has_the_gradients_of_its_formula() -> None:
-    """Sequences must not see each other, groups share keys and values, and P is recomputed from log Z alone."""
-    query, key, value = normal(7, 4, 3), normal(7, 2, 3, seed=1), normal(7, 2, 3, seed=2)
-    boundaries = torch.tensor([0, 4, 7], dtype=torch.int32)
+    """Sequences must not see each other, groups share keys and values, P is recomputed from log Z alone, and gradients
+    are rotated back."""
+    query, key, value = normal(7, 4, 4), normal(7, 2, 4, seed=1), normal(7, 2, 4, seed=2)
+    boundaries, positions = torch.tensor([0, 4, 7], dtype=torch.int32), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    angles = angles_of(4)
+    rotation = Rotation.by_angles(angles, positions, torch.float64)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return packed_attention(query, key, value, rotation, boundaries, 4, 0.7)
+
     parts = []
     for start, end in ((0, 4), (4, 7)):
-        heads = (each[start:end].transpose(0, 1)[None] for each in (query, key, value))
+        turned = (rotated(each[start:end], angles[: end - start]) for each in (query, key))
+        heads = (each.transpose(0, 1)[None] for each in (*turned, value[start:end]))
         attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, scale=0.7, enable_gqa=True)
         parts.append(attended[0].transpose(0, 1))
-    torch.testing.assert_close(packed_attention(query, key, value, boundaries, 4, 0.7), torch.cat(parts))
-    inputs = tuple(each.requires_grad_() for each in (query, key, value))
-    assert torch.autograd.gradcheck(lambda q, k, v: packed_attention(q, k, v, boundaries, 4, 0.7), inputs)
+    torch.testing.assert_close(attend(query, key, value), torch.cat(parts), rtol=1e-5, atol=1e-6)
+    assert torch.autograd.gradcheck(attend, tuple(each.requires_grad_() for each in (query, key, value)))
 
 
 def test_token_log_probs_are_those_of_softmax() -> None:

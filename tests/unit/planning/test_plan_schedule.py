@@ -9,7 +9,7 @@ import pytest
 
 from tempo_megatron.cli import main
 from tempo_megatron.megatron.checkpointing.saver import kept_iterations
-from tempo_megatron.planning import host
+from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.parameters import rank_parameters
 from tempo_megatron.planning.phases import total_bytes
 from tempo_megatron.planning.schedule import Schedule
@@ -60,6 +60,19 @@ def test_each_refill_round_waits_for_its_longest_response() -> None:
     with_refills = Schedule(run, WORKLOAD).phase_seconds()["generate"]
     without_refills = Schedule(run, replace(WORKLOAD, uniform_share=0.0)).phase_seconds()["generate"]
     assert with_refills - without_refills > Schedule(run, WORKLOAD).generate_seconds(8 * 64)
+
+
+def test_exact_numerics_change_the_speeds_of_generator_and_policy_alone() -> None:
+    """A plan that took the default's speeds would promise an iteration that is too fast. The critic keeps its own."""
+    default, exact = (
+        Schedule(recipe_run(RECIPE, f"numerics={numerics}"), WORKLOAD).phase_seconds()
+        for numerics in ("default", "exact")
+    )
+    assert exact["generate"] == pytest.approx(default["generate"] / rates.EXACT_SPEED["rollout"])
+    assert exact["m_step"] == pytest.approx(default["m_step"] / rates.EXACT_SPEED["step"], rel=0.05)
+    assert exact["m_step"] != default["m_step"]
+    for phase in ("e_step", "sync"):
+        assert exact[phase] == default[phase]
 
 
 @pytest.mark.parametrize(("keep", "every"), [(1, 0), (3, 0), (3, 16), (5, 8)])

@@ -9,16 +9,17 @@ import torch
 
 from tempo_megatron.config import load_config
 from tempo_megatron.conversion.mapping import BackboneSettings, ExpertSettings, LayerAttention
-from tempo_megatron.conversion.rope import Llama3Rope, Rope
+from tempo_megatron.conversion.rope import Llama3Rope, Rope, YarnRope
 from tempo_megatron.validation import numerics
 from tempo_megatron.validation.numerics import numerics_problems
 
 MEASURED = {"vllm": "0.26.0", "transformer-engine": "2.18.0"}
 FULL = LayerAttention(window=None, rope=Rope(base=1e6))
-SCALED = LayerAttention(
+LLAMA_3 = LayerAttention(
     window=None,
     rope=Llama3Rope(base=5e5, factor=8.0, low_frequency_factor=1.0, high_frequency_factor=4.0, original_context=8192),
 )
+YARN = LayerAttention(window=None, rope=YarnRope(base=5e5, factor=8.0, original_context=8192))
 EXPERTS = ExpertSettings(
     num_experts=4, experts_per_token=2, ffn_hidden_size=64, weights_sum_to_one=True, sparse_layers=(True, True)
 )
@@ -49,8 +50,15 @@ def problems(*overrides: str, settings: BackboneSettings = QWEN3) -> list[str]:
 
 
 def test_a_dense_model_with_heads_of_128_channels_on_one_gpu_a_replica_is_accepted() -> None:
-    """The case that was measured."""
+    """The cases that were measured. Both sides have one table of RoPE, whatever its frequencies."""
     assert problems() == []
+    assert problems(settings=replace(QWEN3, attention=(LLAMA_3, LLAMA_3), qk_norm="none")) == []
+
+
+def test_two_tensor_parallel_ranks_are_accepted_where_the_generator_has_as_many() -> None:
+    """A sum of two numbers has one order in every library."""
+    assert problems("parallel.tensor_model_parallel_size=2") == []
+    assert problems("parallel.tensor_model_parallel_size=2", "generation.tensor_parallel_size=2") == []
 
 
 @pytest.mark.parametrize(
@@ -59,8 +67,15 @@ def test_a_dense_model_with_heads_of_128_channels_on_one_gpu_a_replica_is_accept
         ("model.precision=fp32", "needs model.precision bf16, got fp32"),
         ("model.fp8=tensorwise", "needs model.fp8 none, got tensorwise"),
         ("generation.precision=fp8", "needs generation.precision same, got fp8"),
-        ("parallel.tensor_model_parallel_size=2", "needs parallel.tensor_model_parallel_size 1, got 2"),
-        ("generation.tensor_parallel_size=2", "needs generation.tensor_parallel_size 1, got 2"),
+        (
+            "parallel.tensor_model_parallel_size=4 generation.tensor_parallel_size=4",
+            "needs parallel.tensor_model_parallel_size 2 at most, got 4",
+        ),
+        (
+            "parallel.tensor_model_parallel_size=2 generation.tensor_parallel_size=1",
+            "needs generation.tensor_parallel_size 2, as",
+        ),
+        ("generation.tensor_parallel_size=2", "needs generation.tensor_parallel_size 1, as"),
         ("parallel.context_parallel_size=2", "needs parallel.context_parallel_size 1, got 2"),
         ("generation.temperature=0.7", "needs generation.temperature 1, got 0.7"),
         ("generation.top_p=0.9", "needs generation.top_p 1, got 0.9"),
@@ -68,7 +83,7 @@ def test_a_dense_model_with_heads_of_128_channels_on_one_gpu_a_replica_is_accept
 )
 def test_a_setting_under_which_sums_differ_is_refused(override: str, reason: str) -> None:
     """Each would let the run stop at its first iteration, after minutes of generation."""
-    (line,) = problems(override)
+    (line,) = problems(*override.split())
     assert line.startswith(f"numerics: exact {reason}")
 
 
@@ -82,7 +97,7 @@ def test_a_setting_under_which_sums_differ_is_refused(override: str, reason: str
         ({"attention_bias": True}, "supports no biases"),
         ({"mlp_bias": True}, "supports no biases"),
         ({"attention": (FULL, replace(FULL, rope=Rope(base=1e4)))}, "needs one RoPE for all layers"),
-        ({"attention": (SCALED, SCALED)}, "needs one RoPE for all layers, not scaled"),
+        ({"attention": (YARN, YARN)}, "needs one RoPE for all layers, plain or of type llama3"),
         ({"experts": EXPERTS}, "supports no experts"),
     ],
 )
