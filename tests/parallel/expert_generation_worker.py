@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tempo_megatron.config import GenerationConfig, load_config
+from tempo_megatron.config import GenerationConfig, Numerics, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.generation.checksums import expected_checksums
 from tempo_megatron.generation.engine import Generator
@@ -90,6 +90,7 @@ def main(path: str) -> None:
         dtype=torch.float32,
         eos_token_ids=[1],
         seed=0,
+        numerics=Numerics.default,
         weights=partial(export_hf_weights, policy, entries, place),
         returns_routes=True,
     )
