@@ -14,8 +14,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
+from tests.end_to_end.test_converters import assert_same, run, tensors
 from tests.models import write_model
-from tests.unit.checkpoints_convert.test_converters import assert_same, run, tensors
 
 
 def model_directory(name: str, parent: Path, **changes: Any) -> Path:
