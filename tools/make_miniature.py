@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from make_demo_model import make_character_tokenizer, write_model
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
 DIGITS = "0123456789abcdef"
+MAXIMUM_REPEATS = 20
+"""Repeated questions, for each question of a set, after which the draw is given up."""
 QUESTIONS = Path(__file__).parent.parent / "recipes" / "miniature" / "questions.yaml"
 
 
@@ -52,35 +54,46 @@ def make_question(generator: random.Random, length: int) -> tuple[str, str, str]
             return f"{''.join(DIGITS[digit] for digit in digits)}>{target}:", answers[target][0], guess
 
 
-def question_rows(seed: int, size: int, lengths: Mapping[int, float], guesses: float = 0.0) -> Iterator[dict[str, str]]:
-    """Yields `size` different questions. `lengths` maps a number of digits to its weight in the draw.
+def question_rows(
+    seed: int, size: int, lengths: Mapping[int, float], guesses: float = 0.0, excluded: Set[str] = frozenset()
+) -> Iterator[dict[str, str]]:
+    """Yields `size` different questions that are not `excluded`. `lengths` maps a number of digits to its weight.
 
     The share `guesses` of the answers has the running sums of a random subset: steps to imitate, without their goal.
-    The first questions of a larger set with the same seed and lengths are the same.
+    The first questions of a larger set with the same seed and lengths are the same. Raises ValueError where the draws
+    repeat so often that there seem to be too few questions.
     """
     generator = random.Random(seed)
-    seen: set[str] = set()
-    while len(seen) < size:
+    seen, repeats = set(excluded), 0
+    while len(seen) < size + len(excluded):
         (length,) = generator.choices([*lengths], [*lengths.values()])
         question, answer, guess = make_question(generator, length)
         is_guess = generator.random() < guesses
         if question not in seen:
             seen.add(question)
             yield {"prompt": question, "answer": guess if is_guess else answer}
+        elif (repeats := repeats + 1) > MAXIMUM_REPEATS * size:
+            raise ValueError(f"there are fewer than {size} questions of these lengths: {lengths}")
 
 
 def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes `NAME.jsonl` for each set, whose settings are the arguments of `question_rows`."""
-    for name, settings in sets.items():
-        rows = "".join(json.dumps(row) + "\n" for row in question_rows(**settings))
-        write_text_atomically(directory / f"{name}.jsonl", rows)
+    """Writes `NAME.jsonl` for each set, whose settings are arguments of `question_rows`.
+
+    A set with guesses has no question of another set: a run refuses a question that has two answers.
+    """
+    answered: set[str] = set()
+    for name, settings in sorted(sets.items(), key=lambda item: "guesses" in item[1]):
+        rows = [*question_rows(**settings, excluded=answered if "guesses" in settings else frozenset())]
+        answered |= {row["prompt"] for row in rows}
+        write_text_atomically(directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_miniature(directory: Path, seed: int = 0, questions: Path = QUESTIONS) -> None:
     """Writes the questions and the model, unless they exist."""
     directory.mkdir(parents=True, exist_ok=True)
     sets = yaml.safe_load(questions.read_text())
-    write_questions(directory, {name: sets[name] for name in sets if not (directory / f"{name}.jsonl").is_file()})
+    if not all((directory / f"{name}.jsonl").is_file() for name in sets):
+        write_questions(directory, sets)
     if not (directory / "model").is_dir():
         write_model(directory / "model", make_character_tokenizer(f"{DIGITS}>:"), seed)
 

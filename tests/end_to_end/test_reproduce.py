@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import reproduce
+import yaml
 from comparison import runs
 from comparison.studies import STUDIES, TEMPO, Study
 
@@ -49,7 +50,7 @@ def test_a_study_resumes_a_killed_run_and_ends_with_tables_and_figures(
 ) -> None:
     """The start is trained once. The killed run goes on from its checkpoint, and each iteration is logged once."""
     questions, directory = tmp_path / "questions.yaml", tmp_path / "study"
-    questions.write_text(json.dumps(QUESTIONS))
+    questions.write_text(yaml.safe_dump(QUESTIONS))
     monkeypatch.setitem(STUDIES, "methods", Study("Does it resume?", TEMPO))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = ["reproduce.py", str(directory), "--seeds", "5", "--questions", str(questions)]

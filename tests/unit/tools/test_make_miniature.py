@@ -7,6 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import make_miniature
+import pytest
 import yaml
 
 
@@ -42,6 +43,29 @@ def test_guesses_are_valid_steps_that_mostly_miss_the_target() -> None:
         for before, now, digit in zip("0" + row["answer"], row["answer"], row["prompt"], strict=False)
     )
     assert sum(solutions(row["prompt"]) == [row["answer"]] for row in rows) < 20
+
+
+def test_guesses_contradict_no_other_set(tmp_path: Path) -> None:
+    """A run refuses a labeled question that has another answer in the warm start. There are few short questions."""
+    sets = {
+        "warm_start": {"seed": 1, "size": 900, "lengths": {3: 1}, "guesses": 0.5},
+        "labeled": {"seed": 2, "size": 300, "lengths": {3: 1}},
+    }
+    make_miniature.write_questions(tmp_path, sets)
+    rows = {
+        name: {json.loads(line)["prompt"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()}
+        for name in sets
+    }
+    assert rows["warm_start"].isdisjoint(rows["labeled"])
+    assert (len(rows["warm_start"]), len(rows["labeled"])) == (900, 300)
+    drawn_alone = {row["prompt"] for row in make_miniature.question_rows(seed=1, size=900, lengths={3: 1})}
+    assert not drawn_alone.isdisjoint(rows["labeled"])
+
+
+def test_a_set_that_is_too_large_is_refused() -> None:
+    """One digit has 15 questions for each of the targets 0 and itself. The draw would go on forever."""
+    with pytest.raises(ValueError, match="fewer than 31 questions"):
+        list(make_miniature.question_rows(seed=0, size=31, lengths={1: 1}))
 
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
