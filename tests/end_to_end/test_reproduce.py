@@ -18,6 +18,7 @@ from comparison import runs
 from comparison.studies import STUDIES, TEMPO, Study
 
 from tests.end_to_end.test_train import metrics
+from tests.warm.start import warm_python
 
 LIMIT = 300
 SMALL = ("evaluation.samples=2", "evaluation.final_samples=2", "evaluation.k=2", "loop.labeled_prompts=8")
@@ -56,11 +57,12 @@ def test_a_study_resumes_a_killed_run_and_ends_with_tables_and_figures(
     arguments = ["reproduce.py", str(directory), "--seeds", "5", "--questions", str(questions)]
     arguments += ["--start", *SMALL, *START, "--loop", *SMALL, *LOOP]
     tempo, start, train = directory / "tempo-5", directory / "start-5", subprocess.run
+    warm = warm_python()
 
     def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[bytes]:
         if f"run_dir={tempo}" in command and not (tempo / "checkpoints").exists():
             return killed_after_an_iteration(command, tempo, **settings)
-        return train(command, **settings)
+        return train([*warm, *command[1:]], **settings)  # command[0] is Python
 
     monkeypatch.setattr(runs.subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", arguments)
