@@ -101,8 +101,8 @@ STUDIES: dict[str, Study] = {
         "How far may unlabeled questions be from labeled ones?",
         {
             **TEMPO,
-            **{f"shift_{name}": ("method=tempo", *_shifted(name)) for name in ("none", "small")},
-            **{f"ppo_shift_{name}": ("method=ppo", *RLVR, *_shifted(name)) for name in ("none", "small")},
+            **{f"shift_{name}": ("method=tempo", *_shifted(name)) for name in ("none", "small", "large")},
+            **{f"ppo_shift_{name}": ("method=ppo", *RLVR, *_shifted(name)) for name in ("none", "small", "large")},
         },
     ),
 }
