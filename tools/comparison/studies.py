@@ -10,6 +10,8 @@ checkpoints."""
 
 GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
 """As many rollouts as the other methods', of prompts whose responses can be compared."""
+LABELED = ("loop.labeled_prompts=64",)
+"""As many rollouts for the M-step as unlabeled methods have."""
 LABELED_GROUPS = ("loop.labeled_prompts=32", "loop.samples_per_prompt=8")
 RLVR = ("policy.optimizer.learning_rate=1.0e-4",)
 """The start's learning rate."""
@@ -49,7 +51,7 @@ STUDIES: dict[str, Study] = {
             **FROZEN,
             "ttrl": ("method=ttrl", *GROUPS),
             "empo": ("method=empo", *GROUPS),
-            "ppo": ("method=ppo", "loop.labeled_prompts=128", *RLVR),
+            "ppo": ("method=ppo", *LABELED, *RLVR),
             "grpo": ("method=grpo", *LABELED_GROUPS, *RLVR),
         },
     ),
@@ -65,7 +67,7 @@ STUDIES: dict[str, Study] = {
         "How many labeled prompts does an E-step need?",
         {
             **TEMPO,
-            **{f"prompts_{count}": ("method=tempo", f"loop.labeled_prompts={count}") for count in (32, 64, 128)},
+            **{f"prompts_{count}": ("method=tempo", f"loop.labeled_prompts={count}") for count in (16, 32, 64)},
         },
     ),
     "labels": Study(
@@ -102,7 +104,10 @@ STUDIES: dict[str, Study] = {
         {
             **TEMPO,
             **{f"shift_{name}": ("method=tempo", *_shifted(name)) for name in ("none", "small", "large")},
-            **{f"ppo_shift_{name}": ("method=ppo", *RLVR, *_shifted(name)) for name in ("none", "small", "large")},
+            **{
+                f"ppo_shift_{name}": ("method=ppo", *LABELED, *RLVR, *_shifted(name))
+                for name in ("none", "small", "large")
+            },
         },
     ),
 }
