@@ -17,23 +17,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import queue
 import statistics
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import batched
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from comparison.drawing import variant_panels
+from comparison.runs import Piece, Slots, train_all
+from comparison.samples import curve, grades_by_question, mean_grade, pass_rate
+
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.metrics.bootstrap import confidence_interval
-from tempo_megatron.metrics.pass_at_k import pass_at_k
-from tempo_megatron.report.panels import MAXIMUM_LINES, Line, Panel, Section
+from tempo_megatron.report.panels import Section
 from tempo_megatron.report.png import write_figures
 
 K = 8
@@ -56,42 +52,13 @@ VARIANTS: dict[str, Variants] = {
 }
 
 
-def train(recipe: Path, run: Path, overrides: Sequence[str], gpu: str | None) -> None:
-    """Trains a run to its end, on GPU `gpu` if it is named. Skips a run that has a summary.
-
-    The output goes to the run's directory.
-    """
-    if (run / "summary.json").is_file():
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tempo_megatron.cli", "train", str(recipe), f"run_dir={run}", *overrides]
-    with (run / "output.log").open("a") as log:
-        environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        process = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {run / 'output.log'}")
-    print(f"{run.name}: done", flush=True)
-
-
 def compare(options: argparse.Namespace, variants: Variants, seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """Makes all runs, first the starts and then the variants: `jobs` at a time, spread evenly over the GPUs.
+    """Makes all runs, first the starts and then the variants. Raises ExceptionGroup once all have ended."""
+    gpus = tuple(options.gpus.split(",")) if options.gpus else ()
+    slots = Slots(options.jobs, gpus, options.delay)
 
-    Raises ExceptionGroup once all have ended.
-    """
-    gpus: list[str | None] = list(options.gpus.split(",")) if options.gpus else [None]
-    start_locks = {gpu: threading.Lock() for gpu in gpus}
-    free_gpus: queue.Queue[str | None] = queue.Queue()
-    for number in range(options.jobs):
-        free_gpus.put(gpus[number % len(gpus)])
-
-    def run(name: str, seed: int, settings: Sequence[str]) -> None:
-        gpu = free_gpus.get()
-        try:
-            with start_locks[gpu]:
-                time.sleep(options.delay)
-            train(options.recipe, options.directory / f"{name}-{seed}", [*settings, f"seed={seed}"], gpu)
-        finally:
-            free_gpus.put(gpu)
+    def piece(name: str, seed: int, settings: Sequence[str]) -> Piece:
+        return Piece(options.recipe, options.directory / f"{name}-{seed}", (*settings, f"seed={seed}"))
 
     def after_start(seed: int) -> list[str]:
         start = options.directory / f"start-{seed}" / "checkpoints" / "iteration-000000"
@@ -102,33 +69,11 @@ def compare(options: argparse.Namespace, variants: Variants, seeds: Sequence[int
             "stages.critic_start.iterations=0",
         ]
 
+    train_all([piece("start", seed, [*overrides, "loop.iterations=0"]) for seed in seeds], slots)
     variant_runs = [(name, seed, settings) for seed in seeds for name, settings in variants.items()]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        start_settings = [*overrides, "loop.iterations=0"]
-        finish([pool.submit(run, "start", seed, start_settings) for seed in seeds])
-        finish(
-            [
-                pool.submit(run, name, seed, [*settings, *overrides, *after_start(seed)])
-                for name, seed, settings in variant_runs
-            ]
-        )
-
-
-def finish(runs: Sequence[Future[None]]) -> None:
-    """Waits for all runs. Raises ExceptionGroup if some failed."""
-    failed = [error for run in runs if isinstance(error := run.exception(), Exception)]
-    if failed:
-        raise ExceptionGroup("some runs failed; the same command tries them again", failed)
-
-
-def grades_by_question(run: Path, evaluation: str) -> dict[str, dict[str, list[float]]]:
-    """Returns the grades of the `initial` or `final` evaluation: set -> question -> grade of each sample."""
-    files = sorted((run / "samples").glob("iteration-*.jsonl"))
-    rows = [json.loads(line) for line in files[0 if evaluation == "initial" else -1].read_text().splitlines()]
-    grades: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        grades.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(row["correct"])
-    return grades
+    train_all(
+        [piece(name, seed, [*settings, *overrides, *after_start(seed)]) for name, seed, settings in variant_runs], slots
+    )
 
 
 def summary(runs: Sequence[Path], evaluation: str, question_set: str) -> dict[str, tuple[float, float, float]]:
@@ -141,8 +86,8 @@ def summary(runs: Sequence[Path], evaluation: str, question_set: str) -> dict[st
         for prompt, grades in grades_by_question(run, evaluation)[question_set].items():
             by_question.setdefault(prompt, []).append(grades)
     measures = {
-        f"avg@{K}": lambda grades: sum(grades) / len(grades),
-        f"pass@{K}": lambda grades: pass_at_k(round(sum(grades)), len(grades), K),
+        f"avg@{K}": mean_grade,
+        f"pass@{K}": partial(pass_rate, k=K),
     }
     summary_by_measure = {}
     for name, measure in measures.items():
@@ -172,12 +117,6 @@ def table(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[st
     return "\n".join(lines) + "\n", results
 
 
-def curve(run: Path, key: str) -> list[tuple[int, float]]:
-    """Returns (iteration, value) of a run's metric for each iteration that logged it."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["iteration"], row[key]) for row in rows if key in row]
-
-
 def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
     """Returns a row for each variant and seed about exp|log-prob of the generator - log-prob of the trainer|.
 
@@ -201,34 +140,11 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
 
 
 def curves(directory: Path, variants: Variants, seeds: Sequence[int]) -> Section:
-    """Returns panels of avg@8 on unlabeled questions and of log-prob differences: a line for each variant.
-
-    A line is the mean over seeds, in a band from the lowest to the highest seed. A panel has at most `MAXIMUM_LINES`.
-    """
-    panels = []
-    for key, title, share in (
-        (f"evaluation/unlabeled/avg@{K}", f"avg@{K} on unlabeled questions", True),
-        (DIFFERENCE, "mean of exp|log-prob of generator - of trainer|", False),
-    ):
-        for names in batched(variants, MAXIMUM_LINES):
-            lines = [mean_line(name, [curve(directory / f"{name}-{seed}", key) for seed in seeds]) for name in names]
-            shown = f"{title}: {', '.join(names)}" if len(variants) > MAXIMUM_LINES else title
-            panels.append(Panel(shown, "Mean over seeds, from the lowest to the highest seed.", lines, share=share))
-    return Section("comparison", "", panels)
-
-
-def mean_line(name: str, seeds: Sequence[Sequence[tuple[int, float]]]) -> Line:
-    """Returns the mean over seeds at each iteration that all seeds logged, with the lowest and the highest seed."""
-    columns = [dict(points) for points in seeds]
-    iterations = sorted(set.intersection(*map(set, columns)))
-    values = [[column[iteration] for column in columns] for iteration in iterations]
-    return Line(
-        name,
-        [float(iteration) for iteration in iterations],
-        [statistics.mean(row) for row in values],
-        [min(row) for row in values],
-        [max(row) for row in values],
-    )
+    """Returns panels of avg@8 on unlabeled questions and of log-prob differences: a line for each variant."""
+    runs = {name: [directory / f"{name}-{seed}" for seed in seeds] for name in variants}
+    accuracy = variant_panels(runs, f"evaluation/unlabeled/avg@{K}", f"avg@{K} on unlabeled questions", share=True)
+    differences = variant_panels(runs, DIFFERENCE, "mean of exp|log-prob of generator - of trainer|", share=False)
+    return Section("comparison", "", [*accuracy, *differences])
 
 
 def main() -> None:

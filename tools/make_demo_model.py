@@ -9,8 +9,10 @@ that a prompt is as long as its word.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,14 +21,18 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 QUESTION = "Spell this word backward (example: sun -> nus): "
 PAD, END = "<pad>", "<eos>"
+CHARACTERS = string.ascii_letters + string.digits + "'-. "
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a letter; decoding joins tokens without spaces, so that a word survives the round trip."""
-    words = [PAD, END, QUESTION, *string.ascii_letters, *string.digits, *"'-. "]
+def make_character_tokenizer(characters: str, phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token for each character and each phrase.
+
+    Decoding joins tokens without spaces, so that a word survives the round trip.
+    """
+    words = [PAD, END, *phrases, *characters]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=PAD))
-    pieces = Regex(f"{QUESTION.replace('(', '[(]').replace(')', '[)]')}|.")
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(pieces, "isolated")
+    pieces = "|".join([*map(re.escape, phrases), "."])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, clean_up_tokenization_spaces=False
@@ -55,11 +61,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return Qwen3ForCausalLM(config)
 
 
-def write_demo_model(directory: Path, seed: int = 0) -> None:
+def write_model(directory: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """Write the model directory, whole or not at all."""
     aside = directory.with_name(f".writing-{directory.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
@@ -69,6 +74,11 @@ def write_demo_model(directory: Path, seed: int = 0) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)
     print(f"{directory}: {model.num_parameters() / 1e6:.2f} M parameters, {len(tokenizer)} tokens")
+
+
+def write_demo_model(directory: Path, seed: int = 0) -> None:
+    """Write the demo's model directory."""
+    write_model(directory, make_character_tokenizer(CHARACTERS, [QUESTION]), seed)
 
 
 def main() -> None:

@@ -35,12 +35,15 @@ class GenerationConfig:
     max_num_seqs: int = setting(256, "largest number of sequences that one vLLM replica decodes at a time", at_least=1)
     gpu_memory_utilization: float = setting(
         0.5,
-        "share of a GPU's memory for vLLM: its KV cache takes what weights and activations leave; unused on CPUs",
+        "share of a GPU's memory for vLLM, which must be free when it starts; unused on CPUs",
         above=0,
         at_most=1,
     )
     kv_cache_gib: float = setting(
-        1.0, "GiB of KV cache of a CPU rank, enough for one sequence of maximum length; unused on GPUs", above=0
+        0.0,
+        "GiB of KV cache of a rank, enough for one sequence of maximum length, also where runs share a GPU; 0: 1 on "
+        "CPUs, on GPUs what weights and activations leave of gpu_memory_utilization",
+        at_least=0,
     )
     sleep: bool = setting(
         True,

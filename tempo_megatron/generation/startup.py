@@ -74,7 +74,7 @@ def start_engine(
         tensor_parallel_size=tensor_parallel_size,
         distributed_executor_backend="external_launcher",
         gpu_memory_utilization=config.gpu_memory_utilization if on_gpu else 0.1,
-        kv_cache_memory_bytes=None if on_gpu else round(config.kv_cache_gib * 2**30),
+        kv_cache_memory_bytes=fixed_kv_cache_bytes(config, on_gpu),
         enforce_eager=config.enforce_eager or not on_gpu,
         enable_prefix_caching=on_gpu,  # The samples of a prompt share its prefill.
         enable_sleep_mode=sleeps,
@@ -96,3 +96,12 @@ def start_engine(
     if is_exact:
         llm.apply_model(partial(shared_kernels.set_rotary_tables, settings=settings))
     return llm
+
+
+def fixed_kv_cache_bytes(config: GenerationConfig, on_gpu: bool) -> int | None:
+    """Returns the size of the KV cache; None where vLLM measures the GPU's free memory.
+
+    Engines that share a GPU need a fixed size: each would count the others' memory as its own.
+    """
+    gib = config.kv_cache_gib or (0.0 if on_gpu else 1.0)
+    return round(gib * 2**30) or None

@@ -1,6 +1,7 @@
 """Memory of vLLM on one GPU: its weights, its workspace and its KV cache.
 
-The KV cache gets what is left of `generation.gpu_memory_utilization` (`EngineMemory.kv_cache_bytes`).
+The KV cache has `generation.kv_cache_gib`, or gets what is left of `generation.gpu_memory_utilization`
+(`EngineMemory.kv_cache_bytes`).
 """
 
 from __future__ import annotations
@@ -63,7 +64,12 @@ class EngineMemory:
 
     @property
     def kv_cache_bytes(self) -> int:
-        """Bytes that vLLM's share of the GPU leaves for the KV cache. Negative if the rest exceeds the share."""
+        """Bytes of the KV cache: those that the recipe sets, else what vLLM's share of the GPU leaves.
+
+        Negative if the rest exceeds the share.
+        """
+        if gib := self.config.generation.kv_cache_gib:
+            return round(gib * GIB)
         budget = self.config.generation.gpu_memory_utilization * self.machine.usable_gib * GIB
         return int(budget) - self.weight_bytes - self.workspace_bytes
 

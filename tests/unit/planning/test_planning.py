@@ -133,6 +133,13 @@ def test_a_chunk_of_logits_is_as_large_as_it_is_planned() -> None:
     assert activations.LOGITS_CHUNK == 4 * log_probs.CHUNK_ELEMENTS
 
 
+def test_a_kv_cache_of_a_set_size_is_planned_as_such() -> None:
+    """Runs that share a GPU set it. vLLM then does not fill its share of the GPU."""
+    default, fixed = (recipe_run("qwen3_8b_math", f"generation.kv_cache_gib={gib}") for gib in (0, 2.5))
+    assert fixed.engine.kv_cache_bytes == 2.5 * GIB < default.engine.kv_cache_bytes
+    assert total_bytes(default.engine.parts()) - total_bytes(fixed.engine.parts()) > GIB
+
+
 def test_a_sync_is_planned_with_buckets_as_large_as_its_own() -> None:
     """The planner may not import the packages that it plans. A sync has three buckets and the shards of one, which are
     half a bucket over two tensor ranks."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import compare_runs
 import pytest
+from comparison import runs
+from comparison.runs import Piece
 
 VARIANTS = {"one": ("loop.iterations=1",), "two": ("loop.iterations=2",)}
 
@@ -23,7 +25,8 @@ def test_no_gpu_has_more_than_its_share_and_a_failure_stops_no_other(
     lock, running, most_running = threading.Lock(), Counter[str | None](), Counter[str | None]()
     finished: list[tuple[str, Sequence[str]]] = []
 
-    def train(recipe: Path, run: Path, overrides: Sequence[str], gpu: str | None) -> None:
+    def train(piece: Piece, gpu: str | None) -> None:
+        run = piece.directory
         with lock:
             running[gpu] += 1
             most_running[gpu] = max(most_running[gpu], running[gpu])
@@ -32,11 +35,11 @@ def test_no_gpu_has_more_than_its_share_and_a_failure_stops_no_other(
         )  # a fixed assignment would put all of one variant on a GPU
         with lock:
             running[gpu] -= 1
-            finished.append((run.name, overrides))
+            finished.append((run.name, piece.overrides))
         if run.name == "two-1":
             raise RuntimeError("it failed")
 
-    monkeypatch.setattr(compare_runs, "train", train)
+    monkeypatch.setattr(runs, "train", train)
     options = argparse.Namespace(directory=tmp_path, recipe=tmp_path / "recipe.yaml", gpus="4,7", jobs=4, delay=0.0)
     with pytest.raises(ExceptionGroup, match="the same command tries them again") as failed:
         compare_runs.compare(options, VARIANTS, [0, 1, 2], ["model.precision=fp32"])

@@ -1,0 +1,83 @@
+"""Trains runs side by side, each on a free GPU or on cores of this machine."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One run: a recipe with overrides, in a directory."""
+
+    recipe: Path
+    directory: Path
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many runs go at a time, and where."""
+
+    jobs: int = 1
+    """Runs at a time, spread evenly over the GPUs."""
+    gpus: tuple[str, ...] = ()
+    """GPU numbers; empty: the runs see what this process sees."""
+    delay: float = 0.0
+    """Seconds between starts on a GPU. Engines that share it measure its memory, and fail if another ends then."""
+
+
+def train(piece: Piece, gpu: str | None) -> None:
+    """Trains a run to its end, on GPU `gpu` if it is named. Skips a run that has a summary.
+
+    The output goes to the run's directory. Raises RuntimeError, with the command, for a run that fails.
+    """
+    run = piece.directory
+    if is_complete(run):
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tempo_megatron.cli", "train", str(piece.recipe)]
+    command += [f"run_dir={run}", *piece.overrides]
+    with (run / "output.log").open("a") as log:
+        environment = os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        process = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {run / 'output.log'}")
+    print(f"{run.name}: done", flush=True)
+
+
+def is_complete(run: Path) -> bool:
+    """Returns whether a run has reached its end."""
+    return (run / "summary.json").is_file()
+
+
+def train_all(pieces: Sequence[Piece], slots: Slots) -> None:
+    """Trains all runs. A run that fails stops no other. Raises ExceptionGroup once all have ended."""
+    gpus: list[str | None] = list(slots.gpus) or [None]
+    start_locks = {gpu: threading.Lock() for gpu in gpus}
+    free_gpus: queue.Queue[str | None] = queue.Queue()
+    for number in range(slots.jobs):
+        free_gpus.put(gpus[number % len(gpus)])
+
+    def run(piece: Piece) -> None:
+        gpu = free_gpus.get()
+        try:
+            with start_locks[gpu]:
+                time.sleep(slots.delay)
+            train(piece, gpu)
+        finally:
+            free_gpus.put(gpu)
+
+    with ThreadPoolExecutor(slots.jobs) as pool:
+        futures = [pool.submit(run, piece) for piece in pieces]
+        failed = [error for future in futures if isinstance(error := future.exception(), Exception)]
+    if failed:
+        raise ExceptionGroup("some runs failed; the same command tries them again", failed)

@@ -1,0 +1,113 @@
+"""The studies of the miniature: for each a question, the runs that answer it, and the one they are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Settings = tuple[str, ...]
+"""Overrides of recipes/miniature/loop.yaml. `{data}` is the directory of the questions, `{start}` that of the start's
+checkpoints."""
+
+GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
+"""As many rollouts as the other methods', of prompts whose responses can be compared."""
+LABELED = ("loop.labeled_prompts=64",)
+"""As many rollouts for the M-step as unlabeled methods have."""
+LABELED_GROUPS = ("loop.labeled_prompts=32", "loop.samples_per_prompt=8")
+RLVR = ("policy.optimizer.learning_rate=1.0e-4",)
+"""The start's learning rate."""
+
+
+def _labeled(name: str) -> str:
+    return f"data.labeled=[{{path: {{data}}/{name}.jsonl}}]"
+
+
+def _shifted(name: str) -> Settings:
+    """Returns the settings that adapt to, and hold out, questions of another shift."""
+    return (
+        f"data.unlabeled=[{{path: {{data}}/{name}_unlabeled.jsonl}}]",
+        f"data.held_out=[{{path: {{data}}/{name}_held_out.jsonl}}, {{path: {{data}}/familiar.jsonl}}]",
+    )
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs that answer one question."""
+
+    question: str
+    runs: dict[str, Settings]
+    """The runs by name. A name has the same settings in every study, so that studies share runs."""
+    reference: str = "tempo"
+    """The run that the others are compared with."""
+
+
+TEMPO: dict[str, Settings] = {"tempo": ("method=tempo",)}
+FROZEN: dict[str, Settings] = {"frozen_critic": ("method=frozen_critic",)}
+
+STUDIES: dict[str, Study] = {
+    "methods": Study(
+        "Which method gains most on unlabeled questions, and which keeps pass@k?",
+        {
+            **TEMPO,
+            **FROZEN,
+            "ttrl": ("method=ttrl", *GROUPS),
+            "empo": ("method=empo", *GROUPS),
+            "ppo": ("method=ppo", *LABELED, *RLVR),
+            "grpo": ("method=grpo", *LABELED_GROUPS, *RLVR),
+        },
+    ),
+    "intervals": Study(
+        "How often must the critic be recalibrated?",
+        {
+            **TEMPO,
+            **{f"interval_{interval}": ("method=tempo", f"loop.e_step_interval={interval}") for interval in (2, 4, 8)},
+            **FROZEN,
+        },
+    ),
+    "shares": Study(
+        "How many labeled prompts does an E-step need?",
+        {
+            **TEMPO,
+            **{f"prompts_{count}": ("method=tempo", f"loop.labeled_prompts={count}") for count in (16, 32, 64)},
+        },
+    ),
+    "labels": Study(
+        "How many labeled questions do E-steps need?",
+        {
+            **TEMPO,
+            **{f"labels_{size}": ("method=tempo", _labeled(f"labeled_{size}")) for size in (64, 256, 1024)},
+        },
+    ),
+    "critics": Study(
+        "How good must the critic be at the start?",
+        {
+            **TEMPO,
+            **{
+                f"critic_{iteration}": ("method=tempo", f"critic.checkpoint={{start}}/iteration-{iteration:06d}")
+                for iteration in (20, 40, 60)
+            },
+        },
+    ),
+    "baselines": Study(
+        "Does it matter whether the baseline has seen the token?",
+        {**TEMPO, "after_token": ("method=tempo", "policy.baseline=after_token")},
+    ),
+    "averages": Study(
+        "Does the loss's average over tokens matter?",
+        {**TEMPO, "constant": ("method=tempo", "policy.average_over=constant")},
+    ),
+    "targets": Study(
+        "Do the critic's targets matter?",
+        {**TEMPO, "minus_one_one": ("method=tempo", "critic.target_range=minus_one_one")},
+    ),
+    "shifts": Study(
+        "How far may unlabeled questions be from labeled ones?",
+        {
+            **TEMPO,
+            **{f"shift_{name}": ("method=tempo", *_shifted(name)) for name in ("none", "small", "large")},
+            **{
+                f"ppo_shift_{name}": ("method=ppo", *LABELED, *RLVR, *_shifted(name))
+                for name in ("none", "small", "large")
+            },
+        },
+    ),
+}
