@@ -1,4 +1,4 @@
-"""What the page shows token by token, and what the critic believed."""
+"""What the page shows token by token, and the critic's calibration."""
 
 from __future__ import annotations
 
