@@ -46,7 +46,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(if $(filter cuda,$(EX
 # The report's page is tested in Chromium: Debian's, or one that Playwright downloads for this user alone.
 browser: setup
 	@command -v chromium chromium-browser google-chrome >/dev/null \
-		|| timeout 300 $(RUN) playwright install --only-shell chromium >/dev/null 2>&1 \
+		|| timeout 60 $(RUN) playwright install --only-shell chromium >/dev/null 2>&1 \
 		|| echo "== Chromium could not be installed: tests of the report's page will be skipped"
 
 test: setup browser

@@ -20,9 +20,10 @@ from tempo_megatron.generation.recorded import Engine
 from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.launch import slurm, torchrun
 from tempo_megatron.megatron import topology
-from tempo_megatron.training.phases.evaluate import Decode, response_record
+from tempo_megatron.training.phases.evaluate import response_record
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import graded_answers
+from tempo_megatron.training.phases.token_samples import Decode
 from tempo_megatron.utils.distributed import broadcast_from_first, rank_and_ranks
 from tempo_megatron.utils.logs import get_logger
 from tempo_megatron.utils.terminal import print_markdown, refuse

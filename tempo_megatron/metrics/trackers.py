@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -133,10 +134,14 @@ class Mlflow:
         if self._is_local:
             self._open_locally(lines)
             return
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            self._fall_back("MLFLOW_TRACKING_URI, the address of MLflow's server, is not set", lines)
+            return
         try:
-            self._open(os.environ["MLFLOW_TRACKING_URI"], run_dir / "mlflow_id", lines)
+            self._open(uri, run_dir / "mlflow_id", lines)
         except Exception as error:
-            self._fall_back(error, lines)
+            self._fall_back(f"MLflow does not answer ({error!r})", lines)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         try:
@@ -144,16 +149,16 @@ class Mlflow:
         except Exception as error:
             if self._is_local:
                 raise
-            self._fall_back(error, step)
+            self._fall_back(f"MLflow does not answer ({error!r})", step)
             self._log(numbers, step)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)
 
-    def _fall_back(self, error: Exception, lines: int) -> None:
+    def _fall_back(self, reason: str, lines: int) -> None:
         logger.warning(
-            f"MLflow does not answer ({error!r}): this run is logged to {self._run_dir / 'mlflow.db'}; "
-            "a later start sends it, if the server answers then"
+            f"{reason}: this run is logged to {self._run_dir / 'mlflow.db'}; "
+            "a later start sends it, if a server answers then"
         )
         self._is_local = True
         self._open_locally(lines)
@@ -192,14 +197,23 @@ class Mlflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        # A name may have neither `@` nor other signs.
         metrics = [
-            Metric(name.replace("@", "_at_"), float(value), now, step)
+            Metric(mlflow_name(name), float(value), now, step)
             for name, value in numbers.items()
             if math.isfinite(value)
         ]
         for start in range(0, len(metrics), _MLFLOW_BATCH):
             self._client.log_batch(self._run, metrics=metrics[start : start + _MLFLOW_BATCH])
+
+
+def mlflow_name(name: str) -> str:
+    """Return the name under which MLflow logs a metric.
+
+    MLflow allows letters, digits and `_ - . : /` and spaces. A name must also be a normal path: no part of it is empty,
+    `.` or `..`. Names of sources are free text.
+    """
+    allowed = re.sub(r"[^\w./ :-]", "_", name.replace("@", "_at_"))
+    return "/".join("_" if part in ("", ".", "..") else part for part in allowed.split("/"))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

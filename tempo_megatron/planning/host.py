@@ -74,12 +74,12 @@ def _total(ranks: tuple[int, int], sizes: tuple[int, int]) -> int:
     return ranks[0] * sizes[0] + ranks[1] * sizes[1]
 
 
-_TOKEN_SAMPLE_BYTES = 48
+_TOKEN_SAMPLE_BYTES = 80
 """A token of a token sample as JSON: its text and four numbers."""
 
 
 def token_sample_bytes(run: PlannedRun) -> int:
-    """Return the bytes that the token samples of all evaluations take at most (`logging.token_samples`)."""
+    """Return about the most bytes that the token samples of all evaluations take (`logging.token_samples`)."""
     config = run.config
     tokens = min(TOKEN_SAMPLE_TOKENS, config.generation.max_response_tokens)
     response = tokens * _TOKEN_SAMPLE_BYTES + config.data.max_prompt_tokens * 4

@@ -83,7 +83,7 @@ def _host_table(run: PlannedRun) -> str:
         [
             "token samples, per run",
             f"{host.token_sample_bytes(run) / GIB:.2f}",
-            f"at most; logging.token_samples {run.config.logging.token_samples}",
+            f"about the most; logging.token_samples {run.config.logging.token_samples}",
         ],
     ]
     return "Host memory and storage:\n\n" + format_table(["memory", "GiB", "parts"], rows)

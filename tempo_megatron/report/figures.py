@@ -157,11 +157,11 @@ def _distinct_line(record: RunRecord, question_set: str) -> Line:
 def reliability_panel(record: RunRecord) -> Panel:
     """Return the critic's reliability diagram: for each bin of values, the share of right responses, by iteration."""
     frames = []
-    for iteration, beliefs in sorted(record.beliefs.items()):
+    for iteration, line in sorted(record.critic_lines.items()):
         lines = []
         for color, (moment, title) in enumerate(_MOMENTS.items(), start=1):
             name = title if has_e_steps(record) else title.replace(f", {_AFTER}", "")
-            if bins := beliefs.get("bins", {}).get(moment):
+            if bins := line.get("bins", {}).get(moment):
                 counts, values, shares = map(list, zip(*bins, strict=True))
                 lines.append(Line(name, values, shares, counts=counts, color=color))
         if lines:

@@ -202,7 +202,7 @@ SUBJECTS = (
             Measure("Bound", "Evidence lower bound.", {"bound": "evidence/bound"}, unit="nats"),
             Measure(
                 "Expected log value",
-                "E_q[log V]: how right the weighted responses are, in the critic's eyes.",
+                "E_q[log V]: the log of the critic's values, averaged over the weighted responses.",
                 {"E[log V]": "evidence/expected_log_correctness"},
                 unit="nats",
             ),

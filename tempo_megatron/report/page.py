@@ -82,7 +82,8 @@ def run_page(record: RunRecord, answers: Mapping[str, str] | None = None, *, rel
         memory_total=total,
         question_count=len(questions),
         token_question_count=len(tokens.questions),
-        token_evaluations_left_out=tokens.left_out,
+        token_evaluations_left_out=tokens.evaluations_left_out,
+        token_questions_left_out=tokens.questions_left_out,
         shows_answers=answers is not None,
     )
 
@@ -107,8 +108,8 @@ def _plan_sentence(record: RunRecord) -> str:
     measured = f" They had {mean(lengths):,.0f}." if lengths else ""
     return (
         "Planned is what tempo plan predicted at the start, for responses of "
-        f"{record.plan['response_tokens']:,.0f} tokens on average.{measured} It counts the moving of models between "
-        "phases apart."
+        f"{record.plan['response_tokens']:,.0f} tokens on average.{measured} The plan lists the "
+        "moving of models separately."
     )
 
 

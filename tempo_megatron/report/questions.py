@@ -134,7 +134,7 @@ def _votes(responses: list[Response]) -> tuple[float, str]:
 def last_values(record: RunRecord) -> dict[str, float]:
     """Return the critic's last recorded mean value of each unlabeled question, by question id."""
     values: dict[str, float] = {}
-    for _, row in sorted(record.beliefs.items()):
+    for _, row in sorted(record.critic_lines.items()):
         values |= row.get("values", {})
     return values
 

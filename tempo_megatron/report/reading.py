@@ -86,7 +86,7 @@ class RunRecord:
     """By iteration."""
     questions: dict[str, str]
     """Question id -> its text as the model reads it."""
-    beliefs: dict[int, Row]
+    critic_lines: dict[int, Row]
     """Iteration -> its line of critic.jsonl: the critic's calibration bins, and its values of unlabeled questions."""
     plan: dict[str, Any] | None
     """The contents of plan.json, what `tempo plan` predicted; None where nothing could be predicted."""
@@ -165,7 +165,7 @@ def read_run(directory: Path) -> RunRecord:
     questions = {
         row["prompt"]: row["question"] for row in json_rows(samples / "questions.jsonl", unreadable, is_growing)
     }
-    beliefs: dict[int, Row] = {
+    critic_lines: dict[int, Row] = {
         row["iteration"]: row
         for row in json_rows(directory / "critic.jsonl", unreadable, is_growing)
         if not rows or row["iteration"] <= last
@@ -180,7 +180,7 @@ def read_run(directory: Path) -> RunRecord:
         rows,
         evaluations,
         questions,
-        beliefs,
+        critic_lines,
         plan,
         summary,
         status,

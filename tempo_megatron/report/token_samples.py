@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
+import json
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from tempo_megatron.report.reading import Row, RunRecord, iteration_of, json_row
 from tempo_megatron.report.words import set_name
 
 _BUDGET_BYTES = 5_000_000
-"""The bytes of files that a page shows at most. Beyond it evaluations between the first and the last are left out."""
+"""The bytes of samples in a page. Evaluations between the first and the last are left out beyond it, then questions."""
 _COLUMNS = (
     "sample",
     "correct",
@@ -46,8 +48,10 @@ class TokenSamples:
 
     questions: list[TokenQuestion]
     """Unlabeled ones first, labeled ones last; within a set those with more responses first."""
-    left_out: int
+    evaluations_left_out: int
     """The number of evaluations that are left out, to keep the page light."""
+    questions_left_out: int
+    """The number of questions that are left out, where fewer evaluations were not enough."""
 
 
 def token_samples(record: RunRecord) -> TokenSamples:
@@ -65,7 +69,8 @@ def token_samples(record: RunRecord) -> TokenSamples:
             for row in json_rows(path, record.unreadable):
                 _add(questions, row, iteration)
     ordered = sorted(questions.values(), key=lambda each: (_order(each.question_set), -len(each.responses)))
-    return TokenSamples(ordered, len(by_iteration) - len(shown))
+    light = _light(ordered)
+    return TokenSamples(light, len(by_iteration) - len(shown), len(ordered) - len(light))
 
 
 def _add(questions: dict[tuple[str, str], TokenQuestion], row: Row, iteration: int) -> None:
@@ -81,6 +86,23 @@ def _affordable(sizes: dict[int, int]) -> Collection[int]:
     while sum(sizes[iteration] for iteration in shown) > _BUDGET_BYTES and len(shown) > 2:
         shown = sorted({*shown[::2], shown[-1]}) if len(shown) > 3 else [shown[0], shown[-1]]
     return shown
+
+
+def _light(questions: Sequence[TokenQuestion]) -> list[TokenQuestion]:
+    """Return the questions whose JSON fits into the budget, and at least one. The last ones of each set go first."""
+    places: Counter[str] = Counter()
+    by_place = []
+    for index, question in enumerate(questions):
+        by_place.append((places[question.question_set], index))
+        places[question.question_set] += 1
+    shown: list[int] = []
+    size = 0
+    for _, index in sorted(by_place):
+        size += len(json.dumps(asdict(questions[index]), ensure_ascii=False).encode(errors="replace"))
+        if shown and size > _BUDGET_BYTES:
+            break
+        shown.append(index)
+    return [questions[index] for index in sorted(shown)]
 
 
 def _size(path: Path) -> int:

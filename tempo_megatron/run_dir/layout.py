@@ -67,8 +67,14 @@ def write_environment(directory: Path, facts: dict[str, str]) -> None:
     write_text_atomically(directory / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
-def write_plan(directory: Path, plan: dict[str, Any]) -> None:
-    """Write `plan.json`: the seconds and memory that the newest start of the run is expected to take."""
+def write_plan(directory: Path, plan: dict[str, Any] | None) -> None:
+    """Write `plan.json`: the seconds and memory that the newest start of the run is expected to take.
+
+    None removes the file of an earlier start, whose machine may have been another.
+    """
+    if plan is None:
+        (directory / "plan.json").unlink(missing_ok=True)
+        return
     write_text_atomically(directory / "plan.json", json.dumps(plan, indent=2) + "\n")
 
 

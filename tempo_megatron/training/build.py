@@ -33,9 +33,10 @@ from tempo_megatron.training.banner import banner, run_facts
 from tempo_megatron.training.lifecycle import Lifecycle
 from tempo_megatron.training.models import Models
 from tempo_megatron.training.phases.collect import Collector
-from tempo_megatron.training.phases.evaluate import Decode, Evaluator
+from tempo_megatron.training.phases.evaluate import Evaluator
 from tempo_megatron.training.phases.length_history import LengthHistory
 from tempo_megatron.training.phases.select_checkpoint import CheckpointSelector
+from tempo_megatron.training.phases.token_samples import Decode
 from tempo_megatron.training.recording import Recorder
 from tempo_megatron.training.reporting import Console, RunLog
 from tempo_megatron.training.residency import DeviceResidency
@@ -188,8 +189,7 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
             lock.acquire()
             create_run_directory(config)
             write_environment(Path(config.run_dir), run_facts(config, ranks))
-            if plan := prediction(config, ranks, data, console):
-                write_plan(Path(config.run_dir), plan)
+            record_plan(config, ranks, data, console)
             accepted, contents = fingerprint.update_record(config, data.learned)
             for line in accepted:
                 console.say(line)
@@ -201,21 +201,27 @@ def _enter_directory(config: Config, ranks: Topology, data: RunData, lock: RunLo
     return contents
 
 
-def prediction(config: Config, ranks: Topology, data: RunData, console: Console) -> dict[str, Any] | None:
-    """Return what the plan predicts for this run; None on CPUs, which plans know nothing about.
+def record_plan(config: Config, ranks: Topology, data: RunData, console: Console) -> None:
+    """Write what the plan predicts for this start of the run, or remove the prediction of an earlier start.
 
-    A plan that fails is a warning: the run can do without.
+    A failure is a warning: the run can do without.
     """
+    directory = Path(config.run_dir)
+    try:
+        write_plan(directory, None)
+        write_plan(directory, _prediction(config, ranks, data))
+    except Exception as error:
+        console.warn(f"the report will have no plan beside its times: {error!r}")
+
+
+def _prediction(config: Config, ranks: Topology, data: RunData) -> dict[str, Any] | None:
+    """Return what the plan predicts for this run; None on CPUs, which plans know nothing about."""
     if ranks.device.type != "cuda":
         return None
     gpu_bytes, (host_bytes, _) = torch.cuda.get_device_properties(ranks.device).total_memory, total_and_free()
     memory = {"gpu_gib": gpu_bytes / 2**30, "host_gib": host_bytes / 2**30}
     questions = sum(map(len, data.questions.with_answers().values()))
-    try:
-        return predict(config, gpus=ranks.world_size, **memory, questions=questions)
-    except Exception as error:
-        console.warn(f"the report will have no plan beside its times: {error!r}")
-        return None
+    return predict(config, gpus=ranks.world_size, **memory, questions=questions)
 
 
 def _saver(config: Config, ranks: Topology) -> saver.Saver:

@@ -21,13 +21,14 @@ from tempo_megatron.config import Config, CriticTraining, Labels, LearnsFrom, Nu
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.checkpointing.saver import CRITIC_START, WARM_START, Position
+from tempo_megatron.metrics.calibration import calibration_bins
 from tempo_megatron.metrics.question_metrics import Metrics
 from tempo_megatron.supervision.interruption import Interrupted, catch_stop_signals
 from tempo_megatron.training.build import build_run
 from tempo_megatron.training.phases.advantages import PolicyRollouts, compute_advantages, rollout_votes
 from tempo_megatron.training.phases.agreement import require_equal_log_probs
 from tempo_megatron.training.phases.collect import Collected
-from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics, question_values
+from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics, mean_final_values
 from tempo_megatron.training.phases.e_step import e_step, learn_returns
 from tempo_megatron.training.phases.expert_shares import expert_shares
 from tempo_megatron.training.phases.m_step import m_step
@@ -133,21 +134,27 @@ def iterate(run: Run) -> Metrics:
         for step in range(1, loop.m_steps):
             run.sync()
             metrics |= run_m_step(run, policy_rollouts(run, collect_again(run, step)), step=step)
-    run.recorder.write_beliefs(run.iteration)
+    run.recorder.write_critic_line(run.iteration)
     return metrics | {"policy/gate_open": float(makes_m_steps)}
 
 
 def run_e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: int, step: int = 0) -> Metrics:
-    """Train the critic on graded labeled rollouts."""
+    """Train the critic on graded labeled rollouts.
+
+    Of several E-steps in an iteration the first one's calibration is recorded. It compares values with the true grades,
+    also where the critic learns shuffled ones.
+    """
+    labels = correct
     if run.config.critic.labels is Labels.shuffled:
         order = sorted(range(len(correct)), key=lambda row: derive_seed(run.config.seed, iteration, "shuffled", row))
-        correct = [correct[row] for row in order]
+        labels = [correct[row] for row in order]
     critic = run.models.needed_critic
     with run.phase("e_step"):
         seed = shuffle_seed(run, iteration, step)
-        metrics, bins = e_step(critic, rollouts, correct, run.config.critic, seed)
+        metrics, final_values = e_step(critic, rollouts, labels, run.config.critic, seed)
         metrics |= expert_shares({"critic": critic})
-    run.recorder.note_bins("labeled", bins)
+    if step == 0:
+        run.recorder.note_bins("labeled", calibration_bins(final_values, correct))
     return metrics
 
 
@@ -185,7 +192,7 @@ def run_m_step(
         metrics["policy/selected_questions"] = run.pass_rates.select(rollouts.rollouts, batch.learning_rows)
     if reads_values and config.policy.learns_from is not LearnsFrom.labeled:
         metrics |= evidence_metrics(rollouts.rollouts, batch)
-        run.recorder.note_values(question_values(rollouts.rollouts, batch))
+        run.recorder.note_values(mean_final_values(rollouts.rollouts, batch))
     if config.critic.training is CriticTraining.returns:
         with run.phase("e_step"):
             metrics |= learn_returns(models.needed_critic, batch, config.critic, seed)
@@ -273,7 +280,7 @@ def start_critic(run: Run) -> None:
         with run.interruptible():
             collected = run.collector.collect(iteration, labeled=stage.prompts)
         metrics = run_e_step(run, collected.labeled, collected.correct, iteration)
-        run.recorder.write_beliefs(iteration)
+        run.recorder.write_critic_line(iteration)
         run.log("critic_start", run.collector.metrics(collected) | metrics, iteration=iteration)
     run.models.freeze_at(Position(CRITIC_START, stage.iterations))
     run.generator.iteration = 0
@@ -281,7 +288,7 @@ def start_critic(run: Run) -> None:
         with run.interruptible():
             collected = run.collector.collect(0, measure=True)
         figures = measure_critic(run, collected, "after")
-        run.recorder.write_beliefs(0)
+        run.recorder.write_critic_line(0)
         run.log("critic_start", figures, iteration=0)
 
 

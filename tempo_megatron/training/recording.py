@@ -1,15 +1,17 @@
 """What a run records for its report beside metrics.
 
 - `token_samples/`: the tokens of a few responses at each evaluation.
-- `critic.jsonl`: what the critic believes in each iteration, namely its calibration bins and its mean value of each
+- `critic.jsonl`: the critic's calibration in each iteration, namely its calibration bins and its mean value of each
   unlabeled question. A resumed run repeats lines. The last one of an iteration counts.
+
+None of these files may fail a run: one that cannot be written is a warning.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,9 @@ from tempo_megatron.training.phases.token_samples import (
 )
 from tempo_megatron.utils.atomic_files import write_text_atomically
 from tempo_megatron.utils.heartbeat import Pace, expect_pace
+from tempo_megatron.utils.logs import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,13 @@ class Recorder:
     phase: Callable[[str], AbstractContextManager[None]]
     run_dir: Path | None
     """The run's directory. Only the rank that writes has it."""
-    _beliefs: dict[str, dict[str, Any]] = field(default_factory=lambda: {"bins": {}, "values": {}}, init=False)
+    _critic_line: dict[str, dict[str, Any]] = field(default_factory=lambda: {"bins": {}, "values": {}}, init=False)
+
+    def __post_init__(self) -> None:
+        """Cut off the line that a killed run did not finish, since the next line would continue it."""
+        if self.run_dir and (path := self.run_dir / "critic.jsonl").exists():
+            with _warning_of_failure("critic.jsonl"), path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     def is_due(self, iteration: int) -> bool:
         """Return whether the responses of this iteration's labeled questions are recorded."""
@@ -80,19 +91,20 @@ class Recorder:
         E-step for those to the questions set aside.
         """
         rounded = [(count, round(score, 4), round(share, 4)) for count, score, share in bins]
-        self._beliefs["bins"][moment] = rounded
+        self._critic_line["bins"][moment] = rounded
 
     def note_values(self, mean_values: Mapping[str, float]) -> None:
         """Note the critic's mean value of the responses to each unlabeled question, by prompt id."""
-        self._beliefs["values"] |= {prompt: round(value, 4) for prompt, value in mean_values.items()}
+        self._critic_line["values"] |= {prompt: round(value, 4) for prompt, value in mean_values.items()}
 
-    def write_beliefs(self, iteration: int) -> None:
+    def write_critic_line(self, iteration: int) -> None:
         """Write what was noted since the last call, if anything was, as a line of `critic.jsonl`."""
-        line = json.dumps({"iteration": iteration, **self._beliefs}, ensure_ascii=False)
-        if self.run_dir and any(self._beliefs.values()):
-            with expect_pace(Pace.untimed), (self.run_dir / "critic.jsonl").open("a", encoding="utf-8") as file:
+        line = json.dumps({"iteration": iteration, **self._critic_line}, ensure_ascii=False)
+        if self.run_dir and any(self._critic_line.values()):
+            path = self.run_dir / "critic.jsonl"
+            with expect_pace(Pace.untimed), _warning_of_failure(path.name), path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
-        self._beliefs.update(bins={}, values={})
+        self._critic_line.update(bins={}, values={})
 
     def _record(
         self, name: str, questions: Sequence[SampledQuestion], scores: Scores, *, compares_log_probs: bool
@@ -118,7 +130,17 @@ class Recorder:
             if self.run_dir:
                 with expect_pace(Pace.untimed):
                     records = token_records(shortened, token_scores, self.decode, compares_log_probs=compares_log_probs)
-                    directory = self.run_dir / "token_samples"
-                    directory.mkdir(parents=True, exist_ok=True)
                     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-                    write_text_atomically(directory / name, "".join(lines))
+                    path = self.run_dir / "token_samples" / name
+                    with _warning_of_failure(f"token_samples/{name}"):
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        write_text_atomically(path, "".join(lines))
+
+
+@contextmanager
+def _warning_of_failure(name: str) -> Iterator[None]:
+    """Let a file that cannot be written be a warning. Not for collective calls, which other ranks would wait for."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning(f"{name} is not written, and the report will lack it: {error!r}")

@@ -138,10 +138,15 @@ class Run:
             self.generator.load_weights()
 
     def evaluate(self, iteration: int, *, at_an_end: bool) -> dict[str, float]:
-        """Evaluate the policy; return the figures as metrics. The summary keeps those of the run's start and end."""
+        """Evaluate the policy and put the generator to sleep; return the figures as metrics.
+
+        The summary keeps those of the run's start and end.
+        """
         with self.phase("evaluate"):
             results = self.evaluator.evaluate(self.generator, iteration, at_an_end)
-        self.recorder.record_evaluated(iteration, self.evaluator.token_samples)
+        # Recording would do it too. Sleep empties the prefix cache, and a run must not depend on what it records.
+        self.generator.sleep()
+        self.recorder.record_evaluated(iteration, self.evaluator.sampled_questions)
         if at_an_end:
             self.state.final_iteration = iteration
             if iteration:

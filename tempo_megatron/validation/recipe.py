@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,13 +79,11 @@ def _missing_settings(config: Config) -> Iterator[str]:
 
 
 def _tracker_problems(logging: LoggingConfig) -> Iterator[str]:
-    """Yield a line for each package or address that a tracker of metrics needs and that is missing."""
+    """Yield a line for each package that a tracker of metrics needs and that is missing."""
     if logging.wandb is not TrackerMode.disabled and not find_spec("wandb"):
         yield "logging.wandb: the package wandb is not installed"
     if logging.mlflow is not TrackerMode.disabled and not all(map(find_spec, ("mlflow", "sqlalchemy", "alembic"))):
         yield "logging.mlflow: the packages of the extra mlflow are not installed"
-    if logging.mlflow is TrackerMode.online and not os.environ.get("MLFLOW_TRACKING_URI"):
-        yield "logging.mlflow: online needs MLFLOW_TRACKING_URI, the address of the server"
 
 
 def _needed_streams(config: Config) -> dict[str, list[str]]:

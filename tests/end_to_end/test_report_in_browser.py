@@ -213,6 +213,23 @@ def test_a_response_is_followed_over_iterations_side_by_side(demo: Any) -> None:
     assert "labeled questions" in demo.locator("#token-meaning").inner_text()
 
 
+def test_tokens_without_numbers_are_shown_without_color(open_page: OpenPage, tmp_path: Path) -> None:
+    """A token without a log-prob keeps the others' color, and a response without any number is text."""
+    run = new_run(tmp_path / "run")
+    missing = {"values": None, "value_before": None, "advantages": None, "differences": None}
+    write_tokens(run, 0, {"q": ["one", "two"]}, **missing, log_probs=[None, -3.0])
+    tab = open_page(run_page(read_run(run)))
+    first, second = tab.locator(".token").all()
+    assert first.evaluate("t => t.style.backgroundColor") == "" != second.evaluate("t => t.style.backgroundColor")
+    first.hover()
+    assert "log-prob" not in tab.locator(".token-readout").inner_text()
+    write_tokens(run, 0, {"q": ["one", "two"]}, **missing, log_probs=None)
+    tab = open_page(run_page(read_run(run)))
+    assert tab.locator(".token-text").inner_text() == "onetwo" and not tab.locator("#token-scale").is_visible()
+    tab.locator(".token").first.hover()
+    assert "token 1 of 2" in tab.locator(".token-readout").inner_text()
+
+
 def test_no_text_of_a_run_is_run(open_page: OpenPage, tmp_path: Path) -> None:
     """Neither as part of the page nor by its script, nor when samples and tokens are shown."""
     run = new_run(tmp_path / "run")

@@ -6,7 +6,7 @@ const tokenSection = document.getElementById("token-by-token");
 const decimals = (digits) => (number) => number.toFixed(digits).replace("-", "−");
 const signed = (text, number) => (number > 0 ? `+${text}` : text);
 const small = (number) => (number === 0 ? "0" : Math.abs(number) < 1e-3 ? number.toExponential(1).replace(/-/g, "−") : decimals(3)(number));
-const maximum = (responses, key) => Math.max(1e-9, ...responses.flatMap((response) => (response[key] || []).map(Math.abs)));
+const maximum = (responses, key) => responses.flatMap((response) => response[key] || []).reduce((most, number) => Math.max(most, Math.abs(number)), 1e-9);
 const mixed = (color, strength) => `color-mix(in srgb, var(${color}) ${Math.round(62 * Math.min(1, strength))}%, transparent)`;
 const twoSided = (ratio, low, high) => mixed(ratio < 0 ? low : high, Math.abs(ratio));
 
@@ -14,7 +14,7 @@ const twoSided = (ratio, low, high) => mixed(ratio < 0 ? low : high, Math.abs(ra
 const TOKEN_COLORS = {
   values: {
     name: "critic's value",
-    meaning: "V(x, y₁…yₜ): the chance, in the critic's eyes, that the response turns out right, once it has read this token. Iteration 0 is before this run trained it.",
+    meaning: "V(x, y₁…yₜ): the critic's estimate, after this token, of the chance that the response is right. Iteration 0 is before this run trained it.",
     ends: () => ["0: wrong", "1: right"],
     ratio: (number) => 2 * number - 1, low: "--bad", high: "--good",
   },
@@ -38,18 +38,21 @@ const TOKEN_COLORS = {
   },
 };
 
+// The number of a token; null where the run could not compute it.
+const numberOf = (response, key, index) => response[key]?.[index] ?? null;
+
 function tokenNumbers(response, index) {
   const position = index < response.first ? index : index + response.left_out;
   const parts = [`token ${position + 1} of ${response.tokens}`];
-  if (response.values) {
+  const [value, advantage, logProb, difference] = Object.keys(TOKEN_COLORS).map((key) => numberOf(response, key, index));
+  if (value !== null) {
     const before = index === 0 ? response.value_before : index === response.first && response.left_out ? null : response.values[index - 1];
-    parts.push(`value ${before === null ? "" : `${decimals(2)(before)} → `}${decimals(2)(response.values[index])}`);
+    parts.push(`value ${before === null ? "" : `${decimals(2)(before)} → `}${decimals(2)(value)}`);
   }
-  if (response.advantages) parts.push(`advantage ${signed(decimals(3)(response.advantages[index]), response.advantages[index])}`);
-  parts.push(`log-prob ${decimals(3)(response.log_probs[index])}`);
-  if (response.differences) {
-    const difference = response.differences[index];
-    parts.push(`generator's ${decimals(3)(response.log_probs[index] - difference)}, difference ${signed(small(difference), difference)}`);
+  if (advantage !== null) parts.push(`advantage ${signed(decimals(3)(advantage), advantage)}`);
+  if (logProb !== null) parts.push(`log-prob ${decimals(3)(logProb)}`);
+  if (logProb !== null && difference !== null) {
+    parts.push(`generator's ${decimals(3)(logProb - difference)}, difference ${signed(small(difference), difference)}`);
   }
   return parts;
 }
@@ -66,8 +69,8 @@ function tokenText(response, color, most, readout) {
     const span = make("span", text === "" ? "token part" : "token", visible(text));
     span.tabIndex = index ? -1 : 0;
     span.dataset.index = index;
-    const scale = TOKEN_COLORS[color];
-    if (response[color]) span.style.backgroundColor = twoSided(scale.ratio(response[color][index], most), scale.low, scale.high);
+    const scale = TOKEN_COLORS[color], number = numberOf(response, color, index);
+    if (number !== null) span.style.backgroundColor = twoSided(scale.ratio(number, most), scale.low, scale.high);
     return span;
   });
   spans.forEach((span, index) => {
@@ -142,10 +145,11 @@ function showTokens() {
     .filter(([key]) => responses.some((response) => response[key])).map(([key, { name }]) => [key, name]));
   const color = document.getElementById("token-color").value, scale = TOKEN_COLORS[color];
   const note = question.question_set === "labeled" ? " These are labeled questions: critic and policy had not learned from this response yet." : "";
-  document.getElementById("token-meaning").textContent = scale.meaning + note;
+  document.getElementById("token-meaning").textContent = (scale ? scale.meaning : "No token has a number: the text has no color.") + note;
   const [left, bar, right] = document.getElementById("token-scale").children;
-  [left.textContent, right.textContent] = scale.ends(maximum(responses, color));
-  bar.style.backgroundImage = `linear-gradient(to right, ${scale.oneSided ? "transparent" : mixed(scale.low, 1)}, ${scale.oneSided ? "" : "transparent, "}${mixed(scale.high, 1)})`;
+  document.getElementById("token-scale").hidden = !scale;
+  if (scale) [left.textContent, right.textContent] = scale.ends(maximum(responses, color));
+  if (scale) bar.style.backgroundImage = `linear-gradient(to right, ${scale.oneSided ? "transparent" : mixed(scale.low, 1)}, ${scale.oneSided ? "" : "transparent, "}${mixed(scale.high, 1)})`;
   document.getElementById("token-whole").textContent = question.text;
   const columns = responses.length > 1 ? [0, responses.length - 1] : [0];
   document.getElementById("token-columns").replaceChildren(...columns.map((start) => tokenColumn(responses, start)));

@@ -74,7 +74,7 @@ def value_metrics(
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def question_values(rollouts: Sequence[Rollout], step: AdvantageBatch) -> dict[str, float]:
+def mean_final_values(rollouts: Sequence[Rollout], step: AdvantageBatch) -> dict[str, float]:
     """Return the mean value after the last token of the responses to each unlabeled question, by prompt id.
 
     The scale is that of correctness. Questions with a value that is not finite are left out.

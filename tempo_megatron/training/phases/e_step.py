@@ -20,7 +20,6 @@ from tempo_megatron.config import CriticConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
-from tempo_megatron.metrics.calibration import CalibrationBin, calibration_bins
 from tempo_megatron.training.phases.advantages import AdvantageBatch
 from tempo_megatron.training.phases.critic_metrics import value_metrics
 from tempo_megatron.training.phases.scoring import VALUES, mini_batches, to_batch, values
@@ -32,20 +31,20 @@ def e_step(
     correctness: Sequence[float],
     config: CriticConfig,
     seed: Sequence[object],
-) -> tuple[dict[str, float], list[CalibrationBin]]:
+) -> tuple[dict[str, float], list[float]]:
     """Train the critic toward the response's correctness at every token (arXiv 2604.19295).
 
-    Return metrics and calibration bins of the critic's values before training.
+    Return metrics, and the critic's final value of each response before training, in the scale of correctness.
     """
     wrong = config.target_range.wrong
     batch = to_batch(rollouts)
     old_values = values(critic, batch)
     probabilities = values_to_correctness(old_values, wrong)
     figures = value_metrics(probabilities, batch.response_mask, rollouts, correctness)
-    bins = calibration_bins(last_value(probabilities, batch.response_mask).tolist(), correctness)
+    final_values: list[float] = last_value(probabilities, batch.response_mask).tolist()
     targets = correctness_to_values(torch.tensor(correctness), wrong)[:, None].expand_as(old_values)
     metrics = {f"critic/{name}": value for name, value in figures.items()}
-    return metrics | _fit(critic, batch, targets, old_values, config, seed), bins
+    return metrics | _fit(critic, batch, targets, old_values, config, seed), final_values
 
 
 def learn_returns(

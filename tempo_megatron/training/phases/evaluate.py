@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRoll
 from tempo_megatron.training.phases.generate import generate
 from tempo_megatron.training.phases.grade import GradedAnswer, graded, graded_answers
 from tempo_megatron.training.phases.length_history import LengthHistory
-from tempo_megatron.training.phases.token_samples import SampledQuestion
+from tempo_megatron.training.phases.token_samples import Decode, SampledQuestion
 from tempo_megatron.utils.atomic_files import atomic_path
 from tempo_megatron.utils.distributed import map_over_ranks
 from tempo_megatron.utils.heartbeat import Pace, expect_pace, tick
 
-Decode = Callable[[Sequence[int]], str]
 _NGRAMS = (4,)
 """The lengths of n-grams, in words, whose diversity is measured."""
 _OBSERVED = "evaluation/unlabeled_rollouts"
@@ -61,7 +60,7 @@ class Evaluator:
         """The evaluations' own. Training has another, which must not depend on which questions have answers."""
         self._followed = {prompt.id for prompts in sets.values() for prompt in _first(prompts, token_samples)}
         """The questions of `token_samples`: the same ones, up to that number of each set, in every evaluation."""
-        self.token_samples: list[SampledQuestion] = []
+        self.sampled_questions: list[SampledQuestion] = []
         """The questions of the last evaluation whose responses are recorded token by token."""
 
     def evaluate(self, engine: Engine, iteration: int, at_an_end: bool) -> dict[str, Metrics]:
@@ -93,7 +92,7 @@ class Evaluator:
         answers = graded_answers(self._grader, rollouts, self._answers)
         self._write_samples([name for name, _ in questions for _ in range(samples)], rollouts, answers, iteration)
         parts = [slice(index * samples, (index + 1) * samples) for index in range(len(questions))]
-        self.token_samples = [
+        self.sampled_questions = [
             SampledQuestion(name, rollouts[part], [answer.correct for answer in answers[part]])
             for (name, prompt), part in zip(questions, parts, strict=True)
             if prompt.id in self._followed

@@ -27,6 +27,7 @@ from tempo_megatron.training.phases.advantages import (
     generator_log_probs,
     rollout_votes,
 )
+from tempo_megatron.training.phases.pass_rates import PassRateHistory
 from tempo_megatron.training.phases.scoring import Scores, to_batch, values
 
 Decode = Callable[[Sequence[int]], str]
@@ -88,13 +89,15 @@ def score_tokens(
 ) -> TokenScores:
     """Return the scores of all rollouts of the questions, in their order. Collective.
 
-    Advantages are those that the method gives these rollouts. A method that compares responses defines them where
-    every question has `group_size` of them. One that reads grades defines them for labeled questions.
+    Advantages are those that the method gives these rollouts. A method that compares responses is called only where
+    every question has `group_size` of them, and one that reads grades only where all questions are labeled.
     """
     rollouts = [rollout for question in questions for rollout in question.rollouts]
     batch = to_batch(rollouts)
     critic_values = values(critic, batch) if critic else None
-    if method.compares_responses and any(len(question.rollouts) != group_size for question in questions):
+    lacks_responses = method.compares_responses and any(len(question.rollouts) != group_size for question in questions)
+    lacks_grades = "correct" in method.needs and any(question.question_set != "labeled" for question in questions)
+    if lacks_responses or lacks_grades:
         log_probs = policy.score(batch, scores())["log_probs"]
         advantages = torch.full(batch.tokens.shape, math.nan)
     else:
@@ -105,8 +108,12 @@ def score_tokens(
             for grade in question.correct
         ]
         votes = rollout_votes(grader, rollouts, range(len(rollouts))) if "votes" in method.needs else None
+        # As in a first policy step: the run's own history must not learn of questions that only an evaluation has.
+        pass_rates = (
+            PassRateHistory().observe(rollouts, grades, votes) if votes and "pass_rates" in method.needs else None
+        )
         step = compute_advantages(
-            PolicyRollouts(rollouts, grades, votes),
+            PolicyRollouts(rollouts, grades, votes, pass_rates),
             method,
             policy,
             critic,
@@ -148,14 +155,11 @@ def _record(
     parts = [range(tokens)] if tokens <= TOKEN_SAMPLE_TOKENS else [range(half), range(tokens - half, tokens)]
     kept = [token for part in parts for token in part]
 
-    def column(scored: Float32[Tensor, "rows sequence"] | None, digits: int = 4) -> list[float] | None:
-        """Return the scores of the kept tokens; None where they are undefined."""
-        numbers = [] if scored is None else [float(scored[row, prompt + token]) for token in kept]
-        if not all(map(math.isfinite, numbers)):
-            return None
-        return [float(f"{number:.{digits}g}") for number in numbers] or None
+    def column(scored: Float32[Tensor, "rows sequence"] | None, digits: int = 4) -> list[float | None] | None:
+        """Return the score of each kept token, None where it is undefined; None where all are."""
+        numbers = [] if scored is None else [_rounded(float(scored[row, prompt + token]), digits) for token in kept]
+        return numbers if any(number is not None for number in numbers) else None
 
-    before = None if scores.values is None else float(scores.values[row, prompt - 1])
     return {
         "prompt": rollout.prompt.id,
         "question": decode(rollout.prompt.token_ids),
@@ -165,12 +169,17 @@ def _record(
         "first": len(parts[0]),
         "left_out": tokens - len(kept),
         "texts": [text for part in parts for text in token_texts(rollout.response_ids[part.start : part.stop], decode)],
-        "value_before": float(f"{before:.4g}") if before is not None and math.isfinite(before) else None,
+        "value_before": None if scores.values is None else _rounded(float(scores.values[row, prompt - 1])),
         "values": column(scores.values),
         "advantages": column(scores.advantages),
         "log_probs": column(scores.log_probs),
         "differences": column(scores.difference, digits=3) if compares_log_probs else None,
     }
+
+
+def _rounded(number: float, digits: int = 4) -> float | None:
+    """Return a number with so many significant digits; None where it is not finite, which JSON cannot hold."""
+    return float(f"{number:.{digits}g}") if math.isfinite(number) else None
 
 
 def token_texts(token_ids: Sequence[int], decode: Decode) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tempo_megatron.config import LoggingConfig, TrackerMode
+from tempo_megatron.metrics.trackers import mlflow_name
 from tempo_megatron.metrics.writers import MetricsLog
 from tests.disk import full_after
 
@@ -187,6 +188,32 @@ def test_mlflow_gets_every_number_under_a_name_that_it_allows(tmp_path: Path, ml
         ("http", "project/demo", 0, {"iteration": 1.0, "evaluation/unlabeled/avg_at_8": 0.5}),
         ("http", "project/demo", 1, {"iteration": 2.0, "loss": 1.0}),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "logged"),
+    [
+        ("evaluation/held_out/AIME (2024)/avg@8", "evaluation/held_out/AIME _2024_/avg_at_8"),
+        ("evaluation/held_out/a+b/avg@8", "evaluation/held_out/a_b/avg_at_8"),
+        ("evaluation/held_out/../avg@8", "evaluation/held_out/_/avg_at_8"),
+        ("evaluation/held_out//x/./avg@8", "evaluation/held_out/_/x/_/avg_at_8"),
+        ("evaluation/held_out/v1.2: a-b/avg@8", "evaluation/held_out/v1.2: a-b/avg_at_8"),
+    ],
+)
+def test_mlflow_takes_metrics_of_sources_with_any_name(name: str, logged: str) -> None:
+    """MLflow refuses the whole line for one name that it does not allow."""
+    assert mlflow_name(name) == logged
+
+
+def test_mlflow_without_an_address_says_so(
+    tmp_path: Path, mlflow: type[FakeMlflow], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow_log(tmp_path).write({"iteration": 1})
+    assert (
+        "WARNING MLFLOW_TRACKING_URI, the address of MLflow's server, is not set: this run" in capsys.readouterr().err
+    )
+    assert [uri for uri, *_ in mlflow.logged] == ["sqlite"]
 
 
 def test_mlflow_without_its_server_has_the_whole_run_in_the_run_directory(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 
+from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.planning import host
 from tempo_megatron.planning.layout import Machine
 from tempo_megatron.planning.memory import GIB
@@ -13,6 +17,8 @@ from tempo_megatron.planning.phases import total_bytes
 from tempo_megatron.planning.prediction import predict
 from tempo_megatron.planning.schedule import Schedule
 from tempo_megatron.planning.workload import Workload
+from tempo_megatron.training.phases.scoring import to_batch
+from tempo_megatron.training.phases.token_samples import SampledQuestion, TokenScores, token_records
 from tests.unit.planning.test_planning import recipe_run
 
 
@@ -26,11 +32,32 @@ def test_token_samples_take_what_the_setting_allows() -> None:
         "data.max_prompt_tokens=50",
         "logging.token_samples=5",
     )
-    assert host.token_sample_bytes(run) == 4 * 3 * 5 * 2 * (100 * 48 + 50 * 4)
+    assert host.token_sample_bytes(run) == 4 * 3 * 5 * 2 * (100 * 80 + 50 * 4)
     longest = recipe_run("qwen3_14b_math", "generation.max_response_tokens=1000000")
     longer = recipe_run("qwen3_14b_math", "generation.max_response_tokens=2000000")
     assert host.token_sample_bytes(longest) == host.token_sample_bytes(longer) > 0
     assert host.token_sample_bytes(recipe_run("qwen3_14b_math", "logging.token_samples=0")) == 0
+
+
+def test_a_written_token_sample_takes_no_more_than_the_plan_counts() -> None:
+    """A record whose numbers have as many digits as any, and words of ten letters."""
+    words, tokens = [" something", "\n\n", ' "x"'], 999
+    prompt = Prompt("q", tuple(range(50)), "source", "exact")
+    rollout = Rollout(prompt, 0, tuple(range(tokens)), (-1.0,) * tokens, "stop")
+    batch = to_batch([rollout])
+    numbers = torch.full(batch.tokens.shape, -1.2345e-10)
+    scores = TokenScores(batch, numbers, numbers, numbers, numbers)
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(words[token % len(words)] for token in ids)
+
+    question = SampledQuestion("unlabeled", [rollout], [1.0])
+    (record,) = token_records([question], scores, decode, compares_log_probs=True)
+    written = len((json.dumps(record, ensure_ascii=False) + "\n").encode())
+    settings = ("generation.max_response_tokens=999", "data.max_prompt_tokens=50", "logging.token_samples=1")
+    run = recipe_run("qwen3_14b_math", *settings, "loop.iterations=1", "evaluation.every=0")
+    records = 2 * 3 * 2  # two evaluations of three sets, two responses each
+    assert 0.5 < records * written / host.token_sample_bytes(run) <= 1
 
 
 def test_a_run_has_the_prediction_of_its_own_machine() -> None:

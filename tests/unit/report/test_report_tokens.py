@@ -1,4 +1,4 @@
-"""What the page shows token by token, and what the critic believed."""
+"""What the page shows token by token, and the critic's calibration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from tempo_megatron.report import token_samples as module
 from tempo_megatron.report.figures import sections
+from tempo_megatron.report.page import run_page
 from tempo_megatron.report.questions import question_rows
 from tempo_megatron.report.reading import read_run
 from tempo_megatron.report.token_samples import token_samples
@@ -54,7 +55,26 @@ def test_a_heavy_page_shows_fewer_evaluations(
     monkeypatch.setattr(module, "_BUDGET_BYTES", size * budget)
     samples = token_samples(read_run(run))
     assert [response["iteration"] for response in samples.questions[0].responses] == shown
-    assert samples.left_out == 9 - len(shown)
+    assert samples.evaluations_left_out == 9 - len(shown)
+
+
+def test_a_page_that_is_still_too_heavy_shows_fewer_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each set keeps its first questions: of three, two and one question four fit."""
+    run = new_run(tmp_path / "run")
+    write_tokens(run, 0, {name: ["a"] * 100 for name in ("u1", "u2", "u3")})
+    path = run / "token_samples" / "evaluated-000000.jsonl"
+    size, unlabeled = path.stat().st_size / 3, path.read_text()
+    write_tokens(run, 0, {name: ["a"] * 100 for name in ("h1", "h2")}, set="held_out")
+    path.write_text(unlabeled + path.read_text())
+    write_tokens(run, 0, {"l1": ["a"] * 100}, set="labeled")
+    assert token_samples(read_run(run)).questions_left_out == 0
+    monkeypatch.setattr(module, "_BUDGET_BYTES", int(4.5 * size))
+    samples = token_samples(read_run(run))
+    assert [question.id for question in samples.questions] == ["u1", "u2", "h1", "l1"]
+    assert (samples.questions_left_out, samples.evaluations_left_out) == (2, 0)
+    assert "2 questions are left out" in run_page(read_run(run))
+    monkeypatch.setattr(module, "_BUDGET_BYTES", 1)
+    assert [question.id for question in token_samples(read_run(run)).questions] == ["u1"]
 
 
 def test_the_reliability_diagram_has_a_frame_for_each_iteration(tmp_path: Path) -> None:

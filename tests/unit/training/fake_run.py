@@ -14,6 +14,7 @@ from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.metrics.calibration import CalibrationBin
 from tempo_megatron.training import loop
 from tempo_megatron.training.phases.collect import Collector
 from tempo_megatron.training.phases.evaluate import Evaluator
@@ -42,7 +43,7 @@ class FakeEngine:
     def __init__(self, events: list[str]) -> None:
         self.events = events
         self.requests: list[Request] = []
-        self.iteration = 0
+        self.iteration = self.sleeps = 0
         self.figures: dict[str, float] = {}
 
     def generate(self, requests: Sequence[Request], enough_groups: int | None = None) -> list[Completion]:
@@ -55,7 +56,8 @@ class FakeEngine:
     def load_weights(self) -> None:
         self.events.append("sync")
 
-    def sleep(self) -> None: ...
+    def sleep(self) -> None:
+        self.sleeps += 1
 
     def take_figures(self) -> dict[str, float]:
         return {}
@@ -123,6 +125,7 @@ def build_fake(name: str = "tempo", **settings: Any) -> tuple[Any, list[str]]:
     def note(event: str) -> Callable[..., None]:
         return lambda *_, **__: events.append(event)
 
+    noted_bins: list[tuple[str, Sequence[CalibrationBin]]] = []
     parts: dict[str, Any] = {
         "topology": None,
         "console": Console(is_first=False),
@@ -152,9 +155,10 @@ def build_fake(name: str = "tempo", **settings: Any) -> tuple[Any, list[str]]:
         "recorder": SimpleNamespace(
             is_due=lambda iteration: False,
             record_evaluated=lambda *_: None,
-            note_bins=lambda *_: None,
+            note_bins=lambda moment, bins: noted_bins.append((moment, bins)),
+            noted_bins=noted_bins,
             note_values=lambda *_: None,
-            write_beliefs=lambda _: None,
+            write_critic_line=lambda _: None,
         ),
         "collector": Collector(
             config,

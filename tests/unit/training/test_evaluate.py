@@ -108,7 +108,7 @@ def test_the_same_questions_are_followed_token_by_token_in_every_evaluation(at_a
     followed = Evaluator(sets, answers, FakeGrader(), decode, config, 9, None, 2)  # type: ignore[arg-type]
     followed.evaluate(Scripted({number: ["x", "y"] for number in range(10)}), 3, at_an_end)
     chosen = {prompt.id for prompt in spread_over_sources(sets["unlabeled"], "evaluation")[:2]}
-    questions = {question.rollouts[0].prompt.id: question for question in followed.token_samples}
+    questions = {question.rollouts[0].prompt.id: question for question in followed.sampled_questions}
     assert questions.keys() == chosen | {"z0"}
     assert all(question.correct == [1.0, 0.0] for question in questions.values())
     assert questions["z0"].question_set == "held_out"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tempo_megatron.config import CriticTraining, GateOn, LearnsFrom, Order
+from tempo_megatron.config import CriticTraining, GateOn, Labels, LearnsFrom, Order
+from tempo_megatron.metrics.calibration import CalibrationBin
 from tempo_megatron.training import loop
 from tests.unit.training.fake_run import RIGHT, WRONG, FakeEngine, build_fake, steps
 
@@ -21,6 +22,25 @@ M_STEP = ["policy scores 6", "critic scores 6", "policy learns"]
 def test_an_iteration_is_an_e_step_then_an_m_step_on_one_generate_call() -> None:
     """The paper's order: values are computed after the critic has learned."""
     assert steps(*build_fake()) == ["generate 4+6", *E_STEP, *M_STEP]
+
+
+def test_the_reliability_of_shuffled_labels_is_that_of_true_grades() -> None:
+    """The page says that it compares with right responses. Of several E-steps the first one's is kept."""
+    run, _ = build_fake(e_steps=2)
+    run.config.critic.labels = Labels.shuffled
+    rollouts = run.collector.collect(1, labeled=4).labeled
+    grades = [float(rollout.response_ids == (RIGHT,)) for rollout in rollouts]
+    for step in range(2):
+        loop.run_e_step(run, rollouts, grades, 1, step)
+    ((moment, bins),) = run.recorder.noted_bins
+    assert moment == "labeled" and bins == [CalibrationBin(4, 0.0, 0.0), CalibrationBin(4, 1.0, 1.0)]
+
+
+def test_an_evaluation_puts_the_generator_to_sleep() -> None:
+    """Recording needs it asleep. Its prefix cache must not depend on whether a run records."""
+    run, _ = build_fake()
+    run.evaluate(1, at_an_end=False)
+    assert run.generator.sleeps == 1
 
 
 def test_values_first_reads_them_before_the_critic_moves() -> None:

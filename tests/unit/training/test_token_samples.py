@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import torch
 
-from tempo_megatron.algorithms.methods import METHODS
+from tempo_megatron.algorithms.experience import Experience
+from tempo_megatron.algorithms.methods import METHODS, Method
 from tempo_megatron.config import TOKEN_SAMPLE_TOKENS, Config
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.metrics.calibration import CalibrationBin
-from tempo_megatron.training.phases.critic_metrics import question_values
+from tempo_megatron.training.phases.critic_metrics import mean_final_values
 from tempo_megatron.training.phases.scoring import to_batch
 from tempo_megatron.training.phases.token_samples import questions_of, token_texts
 from tempo_megatron.training.recording import Recorder
@@ -111,6 +112,68 @@ def test_the_grade_of_a_hidden_answer_reaches_no_score(name: str, tmp_path: Path
     assert all(row["advantages"] is not None and row["set"] == "labeled" for row in labeled)
 
 
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_a_method_that_reads_grades_is_not_called_where_answers_are_hidden(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was promised labeled rows, and may fail on others. Log-probs and values are recorded all the same."""
+    calls: list[Experience] = []
+
+    def refuse(self: Method, experience: Experience, settings: Any) -> Any:
+        calls.append(experience)
+        raise ValueError
+
+    monkeypatch.setattr(METHODS[name], "rewards", refuse)
+    recorder = recorded(tmp_path, name)
+    rollouts = [rollout("q", "abc"), rollout("q", "z", 1)]
+    recorder.record_evaluated(1, questions_of("held_out", rollouts, [1.0, 0.0]))
+    (row, _) = rows(tmp_path / "token_samples" / "evaluated-000001.jsonl")
+    assert calls == [] and row["advantages"] is None
+    assert row["log_probs"] == [-2.0, -3.0, -4.0] and row["values"] == [0.2, 0.3, 0.4]
+    collected: Any = SimpleNamespace(labeled=rollouts, correct=[1.0, 0.0], measured=[])
+    with pytest.raises(ValueError):
+        recorder.record_labeled(1, collected)
+    assert len(calls) == 1
+
+
+def test_a_token_without_a_number_leaves_the_others_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log-prob of -inf is null in its place, and a column without any number is null."""
+
+    def score(self: LinearModel, batch: Batch, score: Any) -> dict[str, torch.Tensor]:
+        log_probs = -torch.arange(batch.width).float().expand(batch.tokens.shape).clone()
+        log_probs[:, 3] = -torch.inf
+        return {"values": torch.full_like(log_probs, torch.nan), "log_probs": log_probs, "entropy": log_probs}
+
+    monkeypatch.setattr(LinearModel, "score", score)
+    recorded(tmp_path).record_evaluated(1, questions_of("held_out", [rollout("q", "abc")], [1.0]))
+    (row,) = rows(tmp_path / "token_samples" / "evaluated-000001.jsonl")
+    assert row["log_probs"] == [-2.0, None, -4.0] and row["differences"] == [0.25, None, 0.25]
+    assert row["values"] is None and row["value_before"] is None
+
+
+def test_files_that_cannot_be_written_are_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A full disk must not end a run for the sake of its report."""
+    recorder = recorded(tmp_path)
+    (tmp_path / "token_samples").write_text("no directory")
+    (tmp_path / "critic.jsonl").mkdir()
+    recorder.record_evaluated(1, questions_of("held_out", [rollout("q", "ab")], [1.0]))
+    recorder.note_values({"q": 0.5})
+    recorder.write_critic_line(1)
+    warnings = capsys.readouterr().err
+    assert "WARNING token_samples/evaluated-000001.jsonl is not written" in warnings
+    assert "WARNING critic.jsonl is not written" in warnings
+
+
+def test_a_line_that_a_killed_run_began_is_cut_off(tmp_path: Path) -> None:
+    """The next line would continue it, and both would be lost."""
+    path = tmp_path / "critic.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2, "bi')
+    recorder = recorded(tmp_path)
+    recorder.note_values({"q": 0.5})
+    recorder.write_critic_line(2)
+    assert [row["iteration"] for row in rows(path)] == [1, 2]
+
+
 def test_a_method_without_a_critic_has_no_values(tmp_path: Path) -> None:
     recorded(tmp_path, "ttrl", critic=False).record_evaluated(1, questions_of("held_out", [rollout("q", "ab")], [1.0]))
     (row,) = rows(tmp_path / "token_samples" / "evaluated-000001.jsonl")
@@ -152,10 +215,10 @@ def test_labeled_responses_are_those_set_aside_where_there_are_any(tmp_path: Pat
     assert not any(map(recorder.is_due, range(8)))
 
 
-def test_beliefs_of_the_critic_are_a_line_of_each_iteration(tmp_path: Path) -> None:
+def test_the_critics_calibration_is_a_line_of_each_iteration(tmp_path: Path) -> None:
     """Its calibration before and after it learns, and its mean value of each unlabeled question, which has no label."""
     recorder = recorded(tmp_path)
-    recorder.write_beliefs(0)  # nothing was noted
+    recorder.write_critic_line(0)  # nothing was noted
     recorder.note_bins("before", [CalibrationBin(3, 0.14444, 1 / 3)])
     recorder.note_bins("after", [])
     rollouts = [rollout("q", "ab"), rollout("q", "abcd", 1), rollout("labeled", "z")]
@@ -166,9 +229,9 @@ def test_beliefs_of_the_critic_are_a_line_of_each_iteration(tmp_path: Path) -> N
         wrong=-1.0,
     )
     step: Any = SimpleNamespace(experience=experience)
-    recorder.note_values(question_values(rollouts, step))
-    recorder.write_beliefs(1)
-    recorder.write_beliefs(2)
+    recorder.note_values(mean_final_values(rollouts, step))
+    recorder.write_critic_line(1)
+    recorder.write_critic_line(2)
     assert rows(tmp_path / "critic.jsonl") == [
         {"iteration": 1, "bins": {"before": [[3, 0.1444, 0.3333]], "after": []}, "values": {"q": 0.5}}
     ]
