@@ -87,7 +87,6 @@ class Generator:
         self._checks = weights is not None and config.check_weights is not CheckWeights.never
         self._figures = FigureSums(self.replicas)
         self._experts = hf_config.backbone_settings(hf_files.read_config(hf_path)).experts if returns_routes else None
-        """The experts whose choice the engine returns."""
         prepare_process(self._on_gpu, numerics)
         with random_state.preserved():
             self._llm = start_engine(
