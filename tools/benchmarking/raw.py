@@ -110,7 +110,7 @@ def _transformer_config(setup: Setup) -> Any:
 
 
 def _experts(shape: BackboneSettings, ranks: int, on_gpu: bool) -> dict[str, Any]:
-    """Settings of experts: grouped products, fused permutation, and routing in fp32 without an auxiliary loss."""
+    """Returns settings of experts: grouped products, fused permutation, fp32 routing without an auxiliary loss."""
     experts = shape.experts
     if experts is None:
         return {}
