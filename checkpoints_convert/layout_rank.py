@@ -27,8 +27,10 @@ from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 def main(hf: Path, checkpoint: Path, role: Role, sizes: Sequence[int], out: Path) -> None:
     read = checkpoint_format.CheckpointReader(checkpoint, role)
     config = Config()
-    config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size = sizes[:2]
-    config.parallel.expert_model_parallel_size = sizes[2]
+    tensor, pipeline, expert = sizes
+    config.parallel.tensor_model_parallel_size = tensor
+    config.parallel.pipeline_model_parallel_size = pipeline
+    config.parallel.expert_model_parallel_size = expert
     is_bf16 = all(description.dtype is torch.bfloat16 for description in read.descriptions.values())
     config.model.precision = Precision.bf16 if is_bf16 else Precision.fp32
     rank_topology = topology.initialize(config.parallel, seed=0)

@@ -94,8 +94,8 @@ class BackboneSettings:
 
         Where they cannot have equally many, the first stages have one more, because the last has the output layer.
         """
-        fewest, more = divmod(self.num_layers, stages)
-        starts = [stage * fewest + min(stage, more) for stage in range(stages + 1)]
+        layers_per_stage, longer_stages = divmod(self.num_layers, stages)
+        starts = [stage * layers_per_stage + min(stage, longer_stages) for stage in range(stages + 1)]
         return [range(start, end) for start, end in pairwise(starts)]
 
     @property

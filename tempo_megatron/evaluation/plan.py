@@ -136,7 +136,7 @@ def _model_problems(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
     except ConversionError as error:
         yield from (f"--model: {line}" for line in str(error).splitlines())
         return
-    if source.settings.experts:
+    if source.settings.experts:  # No test compares an engine of `hf_path`'s weights with transformers' model.
         yield "--model: a model with experts (mixture of experts) cannot be evaluated yet"
     for plan in plans:
         yield from _vocabulary_problems(plan, source.settings.vocab_size)

@@ -16,8 +16,8 @@ _ROUTER = "tempo_router"
 def install() -> None:
     """Replaces the experts of vLLM on CPUs by `RowInvariantExperts`. Call it before an engine starts.
 
-    vLLM's own sum in an order that depends on the other tokens of a step, and some pack their weights. They choose
-    experts without the router, which then reports none.
+    vLLM's own experts sum in an order that depends on other tokens. Some pack their weights. The router does not learn
+    what they choose.
     """
     from vllm.model_executor.layers.fused_moe import cpu_fused_moe
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tempo_megatron.config import CheckWeights, GenerationConfig, Numerics
+from tempo_megatron.conversion import hf_config, hf_files
 from tempo_megatron.conversion.rows import TensorRows
 from tempo_megatron.generation import random_state
 from tempo_megatron.generation.checksums import compare
@@ -85,6 +86,7 @@ class Generator:
         self._loaded = weights is None
         self._checks = weights is not None and config.check_weights is not CheckWeights.never
         self._figures = FigureSums(self.replicas)
+        self._experts = hf_config.backbone_settings(hf_files.read_config(hf_path)).experts if returns_routes else None
         prepare_process(self._on_gpu, numerics)
         with random_state.preserved():
             self._llm = start_engine(
@@ -100,8 +102,8 @@ class Generator:
                 returns_routes=returns_routes,
                 on_gpu=self._on_gpu,
             )
-            if returns_routes:
-                check_routes(self._llm)
+            if self._experts:
+                check_routes(self._llm, self._experts)
         self._receiver = WeightReceiver(self._llm, config.precision, dtype, self.tensor_rank, tensor_parallel_size)
         self.sleep()
 
@@ -174,7 +176,7 @@ class Generator:
                 break
             for output in engine.step():
                 number, (sampled,) = int(output.request_id), output.outputs
-                completions[number] = finished_completion(requests[number], sampled)
+                completions[number] = finished_completion(requests[number], sampled, self._experts)
                 figures["requests"] += 1
                 figures["preemptions"] += tracked.pop(number).num_preemptions
                 if pause:

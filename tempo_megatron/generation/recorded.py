@@ -76,8 +76,8 @@ class RecordedGenerator:
         Which requests are `PAUSED` with `enough_groups` is recorded with the completions.
         """
         path = self.directory / f"{self.iteration:06d}-{_fingerprint(requests)}.safetensors"
-        needs_routes = any(request.needs_routes for request in requests)
-        if broadcast_from_first(_is_readable(path, needs_routes)):
+        routed = [number for number, request in enumerate(requests) if request.needs_routes]
+        if broadcast_from_first(_is_readable(path, routed)):
             completions, figures = _read(path)
             self.last_read = self.iteration
         elif self.engine is None:
@@ -178,13 +178,18 @@ def _write(path: Path, completions: Sequence[Completion], figures: Mapping[str, 
 
 
 @expect_pace(Pace.untimed)
-def _is_readable(path: Path, needs_routes: bool) -> bool:
-    """Returns whether the file exists, is complete, and has the routes that are needed. Others are generated again."""
+def _is_readable(path: Path, routed: Sequence[int]) -> bool:
+    """Returns whether the file exists, is complete, and has the routes of the responses with the numbers in `routed`.
+
+    Other files are generated again.
+    """
     if not path.is_file():
         return False
     try:
         with safe_open(path, "pt") as file:
-            return not needs_routes or "routes" in file.keys()  # noqa: SIM118
+            if not routed:
+                return True
+            return "routed" in file.keys() and bool((file.get_tensor("routed")[list(routed)] > 0).all())  # noqa: SIM118
     except SafetensorError:
         return False
 

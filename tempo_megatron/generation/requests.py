@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from tempo_megatron.generation.routes import read_routes
+from tempo_megatron.conversion.mapping import ExpertSettings
+from tempo_megatron.generation.routes import MissingRoutes, read_routes
 
 PAUSED = "paused"
 """The finish reason of a response that has not ended."""
@@ -71,9 +72,16 @@ def sampling_params(request: Request, eos_token_ids: Sequence[int]) -> Any:
     )
 
 
-def finished_completion(request: Request, output: Any) -> Completion:
-    """Returns the completion of a finished output of vLLM. Raises MissingRoutes where routes that it needs lack."""
-    routes = read_routes(len(request.prompt_ids), output) if request.needs_routes else None
+def finished_completion(request: Request, output: Any, experts: ExpertSettings | None) -> Completion:
+    """Returns the completion of a finished output of vLLM. Raises MissingRoutes where routes that it needs lack.
+
+    `experts` are those of the engine's model if it returns routes.
+    """
+    routes = None
+    if request.needs_routes:
+        if experts is None:
+            raise MissingRoutes("the request needs routes, and the engine was not started to return them")
+        routes = read_routes(len(request.prompt_ids), output, experts)
     return Completion(tuple(output.token_ids), tuple(output.logprobs.logprobs), output.finish_reason, routes)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tempo_megatron.conversion.mapping import ExpertSettings
+
 _CHECK_TOKENS = 5
 
 
@@ -17,29 +19,32 @@ class MissingRoutes(RuntimeError):
     """The engine does not return the experts that it chose."""
 
 
-def read_routes(prompt_tokens: int, output: Any) -> np.ndarray:
+def read_routes(prompt_tokens: int, output: Any, experts: ExpertSettings) -> np.ndarray:
     """Returns the routes of a finished output of vLLM. Raises MissingRoutes where tokens have none.
 
-    vLLM returns zeros where a kernel chooses experts without the router. No token has expert 0 alone in every layer,
-    because the experts of a token differ.
+    vLLM returns zeros where a kernel chooses experts without the router. The experts of a token differ, so zeros are no
+    routes where a token has several experts. Dense layers have no routes, and their entries are ignored.
     """
     routes, expected = output.routed_experts, prompt_tokens + len(output.token_ids) - 1
     if routes is None or len(routes) != expected:
         returned = 0 if routes is None else len(routes)
         raise MissingRoutes(f"vLLM returned the experts of {returned} tokens, of {expected} that it read")
-    if missing := int((~routes.any((1, 2))).sum()):
+    sparse = np.sort(routes[:, np.array(experts.sparse_layers)], -1)  # [tokens, sparse layers, experts per token]
+    is_valid = (sparse[..., 1:] != sparse[..., :-1]).all(-1) & (sparse[..., -1] < experts.num_experts)
+    if missing := int((~is_valid.all(1)).sum()):
         raise MissingRoutes(
-            f"vLLM returned no experts for {missing} of {expected} tokens: its kernel of experts chooses them without "
-            "the router; set policy.router_replay to false"
+            f"vLLM returned no {experts.experts_per_token} different experts of {experts.num_experts} for {missing} of "
+            f"{expected} tokens: its kernel of experts chooses them without the router; set policy.router_replay to "
+            "false"
         )
     return routes  # type: ignore[no-any-return]
 
 
-def check_routes(llm: Any) -> None:
+def check_routes(llm: Any, experts: ExpertSettings) -> None:
     """Raises MissingRoutes unless the engine returns the experts that it chooses. It samples two tokens."""
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=2, seed=0, detokenize=False, ignore_eos=True)
     prompt = {"prompt_token_ids": list(range(_CHECK_TOKENS))}
     (response,) = llm.generate([prompt], params, use_tqdm=False)
-    read_routes(_CHECK_TOKENS, response.outputs[0])
+    read_routes(_CHECK_TOKENS, response.outputs[0], experts)

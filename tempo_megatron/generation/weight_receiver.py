@@ -35,8 +35,8 @@ class WeightReceiver:
         expected: dict[str, Tensor] = {}
         tensors = self._cast(weights, expected if with_checksums else None, copy=not self._live)
         if self._live:
-            shard = (self._tensor_rank, self._tensor_size)
-            self._llm.apply_model(lambda model: load_live_weights(model, tensors, *shard))
+            tensor_rank, tensor_size = self._tensor_rank, self._tensor_size
+            self._llm.apply_model(lambda model: load_live_weights(model, tensors, tensor_rank, tensor_size))
         else:  # Weights that vLLM packs or quantizes after loading must pass through its reload, layer by layer.
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": assemble_tensors(tensors)})
             self._llm.apply_model(pack_output_layer)

@@ -35,12 +35,20 @@ class ExpertLoad:
 
         The result is empty where nothing was counted. Collective for a model with experts.
         """
+        counts = self.take_counts()
+        return {} if counts is None else shares_of_tokens(counts, self._experts_per_token)
+
+    def take_counts(self) -> Tensor | None:
+        """Returns the tokens that each expert got since the last call, [layers, experts] int64; None for a dense model.
+
+        A layer without experts has zeros. Collective for a model with experts.
+        """
         if self._counts is None:
-            return {}
+            return None
         counts = self._counts.clone()
         self.reset()
         dist.all_reduce(counts)  # Each rank counts its own layers and its own tokens.
-        return shares_of_tokens(counts, self._experts_per_token)
+        return counts
 
     def reset(self) -> None:
         """Forgets what was counted."""

@@ -28,7 +28,7 @@ class NonFiniteGuard:
     """Checks each update of one model before it is applied.
 
     Every rank sees the same batch, rows and norm, so all ranks decide alike. The batch of a skipped update is saved as
-    `directory/MODEL-NUMBER.safetensors`, with all its columns and the tensors that the loss reported.
+    `directory/MODEL-NUMBER.safetensors`, with all its columns, its routes, and the tensors that the loss reported.
     """
 
     limit: int
@@ -65,6 +65,7 @@ class NonFiniteGuard:
         inputs = {"tokens": batch.tokens, "lengths": batch.lengths, "response_mask": batch.response_mask}
         reported = {f"reported.{name}": column for name, column in rows.items()}
         columns = {f"columns.{name}": column for name, column in batch.columns.items()}
-        tensors = {name: tensor.contiguous().clone() for name, tensor in (inputs | columns | reported).items()}
+        routes = {f"routes.{row}": route for row, route in enumerate(batch.routes or ())}
+        tensors = {name: tensor.contiguous().clone() for name, tensor in (inputs | columns | routes | reported).items()}
         save_file(tensors, path)
         return path

@@ -36,6 +36,8 @@ class PackingRule:
     """The cost of one more token of context for a token, as a share of the token's cost without context."""
     least_total: int = 1
     """A micro-batch is padded to at least so many tokens."""
+    experts: int = 1
+    """The experts of a layer, over which tokens without routes are spread; 1 for a dense model."""
 
     def padded(self, length: int) -> int:
         """Returns the padded length of a sequence."""
@@ -109,6 +111,7 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
         sequence_multiple=pieces,
         total_multiple=multiple,
         least_total=fewest,
+        experts=transformer.num_moe_experts or 1,
         # Per token, the products with the weights take 2 FLOPs per weight. Attention takes, on average, 2 FLOPs per
         # query channel and token of the sequence.
         attention_cost=queries / layer_weights,
@@ -195,19 +198,19 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
         source=torch.cat([*real, torch.zeros(0, dtype=torch.int64)]),
         target=present.flatten().nonzero()[:, 0],
         preceded=positions.expand(rows.rows, -1)[present].nonzero()[:, 0],
-        routes=_pack_routes(rows.routes, starts)[local] if rows.routes else None,
+        routes=_pack_routes(rows.routes, starts, rule.experts)[local] if rows.routes else None,
     )
 
 
-def _pack_routes(routes: Sequence[Tensor], starts: Tensor) -> Tensor:
+def _pack_routes(routes: Sequence[Tensor], starts: Tensor, experts: int) -> Tensor:
     """Returns the routes of packed rows over all ranks, [tokens, layers, experts per token].
 
-    The last token of a row and padding have none, and no loss depends on their experts. They get the first ones: a
-    token's experts must differ.
+    The last token of a row and padding have none, and no loss depends on their experts. They are spread evenly over all
+    experts: token t gets k t to k t + k - 1 modulo `experts`, which differ.
     """
     layers, experts_per_token = routes[0].shape[1:]
-    tokens = int(starts[-1])
-    packed = torch.arange(experts_per_token).to(routes[0].dtype).expand(tokens, layers, -1).contiguous()
+    spread = torch.arange(int(starts[-1]) * experts_per_token).view(-1, 1, experts_per_token) % experts
+    packed = spread.to(routes[0].dtype).expand(-1, layers, -1).contiguous()
     for start, row in zip(starts.tolist(), routes, strict=False):
         packed[start : start + len(row)] = row
     return packed

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from tempo_megatron.megatron.topology import Topology
 
+_DISPATCHED_TENSORS = ("probs", "routing_map", "reversed_local_input_permutation_mapping")
+"""The attributes in which a token dispatcher keeps tensors of the last pass."""
+
 
 class ReplayedRouters:
     """The routers in this rank's part of a model. Models have routers of their own, which megatron-core lists
@@ -28,6 +31,10 @@ class ReplayedRouters:
             for layer in module.decoder.layers
             if getattr(getattr(getattr(layer, "mlp", None), "router", None), "router_replay", None) is not None
         }
+        dispatchers = (
+            getattr(getattr(layer, "mlp", None), "token_dispatcher", None) for layer in module.decoder.layers
+        )
+        self._dispatchers = [dispatcher for dispatcher in dispatchers if dispatcher is not None]
         self.is_active = module.config.moe_enable_routing_replay
         """Whether the model was built to replay routes, on every stage the same."""
         self._split = (topology.tensor_rank, topology.tensor_size) if module.config.sequence_parallel else (0, 1)
@@ -56,11 +63,22 @@ class ReplayedRouters:
             if not (self._recomputes and torch.is_grad_enabled()):
                 router.clear_indices()
 
-    def clear(self) -> None:
-        """Forgets all routes. The routers choose for themselves again."""
-        for router in self._routers.values():
-            router.clear_indices()
-            router.clear_router_replay_action()
+    @contextlib.contextmanager
+    def cleared_after(self) -> Iterator[None]:
+        """Forgets all routes after the block, even if it raises. The routers choose for themselves again.
+
+        Token dispatchers forget the last pass too. Their tensors would take device memory until the next one, and their
+        autograd graph would keep a deleted model alive.
+        """
+        try:
+            yield
+        finally:
+            for router in self._routers.values():
+                router.clear_indices()
+                router.clear_router_replay_action()
+            for dispatcher in self._dispatchers:
+                for name in _DISPATCHED_TENSORS:
+                    setattr(dispatcher, name, None)
 
 
 def forget_routers() -> None:

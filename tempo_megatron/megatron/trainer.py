@@ -151,7 +151,7 @@ class MegatronModel:
                 output = model(micro.tokens[None], positions[None], None, packed_seq_params=_packed(micro))
             return output, scaled
 
-        with cpu.accelerator_names():
+        with cpu.accelerator_names(), self._routers.cleared_after():
             from megatron.core.pipeline_parallel import get_forward_backward_func
 
             reports = get_forward_backward_func()(
@@ -163,7 +163,6 @@ class MegatronModel:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
-        self._routers.clear()
         columns = {name: column.cpu() for name, column in self._gather(reports, batch.rows).items()}
         tick()
         return columns

@@ -129,10 +129,12 @@ class Activations:
     def experts(self) -> SublayerMemory:
         """Router and experts, with equally busy experts.
 
-        A rank of T tokens (with sequence parallelism its part of them) with k experts each sends k T tokens to ranks of
-        its group, and gets as many. They keep T (2 hidden + 13 experts bytes) for norm and router, and
-        k T (hidden + 3 channels) for the products. Copies of k T hidden live until the layer ends: the sorted tokens,
-        under expert parallelism the exchanged ones, and what the experts return, before and after it is sorted.
+        A rank has T tokens, with sequence parallelism its part of them. Each token has k experts. The rank sends k T
+        tokens to its group and gets as many. Norm and router keep T (2 hidden + 13 experts bytes). The products keep
+        k T (hidden + 3 channels).
+
+        Copies of k T hidden live until the layer ends. These are the sorted tokens, and what the experts return, before
+        and after it is sorted. Under expert parallelism the exchanged tokens are another copy.
         """
         experts = self.settings.experts
         assert experts is not None

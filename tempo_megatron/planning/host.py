@@ -5,6 +5,7 @@ from __future__ import annotations
 from tempo_megatron.config import TOKEN_SAMPLE_RESPONSES, TOKEN_SAMPLE_TOKENS
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
+from tempo_megatron.planning.rollout_counts import RolloutCounts
 
 _PROCESS_BYTES = int(3.2 * GIB)
 """The resident set of a rank without offloaded state. Measured."""
@@ -39,7 +40,23 @@ def node_memory(run: PlannedRun) -> Parts:
         "pinned": ranks * total_bytes(pinned_memory(run)),
         "a model as it is saved": max(_saved_models(run).values()),  # models are saved one after the other
     }
+    if run.config.policy.router_replay:
+        parts["routes"] = ranks * _route_bytes(run)
     return parts | {"an asynchronous save's copies": _save_copies(run)}
+
+
+def _route_bytes(run: PlannedRun) -> int:
+    """Return the bytes of the routes of an iteration's rollouts at most, all of which every rank has.
+
+    A token has a number of 1 or 2 bytes for each of its experts in each layer, dense layers included.
+    """
+    experts, config, counts = run.settings.experts, run.config, RolloutCounts(run.config)
+    if experts is None:
+        return 0
+    rollouts = counts.unlabeled + (counts.labeled if counts.labeled_per_step else 0)
+    tokens = rollouts * (config.data.max_prompt_tokens + config.generation.max_response_tokens)
+    bytes_per_expert = 1 if experts.num_experts <= 256 else 2
+    return tokens * run.settings.num_layers * experts.experts_per_token * bytes_per_expert
 
 
 def _save_copies(run: PlannedRun) -> int:
@@ -56,22 +73,23 @@ def _saved_models(run: PlannedRun) -> Parts:
     These are the weights, and the optimizer state that the first of the data-parallel ranks gathers.
     """
     layout, ranks = run.layout, run.machine.gpus_per_node
-    gathering = (min(ranks, layout.tensor * layout.pipeline), min(ranks, layout.expert * layout.pipeline))
+    dense_ranks = min(ranks, layout.tensor * layout.pipeline)
+    expert_ranks = min(ranks, layout.expert * layout.pipeline)
     saved = {
         name: [run.models[name].saved_bytes(stage, learns="optimizer" in run.state(name)) for stage in _stages(run)]
         for name in run.models
         if name != "reference"
     }
-    return {name: max(_total(gathering, stage) for stage in stages) for name, stages in saved.items()}
+    return {name: max(_total(dense_ranks, expert_ranks, *sizes) for sizes in stages) for name, stages in saved.items()}
 
 
 def _stages(run: PlannedRun) -> range:
     return range(run.layout.pipeline)
 
 
-def _total(ranks: tuple[int, int], sizes: tuple[int, int]) -> int:
-    """Return the bytes of all ranks: those of all but experts, and those of experts."""
-    return ranks[0] * sizes[0] + ranks[1] * sizes[1]
+def _total(dense_ranks: int, expert_ranks: int, dense_bytes: int, expert_bytes: int) -> int:
+    """Return the bytes of all ranks, of which some hold different experts and some different parts of all else."""
+    return dense_ranks * dense_bytes + expert_ranks * expert_bytes
 
 
 _TOKEN_SAMPLE_BYTES = 80
@@ -90,12 +108,9 @@ def token_sample_bytes(run: PlannedRun) -> int:
 
 def checkpoint_bytes(run: PlannedRun) -> int:
     """Return the bytes of a checkpoint: weights of policy and critic, and optimizer state of what iterations train."""
-    ranks, learns = (
-        (run.layout.tensor, run.layout.expert),
-        {"policy": True, "critic": run.config.critic.training.learns},
-    )
+    layout, learns = run.layout, {"policy": True, "critic": run.config.critic.training.learns}
     return sum(
-        _total(ranks, run.models[name].saved_bytes(stage, learns=learns[name]))
+        _total(layout.tensor, layout.expert, *run.models[name].saved_bytes(stage, learns=learns[name]))
         for name in learns
         if name in run.models
         for stage in _stages(run)

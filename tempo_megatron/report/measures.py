@@ -184,8 +184,8 @@ SUBJECTS = (
         [
             Measure(
                 "Load of the experts",
-                "The share of a layer's tokens that the busiest and the idlest expert of any layer got. An expert that "
-                "gets none learns nothing.",
+                "The share of a layer's tokens that the busiest and the idlest expert of any layer got. An expert "
+                "without tokens learns nothing.",
                 {
                     f"{model}, {extreme}": f"{model}/expert_share_{suffix}"
                     for model in ("policy", "critic")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tempo_megatron.conversion import hf_config, hf_files
 from tests.models import split_experts, write_model
 from tests.parallel.family_worker import random_routes, rollouts
+from tests.parallel.launcher import run_ranks
 from tests.parallel.test_family_gradients import ALONE, PACKED, compute, distances
 
 REPLAY = "policy.router_replay=true"
@@ -108,3 +109,10 @@ def test_gradients_under_replay_are_the_same_in_every_layout(tmp_path: Path) -> 
     expected = {"policy": transformers_gradients(tmp_path / name)}
     shares = {layout: max(distances(measured, expected).values()) for layout, measured in actual.items()}
     assert max(shares.values()) < 1e-5, shares
+
+
+def test_a_deleted_model_is_freed_after_a_step(tmp_path: Path) -> None:
+    """Token dispatchers keep tensors of the last pass, whose autograd graph refers to the model. Protects from a model
+    that stays in memory once it is deleted."""
+    write_model("qwen3-moe", tmp_path / "model", max_position_embeddings=2048)
+    run_ranks(Path(__file__).with_name("released_worker.py"), 1, tmp_path / "model")

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarking.setup import Setup
+from benchmarking.setup import Setup, randomize
 from tempo_megatron.config import Fp8, Numerics
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.megatron import accelerators, cpu
+from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.layers import layer_pattern, stack_spec
 from tempo_megatron.megatron.topology import Topology
 
@@ -40,6 +41,7 @@ class RawLoop:
             if ddp.overlap_grad_reduce:
                 config.no_sync_func = self.model.no_sync
             self.optimizer = get_megatron_optimizer(optimizer, [self.model])
+        self.expert_load = ExpertLoad(self.model.module, setup.topology.device)
         self._batch = _batch(setup, sequence)
 
     def step(self) -> None:
@@ -110,7 +112,7 @@ def _transformer_config(setup: Setup) -> Any:
 
 
 def _experts(shape: BackboneSettings, ranks: int, on_gpu: bool) -> dict[str, Any]:
-    """Settings of experts: grouped products, fused permutation, and routing in fp32 without an auxiliary loss."""
+    """Returns settings of experts: grouped products, fused permutation, fp32 routing without an auxiliary loss."""
     experts = shape.experts
     if experts is None:
         return {}
@@ -146,6 +148,7 @@ def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
         rotary_base=500000,
     ).to(topology.device)
     accelerators.let_transformer_engine_accumulate_gradients(model)
+    randomize(model, topology)
     return model
 
 

@@ -66,10 +66,12 @@ def write_directory(directory: Path, hf_config: dict[str, Any], prompt_tokens: i
 
 
 @torch.no_grad()
-def randomize(module: torch.nn.Module, topology: Topology, std: float = 0.02) -> None:
+def randomize(module: Any, topology: Topology, std: float = 0.02) -> None:
     """Fills matrices with random numbers, norms with one and biases with zero.
 
-    Ranks that hold copies of a matrix get the same numbers. A critic keeps its value head.
+    As in Megatron's own initialization, the last matrix of each sub-layer has std / sqrt(2 sub-layers). Models of one
+    shape get the same numbers, ours and raw Megatron's. Ranks that hold copies of a matrix do too. A critic keeps its
+    value head.
     """
     for name, parameter in canonical_parameters(module).items():
         if parameter.dim() == 1:
@@ -79,7 +81,11 @@ def randomize(module: torch.nn.Module, topology: Topology, std: float = 0.02) ->
             is_copied = ".mlp.experts." in name or ".mlp.router." in name
             shard = 0 if is_copied else topology.tensor_rank
             seed = derive_seed("benchmark", _EMBEDDING if tied else name, shard)
-            parameter.normal_(0.0, std, generator=torch.Generator(parameter.device).manual_seed(seed))
+            is_output = name.endswith((".linear_proj.weight", ".linear_fc2.weight"))
+            scale = (
+                (2 * module.config.num_layers) ** -0.5 if is_output else 1.0
+            )  # A HybridModel's layer is a sub-layer.
+            parameter.normal_(0.0, scale * std, generator=torch.Generator(parameter.device).manual_seed(seed))
 
 
 def build(setup: Setup, role: Role) -> Any:

@@ -17,6 +17,8 @@ from tempo_megatron.config import Fp8
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.megatron.batch import Batch
+from tempo_megatron.megatron.expert_load import ExpertLoad
+from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts, compute_advantages
 from tempo_megatron.training.phases.e_step import e_step
@@ -96,9 +98,23 @@ def _policy_step(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[R
     """`seconds` cover the M-step with the host's work, `step seconds` the trainer's steps alone."""
     advantages = _advantages(setup, policy, scores, rollouts)
     clock.reset_peak()
+    policy.expert_load.reset()
     phase_seconds, step_seconds = _steps(policy, _policy_update(setup, policy, advantages, scores), steps)
     lengths = [len(rollout.token_ids) for rollout in rollouts]
-    return _figures(setup, "policy", lengths, phase_seconds) | {"step seconds": clock.median(step_seconds)}
+    figures = _figures(setup, "policy", lengths, phase_seconds) | _busiest_rank(setup, policy.expert_load)
+    return figures | {"step seconds": clock.median(step_seconds)}
+
+
+def _busiest_rank(setup: Setup, load: ExpertLoad) -> Figures:
+    """The share of a layer's tokens that the experts of its busiest rank got, on average over layers.
+
+    It is 1 / EP if all ranks are equally busy. A dense model has no figure.
+    """
+    counts = load.take_counts()
+    if counts is None:
+        return {}
+    of_ranks = counts[counts.sum(1) > 0].double().unflatten(1, (setup.topology.expert_size, -1)).sum(2)
+    return {"busiest rank's share of tokens": float((of_ranks.amax(1) / of_ranks.sum(1)).mean())}
 
 
 def _policy_update(setup: Setup, policy: Trainer, advantages: AdvantageBatch, scores: Scores) -> Callable[[], Any]:
@@ -148,7 +164,8 @@ def _pass(setup: Setup, role: Role, batch: Batch, workload: TrainingWorkload, wo
 @contextlib.contextmanager
 def _raw(setup: Setup, workload: TrainingWorkload, ddp: Any, optimizer: Any) -> Iterator[RawLoop]:
     loop = RawLoop(setup, workload.sequence, workload.sequences, ddp, optimizer)
-    yield loop
+    with ReplayedRouters(loop.model.module, setup.topology).cleared_after():  # else experts keep the model alive
+        yield loop
     del loop.model, loop.optimizer
     release()
 
@@ -156,7 +173,8 @@ def _raw(setup: Setup, workload: TrainingWorkload, ddp: Any, optimizer: Any) -> 
 def _raw_step(setup: Setup, raw: RawLoop, workload: TrainingWorkload) -> Figures:
     clock.reset_peak()
     seconds = clock.repeated(raw.step, workload.steps)
-    return _figures(setup, "policy", workload.equal_lengths(setup.topology.data_size), seconds)
+    figures = _figures(setup, "policy", workload.equal_lengths(setup.topology.data_size), seconds)
+    return figures | _busiest_rank(setup, raw.expert_load)
 
 
 def _figures(setup: Setup, role: Role, lengths: Sequence[int], seconds: list[float], learns: bool = True) -> Figures:

@@ -20,6 +20,7 @@ from tempo_megatron.algorithms.policy_loss import (
 )
 from tempo_megatron.algorithms.rollout_correction import correction_metrics
 from tempo_megatron.config import PolicyConfig, PolicyLoss
+from tempo_megatron.generation.routes import MissingRoutes
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
 from tempo_megatron.training.phases.advantages import AdvantageBatch
@@ -38,8 +39,11 @@ def m_step(
 ) -> dict[str, float]:
     """Train the policy in mini-batches; return metrics. Collective.
 
-    A mini-batch without a token to learn from, or whose tokens are all rejected, makes no update.
+    A mini-batch without a token to learn from, or whose tokens are all rejected, makes no update. Raises MissingRoutes
+    if routers shall replay routes (`policy.router_replay`) and a rollout has none.
     """
+    if config.router_replay and step.batch.routes is None:
+        raise MissingRoutes("policy.router_replay: the policy learns from rollouts of which some have no routes")
     norms: list[float] = []
     updates: list[NamedTensors] = []
     skipped = rejected = 0

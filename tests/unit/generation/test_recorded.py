@@ -120,8 +120,8 @@ def test_paused_responses_are_recorded_and_files_without_them_are_still_read(tmp
 
 
 def test_routes_are_recorded_where_responses_have_them(tmp_path: Path) -> None:
-    """A resumed run and a replay train on the chosen experts. A file without routes is generated again once they are
-    needed, and a replay of it says so."""
+    """A resumed run and a replay train on the chosen experts. A file without the routes of one request is generated
+    again once it needs them, and a replay of it says so."""
     routes = np.arange(3 * 2 * 2, dtype=np.uint16).reshape(3, 2, 2)
 
     class Routing(Engine):
@@ -137,6 +137,9 @@ def test_routes_are_recorded_where_responses_have_them(tmp_path: Path) -> None:
     first, second = RecordedGenerator(None, tmp_path).generate(needing)
     assert first.routes is None and second.routes is not None
     assert second.routes.dtype == np.uint16 and np.array_equal(second.routes, routes)
+    needing = [replace(request, needs_routes=True) for request in REQUESTS]
+    with pytest.raises(MissingRollouts, match=r"recorded no routes, which policy\.router_replay needs"):
+        RecordedGenerator(None, tmp_path).generate(needing)
 
 
 def test_a_replay_names_missing_rollouts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,13 @@ def test_a_finite_update_passes_and_resets_the_count(tmp_path: Path) -> None:
 
 
 def test_a_skipped_update_is_saved_completely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Tokens, columns and reported tensors are saved, and the message names the tensor."""
-    assert not NonFiniteGuard(2, tmp_path).passes("critic", BATCH, WRONG, 1.0)
+    """Tokens, columns, routes and reported tensors are saved, and the message names the tensor."""
+    routes = torch.arange(8).view(4, 1, 2).to(torch.uint16)
+    assert not NonFiniteGuard(2, tmp_path).passes("critic", replace(BATCH, routes=(routes,)), WRONG, 1.0)
     saved = load_file(tmp_path / "critic-1.safetensors")
     assert saved["tokens"].tolist() == BATCH.tokens.tolist()
     assert saved["columns.advantages"].tolist() == BATCH.columns["advantages"].tolist()
+    assert torch.equal(saved["routes.0"], routes)
     assert saved["reported.ratio"].tolist() == [float("inf")]
     assert "critic: an update is skipped, not finite: ratio" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tempo_megatron.megatron.batch import from_sequences
-from tempo_megatron.megatron.packing import PackingRule, pack
+from tempo_megatron.megatron.packing import PackingRule, context_rank_positions, pack
 
 BATCH = from_sequences([[1, 2, 3], [4, 5], [6]], [[7, 8], [9, 10, 11], []])
 ROWS = [2, 0, 1]
@@ -43,8 +43,8 @@ def test_packed_tokens_are_unpacked_to_their_rows(context_size: int, multiple: i
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
 @pytest.mark.parametrize(("context_size", "multiple"), [(1, 1), (1, 16), (2, 8), (3, 48)])
 def test_routes_follow_their_tokens(context_size: int, multiple: int, dtype: torch.dtype) -> None:
-    """Every token but the last of a row has its own experts, and all other positions have experts that differ. The
-    routes of a row have one entry less than its tokens."""
+    """Every token but the last of a row has its own experts. The routes of a row have one entry less than its tokens.
+    All other positions have experts that differ and are spread by position, so that no expert computes all padding."""
     layers = torch.arange(3)
 
     def experts(tokens: torch.Tensor) -> torch.Tensor:
@@ -56,14 +56,18 @@ def test_routes_follow_their_tokens(context_size: int, multiple: int, dtype: tor
         experts(row[: length - 1]).to(dtype) for row, length in zip(BATCH.tokens, BATCH.lengths, strict=True)
     )
     batch = replace(BATCH, routes=routes)
-    packing = rule(100, sequence_multiple=1 if context_size == 1 else 2 * context_size, total_multiple=multiple)
+    packing = rule(
+        100, sequence_multiple=1 if context_size == 1 else 2 * context_size, total_multiple=multiple, experts=5
+    )
     routed = 0
     for rank in range(context_size):
         part = pack(batch, ROWS, packing, rank, context_size).to(torch.device("cpu"))
         assert part.routes is not None and part.routes.dtype == dtype and part.routes.shape[1:] == (3, 2)
         read = part.next_tokens > 0
         assert torch.equal(part.routes[read].long(), experts(part.tokens[read]))
-        assert torch.equal(part.routes[~read].long(), torch.arange(2).expand(int((~read).sum()), 3, 2))
+        positions = context_rank_positions(part.boundaries.tolist(), rank, context_size)[~read]
+        spread = torch.stack([2 * positions % 5, (2 * positions + 1) % 5], -1)
+        assert torch.equal(part.routes[~read].long(), spread[:, None].expand(-1, 3, 2))
         routed += int(read.sum())
     assert routed == sum(map(len, routes))
 

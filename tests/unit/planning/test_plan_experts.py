@@ -134,3 +134,14 @@ def test_a_decoding_step_reads_the_experts_that_are_used() -> None:
     assert read_bytes[0] == pytest.approx(2 * 3.353e9, rel=0.01)
     assert read_bytes[1] == pytest.approx(2 * (30.532e9 - 28.991e9 * (15 / 16) ** 8), rel=0.01)
     assert read_bytes[2] == pytest.approx(2 * 30.532e9, rel=0.01)
+
+
+@pytest.mark.parametrize(("learns_from", "rollouts"), [("unlabeled", 3 * 4), ("both", (2 * 5 + 3) * 4)])
+def test_routes_are_counted_on_every_rank(learns_from: str, rollouts: int) -> None:
+    """A byte for each of 8 experts in 4 layers, of every token that the policy learns from. Labeled rollouts of all
+    E-steps have routes if some train the policy."""
+    changes = ["loop.labeled_prompts=5", "loop.unlabeled_prompts=3", "loop.samples_per_prompt=4", "loop.e_steps=2"]
+    changes += [f"policy.learns_from={learns_from}", "data.max_prompt_tokens=96", "generation.max_response_tokens=4000"]
+    parts = host.node_memory(planned(8, *changes, "policy.router_replay=true"))
+    assert parts["routes"] == 8 * rollouts * 4096 * 4 * 8
+    assert "routes" not in host.node_memory(planned(8, *changes))

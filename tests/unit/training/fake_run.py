@@ -89,13 +89,28 @@ class FakeGrader:
         return [rollout.response_ids[0] for rollout in rollouts]
 
 
+class FakeExpertLoad:
+    """Counts the updates since the last reset, as the share of the busiest expert."""
+
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def take_shares(self) -> dict[str, float]:
+        shares = {"expert_share_max": float(self.updates)}
+        self.reset()
+        return shares
+
+    def reset(self) -> None:
+        self.updates = 0
+
+
 class FakeModel:
     """Notes the rows that it scores, and that it learns. As a critic it prefers responses of one token."""
 
     def __init__(self, name: str, events: list[str]) -> None:
         self.name, self.events = name, events
         self.optimizer = SimpleNamespace(param_groups=[{"lr": 0.0}])
-        self.expert_load = SimpleNamespace(take_shares=dict)
+        self.expert_load = FakeExpertLoad()
         self.steps = 0
         self.preferred = RIGHT
 
@@ -106,6 +121,7 @@ class FakeModel:
 
     def step(self, batch: Batch, *functions: Any) -> tuple[dict[str, torch.Tensor], float]:
         self.events.append(f"{self.name} learns")
+        self.expert_load.updates += 1
         return {name: torch.ones(batch.rows) for name in ("squared_error", "ratio", "clipped", "kl")}, 1.0
 
 
@@ -139,7 +155,7 @@ def build_fake(name: str = "tempo", **settings: Any) -> tuple[Any, list[str]]:
             policy=policy,
             critic=critic,
             reference=None,
-            trainers={"policy": policy},
+            trainers={"policy": policy, "critic": critic},
             scores=lambda *statistics: None,
             needed_critic=critic,
         ),

@@ -60,6 +60,15 @@ def test_the_critic_is_recalibrated_every_n_iterations_in_so_many_steps() -> Non
     ]
 
 
+def test_shares_of_experts_are_those_of_all_updates_of_the_iteration() -> None:
+    """Protects from those of the last E-step alone, and from those of the stages before the first iteration."""
+    run, _ = build_fake(e_steps=2)
+    run.models.critic.expert_load.updates = run.models.policy.expert_load.updates = 50
+    metrics = loop.iterate(run)
+    assert metrics["critic/expert_share_max"] == 2
+    assert metrics["policy/expert_share_max"] == 1
+
+
 def test_further_policy_steps_learn_from_the_policy_that_the_last_one_made() -> None:
     """Weights go to the generator before it samples again."""
     assert steps(*build_fake(m_steps=2)) == ["generate 4+6", *E_STEP, *M_STEP, "sync", "generate 0+6", *M_STEP]

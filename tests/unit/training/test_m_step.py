@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tempo_megatron.algorithms.methods.grpo import Grpo
 from tempo_megatron.config import AverageOver, ImportanceWeight, PolicyConfig, Rejection, RolloutCorrectionConfig
 from tempo_megatron.data.types import Prompt, Rollout
+from tempo_megatron.generation.routes import MissingRoutes
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts, compute_advantages
 from tempo_megatron.training.phases.m_step import m_step
@@ -121,3 +124,21 @@ def test_the_first_rank_decides_which_mini_batches_make_an_update(monkeypatch: p
     assert len(own) == 8 and sum(own) == 4  # two epochs; two of four responses are rejected
     assert all(mini_batch.columns["rejected"].any() for mini_batch, _ in policy.steps)
     assert len(policy.steps) == 4 and metrics["policy/rejected_updates"] == 4
+
+
+def test_a_policy_that_replays_routes_learns_from_none_without() -> None:
+    """One rollout without routes would silently let the routers choose for all."""
+    config = PolicyConfig(mini_batches=1, router_replay=True)
+    prompt = Prompt("a", (5, 6), "here", "exact", {"answer": "x"})
+    with_routes = Rollout(prompt, 0, (7,), (LOG_PROB,), "stop", routes=np.zeros((2, 1, 1), dtype=np.uint8))
+    rollouts = [with_routes, replace(with_routes, sample=1, routes=None)]
+    policy: Any = ScoringPolicy()
+
+    def scores(*_: str) -> Any:
+        return None
+
+    step = PolicyRollouts(rollouts, [1.0, 0.0])
+    batch = compute_advantages(step, Grpo(), policy, None, None, scores, config, wrong=0.0, seed=(3,))
+    with pytest.raises(MissingRoutes, match=r"policy\.router_replay"):
+        m_step(policy, batch, scores, config, (3,), max_response_tokens=4)
+    assert not policy.steps
