@@ -1,4 +1,4 @@
-"""Mathematical answers of the whole fixture, graded by workers as in a run, beside math-verify."""
+"""Mathematical answers of the whole fixtures, by hand, beside math-verify, and by workers as in a run."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from math_verify import parse, verify
 from tempo_megatron.config import GradingConfig
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.grading import RolloutGrader, pool
+from tempo_megatron.grading.graders import grader_functions
+from tempo_megatron.grading.mathematics import extract, grade
 from tests.clock import ProcessorTime
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "grading" / "mathematics.jsonl"
-ROWS = [json.loads(line) for line in FIXTURE.read_text().splitlines()]
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "grading"
+ROWS = [json.loads(line) for line in (FIXTURES / "mathematics.jsonl").read_text().splitlines()]
+KINDS = [json.loads(line) for line in (FIXTURES / "kinds.jsonl").read_text().splitlines()]
+CASES = [
+    case
+    for line in (FIXTURES / "cases.jsonl").read_text().splitlines()
+    if (case := json.loads(line))["grader"] == "math"
+]
 HOSTILE = [row for row in ROWS if row.get("differs") == "hostile"]
 HONEST = [row for row in ROWS if row.get("differs") != "hostile"]
 
@@ -66,3 +74,28 @@ def test_hostile_answers_cost_their_own_grades_and_no_more() -> None:
         (row["note"], row["right"]) for row in rows
     ]
     assert 1 <= grader.timeouts < len(HOSTILE)
+
+
+def grade_as_in_a_run(text: str, answer: dict[str, Any]) -> bool:
+    """Returns the grade after the removal of thinking, as in a run."""
+    run_grade = grader_functions("math").grade
+    assert run_grade
+    return run_grade(text, answer)
+
+
+def test_pairs_of_each_kind_get_the_verdicts_by_hand() -> None:
+    """The kinds are relations, qualified values, names, units, sets, prose, boxes and text beside boxes."""
+    assert len(KINDS) > 400
+    for case in KINDS:
+        assert grade_as_in_a_run(case["response"], case) is case["correct"], case
+
+
+def test_extraction_and_grade_agree() -> None:
+    """Votes count values: an extracted answer gets its response's grade, and equal values extract equally."""
+    for case in CASES + KINDS:
+        value = extract(case["response"])
+        assert grade(rf"\boxed{{{value}}}", case) is grade(case["response"], case), case
+    assert {extract("The answer is 42**"), extract("The answer is 42."), extract("\\boxed{42.0}")} == {"42"}
+    assert {extract("The answer is 1/2."), extract("\\boxed{\\frac12}"), extract("\\boxed{\\frac{2}{4}}")} == {
+        r"\frac{1}{2}"
+    }

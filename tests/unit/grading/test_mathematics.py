@@ -1,14 +1,12 @@
-"""The grader `math` against verdicts by hand, and against math-verify."""
+"""The grader `math` against verdicts by hand. `tests/processes` has the whole fixtures."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tempo_megatron.grading.graders import grader_functions
 from tempo_megatron.grading.mathematics import check_label, equivalent, extract, grade
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "grading"
@@ -17,7 +15,6 @@ CASES = [
     for line in (FIXTURES / "cases.jsonl").read_text().splitlines()
     if (case := json.loads(line))["grader"] == "math"
 ]
-KINDS = [json.loads(line) for line in (FIXTURES / "kinds.jsonl").read_text().splitlines()]
 HONEST = [
     row
     for row in map(json.loads, (FIXTURES / "mathematics.jsonl").read_text().splitlines())
@@ -172,31 +169,6 @@ def test_the_last_boxes_are_the_answer(gold: str, response: str, right: bool) ->
 def test_notation_is_read(gold: str, answer: str, right: bool) -> None:
     """The pairs have degrees, bases, case, option labels, repeating decimals, Unicode, money and times."""
     assert grade(rf"\boxed{{{answer}}}", {"answer": gold}) is right
-
-
-def grade_as_in_a_run(text: str, answer: dict[str, Any]) -> bool:
-    """Returns the grade after the removal of thinking, as in a run."""
-    run_grade = grader_functions("math").grade
-    assert run_grade
-    return run_grade(text, answer)
-
-
-def test_pairs_of_each_kind_get_the_verdicts_by_hand() -> None:
-    """The kinds are relations, qualified values, names, units, sets, prose, boxes and text beside boxes."""
-    assert len(KINDS) > 400
-    for case in KINDS:
-        assert grade_as_in_a_run(case["response"], case) is case["correct"], case
-
-
-def test_extraction_and_grade_agree() -> None:
-    """Votes count values: an extracted answer gets its response's grade, and equal values extract equally."""
-    for case in CASES + KINDS:
-        value = extract(case["response"])
-        assert grade(rf"\boxed{{{value}}}", case) is grade(case["response"], case), case
-    assert {extract("The answer is 42**"), extract("The answer is 42."), extract("\\boxed{42.0}")} == {"42"}
-    assert {extract("The answer is 1/2."), extract("\\boxed{\\frac12}"), extract("\\boxed{\\frac{2}{4}}")} == {
-        r"\frac{1}{2}"
-    }
 
 
 @pytest.mark.parametrize(
