@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 
 from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.decoding import TAIL_SEQUENCES
 from tempo_megatron.planning.fit import HEADROOM, format_parts
 from tempo_megatron.planning.layout_search import EQUAL_SPEED_MARGIN, GeneratorChoice, LayoutChoice
 from tempo_megatron.planning.memory import GIB
-from tempo_megatron.planning.partial_rollouts import steps_until_paused
+from tempo_megatron.planning.partial_rollouts import typical_calls
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.schedule import Schedule
 from tempo_megatron.planning.workload import Workload
@@ -113,10 +114,10 @@ def _time_table(run: PlannedRun, workload: Workload) -> str:
 def _partial_rollouts(schedule: Schedule) -> str:
     """Return what partial rollouts are expected to save."""
     waiting, pausing = schedule.generate_seconds(schedule.rollouts.unlabeled), schedule.partial_generate_seconds()
-    last_step = steps_until_paused(schedule.run.config.loop, schedule.workload)
+    last_steps = [call.steps for call in typical_calls(schedule.run.config.loop, schedule.workload)]
     return (
         f"\n\nPartial rollouts, simulated: {schedule.run.config.loop.prompts_in_flight} prompts are in flight, and "
-        f"generation without labeled rollouts ends after {last_step:,.0f} steps of at most "
+        f"generation without labeled rollouts ends after {fmean(last_steps):,.0f} steps of at most "
         f"{max(schedule.workload.lengths):,}: {pausing:,.0f} s instead of {waiting:,.0f} s. A call with labeled "
         "rollouts waits for the longest of them."
     )

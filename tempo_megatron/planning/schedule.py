@@ -10,8 +10,9 @@ from tempo_megatron.config import CriticConfig, CriticTraining, LearnsFrom, Poli
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.planning import host, rates
 from tempo_megatron.planning.decoding import Decoding
+from tempo_megatron.planning.flops import ModelFlops
 from tempo_megatron.planning.model_time import ModelTime
-from tempo_megatron.planning.partial_rollouts import steps_until_paused
+from tempo_megatron.planning.partial_rollouts import PartialCall, typical_calls
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.rollout_counts import RolloutCounts
 from tempo_megatron.planning.workload import Workload
@@ -78,17 +79,32 @@ class Schedule:
         return first + sum(map(self.generate_seconds, self.rollouts.refills(labeled, self.workload.uniform_share)))
 
     def partial_generate_seconds(self) -> float:
-        """Return the seconds of a generate call that ends when enough groups are whole (`loop.partial_rollouts`).
+        """Return the mean seconds of a generate call with `loop.partial_rollouts`, without labeled rollouts."""
+        calls = typical_calls(self.run.config.loop, self.workload)
+        return sum(map(self.partial_call_seconds, calls)) / len(calls)
+
+    def partial_call_seconds(self, call: PartialCall) -> float:
+        """Return the seconds of a generate call that pauses.
 
         What pauses leaves its place to what goes on, so that a mean number of sequences is live in every step.
         """
-        decoding, loop = Decoding(self.run, self.workload), self.run.config.loop
+        run, decoding = self.run, Decoding(self.run, self.workload)
         if not decoding.slots:
             return math.inf
-        replica_responses = self.rollouts.unlabeled * self.run.layout.replica / self.run.machine.gpus
-        tokens = replica_responses * self.workload.mean
-        steps = max(steps_until_paused(loop, self.workload), tokens / decoding.slots)
-        return steps * decoding.step_seconds(round(tokens / steps), round(decoding.mean_tokens))
+        tokens = call.tokens * run.layout.replica / run.machine.gpus
+        steps = max(call.steps, math.ceil(tokens / decoding.slots))
+        if not steps:
+            return 0.0
+        seconds = steps * decoding.step_seconds(round(tokens / steps), round(decoding.mean_tokens))
+        return seconds + self._resuming_seconds(call)
+
+    def _resuming_seconds(self, call: PartialCall) -> float:
+        """Return the seconds in which all replicas read what continued responses have: a sync empties their caches."""
+        if not call.resumed:
+            return 0.0
+        mean_tokens = round(call.resumed_tokens / call.resumed)
+        flops = call.resumed * ModelFlops(self.run.settings, "policy").forward([mean_tokens])
+        return flops / rates.PASS_FLOPS["policy", False] / self.run.machine.gpus
 
     def generate_seconds(self, requests: int) -> float:
         """Return the seconds until this many responses are generated."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 from benchmarking import clock
 from benchmarking.generation import RolloutWorkload, random_prompts
+from benchmarking.lengths import Lengths
 from benchmarking.planned import planned_run
 from benchmarking.report import Figures
 from benchmarking.run import SeededLengths
@@ -16,6 +19,7 @@ from benchmarking.setup import Setup
 from tempo_megatron.config import Config, LearnsFrom
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.requests import PAUSED, Completion, Request
+from tempo_megatron.planning.partial_rollouts import simulate_calls
 from tempo_megatron.planning.schedule import Schedule
 from tempo_megatron.planning.workload import Workload
 from tempo_megatron.training.phases.generate import Draft, complete, new_drafts
@@ -49,8 +53,8 @@ def measure_partial(setup: Setup, generator: Any, workload: RolloutWorkload, sha
     """Seconds and tokens of generate calls without and with `loop.partial_rollouts`, `workload.rounds` of each.
 
     A call yields `workload.prompts` whole groups of `workload.samples` unlabeled responses. Both ways take the same
-    prompts in the same order, and the responses to a prompt have the same lengths. No model learns in between.
-    Collective.
+    prompts in the same order, and the responses to a prompt have the same lengths. No model learns in between. Calls
+    with pauses differ much, so the plan predicts these very calls. Collective.
     """
     config = partial_config(setup.config, workload, share)
     prompts = _prompts(workload, config, setup.settings.vocab_size)
@@ -58,11 +62,11 @@ def measure_partial(setup: Setup, generator: Any, workload: RolloutWorkload, sha
     calls = TimedCalls(generator)
     whole = finish_all(SeededLengths(calls, workload.lengths), config, prompts, workload.rounds)
     lengths = tuple(len(rollout.response_ids) for rollouts in whole for rollout in rollouts)
-    planned = _planned_seconds(setup, config, Workload(lengths, prompt=workload.prompt_tokens))
-    figures = {"all finish": _figures(setup, calls, whole) | {"seconds that `tempo plan` predicts": planned[0]}}
+    planned = _planned_seconds(setup, config, prompts, workload, lengths)
+    figures = {"all finish": _figures(setup, calls, whole) | planned["all finish"]}
     calls = TimedCalls(generator)
     parts = pause_some(SeededLengths(calls, workload.lengths), config, prompts, _WARM_UP + workload.rounds)[_WARM_UP:]
-    figures["partial"] = _figures(setup, calls, parts) | {"seconds that `tempo plan` predicts": planned[1]}
+    figures["partial"] = _figures(setup, calls, parts) | planned["partial"]
     speeds = {name: way["trained tokens/s/GPU"] for name, way in figures.items()}
     return figures | {"trained tokens/s, partial / all finish": speeds["partial"] / speeds["all finish"]}
 
@@ -128,13 +132,33 @@ def _sampling(config: Config) -> dict[str, Any]:
     return {"max_tokens": config.generation.max_response_tokens, "temperature": 1.0, "top_p": 1.0}
 
 
-def _planned_seconds(setup: Setup, config: Config, workload: Workload) -> tuple[float | None, float | None]:
-    """What `tempo plan` predicts for a call whose responses all end, and for one that pauses; None on CPUs."""
+def group_lengths(config: Config, prompts: Sequence[Prompt], lengths: Lengths) -> Iterator[list[int]]:
+    """Yields the lengths of the responses to each prompt, in order."""
+    for prompt in prompts:
+        yield [lengths.draw(draft.seed) for draft in _drafts(config, [prompt])]
+
+
+def _planned_seconds(
+    setup: Setup, config: Config, prompts: Sequence[Prompt], workload: RolloutWorkload, lengths: tuple[int, ...]
+) -> dict[str, Figures]:
+    """What `tempo plan` predicts for calls whose responses all end, and for the timed calls that pause.
+
+    `lengths` are those of the responses that all end. Without a prediction (on CPUs) there are no figures.
+    """
     run = planned_run(setup, config)
     if run is None:
-        return None, None
-    schedule = Schedule(run, workload)
-    return schedule.generate_seconds(schedule.rollouts.unlabeled), schedule.partial_generate_seconds()
+        return {"all finish": {}, "partial": {}}
+    schedule = Schedule(run, Workload(lengths, prompt=workload.prompt_tokens))
+    calls = simulate_calls(group_lengths(config, prompts, workload.lengths), config.loop)
+    timed = [schedule.partial_call_seconds(call) for call in islice(calls, _WARM_UP, _WARM_UP + workload.rounds)]
+    return {
+        "all finish": {"seconds that `tempo plan` predicts": schedule.generate_seconds(schedule.rollouts.unlabeled)},
+        "partial": {
+            "seconds that `tempo plan` predicts": fmean(timed),
+            "predicted seconds of each": [round(seconds, 3) for seconds in timed],
+            "mean of all calls that `tempo plan` predicts": schedule.partial_generate_seconds(),
+        },
+    }
 
 
 def _figures(setup: Setup, calls: TimedCalls, trained: Sequence[Sequence[Rollout]]) -> Figures:
@@ -144,7 +168,7 @@ def _figures(setup: Setup, calls: TimedCalls, trained: Sequence[Sequence[Rollout
     trained_tokens = sum(len(rollout.response_ids) for rollouts in trained for rollout in rollouts)
     return {
         "responses that train a call": len(trained[0]),
-        "seconds": clock.median(seconds),
+        "seconds": fmean(seconds),
         "seconds of each": [round(value, 3) for value in seconds],
         "tokens/s/GPU": sum(calls.tokens[timed]) / sum(seconds) / world_size,
         "trained tokens/s/GPU": trained_tokens / sum(seconds) / world_size,

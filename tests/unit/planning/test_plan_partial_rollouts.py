@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from tempo_megatron.config import Config, LoopConfig
-from tempo_megatron.planning import report, shapes
+from tempo_megatron.planning import rates, report, shapes
+from tempo_megatron.planning.flops import ModelFlops
 from tempo_megatron.planning.layout import Machine
-from tempo_megatron.planning.partial_rollouts import steps_until_paused
+from tempo_megatron.planning.partial_rollouts import PartialCall, simulate_calls, typical_calls
 from tempo_megatron.planning.phases import PlannedRun
 from tempo_megatron.planning.schedule import Schedule
 from tempo_megatron.planning.workload import Workload
@@ -17,7 +20,8 @@ SKEWED = Workload((*[500] * 12, 1000, 2000, 3000, 4000), prompt=128)
 
 def steps(workload: Workload, share: float, samples: int = 1, staleness: int = 1) -> float:
     settings = {"samples_per_prompt": samples, "partial_rollouts": share, "staleness": staleness}
-    return steps_until_paused(LoopConfig(unlabeled_prompts=64, **settings), workload)
+    calls = typical_calls(LoopConfig(unlabeled_prompts=64, **settings), workload)
+    return fmean(call.steps for call in calls)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8])
@@ -36,6 +40,35 @@ def test_the_steps_fall_with_the_share_and_rise_with_the_size_of_groups() -> Non
 def test_a_larger_bound_on_age_waits_less() -> None:
     """Of single responses of which few are long, those that are carried over must finish at once with a bound of 1."""
     assert steps(SKEWED, 0.8, staleness=3) < steps(SKEWED, 0.8, staleness=1)
+
+
+def test_calls_by_hand() -> None:
+    """Steps, tokens and continued responses of each call, where the bound of 1 makes the third call wait."""
+    loop = LoopConfig(unlabeled_prompts=1, partial_rollouts=0.5, staleness=1)
+    calls = list(simulate_calls([(3, 5), (9, 2), (4, 4), (1, 1)], loop))
+    assert calls == [
+        PartialCall(steps=5, tokens=8 + 5 + 2, resumed=0, resumed_tokens=0),  # (4, 0) is left of the second group
+        PartialCall(steps=4, tokens=4 + 4 + 4, resumed=1, resumed_tokens=5),  # both end, the older one trains
+        PartialCall(steps=0, tokens=0, resumed=0, resumed_tokens=0),  # the third group trains, the fourth has not begun
+    ]
+
+
+def test_the_plan_of_a_call_counts_what_is_read_again() -> None:
+    """A sync empties the prefix cache, so a continued response's tokens pass the model once more."""
+    schedule = planned(labeled=False, share=0.65)
+    fresh, resumed = PartialCall(1000, 60_000, 0, 0), PartialCall(1000, 60_000, 100, 100_000)
+    flops = 100 * ModelFlops(schedule.run.settings, "policy").forward([1000])
+    added = schedule.partial_call_seconds(resumed) - schedule.partial_call_seconds(fresh)
+    assert added == pytest.approx(flops / rates.PASS_FLOPS["policy", False] / 8)
+    assert schedule.partial_call_seconds(PartialCall(0, 0, 0, 0)) == 0.0
+
+
+def test_the_plan_is_the_mean_of_calls_that_differ() -> None:
+    """One measured call cannot be compared with it."""
+    schedule = planned(labeled=False, share=0.65)
+    seconds = [schedule.partial_call_seconds(call) for call in typical_calls(schedule.run.config.loop, SKEWED)]
+    assert schedule.partial_generate_seconds() == pytest.approx(fmean(seconds))
+    assert max(seconds) > min(seconds)
 
 
 def planned(*, labeled: bool, share: float) -> Schedule:
