@@ -38,9 +38,9 @@ SHAPE = {
 def test_every_sampled_token_has_the_log_prob_that_the_policy_computes(
     family: str, ranks: int, settings: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """256 responses run at once. They are preempted, their prompts are read in parts or come from the prefix cache, and
-    some have 2,048 tokens. The same holds after an optimizer step, a sleep and a sync, and the step's first ratios are
-    exactly 1."""
+    """As many of 256 responses run at once as the KV cache holds. They are preempted, their prompts are read in parts
+    or come from the prefix cache, and some have 2,048 tokens. The same holds after an optimizer step, a sleep and a
+    sync, and the step's first ratios are exactly 1."""
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
     write_model(family, tmp_path, dtype=torch.bfloat16, **SHAPE)
