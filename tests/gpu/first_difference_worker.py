@@ -27,6 +27,7 @@ def main(directory: str, swiglu: str) -> None:
             "generation.max_response_tokens=64",
             "policy.micro_batch_tokens=1024",
             "generation.gpu_memory_utilization=0.1",
+            "generation.kv_cache_gib=0.5",
         ],
     )
     if swiglu == "other":

@@ -70,7 +70,7 @@ def main(directory: str, *overrides: str) -> None:
     prompts = draw_prompts(settings.vocab_size)
 
     def generate(seed: int) -> list[Rollout]:
-        """Returns a response to each prompt. All run at once; a few are long, so that the batch shrinks slowly."""
+        """Returns a response to each prompt. A few are long, so that the batch shrinks slowly."""
         requests = [
             Request(prompt, seed + number, LONGEST_RESPONSE if number % 32 == 0 else 8 + number, 1.0, 1.0)
             for number, prompt in enumerate(prompts)

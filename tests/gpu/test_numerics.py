@@ -38,18 +38,18 @@ SHAPE = {
 def test_every_sampled_token_has_the_log_prob_that_the_policy_computes(
     family: str, ranks: int, settings: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """256 responses run at once. They are preempted, their prompts are read in parts or come from the prefix cache, and
-    some have 2,048 tokens. The same holds after an optimizer step, a sleep and a sync, and the step's first ratios are
-    exactly 1."""
+    """As many of 256 responses run at once as the KV cache holds. They are preempted, their prompts are read in parts
+    or come from the prefix cache, and some have 2,048 tokens. The same holds after an optimizer step, a sleep and a
+    sync, and the step's first ratios are exactly 1."""
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
     write_model(family, tmp_path, dtype=torch.bfloat16, **SHAPE)
     (tmp_path / "generation_config.json").unlink()  # Its end token would end responses early.
-    run_ranks(WORKER, ranks, tmp_path, f"parallel.processes_per_node={ranks}", *settings)
+    print(run_ranks(WORKER, ranks, tmp_path, f"parallel.processes_per_node={ranks}", *settings))
 
 
 @pytest.mark.parametrize("swiglu", ["shared", "other"])
 def test_the_first_difference_is_that_of_the_operation_that_differs(swiglu: str, tmp_path: Path) -> None:
     """Equal kernels have none. A SwiGLU that rounds once changes everything after it, and is named alone."""
     write_model("qwen3", tmp_path, dtype=torch.bfloat16, **SHAPE)
-    run_ranks(Path(__file__).with_name("first_difference_worker.py"), 1, tmp_path, swiglu)
+    print(run_ranks(Path(__file__).with_name("first_difference_worker.py"), 1, tmp_path, swiglu))
