@@ -38,6 +38,8 @@ class Study:
     """The runs by name. A name has the same settings in every study, so that studies share runs."""
     reference: str = "tempo"
     """The run that the others are compared with."""
+    compares_critics: bool = False
+    """Whether gains are also set against the critic's AUROC at the start."""
 
 
 TEMPO: dict[str, Settings] = {"tempo": ("method=tempo",)}
@@ -86,6 +88,7 @@ STUDIES: dict[str, Study] = {
                 for iteration in (20, 40, 60)
             },
         },
+        compares_critics=True,
     ),
     "baselines": Study(
         "Does it matter whether the baseline has seen the token?",
