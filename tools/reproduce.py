@@ -26,7 +26,7 @@ from comparison.results import AUROC, START, Results, Runs, compare, critic_at_s
 from comparison.runs import Piece, Slots, is_complete, train_all
 from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import STUDIES, Study
-from comparison.tables import critic_text, difference_tables, summary_tables, verdicts
+from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
 from make_miniature import QUESTIONS, write_miniature
 from neutrality import differing_metrics, metrics_of
 
@@ -101,7 +101,8 @@ def write_results(directory: Path, name: str, study: Study, seeds: Sequence[int]
     figures = directory / "figures" / name
     results, rows = compare(runs, study.reference, k), stopping_rows(runs, k)
     numbers: dict[str, Any] = {**results, "stopping": to_json(rows)}
-    parts = [f"## {study.question}\n", summary_tables(results), verdicts(results)]
+    about = f"Seeds {', '.join(map(str, seeds))}. {provenance(runs)}"
+    parts = [f"## {study.question}\n", f"{about.strip()}\n", summary_tables(results), verdicts(results)]
     if study.compares_critics:
         text, numbers["critic_at_start"] = critic_results(runs, results, figures)
         parts.append(text)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from comparison.intervals import Interval
-from comparison.results import START, Results
+from comparison.results import START, Results, Runs
 
 Kind = Mapping[str, Any]
 """Mean, low and high end of an interval, and the mean of each seed."""
@@ -102,6 +103,18 @@ def change_text(kind: Kind) -> str:
     interval = interval_of(kind)
     verdict = "no interval" if interval.low is None else "excludes 0" if interval.excludes_zero else "includes 0"
     return f"{_text(interval, '+')} ({verdict})"
+
+
+def provenance(runs: Runs) -> str:
+    """Returns the devices, commits and versions of a study's runs, as they recorded them; "" where none did."""
+    files = [run / "environment.json" for paths in runs.values() for run in paths]
+    recorded = [json.loads(file.read_text()) for file in files if file.is_file()]
+    facts = {
+        title: ", ".join(sorted({environment[key] for environment in recorded}))
+        for title, key in (("Device", "device"), ("commit", "commit"), ("versions", "versions"))
+        if recorded
+    }
+    return "; ".join(f"{title}: {fact}" for title, fact in facts.items()) + ".\n" if facts else ""
 
 
 def critic_text(critic: Mapping[str, Any]) -> str:

@@ -36,11 +36,11 @@ def test_studies_share_runs_and_their_settings_load(tmp_path: Path) -> None:
 
 
 def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None:
-    starts, runs = reproduce.pieces_of(
-        tmp_path, STUDIES["methods"], [3, 4], ["loop.iterations=7"], ["loop.iterations=9"]
-    )
+    methods = STUDIES["methods"].runs
+    study = Study("Which?", {name: methods[name] for name in ("tempo", "ppo")})
+    starts, runs = reproduce.pieces_of(tmp_path, study, [3, 4], ["loop.iterations=7"], ["loop.iterations=9"])
     assert [piece.directory.name for piece in starts] == ["start-3", "start-4"]
-    assert len(runs) == 2 * len(STUDIES["methods"].runs)
+    assert len(runs) == 2 * 2
     for piece in runs:
         name, seed = piece.directory.name.rsplit("-", 1)
         config = load_config(piece.recipe, piece.overrides)
@@ -69,6 +69,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"iteration": 5, **metrics},
             ]
             write_lines(run / "metrics.jsonl", lines)
+            facts = {"device": f"GPU {name}", "commit": "abc", "versions": "torch 2", "model": "m"}
+            (run / "environment.json").write_text(json.dumps(facts))
     runs = Study("Which?", {"tempo": (), "ttrl": ()}, compares_critics=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "draw", lambda *_: [])  # tests/end_to_end/test_reproduce.py draws the panels
@@ -90,7 +92,10 @@ def test_differences_are_paired_over_questions_and_seeds(study: Path) -> None:
 def test_a_page_has_question_table_verdicts_and_stops_and_figures_lie_beside_it(study: Path) -> None:
     """Each run has a line that says of gain and lead whether the interval excludes 0."""
     page = (study / "which.md").read_text()
-    assert page.startswith("## Which?\n\n| % | unlabeled avg@4 | unlabeled pass@2 |\n|---|---|---|\n| start | 12.5 [")
+    question, _, about, _, *table = page.splitlines()
+    assert (question, table[0]) == ("## Which?", "| % | unlabeled avg@4 | unlabeled pass@2 |")
+    assert about == "Seeds 0, 1. Device: GPU tempo, GPU ttrl; commit: abc; versions: torch 2."
+    assert table[2].startswith("| start | 12.5 [")
     tempo, ttrl = [line for line in page.splitlines() if line.startswith("- **")]
     assert tempo.startswith("- **tempo**, `unlabeled`, from the start: avg@4 +37.5 [") and "Lead" not in tempo
     assert "Lead of tempo: avg@4 +31.2 [" in ttrl and ttrl.count("includes 0") + ttrl.count("excludes 0") == 4
