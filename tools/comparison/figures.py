@@ -109,8 +109,8 @@ def _draw_panel(axes: Axes, run: Trajectory, reference: Trajectory, is_reference
 
 
 def _top(trajectories: Iterator[Trajectory]) -> float:
-    """Returns the upper end of an axis in percent: over all seeds and bands, with a margin."""
-    return 105 * max(max(float(run.seeds.max()), *run.high) for run in trajectories)
+    """Returns the upper end of an axis in percent, at least 1: over all seeds and bands, with a margin."""
+    return max(1.0, 105 * max(max(float(run.seeds.max()), *run.high) for run in trajectories))
 
 
 def _keys(reference: str) -> list[Any]:
