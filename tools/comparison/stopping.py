@@ -45,6 +45,8 @@ class StoppingRow:
     """The iteration with the highest avg@k on unlabeled questions, the earliest of several."""
     best_avg: float
     last_avg: float
+    lowest_accuracy: float
+    """The lowest reward accuracy of all evaluations."""
     collapse: RuleOutcome
     patience: RuleOutcome | None
     """None for a run that selects no checkpoint."""
@@ -107,6 +109,7 @@ def stopping_row(run: Path, k: int) -> StoppingRow:
         best,
         truth[best],
         truth[last],
+        min(accuracies.values()),
         outcome(collapse, last if collapse is None else collapse),
         outcome(*stop) if stop else None,
     )
@@ -125,15 +128,16 @@ def to_json(rows: Mapping[str, Sequence[StoppingRow]]) -> dict[str, list[dict[st
 def stopping_table(rows: Mapping[str, Sequence[StoppingRow]], k: int) -> str:
     """Returns a table with a row for each name. A cell lists its seeds; points of avg@k are means over seeds."""
     lines = [
-        f"| run | best avg@{k} | at | last | collapse step | lost | saved "
+        f"| run | best avg@{k} | at | last | lowest reward accuracy | collapse step | lost | saved "
         f"| patience {PATIENCE} stops | keeps | lost | saved |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"|{'---|' * 12}",
     ]
     for name, seeds in rows.items():
         cells = [
             _points([row.best_avg for row in seeds]),
             _listed([row.best for row in seeds]),
             _points([row.last_avg for row in seeds]),
+            ", ".join(f"{100 * row.lowest_accuracy:.0f}%" for row in seeds),
         ]
         collapses, selections = [row.collapse for row in seeds], [row.patience for row in seeds]
         cells += [_listed([rule.stopped for rule in collapses]), *_costs(collapses)]

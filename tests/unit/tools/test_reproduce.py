@@ -99,7 +99,7 @@ def test_a_page_has_question_table_verdicts_and_stops_and_figures_lie_beside_it(
     tempo, ttrl = [line for line in page.splitlines() if line.startswith("- **")]
     assert tempo.startswith("- **tempo**, `unlabeled`, from the start: avg@4 +37.5 [") and "Lead" not in tempo
     assert "Lead of tempo: avg@4 +31.2 [" in ttrl and ttrl.count("includes 0") + ttrl.count("excludes 0") == 4
-    assert "| ttrl | 50.0 | 0, 0 | 50.0 | never | 0.0 | 0.0 | not selected |" in page
+    assert "| ttrl | 50.0 | 0, 0 | 50.0 | 88%, 75% | never | 0.0 | 0.0 | not selected |" in page
     assert {path.name for path in (study / "figures" / "which").iterdir()} == {
         "trajectories.svg",
         "critic-at-start.svg",

@@ -69,6 +69,7 @@ def test_a_collapsed_run_has_what_each_rule_loses_and_saves(tmp_path: Path) -> N
     write_lines(run / "metrics.jsonl", [*lines, *chosen])
     row = stopping.stopping_row(run, 4)
     assert (row.best, row.best_avg, row.last_avg) == (20, 0.5, 0.0)
+    assert row.lowest_accuracy == 0
     assert row.collapse == stopping.RuleOutcome(60, 60, lost=0.375, saved=0.125)
     assert row.patience == stopping.RuleOutcome(60, 20, lost=0.0, saved=0.5)
 
@@ -89,7 +90,7 @@ def test_a_run_that_no_rule_stops_loses_against_its_best(tmp_path: Path) -> None
     assert row.patience is None
     assert unevaluated.patience == stopping.RuleOutcome(None, 10, lost=None, saved=None)
     table = stopping.stopping_table({"tempo": [row, unevaluated]}, 4)
-    assert "| tempo | 37.5 | 0, 20 | 31.2 | never | 6.2 | 0.0 | not selected |" in table
+    assert "| tempo | 37.5 | 0, 20 | 31.2 | 100%, 100% | never | 6.2 | 0.0 | not selected |" in table
     assert "| never | 10 |  |  |" in stopping.stopping_table({"tempo": [unevaluated]}, 4)
 
 
