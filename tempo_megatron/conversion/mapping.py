@@ -89,14 +89,19 @@ class BackboneSettings:
         """For each layer, whether it has experts instead of one MLP."""
         return self.experts.sparse_layers if self.experts else (False,) * self.num_layers
 
-    def stage_layers(self, stages: int) -> list[range]:
-        """Return the layers of each of `stages` pipeline stages.
+    def chunk_layers(self, chunks: int) -> list[range]:
+        """Return the layers of each of `chunks` parts, which a micro-batch passes one after the other.
 
-        Where they cannot have equally many, the first stages have one more, because the last has the output layer.
+        Where they cannot have equally many, the first parts have one more, because the last has the output layer.
         """
-        layers_per_stage, longer_stages = divmod(self.num_layers, stages)
-        starts = [stage * layers_per_stage + min(stage, longer_stages) for stage in range(stages + 1)]
+        layers_per_chunk, longer_chunks = divmod(self.num_layers, chunks)
+        starts = [chunk * layers_per_chunk + min(chunk, longer_chunks) for chunk in range(chunks + 1)]
         return [range(start, end) for start, end in pairwise(starts)]
+
+    def stage_chunks(self, stages: int, chunks_per_stage: int) -> list[list[range]]:
+        """Return the layers of each chunk of each pipeline stage: chunk c of all belongs to stage c modulo `stages`."""
+        layers = self.chunk_layers(stages * chunks_per_stage)
+        return [layers[stage::stages] for stage in range(stages)]
 
     @property
     def padded_vocab_size(self) -> int:

@@ -94,6 +94,7 @@ def initialize(
         parallel_state.initialize_model_parallel(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
+            chunks if (chunks := parallel.virtual_pipeline_model_parallel_size) > 1 else None,
             context_parallel_size=parallel.context_parallel_size,
             expert_model_parallel_size=parallel.expert_model_parallel_size,
             expert_tensor_parallel_size=1,  # The default is TP, which would split each expert.

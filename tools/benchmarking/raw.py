@@ -41,7 +41,7 @@ class RawLoop:
             if ddp.overlap_grad_reduce:
                 config.no_sync_func = self.model.no_sync
             self.optimizer = get_megatron_optimizer(optimizer, [self.model])
-        self.expert_load = ExpertLoad(self.model.module, setup.topology.device)
+        self.expert_load = ExpertLoad([self.model.module], setup.topology.device)
         self._batch = _batch(setup, sequence)
 
     def step(self) -> None:
@@ -148,7 +148,7 @@ def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
         rotary_base=500000,
     ).to(topology.device)
     accelerators.let_transformer_engine_accumulate_gradients(model)
-    randomize(model, topology)
+    randomize([model], topology)
     return model
 
 

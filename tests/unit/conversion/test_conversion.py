@@ -92,9 +92,9 @@ def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
 def test_pipeline_stages_have_every_layer_once_and_the_first_of_them_most() -> None:
     """The last stage has the output layer as well, so that it gets no surplus layer."""
     settings = hf_config.backbone_settings(described("qwen3", num_hidden_layers=7, layer_types=ABSENT))
-    assert settings.stage_layers(1) == [range(7)]
-    assert settings.stage_layers(3) == [range(3), range(3, 5), range(5, 7)]
-    assert settings.stage_layers(7) == [range(layer, layer + 1) for layer in range(7)]
+    assert settings.chunk_layers(1) == [range(7)]
+    assert settings.chunk_layers(3) == [range(3), range(3, 5), range(5, 7)]
+    assert settings.chunk_layers(7) == [range(layer, layer + 1) for layer in range(7)]
 
 
 def test_tensor_parallelism_splits_no_expert() -> None:
