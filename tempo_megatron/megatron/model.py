@@ -228,7 +228,7 @@ def build_model(
                 stack_spec(settings, numerics),
                 vocab_size=settings.padded_vocab_size,
                 max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
-                hybrid_layer_pattern=layer_pattern(settings, topology.pipeline_size * count),
+                hybrid_layer_pattern=layer_pattern(settings, topology.pipeline_size * count, role),
                 pre_process=topology.is_first_stage and number == 0,
                 post_process=is_last,
                 share_embeddings_and_output_weights=role == "policy" and settings.tied,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, ParameterMapping, VocabularyMapping
-from tempo_megatron.conversion.rows import TensorRows
+from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
@@ -86,12 +86,24 @@ def load_hf_weights(
 
 
 @torch.no_grad()
-def copy_backbone(source: Sequence[torch.nn.Module], target: Sequence[torch.nn.Module]) -> None:
-    """Copies a policy's weights into a critic of the same layout. The critic keeps its value head. Not collective."""
-    target_parameters = canonical_parameters(target)
-    for name, parameter in canonical_parameters(source).items():
-        if name != OUTPUT_LAYER:
-            target_parameters[name].copy_(parameter)
+def copy_backbone(
+    policy: Sequence[torch.nn.Module],
+    critic: Sequence[torch.nn.Module],
+    entries: Sequence[ParameterMapping],
+    topology: Topology,
+) -> None:
+    """Copies a policy's weights into a critic, which keeps its value head. Collective over TP, EP and PP.
+
+    The layers of the two are cut into stages at other places. `entries` are the policy's map.
+    """
+    exported = assemble_tensors(export_hf_weights(policy, entries, topology))
+
+    def read(name: str) -> Tensor:  # Both functions go through the map in its order.
+        return next(tensor for exported_name, tensor in exported if exported_name == name)
+
+    load_hf_weights(critic, entries, read, topology, critic=True)
+    for _ in exported:  # Other ranks load tensors that this one does not have.
+        pass
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ class ModelMemory:
 
     def _sparse_layers(self, stage: int) -> list[list[bool]]:
         """Return for each chunk of a stage whether each of its layers has experts."""
-        chunks = self.settings.stage_chunks(self.layout.pipeline, self.layout.chunks)[stage]
+        chunks = self.settings.stage_chunks(self.layout.pipeline, self.layout.chunks, self.role)[stage]
         return [[self.settings.sparse_layers[layer] for layer in layers] for layers in chunks]
 
     def _fp8_copy_bytes(self, stage: int) -> int:

@@ -49,8 +49,7 @@ class ModelTime:
         """Return the work that recomputation adds, in forward passes."""
         recompute, shape = self.run.config.model.recompute, self.run.settings
         if recompute is Recompute.mlp:
-            flops = ModelFlops(shape, self.role)
-            return flops.mlp_weights / flops.weights
+            return shape.mlp_weights / ModelFlops(shape, self.role).weights
         return float(recompute is Recompute.full)
 
     def _compute_seconds(self, rollouts: int, rate: float, forward_passes: float, exposed: float, steps: int) -> float:
@@ -74,9 +73,9 @@ class ModelTime:
 
     def _slowest_stage_factor(self) -> float:
         """Return the time of the slowest pipeline stage relative to the mean. The last one has the output layer."""
-        shape, stages, flops = self.run.settings, self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
-        outputs = flops.outputs * shape.hidden_size / flops.weights
-        lengths = [sum(map(len, chunks)) for chunks in shape.stage_chunks(stages, self.run.layout.chunks)]
+        shape, stages, chunks = self.run.settings, self.run.layout.pipeline, self.run.layout.chunks
+        outputs = shape.output_weights(self.role) / ModelFlops(shape, self.role).weights
+        lengths = [sum(map(len, layers)) for layers in shape.stage_chunks(stages, chunks, self.role)]
         shares = [length * (1 - outputs) / shape.num_layers for length in lengths]
         return stages * max(*shares[:-1], shares[-1] + outputs) if stages > 1 else 1.0
 

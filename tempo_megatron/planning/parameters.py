@@ -44,7 +44,7 @@ def rank_parameters(
     """
     by_kind: Counter[str] = Counter()
     linear, shapes = 0, set()
-    layers = frozenset(itertools.chain(*settings.stage_chunks(pipeline, chunks)[stage]))
+    layers = frozenset(itertools.chain(*settings.stage_chunks(pipeline, chunks, role)[stage]))
     for entry in _entries(settings, role):
         if not _is_on_stage(entry, layers, stage, pipeline):
             continue

@@ -148,7 +148,7 @@ class Models:
         with self._residency.phase("copy"), self.policy.onloaded(StateKind.weights):
             if self.critic:
                 with self.critic.onloaded(StateKind.weights, changes=True):
-                    weights.copy_backbone(self.policy.chunks, self.critic.chunks)
+                    weights.copy_backbone(self.policy.chunks, self.critic.chunks, self.entries, self._topology)
                     if "critic" in self.trainers:
                         self.trainers["critic"].reset_optimizer(schedule_in_optimizer_steps(self._config.critic))
             if self.reference:

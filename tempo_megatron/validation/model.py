@@ -14,7 +14,7 @@ import torch
 from tempo_megatron.config import Config, CriticTraining, Fp8, Precision, RolloutPrecision
 from tempo_megatron.conversion import hf_config, hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.conversion.rope import YarnRope
 from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
@@ -147,8 +147,9 @@ def _differing_settings(model: Path, settings: BackboneSettings) -> set[str]:
 def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each requirement of FP8 that the machine, other settings or the model's shape do not meet."""
     model, parallel = config.model, config.parallel
-    chunks = parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size
-    chunk = settings.num_layers // max(1, chunks)  # the layers of the smallest
+    chunks = max(1, parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size)
+    roles: tuple[Role, ...] = ("policy", "critic")
+    chunk = min(len(layers) for role in roles for layers in settings.chunk_layers(chunks, role))
     if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
         yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
     elif model.fp8_edges_in_bf16 > chunk:

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from checkpoints_convert.__main__ import main
+from tempo_megatron.config import Config
+from tempo_megatron.conversion.critics import fresh_value_head
 from tests.conftest import write_recipe
 from tests.models import write_model
 from tests.parallel import test_router_replay
+from tests.parallel.launcher import run_ranks
 from tests.parallel.test_experts import mixture as mixture
 from tests.parallel.test_experts import resumed
 from tests.parallel.test_family_gradients import PACKED, Gradients, compute, distances, transformers_gradients
@@ -25,13 +29,17 @@ ALONE = layout(1, 1)
 GRADIENT_LAYOUTS: dict[str, tuple[int, str, tuple[str, ...]]] = {
     "dense": (2, "qwen3", (SMALL, *PP2_VPP2)),
     "dense, rows alone": (2, "qwen3", ("policy.micro_batch_tokens=1", *PP2_VPP3)),
-    "tied, one micro-batch would do": (2, "tied", (PACKED, *PP2_VPP2)),
+    "other cuts for policy and critic, tied": (2, "qwen3-tied", (PACKED, *PP2_VPP2)),
     "norms over heads of TP ranks": (4, "olmo-3", (SMALL, *PP2_VPP2, *layout(2, 2)[:1])),
     "experts": (2, "qwen3-moe", (SMALL, *PP2_VPP2, "model.recompute=mlp")),
     "experts replay": (2, "qwen3-moe", (SMALL, *PP2_VPP2, "model.recompute=full", test_router_replay.REPLAY)),
     "EP2 x DP2": (4, "qwen3-moe", (SMALL, *PP2_VPP2, "parallel.expert_model_parallel_size=2")),
 }
-"""Name -> ranks, model, settings. The four chunks of seven layers have 2, 2, 2 and 1 of them; the six have 2, 1, ..."""
+"""Name -> ranks, model, settings. The four chunks of seven layers have 2, 2, 2 and 1 of them; the six have 2, 1, ...
+One micro-batch would do for the packed case."""
+UNLIKE_CUTS = {"num_hidden_layers": 8, "vocab_size": 4000}
+"""A model whose policy has chunks of 3, 2, 2 and 1 layers, because its output layer costs much. Its critic has 2 in
+each."""
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +47,9 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gradients, Grad
     """What each layout computes, and what transformers computes in its place."""
     models = tmp_path_factory.mktemp("models")
     shape = {"max_position_embeddings": 2048, "num_hidden_layers": 7}
-    for name in ("qwen3", "olmo-3", "qwen3-tied", "qwen3-moe"):
+    for name in ("qwen3", "olmo-3", "qwen3-moe"):
         write_model(name, models / name, **shape)
-    write_model("qwen3", models / "tied", tie_word_embeddings=True, **shape)
+    write_model("qwen3-tied", models / "qwen3-tied", **shape | UNLIKE_CUTS)
     results: Gradients = {}
     for ranks in (2, 4):
         cases = {
@@ -52,7 +60,7 @@ def gradients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gradients, Grad
         results |= compute(models, ranks, cases, "fp32")
     expected = {
         name: {role: transformers_gradients(models / name, role) for role in ("policy", "critic")}
-        for name in ("qwen3", "tied", "olmo-3", "qwen3-moe")
+        for name in ("qwen3", "qwen3-tied", "olmo-3", "qwen3-moe")
     }
     replayed = {"policy": test_router_replay.transformers_gradients(models / "qwen3-moe")}
     references = {case: expected[name] for case, (_, name, _) in GRADIENT_LAYOUTS.items()}
@@ -69,6 +77,23 @@ def test_losses_norms_and_gradients_are_those_of_transformers(
     actual, expected = gradients
     shares = distances(actual[name], expected[name])
     assert max(shares.values()) < 1e-5, shares
+
+
+@pytest.mark.parametrize(
+    ("settings", "layers"), [(PP2_VPP2, [([3, 2], [2, 2]), ([2, 1], [2, 2])]), (layout(1, 2), [([7], [4]), ([1], [4])])]
+)
+def test_a_backbone_moves_between_unlike_cuts(
+    settings: tuple[str, ...], layers: list[tuple[list[int], list[int]]], tmp_path: Path
+) -> None:
+    """A policy's weights reach a critic whose stages have other layers, bit for bit, and the critic keeps its value
+    head. Protects the critic of a run with a warm start. `layers` are those of each rank's chunks."""
+    write_model("qwen3-tied", tmp_path / "model", **UNLIKE_CUTS)
+    run_ranks(Path(__file__).with_name("backbone_worker.py"), 2, tmp_path / "model", tmp_path / "out.pt", *settings)
+    copied = torch.load(tmp_path / "out.pt")
+    assert copied["layers"] == layers
+    head = copied["critic"].pop("score.weight")
+    assert torch.equal(head, fresh_value_head(head.shape[1], Config().seed))
+    assert_same(copied["critic"], load_file(tmp_path / "model" / "model.safetensors"))
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
         _stack_spec(shape),
         vocab_size=shape.padded_vocab_size,
         max_sequence_length=sequence,
-        hybrid_layer_pattern=layer_pattern(shape, topology.pipeline_size),
+        hybrid_layer_pattern=layer_pattern(shape, topology.pipeline_size, "policy"),
         pre_process=topology.is_first_stage,
         post_process=topology.is_last_stage,
         share_embeddings_and_output_weights=shape.tied,

@@ -76,7 +76,7 @@ def test_stages_hold_the_layers_of_all_their_chunks_once() -> None:
     """Seven layers in four chunks of 2, 2, 2 and 1: the first of two stages has four of them, the second three. Without
     chunks they have four and three as well, but not the same ones."""
     settings = shape(7)
-    assert settings.stage_chunks(2, 2) == [[range(2), range(4, 6)], [range(2, 4), range(6, 7)]]
+    assert settings.stage_chunks(2, 2, "policy") == [[range(2), range(4, 6)], [range(2, 4), range(6, 7)]]
     stages = [rank_parameters(settings, "policy", 1, 2, stage, chunks=2) for stage in range(2)]
     assert sum(stage.total for stage in stages) == rank_parameters(settings, "policy", 1, 1, 0).total
     assert stages[0].linear * 3 == stages[1].linear * 4
