@@ -33,6 +33,7 @@ GRADIENT_LAYOUTS: dict[str, tuple[int, str, tuple[str, ...]]] = {
     "norms over heads of TP ranks": (4, "olmo-3", (SMALL, *PP2_VPP2, *layout(2, 2)[:1])),
     "experts": (2, "qwen3-moe", (SMALL, *PP2_VPP2, "model.recompute=mlp")),
     "experts replay": (2, "qwen3-moe", (SMALL, *PP2_VPP2, "model.recompute=full", test_router_replay.REPLAY)),
+    "CP2": (4, "qwen3", (SMALL, *PP2_VPP2, *layout(1, 2, 2)[2:])),
     "EP2 x DP2": (4, "qwen3-moe", (SMALL, *PP2_VPP2, "parallel.expert_model_parallel_size=2")),
 }
 """Name -> ranks, model, settings. The four chunks of seven layers have 2, 2, 2 and 1 of them; the six have 2, 1, ...
@@ -100,9 +101,11 @@ def test_a_backbone_moves_between_unlike_cuts(
 def runs(
     demo_model: Path, mixture: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Runs of one process; runs of PP2 x VPP2 and, as `from PP2 x VPP2`, of one process after it; and the directory of
+    """Runs of one process; runs of PP2 x VPP2, one of which goes on from another layout; and the directory of
     the run that PP2 x VPP2 saved. Two layers of the model with experts are dense."""
-    alone, two, again = (write_recipe(tmp_path_factory.mktemp(name), mixture) for name in ("alone", "two", "again"))
+    alone, two, four, again = (
+        write_recipe(tmp_path_factory.mktemp(name), mixture) for name in ("alone", "two", "four", "again")
+    )
     dense = f"model.hf_path={demo_model}"
     one_process = trained(
         alone,
@@ -126,6 +129,7 @@ def runs(
     )
     saved = two.parent / "saved"
     resumed(saved, again, "from PP2 x VPP2")
+    chunked |= trained(four, 4, {"DP2": (1, [*SMALL_STEPS, *PP2_VPP2])})
     return one_process, chunked | trained(again, 1, {"from PP2 x VPP2": (1, [*SMALL_STEPS, *ALONE])}), saved
 
 
@@ -139,6 +143,16 @@ def test_an_iteration_is_that_of_one_process(
     assert_close(chunked[name], one_process[name], 1e-5)
     source = {"dense": demo_model, "experts": mixture}[name]
     assert_same(chunked[name]["at_start"], load_file(source / "model.safetensors"))
+
+
+def test_steps_of_several_data_parallel_ranks_are_those_of_one_process(
+    runs: tuple[dict[str, Any], dict[str, Any], Path],
+) -> None:
+    """Several optimizer steps in an iteration, with two data-parallel ranks. Protects from chunks whose updated weights
+    are not gathered before their next pass."""
+    one_process, chunked, _ = runs
+    expected = {part: rows[:1] for part, rows in one_process["two"].items() if part != "at_start"}
+    assert_close(chunked["DP2"], expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["from one", "from PP2 x VPP2"])

@@ -164,9 +164,10 @@ def _pass(setup: Setup, role: Role, batch: Batch, workload: TrainingWorkload, wo
 @contextlib.contextmanager
 def _raw(setup: Setup, workload: TrainingWorkload, ddp: Any, optimizer: Any) -> Iterator[RawLoop]:
     loop = RawLoop(setup, workload.sequence, workload.sequences, ddp, optimizer)
-    with ReplayedRouters([loop.model.module], setup.topology).cleared_after():  # else experts keep the model alive
+    chunks = [chunk.module for chunk in loop.chunks]
+    with ReplayedRouters(chunks, setup.topology).cleared_after():  # else experts keep the model alive
         yield loop
-    del loop.model, loop.optimizer
+    del loop.chunks, loop.optimizer, chunks
     release()
 
 
