@@ -35,9 +35,9 @@ def main(hf: Path, checkpoint: Path, role: Role, sizes: Sequence[int], out: Path
     config.model.precision = Precision.bf16 if is_bf16 else Precision.fp32
     rank_topology = topology.initialize(config.parallel, seed=0)
     source = open_source(hf, role)
-    module = model.build_model(role, source.settings, config, rank_topology, head_bias=OUTPUT_BIAS in read.descriptions)
-    dist_checkpoint.load_weights(checkpoint, role, module)
-    exported = assemble_tensors(weights.export_hf_weights(module, source.mappings, rank_topology))
+    chunks = model.build_model(role, source.settings, config, rank_topology, head_bias=OUTPUT_BIAS in read.descriptions)
+    dist_checkpoint.load_weights(checkpoint, role, chunks)
+    exported = assemble_tensors(weights.export_hf_weights(chunks, source.mappings, rank_topology))
     differences = list(compare_tensors(hf, source, exported))
     if rank_topology.rank == 0:
         out.write_text(json.dumps(differences))

@@ -67,6 +67,12 @@ class ParallelConfig:
     )
     tensor_model_parallel_size: int = setting(1, "TP: number of ranks that share every layer", at_least=1)
     pipeline_model_parallel_size: int = setting(1, "PP: number of stages that the layers are divided into", at_least=1)
+    virtual_pipeline_model_parallel_size: int = setting(
+        1,
+        "VPP: number of chunks that the layers of each stage are divided into; above 1 micro-batches pass the stages "
+        "once for each chunk, which shortens the time that stages wait (interleaved schedule); needs PP > 1",
+        at_least=1,
+    )
     sequence_parallel: bool = setting(
         False, "split the activations outside tensor-parallel layers along the sequence; needs TP > 1"
     )

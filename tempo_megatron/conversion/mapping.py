@@ -8,10 +8,10 @@ permutes rows, concatenates or pads.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -89,14 +89,51 @@ class BackboneSettings:
         """For each layer, whether it has experts instead of one MLP."""
         return self.experts.sparse_layers if self.experts else (False,) * self.num_layers
 
-    def stage_layers(self, stages: int) -> list[range]:
-        """Return the layers of each of `stages` pipeline stages.
+    @property
+    def attention_weights(self) -> int:
+        """The number of weights of attention that each token is multiplied with, in all layers."""
+        queries, keys = self.num_attention_heads * self.kv_channels, self.num_query_groups * self.kv_channels
+        return self.num_layers * self.hidden_size * (2 * queries + 2 * keys)
 
-        Where they cannot have equally many, the first stages have one more, because the last has the output layer.
+    @property
+    def mlp_weights(self) -> int:
+        """The number of weights of MLPs, routers and experts that each token is multiplied with, in all layers."""
+        sparse = sum(self.sparse_layers)
+        channels = 3 * self.ffn_hidden_size * (self.num_layers - sparse)
+        if self.experts:
+            width = self.experts.experts_per_token * self.experts.ffn_hidden_size
+            channels += sparse * (3 * width + self.experts.num_experts)
+        return self.hidden_size * channels
+
+    def output_weights(self, role: Role) -> int:
+        """Return the number of weights of the output layer: over the vocabulary, or over the critic's one value."""
+        return self.hidden_size * (self.vocab_size if role == "policy" else 1)
+
+    def chunk_layers(self, chunks: int, role: Role) -> list[range]:
+        """Return the layers of each of `chunks` parts, which a micro-batch passes one after the other.
+
+        The last part also has the output layer, which costs as much as some layers. It gets as many fewer layers as
+        make the slowest part fastest, but at least one. The others differ by one at most, and the first have more. The
+        embedding is a look-up and costs no time.
         """
-        layers_per_stage, longer_stages = divmod(self.num_layers, stages)
-        starts = [stage * layers_per_stage + min(stage, longer_stages) for stage in range(stages + 1)]
-        return [range(start, end) for start, end in pairwise(starts)]
+        if chunks == 1:
+            return [range(self.num_layers)]
+        others = chunks - 1
+        output_cost = self.output_weights(role) * self.num_layers / (self.attention_weights + self.mlp_weights)
+
+        def slowest(last: int) -> float:
+            return max(math.ceil((self.num_layers - last) / others), last + output_cost)
+
+        last = min(range(max(1, self.num_layers // chunks), 0, -1), key=slowest)
+        fewer, longer = divmod(self.num_layers - last, others)
+        lengths = [fewer + (chunk < longer) for chunk in range(others)]
+        starts = itertools.accumulate([*lengths, last], initial=0)
+        return [range(start, end) for start, end in itertools.pairwise(starts)]
+
+    def stage_chunks(self, stages: int, chunks_per_stage: int, role: Role) -> list[list[range]]:
+        """Return the layers of each chunk of each pipeline stage: chunk c of all belongs to stage c modulo `stages`."""
+        layers = self.chunk_layers(stages * chunks_per_stage, role)
+        return [layers[stage::stages] for stage in range(stages)]
 
     @property
     def padded_vocab_size(self) -> int:

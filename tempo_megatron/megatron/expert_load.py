@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ class ExpertLoad:
     routers and nothing to count.
     """
 
-    def __init__(self, module: Any, device: torch.device) -> None:
-        transformer = module.config
+    def __init__(self, chunks: Sequence[Any], device: torch.device) -> None:
+        transformer = chunks[0].config
         self._experts_per_token = transformer.moe_router_topk
         self._counts: Tensor | None = None
         """The tokens of each expert on this rank, [layers, experts] int64."""
@@ -25,7 +27,7 @@ class ExpertLoad:
             return
         sizes = (transformer.num_layers, transformer.num_moe_experts)
         self._counts = counts = torch.zeros(sizes, dtype=torch.int64, device=device)
-        for layer in module.decoder.layers:
+        for layer in itertools.chain(*(chunk.decoder.layers for chunk in chunks)):
             router = getattr(getattr(layer, "mlp", None), "router", None)
             if router is not None:
                 router.register_forward_hook(_counting_hook(counts[layer.layer_number - 1]))

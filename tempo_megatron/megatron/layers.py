@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tempo_megatron.config import Numerics
-from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.kernels.swiglu import swiglu
 
 CANONICAL_NAMES = {
@@ -100,10 +100,13 @@ def stack_spec(settings: BackboneSettings, numerics: Numerics) -> Any:
     return ModuleSpec(HybridStack, submodules=layers)
 
 
-def layer_pattern(settings: BackboneSettings, stages: int) -> str:
-    """Returns HybridModel's pattern: a symbol for each of its layers, and `|` between pipeline stages."""
+def layer_pattern(settings: BackboneSettings, chunks: int, role: Role) -> str:
+    """Returns HybridModel's pattern: a symbol for each of its layers, and `|` between the chunks of all stages.
+
+    A micro-batch passes the chunks in this order. Chunk c belongs to stage c modulo PP.
+    """
     symbols = ["*E" if is_sparse else "*-" for is_sparse in settings.sparse_layers]
-    return "|".join("".join(symbols[layer] for layer in layers) for layers in settings.stage_layers(stages))
+    return "|".join("".join(symbols[layer] for layer in layers) for layers in settings.chunk_layers(chunks, role))
 
 
 def _expert_layer(parts: _Parts) -> Any:

@@ -92,6 +92,7 @@ def transformer_config(
 
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32
+    chunks = config.parallel.virtual_pipeline_model_parallel_size
     transformer = TransformerConfig(
         num_layers=2 * settings.num_layers,
         hidden_size=settings.hidden_size,
@@ -109,6 +110,9 @@ def transformer_config(
         hidden_dropout=0.0,
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        overlap_p2p_comm=chunks > 1,  # Otherwise two stages with chunks confuse what they send in both directions.
+        batch_p2p_comm=chunks == 1,
         context_parallel_size=config.parallel.context_parallel_size,
         sequence_parallel=config.parallel.sequence_parallel,
         moe_enable_routing_replay=replays_routes,
@@ -201,12 +205,13 @@ def rotary_frequencies(settings: BackboneSettings) -> torch.Tensor:
 
 def build_model(
     role: Role, settings: BackboneSettings, config: Config, topology: Topology, *, head_bias: bool = False
-) -> Any:
+) -> list[Any]:
     """Returns this rank's part of the policy or the critic, before its weights are loaded.
 
-    `settings` comes from the Hugging Face config. The critic is untied. Its value head exists on the last stage alone
-    and depends on the run's seed, not on the layout. `head_bias` gives the value head a bias. The setting `numerics`
-    is about the policy: no generator computes what the critic does.
+    The part is a list of HybridModels, one for each chunk of the rank's stage, in the order of their layers. They share
+    one TransformerConfig. `settings` comes from the Hugging Face config. The critic is untied. Its value head exists in
+    the last chunk of the last stage alone and depends on the run's seed, not on the layout. `head_bias` gives the value
+    head a bias. The setting `numerics` is about the policy: no generator computes what the critic does.
     """
     with cpu.accelerator_names():
         from megatron.core.models.hybrid.hybrid_model import HybridModel
@@ -214,28 +219,36 @@ def build_model(
         numerics = config.numerics if role == "policy" else Numerics.default
         replays_routes = role == "policy" and config.policy.router_replay
         transformer = transformer_config(settings, config, numerics, replays_routes)
-        model = HybridModel(
-            transformer,
-            stack_spec(settings, numerics),
-            vocab_size=settings.padded_vocab_size,
-            max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
-            hybrid_layer_pattern=layer_pattern(settings, topology.pipeline_size),
-            pre_process=topology.is_first_stage,
-            post_process=topology.is_last_stage,
-            share_embeddings_and_output_weights=role == "policy" and settings.tied,
-            position_embedding_type="rope",
-        )
-        model.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(model.rotary_pos_emb.inv_freq.device)
-        forget_routers()
-        if numerics is Numerics.exact and topology.is_last_stage:  # megatron-core names the last norm's class itself.
-            model.decoder.final_norm = SharedRMSNorm(transformer, settings.hidden_size, settings.rms_norm_eps)
-        if topology.is_last_stage:
-            model.output_layer = (
-                ValueHead(transformer, config.seed, head_bias) if role == "critic" else policy_head(model.output_layer)
+        count = config.parallel.virtual_pipeline_model_parallel_size
+        chunks = []
+        for number in range(count):
+            is_last = topology.is_last_stage and number == count - 1
+            chunk = HybridModel(
+                transformer,
+                stack_spec(settings, numerics),
+                vocab_size=settings.padded_vocab_size,
+                max_sequence_length=config.data.max_prompt_tokens + config.generation.max_response_tokens,
+                hybrid_layer_pattern=layer_pattern(settings, topology.pipeline_size * count, role),
+                pre_process=topology.is_first_stage and number == 0,
+                post_process=is_last,
+                share_embeddings_and_output_weights=role == "policy" and settings.tied,
+                position_embedding_type="rope",
+                vp_stage=number,
             )
+            chunk.rotary_pos_emb.inv_freq = rotary_frequencies(settings).to(chunk.rotary_pos_emb.inv_freq.device)
+            if is_last:
+                chunk.output_layer = (
+                    ValueHead(transformer, config.seed, head_bias)
+                    if role == "critic"
+                    else policy_head(chunk.output_layer)
+                )
+                if numerics is Numerics.exact:  # megatron-core names the last norm's class itself.
+                    chunk.decoder.final_norm = SharedRMSNorm(transformer, settings.hidden_size, settings.rms_norm_eps)
+            accelerators.let_transformer_engine_accumulate_gradients(chunk)
+            _mark_experts(chunk)
+            chunks.append(chunk.to(topology.device))
+        forget_routers()
         if settings.qk_norm == "all_heads":
             # In a built model this flag sums gradients of these norms over TP, but each rank has its own part of them.
             transformer.qk_layernorm = False
-        accelerators.let_transformer_engine_accumulate_gradients(model)
-        _mark_experts(model)
-        return model.to(topology.device)
+        return chunks

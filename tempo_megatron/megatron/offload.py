@@ -54,16 +54,19 @@ def offloaded_kinds(config: MemoryConfig, device: torch.device) -> frozenset[Sta
     return frozenset(kind for kind, offloads in settings.items() if offloads and enabled)
 
 
-def state_tensors(kind: StateKind, model: Any, optimizer: Any = None) -> Iterator[Tensor]:
+def state_tensors(kind: StateKind, chunks: Sequence[Any], optimizer: Any = None) -> Iterator[Tensor]:
     """Yields the device tensors of one kind.
 
-    `model` is a module, or DistributedDataParallel around one; `optimizer` is its DistributedOptimizer.
+    `chunks` are the modules of a model, or DistributedDataParallel around each. `optimizer` is the model's
+    DistributedOptimizer.
     """
     if kind is StateKind.weights:
-        yield from model.parameters()
-    elif kind is StateKind.gradients and hasattr(model, "expert_parallel_buffers"):
-        for buffer in [*model.buffers, *model.expert_parallel_buffers]:
-            yield buffer.grad_data
+        for chunk in chunks:
+            yield from chunk.parameters()
+    elif kind is StateKind.gradients:
+        for chunk in chunks:
+            if hasattr(chunk, "expert_parallel_buffers"):
+                yield from (buffer.grad_data for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers])
     elif kind is StateKind.optimizer and optimizer is not None:
         for part in optimizer.chained_optimizers:
             for group in part.param_groups:
@@ -72,10 +75,11 @@ def state_tensors(kind: StateKind, model: Any, optimizer: Any = None) -> Iterato
                     yield from (value for value in part.optimizer.state[parameter].values() if torch.is_tensor(value))
 
 
-def drop_quantized_copies(module: Any) -> None:
+def drop_quantized_copies(chunks: Sequence[Any]) -> None:
     """Frees the FP8 copies of the weights that Transformer Engine caches. The next forward pass creates them again."""
-    for part in module.modules():
-        getattr(part, "_fp8_workspaces", {}).clear()
+    for chunk in chunks:
+        for part in chunk.modules():
+            getattr(part, "_fp8_workspaces", {}).clear()
 
 
 class Offloader:

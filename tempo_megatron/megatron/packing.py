@@ -38,6 +38,8 @@ class PackingRule:
     """A micro-batch is padded to at least so many tokens."""
     experts: int = 1
     """The experts of a layer, over which tokens without routes are spread; 1 for a dense model."""
+    count_multiple: int = 1
+    """The number of micro-batches of a data-parallel rank is a multiple of this."""
 
     def padded(self, length: int) -> int:
         """Returns the padded length of a sequence."""
@@ -50,16 +52,17 @@ class PackingRule:
     def deal(self, lengths: Sequence[int], ranks: int) -> list[list[list[int]]]:
         """Returns the row indices of each micro-batch of each rank.
 
-        There are as few micro-batches as the budget allows, and equally many per rank. Sequences are assigned from the
-        longest to the shortest, each to the cheapest micro-batch with room. Micro-batches are then assigned from the
-        costliest down, each to the cheapest rank. Every rank runs its micro-batches from the costliest down, so
-        neighbors in a pipeline cost about the same. A micro-batch may be empty if there are fewer rows than ranks.
+        There are as few micro-batches as budget and `count_multiple` allow, and equally many per rank. Sequences are
+        assigned from the longest to the shortest, each to the cheapest micro-batch with room. Micro-batches are then
+        assigned from the costliest down, each to the cheapest rank. Every rank runs its micro-batches from the
+        costliest down, so neighbors in a pipeline cost about the same. If rows are fewer, some micro-batches are empty.
         """
+        step = ranks * self.count_multiple
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
         fewest = -(-sum(map(self.padded, lengths)) // self.budget)
-        count = -(-max(1, min(fewest, len(lengths))) // ranks) * ranks
+        count = -(-max(1, min(fewest, len(lengths))) // step) * step
         while (bins := self._fill(order, lengths, count)) is None:
-            count += ranks
+            count += step
         bins.sort(key=lambda rows: -sum(self.cost(lengths[row]) for row in rows))
         assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
         costs = [(0.0, rank) for rank in range(ranks)]
@@ -112,10 +115,17 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
         total_multiple=multiple,
         least_total=fewest,
         experts=transformer.num_moe_experts or 1,
+        # The interleaved schedule sends groups of as many micro-batches through a stage's chunks as there are stages.
+        count_multiple=topology.pipeline_size if transformer.virtual_pipeline_model_parallel_size else 1,
         # Per token, the products with the weights take 2 FLOPs per weight. Attention takes, on average, 2 FLOPs per
         # query channel and token of the sequence.
         attention_cost=queries / layer_weights,
     )
+
+
+_LENGTHS_PER_OCTAVE = 4
+"""cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two, but
+to multiples of 64 or more."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,26 @@ class MicroBatch:
         rows = column.new_zeros((self.rows.tokens.numel(), *column.shape[1:]))
         filled = rows.index_copy(0, target, column.index_select(0, source))
         return filled.view(*self.rows.tokens.shape, *column.shape[1:])
+
+
+def packed_sequences(micro: MicroBatch) -> Any:
+    """Returns megatron-core's description of the sequences in a micro-batch, padding included."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    longest = micro.longest
+    if micro.tokens.is_cuda:
+        step = max(64, 2 ** (longest.bit_length() - 1) // _LENGTHS_PER_OCTAVE)
+        longest = -(-longest // step) * step
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=micro.boundaries,
+        cu_seqlens_kv=micro.boundaries,
+        cu_seqlens_q_padded=micro.boundaries,
+        cu_seqlens_kv_padded=micro.boundaries,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        pad_between_seqs=False,
+    )
 
 
 def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int = 0, cp_size: int = 1) -> MicroBatch:

@@ -8,7 +8,8 @@ router, which still learns (Rollout Routing Replay, arXiv 2510.11370).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,30 +23,37 @@ _DISPATCHED_TENSORS = ("probs", "routing_map", "reversed_local_input_permutation
 
 
 class ReplayedRouters:
-    """The routers in this rank's part of a model. Models have routers of their own, which megatron-core lists
+    """The routers in this rank's chunks of a model. Models have routers of their own, which megatron-core lists
     process-wide."""
 
-    def __init__(self, module: Any, topology: Topology) -> None:
-        self._routers = {
-            (layer.layer_number - 1) // 2: layer.mlp.router.router_replay  # A layer is two of a HybridModel.
-            for layer in module.decoder.layers
-            if getattr(getattr(getattr(layer, "mlp", None), "router", None), "router_replay", None) is not None
-        }
+    def __init__(self, chunks: Sequence[Any], topology: Topology) -> None:
+        transformer = chunks[0].config
+        self._routers = [
+            {
+                (layer.layer_number - 1) // 2: layer.mlp.router.router_replay  # A layer is two of a HybridModel.
+                for layer in chunk.decoder.layers
+                if getattr(getattr(getattr(layer, "mlp", None), "router", None), "router_replay", None) is not None
+            }
+            for chunk in chunks
+        ]
+        """For each chunk its routers by the Hugging Face number of their layer."""
         dispatchers = (
-            getattr(getattr(layer, "mlp", None), "token_dispatcher", None) for layer in module.decoder.layers
+            getattr(getattr(layer, "mlp", None), "token_dispatcher", None)
+            for chunk in chunks
+            for layer in chunk.decoder.layers
         )
         self._dispatchers = [dispatcher for dispatcher in dispatchers if dispatcher is not None]
-        self.is_active = module.config.moe_enable_routing_replay
+        self.is_active = transformer.moe_enable_routing_replay
         """Whether the model was built to replay routes, on every stage the same."""
-        self._split = (topology.tensor_rank, topology.tensor_size) if module.config.sequence_parallel else (0, 1)
-        self._recomputes = _recomputes_routers(module.config)
+        self._split = (topology.tensor_rank, topology.tensor_size) if transformer.sequence_parallel else (0, 1)
+        self._recomputes = _recomputes_routers(transformer)
 
     @contextlib.contextmanager
-    def replaying(self, routes: Shaped[Tensor, "tokens layers experts_per_token"] | None) -> Iterator[None]:
-        """Lets the forward pass in the block take these experts; without routes the routers choose for themselves.
+    def replaying(self, chunk: int, routes: Shaped[Tensor, "tokens layers experts_per_token"] | None) -> Iterator[None]:
+        """Lets a chunk's forward pass in the block take these experts; without routes its routers choose themselves.
 
         Every route names experts that differ. A backward pass that recomputes the forward pass takes the same experts:
-        micro-batches go backward in the order in which they went forward.
+        micro-batches go backward through a chunk in the order in which they went forward.
         """
         if routes is None:
             yield
@@ -54,11 +62,11 @@ class ReplayedRouters:
 
         rank, ranks = self._split
         local = routes.chunk(ranks)[rank]
-        for layer, router in self._routers.items():
+        for layer, router in self._routers[chunk].items():
             router.set_target_indices(local[:, layer].to(torch.int64))
             router.set_router_replay_action(RouterReplayAction.REPLAY_FORWARD)
         yield
-        for router in self._routers.values():
+        for router in self._routers[chunk].values():
             router.set_router_replay_action(RouterReplayAction.REPLAY_BACKWARD)
             if not (self._recomputes and torch.is_grad_enabled()):
                 router.clear_indices()
@@ -73,7 +81,7 @@ class ReplayedRouters:
         try:
             yield
         finally:
-            for router in self._routers.values():
+            for router in itertools.chain(*(routers.values() for routers in self._routers)):
                 router.clear_indices()
                 router.clear_router_replay_action()
             for dispatcher in self._dispatchers:

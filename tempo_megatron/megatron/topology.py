@@ -91,9 +91,11 @@ def initialize(
             _join_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo", datetime.timedelta(seconds=meeting_seconds), limit
             )
+        chunks = parallel.virtual_pipeline_model_parallel_size
         parallel_state.initialize_model_parallel(
             parallel.tensor_model_parallel_size,
             parallel.pipeline_model_parallel_size,
+            chunks if chunks > 1 else None,
             context_parallel_size=parallel.context_parallel_size,
             expert_model_parallel_size=parallel.expert_model_parallel_size,
             expert_tensor_parallel_size=1,  # The default is TP, which would split each expert.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
-from tempo_megatron.megatron.packing import MicroBatch, pack, packing_rule
+from tempo_megatron.megatron.packing import MicroBatch, pack, packed_sequences, packing_rule
 from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
@@ -30,10 +31,6 @@ LossFunction = Callable[[NamedTensors, Batch], tuple[Tensor, NamedTensors]]
 
 Micro-batches differ in width, so a tensor to report has no axis of tokens.
 """
-
-_LENGTHS_PER_OCTAVE = 4
-"""cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two, but
-to multiples of 64 or more."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +49,25 @@ class Score:
 class MegatronModel:
     """One Megatron model spread over the topology. It runs forward passes and does not learn.
 
-    `module` is the bare model. `model` is what forward passes call: `module`, or DistributedDataParallel around it.
-    `offload` moves its state to host memory while other models use the device. `score` and `step` onload the state that
-    they need. All other code touches `module` or `optimizer` inside `onloaded`. `micro_batch_tokens` is the token
-    budget of one forward pass (`PolicyConfig.micro_batch_tokens`).
+    `chunks` are this rank's bare HybridModels, one for each chunk of its pipeline stage (`model.build_model`).
+    `wrapped_chunks` are what forward passes call: `chunks`, or DistributedDataParallel around each. `offload` moves the
+    model's state to host memory while other models use the device. `score` and `step` onload the state that they need.
+    All other code touches `chunks` or `optimizer` inside `onloaded`. `micro_batch_tokens` is the token budget of one
+    forward pass (`PolicyConfig.micro_batch_tokens`).
     """
 
     optimizer: Any = None
     name = "model"
     """The name of the model in the run, for messages and files."""
 
-    def __init__(self, module: Any, config: Config, topology: Topology, micro_batch_tokens: int) -> None:
-        self.module = module
-        self.model = module
+    def __init__(self, chunks: list[Any], config: Config, topology: Topology, micro_batch_tokens: int) -> None:
+        self.chunks = chunks
+        self.wrapped_chunks = chunks
         self.topology = topology
-        self.rule = packing_rule(module.config, config, topology, micro_batch_tokens)
-        self._routers = ReplayedRouters(module, topology)
+        self.rule = packing_rule(chunks[0].config, config, topology, micro_batch_tokens)
+        self._routers = ReplayedRouters(chunks, topology)
         self.offloader = Offloader(
-            lambda kind: offload.state_tensors(kind, self.model, self.optimizer),
+            lambda kind: offload.state_tensors(kind, self.wrapped_chunks, self.optimizer),
             offload.offloaded_kinds(config.memory, topology.device),
             topology.device,
         )
@@ -78,7 +76,7 @@ class MegatronModel:
         """Frees the device memory of all kinds of state except those in `keep`; returns whether it freed any."""
         self._gather_weights()
         if StateKind.weights not in keep:
-            offload.drop_quantized_copies(self.module)
+            offload.drop_quantized_copies(self.chunks)
         if StateKind.gradients not in keep and self.optimizer is not None:
             self.optimizer.zero_grad()  # The optimizer may have fp32 gradients of its own, outside DDP's buffers.
         return self.offloader.offload(*(kind for kind in StateKind if kind not in keep))
@@ -135,7 +133,7 @@ class MegatronModel:
         # Megatron divides a loss by the number of micro-batches and averages gradients over data-parallel ranks.
         unaveraged = len(row_groups) * topology.data_size
 
-        def forward_step(remaining: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        def forward_step(remaining: Iterator[MicroBatch], chunk: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
             tick()
             micro = next(remaining)
 
@@ -147,8 +145,8 @@ class MegatronModel:
                 return share * unaveraged, (micro.indices, reported)
 
             positions = torch.zeros_like(micro.tokens)  # RoPE reads the boundaries instead.
-            with self._routers.replaying(micro.routes):
-                output = model(micro.tokens[None], positions[None], None, packed_seq_params=_packed(micro))
+            with self._routers.replaying(self.wrapped_chunks.index(chunk), micro.routes):
+                output = chunk(micro.tokens[None], positions[None], None, packed_seq_params=packed_sequences(micro))
             return output, scaled
 
         with cpu.accelerator_names(), self._routers.cleared_after():
@@ -156,8 +154,8 @@ class MegatronModel:
 
             reports = get_forward_backward_func()(
                 forward_step_func=forward_step,
-                data_iterator=micro_batches,
-                model=[self.model],
+                data_iterator=list(itertools.tee(micro_batches, len(self.chunks))),
+                model=self.wrapped_chunks,
                 num_microbatches=len(row_groups),
                 seq_length=self.rule.budget,  # Unused: pipeline stages send each other the shapes.
                 micro_batch_size=1,
@@ -169,8 +167,8 @@ class MegatronModel:
 
     def _output_weight(self) -> Tensor:
         """Returns the weight [vocabulary / TP, hidden], or the critic's [1, hidden]. Exists on the last stage alone."""
-        untied: Tensor | None = self.module.output_layer.weight
-        return self.module.shared_embedding_or_output_weight() if untied is None else untied
+        untied: Tensor | None = self.chunks[-1].output_layer.weight
+        return self.chunks[-1].shared_embedding_or_output_weight() if untied is None else untied
 
     def _over_context(self, column: Tensor) -> Tensor:
         """Gathers the parts of all context-parallel ranks in rank order: [tokens / CP, ...] -> [tokens, ...].
@@ -206,26 +204,6 @@ class MegatronModel:
         return gathered
 
 
-def _packed(micro: MicroBatch) -> Any:
-    """Returns megatron-core's description of the sequences in a micro-batch, padding included."""
-    from megatron.core.packed_seq_params import PackedSeqParams
-
-    longest = micro.longest
-    if micro.tokens.is_cuda:
-        step = max(64, 2 ** (longest.bit_length() - 1) // _LENGTHS_PER_OCTAVE)
-        longest = -(-longest // step) * step
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=micro.boundaries,
-        cu_seqlens_kv=micro.boundaries,
-        cu_seqlens_q_padded=micro.boundaries,
-        cu_seqlens_kv_padded=micro.boundaries,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-        pad_between_seqs=False,
-    )
-
-
 def _pad_columns(column: Tensor, width: int) -> Tensor:
     """Returns [rows, sequence, ...] padded with zeros to `width` positions."""
     padded = column.new_zeros((column.shape[0], width, *column.shape[2:]))
@@ -234,33 +212,36 @@ def _pad_columns(column: Tensor, width: int) -> Tensor:
 
 
 class Trainer(MegatronModel):
-    """A model that learns, inside DistributedDataParallel and with a DistributedOptimizer.
+    """A model that learns, its chunks inside DistributedDataParallel, with one DistributedOptimizer.
 
     `steps` counts the optimizer steps, which the learning rate depends on. After `freeze` the model only scores.
     """
 
     def __init__(
-        self, module: Any, optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch_tokens: int
+        self, chunks: list[Any], optimizer: OptimizerConfig, config: Config, topology: Topology, micro_batch_tokens: int
     ) -> None:
-        super().__init__(module, config, topology, micro_batch_tokens)
+        super().__init__(chunks, config, topology, micro_batch_tokens)
         with cpu.accelerator_names():
             from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
             # Gradients are reduced during the backward pass, updated weights gathered during the next forward pass.
             overlap = topology.data_size * topology.context_size > 1
-            self.model = DistributedDataParallel(
-                module.config,
-                DistributedDataParallelConfig(
-                    use_distributed_optimizer=True,
-                    grad_reduce_in_fp32=True,
-                    overlap_grad_reduce=overlap,
-                    overlap_param_gather=overlap,
-                ),
-                module,
+            data_parallel = DistributedDataParallelConfig(
+                use_distributed_optimizer=True,
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=overlap,
+                overlap_param_gather=overlap,
             )
+            transformer = chunks[0].config
+            self.wrapped_chunks = [
+                # A stage's first chunk has the last backward pass. The others have time to reduce all at once.
+                DistributedDataParallel(transformer, data_parallel, chunk, disable_bucketing=number > 0)
+                for number, chunk in enumerate(chunks)
+            ]
             if overlap:
-                module.config.no_sync_func = self.model.no_sync
-        self.expert_load = ExpertLoad(module, topology.device)
+                transformer.no_sync_func = self._no_sync
+        self._overlaps = overlap
+        self.expert_load = ExpertLoad(chunks, topology.device)
         self._weights_are_sharded = False
         self._guard = NonFiniteGuard(config.faults.non_finite_updates, Path(config.run_dir) / "non_finite")
         self.reset_optimizer(optimizer)
@@ -277,7 +258,7 @@ class Trainer(MegatronModel):
             from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
             from megatron.core.optimizer import get_megatron_optimizer
 
-            transformer = self.module.config
+            transformer = self.chunks[0].config
             self.optimizer = get_megatron_optimizer(
                 MegatronOptimizerConfig(
                     optimizer="adam",
@@ -290,9 +271,9 @@ class Trainer(MegatronModel):
                     bf16=transformer.bf16,
                     params_dtype=transformer.params_dtype,
                     use_distributed_optimizer=True,
-                    overlap_param_gather=self.model.ddp_config.overlap_param_gather,
+                    overlap_param_gather=self._overlaps,
                 ),
-                [self.model],
+                self.wrapped_chunks,
             )
             for part in self.optimizer.chained_optimizers:  # A checkpoint before the first step has all state then.
                 if not part.is_stub_optimizer:
@@ -304,10 +285,11 @@ class Trainer(MegatronModel):
         self._gather_weights()
         for kind in (StateKind.gradients, StateKind.optimizer):
             self.offloader.free(kind)
-        if self.model.use_forward_hook:
-            self.model.disable_forward_pre_hook(param_sync=False)
-        self.module.config.no_sync_func = None
-        self.model, self.optimizer = self.module, None
+        for chunk in self.wrapped_chunks:
+            if chunk.use_forward_hook:
+                chunk.disable_forward_pre_hook(param_sync=False)
+        self.chunks[0].config.no_sync_func = None
+        self.wrapped_chunks, self.optimizer = self.chunks, None
 
     def step(self, batch: Batch, score: Score, loss: LossFunction) -> tuple[NamedTensors, float] | None:
         """Makes one optimizer step on the whole batch.
@@ -323,7 +305,8 @@ class Trainer(MegatronModel):
         self.offloader.onload(StateKind.weights, StateKind.gradients)
         self.offloader.invalidate_host_copies()
         with cpu.accelerator_names():
-            self.model.zero_grad_buffer()
+            for chunk in self.wrapped_chunks:
+                chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
         rows = self._run(batch, score, loss, forward_only=False)
         with cpu.accelerator_names():
@@ -338,12 +321,21 @@ class Trainer(MegatronModel):
         self.offloader.onload(StateKind.optimizer)
         with cpu.accelerator_names():
             self.optimizer.step()
-        self._weights_are_sharded = self.model.ddp_config.overlap_param_gather
+        self._weights_are_sharded = self._overlaps
         self.steps += 1
         return rows, norm
 
     def _gather_weights(self) -> None:
         if self._weights_are_sharded:
             with cpu.accelerator_names():
-                self.model.start_param_sync(force_sync=True)
+                for chunk in self.wrapped_chunks:
+                    chunk.start_param_sync(force_sync=True)
             self._weights_are_sharded = False
+
+    @contextlib.contextmanager
+    def _no_sync(self) -> Iterator[None]:
+        """Lets no chunk reduce its gradients during backward passes in the block."""
+        with contextlib.ExitStack() as stack:
+            for chunk in self.wrapped_chunks:
+                stack.enter_context(chunk.no_sync())
+            yield

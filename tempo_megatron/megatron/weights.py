@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS, OUTPUT_LAYER, ParameterMapping, VocabularyMapping
-from tempo_megatron.conversion.rows import TensorRows
+from tempo_megatron.conversion.rows import TensorRows, assemble_tensors
 from tempo_megatron.megatron.layers import CANONICAL_NAMES
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
@@ -26,19 +26,20 @@ _SEQUENTIAL_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.*)")
 _GROUPED_EXPERT = re.compile(r"mlp\.experts\.(linear_fc[12])\.weight(\d+)")
 
 
-def canonical_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+def canonical_parameters(chunks: Sequence[torch.nn.Module]) -> dict[str, torch.nn.Parameter]:
     """Returns this rank's parameters by the names of the maps: unfused norms, global numbers of layers and experts."""
-    layers = model.get_submodule("decoder.layers")
     by_name = {}
-    for name, parameter in model.named_parameters():
-        match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
-        if match:
-            layer: Any = layers[int(match[1])]  # type: ignore[index]
-            number, name_in_layer = layer.layer_number - 1, match[2]
-            for fused, plain in CANONICAL_NAMES.items():
-                name_in_layer = name_in_layer.replace(fused, plain)
-            name = f"decoder.layers.{number}.{_with_global_expert(name_in_layer, layer)}"
-        by_name[name] = parameter
+    for chunk in chunks:
+        layers = chunk.get_submodule("decoder.layers")
+        for name, parameter in chunk.named_parameters():
+            match = re.match(r"decoder\.layers\.(\d+)\.(.*)", name)
+            if match:
+                layer: Any = layers[int(match[1])]  # type: ignore[index]
+                number, name_in_layer = layer.layer_number - 1, match[2]
+                for fused, plain in CANONICAL_NAMES.items():
+                    name_in_layer = name_in_layer.replace(fused, plain)
+                name = f"decoder.layers.{number}.{_with_global_expert(name_in_layer, layer)}"
+            by_name[name] = parameter
     return by_name
 
 
@@ -55,7 +56,7 @@ def _with_global_expert(name: str, layer: Any) -> str:
 
 @torch.no_grad()
 def load_hf_weights(
-    model: torch.nn.Module,
+    chunks: Sequence[torch.nn.Module],
     entries: Sequence[ParameterMapping],
     read: Callable[[str], Tensor],
     topology: Topology,
@@ -66,7 +67,7 @@ def load_hf_weights(
 
     The critic keeps its own value head. Raises KeyError if no entry of the map fills a parameter of the model.
     """
-    unfilled = canonical_parameters(model)
+    unfilled = canonical_parameters(chunks)
     if critic:
         unfilled.pop(OUTPUT_LAYER, None)
         unfilled.pop(OUTPUT_BIAS, None)
@@ -85,17 +86,29 @@ def load_hf_weights(
 
 
 @torch.no_grad()
-def copy_backbone(source: torch.nn.Module, target: torch.nn.Module) -> None:
-    """Copies a policy's weights into a critic of the same layout. The critic keeps its value head. Not collective."""
-    target_parameters = canonical_parameters(target)
-    for name, parameter in canonical_parameters(source).items():
-        if name != OUTPUT_LAYER:
-            target_parameters[name].copy_(parameter)
+def copy_backbone(
+    policy: Sequence[torch.nn.Module],
+    critic: Sequence[torch.nn.Module],
+    entries: Sequence[ParameterMapping],
+    topology: Topology,
+) -> None:
+    """Copies a policy's weights into a critic, which keeps its value head. Collective over TP, EP and PP.
+
+    The layers of the two are cut into stages at other places. `entries` are the policy's map.
+    """
+    exported = assemble_tensors(export_hf_weights(policy, entries, topology))
+
+    def read(name: str) -> Tensor:  # Both functions go through the map in its order.
+        return next(tensor for exported_name, tensor in exported if exported_name == name)
+
+    load_hf_weights(critic, entries, read, topology, critic=True)
+    for _ in exported:  # Other ranks load tensors that this one does not have.
+        pass
 
 
 @torch.no_grad()
 def export_hf_weights(
-    model: torch.nn.Module, entries: Sequence[ParameterMapping], topology: Topology
+    chunks: Sequence[torch.nn.Module], entries: Sequence[ParameterMapping], topology: Topology
 ) -> Iterator[tuple[str, Tensor | TensorRows]]:
     """Yields each Hugging Face tensor on every rank, in the (layer) order of the map. Collective over TP, EP and PP.
 
@@ -108,7 +121,7 @@ def export_hf_weights(
     larger than a bucket is a bucket of its own. Besides its part of the model, a rank holds up to three buckets (of the
     last yielded tensor, the next one and the one being fetched) and its shards of the last of these.
     """
-    parameters = canonical_parameters(model)
+    parameters = canonical_parameters(chunks)
     side_stream = torch.cuda.Stream() if topology.device.type == "cuda" else None
     buckets = _buckets(entries, _locations(parameters, entries, topology), topology)
     fetches = ((bucket, *_fetch_on_stream(side_stream, bucket, parameters, topology)) for bucket in buckets)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from tempo_megatron.planning import host
 from tempo_megatron.planning.layout import (
+    chunk_problems,
     divisibility_problems,
     expert_group_problems,
     expert_setting_problems,
@@ -30,6 +31,7 @@ def layout_problems(run: PlannedRun) -> list[str]:
         *expert_setting_problems(run.config, run.settings),
         *divisibility_problems(run.config.parallel, run.settings),
         *window_problems(run.config.parallel, run.settings),
+        *chunk_problems(run.config.parallel),
         *_gpu_count_problems(run),
     ]
 

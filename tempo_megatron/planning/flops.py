@@ -25,25 +25,7 @@ class ModelFlops:
     def weights(self) -> int:
         """The number of weights that each token is multiplied with: all matrices but the embedding."""
         shape = self.settings
-        queries = shape.num_attention_heads * shape.kv_channels
-        keys = shape.num_query_groups * shape.kv_channels
-        attention = shape.num_layers * shape.hidden_size * (2 * queries + 2 * keys)
-        return attention + self.mlp_weights + shape.hidden_size * self.outputs
-
-    @property
-    def mlp_weights(self) -> int:
-        """The number of weights of MLPs, routers and experts that each token is multiplied with."""
-        shape, sparse = self.settings, sum(self.settings.sparse_layers)
-        channels = 3 * shape.ffn_hidden_size * (shape.num_layers - sparse)
-        if shape.experts:
-            width = shape.experts.experts_per_token * shape.experts.ffn_hidden_size
-            channels += sparse * (3 * width + shape.experts.num_experts)
-        return shape.hidden_size * channels
-
-    @property
-    def outputs(self) -> int:
-        """The number of outputs of the output layer for each token."""
-        return self.settings.vocab_size if self.role == "policy" else 1
+        return shape.attention_weights + shape.mlp_weights + shape.output_weights(self.role)
 
     def forward(self, lengths: Iterable[int]) -> float:
         """Return the FLOPs of a forward pass over sequences of these lengths."""

@@ -45,6 +45,8 @@ class Layout:
     expert: int
     replica: int
     """The tensor parallel size of the generator."""
+    chunks: int = 1
+    """The chunks of each pipeline stage."""
 
     @classmethod
     def from_config(cls, config: Config, gpus: int) -> Layout:
@@ -59,6 +61,7 @@ class Layout:
             sequence_parallel=parallel.sequence_parallel,
             expert=parallel.expert_model_parallel_size,
             replica=config.generation.tensor_parallel_size or tensor,
+            chunks=parallel.virtual_pipeline_model_parallel_size,
         )
 
     @property
@@ -72,7 +75,7 @@ class Layout:
         return self.tensor * self.context * self.data // self.expert
 
     def __str__(self) -> str:
-        sizes = {"TP": self.tensor, "PP": self.pipeline, "CP": self.context, "EP": self.expert}
+        sizes = {"TP": self.tensor, "PP": self.pipeline, "VPP": self.chunks, "CP": self.context, "EP": self.expert}
         return " ".join([f"{name}{size}" for name, size in sizes.items() if size > 1] + [f"DP{self.data}"])
 
 
@@ -92,15 +95,24 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
         undivided = [f"{count} {name}" for name, count in counts.items() if size > 0 and count % size]
         if undivided:
             yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
-    if parallel.pipeline_model_parallel_size > settings.num_layers:
+    stages, chunks = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
+    if stages > settings.num_layers:
+        yield f"parallel.pipeline_model_parallel_size: {stages} is more than the model's {settings.num_layers} layers"
+    elif stages * chunks > settings.num_layers:
         yield (
-            f"parallel.pipeline_model_parallel_size: {parallel.pipeline_model_parallel_size} is more than the model's "
+            f"parallel.virtual_pipeline_model_parallel_size: PP x VPP = {stages * chunks} is more than the model's "
             f"{settings.num_layers} layers"
         )
     if parallel.expert_model_parallel_size > 1 and not settings.experts:
         yield (
             f"parallel.expert_model_parallel_size: {parallel.expert_model_parallel_size}, but the model has no experts"
         )
+
+
+def chunk_problems(parallel: ParallelConfig) -> Iterator[str]:
+    """Yield a line if stages are to have chunks although there is one stage."""
+    if parallel.virtual_pipeline_model_parallel_size > 1 and parallel.pipeline_model_parallel_size == 1:
+        yield "parallel.virtual_pipeline_model_parallel_size: needs pipeline_model_parallel_size above 1"
 
 
 def expert_group_problems(parallel: ParallelConfig, ranks: int) -> Iterator[str]:

@@ -19,7 +19,9 @@ EQUAL_SPEED_MARGIN = 0.08
 """Times that differ by a smaller share count as equal, because the estimate is no more precise."""
 GENERATOR_SPEED_MARGIN = 0.05
 """The same for generating alone, whose steps are predicted better."""
-_TENSOR_SIZES, _PIPELINE_SIZES, _CONTEXT_SIZES, _EXPERT_SIZES = (1, 2, 4, 8), (1, 2, 4), (1, 2), (1, 2, 4, 8)
+_TENSOR_SIZES, _CONTEXT_SIZES, _EXPERT_SIZES = (1, 2, 4, 8), (1, 2), (1, 2, 4, 8)
+_PIPELINE_SIZES = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2))
+"""The stages, and the chunks of each."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def rank_layouts(run: PlannedRun, workload: Workload) -> list[LayoutChoice]:
     def order(choice: LayoutChoice) -> tuple[bool, int, float]:
         layout = choice.run.layout
         is_fast = choice.seconds <= fastest * (1 + EQUAL_SPEED_MARGIN)
-        return not is_fast, layout.pipeline * layout.context if is_fast else 0, choice.seconds
+        simplicity = layout.pipeline * layout.chunks * layout.context
+        return not is_fast, simplicity if is_fast else 0, choice.seconds
 
     return sorted(choices, key=order)
 
@@ -89,7 +92,7 @@ def rank_generator_sizes(run: PlannedRun, workload: Workload) -> list[GeneratorC
 def _layouts(run: PlannedRun) -> Iterator[PlannedRun]:
     """Yield all layouts, less recomputation first, then smaller sizes first."""
     for recompute in Recompute:
-        for pipeline in _PIPELINE_SIZES:
+        for pipeline, chunks in _PIPELINE_SIZES:
             for context in _CONTEXT_SIZES:
                 for tensor, expert in itertools.product(_TENSOR_SIZES, _expert_sizes(run)):
                     config = copy.deepcopy(run.config)
@@ -99,6 +102,7 @@ def _layouts(run: PlannedRun) -> Iterator[PlannedRun]:
                         config.parallel,
                         tensor_model_parallel_size=tensor,
                         pipeline_model_parallel_size=pipeline,
+                        virtual_pipeline_model_parallel_size=chunks,
                         context_parallel_size=context,
                         expert_model_parallel_size=expert,
                         sequence_parallel=tensor > 1,

@@ -10,6 +10,7 @@ from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.planning.activations import Activations
 from tempo_megatron.planning.layout import Layout
 from tempo_megatron.planning.parameters import EXPERTS, RankParameters, rank_parameters
+from tempo_megatron.planning.pipeline import passes_in_flight
 
 GIB = 2**30
 Parts = dict[str, int]
@@ -34,7 +35,9 @@ class ModelMemory:
 
     def parameters(self, stage: int) -> RankParameters:
         layout = self.layout
-        return rank_parameters(self.settings, self.role, layout.tensor, layout.pipeline, stage, layout.expert)
+        return rank_parameters(
+            self.settings, self.role, layout.tensor, layout.pipeline, stage, layout.expert, layout.chunks
+        )
 
     @property
     def activations(self) -> Activations:
@@ -85,25 +88,33 @@ class ModelMemory:
     def _step_moments(self, stage: int) -> list[Parts]:
         """Return the parts at each moment of a step that may be its peak.
 
-        These are the backward pass of the stage's last layer and, on the last stage, that of the output layer.
+        These are the backward pass of a chunk's last layer and, on the last stage, that of the output layer. They come
+        when all activations are kept.
         """
         activations, layout = self.activations, self.layout
         is_last = stage == layout.pipeline - 1
-        in_flight = min(self.micro_batches, layout.pipeline - stage)
         kept: Parts = self.state(stage) | {
             "weights in 8 bits": 2 * self._fp8_copy_bytes(stage),
             "dummy weight gradients": self._dummy_gradient_bytes(stage),
-            "activations": in_flight * activations.kept(self._stage_sparse_layers(stage))
-            + (0 if is_last else (in_flight - 1) * activations.hidden),
+            "activations": self._kept_activations(stage),
             "workspaces": _WORKSPACE_BYTES,
         }
-        last_layers = self._stage_sparse_layers(stage)[
-            -1:
-        ]  # Its backward pass is the first, with all activations kept.
+        last_layers = {chunk[-1] for chunk in self._sparse_layers(stage)}
         moments = [kept | {"backward pass": activations.at_backward(is_sparse)} for is_sparse in last_layers]
         if is_last:
             moments.append(kept | activations.at_loss(self.role))
         return moments
+
+    def _kept_activations(self, stage: int) -> int:
+        """Return the most bytes that a stage keeps for backward passes, with what it has sent to the next stage."""
+        layout, hidden = self.layout, self.activations.hidden
+        of_chunk = [self.activations.kept(layers) for layers in self._sparse_layers(stage)]
+        most = 0
+        for passes in passes_in_flight(stage, layout.pipeline, layout.chunks, self.micro_batches):
+            last = passes[layout.chunks - 1] if stage == layout.pipeline - 1 else 0  # The model's end sends nothing.
+            sent = max(0, passes.total() - last - 1)
+            most = max(most, sum(count * of_chunk[chunk] for chunk, count in passes.items()) + sent * hidden)
+        return most
 
     def _pass(self, stage: int) -> Parts:
         return {
@@ -113,10 +124,10 @@ class ModelMemory:
             "workspaces": _WORKSPACE_BYTES,
         }
 
-    def _stage_sparse_layers(self, stage: int) -> list[bool]:
-        """Return for each layer of a stage whether it has experts."""
-        layers = self.settings.stage_layers(self.layout.pipeline)[stage]
-        return [self.settings.sparse_layers[layer] for layer in layers]
+    def _sparse_layers(self, stage: int) -> list[list[bool]]:
+        """Return for each chunk of a stage whether each of its layers has experts."""
+        chunks = self.settings.stage_chunks(self.layout.pipeline, self.layout.chunks, self.role)[stage]
+        return [[self.settings.sparse_layers[layer] for layer in layers] for layers in chunks]
 
     def _fp8_copy_bytes(self, stage: int) -> int:
         """Return the bytes of one 8-bit copy of the weights. The backward pass needs another, transposed copy."""
@@ -124,7 +135,7 @@ class ModelMemory:
         if model.fp8 is Fp8.none:
             return 0
         bf16_layers = model.fp8_edges_in_bf16 * ((stage == 0) + (stage == self.layout.pipeline - 1))
-        layers = len(self._stage_sparse_layers(stage))
+        layers = sum(map(len, self._sparse_layers(stage)))
         return self.parameters(stage).linear * (layers - bf16_layers) // layers
 
     def _dummy_gradient_bytes(self, stage: int) -> int:

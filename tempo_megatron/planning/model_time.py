@@ -11,6 +11,7 @@ from tempo_megatron.planning import rates
 from tempo_megatron.planning.flops import ModelFlops
 from tempo_megatron.planning.parameters import EXPERTS
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
+from tempo_megatron.planning.pipeline import bubble_share
 from tempo_megatron.planning.workload import Workload
 
 
@@ -48,8 +49,7 @@ class ModelTime:
         """Return the work that recomputation adds, in forward passes."""
         recompute, shape = self.run.config.model.recompute, self.run.settings
         if recompute is Recompute.mlp:
-            flops = ModelFlops(shape, self.role)
-            return flops.mlp_weights / flops.weights
+            return shape.mlp_weights / ModelFlops(shape, self.role).weights
         return float(recompute is Recompute.full)
 
     def _compute_seconds(self, rollouts: int, rate: float, forward_passes: float, exposed: float, steps: int) -> float:
@@ -65,16 +65,18 @@ class ModelTime:
 
         rank_rollouts = rollouts / layout.data
         tokens = rank_rollouts * (workload.prompt + workload.mean)
-        micro_batches = max(1.0, tokens / steps / run.models[self.role].tokens)
-        bubble = 1 + (layout.pipeline - 1) / micro_batches
+        fewest = layout.pipeline if layout.chunks > 1 else 1  # The interleaved schedule needs a multiple of the stages.
+        micro_batches = max(fewest, tokens / steps / run.models[self.role].tokens)
+        bubble = 1 + bubble_share(layout.pipeline, layout.chunks, micro_batches)
         balanced = rank_rollouts * workload.average(response_seconds) * bubble * self._slowest_stage_factor()
         return max(balanced, steps * response_seconds(max(workload.lengths)) * layout.pipeline)
 
     def _slowest_stage_factor(self) -> float:
         """Return the time of the slowest pipeline stage relative to the mean. The last one has the output layer."""
-        shape, stages, flops = self.run.settings, self.run.layout.pipeline, ModelFlops(self.run.settings, self.role)
-        outputs = flops.outputs * shape.hidden_size / flops.weights
-        shares = [len(layers) * (1 - outputs) / shape.num_layers for layers in shape.stage_layers(stages)]
+        shape, stages, chunks = self.run.settings, self.run.layout.pipeline, self.run.layout.chunks
+        outputs = shape.output_weights(self.role) / ModelFlops(shape, self.role).weights
+        lengths = [sum(map(len, layers)) for layers in shape.stage_chunks(stages, chunks, self.role)]
+        shares = [length * (1 - outputs) / shape.num_layers for length in lengths]
         return stages * max(*shares[:-1], shares[-1] + outputs) if stages > 1 else 1.0
 
     def _sequence_seconds(self, tokens: int, rate: float, forward_passes: float, exposed: float) -> float:

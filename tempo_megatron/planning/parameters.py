@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -34,15 +35,16 @@ class RankParameters:
 
 @lru_cache(maxsize=4096)
 def rank_parameters(
-    settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int, expert: int = 1
+    settings: BackboneSettings, role: Role, tensor: int, pipeline: int, stage: int, expert: int = 1, chunks: int = 1
 ) -> RankParameters:
     """Return the parameters of a rank of pipeline stage `stage` (from 0).
 
-    `tensor`, `pipeline` and `expert` are the parallel sizes. Tensor parallelism splits no expert.
+    `tensor`, `pipeline` and `expert` are the parallel sizes, and each stage has `chunks` chunks. Tensor parallelism
+    splits no expert.
     """
     by_kind: Counter[str] = Counter()
     linear, shapes = 0, set()
-    layers = settings.stage_layers(pipeline)[stage]
+    layers = frozenset(itertools.chain(*settings.stage_chunks(pipeline, chunks, role)[stage]))
     for entry in _entries(settings, role):
         if not _is_on_stage(entry, layers, stage, pipeline):
             continue
@@ -64,7 +66,7 @@ def _entries(settings: BackboneSettings, role: Role) -> list[ParameterMapping]:
     return decoder.policy_mappings(settings)
 
 
-def _is_on_stage(entry: ParameterMapping, layers: range, stage: int, pipeline: int) -> bool:
+def _is_on_stage(entry: ParameterMapping, layers: frozenset[int], stage: int, pipeline: int) -> bool:
     """Return whether a stage with these layers holds the parameter. A tied embedding is on both ends."""
     layer = _LAYER.match(entry.megatron_name)
     if layer:

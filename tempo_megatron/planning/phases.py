@@ -66,7 +66,8 @@ class PlannedRun:
 
     def _model(self, role: Role, tokens: int) -> ModelMemory:
         longest = self.config.data.max_prompt_tokens + self.config.generation.max_response_tokens
-        return ModelMemory(self.settings, role, self.config, self.layout, tokens or longest, self.layout.pipeline)
+        enough = 2 * self.layout.pipeline  # More micro-batches keep no more activations.
+        return ModelMemory(self.settings, role, self.config, self.layout, tokens or longest, enough)
 
     def phase_memory(self) -> dict[str, Parts]:
         """Return the bytes of each part at the peak of each phase, on the GPU with the highest peak."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,31 +67,31 @@ class Models:
         self.evaluation_scores = policy_scores(self.settings.vocab_size, temperature, topology, numerics)
         """The same for responses of an evaluation, which has a temperature of its own."""
 
-    def build(self, role: Role, start: str) -> Any:
-        """Return a model with the weights that the run starts from: those of checkpoint `start`, or of model.hf_path.
+    def build(self, role: Role, start: str) -> list[Any]:
+        """Return a model's chunks with the weights that the run starts from: checkpoint `start`, or model.hf_path.
 
-        For a run that resumes, return the model without weights. A critic that was trained toward another range of
+        For a run that resumes, return them without weights. A critic that was trained toward another range of
         targets is rescaled to the run's.
         """
         source = self._checkpoint or (Path(start) if start else None)
         bias = source is not None and OUTPUT_BIAS in checkpoint_format.CheckpointReader(source, role).descriptions
-        module = model.build_model(role, self.settings, self._config, self._topology, head_bias=bias)
+        chunks = model.build_model(role, self.settings, self._config, self._topology, head_bias=bias)
         if self._checkpoint:
             with torch.no_grad():  # a parameter that the checkpoint does not fill must not look like a weight
-                for parameter in module.parameters():
+                for parameter in itertools.chain(*(chunk.parameters() for chunk in chunks)):
                     parameter.fill_(math.nan)
-            return module
+            return chunks
         if start:
-            dist_checkpoint.load_weights(Path(start), role, module)
+            dist_checkpoint.load_weights(Path(start), role, chunks)
             if role == "critic" and self._topology.is_last_stage:
                 trained_range = checkpoint_format.read_target_range(Path(start))
                 target_range = self._config.critic.target_range
                 if trained_range != target_range:
-                    module.output_layer.rescale(*TargetRange(trained_range).to(target_range))
+                    chunks[-1].output_layer.rescale(*TargetRange(trained_range).to(target_range))
         else:
             reader = hf_files.HfReader(self._hf_path)
-            weights.load_hf_weights(module, self.entries, reader, self._topology, critic=role == "critic")
-        return module
+            weights.load_hf_weights(chunks, self.entries, reader, self._topology, critic=role == "critic")
+        return chunks
 
     def _build_critic(self) -> MegatronModel:
         """Return the critic, with an optimizer if it learns in any stage of the run."""
@@ -134,7 +135,7 @@ class Models:
     def policy_tensors(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
         """Yield the policy's current weights by their Hugging Face names, as the generator loads them."""
         with self.policy.onloaded(StateKind.weights):
-            yield from weights.export_hf_weights(self.policy.module, self.entries, self._topology)
+            yield from weights.export_hf_weights(self.policy.chunks, self.entries, self._topology)
 
     def begin_warm_start(self) -> None:
         """Give the policy the warm start's optimizer."""
@@ -147,21 +148,22 @@ class Models:
         with self._residency.phase("copy"), self.policy.onloaded(StateKind.weights):
             if self.critic:
                 with self.critic.onloaded(StateKind.weights, changes=True):
-                    weights.copy_backbone(self.policy.module, self.critic.module)
+                    weights.copy_backbone(self.policy.chunks, self.critic.chunks, self.entries, self._topology)
                     if "critic" in self.trainers:
                         self.trainers["critic"].reset_optimizer(schedule_in_optimizer_steps(self._config.critic))
             if self.reference:
                 with self.reference.onloaded(changes=True):
-                    self.reference.module.load_state_dict(self.policy.module.state_dict())
+                    for source, target in zip(self.policy.chunks, self.reference.chunks, strict=True):
+                        target.load_state_dict(source.state_dict())
 
     def keep_reference(self, directory: Path) -> None:
         """Save the reference, if there is one, for later starts of the run: its source may change or disappear."""
         if self.reference:
             with self._residency.phase("save"), expect_pace(Pace.untimed), self.reference.onloaded():
-                dist_checkpoint.save_weights(directory, "policy", self.reference.module)
+                dist_checkpoint.save_weights(directory, "policy", self.reference.chunks)
 
     def load_reference(self, directory: Path) -> None:
         """Load the reference, if there is one, as `keep_reference` saved it."""
         if self.reference:
             with self.reference.onloaded(changes=True):
-                dist_checkpoint.load_weights(directory, "policy", self.reference.module)
+                dist_checkpoint.load_weights(directory, "policy", self.reference.chunks)

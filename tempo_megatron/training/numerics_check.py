@@ -60,13 +60,13 @@ def compare_numerics(config: Config) -> list[str]:
     ranks = topology.initialize(config.parallel, config.seed)
     hf_path = Path(config.model.hf_path)
     settings = hf_config.backbone_settings(hf_files.read_config(hf_path))
-    module = model.build_model("policy", settings, config, ranks)
+    chunks = model.build_model("policy", settings, config, ranks)
     entries = decoder.policy_mappings(settings)
     if config.policy.checkpoint:
-        dist_checkpoint.load_weights(Path(config.policy.checkpoint), "policy", module)
+        dist_checkpoint.load_weights(Path(config.policy.checkpoint), "policy", chunks)
     else:
-        weights.load_hf_weights(module, entries, hf_files.HfReader(hf_path), ranks, critic=False)
-    policy = MegatronModel(module, config, ranks, config.policy.micro_batch_tokens)
+        weights.load_hf_weights(chunks, entries, hf_files.HfReader(hf_path), ranks, critic=False)
+    policy = MegatronModel(chunks, config, ranks, config.policy.micro_batch_tokens)
     generator = Generator(
         hf_path,
         config.generation,
@@ -75,14 +75,14 @@ def compare_numerics(config: Config) -> list[str]:
         dtype=torch.bfloat16 if config.model.precision is Precision.bf16 else torch.float32,
         eos_token_ids=[],
         seed=config.seed,
-        weights=lambda: weights.export_hf_weights(module, entries, ranks),
+        weights=lambda: weights.export_hf_weights(chunks, entries, ranks),
         numerics=config.numerics,
     )
     score = policy_scores(settings.vocab_size, config.generation.temperature, ranks, config.numerics)()
     lines = []
     for number, request in enumerate(_requests(config, settings.vocab_size)):
         generated, rollout = _generate(generator, request)
-        with recorded_outputs(module, ranks) as computed:
+        with recorded_outputs(chunks[0], ranks) as computed:
             log_probs = policy.score(to_batch([rollout]), score)["log_probs"]
         prompt = len(request.prompt_ids)
         difference = first_difference(generated, computed, prompt + len(rollout.response_ids))
@@ -127,7 +127,12 @@ def first_difference(generator: Outputs, policy: Outputs, tokens: int) -> Differ
 
 def _for_comparison(config: Config) -> Config:
     """Returns the config of one tensor-parallel replica whose engine runs eagerly."""
-    parallel = dataclasses.replace(config.parallel, pipeline_model_parallel_size=1, context_parallel_size=1)
+    parallel = dataclasses.replace(
+        config.parallel,
+        pipeline_model_parallel_size=1,
+        virtual_pipeline_model_parallel_size=1,
+        context_parallel_size=1,
+    )
     share = min(_GENERATOR_MEMORY, config.generation.gpu_memory_utilization)
     generation = dataclasses.replace(config.generation, enforce_eager=True, gpu_memory_utilization=share, sleep=False)
     return dataclasses.replace(config, parallel=parallel, generation=generation)

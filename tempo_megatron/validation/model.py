@@ -14,13 +14,14 @@ import torch
 from tempo_megatron.config import Config, CriticTraining, Fp8, Precision, RolloutPrecision
 from tempo_megatron.conversion import hf_config, hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.conversion.rope import YarnRope
 from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
 from tempo_megatron.data.vocabulary import answer_token_ids, end_token_problems, token_problems
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import (
+    chunk_problems,
     divisibility_problems,
     expert_group_problems,
     expert_setting_problems,
@@ -146,11 +147,13 @@ def _differing_settings(model: Path, settings: BackboneSettings) -> set[str]:
 def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each requirement of FP8 that the machine, other settings or the model's shape do not meet."""
     model, parallel = config.model, config.parallel
-    stage = settings.num_layers // max(1, parallel.pipeline_model_parallel_size)  # the layers of the smallest
+    chunks = max(1, parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size)
+    roles: tuple[Role, ...] = ("policy", "critic")
+    chunk = min(len(layers) for role in roles for layers in settings.chunk_layers(chunks, role))
     if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
         yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
-    elif model.fp8_edges_in_bf16 > stage:
-        yield f"model.fp8_edges_in_bf16: at most the {stage} layers of a pipeline stage, got {model.fp8_edges_in_bf16}"
+    elif model.fp8_edges_in_bf16 > chunk:
+        yield f"model.fp8_edges_in_bf16: at most the {chunk} layers of a pipeline stage, got {model.fp8_edges_in_bf16}"
     if model.fp8 is Fp8.none:
         return
     if model.precision is not Precision.bf16:
@@ -177,6 +180,7 @@ def _layout_problems(config: Config) -> Iterator[str]:
         yield f"parallel: {world} processes cannot be cut into TP x PP x CP = {model_size}"
     elif model_size > 0:
         yield from expert_group_problems(parallel, world)
+    yield from chunk_problems(parallel)
     longest = config.data.max_prompt_tokens + config.generation.max_response_tokens
     for role, budget in (("policy", config.policy.micro_batch_tokens), ("critic", config.critic.micro_batch_tokens)):
         if budget and budget < longest:

@@ -31,14 +31,14 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
         saved = (directory / "policy").is_dir()
         described = hf_files.read_config(directory / "huggingface" if saved else directory)
         settings = hf_config.backbone_settings(described)
-        module = model.build_model("policy", settings, config, place)
+        chunks = model.build_model("policy", settings, config, place)
         if saved:
-            dist_checkpoint.load_weights(directory, "policy", module)
+            dist_checkpoint.load_weights(directory, "policy", chunks)
         else:
             weights.load_hf_weights(
-                module, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
+                chunks, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
             )
-        trainer = Trainer(module, OptimizerConfig(), config, place, micro_batch_tokens=0)
+        trainer = Trainer(chunks, OptimizerConfig(), config, place, micro_batch_tokens=0)
         cut = settings.vocab_size
         score = Score(
             lambda hidden, _, weight, cut=cut: {"next": (hidden @ weight[:cut].t()).argmax(-1)}, about_next=False

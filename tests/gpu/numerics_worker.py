@@ -51,9 +51,9 @@ def main(directory: str, *overrides: str) -> None:
     ranks = topology.initialize(config.parallel, config.seed)
     settings = hf_config.backbone_settings(hf_files.read_config(hf_path))
     entries = decoder.policy_mappings(settings)
-    module = model.build_model("policy", settings, config, ranks)
-    weights.load_hf_weights(module, entries, hf_files.HfReader(hf_path), ranks, critic=False)
-    policy = Trainer(module, config.policy.optimizer, config, ranks, config.policy.micro_batch_tokens)
+    chunks = model.build_model("policy", settings, config, ranks)
+    weights.load_hf_weights(chunks, entries, hf_files.HfReader(hf_path), ranks, critic=False)
+    policy = Trainer(chunks, config.policy.optimizer, config, ranks, config.policy.micro_batch_tokens)
     set_engine(kv_cache_memory_bytes=CACHE_BYTES // ranks.tensor_size, max_num_batched_tokens=TOKENS_PER_STEP)
     generator = Generator(
         hf_path,
@@ -64,7 +64,7 @@ def main(directory: str, *overrides: str) -> None:
         eos_token_ids=[],
         seed=0,
         numerics=config.numerics,
-        weights=lambda: weights.export_hf_weights(module, entries, ranks),
+        weights=lambda: weights.export_hf_weights(chunks, entries, ranks),
     )
     score = policy_scores(settings.vocab_size, 1.0, ranks, config.numerics)()
     prompts = draw_prompts(settings.vocab_size)

@@ -53,14 +53,15 @@ def random_routes(settings: BackboneSettings, batch: Batch) -> tuple[Tensor, ...
 
 def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
     """Returns the full gradient of the last step by Hugging Face name, from the shards of the optimizer."""
-    for buffer in [*trainer.model.buffers, *trainer.model.expert_parallel_buffers]:
-        group = buffer.data_parallel_group
-        for bucket in buffer.buckets:
-            shard = bucket.grad_data.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
-            dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
-    for parameter in trainer.module.parameters():
-        parameter.data = parameter.main_grad.float()
-    exported = assemble_tensors(weights.export_hf_weights(trainer.module, entries, trainer.topology))
+    for chunk in trainer.wrapped_chunks:
+        for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
+            group = buffer.data_parallel_group
+            for bucket in buffer.buckets:
+                shard = bucket.grad_data.chunk(dist.get_world_size(group))[dist.get_rank(group)].clone()
+                dist.all_gather_into_tensor(bucket.grad_data, shard, group=group)
+        for parameter in chunk.parameters():
+            parameter.data = parameter.main_grad.float()
+    exported = assemble_tensors(weights.export_hf_weights(trainer.chunks, entries, trainer.topology))
     return {name: tensor.cpu().clone() for name, tensor in exported}
 
 
@@ -68,12 +69,13 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     """Returns the loss, the gradient norm and every gradient of one step, without changing weights."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
-    module = model.build_model(role, settings, config, place)
+    chunks = model.build_model(role, settings, config, place)
+    assert len(chunks) == config.parallel.virtual_pipeline_model_parallel_size
     weights.load_hf_weights(
-        module, decoder.policy_mappings(settings), hf_files.HfReader(hf_path), place, critic=role == "critic"
+        chunks, decoder.policy_mappings(settings), hf_files.HfReader(hf_path), place, critic=role == "critic"
     )
     budget = config.policy.micro_batch_tokens
-    trainer = Trainer(module, OptimizerConfig(), config, place, budget)
+    trainer = Trainer(chunks, OptimizerConfig(), config, place, budget)
     batch = rollouts(settings.vocab_size)
     if config.policy.router_replay:
         batch = replace(batch, routes=random_routes(settings, batch))

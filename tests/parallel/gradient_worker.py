@@ -49,7 +49,8 @@ LOSSES = (
 def whole_gradient(trainer: Trainer) -> Tensor:
     """Returns all gradients, unclipped, from the shards that data-parallel ranks hold after reduction."""
     parts = []
-    for buffer in trainer.model.buffers:
+    (chunk,) = trainer.wrapped_chunks
+    for buffer in chunk.buffers:
         for bucket in buffer.buckets:
             size, rank = trainer.topology.data_size, trainer.topology.data_rank
             shard = bucket.grad_data.chunk(size)[rank].clone()

@@ -7,6 +7,7 @@ MODELS is a directory of model directories. One called `NAME.critic` is a checkp
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ def sequences(vocab_size: int) -> list[list[int]]:
     return [torch.randint(vocab_size, (length,), generator=random).tolist() for length in LENGTHS]
 
 
-def visible_positions(module: Any, length: int) -> dict[int, list[int]]:
+def visible_positions(chunks: list[Any], length: int) -> dict[int, list[int]]:
     """Return the positions that the last token sees, by the Hugging Face index of this rank's layers."""
     from megatron.core.packed_seq_params import PackedSeqParams
 
     positions = {}
-    for layer in module.decoder.layers:
+    for layer in itertools.chain(*(chunk.decoder.layers for chunk in chunks)):
         if not hasattr(layer.self_attention, "core_attention"):
             continue
         attention = layer.self_attention
@@ -74,22 +75,22 @@ def main(models: str, out: str, tensor_size: str, pipeline_size: str, dtype: str
         critic = directory.suffix == ".critic"
         hf_settings = hf_files.read_config(directory / "huggingface" if critic else directory)
         settings = hf_config.backbone_settings(hf_settings)
-        module = model.build_model("critic" if critic else "policy", settings, config, rank_topology)
+        chunks = model.build_model("critic" if critic else "policy", settings, config, rank_topology)
         if critic:
-            dist_checkpoint.load_weights(directory, "critic", module)
+            dist_checkpoint.load_weights(directory, "critic", chunks)
         else:
             weights.load_hf_weights(
-                module, decoder.policy_mappings(settings), hf_files.HfReader(directory), rank_topology, critic=False
+                chunks, decoder.policy_mappings(settings), hf_files.HfReader(directory), rank_topology, critic=False
             )
             visible_by_rank: list[dict[int, list[int]]] = [{}] * rank_topology.world_size
             with cpu.accelerator_names():
                 on_cpu = dtype == "fp32" and rank_topology.device.type == "cpu"
-                visible = visible_positions(module, 40) if on_cpu else {}
+                visible = visible_positions(chunks, 40) if on_cpu else {}
             dist.all_gather_object(visible_by_rank, visible)
             outputs[f"{directory.name} seen"] = {
                 layer: positions for visible in visible_by_rank for layer, positions in visible.items()
             }
-        trainer = Trainer(module, OptimizerConfig(), config, rank_topology, micro_batch_tokens=0)
+        trainer = Trainer(chunks, OptimizerConfig(), config, rank_topology, micro_batch_tokens=0)
         batch = from_sequences(sequences(settings.vocab_size), [[] for _ in LENGTHS])
         read = (lambda values, _, __: {"output": values}) if critic else full_logits
         scores = trainer.score(batch, Score(read, about_next=False))

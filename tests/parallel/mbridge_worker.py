@@ -59,11 +59,11 @@ def main(models: str, tensor_size: str) -> None:
     for directory in sorted(Path(models).iterdir()):
         described = hf_files.read_config(directory)
         settings = hf_config.backbone_settings(described)
-        module = model.build_model("policy", settings, config, place)
+        chunks = model.build_model("policy", settings, config, place)
         weights.load_hf_weights(
-            module, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
+            chunks, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
         )
-        ours = {gpt_name(name): parameter for name, parameter in weights.canonical_parameters(module).items()}
+        ours = {gpt_name(name): parameter for name, parameter in weights.canonical_parameters(chunks).items()}
         mbridge_model = Empty(ours)
         with cpu.accelerator_names(), torch.no_grad():
             bridge = AutoBridge.from_config(

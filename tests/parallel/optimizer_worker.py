@@ -38,11 +38,12 @@ def decayed(hf_path: Path) -> dict[str, tuple[int, float, float]]:
     place = topology.initialize(config.parallel, seed=0)
     described = hf_files.read_config(hf_path)
     settings = family_of(described).settings(described)
-    module = model.build_model("critic", settings, config, place, head_bias=True)
-    weights.load_hf_weights(module, decoder.policy_mappings(settings), hf_files.HfReader(hf_path), place, critic=True)
+    chunks = model.build_model("critic", settings, config, place, head_bias=True)
+    (module,) = chunks
+    weights.load_hf_weights(chunks, decoder.policy_mappings(settings), hf_files.HfReader(hf_path), place, critic=True)
     with torch.no_grad():
         module.output_layer.bias.fill_(1.0)
-    trainer = Trainer(module, OptimizerConfig(learning_rate=0.1, weight_decay=1.0), config, place, 64)
+    trainer = Trainer(chunks, OptimizerConfig(learning_rate=0.1, weight_decay=1.0), config, place, 64)
     before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
     def nothing(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:

@@ -26,9 +26,10 @@ def main(hf_path: str) -> None:
     build = model.build_model
 
     def build_referenced(*arguments: Any, **options: Any) -> Any:
-        module = build(*arguments, **options)
-        references.extend(weakref.ref(layer.mlp) for layer in module.decoder.layers if hasattr(layer, "mlp"))
-        return module
+        chunks = build(*arguments, **options)
+        layers = [layer for chunk in chunks for layer in chunk.decoder.layers]
+        references.extend(weakref.ref(layer.mlp) for layer in layers if hasattr(layer, "mlp"))
+        return chunks
 
     model.build_model = build_referenced
     measured("policy", Path(hf_path), config, topology.initialize(config.parallel, seed=0))

@@ -36,7 +36,7 @@ def device_bytes(model: MegatronModel, *kinds: StateKind) -> int:
     storages = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for kind in kinds or tuple(StateKind)
-        for tensor in offload.state_tensors(kind, model.model, model.optimizer)
+        for tensor in offload.state_tensors(kind, model.wrapped_chunks, model.optimizer)
     }
     return sum(storages.values())
 
@@ -96,7 +96,7 @@ def state(run: Run) -> dict[str, list[Tensor]]:
             tensors[name] = [
                 tensor.detach().clone()
                 for kind in kinds
-                for tensor in offload.state_tensors(kind, trainer.model, trainer.optimizer)
+                for tensor in offload.state_tensors(kind, trainer.wrapped_chunks, trainer.optimizer)
             ]
     return tensors
 

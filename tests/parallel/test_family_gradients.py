@@ -37,6 +37,10 @@ LAYOUTS = {
     "TP2 with SP": (2, (PACKED, TP2, "parallel.sequence_parallel=true")),
     f"{SHARED}, TP2 with SP": (2, (PACKED, TP2, "parallel.sequence_parallel=true", "numerics=exact")),
     "PP2": (2, (PACKED, "parallel.pipeline_model_parallel_size=2")),
+    "PP2 x VPP2": (
+        2,
+        (PACKED, "parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"),
+    ),
     "CP2": (2, (PACKED, "parallel.context_parallel_size=2")),
     "DP2": (2, (PACKED,)),
 }

@@ -27,6 +27,7 @@ EXPERT_LAYOUTS: dict[str, tuple[int, int, int, tuple[str, ...]]] = {
     "EP2": (1, 1, 2, (EP2,)),
     "TP2 x EP2": (2, 1, 1, (EP2, "parallel.sequence_parallel=true")),
     "PP2 x EP2": (1, 2, 2, (EP2,)),
+    "PP2 x VPP2": (1, 2, 1, ("parallel.virtual_pipeline_model_parallel_size=2",)),
 }
 """Name -> TP, PP, DP, settings. The ranks of TP x DP share the experts of a stage."""
 
@@ -93,8 +94,9 @@ def test_logits_and_values_of_models_with_experts_are_those_of_transformers(
 ) -> None:
     """They agree within 1e-5 in fp32, in one process and with three of the six experts on each rank.
 
-    Two pipeline stages have three and two of the five layers. Dense layers stand among layers with experts, one or
-    every second. Both orders of softmax and choice of experts occur; the other one is off by more than 0.1.
+    Two pipeline stages have three and two of the five layers, also in two chunks each. Dense layers stand among layers
+    with experts, one or every second. Both orders of softmax and choice of experts occur; the other one is off by more
+    than 0.1.
     """
     tensor_size, pipeline_size, data_size, overrides = EXPERT_LAYOUTS[layout]
     outputs = megatron_outputs(

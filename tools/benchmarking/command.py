@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, help="ranks to start; ignored under torchrun")
     parser.add_argument("--layers", type=int, help="instead of the shape's")
     parser.add_argument("--vocabulary", type=int, help="instead of the shape's")
-    for short, name in (("tp", "tensor"), ("pp", "pipeline"), ("cp", "context"), ("ep", "expert")):
+    sizes = {"tp": "tensor", "pp": "pipeline", "vpp": "virtual pipeline", "cp": "context", "ep": "expert"}
+    for short, name in sizes.items():
         parser.add_argument(f"--{short}", type=int, default=1, help=f"{name} parallel size")
     parser.add_argument(
         "--fp8", default="none", help="FP8 recipes, separated by commas; rollout and later sections use the last"
@@ -196,6 +197,7 @@ def _config(options: argparse.Namespace, fp8: str, longest: int) -> Any:
         "model.fp8": fp8,
         "parallel.tensor_model_parallel_size": options.tp,
         "parallel.pipeline_model_parallel_size": options.pp,
+        "parallel.virtual_pipeline_model_parallel_size": options.vpp,
         "parallel.context_parallel_size": options.cp,
         "parallel.expert_model_parallel_size": options.ep,
         "parallel.sequence_parallel": str(options.tp > 1).lower(),

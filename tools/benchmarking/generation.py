@@ -36,18 +36,18 @@ class RolloutWorkload:
 
 def start(setup: Setup) -> Generator:
     """A generator that pulls its weights from a policy without an optimizer."""
-    config, module = setup.config, build(setup, "policy")
+    config, chunks = setup.config, build(setup, "policy")
     mappings = decoder.policy_mappings(setup.settings)
     return Generator(
         Path(config.model.hf_path),
         config.generation,
         tensor_parallel_size=config.generation.tensor_parallel_size or setup.topology.tensor_size,
         max_model_len=config.data.max_prompt_tokens + config.generation.max_response_tokens,
-        dtype=next(module.parameters()).dtype,
+        dtype=next(chunks[0].parameters()).dtype,
         eos_token_ids=[],
         seed=config.seed,
         numerics=config.numerics,
-        weights=lambda: weights.export_hf_weights(module, mappings, setup.topology),
+        weights=lambda: weights.export_hf_weights(chunks, mappings, setup.topology),
     )
 
 

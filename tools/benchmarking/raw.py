@@ -37,22 +37,28 @@ class RawLoop:
 
             self._passes = get_forward_backward_func()
             config = _transformer_config(setup)
-            self.model = DistributedDataParallel(config, ddp, _model(config, setup, sequence))
+            chunks = _model(config, setup, sequence)
+            self.chunks = [
+                DistributedDataParallel(config, ddp, chunk, disable_bucketing=number > 0)
+                for number, chunk in enumerate(chunks)
+            ]
             if ddp.overlap_grad_reduce:
-                config.no_sync_func = self.model.no_sync
-            self.optimizer = get_megatron_optimizer(optimizer, [self.model])
-        self.expert_load = ExpertLoad(self.model.module, setup.topology.device)
+                without_sync = [chunk.no_sync for chunk in self.chunks]
+                config.no_sync_func = without_sync if len(chunks) > 1 else without_sync[0]
+            self.optimizer = get_megatron_optimizer(optimizer, self.chunks)
+        self.expert_load = ExpertLoad(chunks, setup.topology.device)
         self._batch = _batch(setup, sequence)
 
     def step(self) -> None:
         """Runs one step. Raises RuntimeError if the optimizer did not step."""
         with cpu.accelerator_names():
-            self.model.zero_grad_buffer()
+            for chunk in self.chunks:
+                chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             self._passes(
                 forward_step_func=self._forward,
-                data_iterator=None,
-                model=[self.model],
+                data_iterator=[None] * len(self.chunks),
+                model=self.chunks,
                 num_microbatches=self.sequences,
                 seq_length=self.sequence,
                 micro_batch_size=1,
@@ -74,6 +80,7 @@ def _transformer_config(setup: Setup) -> Any:
     shape, parallel, fp8 = setup.settings, setup.config.parallel, setup.config.model.fp8
     on_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if on_gpu else torch.float32
+    chunks = parallel.virtual_pipeline_model_parallel_size
     config = TransformerConfig(
         num_layers=2 * shape.num_layers,
         hidden_size=shape.hidden_size,
@@ -90,6 +97,9 @@ def _transformer_config(setup: Setup) -> Any:
         hidden_dropout=0.0,
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=chunks if chunks > 1 else None,
+        overlap_p2p_comm=chunks > 1,
+        batch_p2p_comm=chunks == 1,
         context_parallel_size=parallel.context_parallel_size,
         sequence_parallel=parallel.tensor_model_parallel_size > 1,
         params_dtype=dtype,
@@ -131,25 +141,32 @@ def _experts(shape: BackboneSettings, ranks: int, on_gpu: bool) -> dict[str, Any
     }
 
 
-def _model(config: Any, setup: Setup, sequence: int) -> torch.nn.Module:
+def _model(config: Any, setup: Setup, sequence: int) -> list[torch.nn.Module]:
+    """The chunks of this rank's pipeline stage."""
     from megatron.core.models.hybrid.hybrid_model import HybridModel
 
     shape, topology = setup.settings, setup.topology
-    model = HybridModel(
-        config,
-        _stack_spec(shape),
-        vocab_size=shape.padded_vocab_size,
-        max_sequence_length=sequence,
-        hybrid_layer_pattern=layer_pattern(shape, topology.pipeline_size),
-        pre_process=topology.is_first_stage,
-        post_process=topology.is_last_stage,
-        share_embeddings_and_output_weights=shape.tied,
-        position_embedding_type="rope",
-        rotary_base=500000,
-    ).to(topology.device)
-    accelerators.let_transformer_engine_accumulate_gradients(model)
-    randomize(model, topology)
-    return model
+    count = setup.config.parallel.virtual_pipeline_model_parallel_size
+    chunks = [
+        HybridModel(
+            config,
+            _stack_spec(shape),
+            vocab_size=shape.padded_vocab_size,
+            max_sequence_length=sequence,
+            hybrid_layer_pattern=layer_pattern(shape, topology.pipeline_size * count, "policy"),
+            pre_process=topology.is_first_stage and number == 0,
+            post_process=topology.is_last_stage and number == count - 1,
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope",
+            rotary_base=500000,
+            vp_stage=number,
+        ).to(topology.device)
+        for number in range(count)
+    ]
+    for chunk in chunks:
+        accelerators.let_transformer_engine_accumulate_gradients(chunk)
+    randomize(chunks, topology)
+    return chunks
 
 
 def _stack_spec(shape: BackboneSettings) -> Any:

@@ -82,10 +82,10 @@ class SeededLengths:
 class RandomModels(Models):
     """Models that start from random weights."""
 
-    def build(self, role: Role, start: str) -> Any:
-        module = model.build_model(role, self.settings, self._config, self._topology)
-        randomize(module, self._topology)
-        return module
+    def build(self, role: Role, start: str) -> list[Any]:
+        chunks = model.build_model(role, self.settings, self._config, self._topology)
+        randomize(chunks, self._topology)
+        return chunks
 
 
 class AlternatingGrader(RolloutGrader):

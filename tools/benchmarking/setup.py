@@ -66,33 +66,33 @@ def write_directory(directory: Path, hf_config: dict[str, Any], prompt_tokens: i
 
 
 @torch.no_grad()
-def randomize(module: Any, topology: Topology, std: float = 0.02) -> None:
+def randomize(chunks: Sequence[Any], topology: Topology, std: float = 0.02) -> None:
     """Fills matrices with random numbers, norms with one and biases with zero.
 
     As in Megatron's own initialization, the last matrix of each sub-layer has std / sqrt(2 sub-layers). Models of one
     shape get the same numbers, ours and raw Megatron's. Ranks that hold copies of a matrix do too. A critic keeps its
     value head.
     """
-    for name, parameter in canonical_parameters(module).items():
+    for name, parameter in canonical_parameters(chunks).items():
         if parameter.dim() == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
         elif parameter.shape[0] > 1:
-            tied = name == OUTPUT_LAYER and getattr(module, "share_embeddings_and_output_weights", False)
+            tied = name == OUTPUT_LAYER and getattr(chunks[0], "share_embeddings_and_output_weights", False)
             is_copied = ".mlp.experts." in name or ".mlp.router." in name
             shard = 0 if is_copied else topology.tensor_rank
             seed = derive_seed("benchmark", _EMBEDDING if tied else name, shard)
             is_output = name.endswith((".linear_proj.weight", ".linear_fc2.weight"))
             scale = (
-                (2 * module.config.num_layers) ** -0.5 if is_output else 1.0
+                (2 * chunks[0].config.num_layers) ** -0.5 if is_output else 1.0
             )  # A HybridModel's layer is a sub-layer.
             parameter.normal_(0.0, scale * std, generator=torch.Generator(parameter.device).manual_seed(seed))
 
 
-def build(setup: Setup, role: Role) -> Any:
-    """A policy or a critic with random weights."""
-    module = model.build_model(role, setup.settings, setup.config, setup.topology)
-    randomize(module, setup.topology)
-    return module
+def build(setup: Setup, role: Role) -> list[Any]:
+    """The chunks of a policy or a critic with random weights."""
+    chunks = model.build_model(role, setup.settings, setup.config, setup.topology)
+    randomize(chunks, setup.topology)
+    return chunks
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def trainer(setup: Setup, role: Role) -> Iterator[Trainer]:
     settings = setup.config.policy if role == "policy" else setup.config.critic
     built = Trainer(build(setup, role), settings.optimizer, setup.config, setup.topology, settings.micro_batch_tokens)
     yield built
-    built.model = built.module = built.optimizer = None
+    built.wrapped_chunks = built.chunks = built.optimizer = None  # type: ignore[assignment]
     release()
 
 

@@ -78,7 +78,7 @@ def measure(setup: Setup, workload: TrainingWorkload, sections: Sequence[str]) -
             packed = random_rollouts(workload.random_lengths(ranks), workload.prompt_tokens, setup.settings.vocab_size)
             policy.rule = replace(policy.rule, budget=workload.packed_budget)
             yield "packed policy step", _policy_step(setup, policy, scores, packed, workload.steps)
-        settings = (policy.model.ddp_config, policy.optimizer.chained_optimizers[0].config)
+        settings = (policy.wrapped_chunks[0].ddp_config, policy.optimizer.chained_optimizers[0].config)
     if {"train", "packed", "kernels"}.intersection(sections):
         with _raw(setup, workload, *settings) as raw:
             if {"train", "packed"}.intersection(sections):
@@ -164,9 +164,10 @@ def _pass(setup: Setup, role: Role, batch: Batch, workload: TrainingWorkload, wo
 @contextlib.contextmanager
 def _raw(setup: Setup, workload: TrainingWorkload, ddp: Any, optimizer: Any) -> Iterator[RawLoop]:
     loop = RawLoop(setup, workload.sequence, workload.sequences, ddp, optimizer)
-    with ReplayedRouters(loop.model.module, setup.topology).cleared_after():  # else experts keep the model alive
+    chunks = [chunk.module for chunk in loop.chunks]
+    with ReplayedRouters(chunks, setup.topology).cleared_after():  # else experts keep the model alive
         yield loop
-    del loop.model, loop.optimizer
+    del loop.chunks, loop.optimizer, chunks
     release()
 
 

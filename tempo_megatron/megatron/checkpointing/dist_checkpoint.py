@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,8 @@ def host_copy_bytes(model: MegatronModel) -> int:
     optimizer_bytes = 3 * 4 if model.optimizer is not None else 0
     return sum(
         weight.numel() * (weight.element_size() + optimizer_bytes)
-        for weight in model.module.parameters()
+        for chunk in model.chunks
+        for weight in chunk.parameters()
         if (copies_experts if is_expert(weight) else copies_others)
     )
 
@@ -206,12 +207,13 @@ def load_checkpoint(checkpoint: Path, models: Mapping[str, MegatronModel]) -> No
     for role, model in models.items():
         with model.onloaded(StateKind.weights, StateKind.optimizer, changes=True), cpu.accelerator_names():
             loaded = _load(_state(model, is_loading=True), checkpoint, role)
-            model.module.load_state_dict(loaded["model"])
+            for number, chunk in enumerate(model.chunks):
+                chunk.load_state_dict(loaded["model"][number])
             if model.optimizer is not None:
                 model.optimizer.load_state_dict(loaded["optimizer"])
 
 
-def load_weights(checkpoint: Path, role: str, module: Any) -> None:
+def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:
     """Loads a model's weights alone, from one role of any checkpoint. Collective. Raises ConversionError on damage.
 
     Transformer Engine's extra states stay as they are, because a converted checkpoint has none.
@@ -220,29 +222,41 @@ def load_weights(checkpoint: Path, role: str, module: Any) -> None:
     if problems:
         raise ConversionError("\n".join(problems))
     with cpu.accelerator_names():
-        state = module.sharded_state_dict(metadata=_sharding())
-        weights = {name: part for name, part in state.items() if not name.endswith("_extra_state")}
-        missing, _ = module.load_state_dict(_load({"model": weights}, checkpoint, role)["model"], strict=False)
+        weights = {
+            number: {name: part for name, part in state.items() if not name.endswith("_extra_state")}
+            for number, state in _sharded_weights(chunks).items()
+        }
+        loaded = _load({"model": weights}, checkpoint, role)["model"]
+        missing = [
+            name
+            for number, chunk in enumerate(chunks)
+            for name in chunk.load_state_dict(loaded[number], strict=False).missing_keys
+        ]
     missing_weights = [name for name in missing if not name.endswith("_extra_state")]
     if missing_weights:
         raise KeyError(f"{checkpoint / role} fills none of: {', '.join(missing_weights)}")
 
 
-def save_weights(checkpoint: Path, role: str, module: Any) -> None:
+def save_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:
     """Writes a checkpoint of one model's weights alone, for `load_weights`. Collective."""
     prepare_directories(checkpoint, [role])
     with cpu.accelerator_names():
-        state = {"model": module.sharded_state_dict(metadata=_sharding())}
+        state = {"model": _sharded_weights(chunks)}
         write(checkpoint, [(role, _capture(state, checkpoint, role, copied=False))])
 
 
 def _state(model: MegatronModel, *, is_loading: bool) -> dict[str, Any]:
     """Returns the checkpointed state of a model, as megatron-core shards it."""
-    weights = model.module.sharded_state_dict(metadata=_sharding())
+    weights = _sharded_weights(model.chunks)
     if model.optimizer is None:
         return {"model": weights}
     optimizer = model.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_sharding())
     return {"model": weights, "optimizer": optimizer}
+
+
+def _sharded_weights(chunks: Sequence[Any]) -> dict[int, dict[str, Any]]:
+    """Returns the weights of each chunk by the chunk's number. A checkpoint knows them by their global names alone."""
+    return {number: chunk.sharded_state_dict(metadata=_sharding()) for number, chunk in enumerate(chunks)}
 
 
 def _sharding() -> dict[str, Any]:

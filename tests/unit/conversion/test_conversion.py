@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,9 +93,31 @@ def test_every_rank_holds_its_gate_rows_then_its_up_rows() -> None:
 def test_pipeline_stages_have_every_layer_once_and_the_first_of_them_most() -> None:
     """The last stage has the output layer as well, so that it gets no surplus layer."""
     settings = hf_config.backbone_settings(described("qwen3", num_hidden_layers=7, layer_types=ABSENT))
-    assert settings.stage_layers(1) == [range(7)]
-    assert settings.stage_layers(3) == [range(3), range(3, 5), range(5, 7)]
-    assert settings.stage_layers(7) == [range(layer, layer + 1) for layer in range(7)]
+    for role in ("policy", "critic"):
+        assert settings.chunk_layers(1, role) == [range(7)]
+        assert settings.chunk_layers(3, role) == [range(3), range(3, 5), range(5, 7)]
+        assert settings.chunk_layers(7, role) == [range(layer, layer + 1) for layer in range(7)]
+    assert settings.stage_chunks(2, 2, "policy") == [[range(2), range(4, 6)], [range(2, 4), range(6, 7)]]
+
+
+@pytest.mark.parametrize(
+    ("cost", "lengths"), [(0.1, (4, 4, 4)), (1.5, (5, 4, 3)), (2.5, (5, 5, 2)), (5.0, (6, 5, 1)), (90.0, (6, 5, 1))]
+)
+def test_the_last_stage_has_fewer_layers_by_what_its_output_layer_costs(
+    cost: float, lengths: tuple[int, int, int]
+) -> None:
+    """An output layer that costs as much as `cost` layers, in three stages of twelve layers: no other cut has a faster
+    slowest stage. Protects from a last stage that all others wait for. A critic's output layer costs next to nothing.
+    """
+    settings = hf_config.backbone_settings(described("qwen3", num_hidden_layers=12, layer_types=ABSENT))
+    layer = (settings.attention_weights + settings.mlp_weights) / 12
+    settings = replace(settings, vocab_size=round(cost * layer / settings.hidden_size))
+    cost = settings.output_weights("policy") / layer
+    assert tuple(map(len, settings.chunk_layers(3, "policy"))) == lengths
+    cuts = [(first, second, 12 - first - second) for first in range(1, 11) for second in range(1, 12 - first)]
+    slowest = min(max(first, second, last + cost) for first, second, last in cuts)
+    assert max(*lengths[:2], lengths[2] + cost) == pytest.approx(slowest)
+    assert tuple(map(len, settings.chunk_layers(3, "critic"))) == (4, 4, 4)
 
 
 def test_tensor_parallelism_splits_no_expert() -> None:

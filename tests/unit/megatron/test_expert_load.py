@@ -38,7 +38,7 @@ def test_only_passes_with_gradients_count_and_each_token_once(monkeypatch: pytes
     layers = [SimpleNamespace(layer_number=1), SimpleNamespace(layer_number=2, mlp=SimpleNamespace(router=router))]
     transformer = SimpleNamespace(moe_router_topk=1, num_layers=2, num_moe_experts=3)
     module: Any = SimpleNamespace(config=transformer, decoder=SimpleNamespace(layers=layers))
-    load = ExpertLoad(module, torch.device("cpu"))
+    load = ExpertLoad([module], torch.device("cpu"))
     with torch.no_grad():
         router(torch.zeros(7))
     assert load.take_shares() == {}
@@ -52,4 +52,4 @@ def test_only_passes_with_gradients_count_and_each_token_once(monkeypatch: pytes
 def test_a_dense_model_has_no_shares() -> None:
     """Its ranks must not enter a collective that logs nothing."""
     module: Any = SimpleNamespace(config=SimpleNamespace(moe_router_topk=2, num_moe_experts=None))
-    assert ExpertLoad(module, torch.device("cpu")).take_shares() == {}
+    assert ExpertLoad([module], torch.device("cpu")).take_shares() == {}

@@ -29,9 +29,9 @@ def test_the_first_rank_that_holds_a_parameter_copies_it(ranks: dict[str, int], 
     host memory from copies that no rank counts. An optimizer adds fp32 weights and two moments."""
     attention, expert = (torch.nn.Parameter(torch.zeros(size, dtype=torch.bfloat16)) for size in (10, 6))
     expert.allreduce = False  # type: ignore[attr-defined]
-    module = SimpleNamespace(parameters=lambda: [attention, expert])
+    chunks = [SimpleNamespace(parameters=lambda: [attention]), SimpleNamespace(parameters=lambda: [expert])]
     place = SimpleNamespace(**{"data_rank": 0, "context_rank": 0, "expert_data_rank": 0} | ranks)
-    model: Any = SimpleNamespace(topology=place, module=module, optimizer=None)
+    model: Any = SimpleNamespace(topology=place, chunks=chunks, optimizer=None)
     assert host_copy_bytes(model) == weights
     model.optimizer = object()
     assert host_copy_bytes(model) == weights * 7

@@ -122,6 +122,16 @@ def test_fewer_rows_than_ranks_leave_micro_batches_of_padding() -> None:
     assert empty.to_rows(torch.ones(4), about_next=True).numel() == 0
 
 
+def test_the_interleaved_schedule_gets_a_multiple_of_its_stages() -> None:
+    """Three micro-batches a rank would do. Four are dealt, and the rows are spread over all of them. A single row
+    leaves three of padding. Protects from a schedule that refuses the number in the middle of a run."""
+    lengths = [5] * 12
+    dealt = rule(10, count_multiple=4).deal(lengths, 2)
+    assert [[len(rows) for rows in rank] for rank in dealt] == [[2, 2, 1, 1], [2, 2, 1, 1]]
+    assert sorted(row for rank in dealt for rows in rank for row in rows) == list(range(12))
+    assert rule(10, count_multiple=4).deal([3], 1) == [[[0], [], [], []]]
+
+
 def test_a_sequence_over_the_budget_is_packed_alone() -> None:
     (micro_batches,) = rule(10).deal([2, 12, 4, 4], 1)
     assert sorted(map(sorted, micro_batches)) == [[0, 2], [1], [3]]

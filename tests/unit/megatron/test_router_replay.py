@@ -23,9 +23,9 @@ def test_a_pass_that_raises_leaves_no_routes_and_no_tensors() -> None:
     config = SimpleNamespace(moe_enable_routing_replay=True, sequence_parallel=False, recompute_granularity="full")
     module: Any = SimpleNamespace(config=config, decoder=SimpleNamespace(layers=layers))
     topology: Any = SimpleNamespace(tensor_rank=0, tensor_size=1)
-    routers = ReplayedRouters(module, topology)
+    routers = ReplayedRouters([module], topology)
     routes = torch.tensor([[[0, 1], [2, 3]]])
-    with pytest.raises(RuntimeError, match="out of memory"), routers.cleared_after(), routers.replaying(routes):
+    with pytest.raises(RuntimeError, match="out of memory"), routers.cleared_after(), routers.replaying(0, routes):
         assert router.target_topk_idx is not None and router.target_topk_idx.tolist() == [[2, 3]]
         raise RuntimeError("out of memory")
     assert router.router_replay_action is None and router.target_topk_idx is None

@@ -68,11 +68,14 @@ def test_a_checkpoint_is_as_large_under_every_layout() -> None:
 
 
 def test_stages_of_unequal_length_hold_every_parameter_once() -> None:
-    """Three stages of seven layers have three, two and two. Protects a plan from layers that no stage counts."""
+    """Three stages of seven layers have three, two and two, those of a policy three, three and one: its output layer
+    costs as much as five layers. Protects a plan from layers that no stage counts."""
     settings = shape(7)
     stages = [rank_parameters(settings, "policy", 1, 3, stage) for stage in range(3)]
     assert sum(stage.total for stage in stages) == rank_parameters(settings, "policy", 1, 1, 0).total
     experts = [stage.by_kind["experts"] for stage in stages]
+    assert experts[0] == experts[1] == experts[2] * 3
+    experts = [rank_parameters(settings, "critic", 1, 3, stage).by_kind["experts"] for stage in range(3)]
     assert experts[0] * 2 == experts[1] * 3 == experts[2] * 3
     whole = planned(3, settings=settings)
     staged = planned(3, "parallel.pipeline_model_parallel_size=3", settings=settings)
@@ -100,7 +103,7 @@ def test_activations_of_routed_tokens_follow_the_formula() -> None:
 def test_active_parameters_are_those_of_a_tokens_experts() -> None:
     """3.04 billion of 30.5, with the output layer and without the embedding. Two dense layers have one MLP each."""
     assert ModelFlops(shape(48), "policy").weights == pytest.approx(3.04e9, rel=1e-3)
-    sparse, mixed = (ModelFlops(shape(4, mlp_only_layers=dense), "critic") for dense in ([], [0, 2]))
+    sparse, mixed = (shape(4, mlp_only_layers=dense) for dense in ([], [0, 2]))
     expert_layer, mlp = 3 * 8 * 768 * 2048 + 128 * 2048, 3 * 6144 * 2048
     assert sparse.mlp_weights == 4 * expert_layer and mixed.mlp_weights == 2 * expert_layer + 2 * mlp
 

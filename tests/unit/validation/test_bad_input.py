@@ -37,6 +37,7 @@ def data_file(recipe: Path, *rows: object) -> Path:
         ("loop.iterations=many", "loop.iterations"),
         ("parallel.tensor_model_parallel_size=3", "3 does not divide the model's 4 attention heads"),
         ("parallel.pipeline_model_parallel_size=5", "5 is more than the model's 4 layers"),
+        ("parallel.virtual_pipeline_model_parallel_size=2", "needs pipeline_model_parallel_size above 1"),
         ("generation.tensor_parallel_size=4", "4 does not divide the model's 2 KV heads"),
         ("model.precision=bf16", "needs a GPU"),
         ("generation.precision=fp8", "generation.precision: fp8 needs a GPU"),
