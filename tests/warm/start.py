@@ -43,6 +43,22 @@ def warm_shell() -> str:
     return f"TEMPO_WARM_SERVER={os.environ.get('TEMPO_WARM_SERVER', '')} exec {line}"
 
 
+def warm_torchrun() -> dict[str, str]:
+    """Return environment variables with which torchrun starts its ranks as forks of the server.
+
+    torchrun itself, and a `tempo` command that calls it, run as ever.
+    """
+    line = warm_python()
+    if line == [sys.executable]:
+        return {}
+    python = Path(os.environ[_DIRECTORY]) / "python"
+    script = python.with_suffix(f".{os.getpid()}")
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(line)} "$@"\n')
+    script.chmod(0o755)
+    script.rename(python)  # another worker of pytest-xdist may execute the old file, which has the same lines
+    return {"PYTHON_EXEC": str(python)}
+
+
 def _socket_of_server() -> Path:
     directory = Path(os.environ[_DIRECTORY])
     path = directory / "server"
