@@ -102,7 +102,7 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
             "chat_template": True,
             "max_prompt_tokens": 100,
         },
-        "generation": {"max_response_tokens": 12, "max_num_seqs": 8, "kv_cache_gib": 0.2, "check_weights": "always"},
+        "generation": {"max_response_tokens": 12, "max_num_seqs": 4, "kv_cache_gib": 0.2, "check_weights": "always"},
         "loop": {"iterations": 1, "labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2},
         "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "zero_one", "mini_batches": 1},
         "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},
