@@ -105,6 +105,7 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
         "policy.optimizer.decay_steps=5",
         "calibration.questions=4",
         "checkpoint.select_best=true",
+        "checkpoint.selection_prompts=4",
         "checkpoint.keep=3",
         "stages.warm_start.steps=8",
         "evaluation.samples=2",
