@@ -56,8 +56,6 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
         "policy.kl_coefficient=0.1",
         "grading.workers=1",
         "evaluation.every=3",
-        "evaluation.samples=2",
-        "evaluation.k=2",
     )
     runs = (tmp_path / "whole", tmp_path / "permuted")
     plan = []
