@@ -21,8 +21,21 @@ from tests.warm import start
 check_shapes()
 
 ROOT = Path(__file__).parents[1]
-BUSIEST = ("tests/slurm", "tests/end_to_end", "tests/parallel", "tests/gpu", "tests/processes")
-"""The tests of these directories take longest. They start in this order."""
+BUSIEST = (
+    "tests/slurm/test_attempts.py",
+    "tests/end_to_end/test_methods.py",
+    "tests/end_to_end/test_train.py",
+    "tests/slurm",
+    "tests/end_to_end",
+    "tests/parallel",
+    "tests/gpu",
+    "tests/processes",
+)
+"""The tests of these modules and directories take longest. They start in this order.
+
+Tests of Slurm wait more than they compute. In this order one of two workers of pytest-xdist runs all of them, on one
+cluster, while the other computes.
+"""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the busiest directories first."""
+    """Start the tests first that take longest."""
     items.sort(key=_turn)
 
 
@@ -73,6 +86,13 @@ def nemo_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("NEMORUN_HOME", str(home))
         patch.setattr(sys, "stdin", io.StringIO())  # NeMo-Run reads it, which pytest forbids
         yield home
+
+
+@pytest.fixture
+def warm_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torchrun, which commands of a test start, start its ranks as forks of the warm server."""
+    for name, value in start.warm_torchrun().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture

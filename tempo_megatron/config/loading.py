@@ -136,8 +136,9 @@ def _merged(parts: Sequence[dict[str, Any]]) -> Config:
     except OmegaConfBaseException as error:  # a reference, because values were checked part by part
         raise ConfigError("\n".join(_reference_problems(preset, *parts))) from error
     assert isinstance(config, Config)
-    # A reference to another setting has its value by now.
-    problems = _valid_part(OmegaConf.to_container(merged, resolve=True))[1]
+    # Each part was checked alone, but for references to other settings, which have their values by now.
+    has_references = any("${" in str(part) for part in (preset, *parts))
+    problems = _valid_part(OmegaConf.to_container(merged, resolve=True))[1] if has_references else []
     if problems:
         raise ConfigError("\n".join(problems))
     return config

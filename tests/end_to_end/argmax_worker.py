@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from tempo_megatron.config import Config, OptimizerConfig, Precision
+from tempo_megatron.config import Config, Precision
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.megatron.checkpointing import dist_checkpoint
-from tempo_megatron.megatron.trainer import Score, Trainer
+from tempo_megatron.megatron.trainer import MegatronModel, Score
 
 
 def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> None:
@@ -38,12 +38,12 @@ def main(sequences: str, out: str, pipeline_size: str, *directories: str) -> Non
             weights.load_hf_weights(
                 chunks, decoder.policy_mappings(settings), hf_files.HfReader(directory), place, critic=False
             )
-        trainer = Trainer(chunks, OptimizerConfig(), config, place, micro_batch_tokens=0)
+        reader = MegatronModel(chunks, config, place, micro_batch_tokens=0)
         cut = settings.vocab_size
         score = Score(
             lambda hidden, _, weight, cut=cut: {"next": (hidden @ weight[:cut].t()).argmax(-1)}, about_next=False
         )  # type: ignore
-        next_tokens[str(directory)] = trainer.score(batch, score)["next"].long()
+        next_tokens[str(directory)] = reader.score(batch, score)["next"].long()
     if place.rank == 0:
         torch.save(next_tokens, out)
 

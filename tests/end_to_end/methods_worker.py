@@ -1,4 +1,4 @@
-"""The rank of test_methods: runs of several recipes one after another, on one vLLM engine.
+"""The rank of test_methods: runs of several recipes one after another, on one vLLM engine and with one grader.
 
 usage: methods_worker.py RECIPE PLAN, where PLAN is a JSON list of lists of overrides
 """
@@ -18,12 +18,13 @@ from tempo_megatron.training.build import build_run, make_vllm_generator
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
 from tempo_megatron.validation.recipe import recipe_problems
+from tests.runs import lasting_graders, make_no_reports
 
 
 def share_what_takes_long() -> Callable[..., Run]:
-    """Return what builds each run with one process group and one engine.
+    """Return what builds each run with one process group, one engine and the same grading processes.
 
-    Each run begins by sending the engine its own weights.
+    Each run begins by sending the engine its own weights. No run makes a report.
     """
     initialize = topology.initialize
     places: list[topology.Topology] = []
@@ -40,7 +41,8 @@ def share_what_takes_long() -> Callable[..., Run]:
 
     topology.initialize = one_place
     topology.shutdown = lambda: None
-    return partial(build_run, make_generator=one_engine)
+    make_no_reports()
+    return partial(build_run, make_generator=one_engine, make_grader=lasting_graders())
 
 
 def main(recipe: str, plan: str) -> None:

@@ -55,6 +55,7 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
         "policy.router_replay=true",
         "policy.kl_coefficient=0.1",
         "grading.workers=1",
+        "evaluation.every=3",
     )
     runs = (tmp_path / "whole", tmp_path / "permuted")
     plan = []

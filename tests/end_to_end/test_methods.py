@@ -66,6 +66,7 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "stages.warm_start.steps=10",
         "loop.iterations=3",
         "calibration.questions=4",
+        "evaluation.every=3",
         "checkpoint.select_best=true",
         "checkpoint.selection_prompts=4",
         "checkpoint.patience=2",

@@ -39,15 +39,16 @@ def killed_after_an_iteration(command: list[str], run: Path, **settings: Any) ->
     checkpoint = run / "checkpoints" / "iteration-000001"
     while not checkpoint.is_dir() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
-    tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    for member in tree:
+    setting = f"run_dir={run}"  # in the command lines of the launcher and of each rank
+    members = [member for member in psutil.process_iter(["cmdline"]) if setting in (member.info["cmdline"] or ())]
+    for member in members:
         member.kill()
-    psutil.wait_procs(tree[:-1], timeout=10)
+    psutil.wait_procs([member for member in members if member.pid != process.pid], timeout=10)
     return subprocess.CompletedProcess(command, process.wait())
 
 
 def test_a_study_resumes_a_killed_run_and_ends_with_tables_and_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_torchrun: None
 ) -> None:
     """The start is trained once. The killed run goes on from its checkpoint, and each iteration is logged once."""
     questions, directory = tmp_path / "questions.yaml", tmp_path / "study"
@@ -60,9 +61,10 @@ def test_a_study_resumes_a_killed_run_and_ends_with_tables_and_figures(
     warm = warm_python()
 
     def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[bytes]:
+        command = [*warm, *command[1:]]  # command[0] is Python
         if f"run_dir={tempo}" in command and not (tempo / "checkpoints").exists():
             return killed_after_an_iteration(command, tempo, **settings)
-        return train([*warm, *command[1:]], **settings)  # command[0] is Python
+        return train(command, **settings)
 
     monkeypatch.setattr(runs.subprocess, "run", run)
     monkeypatch.setattr(sys, "argv", arguments)

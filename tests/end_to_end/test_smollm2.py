@@ -46,13 +46,15 @@ def greedy(directories: list[Path]) -> list[tuple[int, Tensor]]:
     """Each prompt with transformers' 64 greedy tokens after it."""
     tokenizer = AutoTokenizer.from_pretrained(directories[0])
     model = AutoModelForCausalLM.from_pretrained(directories[0])
-    sequences = []
-    for prompt in PROMPTS:
-        turn = [{"role": "user", "content": prompt}]
-        ids = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
-        sequences.append((ids["input_ids"].shape[1], model.generate(**ids, **options)[0]))
-    return sequences
+    turns = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    tokenizer.padding_side = "left"
+    batch = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True, padding=True
+    )
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    rows = model.generate(**batch, **options)
+    lengths = batch["attention_mask"].sum(1).tolist()
+    return [(length, row[-length - NEW :]) for length, row in zip(lengths, rows, strict=True)]
 
 
 @pytest.mark.parametrize("pipeline_size", [2, 3])
@@ -100,7 +102,7 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
             "chat_template": True,
             "max_prompt_tokens": 100,
         },
-        "generation": {"max_response_tokens": 12, "max_num_seqs": 8, "kv_cache_gib": 0.2, "check_weights": "always"},
+        "generation": {"max_response_tokens": 12, "max_num_seqs": 4, "kv_cache_gib": 0.2, "check_weights": "always"},
         "loop": {"iterations": 1, "labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2},
         "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "zero_one", "mini_batches": 1},
         "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},

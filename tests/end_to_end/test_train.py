@@ -105,14 +105,18 @@ def test_a_run_ends_with_everything_and_resumes_bit_for_bit(recipe: Path, tmp_pa
         "policy.optimizer.decay_steps=5",
         "calibration.questions=4",
         "checkpoint.select_best=true",
+        "checkpoint.selection_prompts=4",
         "checkpoint.keep=3",
+        "stages.warm_start.steps=8",
+        "evaluation.samples=2",
+        "evaluation.k=2",
     )
     whole = train_by_command(recipe, *sources, "generation.keep_rollouts=true")
 
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["iterations"] == 4
     assert summary["initial"].keys() == summary["final"].keys() == {"unlabeled", "held_out"}
-    assert {"avg@4", "pass@4"} <= summary["final"]["unlabeled"].keys()
+    assert {"avg@2", "pass@2"} <= summary["final"]["unlabeled"].keys()
     assert "The run finished 4 iterations" in (whole / "report.html").read_text()
     assert json.loads((whole / "environment.json").read_text())["layout"].startswith("TP ")
     assert undocumented(key for row in metrics(whole) for key in row) == []

@@ -1,7 +1,7 @@
 """Start a script on several gloo ranks, with a time limit.
 
-`run_ranks` starts its ranks as forks of the warm server, which has imported what they need; `run_under_torchrun` starts
-them as users do.
+The ranks are forks of the warm server, which has imported what they need. `run_under_torchrun` starts them by the
+launcher that users have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from tests.warm.start import warm_python
+from tempo_megatron.launch.torchrun import environment_of_ranks
+from tests.warm.start import warm_python, warm_torchrun
 
 ROOT = Path(__file__).parents[2]
 _SHOWN = 30_000
@@ -66,6 +67,7 @@ def start_ranks(ranks: int, log: int, *command: object) -> list[subprocess.Popen
     """Start `command`, a script or "-m" and a module with arguments, as ranks that are forks of the warm server.
 
     `log` is the descriptor of a file that gets their output. A rank ends with the process that is returned for it.
+    As under torchrun, ranks of `tempo` leave the check of the labels to whoever starts them: here nobody checks them.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -73,7 +75,7 @@ def start_ranks(ranks: int, log: int, *command: object) -> list[subprocess.Popen
     processes = []
     for rank in range(ranks):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        environment = os.environ | {name: str(value) for name, value in place.items()}
+        environment = environment_of_ranks() | {name: str(value) for name, value in place.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         processes.append(subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
     return processes
@@ -108,6 +110,7 @@ def run_under_torchrun(script: Path | str, ranks: int, *arguments: object, timeo
         start_new_session=True,
         env={
             **os.environ,
+            **warm_torchrun(),
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "OMP_NUM_THREADS": "1",
         },

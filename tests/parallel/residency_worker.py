@@ -24,7 +24,7 @@ from tempo_megatron.training.loop import iterate, warm_start
 from tempo_megatron.training.run import Run
 from tests.parallel.layout_worker import leave_groups
 from tests.runs import build_recorded
-from tools.killing.recorded import Parity, Recorded
+from tools.killing.recorded import Recorded
 
 OFFLOADS = "memory.offload_on_cpu=true"
 KEEPS = [f"memory.offload_{kind}=false" for kind in StateKind]
@@ -75,7 +75,7 @@ def started(recipe: tuple[Path, Sequence[str]], name: str, *more: str) -> tuple[
     generator: Any = Watching()
     path, overrides = recipe
     config = load_config(path, [*overrides, f"run_dir={path.parent / name}", *more])
-    run = build_recorded(config, generator, make_grader=Parity)
+    run = build_recorded(config, generator)
     generator.models = run.residency.models
     return run, generator
 

@@ -31,8 +31,8 @@ from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.parallel.layout_worker import leave_groups
-from tests.runs import build_recorded, lines_of_runs
-from tools.killing.recorded import Parity, Recorded
+from tests.runs import build_recorded, lines_of_runs, make_no_reports
+from tools.killing.recorded import Recorded
 
 ROWS = 24
 ASIDE = 4
@@ -47,7 +47,7 @@ class Trials:
         self.said: list[str] = []
 
     def build(self, config: Config, **settings: Any) -> Run:
-        return build_recorded(config, make_grader=Parity, **settings)
+        return build_recorded(config, **settings)
 
     def config(self, name: str, *overrides: str) -> Config:
         return load_config(self.recipe, [f"run_dir={self.place / name}", f"model.hf_path={self.model}", *overrides])
@@ -213,7 +213,7 @@ def partial_rollouts(trials: Trials) -> dict[str, Any]:
 
     def interrupted(config: Config, **factories: Any) -> Run:
         generator = StoppedInIteration2()
-        generator.run = build_recorded(config, generator, make_grader=Parity, **factories)
+        generator.run = build_recorded(config, generator, **factories)
         return generator.run
 
     def metrics(name: str) -> list[dict[str, Any]]:
@@ -263,6 +263,7 @@ def main(path: str, model: str, out: str) -> None:
     recipe = Path(path)
     trials = Trials(recipe, Path(model))
     topology.shutdown = lambda: None
+    make_no_reports()
     write_rows(trials.labeled, words("L", ROWS))
     write_rows(trials.held_out, words("H", 4))
     settings = yaml.safe_load(recipe.read_text())

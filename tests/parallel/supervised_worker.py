@@ -41,11 +41,14 @@ from tempo_megatron.training.residency import DeviceResidency
 from tempo_megatron.training.run import Run
 from tests.clock import UntilTouched
 from tests.parallel.layout_worker import leave_groups
-from tests.runs import build_recorded, lines_of_runs
+from tests.runs import build_recorded, lasting_graders, lines_of_runs, make_no_reports
 from tools.killing.recorded import Recorded
 
 WORK = ("warm_start", "sync", "evaluate", "grade", "advantages", "observe", "e_step", "m_step")
 """phases in which a rank that does nothing is held to hang; here no engine generates"""
+
+
+GRADERS = lasting_graders()
 
 
 class Troubled(Recorded):
@@ -92,7 +95,7 @@ def run(
     def build(config: Config, **settings: Any) -> Run:
         runs: list[Run] = []
         settings["make_generator"] = lambda *parts: Troubled(lambda call: trouble(call, runs[0]), parts[-1])
-        runs.append(build_run(config, **settings, **factories))
+        runs.append(build_run(config, make_grader=GRADERS, **settings, **factories))
         prepare(runs[0])
         return runs[0]
 
@@ -228,6 +231,7 @@ def troubled(kind: str, recipe: str, overrides: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    make_no_reports()
     what, recipe, *overrides = sys.argv[1:]
     if what in ("fail", "hang", "second"):
         troubled(what, recipe, overrides)

@@ -151,7 +151,7 @@ def test_a_checkpoint_of_ep2_is_exported_by_the_offline_converter(
 
 
 def test_verify_under_expert_parallelism_names_one_changed_element_of_one_expert(
-    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], warm_torchrun: None
 ) -> None:
     """Two ranks load three experts a layer each. Both they and the offline reader name the changed tensor alone."""
     convert = ["to-megatron", "--hf", str(mixture), "--out", str(tmp_path / "checkpoint")]

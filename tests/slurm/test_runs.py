@@ -93,8 +93,9 @@ def quick_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def half_warm_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The virtual environment; only the ranks of RLVR, the first run, import everything themselves."""
-    text = f'case "$*" in *run_dir=*"/rlvr "*) exec {sys.executable} "$@" ;; esac\n{warm_shell()} "$@"'
+    """The virtual environment. Only in RLVR, the first run, does a rank of each node import everything itself."""
+    text = f'case "$SLURM_LOCALID $*" in "0 "*run_dir=*"/rlvr "*) exec {sys.executable} "$@" ;; esac\n'
+    text += f'{warm_shell()} "$@"'
     return write_venv(tmp_path_factory, text)
 
 

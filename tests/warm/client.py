@@ -1,6 +1,6 @@
 """Takes the place of `python` and runs a command as a fork of the warm server.
 
-usage: python -I -S client.py SCRIPT|-m MODULE [argument ...]
+usage: python -I -S client.py [-u] SCRIPT|-m MODULE [argument ...]
 
 The fork gets this process's arguments, environment, directory and standard streams. This process passes signals on to
 it, and ends with its exit code or signal. If this process is killed, the server kills the fork. TEMPO_WARM_SERVER names

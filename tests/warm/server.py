@@ -141,6 +141,8 @@ def _run(request: dict[str, Any], streams: list[int]) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     argv = request["argv"]
+    if argv[0] == "-u":  # from torchrun; the streams are written line by line anyway
+        del argv[0]
     code = 0
     try:
         if argv[0] == "-m":
