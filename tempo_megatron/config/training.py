@@ -146,6 +146,12 @@ class CriticConfig:
     target_range: TargetRange = setting(
         TargetRange.zero_one, "targets of a wrong and a right answer: zero_one or minus_one_one"
     )
+    aux_loss_coefficient: float = setting(
+        0.0,
+        "for models with experts: weight of the load-balancing loss of the critic's routers, the mean over "
+        "micro-batches of one that is 1 if all experts are alike; 0: no such loss",
+        at_least=0,
+    )
     value_clip: float = setting(
         0.0, "the value loss clips a value's change within one update to this distance; 0: no clip", at_least=0
     )
@@ -216,6 +222,12 @@ class PolicyConfig:
         at_least=0,
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
+    aux_loss_coefficient: float = setting(
+        0.0,
+        "for models with experts: weight of the load-balancing loss of the policy's routers, the mean over "
+        "micro-batches of one that is 1 if all experts are alike; 0: no such loss",
+        at_least=0,
+    )
     router_replay: bool = setting(
         False,
         "for models with experts: policy and reference route each token of a rollout to the experts that the generator "

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Bool, Int32, Int64, Shaped
 from torch import Tensor
 
 from tempo_megatron.config import Config, Fp8, Numerics
@@ -118,6 +118,11 @@ def packing_rule(transformer: Any, config: Config, topology: Topology, micro_bat
     )
 
 
+_LENGTHS_PER_OCTAVE = 4
+"""cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two, but
+to multiples of 64 or more."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """The part of some rows that one context-parallel rank reads, packed into one sequence of tokens.
@@ -144,6 +149,8 @@ class MicroBatch:
     """The positions of the same tokens in the flattened rows."""
     preceded: Int64[Tensor, " preceded_tokens"]
     """The indices of those tokens that are not the first of their row: [real_tokens - rows]."""
+    padding: Bool[Tensor, " local_tokens"]
+    """Whether a packed token is padding, and belongs to no row."""
     routes: Shaped[Tensor, "local_tokens layers experts_per_token"] | None = None
     """The experts of each packed token; None where routers choose for themselves."""
 
@@ -168,6 +175,26 @@ class MicroBatch:
         return filled.view(*self.rows.tokens.shape, *column.shape[1:])
 
 
+def packed_sequences(micro: MicroBatch) -> Any:
+    """Returns megatron-core's description of the sequences in a micro-batch, padding included."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    longest = micro.longest
+    if micro.tokens.is_cuda:
+        step = max(64, 2 ** (longest.bit_length() - 1) // _LENGTHS_PER_OCTAVE)
+        longest = -(-longest // step) * step
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=micro.boundaries,
+        cu_seqlens_kv=micro.boundaries,
+        cu_seqlens_q_padded=micro.boundaries,
+        cu_seqlens_kv_padded=micro.boundaries,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+        pad_between_seqs=False,
+    )
+
+
 def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int = 0, cp_size: int = 1) -> MicroBatch:
     """Packs the rows at `indices` into a micro-batch of one context-parallel rank. Without rows it is padding."""
     row_indices = torch.tensor(list(indices), dtype=torch.int64)
@@ -179,7 +206,9 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
     padded[-1] += -(-total // rule.total_multiple) * rule.total_multiple - sum(padded)
     starts = torch.tensor([0, *padded]).cumsum(0)
     tokens, following = torch.zeros(int(starts[-1]), dtype=torch.int64), torch.zeros(int(starts[-1]), dtype=torch.int64)
+    padding = torch.ones(len(tokens), dtype=torch.bool)
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths, strict=False)):
+        padding[start : start + length] = False
         tokens[start : start + length] = rows.tokens[row, :length]
         following[start : start + length - 1] = rows.tokens[row, 1:length]
     by_rank = [context_rank_positions(starts.tolist(), rank, cp_size) for rank in range(cp_size)]
@@ -198,6 +227,7 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
         source=torch.cat([*real, torch.zeros(0, dtype=torch.int64)]),
         target=present.flatten().nonzero()[:, 0],
         preceded=positions.expand(rows.rows, -1)[present].nonzero()[:, 0],
+        padding=padding[local],
         routes=_pack_routes(rows.routes, starts, rule.experts)[local] if rows.routes else None,
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from tempo_megatron.megatron.topology import Topology
@@ -39,6 +39,12 @@ class ReplayedRouters:
         """Whether the model was built to replay routes, on every stage the same."""
         self._split = (topology.tensor_rank, topology.tensor_size) if module.config.sequence_parallel else (0, 1)
         self._recomputes = _recomputes_routers(module.config)
+
+    def padding_mask(self, padding: Bool[Tensor, " tokens"]) -> Bool[Tensor, "1 local_tokens"] | None:
+        """Returns which of this rank's tokens are padding, as megatron-core's layers with experts read it; None for a
+        dense model."""
+        rank, ranks = self._split
+        return padding.chunk(ranks)[rank][None] if self._dispatchers else None
 
     @contextlib.contextmanager
     def replaying(self, routes: Shaped[Tensor, "tokens layers experts_per_token"] | None) -> Iterator[None]:

@@ -19,7 +19,7 @@ from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
-from tempo_megatron.megatron.packing import MicroBatch, pack, packing_rule
+from tempo_megatron.megatron.packing import MicroBatch, pack, packed_sequences, packing_rule
 from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
@@ -30,10 +30,6 @@ LossFunction = Callable[[NamedTensors, Batch], tuple[Tensor, NamedTensors]]
 
 Micro-batches differ in width, so a tensor to report has no axis of tokens.
 """
-
-_LENGTHS_PER_OCTAVE = 4
-"""cuDNN plans an attention for each maximum length. Lengths are rounded up to this many values per factor of two, but
-to multiples of 64 or more."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +144,13 @@ class MegatronModel:
 
             positions = torch.zeros_like(micro.tokens)  # RoPE reads the boundaries instead.
             with self._routers.replaying(micro.routes):
-                output = model(micro.tokens[None], positions[None], None, packed_seq_params=_packed(micro))
+                output = model(
+                    micro.tokens[None],
+                    positions[None],
+                    None,
+                    packed_seq_params=packed_sequences(micro),
+                    padding_mask=self._routers.padding_mask(micro.padding),
+                )
             return output, scaled
 
         with cpu.accelerator_names(), self._routers.cleared_after():
@@ -204,26 +206,6 @@ class MegatronModel:
                 dist.broadcast(column, topology.last_stage_rank, group=topology.pipeline_group)
                 gathered[name] = column
         return gathered
-
-
-def _packed(micro: MicroBatch) -> Any:
-    """Returns megatron-core's description of the sequences in a micro-batch, padding included."""
-    from megatron.core.packed_seq_params import PackedSeqParams
-
-    longest = micro.longest
-    if micro.tokens.is_cuda:
-        step = max(64, 2 ** (longest.bit_length() - 1) // _LENGTHS_PER_OCTAVE)
-        longest = -(-longest // step) * step
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=micro.boundaries,
-        cu_seqlens_kv=micro.boundaries,
-        cu_seqlens_q_padded=micro.boundaries,
-        cu_seqlens_kv_padded=micro.boundaries,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-        pad_between_seqs=False,
-    )
 
 
 def _pad_columns(column: Tensor, width: int) -> Tensor:

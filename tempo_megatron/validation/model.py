@@ -28,8 +28,8 @@ from tempo_megatron.planning.layout import (
     window_problems,
 )
 from tempo_megatron.run_dir.layout import as_saved, saved_model
+from tempo_megatron.validation.experts import expert_training_problems
 from tempo_megatron.validation.numerics import numerics_problems
-from tempo_megatron.validation.router_replay import router_replay_problems
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
     yield from replica_problems(config.generation.tensor_parallel_size, settings)
     yield from _fp8_problems(config, settings)
     yield from numerics_problems(config, settings)
-    yield from router_replay_problems(config, settings)
+    yield from expert_training_problems(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
             yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"

@@ -65,7 +65,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 
 
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
-    """Returns the loss, the gradient norm and every gradient of one step, without changing weights."""
+    """Returns the loss, the gradient norm, a load-balancing loss, and every gradient of a step that changes nothing."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
     module = model.build_model(role, settings, config, place)
@@ -95,7 +95,8 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
         if role == "policy"
         else decoder.critic_mappings(settings, "score", bias=False)
     )
-    return {"loss": reported["total"] / count, "norm": torch.tensor(norm), **gradients(trainer, entries)}
+    balance = {name: torch.tensor(loss) for name, loss in trainer.expert_load.take_metrics().items() if "loss" in name}
+    return {"loss": reported["total"] / count, "norm": torch.tensor(norm), **balance, **gradients(trainer, entries)}
 
 
 def main(models: str, out: str, cases: str) -> None:

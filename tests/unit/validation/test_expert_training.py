@@ -1,4 +1,4 @@
-"""What router replay and the generator of a model with experts cannot do is refused at start."""
+"""What training with experts and their generator cannot do is refused at start."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def test_router_replay_needs_experts(recipe: Path) -> None:
     """A dense model has no routes, and its generator would return none."""
     problems = recipe_problems(load_config(recipe, [REPLAY]))
     assert problems == ["policy.router_replay: needs a model with experts; this one has none"]
+
+
+def test_a_load_balancing_loss_needs_experts(recipe: Path) -> None:
+    """A dense model has no router, so the setting would have no effect."""
+    problems = recipe_problems(
+        load_config(recipe, [f"{name}.aux_loss_coefficient=0.1" for name in ("policy", "critic")])
+    )
+    assert problems == [
+        f"{name}.aux_loss_coefficient: needs a model with experts; this one has none" for name in ("policy", "critic")
+    ]
 
 
 def test_biases_that_the_generator_ignores_are_refused(tmp_path: Path, demo_model: Path, recipe: Path) -> None:

@@ -1,4 +1,4 @@
-"""Checks what `policy.router_replay` needs."""
+"""Checks what the settings of training with experts need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from tempo_megatron.conversion.mapping import BackboneSettings
 _KEY = "policy.router_replay"
 
 
-def router_replay_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+def expert_training_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield a line for each setting of training with experts that this run cannot have."""
+    yield from _router_replay_problems(config, settings)
+    for name, learning in (("policy", config.policy), ("critic", config.critic)):
+        if learning.aux_loss_coefficient and not settings.experts:
+            yield f"{name}.aux_loss_coefficient: needs a model with experts; this one has none"
+
+
+def _router_replay_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each reason why this run cannot replay the generator's routes."""
     if not config.policy.router_replay:
         return
