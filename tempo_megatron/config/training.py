@@ -62,6 +62,12 @@ class ImportanceWeight(StrEnum):
     geometric_mean = "geometric_mean"
 
 
+class ReplayedRoutes(StrEnum):
+    none = "none"
+    generator = "generator"
+    old_log_probs = "old_log_probs"
+
+
 class Rejection(StrEnum):
     none = "none"
     token = "token"
@@ -228,10 +234,11 @@ class PolicyConfig:
         "micro-batches of one that is 1 if all experts are alike; 0: no such loss",
         at_least=0,
     )
-    router_replay: bool = setting(
-        False,
-        "for models with experts: policy and reference route each token of a rollout to the experts that the generator "
-        "chose for it; the policy's router still weights them and learns",
+    router_replay: ReplayedRoutes = setting(
+        ReplayedRoutes.none,
+        "for models with experts: the experts that each token of a rollout goes to in the policy's updates and in the "
+        "reference: none (those that their routers choose), generator (those of the generator, in the pass of the old "
+        "log-probs too), old_log_probs (those that the policy chose in that pass); routers still weight them and learn",
     )
     rollout_correction: RolloutCorrectionConfig = setting(
         RolloutCorrectionConfig(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tempo_megatron.config import Config, Fp8, ModelConfig, Numerics, Precision, Recompute
+from tempo_megatron.config import Config, Fp8, ModelConfig, Numerics, Precision, Recompute, ReplayedRoutes
 from tempo_megatron.conversion.critics import fresh_value_head
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
@@ -219,7 +219,7 @@ def build_model(
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
         numerics = config.numerics if role == "policy" else Numerics.default
-        replays_routes = role == "policy" and config.policy.router_replay
+        replays_routes = role == "policy" and config.policy.router_replay is not ReplayedRoutes.none
         learning = config.policy if role == "policy" else config.critic
         transformer = transformer_config(settings, config, numerics, replays_routes, learning.aux_loss_coefficient)
         model = HybridModel(

@@ -1,8 +1,9 @@
-"""Router replay: the routers of a model choose the experts that the generator chose.
+"""Router replay: the routers of a model choose the experts that the generator or an earlier pass chose.
 
 Generator and trainer round differently, so that some tokens go to other experts in each, which changes their log-probs
 by far more than rounding. Under replay the trainer takes the generator's choice of experts and weights them by its own
-router, which still learns (Rollout Routing Replay, arXiv 2510.11370).
+router, which still learns (Rollout Routing Replay, arXiv 2510.11370). Or an update takes the choice of the pass that
+computed the old log-probs, so that no change of the router's choice changes a ratio.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from tempo_megatron.megatron.packing import MicroBatch
+from tempo_megatron.megatron.route_recorder import RouteRecorder
 from tempo_megatron.megatron.topology import Topology
 
 _DISPATCHED_TENSORS = ("probs", "routing_map", "reversed_local_input_permutation_mapping")
@@ -39,6 +42,8 @@ class ReplayedRouters:
         """Whether the model was built to replay routes, on every stage the same."""
         self._split = (topology.tensor_rank, topology.tensor_size) if module.config.sequence_parallel else (0, 1)
         self._recomputes = _recomputes_routers(module.config)
+        self._topology, self._transformer = topology, module.config
+        self._recorder: RouteRecorder | None = None
 
     def padding_mask(self, padding: Bool[Tensor, " tokens"]) -> Bool[Tensor, "1 local_tokens"] | None:
         """Returns which of this rank's tokens are padding, as megatron-core's layers with experts read it; None for a
@@ -68,6 +73,27 @@ class ReplayedRouters:
             router.set_router_replay_action(RouterReplayAction.REPLAY_BACKWARD)
             if not (self._recomputes and torch.is_grad_enabled()):
                 router.clear_indices()
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[RouteRecorder]:
+        """Records what the routers choose in the pass without gradients in the block; yields what holds the records."""
+        from megatron.core.transformer.moe.router_replay import RouterReplayAction
+
+        transformer = self._transformer
+        self._recorder = recorder = RouteRecorder(
+            self._topology, transformer.num_layers // 2, transformer.num_moe_experts, transformer.sequence_parallel
+        )
+        for router in self._routers.values():
+            router.set_router_replay_action(RouterReplayAction.RECORD)
+        try:
+            yield recorder
+        finally:
+            self._recorder = None
+
+    def record(self, micro: MicroBatch) -> None:
+        """Records what the routers chose for a micro-batch, after its forward pass; nothing outside `recording`."""
+        if self._recorder is not None:
+            self._recorder.add(micro, self._routers)
 
     @contextlib.contextmanager
     def cleared_after(self) -> Iterator[None]:

@@ -114,6 +114,14 @@ class MegatronModel:
         with torch.no_grad():
             return self._run(batch, score, report_scores, forward_only=True)
 
+    def score_with_routes(self, batch: Batch, score: Score) -> tuple[NamedTensors, tuple[Tensor, ...]]:
+        """Returns what `score` returns, and the experts that the routers themselves chose, as `Batch.routes` has them.
+
+        The model was built to replay routes.
+        """
+        with self._routers.recording() as recorder:
+            return self.score(replace(batch, routes=None), score), recorder.routes(batch.rows)
+
     def _run(self, batch: Batch, score: Score, loss: LossFunction, forward_only: bool) -> NamedTensors:
         """Runs forward passes over the batch in micro-batches, and backward passes unless `forward_only`.
 
@@ -151,6 +159,7 @@ class MegatronModel:
                     packed_seq_params=packed_sequences(micro),
                     padding_mask=self._routers.padding_mask(micro.padding),
                 )
+            self._routers.record(micro)
             return output, scaled
 
         with cpu.accelerator_names(), self._routers.cleared_after():

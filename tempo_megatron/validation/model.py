@@ -28,7 +28,7 @@ from tempo_megatron.planning.layout import (
     window_problems,
 )
 from tempo_megatron.run_dir.layout import as_saved, saved_model
-from tempo_megatron.validation.experts import expert_training_problems
+from tempo_megatron.validation.experts import expert_training_problems, generator_problems
 from tempo_megatron.validation.numerics import numerics_problems
 
 
@@ -58,8 +58,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
                 f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
                 f"{rope.default_attention_factor:.6g}"
             )
-    if settings.experts and settings.attention_bias:
-        yield "model.hf_path: attention_bias=True: vLLM ignores the bias of o_proj in models with experts"
+    yield from (f"model.hf_path: {problem}" for problem in generator_problems(settings))
     tokens = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if tokens > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {tokens}, the model's context is {context}"

@@ -52,7 +52,7 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
         f"data.warm_start={questions(tmp_path / 'learned.jsonl', words['warm_start'])}",
         "stages.warm_start.steps=10",
         f"loop.iterations={ITERATIONS}",
-        "policy.router_replay=true",
+        "policy.router_replay=generator",
         "policy.kl_coefficient=0.1",
         "grading.workers=1",
     )

@@ -39,15 +39,15 @@ def losses_and_gradients(directory: Path) -> tuple[dict[bool, float], dict[bool,
     over layers, the gradient that of their sum."""
     losses, gradients = {}, {}
     for is_alone in (True, False):
-        model = AutoModel.from_pretrained(directory, dtype=torch.float64)
-        model.embed_tokens.padding_idx = None
+        model = AutoModel.from_pretrained(directory)
+        model.embed_tokens.padding_idx = None  # It would drop the gradient of token 0, which the rollouts contain.
         batch = rollouts(model.config.vocab_size)
         layers = [layer.mlp for layer in model.layers if hasattr(layer.mlp, "gate")]
         logits: list[list[Tensor]] = [[] for _ in layers]
         for router, outputs in zip(layers, logits, strict=True):
 
             def keep(gate: torch.nn.Module, inputs: tuple[Tensor], _: object, outputs: list[Tensor] = outputs) -> None:
-                outputs.append(torch.nn.functional.linear(inputs[0].flatten(0, -2), gate.weight))
+                outputs.append(torch.nn.functional.linear(inputs[0].flatten(0, -2), gate.weight).double())
 
             router.gate.register_forward_hook(keep)
         for tokens, length in zip(batch.tokens, batch.lengths.tolist(), strict=True):

@@ -9,7 +9,7 @@ from tempo_megatron.config import load_config
 from tempo_megatron.validation.recipe import recipe_problems
 from tests.models import write_model
 
-REPLAY = "policy.router_replay=true"
+REPLAY = "policy.router_replay=generator"
 
 
 def problems_of(model: str, directory: Path, tokenizer: Path, recipe: Path, *overrides: str) -> list[str]:
@@ -22,12 +22,15 @@ def problems_of(model: str, directory: Path, tokenizer: Path, recipe: Path, *ove
 
 
 def test_router_replay_is_refused_where_responses_may_pause(tmp_path: Path, demo_model: Path, recipe: Path) -> None:
-    """A checkpoint does not hold the routes of carried responses, which later M-steps would need."""
+    """A checkpoint does not hold the routes of carried responses, which later M-steps would need. Routes of the old
+    log-probs are as old as these."""
     arguments = ("qwen3-moe", tmp_path / "model", demo_model, recipe, REPLAY)
     assert problems_of(*arguments) == []
     problems = problems_of(*arguments, "loop.partial_rollouts=0.5")
-    reason = "policy.router_replay: needs loop.partial_rollouts 0, got 0.5: checkpoints hold no routes of responses"
+    reason = "policy.router_replay: generator needs loop.partial_rollouts 0, got 0.5: checkpoints hold no routes"
     assert any(problem.startswith(reason) for problem in problems)
+    problems = problems_of(*arguments[:-1], "policy.router_replay=old_log_probs", "loop.partial_rollouts=0.5")
+    assert not any("router_replay" in problem for problem in problems)
 
 
 def test_router_replay_needs_experts(recipe: Path) -> None:
