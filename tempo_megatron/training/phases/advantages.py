@@ -191,7 +191,8 @@ def _score_in_mini_batches(
 
     With `records` the batch gets the routes that the policy chose.
     """
-    parts, routes = [], []
+    parts: list[NamedTensors] = []
+    routes: list[Tensor] = []
     for rows in indices:
         if records:
             part, chosen = policy.score_with_routes(batch.select(rows), score)
