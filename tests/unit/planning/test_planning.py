@@ -240,13 +240,13 @@ def test_every_recipe_fits_one_node(recipe: Path, overlay: str) -> None:
 )
 def test_every_methods_own_settings_fit_one_node(settings_file: Path) -> None:
     """TTRL holds a third model, the reference."""
-    for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math"):
+    for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math", "qwen3_30b_a3b_math"):
         assert check_plan(recipe_run(name, str(settings_file)).config, nodes=1) == []
 
 
 @pytest.mark.parametrize("nodes", [2, 4, 64])
 def test_recipes_still_fit_when_nodes_are_added(nodes: int) -> None:
-    for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math"):
+    for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math", "qwen3_30b_a3b_math"):
         assert check_plan(recipe_run(name).config, nodes=nodes) == []
 
 
