@@ -33,7 +33,7 @@ def mixture(tmp_path: Path, demo_model: Path) -> Path:
 def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
     ranks: int, recipe: Path, mixture: Path, tmp_path: Path
 ) -> None:
-    """Three iterations with replayed routes: log-probs of generator and trainer agree in fp32, weights are checked
+    """Three iterations with replayed routes and a load-balancing loss: log-probs of generator and trainer agree in fp32, weights are checked
     after every sync, and every expert and router has learned. On disk, the rollouts that train the policy have routes,
     and no others. Another run has permuted hidden answers and reads the rollouts: weights and training log are the
     same bit for bit. Two ranks share the experts, and are two replicas of the generator."""
@@ -54,6 +54,8 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
         f"loop.iterations={ITERATIONS}",
         "policy.router_replay=generator",
         "policy.kl_coefficient=0.1",
+        "policy.aux_loss_coefficient=0.01",
+        "critic.aux_loss_coefficient=0.01",
         "grading.workers=1",
     )
     runs = (tmp_path / "whole", tmp_path / "permuted")
@@ -70,6 +72,7 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
     assert all(row["generation/log_prob_difference_mean"] < 1e-5 for row in rows)
     assert all(row["policy/first_ratio_deviation"] < 1e-5 for row in rows)
     assert all(row["policy/kl_to_reference"] > 0 for row in rows)
+    assert all(0.9 < row[f"{model}/aux_loss"] < 3 for row in rows for model in ("policy", "critic"))
     assert undocumented(key for row in rows for key in row) == []
     assert same_weights(*runs)
     assert training_log(runs[0]) == training_log(runs[1])
