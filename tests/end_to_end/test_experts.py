@@ -34,9 +34,9 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
     ranks: int, recipe: Path, mixture: Path, tmp_path: Path
 ) -> None:
     """Three iterations with replayed routes and a load-balancing loss: log-probs of generator and trainer agree in
-    fp32, weights are checked after every sync, and every expert and router has learned. On disk, the rollouts that train the policy have routes,
-    and no others. Another run has permuted hidden answers and reads the rollouts: weights and training log are the
-    same bit for bit. Two ranks share the experts, and are two replicas of the generator."""
+    fp32, weights are checked after every sync, and every expert and router has learned. On disk, the rollouts that
+    train the policy have routes, and no others. Another run has permuted hidden answers and reads the rollouts: weights
+    and training log are the same bit for bit. Two ranks share the experts, and are two replicas of the generator."""
     loop = load_config(recipe).loop
     rollouts_of_a_step = loop.unlabeled_prompts * loop.samples_per_prompt
     words = {
