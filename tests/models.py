@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -126,3 +127,9 @@ def save(model: PreTrainedModel, directory: Path, dtype: torch.dtype = torch.flo
             noise = torch.randn(parameter.shape, generator=random)
             parameter.copy_(1 + 0.3 * noise if parameter.dim() == 1 else noise * parameter.shape[-1] ** -0.5)
     model.to(dtype).save_pretrained(directory)
+
+
+def join_experts(directory: Path) -> None:
+    """Rewrite a model's files with transformers' tensors in memory, which join all experts of a layer."""
+    joined = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in joined.items()}, directory / "model.safetensors")

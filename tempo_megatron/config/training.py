@@ -62,6 +62,12 @@ class ImportanceWeight(StrEnum):
     geometric_mean = "geometric_mean"
 
 
+class ReplayedRoutes(StrEnum):
+    none = "none"
+    generator = "generator"
+    old_log_probs = "old_log_probs"
+
+
 class Rejection(StrEnum):
     none = "none"
     token = "token"
@@ -146,6 +152,12 @@ class CriticConfig:
     target_range: TargetRange = setting(
         TargetRange.zero_one, "targets of a wrong and a right answer: zero_one or minus_one_one"
     )
+    aux_loss_coefficient: float = setting(
+        0.0,
+        "for models with experts: weight of the load-balancing loss of the critic's routers, the mean over "
+        "micro-batches of one that is 1 if all experts are alike; 0: no such loss",
+        at_least=0,
+    )
     value_clip: float = setting(
         0.0, "the value loss clips a value's change within one update to this distance; 0: no clip", at_least=0
     )
@@ -216,10 +228,17 @@ class PolicyConfig:
         at_least=0,
     )
     entropy_coefficient: float = setting(0.0, "weight of the entropy bonus", at_least=0)
-    router_replay: bool = setting(
-        False,
-        "for models with experts: policy and reference route each token of a rollout to the experts that the generator "
-        "chose for it; the policy's router still weights them and learns",
+    aux_loss_coefficient: float = setting(
+        0.0,
+        "for models with experts: weight of the load-balancing loss of the policy's routers, the mean over "
+        "micro-batches of one that is 1 if all experts are alike; 0: no such loss",
+        at_least=0,
+    )
+    router_replay: ReplayedRoutes = setting(
+        ReplayedRoutes.none,
+        "for models with experts: the experts that each token of a rollout goes to in the policy's updates and in the "
+        "reference: none (those that their routers choose), generator (those of the generator, in the pass of the old "
+        "log-probs too), old_log_probs (those that the policy chose in that pass); routers still weight them and learn",
     )
     rollout_correction: RolloutCorrectionConfig = setting(
         RolloutCorrectionConfig(),

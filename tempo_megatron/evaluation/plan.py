@@ -25,6 +25,7 @@ from tempo_megatron.evaluation.benchmarks import (
     read_benchmarks,
 )
 from tempo_megatron.evaluation.request import EvaluationRequest
+from tempo_megatron.validation.experts import generator_problems
 
 _MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
 _BLOCK_BYTES, _MAXIMUM_BLOCKS = 2**16, 64
@@ -136,17 +137,20 @@ def _model_problems(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
     except ConversionError as error:
         yield from (f"--model: {line}" for line in str(error).splitlines())
         return
-    if source.settings.experts:  # No test compares an engine of `hf_path`'s weights with transformers' model.
-        yield "--model: a model with experts (mixture of experts) cannot be evaluated yet"
+    yield from (f"--model: {problem}" for problem in generator_problems(source.settings))
     for plan in plans:
         yield from _vocabulary_problems(plan, source.settings.vocab_size)
     prompt_tokens, response_tokens = config.data.max_prompt_tokens, config.generation.max_response_tokens
     if prompt_tokens + response_tokens > source.context:
         length = f"--max-response-tokens {response_tokens} + data.max_prompt_tokens {prompt_tokens}"
         yield f"{length}: the model's context is {source.context}"
-    heads = source.settings.num_attention_heads
-    if heads % _replica_size(config):
-        yield f"--tensor-parallel: {_replica_size(config)} does not divide the model's {heads} attention heads"
+    experts = source.settings.experts
+    counts = {"attention heads": source.settings.num_attention_heads}
+    if experts:
+        counts["channels of an expert"] = experts.ffn_hidden_size
+    undivided = [f"{count} {name}" for name, count in counts.items() if count % _replica_size(config)]
+    if undivided:
+        yield f"--tensor-parallel: {_replica_size(config)} does not divide the model's {', '.join(undivided)}"
 
 
 def _layout_problems(config: Config) -> Iterator[str]:

@@ -84,7 +84,7 @@ class RecordedGenerator:
             raise MissingRollouts(
                 f"{self.directory} has no rollouts of iteration {self.iteration} for these {len(requests)} requests: "
                 "the run that recorded them had other settings or data, stopped earlier, or did not keep them "
-                "(generation.keep_rollouts), or recorded no routes, which policy.router_replay needs"
+                "(generation.keep_rollouts), or recorded no routes, which policy.router_replay=generator needs"
             )
         else:
             completions, figures = self.engine.generate(requests, enough_groups), self.engine.take_figures()

@@ -35,7 +35,7 @@ def read_routes(prompt_tokens: int, output: Any, experts: ExpertSettings) -> np.
         raise MissingRoutes(
             f"vLLM returned no {experts.experts_per_token} different experts of {experts.num_experts} for {missing} of "
             f"{expected} tokens: its kernel of experts chooses them without the router; set policy.router_replay to "
-            "false"
+            "none or old_log_probs"
         )
     return routes  # type: ignore[no-any-return]
 

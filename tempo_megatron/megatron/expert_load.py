@@ -1,4 +1,4 @@
-"""Counts how many tokens each expert computes while a model learns."""
+"""Counts how many tokens each expert computes while a model learns, and sums up the load-balancing loss."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+AUX_LOSS = "aux_loss"
+"""The name of the load-balancing loss among the metrics of a model."""
+
 
 class ExpertLoad:
-    """The tokens that the routers of one model sent to each expert in passes with gradients, padding included.
+    """The tokens that the routers of one model sent to each expert in passes with gradients, without padding.
 
     Recomputation runs a router twice, once without gradients, so that each token counts once. A dense model has no
     routers and nothing to count.
@@ -23,27 +26,41 @@ class ExpertLoad:
         self._experts_per_token = transformer.moe_router_topk
         self._counts: Tensor | None = None
         """The tokens of each expert on this rank, [layers, experts] int64."""
+        self._loss_sums: Tensor | None = None
+        """The sums of all routers (`BalancedRouter.loss_sums`), if the model has the loss."""
         if transformer.num_moe_experts is None:
             return
         sizes = (transformer.num_layers, transformer.num_moe_experts)
         self._counts = counts = torch.zeros(sizes, dtype=torch.int64, device=device)
+        if transformer.moe_aux_loss_coeff:
+            self._loss_sums = torch.zeros(2, device=device)
         for layer in itertools.chain(*(chunk.decoder.layers for chunk in chunks)):
             router = getattr(getattr(layer, "mlp", None), "router", None)
             if router is not None:
                 router.register_forward_hook(_counting_hook(counts[layer.layer_number - 1]))
+                router.loss_sums = self._loss_sums
 
-    def take_shares(self) -> dict[str, float]:
-        """Returns the share of tokens that the busiest and the idlest expert of any layer got since the last call.
+    def take_metrics(self) -> dict[str, float]:
+        """Returns the shares of tokens of the busiest and the idlest expert of any layer, and the mean load-balancing
+        loss of a layer in a micro-batch without its coefficient, all since the last call.
 
         The result is empty where nothing was counted. Collective for a model with experts.
         """
+        if self._counts is None:
+            return {}
+        metrics: dict[str, float] = {}
+        if self._loss_sums is not None:
+            dist.all_reduce(self._loss_sums)
+            total, count = self._loss_sums.tolist()
+            if count:
+                metrics[AUX_LOSS] = total / count
         counts = self.take_counts()
-        return {} if counts is None else shares_of_tokens(counts, self._experts_per_token)
+        return metrics if counts is None else shares_of_tokens(counts, self._experts_per_token) | metrics
 
     def take_counts(self) -> Tensor | None:
         """Returns the tokens that each expert got since the last call, [layers, experts] int64; None for a dense model.
 
-        A layer without experts has zeros. Collective for a model with experts.
+        A layer without experts has zeros. Forgets the loss too. Collective for a model with experts.
         """
         if self._counts is None:
             return None
@@ -54,8 +71,9 @@ class ExpertLoad:
 
     def reset(self) -> None:
         """Forgets what was counted."""
-        if self._counts is not None:
-            self._counts.zero_()
+        for counted in (self._counts, self._loss_sums):
+            if counted is not None:
+                counted.zero_()
 
 
 def shares_of_tokens(counts: Tensor, experts_per_token: int) -> dict[str, float]:
@@ -74,9 +92,10 @@ def shares_of_tokens(counts: Tensor, experts_per_token: int) -> dict[str, float]
 def _counting_hook(counts: Tensor) -> Any:
     """Returns a hook for a router that adds the tokens of each expert to `counts` [experts]."""
 
-    def count(router: Any, inputs: Any, outputs: tuple[Tensor, Tensor]) -> None:
+    def count(router: Any, inputs: tuple[Tensor, Tensor | None], outputs: tuple[Tensor, Tensor]) -> None:
         if torch.is_grad_enabled():
             _, is_routed = outputs  # [tokens, experts] bool
-            counts.add_(is_routed.sum(0))
+            _, padding = inputs  # [tokens, 1] bool
+            counts.add_((is_routed if padding is None else is_routed & ~padding).sum(0))
 
     return count

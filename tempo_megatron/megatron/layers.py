@@ -116,9 +116,11 @@ def _expert_layer(parts: _Parts) -> Any:
     from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_layer import MoETransformerLayer, TransformerLayerSubmodules
 
+    from tempo_megatron.megatron.load_balancing import BalancedRouter
+
     layer = TransformerLayerSubmodules(
         pre_mlp_layernorm=parts.norm,
-        mlp=partial(MoELayer, submodules=MoESubmodules(experts=parts.experts)),
+        mlp=partial(MoELayer, submodules=MoESubmodules(experts=parts.experts, router=BalancedRouter)),
         mlp_bda=get_bias_dropout_add,
     )
     return ModuleSpec(MoETransformerLayer, submodules=layer)

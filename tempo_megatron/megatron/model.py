@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tempo_megatron.config import Config, Fp8, ModelConfig, Numerics, Precision, Recompute
+from tempo_megatron.config import Config, Fp8, ModelConfig, Numerics, Precision, Recompute, ReplayedRoutes
 from tempo_megatron.conversion.critics import fresh_value_head
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.megatron import accelerators, cpu
@@ -84,9 +84,16 @@ def policy_head(output_layer: Any) -> Any:
 
 
 def transformer_config(
-    settings: BackboneSettings, config: Config, numerics: Numerics, replays_routes: bool = False
+    settings: BackboneSettings,
+    config: Config,
+    numerics: Numerics,
+    replays_routes: bool = False,
+    aux_loss_coefficient: float = 0.0,
 ) -> Any:
-    """Returns megatron-core's TransformerConfig for a backbone under this run's layout and precision."""
+    """Returns megatron-core's TransformerConfig for a backbone under this run's layout and precision.
+
+    `aux_loss_coefficient` weighs the load-balancing loss of a model with experts.
+    """
     from megatron.core.distributed import finalize_model_grads
     from megatron.core.transformer.transformer_config import TransformerConfig
 
@@ -130,7 +137,7 @@ def transformer_config(
         masked_softmax_fusion=False,
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,
-        **_experts(settings, config, on_gpu),
+        **_experts(settings, config, aux_loss_coefficient, on_gpu),
         **_fp8(config.model),
         **_recompute(config.model, settings),
     )
@@ -138,8 +145,8 @@ def transformer_config(
     return transformer
 
 
-def _experts(settings: BackboneSettings, config: Config, on_gpu: bool) -> dict[str, Any]:
-    """Returns the settings of router and experts: fp32 routing, no auxiliary loss, no dropped token."""
+def _experts(settings: BackboneSettings, config: Config, aux_loss_coefficient: float, on_gpu: bool) -> dict[str, Any]:
+    """Returns the settings of router and experts: fp32 routing, no dropped token."""
     if settings.experts is None:
         return {}
     return {
@@ -149,8 +156,8 @@ def _experts(settings: BackboneSettings, config: Config, on_gpu: bool) -> dict[s
         "moe_router_score_function": "softmax",
         "moe_router_pre_softmax": not settings.experts.weights_sum_to_one,
         "moe_router_dtype": "fp32",
-        "moe_router_load_balancing_type": "none",
-        "moe_aux_loss_coeff": 0.0,
+        "moe_router_load_balancing_type": "aux_loss" if aux_loss_coefficient else "none",
+        "moe_aux_loss_coeff": aux_loss_coefficient,
         "moe_z_loss_coeff": None,
         "moe_expert_capacity_factor": None,
         "moe_grouped_gemm": on_gpu,
@@ -217,8 +224,9 @@ def build_model(
         from megatron.core.models.hybrid.hybrid_model import HybridModel
 
         numerics = config.numerics if role == "policy" else Numerics.default
-        replays_routes = role == "policy" and config.policy.router_replay
-        transformer = transformer_config(settings, config, numerics, replays_routes)
+        replays_routes = role == "policy" and config.policy.router_replay is not ReplayedRoutes.none
+        learning = config.policy if role == "policy" else config.critic
+        transformer = transformer_config(settings, config, numerics, replays_routes, learning.aux_loss_coefficient)
         count = config.parallel.virtual_pipeline_model_parallel_size
         chunks = []
         for number in range(count):

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Bool, Int32, Int64, Shaped
 from torch import Tensor
 
 from tempo_megatron.config import Config, Fp8, Numerics
@@ -154,6 +154,8 @@ class MicroBatch:
     """The positions of the same tokens in the flattened rows."""
     preceded: Int64[Tensor, " preceded_tokens"]
     """The indices of those tokens that are not the first of their row: [real_tokens - rows]."""
+    padding: Bool[Tensor, " local_tokens"]
+    """Whether a packed token is padding, and belongs to no row."""
     routes: Shaped[Tensor, "local_tokens layers experts_per_token"] | None = None
     """The experts of each packed token; None where routers choose for themselves."""
 
@@ -209,7 +211,9 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
     padded[-1] += -(-total // rule.total_multiple) * rule.total_multiple - sum(padded)
     starts = torch.tensor([0, *padded]).cumsum(0)
     tokens, following = torch.zeros(int(starts[-1]), dtype=torch.int64), torch.zeros(int(starts[-1]), dtype=torch.int64)
+    padding = torch.ones(len(tokens), dtype=torch.bool)
     for row, (start, length) in enumerate(zip(starts.tolist(), lengths, strict=False)):
+        padding[start : start + length] = False
         tokens[start : start + length] = rows.tokens[row, :length]
         following[start : start + length - 1] = rows.tokens[row, 1:length]
     by_rank = [context_rank_positions(starts.tolist(), rank, cp_size) for rank in range(cp_size)]
@@ -228,6 +232,7 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
         source=torch.cat([*real, torch.zeros(0, dtype=torch.int64)]),
         target=present.flatten().nonzero()[:, 0],
         preceded=positions.expand(rows.rows, -1)[present].nonzero()[:, 0],
+        padding=padding[local],
         routes=_pack_routes(rows.routes, starts, rule.experts)[local] if rows.routes else None,
     )
 
@@ -259,3 +264,10 @@ def context_rank_positions(boundaries: Sequence[int], rank: int, ranks: int) -> 
         for piece in (rank, 2 * ranks - 1 - rank):
             parts.append(torch.arange(start + piece * size, start + (piece + 1) * size))
     return torch.cat(parts)
+
+
+def pad_columns(column: Tensor, width: int) -> Tensor:
+    """Returns [rows, sequence, ...] padded with zeros to `width` positions."""
+    padded = column.new_zeros((column.shape[0], width, *column.shape[2:]))
+    padded[:, : column.shape[1]] = column
+    return padded

@@ -1,21 +1,23 @@
-"""Router replay: the routers of a model choose the experts that the generator chose.
+"""Router replay: the routers of a model choose the experts that the generator or an earlier pass chose.
 
 Generator and trainer round differently, so that some tokens go to other experts in each, which changes their log-probs
 by far more than rounding. Under replay the trainer takes the generator's choice of experts and weights them by its own
-router, which still learns (Rollout Routing Replay, arXiv 2510.11370).
+router, which still learns (Rollout Routing Replay, arXiv 2510.11370). Or an update takes the choice of the pass that
+computed the old log-probs, so that no change of the router's choice changes a ratio.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from tempo_megatron.megatron.packing import MicroBatch
+from tempo_megatron.megatron.route_recorder import RouteRecorder
 from tempo_megatron.megatron.topology import Topology
 
 _DISPATCHED_TENSORS = ("probs", "routing_map", "reversed_local_input_permutation_mapping")
@@ -37,6 +39,7 @@ class ReplayedRouters:
             for chunk in chunks
         ]
         """For each chunk its routers by the Hugging Face number of their layer."""
+        self._by_layer = {layer: router for routers in self._routers for layer, router in routers.items()}
         dispatchers = (
             getattr(getattr(layer, "mlp", None), "token_dispatcher", None)
             for chunk in chunks
@@ -47,6 +50,14 @@ class ReplayedRouters:
         """Whether the model was built to replay routes, on every stage the same."""
         self._split = (topology.tensor_rank, topology.tensor_size) if transformer.sequence_parallel else (0, 1)
         self._recomputes = _recomputes_routers(transformer)
+        self._topology, self._transformer = topology, transformer
+        self._recorder: RouteRecorder | None = None
+
+    def padding_mask(self, padding: Bool[Tensor, " tokens"]) -> Bool[Tensor, "1 local_tokens"] | None:
+        """Returns which of this rank's tokens are padding, as megatron-core's layers with experts read it; None for a
+        dense model."""
+        rank, ranks = self._split
+        return padding.chunk(ranks)[rank][None] if self._dispatchers else None
 
     @contextlib.contextmanager
     def replaying(self, chunk: int, routes: Shaped[Tensor, "tokens layers experts_per_token"] | None) -> Iterator[None]:
@@ -72,6 +83,27 @@ class ReplayedRouters:
                 router.clear_indices()
 
     @contextlib.contextmanager
+    def recording(self) -> Iterator[RouteRecorder]:
+        """Records what the routers choose in the pass without gradients in the block; yields what holds the records."""
+        from megatron.core.transformer.moe.router_replay import RouterReplayAction
+
+        transformer = self._transformer
+        self._recorder = recorder = RouteRecorder(
+            self._topology, transformer.num_layers // 2, transformer.num_moe_experts, transformer.sequence_parallel
+        )
+        for router in self._by_layer.values():
+            router.set_router_replay_action(RouterReplayAction.RECORD)
+        try:
+            yield recorder
+        finally:
+            self._recorder = None
+
+    def record(self, micro: MicroBatch) -> None:
+        """Records what the routers chose for a micro-batch, after its forward pass; nothing outside `recording`."""
+        if self._recorder is not None:
+            self._recorder.add(micro, self._by_layer)
+
+    @contextlib.contextmanager
     def cleared_after(self) -> Iterator[None]:
         """Forgets all routes after the block, even if it raises. The routers choose for themselves again.
 
@@ -81,7 +113,7 @@ class ReplayedRouters:
         try:
             yield
         finally:
-            for router in itertools.chain(*(routers.values() for routers in self._routers)):
+            for router in self._by_layer.values():
                 router.clear_indices()
                 router.clear_router_replay_action()
             for dispatcher in self._dispatchers:

@@ -20,7 +20,7 @@ from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
-from tempo_megatron.megatron.packing import MicroBatch, pack, packed_sequences, packing_rule
+from tempo_megatron.megatron.packing import MicroBatch, pack, packed_sequences, packing_rule, pad_columns
 from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
@@ -110,11 +110,19 @@ class MegatronModel:
         self.offloader.onload(StateKind.weights)
 
         def report_scores(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
-            padded = {name: _pad_columns(column, batch.width) for name, column in scores.items()}
+            padded = {name: pad_columns(column, batch.width) for name, column in scores.items()}
             return torch.zeros((), device=self.topology.device), padded
 
         with torch.no_grad():
             return self._run(batch, score, report_scores, forward_only=True)
+
+    def score_with_routes(self, batch: Batch, score: Score) -> tuple[NamedTensors, tuple[Tensor, ...]]:
+        """Returns what `score` returns, and the experts that the routers themselves chose, as `Batch.routes` has them.
+
+        The model was built to replay routes.
+        """
+        with self._routers.recording() as recorder:
+            return self.score(replace(batch, routes=None), score), recorder.routes(batch.rows)
 
     def _run(self, batch: Batch, score: Score, loss: LossFunction, forward_only: bool) -> NamedTensors:
         """Runs forward passes over the batch in micro-batches, and backward passes unless `forward_only`.
@@ -146,7 +154,14 @@ class MegatronModel:
 
             positions = torch.zeros_like(micro.tokens)  # RoPE reads the boundaries instead.
             with self._routers.replaying(self.wrapped_chunks.index(chunk), micro.routes):
-                output = chunk(micro.tokens[None], positions[None], None, packed_seq_params=packed_sequences(micro))
+                output = chunk(
+                    micro.tokens[None],
+                    positions[None],
+                    None,
+                    packed_seq_params=packed_sequences(micro),
+                    padding_mask=self._routers.padding_mask(micro.padding),
+                )
+            self._routers.record(micro)
             return output, scaled
 
         with cpu.accelerator_names(), self._routers.cleared_after():
@@ -202,13 +217,6 @@ class MegatronModel:
                 dist.broadcast(column, topology.last_stage_rank, group=topology.pipeline_group)
                 gathered[name] = column
         return gathered
-
-
-def _pad_columns(column: Tensor, width: int) -> Tensor:
-    """Returns [rows, sequence, ...] padded with zeros to `width` positions."""
-    padded = column.new_zeros((column.shape[0], width, *column.shape[2:]))
-    padded[:, : column.shape[1]] = column
-    return padded
 
 
 class Trainer(MegatronModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tempo_megatron.config import TOKEN_SAMPLE_RESPONSES, TOKEN_SAMPLE_TOKENS
+from tempo_megatron.config import TOKEN_SAMPLE_RESPONSES, TOKEN_SAMPLE_TOKENS, ReplayedRoutes
 from tempo_megatron.planning.memory import GIB, Parts
 from tempo_megatron.planning.phases import PlannedRun, total_bytes
 from tempo_megatron.planning.rollout_counts import RolloutCounts
@@ -40,7 +40,7 @@ def node_memory(run: PlannedRun) -> Parts:
         "pinned": ranks * total_bytes(pinned_memory(run)),
         "a model as it is saved": max(_saved_models(run).values()),  # models are saved one after the other
     }
-    if run.config.policy.router_replay:
+    if run.config.policy.router_replay is not ReplayedRoutes.none:
         parts["routes"] = ranks * _route_bytes(run)
     return parts | {"an asynchronous save's copies": _save_copies(run)}
 

@@ -136,8 +136,8 @@ def expert_setting_problems(config: Config, settings: BackboneSettings) -> Itera
         )
     if config.model.fp8 is not Fp8.none:
         yield (
-            f"model.fp8: {config.model.fp8.value} is not supported for a model with experts: FP8 products need whole "
-            "tiles of tokens for each expert, which the router does not fill up yet; use none"
+            f"model.fp8: {config.model.fp8.value} is not supported for a model with experts: no run on GPUs has shown "
+            "it yet; use none"
         )
     if config.generation.precision is RolloutPrecision.fp8:
         yield (

@@ -193,6 +193,11 @@ SUBJECTS = (
                 },
                 share=True,
             ),
+            Measure(
+                "Load-balancing loss",
+                "The mean over layers and micro-batches; 1 if all experts get the same tokens.",
+                {model: f"{model}/aux_loss" for model in ("policy", "critic")},
+            ),
         ],
     ),
     Subject(

@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from tempo_megatron.config import Config, CriticTraining, GradingConfig, LearnsFrom, LoggingConfig, Precision
+from tempo_megatron.config import (
+    Config,
+    CriticTraining,
+    GradingConfig,
+    LearnsFrom,
+    LoggingConfig,
+    Precision,
+    ReplayedRoutes,
+)
 from tempo_megatron.data import fingerprint
 from tempo_megatron.data.templates import end_token_ids
 from tempo_megatron.data.vocabulary import load_tokenizer
@@ -71,7 +79,7 @@ def make_vllm_generator(config: Config, hf_path: Path, tokenizer: Any, policy_te
         seed=config.seed,
         weights=policy_tensors,
         numerics=config.numerics,
-        returns_routes=config.policy.router_replay,
+        returns_routes=config.policy.router_replay is ReplayedRoutes.generator,
     )
 
 

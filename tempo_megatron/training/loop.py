@@ -30,7 +30,7 @@ from tempo_megatron.training.phases.agreement import require_equal_log_probs
 from tempo_megatron.training.phases.collect import Collected
 from tempo_megatron.training.phases.critic_metrics import critic_metrics, evidence_metrics, mean_final_values
 from tempo_megatron.training.phases.e_step import e_step, learn_returns
-from tempo_megatron.training.phases.expert_shares import expert_shares, reset_expert_shares
+from tempo_megatron.training.phases.expert_metrics import expert_metrics, reset_expert_load
 from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import to_batch, values
 from tempo_megatron.training.phases.warm_start import warm_start_step
@@ -107,7 +107,7 @@ def iterate(run: Run) -> Metrics:
     makes_m_steps = run.gate_is_open
     makes_e_steps = critic.training is CriticTraining.calibrated and (run.iteration - 1) % loop.e_step_interval == 0
     labeled_steps = loop.e_steps if makes_e_steps else int(makes_m_steps and learns_from is not LearnsFrom.unlabeled)
-    reset_expert_shares(run.models.trainers)
+    reset_expert_load(run.models.trainers)
     measures = bool(run.collector.measured) and run.iteration % run.config.calibration.every == 0
     with run.interruptible():
         collected = run.collector.collect(
@@ -136,7 +136,7 @@ def iterate(run: Run) -> Metrics:
             run.sync()
             metrics |= run_m_step(run, policy_rollouts(run, collect_again(run, step)), step=step)
     run.recorder.write_critic_line(run.iteration)
-    return metrics | expert_shares(run.models.trainers) | {"policy/gate_open": float(makes_m_steps)}
+    return metrics | expert_metrics(run.models.trainers) | {"policy/gate_open": float(makes_m_steps)}
 
 
 def run_e_step(run: Run, rollouts: list[Rollout], correct: list[float], iteration: int, step: int = 0) -> Metrics:
@@ -280,9 +280,9 @@ def start_critic(run: Run) -> None:
         iteration = run.generator.iteration = step - stage.iterations
         with run.interruptible():
             collected = run.collector.collect(iteration, labeled=stage.prompts)
-        reset_expert_shares(run.models.trainers)
+        reset_expert_load(run.models.trainers)
         metrics = run_e_step(run, collected.labeled, collected.correct, iteration)
-        metrics |= expert_shares({"critic": run.models.needed_critic})
+        metrics |= expert_metrics({"critic": run.models.needed_critic})
         run.recorder.write_critic_line(iteration)
         run.log("critic_start", run.collector.metrics(collected) | metrics, iteration=iteration)
     run.models.freeze_at(Position(CRITIC_START, stage.iterations))

@@ -29,8 +29,8 @@ from tempo_megatron.planning.layout import (
     window_problems,
 )
 from tempo_megatron.run_dir.layout import as_saved, saved_model
+from tempo_megatron.validation.experts import expert_training_problems, generator_problems
 from tempo_megatron.validation.numerics import numerics_problems
-from tempo_megatron.validation.router_replay import router_replay_problems
 
 
 def model_problems(config: Config) -> Iterator[str]:
@@ -59,8 +59,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
                 f"model.hf_path: attention_factor={rope.attention_factor}: vLLM does not read it and generates with "
                 f"{rope.default_attention_factor:.6g}"
             )
-    if settings.experts and settings.attention_bias:
-        yield "model.hf_path: attention_bias=True: vLLM ignores the bias of o_proj in models with experts"
+    yield from (f"model.hf_path: {problem}" for problem in generator_problems(settings))
     tokens = config.data.max_prompt_tokens + config.generation.max_response_tokens
     if tokens > context:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {tokens}, the model's context is {context}"
@@ -69,7 +68,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
     yield from replica_problems(config.generation.tensor_parallel_size, settings)
     yield from _fp8_problems(config, settings)
     yield from numerics_problems(config, settings)
-    yield from router_replay_problems(config, settings)
+    yield from expert_training_problems(config, settings)
     if not torch.cuda.is_available():
         if config.model.precision is not Precision.fp32:
             yield f"model.precision: {config.model.precision.value} needs a GPU; this machine has none, use fp32"

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tests.end_to_end.test_converters import assert_same, run, tensors
-from tests.models import write_model
+from tests.models import join_experts, write_model
 
 
 def model_directory(name: str, parent: Path, **changes: Any) -> Path:
@@ -39,12 +39,6 @@ def test_a_critic_of_olmoe_is_exported_as_backbone_and_score(tmp_path: Path) -> 
     again = ("--hf", tmp_path / "critic", "--role", "critic")
     assert run("to-megatron", *again, "--out", tmp_path / "again") == 0
     assert run("verify", *again, "--checkpoint", tmp_path / "again") == 0
-
-
-def join_experts(directory: Path) -> None:
-    """Rewrite a model's files with transformers' tensors in memory, which join all experts of a layer."""
-    joined = AutoModelForCausalLM.from_pretrained(directory).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in joined.items()}, directory / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe", "olmoe"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.models import write_model
 from tests.parallel.launcher import run_ranks
 
 LIMIT = 280
@@ -116,3 +117,27 @@ def plurality(k: int) -> float:
 def results(out: Path) -> dict[str, Any]:
     figures: dict[str, Any] = json.loads((out / "results.json").read_text())["benchmarks"]["aime_2024"]["figures"]
     return figures
+
+
+def test_a_model_with_experts_gives_the_greedy_answers_of_transformers(demo_model: Path, tmp_path: Path) -> None:
+    """Two replicas answer twelve questions. Protects from an engine with other experts than the files have."""
+    directory = tmp_path / "hf"
+    tokenizer = AutoTokenizer.from_pretrained(demo_model)
+    write_model("qwen3-moe", directory, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    tokenizer.save_pretrained(directory)
+    questions = tmp_path / "letters.jsonl"
+    texts = [f"{letter}z" for letter in "abcdefghijkl"]
+    questions.write_text("".join(json.dumps({"prompt": text, "answer": "a"}) + "\n" for text in texts))
+    out = tmp_path / "out"
+    sampled = ("--samples", 1, "--k", 1, "--temperature", 0, "--max-response-tokens", 6, "data.max_prompt_tokens=8")
+    options = ("--data", questions, "--out", out, "--precision", "fp32", "--processes", 2, *sampled)
+    evaluate_by_command("--model", directory, *options)
+    rows = [json.loads(line) for line in (out / "samples" / "letters.jsonl").read_text().splitlines()]
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    answers = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        response = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        answers.append(tokenizer.decode(response, skip_special_tokens=True))
+    assert len(set(answers)) > 6
+    assert sorted(row["response"] for row in rows) == sorted(answers)

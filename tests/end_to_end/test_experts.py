@@ -33,10 +33,10 @@ def mixture(tmp_path: Path, demo_model: Path) -> Path:
 def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
     ranks: int, recipe: Path, mixture: Path, tmp_path: Path
 ) -> None:
-    """Three iterations with replayed routes: log-probs of generator and trainer agree in fp32, weights are checked
-    after every sync, and every expert and router has learned. On disk, the rollouts that train the policy have routes,
-    and no others. Another run has permuted hidden answers and reads the rollouts: weights and training log are the
-    same bit for bit. Two ranks share the experts, and are two replicas of the generator."""
+    """Three iterations with replayed routes and a load-balancing loss: log-probs of generator and trainer agree in
+    fp32, weights are checked after every sync, and every expert and router has learned. On disk, the rollouts that
+    train the policy have routes, and no others. Another run has permuted hidden answers and reads the rollouts: weights
+    and training log are the same bit for bit. Two ranks share the experts, and are two replicas of the generator."""
     loop = load_config(recipe).loop
     rollouts_of_a_step = loop.unlabeled_prompts * loop.samples_per_prompt
     words = {
@@ -52,8 +52,10 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
         f"data.warm_start={questions(tmp_path / 'learned.jsonl', words['warm_start'])}",
         "stages.warm_start.steps=10",
         f"loop.iterations={ITERATIONS}",
-        "policy.router_replay=true",
+        "policy.router_replay=generator",
         "policy.kl_coefficient=0.1",
+        "policy.aux_loss_coefficient=0.01",
+        "critic.aux_loss_coefficient=0.01",
         "grading.workers=1",
         "evaluation.every=3",
     )
@@ -71,6 +73,7 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
     assert all(row["generation/log_prob_difference_mean"] < 1e-5 for row in rows)
     assert all(row["policy/first_ratio_deviation"] < 1e-5 for row in rows)
     assert all(row["policy/kl_to_reference"] > 0 for row in rows)
+    assert all(0.9 < row[f"{model}/aux_loss"] < 3 for row in rows for model in ("policy", "critic"))
     assert undocumented(key for row in rows for key in row) == []
     assert same_weights(*runs)
     assert training_log(runs[0]) == training_log(runs[1])

@@ -16,7 +16,7 @@ from tempo_megatron.data.questions import Questions, read_questions
 from tempo_megatron.megatron.checkpointing import integrity
 from tempo_megatron.validation import recipe
 from tempo_megatron.validation.recipe import recipe_problems
-from tests.models import write_model
+from tests.models import EXPERT_CONFIGS, write_model
 from tests.unit.recipes.rows import ALL_ROWS, MODELS, OWN_CODE, row
 
 _questions: dict[tuple[str, str], Questions] = {}
@@ -37,15 +37,16 @@ def recipe_inputs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     directory = tmp_path_factory.mktemp("inputs")
     for model, family in MODELS.items():
         hf_path = directory / row(model, "math", "tempo").model.hf_path
-        write_model(
-            family, hf_path, num_attention_heads=8, num_key_value_heads=4, head_dim=8, max_position_embeddings=32768
-        )
+        sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 32768}
+        if family in EXPERT_CONFIGS:
+            sizes["num_experts"] = 8
+        write_model(family, hf_path, **sizes)
         for file in demo_model.glob("tokenizer*"):
             shutil.copy(file, hf_path)
         tokenizer = AutoTokenizer.from_pretrained(hf_path)
         tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"])
         tokenizer.save_pretrained(hf_path)
-        for domain in ("math", "general"):
+        for domain in sorted({domain for name, domain, _ in ALL_ROWS if name == model}):
             config = row(model, domain, "tempo")
             for role, start in (("policy", config.policy.checkpoint), ("critic", config.critic.checkpoint)):
                 converted = directory / f"{model}-{role}"

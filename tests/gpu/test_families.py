@@ -56,7 +56,7 @@ def test_a_family_trains_and_generates_with_the_weights_that_were_trained(
         "generation.enforce_eager=true",
         "generation.gpu_memory_utilization=0.2",
         "loop.iterations=2",
-        f"policy.router_replay={'true' if name in EXPERT_CONFIGS else 'false'}",
+        f"policy.router_replay={'generator' if name in EXPERT_CONFIGS else 'none'}",
     )
     rows = [row for row in metrics(run) if row["stage"] == "train" and row["iteration"]]
     differences = [row["generation/log_prob_difference_mean"] for row in rows]

@@ -1,6 +1,7 @@
 """A rank of the tests of families' gradients: losses and gradients of policy and critic for each case.
 
-The sequences have very different lengths. With router replay they have random routes.
+The sequences have very different lengths. With replay of the generator's routes they have random ones. With
+replay of those of the old log-probs the routers are negated after they have chosen.
 
 usage: family_worker.py MODELS OUT CASES; MODELS is a directory of model directories, CASES is JSON:
 {case: [model, [setting, ...]]}
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tempo_megatron.config import Config, OptimizerConfig, load_config
+from tempo_megatron.config import Config, OptimizerConfig, ReplayedRoutes, load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.conversion.mapping import BackboneSettings, Role
 from tempo_megatron.conversion.rows import assemble_tensors
@@ -66,7 +67,7 @@ def gradients(trainer: Trainer, entries: list) -> dict[str, Tensor]:
 
 
 def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict[str, Tensor]:
-    """Returns the loss, the gradient norm and every gradient of one step, without changing weights."""
+    """Returns the loss, the gradient norm, a load-balancing loss, and every gradient of a step that changes nothing."""
     described = hf_files.read_config(hf_path)
     settings = hf_config.backbone_settings(described)
     chunks = model.build_model(role, settings, config, place)
@@ -77,10 +78,16 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
     budget = config.policy.micro_batch_tokens
     trainer = Trainer(chunks, OptimizerConfig(), config, place, budget)
     batch = rollouts(settings.vocab_size)
-    if config.policy.router_replay:
+    if config.policy.router_replay is ReplayedRoutes.generator:
         batch = replace(batch, routes=random_routes(settings, batch))
     count = int(batch.response_mask.sum())
     score = VALUES if role == "critic" else policy_scores(settings.vocab_size, 1.0, place, config.numerics)("entropy")
+
+    if role == "policy" and config.policy.router_replay is ReplayedRoutes.old_log_probs:
+        batch = replace(batch, routes=trainer.score_with_routes(batch, score)[1])
+        for name, parameter in module.named_parameters():
+            if name.endswith("mlp.router.weight"):
+                parameter.data.neg_()
 
     def loss(scores: NamedTensors, rows: Batch) -> tuple[Tensor, NamedTensors]:
         if role == "critic":
@@ -97,7 +104,8 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
         if role == "policy"
         else decoder.critic_mappings(settings, "score", bias=False)
     )
-    return {"loss": reported["total"] / count, "norm": torch.tensor(norm), **gradients(trainer, entries)}
+    balance = {name: torch.tensor(loss) for name, loss in trainer.expert_load.take_metrics().items() if "loss" in name}
+    return {"loss": reported["total"] / count, "norm": torch.tensor(norm), **balance, **gradients(trainer, entries)}
 
 
 def main(models: str, out: str, cases: str) -> None:

@@ -21,7 +21,7 @@ from tests.parallel.family_worker import measured
 
 def main(hf_path: str) -> None:
     torch.set_num_threads(1)
-    config = load_config(None, ["policy.router_replay=true"])
+    config = load_config(None, ["policy.router_replay=generator"])
     references: list[weakref.ref[torch.nn.Module]] = []
     build = model.build_model
 

@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tempo_megatron.conversion import hf_config, hf_files
+from tempo_megatron.megatron.batch import Batch
 from tests.models import split_experts, write_model
 from tests.parallel.family_worker import random_routes, rollouts
 from tests.parallel.launcher import run_ranks
 from tests.parallel.test_family_gradients import ALONE, PACKED, compute, distances
 
-REPLAY = "policy.router_replay=true"
+REPLAY = "policy.router_replay=generator"
+OLD_LOG_PROBS = "policy.router_replay=old_log_probs"
 CASES = {
     "packed": (PACKED, REPLAY),
     "micro-batches": ("policy.micro_batch_tokens=400", REPLAY),
@@ -61,15 +63,47 @@ def forced_routes(model: Any) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def transformers_gradients(directory: Path) -> dict[str, Tensor]:
-    """Returns losses and gradients of the worker's policy, computed by transformers one sequence at a time."""
+def old_routes(model: Any, batch: Batch, layers: int) -> tuple[Tensor, ...]:
+    """Returns the experts that the routers of transformers' model choose: [length - 1, layers, experts per token]."""
+    chosen: list[Tensor] = []
+    hooks = []
+    for number, layer in enumerate(model.model.layers):
+        if not hasattr(layer.mlp, "gate"):
+            continue
+
+        def keep(router: Any, inputs: tuple[Tensor], _: Any, number: int = number) -> None:
+            logits = torch.nn.functional.linear(inputs[0].flatten(0, -2), router.weight)
+            chosen[number] = logits.topk(router.top_k).indices
+
+        hooks.append(layer.mlp.gate.register_forward_hook(keep))
+    routes = []
+    for tokens, length in zip(batch.tokens, batch.lengths.tolist(), strict=True):
+        chosen[:] = [torch.zeros(length, model.config.num_experts_per_tok, dtype=torch.int64)] * layers
+        with torch.no_grad():
+            model(tokens[None, :length])
+        routes.append(torch.stack(chosen, 1)[:-1])
+    for hook in hooks:
+        hook.remove()
+    return tuple(routes)
+
+
+def transformers_gradients(directory: Path, *, replays_old: bool = False) -> dict[str, Tensor]:
+    """Returns losses and gradients of the worker's policy, computed by transformers one sequence at a time.
+
+    The experts are random, or with `replays_old` those that the routers chose before their weights were negated.
+    """
     model = AutoModelForCausalLM.from_pretrained(directory)
     model.model.embed_tokens.padding_idx = None  # It would drop the gradient of token 0, which the rollouts contain.
     settings = hf_config.backbone_settings(hf_files.read_config(directory))
     batch = rollouts(settings.vocab_size)
+    routes = old_routes(model, batch, settings.num_layers) if replays_old else random_routes(settings, batch)
+    if replays_old:
+        for name, parameter in model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                parameter.data.neg_()
     losses = []
     with forced_routes(model) as forced:
-        for row, (length, route) in enumerate(zip(batch.lengths.tolist(), random_routes(settings, batch), strict=True)):
+        for row, (length, route) in enumerate(zip(batch.lengths.tolist(), routes, strict=True)):
             tokens, mask = batch.tokens[row, :length], batch.response_mask[row, :length]
             whole = torch.cat([route, route[-1:]]).long()  # The last token's experts change no loss.
             forced[:] = whole.unbind(1)
@@ -108,6 +142,24 @@ def test_gradients_under_replay_are_the_same_in_every_layout(tmp_path: Path) -> 
     actual = compute(tmp_path, 2, {layout: (name, settings) for layout, settings in LAYOUTS.items()}, "fp32")
     expected = {"policy": transformers_gradients(tmp_path / name)}
     shares = {layout: max(distances(measured, expected).values()) for layout, measured in actual.items()}
+    assert max(shares.values()) < 1e-5, shares
+
+
+def test_updates_replay_the_routes_of_the_old_log_probs(tmp_path: Path) -> None:
+    """The policy scores the rollouts, its routers are negated, and it makes a step: in every layout the gradients are
+    those of transformers with the negated routers and the old experts. Protects from routes of another token, layer,
+    row or rank. Without replay the tokens would go to their worst experts."""
+    name = "qwen3-moe"
+    write_model(name, tmp_path / name, max_position_embeddings=2048)
+    expected = {"policy": transformers_gradients(tmp_path / name, replays_old=True)}
+    shares = {}
+    for ranks, layouts in ((1, {"micro-batches": CASES["micro-batches"]}), (2, LAYOUTS)):
+        cases = {
+            layout: (name, tuple(OLD_LOG_PROBS if each == REPLAY else each for each in settings))
+            for layout, settings in layouts.items()
+        }
+        actual = compute(tmp_path, ranks, cases, "fp32")
+        shares |= {layout: max(distances(measured, expected).values()) for layout, measured in actual.items()}
     assert max(shares.values()) < 1e-5, shares
 
 

@@ -12,7 +12,12 @@ from tempo_megatron.config import PreflightConfig, load_config
 from tests.conftest import ROOT
 from tests.processes.slurm_job import FINISHES, commands, requeues, submit
 
-SCRIPTS = {"tempo_14b.sh": "qwen3_14b", "tempo_8b.sh": "qwen3_8b", "tempo_olmo3_7b.sh": "olmo3_7b"}
+SCRIPTS = {
+    "tempo_14b.sh": "qwen3_14b",
+    "tempo_8b.sh": "qwen3_8b",
+    "tempo_olmo3_7b.sh": "olmo3_7b",
+    "tempo_30b_a3b.sh": "qwen3_30b_a3b",
+}
 
 
 TABLE = """for word; do [[ $word = --output=* ]] && log=${word#--output=}; done

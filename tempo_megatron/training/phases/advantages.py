@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
@@ -16,7 +16,7 @@ from tempo_megatron.algorithms.advantages import whiten
 from tempo_megatron.algorithms.experience import STATISTICS, Experience, PassRates, Votes, count_votes
 from tempo_megatron.algorithms.methods import Method
 from tempo_megatron.algorithms.rollout_correction import Correction, rollout_correction
-from tempo_megatron.config import PolicyConfig, RolloutCorrectionConfig
+from tempo_megatron.config import PolicyConfig, ReplayedRoutes, RolloutCorrectionConfig
 from tempo_megatron.data.types import Rollout
 from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron.batch import Batch
@@ -84,7 +84,8 @@ def compute_advantages(
     batch = to_batch(step.rollouts)
     first_epoch = list(mini_batches(batch.rows, config.mini_batches, *seed, "m_step", 0))
     statistics = sorted(method.needs & set(STATISTICS))
-    scored = _score_in_mini_batches(policy, batch, first_epoch, scores("entropy", *statistics))
+    records = config.router_replay is ReplayedRoutes.old_log_probs
+    scored, batch = _score_in_mini_batches(policy, batch, first_epoch, scores("entropy", *statistics), records=records)
     if "values" in method.needs and critic_values is None:
         assert critic is not None  # validated at start
         critic_values = values(critic, batch)
@@ -184,12 +185,24 @@ def _correction(
 
 
 def _score_in_mini_batches(
-    policy: Trainer, batch: Batch, indices: Sequence[Int64[Tensor, " _mini_batch"]], score: Score
-) -> NamedTensors:
-    """Return the scores of every row, computed in the mini-batches with these row indices."""
-    parts = [policy.score(batch.select(rows), score) for rows in indices]
+    policy: Trainer, batch: Batch, indices: Sequence[Int64[Tensor, " _mini_batch"]], score: Score, *, records: bool
+) -> tuple[NamedTensors, Batch]:
+    """Return the scores of every row, computed in the mini-batches with these row indices, and the batch.
+
+    With `records` the batch gets the routes that the policy chose.
+    """
+    parts: list[NamedTensors] = []
+    routes: list[Tensor] = []
+    for rows in indices:
+        if records:
+            part, chosen = policy.score_with_routes(batch.select(rows), score)
+            routes += chosen
+        else:
+            part = policy.score(batch.select(rows), score)
+        parts.append(part)
     original_order = torch.cat(list(indices)).argsort()
-    return {name: torch.cat([part[name] for part in parts])[original_order] for name in parts[0]}
+    scored = {name: torch.cat([part[name] for part in parts])[original_order] for name in parts[0]}
+    return scored, replace(batch, routes=tuple(routes[row] for row in original_order)) if records else batch
 
 
 def group_numbers(rollouts: Sequence[Rollout]) -> Int64[Tensor, " rollouts"]:

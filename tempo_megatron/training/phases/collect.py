@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tempo_megatron.config import Config, LearnsFrom
+from tempo_megatron.config import Config, LearnsFrom, ReplayedRoutes
 from tempo_megatron.data.streams import Stream
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.recorded import Engine
@@ -198,8 +198,8 @@ class Collector:
 
     @property
     def _routed_streams(self) -> tuple[str, ...]:
-        """The streams whose rollouts need routes: the policy learns from them and replays routes."""
-        if not self.config.policy.router_replay:
+        """The streams whose rollouts need routes: the policy learns from them and replays the generator's."""
+        if self.config.policy.router_replay is not ReplayedRoutes.generator:
             return ()
         labeled = ("labeled", "refill") if self.config.policy.learns_from is not LearnsFrom.unlabeled else ()
         unlabeled = ("unlabeled",) if self.config.policy.learns_from is not LearnsFrom.labeled else ()

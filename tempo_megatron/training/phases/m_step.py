@@ -19,7 +19,7 @@ from tempo_megatron.algorithms.policy_loss import (
     loss_count,
 )
 from tempo_megatron.algorithms.rollout_correction import correction_metrics
-from tempo_megatron.config import PolicyConfig, PolicyLoss
+from tempo_megatron.config import PolicyConfig, PolicyLoss, ReplayedRoutes
 from tempo_megatron.generation.routes import MissingRoutes
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.trainer import NamedTensors, Trainer
@@ -42,7 +42,7 @@ def m_step(
     A mini-batch without a token to learn from, or whose tokens are all rejected, makes no update. Raises MissingRoutes
     if routers shall replay routes (`policy.router_replay`) and a rollout has none.
     """
-    if config.router_replay and step.batch.routes is None:
+    if config.router_replay is not ReplayedRoutes.none and step.batch.routes is None:
         raise MissingRoutes("policy.router_replay: the policy learns from rollouts of which some have no routes")
     norms: list[float] = []
     updates: list[NamedTensors] = []

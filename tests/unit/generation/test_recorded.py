@@ -131,14 +131,14 @@ def test_routes_are_recorded_where_responses_have_them(tmp_path: Path) -> None:
 
     needing = [REQUESTS[0], replace(REQUESTS[1], needs_routes=True)]
     RecordedGenerator(Engine(), tmp_path).generate(REQUESTS)
-    with pytest.raises(MissingRollouts, match=r"recorded no routes, which policy\.router_replay needs"):
+    with pytest.raises(MissingRollouts, match=r"recorded no routes, which policy\.router_replay=generator needs"):
         RecordedGenerator(None, tmp_path).generate(needing)
     RecordedGenerator(Routing(), tmp_path).generate(needing)
     first, second = RecordedGenerator(None, tmp_path).generate(needing)
     assert first.routes is None and second.routes is not None
     assert second.routes.dtype == np.uint16 and np.array_equal(second.routes, routes)
     needing = [replace(request, needs_routes=True) for request in REQUESTS]
-    with pytest.raises(MissingRollouts, match=r"recorded no routes, which policy\.router_replay needs"):
+    with pytest.raises(MissingRollouts, match=r"recorded no routes, which policy\.router_replay=generator needs"):
         RecordedGenerator(None, tmp_path).generate(needing)
 
 

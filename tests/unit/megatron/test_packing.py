@@ -32,6 +32,8 @@ def test_packed_tokens_are_unpacked_to_their_rows(context_size: int, multiple: i
     assert sum(len(part.tokens) for part in parts) % multiple == 0
     tokens, following = (torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "next_tokens"))
     expected = BATCH.tokens[ROWS]
+    padding = torch.cat([part.padding for part in parts])
+    assert int((~padding).sum()) == int(BATCH.lengths.sum()) and bool((tokens[~padding] > 0).all())
     for part in parts:
         assert torch.equal(part.rows.tokens, expected)
         assert torch.equal(part.to_rows(tokens, about_next=False), expected)

@@ -11,7 +11,7 @@ import torch
 from tempo_megatron.algorithms.rollout_correction import correction_metrics, rollout_correction
 from tempo_megatron.config import Config
 from tempo_megatron.data.types import Prompt, Rollout
-from tempo_megatron.megatron.expert_load import shares_of_tokens
+from tempo_megatron.megatron.expert_load import AUX_LOSS, shares_of_tokens
 from tempo_megatron.metrics.alarms import arithmetic_alarms
 from tempo_megatron.metrics.evidence import evidence_terms
 from tempo_megatron.metrics.question_metrics import Samples, mean_over_questions, question_metrics
@@ -44,7 +44,8 @@ def keys_of_parts() -> set[str]:
     for kind in ("token", "sequence", "geometric_mean"):
         correction = rollout_correction(log_probs, log_probs, mask, weight=kind, reject="any_token")
         keys |= {f"policy/{name}" for name in correction_metrics(correction, mask)}
-    keys |= {f"{model}/{name}" for model in ("critic", "policy") for name in shares_of_tokens(torch.ones(1, 2), 1)}
+    load = {AUX_LOSS, *shares_of_tokens(torch.ones(1, 2), 1)}
+    keys |= {f"{model}/{name}" for model in ("critic", "policy") for name in load}
     residency = DeviceResidency(torch.device("cpu"))
     with residency.phase("grade"):
         pass

@@ -145,6 +145,6 @@ def test_routes_are_counted_on_every_rank(learns_from: str, rollouts: int) -> No
     E-steps have routes if some train the policy."""
     changes = ["loop.labeled_prompts=5", "loop.unlabeled_prompts=3", "loop.samples_per_prompt=4", "loop.e_steps=2"]
     changes += [f"policy.learns_from={learns_from}", "data.max_prompt_tokens=96", "generation.max_response_tokens=4000"]
-    parts = host.node_memory(planned(8, *changes, "policy.router_replay=true"))
+    parts = host.node_memory(planned(8, *changes, "policy.router_replay=generator"))
     assert parts["routes"] == 8 * rollouts * 4096 * 4 * 8
     assert "routes" not in host.node_memory(planned(8, *changes))

@@ -22,9 +22,9 @@ def test_recipes_name_data_that_can_be_prepared(model: str, domain: str, name: s
 
 
 # The expected settings, from the paper (arXiv 2604.19295) or, where it says nothing, from the authors' code.
-BATCH = {"olmo3_7b": (256, 64), "qwen3_8b": (256, 64), "qwen3_14b": (128, 32)}
+BATCH = {"olmo3_7b": (256, 64), "qwen3_8b": (256, 64), "qwen3_14b": (128, 32), "qwen3_30b_a3b": (256, 64)}
 """The prompts of a batch and of a mini-batch."""
-ITERATIONS = {"olmo3_7b": 256, "qwen3_8b": 256, "qwen3_14b": 224}
+ITERATIONS = {"olmo3_7b": 256, "qwen3_8b": 256, "qwen3_14b": 224, "qwen3_30b_a3b": 256}
 COMMON_SETTINGS: dict[str, Any] = {
     "data.max_prompt_tokens": 2048,
     "generation.max_response_tokens": 16384,

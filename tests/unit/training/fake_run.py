@@ -95,7 +95,7 @@ class FakeExpertLoad:
     def __init__(self) -> None:
         self.updates = 0
 
-    def take_shares(self) -> dict[str, float]:
+    def take_metrics(self) -> dict[str, float]:
         shares = {"expert_share_max": float(self.updates)}
         self.reset()
         return shares

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from tempo_megatron.algorithms.methods.grpo import Grpo
-from tempo_megatron.config import AverageOver, ImportanceWeight, PolicyConfig, Rejection, RolloutCorrectionConfig
+from tempo_megatron.config import (
+    AverageOver,
+    ImportanceWeight,
+    PolicyConfig,
+    Rejection,
+    ReplayedRoutes,
+    RolloutCorrectionConfig,
+)
 from tempo_megatron.data.types import Prompt, Rollout
 from tempo_megatron.generation.routes import MissingRoutes
 from tempo_megatron.megatron.batch import Batch
@@ -128,7 +135,7 @@ def test_the_first_rank_decides_which_mini_batches_make_an_update(monkeypatch: p
 
 def test_a_policy_that_replays_routes_learns_from_none_without() -> None:
     """One rollout without routes would silently let the routers choose for all."""
-    config = PolicyConfig(mini_batches=1, router_replay=True)
+    config = PolicyConfig(mini_batches=1, router_replay=ReplayedRoutes.generator)
     prompt = Prompt("a", (5, 6), "here", "exact", {"answer": "x"})
     with_routes = Rollout(prompt, 0, (7,), (LOG_PROB,), "stop", routes=np.zeros((2, 1, 1), dtype=np.uint8))
     rollouts = [with_routes, replace(with_routes, sample=1, routes=None)]
@@ -142,3 +149,27 @@ def test_a_policy_that_replays_routes_learns_from_none_without() -> None:
     with pytest.raises(MissingRoutes, match=r"policy\.router_replay"):
         m_step(policy, batch, scores, config, (3,), max_response_tokens=4)
     assert not policy.steps
+
+
+def test_rows_keep_the_routes_that_the_policy_chose_for_them() -> None:
+    """Mini-batches are shuffled, and each row's routes come back to it. Protects updates from another row's experts.
+    Without the setting the policy records none."""
+
+    class RecordingPolicy(ScoringPolicy):
+        def score_with_routes(self, batch: Batch, score: Any) -> tuple[Any, tuple[torch.Tensor, ...]]:
+            lengths = batch.lengths.tolist()
+            routes = tuple(row[: n - 1, None, None] for row, n in zip(batch.tokens, lengths, strict=True))
+            return self.score(batch, score), routes
+
+    prompts = [Prompt(str(number), (number, 50 + number), "here", "exact", {"answer": "x"}) for number in range(7)]
+    rollouts = [Rollout(prompt, 0, (9,), (LOG_PROB,), "stop") for prompt in prompts]
+    step = PolicyRollouts(rollouts, [1.0] * 7)
+
+    def scored(replay: ReplayedRoutes) -> AdvantageBatch:
+        config = PolicyConfig(mini_batches=3, router_replay=replay)
+        policy: Any = RecordingPolicy()
+        return compute_advantages(step, Grpo(), policy, None, None, lambda *_: None, config, wrong=0.0, seed=(3,))
+
+    routes = scored(ReplayedRoutes.old_log_probs).batch.routes
+    assert routes and [route.flatten().tolist() for route in routes] == [list(prompt.token_ids) for prompt in prompts]
+    assert scored(ReplayedRoutes.none).batch.routes is None

@@ -74,15 +74,18 @@ def test_the_plan_refuses_the_same(mixture: Path, recipe: Path, capsys: pytest.C
         assert part in messages
 
 
-def test_an_evaluation_is_refused(
+def test_an_evaluation_is_refused_where_no_replica_can_share_an_expert(
     mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Protects users from figures of an engine whose experts nobody has compared yet."""
+    """The model itself is accepted. Protects from an error of the engine after its start."""
     monkeypatch.setenv("TEMPO_CHECKED", "1")
+    monkeypatch.setattr("tempo_megatron.evaluation.command.torchrun.launch_ranks", lambda *_: 7)
     (tmp_path / "words.jsonl").write_text(json.dumps({"prompt": "abc", "answer": "a"}) + "\n")
-    options = ["--data", str(tmp_path / "words.jsonl"), "--out", str(tmp_path / "out"), "--precision", "fp32"]
-    assert main(["eval", "--model", str(mixture), *options]) == 2
-    assert "--model: a model with experts" in capsys.readouterr().err
+    limits = ["--max-response-tokens", "8", "data.max_prompt_tokens=16"]
+    options = ["--data", str(tmp_path / "words.jsonl"), "--out", str(tmp_path / "out"), "--precision", "fp32", *limits]
+    assert main(["eval", "--model", str(mixture), *options]) == 7
+    assert main(["eval", "--model", str(mixture), *options, "--processes", "8", "--tensor-parallel", "16"]) == 2
+    assert "16 does not divide the model's 4 attention heads, 40 channels of an expert" in capsys.readouterr().err
 
 
 def test_verify_refuses_a_layout_that_does_not_divide_the_experts(
