@@ -85,7 +85,7 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
 
     if role == "policy" and config.policy.router_replay is ReplayedRoutes.old_log_probs:
         batch = replace(batch, routes=trainer.score_with_routes(batch, score)[1])
-        for name, parameter in module.named_parameters():
+        for name, parameter in (named for chunk in chunks for named in chunk.named_parameters()):
             if name.endswith("mlp.router.weight"):
                 parameter.data.neg_()
 

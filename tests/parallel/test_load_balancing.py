@@ -18,6 +18,7 @@ COEFFICIENT = 0.5
 BALANCED = (f"policy.aux_loss_coefficient={COEFFICIENT}", f"critic.aux_loss_coefficient={COEFFICIENT}")
 EP2 = "parallel.expert_model_parallel_size=2"
 TP2 = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+PP2_VPP2 = ("parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2")
 ROWS = len(LENGTHS)
 LAYOUTS = {
     "packed": (1, 1, (PACKED,)),
@@ -28,6 +29,7 @@ LAYOUTS = {
     "TP2 with SP x EP2": (2, 1, (PACKED, *TP2, EP2)),
     "CP2 x EP2": (2, 1, (PACKED, EP2, "parallel.context_parallel_size=2")),
     "PP2": (2, ROWS, (ALONE, "parallel.pipeline_model_parallel_size=2")),
+    "PP2 x VPP2": (2, ROWS + ROWS % 2, (ALONE, *PP2_VPP2)),
 }
 """Name -> ranks, micro-batches of all ranks, settings. One micro-batch has all rows; several have one each, or none.
 Under tensor and context parallelism rows are padded."""
