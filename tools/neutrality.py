@@ -82,16 +82,23 @@ def digest_of_weights(run: Path) -> str:
     return digest.hexdigest()
 
 
+def differing_metrics(name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
+    """A line for each metric of run `name` that differs, and one if the numbers of lines differ."""
+    differences = []
+    for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
+        keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+        differences += [f"{name}: line {number}: {key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+    if len(before) != len(after):
+        differences.append(f"{name}: {len(before)} lines of metrics -> {len(after)}")
+    return differences
+
+
 def compare(directory: Path, other: Path, renamed: Mapping[str, str]) -> list[str]:
     """What differs between the runs of two checkouts; hashes of what agrees are printed."""
     differences = []
     for name in METHODS:
         before, after = metrics_of(other / name, renamed), metrics_of(directory / name, {})
-        for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
-            keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-            differences += [f"{name}: line {number}: {key}: {old.get(key)} -> {new.get(key)}" for key in keys]
-        if len(before) != len(after):
-            differences.append(f"{name}: {len(before)} lines of metrics -> {len(after)}")
+        differences += differing_metrics(name, before, after)
         old_weights, new_weights = digest_of_weights(other / name), digest_of_weights(directory / name)
         if old_weights != new_weights:
             differences.append(f"{name}: exported weights {old_weights} -> {new_weights}")

@@ -2,11 +2,13 @@
 
 usage: python tools/reproduce.py DIRECTORY [--study methods] [--seeds 0,1,2,3,4] [--jobs N] [--gpus 0,1] [--resume]
        [--start key=value ...] [--loop key=value ...]
+       python tools/reproduce.py DIRECTORY [--study methods] [--seeds 0,1,2,3,4] --against OTHER
 
 For each seed, one run makes the start (recipes/miniature/start.yaml). Each run of the study continues from it
 (recipes/miniature/loop.yaml). `--resume` continues in a directory: finished runs are kept, others resume from their
-newest checkpoint. Studies in one directory share runs. DIRECTORY gets STUDY.md, STUDY.json and figures/.
-comparison/studies.py declares the studies.
+newest checkpoint. Studies in one directory share runs. DIRECTORY gets STUDY.md, STUDY.json and figures/STUDY/.
+comparison/studies.py declares the studies. `--against` trains nothing: it compares the metrics of finished runs with
+those of another directory, such as a fresh clone's, bit for bit.
 """
 
 from __future__ import annotations
@@ -14,32 +16,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from comparison.drawing import variant_panels
-from comparison.intervals import Interval, crossed_interval
+from comparison.drawing import mean_panels
+from comparison.figures import draw_critic_at_start, draw_trajectories, page_style, save
+from comparison.results import AUROC, START, Results, Runs, compare, critic_at_start, trajectories
 from comparison.runs import Piece, Slots, is_complete, train_all
-from comparison.samples import grades_by_question, measure_matrix
+from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import STUDIES, Study
+from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
 from make_miniature import QUESTIONS, write_miniature
+from neutrality import differing_metrics, metrics_of
 
 from tempo_megatron.config import load_config
-from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.report.panels import Section
 from tempo_megatron.report.png import write_figures
 
 RECIPES = QUESTIONS.parent
 REFUSED = 2
 """The exit code where nothing was started."""
-START = "start"
-Grades = dict[str, list[dict[str, list[float]]]]
-"""Source of questions -> for each seed, the grades of a question's responses by prompt id."""
-Runs = Mapping[str, Sequence[Path]]
-"""Name -> the run of each seed."""
+DIFFERENT = 1
+"""The exit code where runs of two directories differ."""
 
 
 def pieces_of(
@@ -69,125 +68,63 @@ def pieces_of(
     return starts, runs
 
 
-def grades_by_source(runs: Sequence[Path], evaluation: str) -> Grades:
-    """Returns the grades of all seeds' `initial` or `final` evaluation by the file of the question."""
-    grades: Grades = {}
-    for number, run in enumerate(runs):
-        for questions in grades_by_question(run, evaluation).values():
-            for prompt, rows in questions.items():
-                source = prompt.partition(".jsonl:")[0]
-                seeds = grades.setdefault(source, [{} for _ in runs])
-                seeds[number][prompt] = rows
-    return grades
-
-
-def compare(runs: Runs, reference: str, k: int) -> dict[str, Any]:
-    """Returns name -> source -> measure -> kind -> mean of each seed, and the mean with its interval.
-
-    The measures are avg@n, over all n responses to a question, and pass@k. The kinds are `value`, `gain` (the
-    difference from the start) and `lead` (that of the reference from the run, where both have the source's questions).
-    """
-    initial = {name: grades_by_source(paths, "initial") for name, paths in runs.items()}
-    final = {name: grades_by_source(paths, "final") for name, paths in runs.items()}
-    results: dict[str, Any] = {name: {} for name in (START, *runs)}
-    for name, sources in final.items():
-        for source, grades in sources.items():
-            for measure, samples in measures(grades, k).items():
-                before, after = measure_matrix(initial[name][source], samples), measure_matrix(grades, samples)
-                tables = {"value": after, "gain": after - before}
-                if name == reference:
-                    start = figures({"value": before}, START, source, measure)
-                    results[START].setdefault(source, {})[measure] = start
-                elif source in final[reference]:
-                    tables["lead"] = measure_matrix(final[reference][source], samples) - after
-                results[name].setdefault(source, {})[measure] = figures(tables, name, source, measure)
-    return results
-
-
-def measures(seeds: Sequence[dict[str, list[float]]], k: int) -> dict[str, int | None]:
-    """Returns the names of both measures, each with its k; None stands for the mean over all responses."""
-    samples = min(len(grades) for questions in seeds for grades in questions.values())
-    return {f"avg@{samples}": None, f"pass@{k}": k}
-
-
-def figures(tables: Mapping[str, np.ndarray], *names: str) -> dict[str, Any]:
-    """Returns the mean of each seed and the interval of each table, float [seeds, questions].
-
-    `names` seed the interval's resamples.
-    """
-    return {
-        kind: {
-            "seeds": table.mean(1).tolist(),
-            **asdict(crossed_interval(table, seed=derive_seed("reproduce", kind, *names))),
-        }
-        for kind, table in tables.items()
-    }
-
-
-def summary_table(results: Mapping[str, Any]) -> str:
-    """Returns the table of the paper: avg@n / pass@k, a column for each source of questions."""
-    sources = list(dict.fromkeys(source for by_source in results.values() for source in by_source))
-    lines = [f"| | {' | '.join(sources)} |", f"|---|{'---|' * len(sources)}"]
-    for name, by_source in results.items():
-        cells = [
-            " / ".join(f"{100 * measure['value']['mean']:.1f}" for measure in by_source[source].values())
-            if source in by_source
-            else ""
-            for source in sources
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def difference_table(results: Mapping[str, Any], reference: str) -> str:
-    """Returns a row for each run, source and measure: gain over the start, the reference's lead, and every seed."""
-    lines = [
-        f"| run | questions | measure | gain | lead of {reference} | value of each seed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, by_source in results.items():
-        for source, by_measure in by_source.items():
-            for measure, kinds in by_measure.items():
-                cells = [interval_text(kinds.get("gain")), interval_text(kinds.get("lead"))]
-                seeds = ", ".join(f"{100 * value:.1f}" for value in kinds["value"]["seeds"])
-                lines.append(f"| {name} | {source} | {measure} | {' | '.join(cells)} | {seeds} |")
-    return "\n".join(lines) + "\n"
-
-
-def interval_text(kind: Mapping[str, Any] | None) -> str:
-    """Returns a difference in percentage points with its 95% interval, in bold where that excludes 0."""
-    if kind is None:
-        return ""
-    interval = Interval(kind["mean"], kind["low"], kind["high"])
-    if interval.low is None or interval.high is None:
-        return f"{100 * interval.mean:+.1f}"
-    text = f"{100 * interval.mean:+.1f} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
-    return f"**{text}**" if interval.excludes_zero else text
-
-
 def draw(runs: Runs, k: int, directory: Path) -> list[Path]:
-    """Writes the figures and returns their paths."""
-    rollouts = "evaluation/unlabeled_rollouts"
+    """Writes the panels of all studies as PNG files and returns their paths."""
     panels = [
-        *variant_panels(runs, f"evaluation/unlabeled/avg@{k}", f"avg@{k} on unlabeled questions", share=True),
-        *variant_panels(runs, f"evaluation/unlabeled/pass@{k}", f"pass@{k} on unlabeled questions", share=True),
-        *variant_panels(runs, f"evaluation/held_out/avg@{k}", f"avg@{k} on held-out questions", share=True),
-        *variant_panels(
-            runs, f"{rollouts}/reward_auroc_within_prompts", "AUROC of the reward within prompts", share=True
-        ),
+        *mean_panels(runs, f"evaluation/unlabeled/avg@{k}", f"avg@{k} on unlabeled questions", share=True),
+        *mean_panels(runs, f"evaluation/unlabeled/pass@{k}", f"pass@{k} on unlabeled questions", share=True),
+        *mean_panels(runs, f"evaluation/held_out/avg@{k}", f"avg@{k} on held-out questions", share=True),
+        *mean_panels(runs, AUROC, "AUROC of the reward within prompts", share=True),
     ]
     return write_figures([Section(directory.name, "", panels)], directory)
 
 
+def draw_for_page(runs: Runs, reference: str, k: int, directory: Path) -> Path:
+    """Writes `trajectories.svg`, avg@k and pass@k on unlabeled questions over iterations, and returns its path."""
+    by_run = {name: trajectories(paths, k) for name, paths in runs.items()}
+    with page_style():
+        return save(draw_trajectories(by_run, reference), directory / "trajectories.svg")
+
+
+def critic_results(runs: Runs, results: Results, directory: Path) -> tuple[str, dict[str, Any]]:
+    """Writes `critic-at-start.svg`, and returns the sentences and the numbers of a study of critics."""
+    critic = critic_at_start(runs, results)
+    measure = next(iter(next(iter(results[START].values()))))
+    with page_style():
+        save(draw_critic_at_start(critic["points"], measure), directory / "critic-at-start.svg")
+    return critic_text(critic), critic
+
+
 def write_results(directory: Path, name: str, study: Study, seeds: Sequence[int], k: int) -> str:
-    """Writes the study's table, figures and numbers, and returns the tables."""
+    """Writes the study's page, figures and numbers, and returns the page."""
     runs = {run: [directory / f"{run}-{seed}" for seed in seeds] for run in study.runs}
-    results = compare(runs, study.reference, k)
-    text = f"# {study.question}\n\n{summary_table(results)}\n{difference_table(results, study.reference)}"
-    (directory / f"{name}.md").write_text(text)
-    (directory / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw(runs, k, directory / "figures" / name)
-    return text
+    figures = directory / "figures" / name
+    results, rows = compare(runs, study.reference, k), stopping_rows(runs, k)
+    numbers: dict[str, Any] = {**results, "stopping": to_json(rows)}
+    about = f"Seeds {', '.join(map(str, seeds))}. {provenance(runs)}"
+    parts = [f"## {study.question}\n", f"{about.strip()}\n", summary_tables(results), verdicts(results)]
+    if study.compares_critics:
+        text, numbers["critic_at_start"] = critic_results(runs, results, figures)
+        parts.append(text)
+    parts += ["### Each seed\n", difference_tables(results), "### Stopping\n", stopping_table(rows, k)]
+    page = "\n".join(parts)
+    (directory / f"{name}.md").write_text(page)
+    (directory / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    draw(runs, k, figures)
+    draw_for_page(runs, study.reference, k, figures)
+    return page
+
+
+def differences(directory: Path, other: Path, study: Study, seeds: Sequence[int]) -> list[str]:
+    """Returns what differs between the metrics of two directories' runs, starts included, except time and memory."""
+    lines = []
+    for run in (f"{name}-{seed}" for name in (START, *study.runs) for seed in seeds):
+        absent = [str(parent / run) for parent in (directory, other) if not is_complete(parent / run)]
+        if absent:
+            lines += [f"{path}: the run is not complete" for path in absent]
+        else:
+            lines += differing_metrics(run, metrics_of(other / run, {}), metrics_of(directory / run, {}))
+    return lines
 
 
 def main() -> int:
@@ -201,10 +138,15 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="continue in a directory that has runs")
     parser.add_argument("--start", nargs="*", default=[], metavar="key=value", help="settings of the starts")
     parser.add_argument("--loop", nargs="*", default=[], metavar="key=value", help="settings of the study's runs")
+    parser.add_argument("--against", type=Path, help="compare the finished runs with those of another directory")
     parser.add_argument("--questions", type=Path, default=QUESTIONS, help="YAML file of the sets of questions")
     options = parser.parse_args()
     study, seeds = STUDIES[options.study], [int(seed) for seed in options.seeds.split(",")]
     directory = options.directory.absolute()
+    if options.against:
+        lines = differences(directory, options.against, study, seeds)
+        print("\n".join(lines[:50]) or "all bits agree")
+        return DIFFERENT if lines else 0
     if directory.exists() and not options.resume:
         print(f"{options.directory} exists; --resume continues it", file=sys.stderr)
         return REFUSED

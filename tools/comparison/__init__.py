@@ -1,1 +1,1 @@
-"""What `compare_runs.py` and `reproduce.py` share: runs side by side, their samples, intervals and figures."""
+"""What `compare_precisions.py` and `reproduce.py` share: runs side by side, their samples, intervals and figures."""

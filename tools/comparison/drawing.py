@@ -1,4 +1,4 @@
-"""Panels of variants: a line is the mean over seeds, in a band from the lowest to the highest seed."""
+"""Panels of runs: a line is the mean over seeds, in a band from the lowest to the highest seed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def mean_line(name: str, seeds: Sequence[Sequence[tuple[int, float]]]) -> Line:
     )
 
 
-def variant_panels(runs: Mapping[str, Sequence[Path]], key: str, title: str, *, share: bool) -> list[Panel]:
-    """Returns panels of a metric with a line for each variant. `runs` has each variant's runs, one a seed.
+def mean_panels(runs: Mapping[str, Sequence[Path]], key: str, title: str, *, share: bool) -> list[Panel]:
+    """Returns panels of a metric with a line for each name. `runs` has the runs of each name, one a seed.
 
-    A panel has at most `MAXIMUM_LINES` lines. The title of each of several panels names its variants.
+    A panel has at most `MAXIMUM_LINES` lines. The title of each of several panels names its lines.
     """
     panels = []
     for names in batched(runs, MAXIMUM_LINES):

@@ -1,10 +1,11 @@
-"""Reads what runs have logged: the grades of evaluated responses, and metrics over iterations."""
+"""Reads what runs have logged: evaluated responses with their grades, and metrics over iterations."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +13,25 @@ from tempo_megatron.metrics.pass_at_k import pass_at_k
 
 Grades = dict[str, dict[str, list[float]]]
 """Set -> prompt id -> grade of each response."""
+Rows = list[dict[str, Any]]
+"""The records of an evaluation's responses, or the lines of a log."""
 
 
-def grades_by_question(run: Path, evaluation: str) -> Grades:
-    """Returns the grades of the `initial` or `final` evaluation of a run."""
+def json_lines(file: Path) -> Rows:
+    """Returns the records of a JSONL file."""
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def evaluations(run: Path) -> dict[int, Path]:
+    """Returns the file of responses of each evaluation of a run, by iteration in ascending order."""
     files = sorted((run / "samples").glob("iteration-*.jsonl"))
-    rows = [json.loads(line) for line in files[0 if evaluation == "initial" else -1].read_text().splitlines()]
+    return {int(file.stem.removeprefix("iteration-")): file for file in files}
+
+
+def grades_by_question(file: Path) -> Grades:
+    """Returns the grades of an evaluation's responses."""
     grades: Grades = {}
-    for row in rows:
+    for row in json_lines(file):
         grades.setdefault(row["set"], {}).setdefault(row["prompt"], []).append(row["correct"])
     return grades
 
@@ -50,5 +62,4 @@ def measure_matrix(questions: Sequence[dict[str, list[float]]], k: int | None) -
 
 def curve(run: Path, key: str) -> list[tuple[int, float]]:
     """Returns (iteration, value) of a run's metric for each iteration that logged it."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["iteration"], row[key]) for row in rows if key in row]
+    return [(row["iteration"], row[key]) for row in json_lines(run / "metrics.jsonl") if key in row]

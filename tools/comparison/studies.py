@@ -10,6 +10,8 @@ checkpoints."""
 
 GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
 """As many rollouts as the other methods', of prompts whose responses can be compared."""
+VOTES = ("loop.unlabeled_prompts=16", "loop.samples_per_prompt=16", "loop.votes_per_prompt=32")
+"""As many rollouts for the M-step. SCRL votes with twice as many, as in its paper: 8 votes give no negative label."""
 LABELED = ("loop.labeled_prompts=64",)
 """As many rollouts for the M-step as unlabeled methods have."""
 LABELED_GROUPS = ("loop.labeled_prompts=32", "loop.samples_per_prompt=8")
@@ -17,8 +19,16 @@ RLVR = ("policy.optimizer.learning_rate=1.0e-4",)
 """The start's learning rate."""
 
 
-def _labeled(name: str) -> str:
-    return f"data.labeled=[{{path: {{data}}/{name}.jsonl}}]"
+def _labeled(name: str) -> Settings:
+    """Returns the settings for a smaller set of labeled questions.
+
+    The start has learned from all of them, so none is set aside, and no checkpoint is selected.
+    """
+    return (
+        f"data.labeled=[{{path: {{data}}/{name}.jsonl}}]",
+        "calibration.questions=0",
+        "checkpoint.select_best=false",
+    )
 
 
 def _shifted(name: str) -> Settings:
@@ -38,6 +48,8 @@ class Study:
     """The runs by name. A name has the same settings in every study, so that studies share runs."""
     reference: str = "tempo"
     """The run that the others are compared with."""
+    compares_critics: bool = False
+    """Whether gains are also set against the critic's AUROC at the start."""
 
 
 TEMPO: dict[str, Settings] = {"tempo": ("method=tempo",)}
@@ -51,6 +63,16 @@ STUDIES: dict[str, Study] = {
             **FROZEN,
             "ttrl": ("method=ttrl", *GROUPS),
             "empo": ("method=empo", *GROUPS),
+            "scrl": ("method=scrl", *VOTES),
+            # TraPO compares questions once labeled ones have come back 8 times: 64 iterations for 256 questions, 2,000
+            # for all. Its M-step learns from labeled rollouts too.
+            "trapo": (
+                "method=trapo",
+                *GROUPS,
+                "loop.labeled_prompts=32",
+                "policy.entropy_coefficient=0.01",
+                *_labeled("labeled_256"),
+            ),
             "ppo": ("method=ppo", *LABELED, *RLVR),
             "grpo": ("method=grpo", *LABELED_GROUPS, *RLVR),
         },
@@ -74,7 +96,7 @@ STUDIES: dict[str, Study] = {
         "How many labeled questions do E-steps need?",
         {
             **TEMPO,
-            **{f"labels_{size}": ("method=tempo", _labeled(f"labeled_{size}")) for size in (64, 256, 1024)},
+            **{f"labels_{size}": ("method=tempo", *_labeled(f"labeled_{size}")) for size in (64, 256, 1024)},
         },
     ),
     "critics": Study(
@@ -86,6 +108,7 @@ STUDIES: dict[str, Study] = {
                 for iteration in (20, 40, 60)
             },
         },
+        compares_critics=True,
     ),
     "baselines": Study(
         "Does it matter whether the baseline has seen the token?",

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reproduce
+from comparison.results import compare, critic_at_start, references_of
 from comparison.studies import STUDIES, Study
+from comparison.tables import summary_tables
 
 from tempo_megatron.config import load_config
+from tests.unit.tools.finished_runs import write_lines, write_responses
 
-ROLLOUTS = "evaluation/unlabeled_rollouts"
-
-
-def write_samples(run: Path, iteration: int, correct: dict[str, list[int]]) -> None:
-    (run / "samples").mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"set": prompt.partition(".")[0], "prompt": prompt, "correct": float(grade)}
-        for prompt, grades in correct.items()
-        for grade in grades
-    ]
-    (run / "samples" / f"iteration-{iteration:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+AUROC = "evaluation/unlabeled_rollouts/reward_auroc_within_prompts"
 
 
 def test_studies_share_runs_and_their_settings_load(tmp_path: Path) -> None:
     """One name with two settings would take another study's run for its own. A wrong key would fail after hours."""
     by_name: dict[str, tuple[str, ...]] = {}
+    loaded = set()
     for study in STUDIES.values():
         assert study.reference in study.runs
         starts, runs = reproduce.pieces_of(tmp_path, study, [0], ["loop.iterations=60"], [])
-        for piece in (*starts, *runs):
+        for piece in {*starts, *runs} - loaded:
+            loaded.add(piece)
             config = load_config(piece.recipe, piece.overrides)
             paths = [source.path for source in config.data.sources()]
             assert not any("{" in path for path in (*paths, config.critic.checkpoint))
@@ -40,11 +36,11 @@ def test_studies_share_runs_and_their_settings_load(tmp_path: Path) -> None:
 
 
 def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None:
-    starts, runs = reproduce.pieces_of(
-        tmp_path, STUDIES["methods"], [3, 4], ["loop.iterations=7"], ["loop.iterations=9"]
-    )
+    methods = STUDIES["methods"].runs
+    study = Study("Which?", {name: methods[name] for name in ("tempo", "ppo")})
+    starts, runs = reproduce.pieces_of(tmp_path, study, [3, 4], ["loop.iterations=7"], ["loop.iterations=9"])
     assert [piece.directory.name for piece in starts] == ["start-3", "start-4"]
-    assert len(runs) == 2 * len(STUDIES["methods"].runs)
+    assert len(runs) == 2 * 2
     for piece in runs:
         name, seed = piece.directory.name.rsplit("-", 1)
         config = load_config(piece.recipe, piece.overrides)
@@ -53,38 +49,142 @@ def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None
         assert (config.loop.iterations, config.method) == (9, name)
 
 
-def test_differences_are_paired_over_questions_and_seeds(tmp_path: Path) -> None:
-    """Two questions, two seeds, four responses: means, gains and leads by hand, for the unlabeled file alone."""
-    study = Study("Which?", {"tempo": (), "ttrl": ()})
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with the results of two methods over two seeds: two questions, four responses to each.
+
+    TEMPO of seed 1 has the better critic and gains more.
+    """
+    directory = tmp_path_factory.mktemp("study")
     for seed in (0, 1):
         for name, final in (("tempo", [1, 1, 1, seed]), ("ttrl", [1, 0, 0, 0])):
-            run = tmp_path / f"{name}-{seed}"
-            write_samples(run, 0, {"unlabeled.jsonl:a": [1, 0, 0, 0], "unlabeled.jsonl:b": [0, 0, 0, 0]})
-            write_samples(run, 5, {"unlabeled.jsonl:a": final, "unlabeled.jsonl:b": [0, 0, 0, seed]})
-            metrics = {"iteration": 0, "evaluation/unlabeled/avg@2": 0.5, "evaluation/unlabeled/pass@2": 0.5}
-            metrics |= {
-                "evaluation/held_out/avg@2": 0.5,
-                f"{ROLLOUTS}/reward_auroc_within_prompts": 0.5,
-            }
-            (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    text = reproduce.write_results(tmp_path, "which", study, [0, 1], 2)
-    results = json.loads((tmp_path / "which.json").read_text())
+            run = directory / f"{name}-{seed}"
+            write_responses(run, 0, {"unlabeled.jsonl:a": [1, 0, 0, 0], "unlabeled.jsonl:b": [0, 0, 0, 0]})
+            write_responses(run, 5, {"unlabeled.jsonl:a": final, "unlabeled.jsonl:b": [0, 0, 0, seed]})
+            metrics = {f"evaluation/{measure}": 0.5 for measure in ("unlabeled/avg@2", "unlabeled/pass@2")}
+            lines = [
+                {"iteration": 0, "evaluation/held_out/avg@2": 0.5, **metrics},
+                {"iteration": 1, AUROC: 0.6 + 0.2 * seed},
+                {"iteration": 2, AUROC: 0.1},
+                {"iteration": 5, **metrics},
+            ]
+            write_lines(run / "metrics.jsonl", lines)
+            facts = {"device": f"GPU {name}", "commit": "abc", "versions": "torch 2", "model": "m"}
+            (run / "environment.json").write_text(json.dumps(facts))
+    runs = Study("Which?", {"tempo": (), "ttrl": ()}, compares_critics=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "draw", lambda *_: [])  # tests/end_to_end/test_reproduce.py draws the panels
+        reproduce.write_results(directory, "which", runs, [0, 1], 2)
+    return directory
+
+
+def test_differences_are_paired_over_questions_and_seeds(study: Path) -> None:
+    """Means, gains and leads by hand, for the unlabeled file alone."""
+    results = json.loads((study / "which.json").read_text())
     tempo, ttrl = (results[name]["unlabeled"]["avg@4"] for name in ("tempo", "ttrl"))
     assert tempo["value"]["seeds"] == [0.375, 0.625] and tempo["value"]["mean"] == 0.5
     assert tempo["gain"]["mean"] == pytest.approx(0.5 - 0.125)
     assert ttrl["lead"]["seeds"] == [0.25, 0.375] and "lead" not in tempo
     assert results["start"]["unlabeled"]["pass@2"]["value"]["mean"] == pytest.approx(0.25)
     assert ttrl["lead"]["low"] <= ttrl["lead"]["mean"] <= ttrl["lead"]["high"]
-    assert "| tempo | 50.0 / 62.5 |" in text and "| start | 12.5 / 25.0 |" in text
-    assert len(list((tmp_path / "figures" / "which").glob("*.png"))) == 4
+
+
+def test_a_page_has_question_table_verdicts_and_stops_and_figures_lie_beside_it(study: Path) -> None:
+    """Each run has a line that says of gain and lead whether the interval excludes 0."""
+    page = (study / "which.md").read_text()
+    question, _, about, _, *table = page.splitlines()
+    assert (question, table[0]) == ("## Which?", "| % | unlabeled avg@4 | unlabeled pass@2 |")
+    assert about == "Seeds 0, 1. Device: GPU tempo, GPU ttrl; commit: abc; versions: torch 2."
+    assert table[2].startswith("| start | 12.5 [")
+    tempo, ttrl = [line for line in page.splitlines() if line.startswith("- **")]
+    assert tempo.startswith("- **tempo**, `unlabeled`, from the start: avg@4 +37.5 [") and "Lead" not in tempo
+    assert "Lead of tempo: avg@4 +31.2 [" in ttrl and ttrl.count("includes 0") + ttrl.count("excludes 0") == 4
+    assert "| ttrl | 50.0 | 0, 0 | 50.0 | 88%, 75% | never | 0.0 | 0.0 | not selected |" in page
+    assert {path.name for path in (study / "figures" / "which").iterdir()} == {
+        "trajectories.svg",
+        "critic-at-start.svg",
+    }
+
+
+def test_a_study_of_critics_sets_gains_against_the_first_auroc(study: Path) -> None:
+    """One point a run, from its first M-step. A worse critic and no gain are at 0.6, so that all gain from 0.8 on."""
+    critic = json.loads((study / "which.json").read_text())["critic_at_start"]
+    assert [list(point.values()) for point in critic["points"]] == [
+        ["tempo", "tempo-0", 0.6, 0.25],
+        ["tempo", "tempo-1", 0.8, 0.5],
+        ["ttrl", "ttrl-0", 0.6, 0.0],
+        ["ttrl", "ttrl-1", 0.8, 0.125],
+    ]
+    assert critic["rank_correlation"] == pytest.approx(0.447, abs=1e-3)
+    assert critic["gains_from"] == 0.8 and "All runs from 0.80 on gain." in (study / "which.md").read_text()
+
+
+def test_two_directories_agree_where_metrics_do_and_time_does_not_count(tmp_path: Path) -> None:
+    """A difference names run, line and metric. A run that one directory lacks is a difference too."""
+    study, first, second = Study("Which?", {"tempo": ()}), tmp_path / "first", tmp_path / "second"
+    for directory, seconds in ((first, 1.0), (second, 2.0)):
+        for run in ("start-0", "tempo-0"):
+            write_lines(
+                directory / run / "metrics.jsonl", [{"iteration": 1, "critic/loss": 0.5, "seconds/save": seconds}]
+            )
+            (directory / run / "summary.json").write_text("{}")
+    assert reproduce.differences(first, second, study, [0]) == []
+    write_lines(second / "tempo-0" / "metrics.jsonl", [{"iteration": 1, "critic/loss": 0.25}])
+    assert reproduce.differences(first, second, study, [0]) == ["tempo-0: line 1: critic/loss: 0.25 -> 0.5"]
+    (second / "start-0" / "summary.json").unlink()
+    assert reproduce.differences(first, second, study, [0])[0] == f"{second / 'start-0'}: the run is not complete"
 
 
 def test_seeds_with_other_questions_are_refused(tmp_path: Path) -> None:
     for seed, prompt in enumerate(("a", "b")):
         for iteration in (0, 1):
-            write_samples(tmp_path / f"tempo-{seed}", iteration, {f"unlabeled.jsonl:{prompt}": [1, 0]})
+            write_responses(tmp_path / f"tempo-{seed}", iteration, {f"unlabeled.jsonl:{prompt}": [1, 0]})
     with pytest.raises(ValueError, match="different questions"):
-        reproduce.compare({"tempo": [tmp_path / "tempo-0", tmp_path / "tempo-1"]}, "tempo", 2)
+        compare({"tempo": [tmp_path / "tempo-0", tmp_path / "tempo-1"]}, "tempo", 2)
+
+
+def test_runs_with_other_questions_have_a_reference_of_their_own(tmp_path: Path) -> None:
+    """The shifts have their own questions: PPO there is compared with TEMPO there, in a table of their own."""
+    sources = {"tempo": ["u"], "shift_none": ["n"], "ppo": ["u"], "ppo_shift_none": ["n"]}
+    assert references_of(sources, "tempo") == {
+        "tempo": "tempo",
+        "ppo": "tempo",
+        "shift_none": "shift_none",
+        "ppo_shift_none": "shift_none",
+    }
+    study = Study("How far?", {"ppo": (), "tempo": (), "shift": (), "ppo_shift": ()})
+    for name in study.runs:
+        source = "none_unlabeled" if "shift" in name else "unlabeled"
+        run = tmp_path / f"{name}-0"
+        for iteration in (0, 1):
+            grades = [1, iteration] if "ppo" not in name else [0, iteration]
+            write_responses(run, iteration, {f"{source}.jsonl:{question}": grades for question in "ab"})
+    results = compare({name: [tmp_path / f"{name}-0"] for name in study.runs}, "tempo", 2)
+    assert results["ppo_shift"]["none_unlabeled"]["avg@2"]["lead"]["mean"] == 0.5
+    assert results["ppo"]["unlabeled"]["avg@2"]["lead"]["mean"] == 0.5
+    assert results["start"].keys() == {"unlabeled", "none_unlabeled"}
+    tables = summary_tables(results).split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == [
+        "| % | unlabeled avg@2 | unlabeled pass@2 |",
+        "| % | none_unlabeled avg@2 | none_unlabeled pass@2 |",
+    ]
+    assert [line.split(" | ")[0] for line in tables[1].splitlines()[2:]] == ["| start", "| shift", "| ppo_shift"]
+
+
+def test_no_critic_is_good_enough_where_the_best_one_loses(tmp_path: Path) -> None:
+    """The lowest AUROC from which on all runs gain, by hand; ties count as one quality."""
+    gains = {"a": 0.1, "b": -0.1, "c": 0.2, "d": 0.3}
+    aurocs = {"a": 0.5, "b": 0.6, "c": 0.7, "d": 0.8}
+    for name, auroc in aurocs.items():
+        write_lines(tmp_path / name / "metrics.jsonl", [{"iteration": 1, AUROC: auroc}])
+
+    def of(names: str) -> dict[str, Any]:
+        runs = {name: [tmp_path / name] for name in names}
+        return critic_at_start(runs, {name: {"u": {"avg@2": {"gain": {"seeds": [gains[name]]}}}} for name in names})
+
+    assert of("abcd")["gains_from"] == 0.7
+    assert of("ab")["gains_from"] is None
+    assert of("a")["rank_correlation"] is None
 
 
 def test_a_directory_with_runs_needs_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,11 @@
-"""Compares variants of a run from the same start over seeds. One command makes the runs, the tables and the figures.
+"""Compares training in bf16 with training in FP8, with bf16 rollouts, from the same start over seeds.
 
-usage: python tools/compare_runs.py DIRECTORY [--variants methods] [--recipe recipes/demo.yaml] [--seeds 0,1,2]
+usage: python tools/compare_precisions.py DIRECTORY [--recipe recipes/demo.yaml] [--seeds 0,1,2]
        [--jobs 1] [--gpus 0,1] [--delay 0] [key=value ...]
 
-For each seed, one run makes the start: the recipe's stages before the loop. Each variant continues from that run's
+For each seed, one run makes the start: the recipe's stages before the loop. Each precision continues from that run's
 policy and critic. The same command resumes unfinished runs. DIRECTORY gets comparison.md, comparison.json and
-figures/.
-
-`--variants methods`: each method trains the policy on 256 rollouts an iteration. Methods that compare a prompt's
-responses with each other take 8 of 32 prompts, the others 2 of 128. TEMPO's critic also learns from the recipe's
-labeled rollouts.
-`--variants precisions`: training in bf16 and in FP8, with bf16 rollouts.
+figures/. `tools/reproduce.py` compares methods.
 """
 
 from __future__ import annotations
@@ -23,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from comparison.drawing import variant_panels
+from comparison.drawing import mean_panels
 from comparison.runs import Piece, Slots, train_all
-from comparison.samples import curve, grades_by_question, mean_grade, pass_rate
+from comparison.samples import curve, evaluations, grades_by_question, mean_grade, pass_rate
 
 from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.metrics.bootstrap import confidence_interval
@@ -33,27 +28,19 @@ from tempo_megatron.report.panels import Section
 from tempo_megatron.report.png import write_figures
 
 K = 8
-GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
 DIFFERENCE = "generation/exp_log_prob_difference_mean"
 AVERAGED_ITERATIONS = 10
 """Number of first and of last iterations that the table of log-prob differences averages."""
 
-Variants = dict[str, tuple[str, ...]]
-"""Maps a variant's name to its settings."""
-VARIANTS: dict[str, Variants] = {
-    "methods": {
-        "tempo": ("method=tempo",),
-        "frozen_critic": ("method=frozen_critic",),
-        "ttrl": ("method=ttrl", *GROUPS),
-        "empo": ("method=empo", *GROUPS),
-        "ppo": ("method=ppo", "loop.labeled_prompts=128"),
-    },
-    "precisions": {"bf16": ("model.fp8=none",), "fp8": ("model.fp8=tensorwise",)},
-}
+Precisions = dict[str, tuple[str, ...]]
+"""Maps a precision's name to its settings."""
+PRECISIONS: Precisions = {"bf16": ("model.fp8=none",), "fp8": ("model.fp8=tensorwise",)}
 
 
-def compare(options: argparse.Namespace, variants: Variants, seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """Makes all runs, first the starts and then the variants. Raises ExceptionGroup once all have ended."""
+def compare(
+    options: argparse.Namespace, precisions: Precisions, seeds: Sequence[int], overrides: Sequence[str]
+) -> None:
+    """Makes all runs, first the starts and then the precisions. Raises ExceptionGroup once all have ended."""
     gpus = tuple(options.gpus.split(",")) if options.gpus else ()
     slots = Slots(options.jobs, gpus, options.delay)
 
@@ -70,20 +57,23 @@ def compare(options: argparse.Namespace, variants: Variants, seeds: Sequence[int
         ]
 
     train_all([piece("start", seed, [*overrides, "loop.iterations=0"]) for seed in seeds], slots)
-    variant_runs = [(name, seed, settings) for seed in seeds for name, settings in variants.items()]
+    precision_runs = [(name, seed, settings) for seed in seeds for name, settings in precisions.items()]
     train_all(
-        [piece(name, seed, [*settings, *overrides, *after_start(seed)]) for name, seed, settings in variant_runs], slots
+        [piece(name, seed, [*settings, *overrides, *after_start(seed)]) for name, seed, settings in precision_runs],
+        slots,
     )
 
 
-def summary(runs: Sequence[Path], evaluation: str, question_set: str) -> dict[str, tuple[float, float, float]]:
+def summary(runs: Sequence[Path], evaluation: int, question_set: str) -> dict[str, tuple[float, float, float]]:
     """Returns avg@8 and pass@8 as (mean, low, high) with 95% intervals over questions.
 
-    Each question is averaged over the runs that have it.
+    `evaluation` is an index of the run's evaluations, such as -1 for the last. Each question is averaged over the runs
+    that have it.
     """
     by_question: dict[str, list[list[float]]] = {}
     for run in runs:
-        for prompt, grades in grades_by_question(run, evaluation)[question_set].items():
+        file = list(evaluations(run).values())[evaluation]
+        for prompt, grades in grades_by_question(file)[question_set].items():
             by_question.setdefault(prompt, []).append(grades)
     measures = {
         f"avg@{K}": mean_grade,
@@ -97,17 +87,17 @@ def summary(runs: Sequence[Path], evaluation: str, question_set: str) -> dict[st
     return summary_by_measure
 
 
-def table(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    """Returns a row for each variant and set: means over seeds with intervals, and each seed's avg@8."""
+def table(directory: Path, precisions: Precisions, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Returns a row for each precision and set: means over seeds with intervals, and each seed's avg@8."""
     lines = [
-        f"| variant | set | avg@{K} | pass@{K} | avg@{K} of seeds {', '.join(map(str, seeds))} |",
+        f"| precision | set | avg@{K} | pass@{K} | avg@{K} of seeds {', '.join(map(str, seeds))} |",
         "|---|---|---|---|---|",
     ]
     results: dict[str, Any] = {}
     for question_set in ("unlabeled", "held_out"):
-        for name in ("start", *variants):
+        for name in ("start", *precisions):
             runs = [directory / f"{name}-{seed}" for seed in seeds]
-            evaluation = "initial" if name == "start" else "final"
+            evaluation = 0 if name == "start" else -1
             measures = summary(runs, evaluation, question_set)
             by_seed = [summary([run], evaluation, question_set)[f"avg@{K}"][0] for run in runs]
             results[f"{name}/{question_set}"] = {**measures, "seeds": by_seed}
@@ -117,18 +107,18 @@ def table(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[st
     return "\n".join(lines) + "\n", results
 
 
-def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
-    """Returns a row for each variant and seed about exp|log-prob of the generator - log-prob of the trainer|.
+def trends(directory: Path, precisions: Precisions, seeds: Sequence[int]) -> tuple[str, dict[str, Any]]:
+    """Returns a row for each precision and seed about exp|log-prob of the generator - log-prob of the trainer|.
 
     A row has the mean over the first and over the last iterations, and the rise of a fitted line in ten iterations.
     """
     lines = [
-        f"| variant | seed | mean of exp(log-prob difference), first {AVERAGED_ITERATIONS} "
+        f"| precision | seed | mean of exp(log-prob difference), first {AVERAGED_ITERATIONS} "
         f"| last {AVERAGED_ITERATIONS} | rise in 10 iterations |",
         "|---|---|---|---|---|",
     ]
     results: dict[str, Any] = {}
-    for name in variants:
+    for name in precisions:
         for seed in seeds:
             points = curve(directory / f"{name}-{seed}", DIFFERENCE)
             values = [value for _, value in points]
@@ -139,11 +129,11 @@ def trends(directory: Path, variants: Variants, seeds: Sequence[int]) -> tuple[s
     return "\n".join(lines) + "\n", results
 
 
-def curves(directory: Path, variants: Variants, seeds: Sequence[int]) -> Section:
-    """Returns panels of avg@8 on unlabeled questions and of log-prob differences: a line for each variant."""
-    runs = {name: [directory / f"{name}-{seed}" for seed in seeds] for name in variants}
-    accuracy = variant_panels(runs, f"evaluation/unlabeled/avg@{K}", f"avg@{K} on unlabeled questions", share=True)
-    differences = variant_panels(runs, DIFFERENCE, "mean of exp|log-prob of generator - of trainer|", share=False)
+def curves(directory: Path, precisions: Precisions, seeds: Sequence[int]) -> Section:
+    """Returns panels of avg@8 on unlabeled questions and of log-prob differences: a line for each precision."""
+    runs = {name: [directory / f"{name}-{seed}" for seed in seeds] for name in precisions}
+    accuracy = mean_panels(runs, f"evaluation/unlabeled/avg@{K}", f"avg@{K} on unlabeled questions", share=True)
+    differences = mean_panels(runs, DIFFERENCE, "mean of exp|log-prob of generator - of trainer|", share=False)
     return Section("comparison", "", [*accuracy, *differences])
 
 
@@ -151,7 +141,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.yaml"))
-    parser.add_argument("--variants", choices=VARIANTS, default="methods")
     parser.add_argument("--seeds", default="0,1,2", help="seeds with commas between them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--gpus", default="", help="GPU numbers with commas: each run gets a free one")
@@ -163,13 +152,12 @@ def main() -> None:
     )
     options, overrides = parser.parse_known_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
-    variants = VARIANTS[options.variants]
-    compare(options, variants, seeds, overrides)
-    text, results = table(options.directory, variants, seeds)
-    rises, differences = trends(options.directory, variants, seeds)
+    compare(options, PRECISIONS, seeds, overrides)
+    text, results = table(options.directory, PRECISIONS, seeds)
+    rises, differences = trends(options.directory, PRECISIONS, seeds)
     (options.directory / "comparison.md").write_text(f"{text}\n{rises}")
     (options.directory / "comparison.json").write_text(json.dumps(results | differences, indent=2) + "\n")
-    write_figures([curves(options.directory, variants, seeds)], options.directory / "figures")
+    write_figures([curves(options.directory, PRECISIONS, seeds)], options.directory / "figures")
     print(f"{text}\n{rises}")
 
 
