@@ -23,6 +23,7 @@ class ExpertLoad:
 
     def __init__(self, chunks: Sequence[Any], device: torch.device) -> None:
         transformer = chunks[0].config
+        self._transformer, self._coefficient = transformer, 0.0
         self._experts_per_token = transformer.moe_router_topk
         self._counts: Tensor | None = None
         """The tokens of each expert on this rank, [layers, experts] int64."""
@@ -32,13 +33,24 @@ class ExpertLoad:
             return
         sizes = (transformer.num_layers, transformer.num_moe_experts)
         self._counts = counts = torch.zeros(sizes, dtype=torch.int64, device=device)
-        if transformer.moe_aux_loss_coeff:
+        self._coefficient = transformer.moe_aux_loss_coeff
+        if self._coefficient:
             self._loss_sums = torch.zeros(2, device=device)
         for layer in itertools.chain(*(chunk.decoder.layers for chunk in chunks)):
             router = getattr(getattr(layer, "mlp", None), "router", None)
             if router is not None:
                 router.register_forward_hook(_counting_hook(counts[layer.layer_number - 1]))
                 router.loss_sums = self._loss_sums
+
+    def weigh_loss(self, micro_batches: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Lets the next step average the load-balancing loss over the micro-batches that have rows.
+
+        `micro_batches` are the rows of each micro-batch of each data-parallel rank. megatron-core divides by the number
+        of all, but one without rows has no loss.
+        """
+        if self._coefficient:
+            filled = [bool(rows) for groups in micro_batches for rows in groups]
+            self._transformer.moe_aux_loss_coeff = self._coefficient * len(filled) / sum(filled)
 
     def take_metrics(self) -> dict[str, float]:
         """Returns the shares of tokens of the busiest and the idlest expert of any layer, and the mean load-balancing

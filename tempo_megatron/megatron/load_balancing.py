@@ -19,7 +19,7 @@ class BalancedRouter(TopKRouter):
     With E experts, k for each token, the loss of a micro-batch is coefficient * E * sum over experts of f P (Switch
     Transformer, arXiv 2101.03961). f is the share of its k T routes that go to the expert by the router's own choice,
     P the expert's mean probability over its T tokens. It is the coefficient if all experts are alike. Tokens are those
-    of all TP and CP ranks. The micro-batches of a step are averaged, each with the same weight.
+    of all TP and CP ranks. The micro-batches of a step that have rows are averaged, each with the same weight.
     """
 
     loss_sums: Float32[Tensor, " 2"] | None = None

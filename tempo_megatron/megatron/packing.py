@@ -233,19 +233,21 @@ def pack(batch: Batch, indices: Sequence[int], rule: PackingRule, cp_rank: int =
         target=present.flatten().nonzero()[:, 0],
         preceded=positions.expand(rows.rows, -1)[present].nonzero()[:, 0],
         padding=padding[local],
-        routes=_pack_routes(rows.routes, starts, rule.experts)[local] if rows.routes else None,
+        routes=_pack_routes(rows.routes or (), batch.routes[0], starts, rule.experts)[local] if batch.routes else None,
     )
 
 
-def _pack_routes(routes: Sequence[Tensor], starts: Tensor, experts: int) -> Tensor:
+def _pack_routes(routes: Sequence[Tensor], like: Tensor, starts: Tensor, experts: int) -> Tensor:
     """Returns the routes of packed rows over all ranks, [tokens, layers, experts per token].
 
-    The last token of a row and padding have none, and no loss depends on their experts. They are spread evenly over all
-    experts: token t gets k t to k t + k - 1 modulo `experts`, which differ.
+    `like` has the layers, experts per token and dtype. A micro-batch without rows has routes too: otherwise its routers
+    would replay those of the micro-batch before it. The last token of a row and padding have none, and no loss depends
+    on their experts. They are spread evenly over all experts: token t gets k t to k t + k - 1 modulo `experts`, which
+    differ.
     """
-    layers, experts_per_token = routes[0].shape[1:]
+    layers, experts_per_token = like.shape[1:]
     spread = torch.arange(int(starts[-1]) * experts_per_token).view(-1, 1, experts_per_token) % experts
-    packed = spread.to(routes[0].dtype).expand(-1, layers, -1).contiguous()
+    packed = spread.to(like.dtype).expand(-1, layers, -1).contiguous()
     for start, row in zip(starts.tolist(), routes, strict=False):
         packed[start : start + len(row)] = row
     return packed

@@ -316,6 +316,7 @@ class Trainer(MegatronModel):
             for chunk in self.wrapped_chunks:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
+        self.expert_load.weigh_loss(self.rule.deal(batch.lengths.tolist(), self.topology.data_size))
         rows = self._run(batch, score, loss, forward_only=False)
         with cpu.accelerator_names():
             self.optimizer.prepare_grads()

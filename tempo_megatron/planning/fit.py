@@ -53,7 +53,7 @@ def _gpu_count_problems(run: PlannedRun) -> Iterator[str]:
         yield f"generation.tensor_parallel_size: {replica} does not divide {gpus} GPUs"
     if run.layout.tensor > run.machine.gpus_per_node:
         yield f"parallel.tensor_model_parallel_size: {run.layout.tensor} is more than the GPUs of a node"
-    yield from replica_problems(replica, run.settings)
+    yield from replica_problems(run.config, run.settings)
 
 
 def _device_problems(run: PlannedRun) -> Iterator[str]:

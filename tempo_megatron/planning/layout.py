@@ -145,12 +145,15 @@ def expert_setting_problems(config: Config, settings: BackboneSettings) -> Itera
         )
 
 
-def replica_problems(replica: int, settings: BackboneSettings) -> Iterator[str]:
+def replica_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield what the ranks of one vLLM replica cannot share.
 
-    vLLM would copy KV heads to the surplus ranks, and the check of synced weights does not support copies.
+    vLLM would copy KV heads to the surplus ranks, and the check of synced weights does not support copies. An unset
+    size is TP, whose own check leaves the channels of experts out: training does not divide them.
     """
-    counts = {"attention heads": settings.num_attention_heads, "KV heads": settings.num_query_groups}
+    size = config.generation.tensor_parallel_size
+    replica = size or config.parallel.tensor_model_parallel_size
+    counts = {"attention heads": settings.num_attention_heads, "KV heads": settings.num_query_groups} if size else {}
     if settings.experts:
         counts["channels of an expert"] = settings.experts.ffn_hidden_size
     undivided = [f"{count} {name}" for name, count in counts.items() if replica > 0 and count % replica]

@@ -133,11 +133,12 @@ class Report:
 
 
 def enough_for_layout(good: Sequence[str], ranks: Mapping[str, int], config: Config) -> list[str]:
-    """Returns the first good nodes, as many as TP x PP x CP and vLLM's replicas can be laid out on; none if too few."""
+    """Returns the first good nodes, as many as the layout and vLLM's replicas fit on; none if too few."""
     parallel = config.parallel
     tensor_ranks = parallel.tensor_model_parallel_size
     model_ranks = tensor_ranks * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    unit = math.lcm(model_ranks, config.generation.tensor_parallel_size or tensor_ranks)
+    expert_ranks = parallel.expert_model_parallel_size * parallel.pipeline_model_parallel_size
+    unit = math.lcm(model_ranks, expert_ranks, config.generation.tensor_parallel_size or tensor_ranks)
     for count in range(len(good), 0, -1):
         if sum(ranks[node] for node in good[:count]) % unit == 0:
             return list(good[:count])

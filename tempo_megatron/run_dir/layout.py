@@ -46,7 +46,8 @@ _MAY_CHANGE = (
     "generation.replay",
     "faults.",
 )
-"""The settings, and prefixes of settings, that a run may change when it resumes: they do not change its results."""
+"""The settings, and prefixes of settings, that a run may change when it resumes: they do not change its results, except
+that the load-balancing loss (`aux_loss_coefficient`) depends on which rows share a micro-batch."""
 
 
 def create_run_directory(config: Config) -> None:

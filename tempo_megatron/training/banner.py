@@ -38,6 +38,7 @@ def run_facts(config: Config, topology: Topology) -> dict[str, str]:
         "model": config.model.hf_path,
         "layout": f"TP {topology.tensor_size} x CP {topology.context_size} x PP {topology.pipeline_size} "
         f"x DP {topology.data_size}"
+        + (f", VPP {chunks}" if (chunks := config.parallel.virtual_pipeline_model_parallel_size) > 1 else "")
         + (f", EP {topology.expert_size}" if topology.expert_size > 1 else "")
         + (", sequence parallel" if config.parallel.sequence_parallel else ""),
         "precision": config.model.precision.value

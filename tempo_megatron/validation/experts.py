@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tempo_megatron.config import Config, ReplayedRoutes
+from tempo_megatron.config import Config, CriticTraining, ReplayedRoutes
 from tempo_megatron.conversion.mapping import BackboneSettings
 
 _KEY = "policy.router_replay"
@@ -16,6 +16,8 @@ def expert_training_problems(config: Config, settings: BackboneSettings) -> Iter
     for name, learning in (("policy", config.policy), ("critic", config.critic)):
         if learning.aux_loss_coefficient and not settings.experts:
             yield f"{name}.aux_loss_coefficient: needs a model with experts; this one has none"
+    if config.critic.aux_loss_coefficient and config.critic.training is CriticTraining.none:
+        yield "critic.aux_loss_coefficient: needs a critic; critic.training is none"
 
 
 def generator_problems(settings: BackboneSettings) -> Iterator[str]:

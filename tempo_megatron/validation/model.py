@@ -65,7 +65,7 @@ def _directory_problems(config: Config) -> Iterator[str]:
         yield f"data.max_prompt_tokens + generation.max_response_tokens: {tokens}, the model's context is {context}"
     yield from divisibility_problems(config.parallel, settings)
     yield from window_problems(config.parallel, settings)
-    yield from replica_problems(config.generation.tensor_parallel_size, settings)
+    yield from replica_problems(config, settings)
     yield from _fp8_problems(config, settings)
     yield from numerics_problems(config, settings)
     yield from expert_training_problems(config, settings)

@@ -25,13 +25,13 @@ LAYOUTS = {
     "micro-batches": (1, ROWS, (ALONE,)),
     "experts recomputed": (1, ROWS, (ALONE, "model.recompute=mlp")),
     "all recomputed": (1, ROWS, (ALONE, "model.recompute=full")),
-    "EP2 with an empty micro-batch": (2, ROWS + 1, (ALONE, EP2)),
+    "EP2 with an empty micro-batch": (2, ROWS, (ALONE, EP2)),
     "TP2 with SP x EP2": (2, 1, (PACKED, *TP2, EP2)),
     "CP2 x EP2": (2, 1, (PACKED, EP2, "parallel.context_parallel_size=2")),
     "PP2": (2, ROWS, (ALONE, "parallel.pipeline_model_parallel_size=2")),
-    "PP2 x VPP2": (2, ROWS + ROWS % 2, (ALONE, *PP2_VPP2)),
+    "PP2 x VPP2": (2, ROWS, (ALONE, *PP2_VPP2)),
 }
-"""Name -> ranks, micro-batches of all ranks, settings. One micro-batch has all rows; several have one each, or none.
+"""Name -> ranks, micro-batches with rows, settings. One micro-batch has all rows; several have one each, or none.
 Under tensor and context parallelism rows are padded."""
 
 

@@ -36,10 +36,12 @@ LAYOUTS = {
     "TP2 with SP x EP2": (SMALL, EP2, *TP2, REPLAY),
     "CP2 x EP2": (SMALL, EP2, "parallel.context_parallel_size=2", REPLAY),
     "PP2": (SMALL, "parallel.pipeline_model_parallel_size=2", "model.recompute=full", REPLAY),
-    "PP2 x VPP2": (
-        SMALL,
+    "EP2 with an empty micro-batch": (ALONE, EP2, REPLAY),
+    "PP2 x VPP2 with an empty micro-batch": (
+        ALONE,
         "parallel.pipeline_model_parallel_size=2",
         "parallel.virtual_pipeline_model_parallel_size=2",
+        "model.recompute=full",
         REPLAY,
     ),
 }

@@ -72,6 +72,8 @@ def test_routes_follow_their_tokens(context_size: int, multiple: int, dtype: tor
         assert torch.equal(part.routes[~read].long(), spread[:, None].expand(-1, 3, 2))
         routed += int(read.sum())
     assert routed == sum(map(len, routes))
+    empty = pack(batch, [], packing, 0, context_size).routes
+    assert empty is not None and empty.shape == (len(empty), 3, 2) and len(empty) > 0
 
 
 @pytest.mark.parametrize(("least", "tokens"), [(1, 16), (16, 16), (17, 32), (512, 512)])

@@ -49,6 +49,22 @@ def test_a_load_balancing_loss_needs_experts(recipe: Path) -> None:
     ]
 
 
+def test_the_loss_of_a_critic_needs_a_critic(tmp_path: Path, demo_model: Path, recipe: Path) -> None:
+    arguments = ("qwen3-moe", tmp_path / "model", demo_model, recipe, "critic.aux_loss_coefficient=0.1")
+    assert problems_of(*arguments) == []
+    reason = "critic.aux_loss_coefficient: needs a critic; critic.training is none"
+    assert reason in problems_of(*arguments, "method=ttrl", "critic.training=none")
+
+
+def test_replicas_of_unset_size_must_divide_the_channels_of_experts(
+    tmp_path: Path, demo_model: Path, recipe: Path
+) -> None:
+    """Training divides no expert over tensor-parallel ranks, so only the generator would fail."""
+    layout = ("parallel.processes_per_node=64", "parallel.tensor_model_parallel_size=64")
+    problems = problems_of("qwen3-moe", tmp_path / "model", demo_model, recipe, *layout)
+    assert any("channels of an expert" in problem for problem in problems)
+
+
 def test_biases_that_the_generator_ignores_are_refused(tmp_path: Path, demo_model: Path, recipe: Path) -> None:
     """Protects from responses of a model without these biases."""
     problems = problems_of("qwen3-moe-step", tmp_path / "model", demo_model, recipe)
