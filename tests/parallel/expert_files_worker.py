@@ -11,28 +11,17 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from tempo_megatron.config import GenerationConfig, Numerics, load_config
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_config, hf_files
-from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.requests import Request
 from tempo_megatron.megatron import topology
-from tests.parallel.expert_generation_worker import Routed, check
+from tests.parallel.expert_generation_worker import Routed, check, start_generator
 
 
 def main(path: str) -> None:
     torch.set_num_threads(1)
     topology.initialize(load_config(None, []).parallel, seed=0)
-    generator = Generator(
-        Path(path),
-        GenerationConfig(max_num_seqs=8, kv_cache_gib=0.05),
-        tensor_parallel_size=1,
-        max_model_len=64,
-        dtype=torch.float32,
-        eos_token_ids=[1],
-        seed=0,
-        numerics=Numerics.default,
-        returns_routes=True,
-    )
+    generator = start_generator(Path(path))
     prompts = [tuple(3 + (7 * i + n) % 50 for i in range(9 + n)) for n in range(4)]
     requests = [Request(prompts[n % 4], 1000 + n, 8, 1.0, 1.0, needs_routes=True) for n in range(12)]
     experts = hf_config.backbone_settings(hf_files.read_config(Path(path))).experts
