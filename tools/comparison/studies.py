@@ -15,8 +15,10 @@ VOTES = ("loop.unlabeled_prompts=16", "loop.samples_per_prompt=16", "loop.votes_
 LABELED = ("loop.labeled_prompts=64",)
 """As many rollouts for the M-step as unlabeled methods have."""
 LABELED_GROUPS = ("loop.labeled_prompts=32", "loop.samples_per_prompt=8")
-RLVR = ("policy.optimizer.learning_rate=1.0e-4",)
-"""The start's learning rate."""
+RLVR = ("policy.optimizer.learning_rate=1.0e-4", "policy.kl_coefficient=0")
+"""The start's learning rate, and no anchor, as at the start."""
+NO_ANCHOR = ("policy.kl_coefficient=0",)
+GATE = ("loop.gate=0.9",)
 
 
 def _labeled(name: str) -> Settings:
@@ -83,6 +85,23 @@ STUDIES: dict[str, Study] = {
             **TEMPO,
             **{f"interval_{interval}": ("method=tempo", f"loop.e_step_interval={interval}") for interval in (2, 4, 8)},
             **FROZEN,
+        },
+    ),
+    "anchors": Study(
+        "How near to its start must the policy stay?",
+        {
+            **TEMPO,
+            "no_anchor": ("method=tempo", *NO_ANCHOR),
+            "strong_anchor": ("method=tempo", "policy.kl_coefficient=0.2"),
+        },
+    ),
+    "gates": Study(
+        "Does a gate on the critic replace the anchor, or add to it?",
+        {
+            **TEMPO,
+            "gate": ("method=tempo", *GATE),
+            "no_anchor": ("method=tempo", *NO_ANCHOR),
+            "gate_no_anchor": ("method=tempo", *GATE, *NO_ANCHOR),
         },
     ),
     "shares": Study(
