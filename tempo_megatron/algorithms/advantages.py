@@ -67,7 +67,7 @@ def group_relative_advantages(
     advantage is exactly 0 in a group of one, and in a group whose rewards are equal up to rounding. A reward that is
     not finite makes the advantage of its row NaN and is left out of its group.
     """
-    advantages = torch.where(rewards.isfinite(), 0.0, torch.nan)
+    advantages = torch.zeros_like(rewards).masked_fill(~rewards.isfinite(), torch.nan)
     for group in groups.unique():
         members = (groups == group) & rewards.isfinite()
         group_rewards = rewards[members]

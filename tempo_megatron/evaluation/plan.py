@@ -25,6 +25,7 @@ from tempo_megatron.evaluation.benchmarks import (
     read_benchmarks,
 )
 from tempo_megatron.evaluation.request import EvaluationRequest
+from tempo_megatron.planning.layout import KV_HEADS, undivided_by_replica
 from tempo_megatron.validation.experts import generator_problems
 
 _MODEL_FILES = (".json", ".safetensors", ".jinja", ".model")
@@ -144,13 +145,10 @@ def _model_problems(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
     if prompt_tokens + response_tokens > source.context:
         length = f"--max-response-tokens {response_tokens} + data.max_prompt_tokens {prompt_tokens}"
         yield f"{length}: the model's context is {source.context}"
-    experts = source.settings.experts
-    counts = {"attention heads": source.settings.num_attention_heads}
-    if experts:
-        counts["channels of an expert"] = experts.ffn_hidden_size
-    undivided = [f"{count} {name}" for name, count in counts.items() if count % _replica_size(config)]
+    replica_size = _replica_size(config)
+    undivided = undivided_by_replica(source.settings, replica_size, leave_out=[KV_HEADS])  # vLLM copies them.
     if undivided:
-        yield f"--tensor-parallel: {_replica_size(config)} does not divide the model's {', '.join(undivided)}"
+        yield f"--tensor-parallel: {replica_size} does not divide the model's {undivided}"
 
 
 def _layout_problems(config: Config) -> Iterator[str]:

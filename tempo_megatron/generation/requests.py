@@ -92,11 +92,13 @@ def gather_completions(
 
     Ranks exchange arrays, because tuples of long responses are millions of objects. vLLM's log-probs are fp32.
     """
-    completions = local.values()
+    # The tensor-parallel ranks of a replica have the same completions, so that each sends a part of them.
+    sent = sorted(local)[dist.get_rank() % tensor_size :: tensor_size]
+    completions = [local[number] for number in sent]
     ids = [token for completion in completions for token in completion.response_ids]
     log_probs = [value for completion in completions for value in completion.log_probs]
     packed = (
-        list(local),
+        sent,
         [len(completion.response_ids) for completion in completions],
         [completion.finish_reason for completion in completions],
         np.array(ids, dtype=np.int32),
@@ -105,13 +107,12 @@ def gather_completions(
         dict(figures),
     )
     parts: list[tuple] = [()] * dist.get_world_size()
-    # The tensor-parallel ranks of a replica have the same completions, so the first one alone sends them.
-    dist.all_gather_object(parts, packed if dist.get_rank() % tensor_size == 0 else ())
-    gathered, replica_figures = {}, []
-    for numbers, lengths, reasons, id_array, log_prob_array, all_routes, counts in parts[::tensor_size]:
+    dist.all_gather_object(parts, packed)
+    gathered = {}
+    for numbers, lengths, reasons, id_array, log_prob_array, all_routes, _ in parts:
         all_ids, all_log_probs, ends = id_array.tolist(), log_prob_array.tolist(), accumulate(lengths)
         for number, length, reason, routes, end in zip(numbers, lengths, reasons, all_routes, ends, strict=True):
             part = slice(end - length, end)
             gathered[number] = Completion(tuple(all_ids[part]), tuple(all_log_probs[part]), reason, routes)
-        replica_figures.append(counts)
+    replica_figures = [part[-1] for part in parts[::tensor_size]]
     return gathered, replica_figures

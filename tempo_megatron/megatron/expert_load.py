@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tempo_megatron.megatron.packing import DealtRows
+
 AUX_LOSS = "aux_loss"
 """The name of the load-balancing loss among the metrics of a model."""
 
@@ -42,14 +44,13 @@ class ExpertLoad:
                 router.register_forward_hook(_counting_hook(counts[layer.layer_number - 1]))
                 router.loss_sums = self._loss_sums
 
-    def weigh_loss(self, micro_batches: Sequence[Sequence[Sequence[int]]]) -> None:
+    def weigh_loss(self, dealt_rows: DealtRows) -> None:
         """Lets the next step average the load-balancing loss over the micro-batches that have rows.
 
-        `micro_batches` are the rows of each micro-batch of each data-parallel rank. megatron-core divides by the number
-        of all, but one without rows has no loss.
+        megatron-core divides by the number of all, but one without rows has no loss.
         """
         if self._coefficient:
-            filled = [bool(rows) for groups in micro_batches for rows in groups]
+            filled = [bool(rows) for micro_batches in dealt_rows for rows in micro_batches]
             self._transformer.moe_aux_loss_coeff = self._coefficient * len(filled) / sum(filled)
 
     def take_metrics(self) -> dict[str, float]:

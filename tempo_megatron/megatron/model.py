@@ -133,7 +133,9 @@ def transformer_config(
         gradient_accumulation_fusion=accelerators.apex_accumulates_gradients(),
         bias_activation_fusion=on_gpu and numerics is Numerics.default,
         use_te_activation_func=numerics is Numerics.exact,  # The layer spec then names the activation's module.
-        bias_dropout_fusion=on_gpu,
+        # Without a bias only the residual addition is left, which is one kernel already. torch.compile makes a variant
+        # for each length, gradients or none, and the strides of an embedding, until it reaches its limit.
+        bias_dropout_fusion=on_gpu and (settings.mlp_bias or settings.attention_bias),
         masked_softmax_fusion=False,
         apply_rope_fusion=on_gpu,
         persist_layer_norm=on_gpu,

@@ -21,6 +21,9 @@ from tempo_megatron.config import Config, Fp8, Numerics
 from tempo_megatron.megatron.batch import Batch, to_device
 from tempo_megatron.megatron.topology import Topology
 
+DealtRows = list[list[list[int]]]
+"""The row indices of each micro-batch of each data-parallel rank."""
+
 
 @dataclass(frozen=True)
 class PackingRule:
@@ -49,7 +52,7 @@ class PackingRule:
         """Returns the FLOPs of a sequence, in units of one token without attention."""
         return length * (1 + self.attention_cost * length)
 
-    def deal(self, lengths: Sequence[int], ranks: int) -> list[list[list[int]]]:
+    def deal(self, lengths: Sequence[int], ranks: int) -> DealtRows:
         """Returns the row indices of each micro-batch of each rank.
 
         There are as few micro-batches as budget and `count_multiple` allow, and equally many per rank. Sequences are
@@ -64,7 +67,7 @@ class PackingRule:
         while (bins := self._fill(order, lengths, count)) is None:
             count += step
         bins.sort(key=lambda rows: -sum(self.cost(lengths[row]) for row in rows))
-        assigned: list[list[list[int]]] = [[] for _ in range(ranks)]
+        assigned: DealtRows = [[] for _ in range(ranks)]
         costs = [(0.0, rank) for rank in range(ranks)]
         for start in range(0, count, ranks):
             cheapest = sorted(costs)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from tempo_megatron.config import Config, OptimizerConfig
 from tempo_megatron.megatron import cpu, offload
 from tempo_megatron.megatron.batch import Batch
 from tempo_megatron.megatron.expert_load import ExpertLoad
+from tempo_megatron.megatron.gathering import gather_over_context, gather_rows
 from tempo_megatron.megatron.learning_rate import learning_rate
 from tempo_megatron.megatron.non_finite import NonFiniteGuard
 from tempo_megatron.megatron.offload import Offloader, StateKind
-from tempo_megatron.megatron.packing import MicroBatch, pack, packed_sequences, packing_rule, pad_columns
+from tempo_megatron.megatron.packing import DealtRows, MicroBatch, pack, packed_sequences, packing_rule, pad_columns
 from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
@@ -114,7 +114,7 @@ class MegatronModel:
             return torch.zeros((), device=self.topology.device), padded
 
         with torch.no_grad():
-            return self._run(batch, score, report_scores, forward_only=True)
+            return self._run(batch, self._deal(batch), score, report_scores, forward_only=True)
 
     def score_with_routes(self, batch: Batch, score: Score) -> tuple[NamedTensors, tuple[Tensor, ...]]:
         """Returns what `score` returns, and the experts that the routers themselves chose, as `Batch.routes` has them.
@@ -124,8 +124,13 @@ class MegatronModel:
         with self._routers.recording() as recorder:
             return self.score(replace(batch, routes=None), score), recorder.routes(batch.rows)
 
-    def _run(self, batch: Batch, score: Score, loss: LossFunction, forward_only: bool) -> NamedTensors:
-        """Runs forward passes over the batch in micro-batches, and backward passes unless `forward_only`.
+    def _deal(self, batch: Batch) -> DealtRows:
+        return self.rule.deal(batch.lengths.tolist(), self.topology.data_size)
+
+    def _run(
+        self, batch: Batch, dealt_rows: DealtRows, score: Score, loss: LossFunction, forward_only: bool
+    ) -> NamedTensors:
+        """Runs forward passes over the batch in its micro-batches, and backward passes unless `forward_only`.
 
         Returns the tensors that `loss` reports, of all rows in the order of the batch, fp32 in host memory, on every
         rank.
@@ -133,7 +138,7 @@ class MegatronModel:
         topology = self.topology
         if not self._routers.is_active:
             batch = replace(batch, routes=None)
-        row_groups = self.rule.deal(batch.lengths.tolist(), topology.data_size)[topology.data_rank]
+        row_groups = dealt_rows[topology.data_rank]
         micro_batches = (
             pack(batch, rows, self.rule, topology.context_rank, topology.context_size).to(topology.device)
             for rows in row_groups
@@ -148,7 +153,8 @@ class MegatronModel:
             def scaled(output: Tensor) -> tuple[Tensor, tuple[Tensor, NamedTensors]]:
                 columns = score.read(output.squeeze(0), micro.next_tokens, self._output_weight())
                 columns = dict(sorted(columns.items()))  # Ranks exchange column by column and need the same order.
-                scores = {n: micro.to_rows(self._over_context(c), score.about_next) for n, c in columns.items()}
+                gathered = {name: gather_over_context(column, topology) for name, column in columns.items()}
+                scores = {name: micro.to_rows(column, score.about_next) for name, column in gathered.items()}
                 share, reported = loss(scores, micro.rows)
                 return share * unaveraged, (micro.indices, reported)
 
@@ -176,7 +182,7 @@ class MegatronModel:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
-        columns = {name: column.cpu() for name, column in self._gather(reports, batch.rows).items()}
+        columns = {name: column.cpu() for name, column in gather_rows(reports, batch.rows, topology).items()}
         tick()
         return columns
 
@@ -184,39 +190,6 @@ class MegatronModel:
         """Returns the weight [vocabulary / TP, hidden], or the critic's [1, hidden]. Exists on the last stage alone."""
         untied: Tensor | None = self.chunks[-1].output_layer.weight
         return self.chunks[-1].shared_embedding_or_output_weight() if untied is None else untied
-
-    def _over_context(self, column: Tensor) -> Tensor:
-        """Gathers the parts of all context-parallel ranks in rank order: [tokens / CP, ...] -> [tokens, ...].
-
-        Every rank computes the same loss from the result, so a part takes its gradient from its own rank alone.
-        """
-        if self.topology.context_size == 1:
-            return column
-        from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
-
-        return gather_from_sequence_parallel_region(
-            column, tensor_parallel_output_grad=False, group=self.topology.context_group
-        )
-
-    def _gather(self, reports: Sequence[tuple[Tensor, NamedTensors]], rows: int) -> NamedTensors:
-        """Returns the reported tensors of all rows in the order of the batch, fp32, on every rank of every stage."""
-        topology = self.topology
-        gathered: NamedTensors = {}
-        if topology.is_last_stage:
-            indices = torch.cat([row_indices for row_indices, _ in reports]).to(topology.device)
-            for name in sorted(reports[0][1]):
-                local = torch.cat([tensors[name] for _, tensors in reports]).float()
-                gathered[name] = local.new_zeros((rows, *local.shape[1:])).index_copy_(0, indices, local)
-                if topology.data_size > 1:  # Each row is non-zero on one data-parallel rank alone.
-                    dist.all_reduce(gathered[name], group=topology.data_group)
-        if topology.pipeline_size > 1:
-            shapes = [{name: tuple(column.shape) for name, column in gathered.items()}]
-            dist.broadcast_object_list(shapes, topology.last_stage_rank, group=topology.pipeline_group)
-            for name, shape in shapes[0].items():
-                column = gathered.get(name, torch.empty(shape, device=topology.device))
-                dist.broadcast(column, topology.last_stage_rank, group=topology.pipeline_group)
-                gathered[name] = column
-        return gathered
 
 
 class Trainer(MegatronModel):
@@ -316,8 +289,9 @@ class Trainer(MegatronModel):
             for chunk in self.wrapped_chunks:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
-        self.expert_load.weigh_loss(self.rule.deal(batch.lengths.tolist(), self.topology.data_size))
-        rows = self._run(batch, score, loss, forward_only=False)
+        dealt_rows = self._deal(batch)
+        self.expert_load.weigh_loss(dealt_rows)
+        rows = self._run(batch, dealt_rows, score, loss, forward_only=False)
         with cpu.accelerator_names():
             self.optimizer.prepare_grads()
             norm = float(self.optimizer.get_grad_norm())

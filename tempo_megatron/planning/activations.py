@@ -131,26 +131,30 @@ class Activations:
 
         A rank has T tokens, with sequence parallelism its part of them. Each token has k experts. The rank sends k T
         tokens to its group and gets as many. Norm and router keep T (2 hidden + 13 experts bytes). The products keep
-        k T (hidden + 3 channels).
+        k T (hidden + 3 channels), with FP8 their operands in 8 bits.
 
         Copies of k T hidden live until the layer ends. These are the sorted tokens, and what the experts return, before
-        and after it is sorted. Under expert parallelism the exchanged tokens are another copy.
+        and after it is sorted. Under expert parallelism the exchanged tokens are another copy. With FP8 one more has
+        the tokens of each expert filled up to whole tiles, and is quantized twice, for the products of both passes.
         """
         experts = self.settings.experts
         assert experts is not None
         routed, channels = self.split_tokens * experts.experts_per_token, experts.ffn_hidden_size
-        copy = routed * self.settings.hidden_size * self.width
+        elements = routed * self.settings.hidden_size
+        copy = elements * self.width
         routing = self.split_tokens * experts.num_experts * _ROUTING_BYTES
-        products = routed * 3 * channels * self.width + routed * _FP32  # and the weight of each routed token
+        gate_and_up, activated = 2 * routed * channels * self.width, self._operand(routed * channels)
+        products = gate_and_up + activated + routed * _FP32  # and the weight of each routed token
         copies = 3 + (self.layout.expert > 1)
-        kept = 2 * self.hidden + routing + copy + products
+        kept = 2 * self.hidden + routing + self._operand(elements) + products
+        filled = copy + 2 * elements if self._is_fp8 else 0
         # Gradients: of the output, of what the experts return, and of gate and up projections with those of the input.
-        gradients = self.hidden + 2 * copy + 2 * routed * channels * self.width
+        gradients = self.hidden + 2 * copy + gate_and_up
         return SublayerMemory(
             input=self.hidden,
             kept=kept,
-            backward=max(copies * copy + self.hidden, gradients),
-            forward=3 * self.hidden + routing + (copies + 1) * copy + routed * channels * self.width,
+            backward=max(copies * copy + self.hidden, gradients) + filled,
+            forward=3 * self.hidden + routing + (copies + 1) * copy + routed * channels * self.width + filled,
         )
 
     def kept(self, sparse_layers: Sequence[bool]) -> int:

@@ -33,27 +33,50 @@ def budget_bytes(run: PlannedRun) -> float:
 
 
 def node_memory(run: PlannedRun) -> Parts:
-    """Return the bytes of host memory on the node that takes most."""
+    """Return the bytes of host memory on the node that takes most, at the moment that takes most."""
     ranks = run.machine.gpus_per_node
-    parts = {
-        "processes": ranks * _PROCESS_BYTES,
-        "pinned": ranks * total_bytes(pinned_memory(run)),
-        "a model as it is saved": max(_saved_models(run).values()),  # models are saved one after the other
-    }
+    parts = {"processes": ranks * _PROCESS_BYTES, "pinned": ranks * total_bytes(pinned_memory(run))}
+    moments = {"a model as it is saved": max(_saved_models(run).values())}  # models are saved one after the other
     if run.config.policy.router_replay is not ReplayedRoutes.none:
-        parts["routes"] = ranks * _route_bytes(run)
-    return parts | {"an asynchronous save's copies": _save_copies(run)}
+        parts["routes"] = ranks * route_bytes(run)
+        moments["exchanged routes"] = ranks * route_exchange_bytes(run)
+    highest = max(moments, key=lambda moment: moments[moment])
+    return parts | {highest: moments[highest], "an asynchronous save's copies": _save_copies(run)}
 
 
-def _route_bytes(run: PlannedRun) -> int:
-    """Return the bytes of the routes of an iteration's rollouts at most, all of which every rank has.
+def route_bytes(run: PlannedRun) -> int:
+    """Return the bytes of the routes of an iteration's rollouts at most, all of which every rank has."""
+    counts = RolloutCounts(run.config)
+    if run.config.policy.router_replay is ReplayedRoutes.old_log_probs:
+        return _routes_of_rollouts(run, counts.trained)
+    return _routes_of_rollouts(run, counts.unlabeled + (counts.labeled if counts.labeled_per_step else 0))
+
+
+def route_exchange_bytes(run: PlannedRun) -> int:
+    """Return the bytes of a rank's buffers while ranks exchange routes: its own part, and the parts of all ranks.
+
+    All ranks exchange what an iteration's generate call returned (`generation/requests.py`). Routes of the old
+    log-probs are exchanged for each mini-batch, over the pipeline stages and then over the data-parallel ranks
+    (`megatron/route_recorder.py`). The parts are assumed to be equally large.
+    """
+    layout, config = run.layout, run.config
+    if config.policy.router_replay is ReplayedRoutes.old_log_probs:
+        exchanged = _routes_of_rollouts(run, -(-RolloutCounts(config).trained // config.policy.mini_batches))
+        ranks = layout.data if layout.data > 1 else layout.pipeline
+    else:
+        exchanged = route_bytes(run)
+        ranks = run.machine.gpus if run.machine.gpus > layout.replica else 1
+    return exchanged + exchanged // ranks if ranks > 1 else 0
+
+
+def _routes_of_rollouts(run: PlannedRun, rollouts: int) -> int:
+    """Return the bytes of the routes of so many of the longest rollouts.
 
     A token has a number of 1 or 2 bytes for each of its experts in each layer, dense layers included.
     """
-    experts, config, counts = run.settings.experts, run.config, RolloutCounts(run.config)
+    experts, config = run.settings.experts, run.config
     if experts is None:
         return 0
-    rollouts = counts.unlabeled + (counts.labeled if counts.labeled_per_step else 0)
     tokens = rollouts * (config.data.max_prompt_tokens + config.generation.max_response_tokens)
     bytes_per_expert = 1 if experts.num_experts <= 256 else 2
     return tokens * run.settings.num_layers * experts.experts_per_token * bytes_per_expert

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from tempo_megatron.config import Config, Fp8, ParallelConfig, RolloutPrecision
@@ -10,6 +10,9 @@ from tempo_megatron.conversion.mapping import BackboneSettings
 
 USABLE_GIB_PER_GB = 0.989
 """The GiB that CUDA reports for each nominal GB of a GPU: 79.1 of an H100's 80."""
+
+_ATTENTION_HEADS, KV_HEADS = "attention heads", "KV heads"
+"""The names of parts of a model that ranks share, in messages."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
     """Yield one line for each parallel size that does not divide the model."""
     parts = {
         "tensor_model_parallel_size": {
-            "attention heads": settings.num_attention_heads,
-            "KV heads": settings.num_query_groups,
+            _ATTENTION_HEADS: settings.num_attention_heads,
+            KV_HEADS: settings.num_query_groups,
             **({} if all(settings.sparse_layers) else {"MLP channels": settings.ffn_hidden_size}),
             "padded vocabulary entries": settings.padded_vocab_size,
         },
@@ -92,9 +95,8 @@ def divisibility_problems(parallel: ParallelConfig, settings: BackboneSettings) 
     }
     for key, counts in parts.items():
         size = getattr(parallel, key)
-        undivided = [f"{count} {name}" for name, count in counts.items() if size > 0 and count % size]
-        if undivided:
-            yield f"parallel.{key}: {size} does not divide the model's {', '.join(undivided)}"
+        if undivided := _undivided(counts, size):
+            yield f"parallel.{key}: {size} does not divide the model's {undivided}"
     stages, chunks = parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size
     if stages > settings.num_layers:
         yield f"parallel.pipeline_model_parallel_size: {stages} is more than the model's {settings.num_layers} layers"
@@ -149,16 +151,29 @@ def replica_problems(config: Config, settings: BackboneSettings) -> Iterator[str
     """Yield what the ranks of one vLLM replica cannot share.
 
     vLLM would copy KV heads to the surplus ranks, and the check of synced weights does not support copies. An unset
-    size is TP, whose own check leaves the channels of experts out: training does not divide them.
+    size is TP, whose own check covers all heads. It leaves the channels of experts out: training does not divide them.
     """
     size = config.generation.tensor_parallel_size
     replica = size or config.parallel.tensor_model_parallel_size
-    counts = {"attention heads": settings.num_attention_heads, "KV heads": settings.num_query_groups} if size else {}
+    undivided = undivided_by_replica(settings, replica, leave_out=() if size else (_ATTENTION_HEADS, KV_HEADS))
+    if undivided:
+        yield f"generation.tensor_parallel_size: {replica} does not divide the model's {undivided}"
+
+
+def undivided_by_replica(settings: BackboneSettings, ranks: int, *, leave_out: Collection[str]) -> str:
+    """Return the parts of the model that `ranks` ranks of one vLLM replica cannot share, each with its number.
+
+    The text is empty if there are none. `leave_out` names parts that are not looked at.
+    """
+    counts = {_ATTENTION_HEADS: settings.num_attention_heads, KV_HEADS: settings.num_query_groups}
     if settings.experts:
         counts["channels of an expert"] = settings.experts.ffn_hidden_size
-    undivided = [f"{count} {name}" for name, count in counts.items() if replica > 0 and count % replica]
-    if undivided:
-        yield f"generation.tensor_parallel_size: {replica} does not divide the model's {', '.join(undivided)}"
+    return _undivided({name: count for name, count in counts.items() if name not in leave_out}, ranks)
+
+
+def _undivided(counts: Mapping[str, int], ranks: int) -> str:
+    """Return the counts that `ranks` does not divide, with their names; empty if there are none."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if ranks > 0 and count % ranks)
 
 
 def window_problems(parallel: ParallelConfig, settings: BackboneSettings) -> Iterator[str]:

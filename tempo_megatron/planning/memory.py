@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from math import prod
 
@@ -131,12 +132,15 @@ class ModelMemory:
 
     def _fp8_copy_bytes(self, stage: int) -> int:
         """Return the bytes of one 8-bit copy of the weights. The backward pass needs another, transposed copy."""
-        model = self.config.model
+        model, parameters = self.config.model, self.parameters(stage)
         if model.fp8 is Fp8.none:
             return 0
-        bf16_layers = model.fp8_edges_in_bf16 * ((stage == 0) + (stage == self.layout.pipeline - 1))
-        layers = sum(map(len, self._sparse_layers(stage)))
-        return self.parameters(stage).linear * (layers - bf16_layers) // layers
+        sparse_layers = list(itertools.chain(*self._sparse_layers(stage)))
+        first = model.fp8_edges_in_bf16 if stage == 0 else 0
+        last = model.fp8_edges_in_bf16 if stage == self.layout.pipeline - 1 else 0
+        in_fp8 = sparse_layers[first : len(sparse_layers) - last]
+        experts = parameters.by_kind[EXPERTS] * sum(in_fp8) // max(1, sum(sparse_layers))
+        return parameters.linear * len(in_fp8) // len(sparse_layers) + experts
 
     def _dummy_gradient_bytes(self, stage: int) -> int:
         """Return the bytes of dummy weight gradients.

@@ -162,7 +162,11 @@ def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     tile = 128 if model.fp8 is Fp8.blockwise else 16
     heads = settings.num_attention_heads * settings.kv_channels
     widths = {"hidden size": settings.hidden_size}
-    shared = {"attention channels": heads, "MLP channels": settings.ffn_hidden_size}
+    shared = {"attention channels": heads}
+    if settings.experts:
+        widths["channels of an expert"] = settings.experts.ffn_hidden_size
+    if not all(settings.sparse_layers):
+        shared["MLP channels"] = settings.ffn_hidden_size
     widths |= {f"{name} a rank": size // max(1, parallel.tensor_model_parallel_size) for name, size in shared.items()}
     for name, width in widths.items():
         if width % tile:

@@ -223,7 +223,7 @@ def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:
         raise ConversionError("\n".join(problems))
     with cpu.accelerator_names():
         weights = {
-            number: {name: part for name, part in state.items() if not name.endswith("_extra_state")}
+            number: {name: part for name, part in state.items() if not _is_extra_state(name)}
             for number, state in _sharded_weights(chunks).items()
         }
         loaded = _load({"model": weights}, checkpoint, role)["model"]
@@ -232,9 +232,14 @@ def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:
             for number, chunk in enumerate(chunks)
             for name in chunk.load_state_dict(loaded[number], strict=False).missing_keys
         ]
-    missing_weights = [name for name in missing if not name.endswith("_extra_state")]
+    missing_weights = [name for name in missing if not _is_extra_state(name)]
     if missing_weights:
         raise KeyError(f"{checkpoint / role} fills none of: {', '.join(missing_weights)}")
+
+
+def _is_extra_state(name: str) -> bool:
+    """Returns whether this is a module's extra state, or that of one of its grouped experts, which have numbers."""
+    return name.rstrip("0123456789").endswith("._extra_state")
 
 
 def save_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:

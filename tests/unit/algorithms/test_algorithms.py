@@ -123,15 +123,18 @@ def test_without_discount_generalized_advantages_are_the_reward_minus_the_value(
     torch.testing.assert_close(advantages, value_baseline_advantages(rewards, VALUES, MASK))
 
 
-def test_advantages_within_a_group_compare_a_prompt_s_responses_alone() -> None:
-    """Groups need not be contiguous. A group of one, or of equal rewards, has advantage 0."""
-    rewards = torch.tensor([1.0, 5.0, 0.0, 7.0, 7.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_advantages_within_a_group_compare_a_prompt_s_responses_alone(dtype: torch.dtype) -> None:
+    """Groups need not be contiguous. A group of one, or of equal rewards, has advantage 0. Advantages have the dtype
+    of the rewards."""
+    rewards = torch.tensor([1.0, 5.0, 0.0, 7.0, 7.0, 1.0], dtype=dtype)
     groups = torch.tensor([4, 9, 4, 2, 2, 4])
     mask = torch.ones(6, 2).bool()
     mask[5, 1] = False
     advantages = group_relative_advantages(rewards, groups, mask)
     high, low = (1 / 3) / math.sqrt(1 / 3), (-2 / 3) / math.sqrt(1 / 3)
     assert advantages[:, 0].tolist() == pytest.approx([high, 0, low, 0, 0, high], rel=1e-5)
+    assert advantages.dtype is dtype
     assert advantages[5, 1] == 0
 
 

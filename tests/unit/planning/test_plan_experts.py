@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tempo_megatron.config import load_config
 from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.generation.requests import Completion, gather_completions
+from tempo_megatron.megatron.batch import from_sequences
+from tempo_megatron.megatron.packing import PackingRule, pack
+from tempo_megatron.megatron.route_recorder import RouteRecorder
 from tempo_megatron.planning import host, shapes
 from tempo_megatron.planning.activations import Activations
 from tempo_megatron.planning.decoding import Decoding
@@ -148,3 +158,98 @@ def test_routes_are_counted_on_every_rank(learns_from: str, rollouts: int) -> No
     parts = host.node_memory(planned(8, *changes, "policy.router_replay=generator"))
     assert parts["routes"] == 8 * rollouts * 4096 * 4 * 8
     assert "routes" not in host.node_memory(planned(8, *changes))
+
+
+ROLLOUTS, TOKENS = 64, 512
+"""The rollouts of the runs below, all of the longest length, and their tokens."""
+ROUTED = (
+    f"loop.unlabeled_prompts={ROLLOUTS // 4}",
+    "loop.samples_per_prompt=4",
+    "policy.learns_from=unlabeled",
+    "policy.mini_batches=2",
+    f"data.max_prompt_tokens={TOKENS // 2}",
+    f"generation.max_response_tokens={TOKENS // 2}",
+)
+
+
+@pytest.fixture
+def exchanged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The bytes of the buffers of each exchange between objects of 8 ranks, of which the others send what this one
+    does."""
+    sizes: list[int] = []
+    gather = dist.distributed_c10d.all_gather
+
+    def measured(outputs: list[Tensor], sent: Tensor, group: Any = None) -> Any:
+        sizes.append(sent.nbytes + sum(output.nbytes for output in outputs))
+        return gather(outputs, sent, group=group)
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    monkeypatch.setattr(dist.distributed_c10d, "all_gather", measured)
+    yield sizes
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("replica", [1, 2])
+def test_the_exchange_of_generated_routes_is_as_large_as_its_buffers(exchanged: list[int], replica: int) -> None:
+    """Token ids and log-probs take less than a hundredth. Protects a node from running out of memory after the generate
+    call."""
+    run = planned(8, *ROUTED, "policy.router_replay=generator", f"generation.tensor_parallel_size={replica}")
+    responses = {
+        number: Completion((7,), (-0.5,), "stop", np.zeros((TOKENS, 4, 8), dtype=np.uint8))
+        for number in range(ROLLOUTS * replica // 8)
+    }
+    gather_completions(responses, {}, replica)
+    assert max(exchanged) == pytest.approx(host.route_exchange_bytes(run), rel=0.01)
+
+
+@pytest.mark.parametrize(("data", "pipeline"), [(8, 1), (4, 2), (1, 8)])
+def test_the_exchange_of_recorded_routes_is_as_large_as_its_buffers(
+    exchanged: list[int], data: int, pipeline: int
+) -> None:
+    """A rank records its rows of a mini-batch in the layers of its stage. Without data parallelism stages alone
+    exchange."""
+    layout = f"parallel.pipeline_model_parallel_size={pipeline}"
+    run = planned(8, *ROUTED, "policy.router_replay=old_log_probs", layout, settings=shape(8))
+    rows = ROLLOUTS // 2 // data
+    batch = from_sequences([[1] * (TOKENS // 2)] * rows, [[2] * (TOKENS // 2)] * rows)
+    topology: Any = SimpleNamespace(context_size=1, context_group=None, tensor_size=1, tensor_group=None)
+    topology.data_size, topology.data_group = data, dist.new_group(range(data))
+    topology.pipeline_size, topology.pipeline_group = pipeline, dist.new_group(range(pipeline))
+    recorder = RouteRecorder(topology, layers=8, experts=128, is_split=False)
+    micro = pack(batch, range(rows), PackingRule(rows * TOKENS, 1, 1, 0.0))
+    chosen = torch.zeros(len(micro.tokens), 8, dtype=torch.int64)
+    recorder.add(micro, {layer: SimpleNamespace(recorded_topk_idx=chosen) for layer in range(8 // pipeline)})
+    recorder.routes(rows)
+    assert max(exchanged) == pytest.approx(host.route_exchange_bytes(run), rel=0.01)
+
+
+def test_a_node_holds_exchanged_routes_or_a_model_as_it_is_saved() -> None:
+    """Both at once never happen. Without replay there are no routes, and a single rank exchanges nothing."""
+    small, large = (
+        host.node_memory(planned(8, "policy.router_replay=generator", f"loop.unlabeled_prompts={prompts}"))
+        for prompts in (4, 2**20)
+    )
+    assert "a model as it is saved" in small and "exchanged routes" not in small
+    assert "exchanged routes" in large and "a model as it is saved" not in large
+    assert large["exchanged routes"] == pytest.approx(large["routes"] * 9 / 8)
+    assert host.route_exchange_bytes(planned(1, "policy.router_replay=generator")) == 0
+    assert host.route_exchange_bytes(planned(1, "policy.router_replay=old_log_probs")) == 0
+
+
+def test_experts_in_8_bits_have_copies_of_their_weights_and_smaller_operands() -> None:
+    """Two copies of all weights in a step, and one in a pass; the router and layers that stay in bf16 have none. The
+    products keep gate and up projections in bf16, by hand. Protects a GPU of one node of Qwen3-30B-A3B, where the
+    copies are 6.7 GiB."""
+    run, eight = planned(8), planned(8, "model.fp8=blockwise")
+    attention, experts = 2 * 32 * 128 * 2048 + 2 * 4 * 128 * 2048, 128 * 3 * 768 * 2048
+    assert run.models["policy"].step_peak()["weights in 8 bits"] == 0
+    assert eight.models["policy"].step_peak()["weights in 8 bits"] == 2 * 4 * (attention + experts)
+    assert eight.models["policy"].pass_peak()["weights in 8 bits"] == 4 * (attention + experts)
+    edges = planned(8, "model.fp8=blockwise", "model.fp8_edges_in_bf16=1")
+    assert edges.models["policy"].pass_peak()["weights in 8 bits"] == 2 * (attention + experts)
+    mixed = planned(8, "model.fp8=blockwise", "model.fp8_edges_in_bf16=1", settings=shape(mlp_only_layers=[0, 2]))
+    copies = mixed.models["policy"].pass_peak()["weights in 8 bits"]
+    assert copies == pytest.approx(2 * attention + 3 * 6144 * 2048 + experts)
+    routed = 1000 * 8
+    by_hand = 2 * 1000 * 2048 * 2 + 1000 * 128 * 13 + routed * (2048 + 2 * 768 * 2 + 768 + 4)
+    assert Activations(eight.settings, eight.config, eight.layout, 1000).experts.kept == by_hand

@@ -47,6 +47,7 @@ def test_a_model_with_experts_is_accepted(mixture: Path, recipe: Path) -> None:
         ((f"{EP}=2", *ALONE), f"{EP}: 1 processes cannot be cut into PP x EP = 2"),
         ((f"{TP}=2",), "parallel.sequence_parallel: a model with experts needs it"),
         ((*ALONE, "model.fp8=tensorwise"), "model.fp8: tensorwise is not supported for a model with experts"),
+        ((*ALONE, "model.fp8=tensorwise"), "needs multiples of 16; the model's channels of an expert is 40"),
         ((*ALONE, "generation.precision=fp8"), "generation.precision: fp8 is not supported for a model with experts"),
         ((*ALONE, "numerics=exact"), "supports no experts"),
     ],
