@@ -18,6 +18,8 @@ LABELED_GROUPS = ("loop.labeled_prompts=32", "loop.samples_per_prompt=8")
 RLVR = ("policy.optimizer.learning_rate=1.0e-4", "policy.kl_coefficient=0")
 """The start's learning rate, and no anchor, as at the start."""
 NO_ANCHOR = ("policy.kl_coefficient=0",)
+STRONG_ANCHOR = ("policy.kl_coefficient=0.2",)
+"""Four times the recipe's."""
 GATE = ("loop.gate=0.9",)
 
 
@@ -92,8 +94,19 @@ STUDIES: dict[str, Study] = {
         {
             **TEMPO,
             "no_anchor": ("method=tempo", *NO_ANCHOR),
-            "strong_anchor": ("method=tempo", "policy.kl_coefficient=0.2"),
+            "strong_anchor": ("method=tempo", *STRONG_ANCHOR),
         },
+    ),
+    "strong_anchors": Study(
+        "Which method gains most if the policy stays nearer to its start?",
+        {
+            "strong_anchor": ("method=tempo", *STRONG_ANCHOR),
+            "strong_anchor_frozen_critic": ("method=frozen_critic", *STRONG_ANCHOR),
+            "strong_anchor_ttrl": ("method=ttrl", *GROUPS, *STRONG_ANCHOR),
+            "strong_anchor_empo": ("method=empo", *GROUPS, *STRONG_ANCHOR),
+            "ppo": ("method=ppo", *LABELED, *RLVR),
+        },
+        reference="strong_anchor",
     ),
     "gates": Study(
         "Does a gate on the critic replace the anchor, or add to it?",
