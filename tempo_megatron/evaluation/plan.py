@@ -146,9 +146,12 @@ def _model_problems(config: Config, plans: Sequence[Plan]) -> Iterator[str]:
         length = f"--max-response-tokens {response_tokens} + data.max_prompt_tokens {prompt_tokens}"
         yield f"{length}: the model's context is {source.context}"
     replica_size = _replica_size(config)
-    undivided = undivided_by_replica(source.settings, replica_size, leave_out=[KV_HEADS])  # vLLM copies them.
+    undivided = undivided_by_replica(source.settings, replica_size, leave_out=[KV_HEADS])
     if undivided:
         yield f"--tensor-parallel: {replica_size} does not divide the model's {undivided}"
+    kv_heads = source.settings.num_query_groups
+    if max(kv_heads, replica_size) % min(kv_heads, replica_size):  # vLLM copies KV heads to a multiple of their number.
+        yield f"--tensor-parallel: neither {replica_size} nor the model's {kv_heads} KV heads divides the other"
 
 
 def _layout_problems(config: Config) -> Iterator[str]:

@@ -8,6 +8,7 @@ from tempo_megatron.planning import host
 from tempo_megatron.planning.layout import (
     chunk_problems,
     divisibility_problems,
+    edge_problems,
     expert_group_problems,
     expert_setting_problems,
     replica_problems,
@@ -32,6 +33,7 @@ def layout_problems(run: PlannedRun) -> list[str]:
         *divisibility_problems(run.config.parallel, run.settings),
         *window_problems(run.config.parallel, run.settings),
         *chunk_problems(run.config.parallel),
+        *edge_problems(run.config, run.settings),
         *_gpu_count_problems(run),
     ]
 

@@ -53,20 +53,25 @@ def route_bytes(run: PlannedRun) -> int:
 
 
 def route_exchange_bytes(run: PlannedRun) -> int:
-    """Return the bytes of a rank's buffers while ranks exchange routes: its own part, and the parts of all ranks.
+    """Return the bytes that a rank holds beside its result while ranks exchange routes.
 
-    All ranks exchange what an iteration's generate call returned (`generation/requests.py`). Routes of the old
-    log-probs are exchanged for each mini-batch, over the pipeline stages and then over the data-parallel ranks
-    (`megatron/route_recorder.py`). The parts are assumed to be equally large.
+    These are the parts of all ranks, and its own part twice: as an object's bytes and as the tensor that is sent.
+
+    - All ranks exchange what an iteration's generate call returned (`generation/requests.py`). A rank holds the routes
+      of its replica until then.
+    - Routes of the old log-probs are exchanged for each mini-batch, over the pipeline stages and then over the
+      data-parallel ranks (`megatron/route_recorder.py`).
+
+    The parts are assumed to be equally large.
     """
-    layout, config = run.layout, run.config
+    layout, config, gpus = run.layout, run.config, run.machine.gpus
     if config.policy.router_replay is ReplayedRoutes.old_log_probs:
         exchanged = _routes_of_rollouts(run, -(-RolloutCounts(config).trained // config.policy.mini_batches))
-        ranks = layout.data if layout.data > 1 else layout.pipeline
+        ranks, held = layout.data if layout.data > 1 else layout.pipeline, 0
     else:
         exchanged = route_bytes(run)
-        ranks = run.machine.gpus if run.machine.gpus > layout.replica else 1
-    return exchanged + exchanged // ranks if ranks > 1 else 0
+        ranks, held = gpus if gpus > layout.replica else 1, exchanged * layout.replica // gpus
+    return exchanged + 2 * exchanged // ranks + held if ranks > 1 else 0
 
 
 def _routes_of_rollouts(run: PlannedRun, rollouts: int) -> int:

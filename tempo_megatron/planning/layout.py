@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from tempo_megatron.config import Config, Fp8, ParallelConfig, RolloutPrecision
-from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.conversion.mapping import BackboneSettings, Role
 
 USABLE_GIB_PER_GB = 0.989
 """The GiB that CUDA reports for each nominal GB of a GPU: 79.1 of an H100's 80."""
@@ -145,6 +145,18 @@ def expert_setting_problems(config: Config, settings: BackboneSettings) -> Itera
         yield (
             "generation.precision: fp8 is not supported for a model with experts: no sync quantizes them yet; use same"
         )
+
+
+def edge_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
+    """Yield why the first and last layers cannot stay in bf16. They are those of the first and the last stage."""
+    edges, parallel = config.model.fp8_edges_in_bf16, config.parallel
+    chunks = max(1, parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size)
+    roles: tuple[Role, ...] = ("policy", "critic")
+    chunk = min(len(layers) for role in roles for layers in settings.chunk_layers(chunks, role))
+    if edges and config.model.fp8 in (Fp8.none, Fp8.delayed):
+        yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {edges}"
+    elif edges > chunk:
+        yield f"model.fp8_edges_in_bf16: at most the {chunk} layers of a pipeline stage, got {edges}"
 
 
 def replica_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:

@@ -138,7 +138,7 @@ class ModelMemory:
         sparse_layers = list(itertools.chain(*self._sparse_layers(stage)))
         first = model.fp8_edges_in_bf16 if stage == 0 else 0
         last = model.fp8_edges_in_bf16 if stage == self.layout.pipeline - 1 else 0
-        in_fp8 = sparse_layers[first : len(sparse_layers) - last]
+        in_fp8 = sparse_layers[first : max(first, len(sparse_layers) - last)]
         experts = parameters.by_kind[EXPERTS] * sum(in_fp8) // max(1, sum(sparse_layers))
         return parameters.linear * len(in_fp8) // len(sparse_layers) + experts
 

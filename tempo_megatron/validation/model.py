@@ -14,7 +14,7 @@ import torch
 from tempo_megatron.config import Config, CriticTraining, Fp8, Precision, RolloutPrecision
 from tempo_megatron.conversion import hf_config, hf_files
 from tempo_megatron.conversion.errors import ConversionError
-from tempo_megatron.conversion.mapping import BackboneSettings, Role
+from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.conversion.rope import YarnRope
 from tempo_megatron.conversion.source import open_source
 from tempo_megatron.data.questions import Questions
@@ -23,6 +23,7 @@ from tempo_megatron.megatron.checkpointing import format as checkpoint_format
 from tempo_megatron.planning.layout import (
     chunk_problems,
     divisibility_problems,
+    edge_problems,
     expert_group_problems,
     expert_setting_problems,
     replica_problems,
@@ -146,13 +147,7 @@ def _differing_settings(model: Path, settings: BackboneSettings) -> set[str]:
 def _fp8_problems(config: Config, settings: BackboneSettings) -> Iterator[str]:
     """Yield a line for each requirement of FP8 that the machine, other settings or the model's shape do not meet."""
     model, parallel = config.model, config.parallel
-    chunks = max(1, parallel.pipeline_model_parallel_size * parallel.virtual_pipeline_model_parallel_size)
-    roles: tuple[Role, ...] = ("policy", "critic")
-    chunk = min(len(layers) for role in roles for layers in settings.chunk_layers(chunks, role))
-    if model.fp8_edges_in_bf16 and model.fp8 in (Fp8.none, Fp8.delayed):
-        yield f"model.fp8_edges_in_bf16: from 0 on, with fp8 tensorwise or blockwise; got {model.fp8_edges_in_bf16}"
-    elif model.fp8_edges_in_bf16 > chunk:
-        yield f"model.fp8_edges_in_bf16: at most the {chunk} layers of a pipeline stage, got {model.fp8_edges_in_bf16}"
+    yield from edge_problems(config, settings)
     if model.fp8 is Fp8.none:
         return
     if model.precision is not Precision.bf16:

@@ -23,6 +23,7 @@ from tempo_megatron.megatron.route_recorder import RouteRecorder
 from tempo_megatron.planning import host, shapes
 from tempo_megatron.planning.activations import Activations
 from tempo_megatron.planning.decoding import Decoding
+from tempo_megatron.planning.fit import layout_problems
 from tempo_megatron.planning.flops import ModelFlops
 from tempo_megatron.planning.layout import Layout, Machine
 from tempo_megatron.planning.memory import ModelMemory
@@ -174,13 +175,13 @@ ROUTED = (
 
 @pytest.fixture
 def exchanged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The bytes of the buffers of each exchange between objects of 8 ranks, of which the others send what this one
-    does."""
+    """The bytes of each exchange between objects of 8 ranks, of which the others send what this one does: the buffers,
+    and the object's bytes, of which one buffer is a copy."""
     sizes: list[int] = []
     gather = dist.distributed_c10d.all_gather
 
     def measured(outputs: list[Tensor], sent: Tensor, group: Any = None) -> Any:
-        sizes.append(sent.nbytes + sum(output.nbytes for output in outputs))
+        sizes.append(2 * sent.nbytes + sum(output.nbytes for output in outputs))
         return gather(outputs, sent, group=group)
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
@@ -191,15 +192,16 @@ def exchanged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("replica", [1, 2])
 def test_the_exchange_of_generated_routes_is_as_large_as_its_buffers(exchanged: list[int], replica: int) -> None:
-    """Token ids and log-probs take less than a hundredth. Protects a node from running out of memory after the generate
-    call."""
+    """And as the responses of the replica, which its ranks still hold. Token ids and log-probs take less than a
+    hundredth. Protects a node from running out of memory after the generate call."""
     run = planned(8, *ROUTED, "policy.router_replay=generator", f"generation.tensor_parallel_size={replica}")
     responses = {
         number: Completion((7,), (-0.5,), "stop", np.zeros((TOKENS, 4, 8), dtype=np.uint8))
         for number in range(ROLLOUTS * replica // 8)
     }
     gather_completions(responses, {}, replica)
-    assert max(exchanged) == pytest.approx(host.route_exchange_bytes(run), rel=0.01)
+    held = sum(response.routes.nbytes for response in responses.values() if response.routes is not None)
+    assert max(exchanged) + held == pytest.approx(host.route_exchange_bytes(run), rel=0.01)
 
 
 @pytest.mark.parametrize(("data", "pipeline"), [(8, 1), (4, 2), (1, 8)])
@@ -231,7 +233,9 @@ def test_a_node_holds_exchanged_routes_or_a_model_as_it_is_saved() -> None:
     )
     assert "a model as it is saved" in small and "exchanged routes" not in small
     assert "exchanged routes" in large and "a model as it is saved" not in large
-    assert large["exchanged routes"] == pytest.approx(large["routes"] * 9 / 8)
+    assert large["exchanged routes"] == pytest.approx(large["routes"] * (1 + 3 / 8))
+    one_replica = planned(8, "policy.router_replay=generator", "generation.tensor_parallel_size=8")
+    assert host.route_exchange_bytes(one_replica) == 0
     assert host.route_exchange_bytes(planned(1, "policy.router_replay=generator")) == 0
     assert host.route_exchange_bytes(planned(1, "policy.router_replay=old_log_probs")) == 0
 
@@ -252,4 +256,22 @@ def test_experts_in_8_bits_have_copies_of_their_weights_and_smaller_operands() -
     assert copies == pytest.approx(2 * attention + 3 * 6144 * 2048 + experts)
     routed = 1000 * 8
     by_hand = 2 * 1000 * 2048 * 2 + 1000 * 128 * 13 + routed * (2048 + 2 * 768 * 2 + 768 + 4)
-    assert Activations(eight.settings, eight.config, eight.layout, 1000).experts.kept == by_hand
+    activations = Activations(eight.settings, eight.config, eight.layout, 1000).experts
+    assert activations.kept == by_hand
+    filled = 2 * routed * 2048 + 2 * routed * 2048  # in bf16, and quantized for the products of both passes
+    assert activations.backward >= 3 * 2 * routed * 2048 + 2 * 1000 * 2048 + filled
+
+
+def test_edges_in_bf16_are_those_of_one_stage() -> None:
+    """Protects plans from negative numbers of layers. A run refuses such edges too."""
+    run = planned(8, "model.fp8=blockwise", "parallel.pipeline_model_parallel_size=4", "model.fp8_edges_in_bf16=2")
+    assert [line for line in layout_problems(run) if "at most the 1 layers of a pipeline stage, got 2" in line]
+
+
+def test_routes_of_the_old_log_probs_are_those_of_trained_rollouts() -> None:
+    """Further votes are generated and not trained on."""
+    counts = ["loop.unlabeled_prompts=3", "loop.samples_per_prompt=4", "loop.votes_per_prompt=16", "method=ttrl"]
+    trained, generated = (
+        host.route_bytes(planned(8, *counts, f"policy.router_replay={kind}")) for kind in ("old_log_probs", "generator")
+    )
+    assert generated == 4 * trained > 0

@@ -59,6 +59,20 @@ def test_what_experts_do_not_support_is_refused_by_name(
     assert problem in problems_of(recipe, mixture, *overrides)
 
 
+@pytest.mark.parametrize(("dense_layers", "is_named"), [([1], True), ([], False)])
+def test_fp8_asks_for_mlps_only_where_a_model_has_them(
+    dense_layers: list[int], is_named: bool, demo_model: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """A model with experts in every layer names channels of an MLP in its config and has no MLP."""
+    model = tmp_path / "model"
+    write_model("qwen3-moe", model, mlp_only_layers=dense_layers, intermediate_size=40)
+    for file in demo_model.glob("tokenizer*"):
+        shutil.copy(file, model)
+    problems = problems_of(recipe, model, *ALONE, "model.fp8=tensorwise")
+    assert "channels of an expert is 40" in problems
+    assert ("MLP channels a rank is 40" in problems) == is_named
+
+
 def test_a_dense_model_has_no_experts_to_share(demo_model: Path, recipe: Path) -> None:
     """The setting would change nothing but the number of process groups."""
     assert f"{EP}: 2, but the model has no experts" in problems_of(recipe, demo_model, f"{EP}=2")
@@ -85,6 +99,8 @@ def test_an_evaluation_is_refused_where_no_replica_can_share_an_expert(
     limits = ["--max-response-tokens", "8", "data.max_prompt_tokens=16"]
     options = ["--data", str(tmp_path / "words.jsonl"), "--out", str(tmp_path / "out"), "--precision", "fp32", *limits]
     assert main(["eval", "--model", str(mixture), *options]) == 7
+    copies_kv_heads = ["--processes", "4", "--tensor-parallel", "4"]  # vLLM gives each of two KV heads to two ranks.
+    assert main(["eval", "--model", str(mixture), *options, *copies_kv_heads]) == 7
     assert main(["eval", "--model", str(mixture), *options, "--processes", "8", "--tensor-parallel", "16"]) == 2
     assert "16 does not divide the model's 4 attention heads, 40 channels of an expert" in capsys.readouterr().err
 
