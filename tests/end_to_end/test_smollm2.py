@@ -98,16 +98,16 @@ def test_its_converted_policy_generates_and_trains_one_iteration(directories: li
         "parallel": {"processes_per_node": 2, "pipeline_model_parallel_size": 2},
         "data": {
             "labeled": [{**sums, "seed": 1000, "size": 20}],
-            "unlabeled": [{**sums, "seed": 2000, "size": 3}],
+            "unlabeled": [{**sums, "seed": 2000, "size": 2}],
             "chat_template": True,
             "max_prompt_tokens": 100,
         },
-        "generation": {"max_response_tokens": 12, "max_num_seqs": 4, "kv_cache_gib": 0.2, "check_weights": "always"},
+        "generation": {"max_response_tokens": 6, "max_num_seqs": 4, "kv_cache_gib": 0.2, "check_weights": "always"},
         "loop": {"iterations": 1, "labeled_prompts": 2, "unlabeled_prompts": 2, "samples_per_prompt": 2},
         "critic": {"checkpoint": str(tmp_path / "critic"), "target_range": "zero_one", "mini_batches": 1},
         "policy": {"checkpoint": str(saved), "mini_batches": 1, "optimizer": {"learning_rate": 1e-4}},
         "evaluation": {"samples": 1, "k": 1},
-        "logging": {"tensorboard": False},
+        "logging": {"tensorboard": False, "token_samples": 0},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(text))
     run = train(tmp_path / "recipe.yaml")
