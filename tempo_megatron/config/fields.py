@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 _COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
@@ -26,7 +26,7 @@ class Bounds:
         return " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in self._present().items())
 
     def _present(self) -> dict[str, float]:
-        return {name: bound for name, bound in asdict(self).items() if bound is not None}
+        return {name: bound for name, bound in vars(self).items() if bound is not None}
 
 
 def setting(default: Any, help: str, **bounds: float) -> Any:

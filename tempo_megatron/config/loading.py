@@ -6,8 +6,8 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -124,36 +124,53 @@ def _merged(parts: Sequence[dict[str, Any]]) -> Config:
         method_settings = method(name).settings
     except ValueError as error:
         raise ConfigError(f"method: {error}") from error
-    preset = OmegaConf.create()
-    for key, value in method_settings.items():
-        OmegaConf.update(preset, key, value, force_add=True)
-    preset_problems = [f"method {name}: {problem}" for problem in _valid_part(OmegaConf.to_container(preset))[1]]
+    preset, preset_problems = _valid_part(_nested(method_settings))
     if preset_problems:
-        raise ConfigError("\n".join(preset_problems))
-    try:
-        merged = OmegaConf.merge(_defaults(), preset, *parts)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:  # a reference, because values were checked part by part
-        raise ConfigError("\n".join(_reference_problems(preset, *parts))) from error
-    assert isinstance(config, Config)
-    # Each part was checked alone, but for references to other settings, which have their values by now.
-    has_references = any("${" in str(part) for part in (preset, *parts))
-    problems = _valid_part(OmegaConf.to_container(merged, resolve=True))[1] if has_references else []
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return config
+        raise ConfigError("\n".join(f"method {name}: {problem}" for problem in preset_problems))
+    settings = functools.reduce(_overlaid, parts, preset)
+    return _build(Config, _resolved(settings) if "${" in str(settings) else settings)
 
 
-def _reference_problems(*parts: Any) -> list[str]:
-    """Returns a line for each setting that refers to a value of the wrong type, or for the first one that refers to
-    what cannot be read."""
-    # Defaults without types let a wrong value through, so that all of them are listed.
-    merged = OmegaConf.merge(OmegaConf.to_container(_defaults(), enum_to_str=True), *parts)
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with dotted keys as groups of settings."""
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        nested = _overlaid(nested, value)
+    return nested
+
+
+def _overlaid(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the union of two mappings. Mappings in both are united, and other values are those of `stronger`."""
+    both = [key for key, value in stronger.items() if isinstance(value, dict) and isinstance(weaker.get(key), dict)]
+    return {**weaker, **stronger, **{key: _overlaid(weaker[key], stronger[key]) for key in both}}
+
+
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all settings, the default ones too, with values in the place of references. Raises ConfigError with a
+    line for each reference to a value of the wrong type, or for the first to what cannot be read."""
     try:
-        return _valid_part(OmegaConf.to_container(merged, resolve=True))[1]
+        resolved = OmegaConf.to_container(OmegaConf.create(_overlaid(_defaults(), settings)), resolve=True)
     except OmegaConfBaseException as error:
         reason = _first_line(error).rpartition("raised while resolving interpolation: ")[2]
-        return [f"{error.full_key}: its value refers to what cannot be read: {reason}"]
+        raise ConfigError(f"{error.full_key}: its value refers to what cannot be read: {reason}") from error
+    valid, problems = _valid_part(resolved)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return valid
+
+
+def _build(cls: type, settings: Mapping[str, Any]) -> Any:
+    """Returns a group of valid settings as its dataclass."""
+    hints = _type_hints(cls)
+    values = dict(settings)
+    for key, value in settings.items():
+        if is_dataclass(hints[key]):
+            values[key] = _build(hints[key], value)
+        elif get_args(hints[key]) == (SourceConfig,):
+            values[key] = [_build(SourceConfig, source) for source in value]
+    return cls(**values)
 
 
 def _overridden(settings: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -219,7 +236,8 @@ def documented_keys(cls: type = Config, prefix: str = "") -> Iterator[tuple[str,
 
 
 def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
-    """Returns the settings that are known, of their type and within their bounds, and a line for each of the others.
+    """Returns the settings that are known, of their type and within their bounds, each converted to its type, and a
+    line for each of the others.
 
     `part` is a mapping of settings, whose groups are mappings.
     """
@@ -231,7 +249,6 @@ def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
             problems.append(f"{prefix.rstrip('.')}: expected a group of settings, got {_shown(node)}")
             return {}
         valid: dict[str, Any] = {}
-        bounds = {item.name: item.metadata["bounds"] for item in fields(cls)}
         for key, value in node.items():
             name = f"{prefix}{key}"
             if key not in hints:
@@ -244,10 +261,11 @@ def _valid_part(part: Any) -> tuple[dict[str, Any], list[str]]:
                     problems.append(f"{name}: expected {expected}, got {_shown(value)}")
                     continue
                 valid[key] = [visit(source, SourceConfig, f"{name}[{index}].") for index, source in enumerate(value)]
-            elif problem := _value_problem(_group(cls), str(key), value, hints[key], bounds[key]):
-                problems.append(f"{name}: {problem}")
             else:
-                valid[key] = value
+                try:
+                    valid[key] = _converted(cls, key, value)
+                except ValueError as problem:
+                    problems.append(f"{name}: {problem}")
         return valid
 
     return visit(part, Config, ""), problems
@@ -266,9 +284,14 @@ _type_hints = functools.cache(get_type_hints)
 
 
 @functools.cache
-def _defaults() -> DictConfig:
+def _defaults() -> dict[str, Any]:
     """Returns the default of every setting. It is cached because its construction takes tens of milliseconds."""
-    return OmegaConf.structured(Config)
+    return asdict(Config())
+
+
+@functools.cache
+def _bounds(cls: type) -> dict[str, Bounds]:
+    return {item.name: item.metadata["bounds"] for item in fields(cls)}
 
 
 @functools.cache
@@ -278,19 +301,27 @@ def _group(cls: type) -> DictConfig:
     return OmegaConf.structured(cls)
 
 
-def _value_problem(group: DictConfig, key: str, value: Any, hint: Any, bounds: Bounds) -> str:
-    """Returns why the setting's type or bounds refuse this value; empty, with the value set in the group, where they
-    accept it."""
+def _converted(cls: type, key: str, value: Any) -> Any:
+    """Returns a setting's value in its type. Raises ValueError if the setting's type or bounds refuse it.
+
+    A reference to another setting stays as it is, and is checked when all parts are merged.
+    """
     if isinstance(value, str) and "${" in value:
-        return ""  # a reference to a setting of another part is checked when all parts are merged
-    try:
-        OmegaConf.update(group, key, value, merge=False)
-    except OmegaConfBaseException:
-        remedy = "; the empty text is ''" if value is None and hint is str else ""
-        return f"expected {_expected(hint)}, got {_shown(value)}{remedy}"
-    if isinstance(group[key], float) and math.isinf(group[key]):
-        return f"a finite number, got {group[key]}"
-    return "" if bounds.hold(group[key]) else f"{bounds}, got {group[key]}"
+        return value
+    hint, bounds = _type_hints(cls)[key], _bounds(cls)[key]
+    if type(value) is not hint or value == "???":  # OmegaConf is slow; it reads ??? as a value that is missing
+        group = _group(cls)
+        try:
+            OmegaConf.update(group, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            remedy = "; the empty text is ''" if value is None and hint is str else ""
+            raise ValueError(f"expected {_expected(hint)}, got {_shown(value)}{remedy}") from error
+        value = OmegaConf.to_container(group[key]) if OmegaConf.is_config(group[key]) else group[key]
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError(f"a finite number, got {value}")
+    if not bounds.hold(value):
+        raise ValueError(f"{bounds}, got {value}")
+    return value
 
 
 def _expected(hint: Any) -> str:

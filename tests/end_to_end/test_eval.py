@@ -119,7 +119,9 @@ def results(out: Path) -> dict[str, Any]:
     return figures
 
 
-def test_a_model_with_experts_gives_the_greedy_answers_of_transformers(demo_model: Path, tmp_path: Path) -> None:
+def test_a_model_with_experts_gives_the_greedy_answers_of_transformers(
+    demo_model: Path, tmp_path: Path, warm_torchrun: None
+) -> None:
     """Two replicas answer twelve questions. Protects from an engine with other experts than the files have."""
     directory = tmp_path / "hf"
     tokenizer = AutoTokenizer.from_pretrained(demo_model)

@@ -58,6 +58,9 @@ def test_tempo_learns_with_experts_and_sees_no_hidden_answer(
         "critic.aux_loss_coefficient=0.01",
         "grading.workers=1",
         "evaluation.every=3",
+        "evaluation.samples=2",
+        "evaluation.k=2",
+        "checkpoint.every=3",
     )
     runs = (tmp_path / "whole", tmp_path / "permuted")
     plan = []

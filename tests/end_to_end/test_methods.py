@@ -63,17 +63,20 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
         "parallel.tensor_model_parallel_size=1",
         f"data.labeled={questions(tmp_path / 'labeled.jsonl', words['labeled'])}",
         f"data.warm_start={questions(tmp_path / 'learned.jsonl', words['warm_start'])}",
-        "stages.warm_start.steps=10",
         "loop.iterations=3",
         "calibration.questions=4",
         "evaluation.every=3",
+        "evaluation.samples=2",
+        "evaluation.k=2",
+        "checkpoint.every=2",
         "checkpoint.select_best=true",
         "checkpoint.selection_prompts=4",
-        "checkpoint.patience=2",
-        "checkpoint.keep=3",
+        "checkpoint.patience=1",
+        "checkpoint.keep=4",
         "grading.workers=1",
     )
     plans: list[list[list[str]]] = [[], []]
+    starts = [tmp_path / name for name in list(RUNS)[:2]]  # These warm policies up from which the others start.
     pairs = {}
     for number, (name, settings) in enumerate(RUNS.items()):
         pair = (tmp_path / name, tmp_path / f"{name}-permuted")
@@ -81,7 +84,12 @@ def runs(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[
             (tmp_path / f"hidden-{shift}").mkdir(exist_ok=True)
             hidden = questions(tmp_path / f"hidden-{shift}" / "unlabeled.jsonl", words["unlabeled"], shift)
             rollouts = f"generation.replay={pair[0] / 'rollouts'}" if shift else "generation.keep_rollouts=true"
-            plans[number % 2].append([*shared, *settings, f"run_dir={run}", f"data.unlabeled={hidden}", rollouts])
+            start = "stages.warm_start.steps=10"
+            if starts[number % 2] not in pair:
+                start = f"policy.checkpoint={starts[number % 2] / 'checkpoints' / 'iteration-000000'}"
+            plans[number % 2].append(
+                [*shared, *settings, start, f"run_dir={run}", f"data.unlabeled={hidden}", rollouts]
+            )
         pairs[name] = pair
     with ThreadPoolExecutor() as executor:  # each on a core
         list(executor.map(lambda plan: run_ranks(WORKER, 1, recipe, json.dumps(plan), timeout=500), plans))

@@ -96,7 +96,7 @@ def distances(actual: dict[str, dict[str, Tensor]], expected: dict[str, dict[str
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Gradients:
     models = tmp_path_factory.mktemp("models")
-    write_models(models, hidden_size=128, intermediate_size=256, num_attention_heads=4, head_dim=32)
+    write_models(models, hidden_size=64, intermediate_size=128, num_attention_heads=4, head_dim=16)
     return compute(models, 1, every_layout(1), "fp32") | compute(models, 2, every_layout(2), "fp32")
 
 

@@ -13,6 +13,7 @@ from tests.parallel.launcher import run_ranks, run_under_torchrun, start_ranks
 
 WORKER = Path(__file__).with_name("supervised_worker.py")
 STAGES = ("stages.warm_start.steps=2", "stages.critic_start.iterations=2", "policy.kl_coefficient=0.1")
+SMALL = ("stages.warm_start.batch_size=8", "loop.samples_per_prompt=2")
 SHORT = (*STAGES, "checkpoint.every=4", "logging.tensorboard=false")
 
 
@@ -23,7 +24,7 @@ def test_an_interrupted_run_ends_as_one_that_never_was(recipe: Path, tmp_path: P
     nothing to its log. The ranks of the uninterrupted run count work in every phase in which the watchdog takes an
     idle rank for a hanging one."""
     uninterrupted = tmp_path / "whole"
-    run_ranks(WORKER, 2, uninterrupted, recipe, *SHORT)
+    run_ranks(WORKER, 2, uninterrupted, recipe, *SHORT, *SMALL)
     assert metrics(tmp_path / "run") == metrics(uninterrupted)
     assert len(exported(uninterrupted)) > 10 and same_weights(tmp_path / "run", uninterrupted)
 

@@ -22,6 +22,10 @@ check_shapes()  # Before the packages below are imported.
 
 import vllm.entrypoints.llm  # noqa: E402  (the modules below import vLLM only when an engine starts)
 import vllm.v1.worker.cpu_worker  # noqa: E402, F401  (vLLM imports it by name when an engine starts)
+from vllm.model_executor.models import registry  # noqa: E402
+
+# To keep CUDA out of this process, vLLM reads a model's properties in a Python of its own. Each rank waits ten seconds.
+registry._run_in_subprocess = lambda read: read()
 
 import tempo_megatron.evaluation.command  # noqa: E402
 import tempo_megatron.training.loop  # noqa: E402  (torch, Megatron Core and transformers)

@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).parents[2]
 _DIRECTORY = "TEMPO_WARM_DIRECTORY"
 """The environment variable with the directory of the server's socket. Pytest's first process creates it for all."""
@@ -36,6 +34,8 @@ def warm_python() -> list[str]:
     The command needs the environment variable TEMPO_WARM_SERVER, which is set here. With GPUs the command runs in a
     Python of its own, since CUDA does not survive a fork.
     """
+    import torch  # two seconds, which the first process of pytest does without
+
     if torch.cuda.is_available():
         return [sys.executable]
     os.environ["TEMPO_WARM_SERVER"] = str(_socket_of_server())
