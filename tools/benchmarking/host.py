@@ -102,8 +102,10 @@ def profile_functions(work: Callable[[], Any]) -> Figures:
 
 
 def _short(file: str, line: int, function: str) -> str:
-    """file:line(function), with the file's last three folders at most; built-in functions have no file."""
-    return function if file == "~" else f"{'/'.join(Path(file).parts[-4:])}:{line}({function})"
+    """file:line(function), with the path inside its package; built-in functions have no file."""
+    parts = Path(file).parts
+    kept = parts[parts.index("site-packages") + 1 :] if "site-packages" in parts else parts[-4:]
+    return function if file == "~" else f"{'/'.join(kept)}:{line}({function})"
 
 
 @contextmanager
