@@ -302,11 +302,25 @@ class Trainer(MegatronModel):
             # wd_mult is 0 for norms and biases. megatron-core leaves this product to its own scheduler.
             group["weight_decay"] = self.settings.weight_decay * group["wd_mult"]
         self.offloader.onload(StateKind.optimizer)
-        with cpu.accelerator_names():
-            self.optimizer.step()
+        self._apply_gradients(norm)
         self._weights_are_sharded = self._overlaps
         self.steps += 1
         return rows, norm
+
+    def _apply_gradients(self, norm: float) -> None:
+        """Clips the prepared gradients, which have this global norm, and updates the weights.
+
+        megatron-core's `step` would prepare the gradients and compute their norm a second time, one parameter after the
+        other.
+        """
+        with cpu.accelerator_names():
+            from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+
+            for part in self.optimizer.chained_optimizers:
+                parameters = part.get_parameters()
+                if parameters:
+                    clip_grad_by_total_norm_fp32(parameters, self.settings.gradient_clip, norm)
+            self.optimizer.step_with_ready_grads()
 
     def _gather_weights(self) -> None:
         if self._weights_are_sharded:

@@ -97,7 +97,7 @@ def measured(role: Role, hf_path: Path, config: Config, place: Topology) -> dict
         total = (each * rows.response_mask).sum(1)
         return total.sum() / count, {"total": total.detach()}
 
-    trainer.optimizer.step = lambda: (True, 1.0, 0)
+    trainer._apply_gradients = lambda norm: None
     reported, norm = trainer.step(batch, score, loss)
     entries = (
         decoder.policy_mappings(settings)

@@ -46,6 +46,9 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
             "kernels of a policy step",
             "kernels of a pass for log-probs",
             "kernels of raw Megatron",
+            "host in a policy step",
+            "host in raw Megatron",
+            "host in a critic step",
             *passes,
         )
     }
@@ -57,6 +60,10 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
         assert flops == pytest.approx(work.step([64] * 4))
     kernels = measured["kernels of raw Megatron, fp8 none"]["rank 0"]
     assert 0 < sum(kernels["ms by kind"].values()) <= kernels["ms"]
+    host = measured["host in a critic step, fp8 none"]["rank 0"]
+    assert 0 < host["ms inside operations"] < host["ms"] and host["waits for the device"] == 0
+    assert "aten::mm" in host["own ms and calls by operation"]
+    assert any(name.startswith(("torch/", "megatron/core/")) for name in host["own ms and calls by function"])
     shares = measured["shares of raw Megatron, fp8 none"]
     raw, packed = measured["raw Megatron, fp8 none"], measured["packed policy step, fp8 none"]
     assert shares["packed policy step / raw"] == pytest.approx(packed["TFLOP/s/GPU"] / raw["TFLOP/s/GPU"])

@@ -17,7 +17,7 @@ from tempo_megatron.launch import torchrun
 from tempo_megatron.planning import shapes
 
 _TRAINING, _ENGINE, _RUN = (
-    ("train", "packed", "scores", "kernels"),
+    ("train", "packed", "scores", "kernels", "host"),
     ("rollout", "order", "partial", "tail", "sync"),
     ("switch", "iteration"),
 )
@@ -173,6 +173,7 @@ def _longest(options: argparse.Namespace, group: Sequence[str], sections: Sequen
         "train": options.sequence,
         "scores": options.sequence,
         "kernels": options.sequence,
+        "host": options.sequence,
         "packed": Lengths.parse(options.packed_lengths).maximum,
         "rollout": Lengths.parse(options.rollout_lengths).maximum,
         "order": Lengths.parse(options.order_lengths).maximum,

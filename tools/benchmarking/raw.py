@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarking.setup import Setup, randomize
 from tempo_megatron.config import Fp8, Numerics
 from tempo_megatron.conversion.mapping import BackboneSettings
+from tempo_megatron.data.seeds import derive_seed
 from tempo_megatron.megatron import accelerators, cpu
 from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.layers import layer_pattern, stack_spec
@@ -47,7 +48,7 @@ class RawLoop:
                 config.no_sync_func = without_sync if len(chunks) > 1 else without_sync[0]
             self.optimizer = get_megatron_optimizer(optimizer, self.chunks)
         self.expert_load = ExpertLoad(chunks, setup.topology.device)
-        self._batch = _batch(setup, sequence)
+        self._batches = [_batch(setup, sequence, number) for number in range(sequences)]
 
     def step(self) -> None:
         """Runs one step. Raises RuntimeError if the optimizer did not step."""
@@ -57,7 +58,7 @@ class RawLoop:
             self.optimizer.zero_grad()
             self._passes(
                 forward_step_func=self._forward,
-                data_iterator=[None] * len(self.chunks),
+                data_iterator=[iter(self._batches) for _ in self.chunks],
                 model=self.chunks,
                 num_microbatches=self.sequences,
                 seq_length=self.sequence,
@@ -68,8 +69,8 @@ class RawLoop:
         if not stepped or not float(norm) > 0:
             raise RuntimeError(f"raw Megatron did not step: gradient norm {norm}")
 
-    def _forward(self, _: Iterator[Any] | None, model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-        tokens, labels, positions = self._batch
+    def _forward(self, remaining: Iterator[Any], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+        tokens, labels, positions = next(remaining)
         return model(tokens, positions, None, labels=labels), lambda losses: (losses.float().mean(), {})
 
 
@@ -187,10 +188,14 @@ def _stack_spec(shape: BackboneSettings) -> Any:
     return spec
 
 
-def _batch(setup: Setup, sequence: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, labels and positions, [1, sequence / CP] each: this rank's pieces of one random sequence."""
+def _batch(setup: Setup, sequence: int, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, labels and positions, [1, sequence / CP] each: this rank's pieces of a random sequence.
+
+    Each micro-batch has a sequence of its own, as in training. Equal ones would send equally many tokens to an expert,
+    and cuBLAS would know every product from the micro-batch before.
+    """
     topology: Topology = setup.topology
-    random = torch.Generator().manual_seed(topology.data_rank)
+    random = torch.Generator().manual_seed(derive_seed("benchmark", "raw", topology.data_rank, number))
     ids = torch.randint(0, setup.settings.vocab_size, (1, sequence + 1), generator=random).to(topology.device)
     full = (ids[:, :-1], ids[:, 1:], torch.arange(sequence, device=topology.device)[None])
     if topology.context_size == 1:

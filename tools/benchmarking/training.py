@@ -1,4 +1,4 @@
-"""Sections train, packed, scores and kernels: speed of policy and critic against raw Megatron."""
+"""Sections train, packed, scores, kernels and host: speed of policy and critic against raw Megatron."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
-from benchmarking import clock, kernels
+from benchmarking import clock, host, kernels
 from benchmarking.lengths import Lengths
 from benchmarking.raw import RawLoop
 from benchmarking.report import Figures
@@ -74,24 +75,31 @@ def measure(setup: Setup, workload: TrainingWorkload, sections: Sequence[str]) -
             yield "kernels of a policy step", kernels.measure(_policy_update(setup, policy, advantages, scores))
             batch = to_batch(equal)
             yield "kernels of a pass for log-probs", kernels.measure(lambda: _score(policy, scores, batch))
+        if "host" in sections:
+            advantages = _advantages(setup, policy, scores, equal)
+            yield "host in a policy step", host.measure(_policy_update(setup, policy, advantages, scores))
         if "packed" in sections:
             packed = random_rollouts(workload.random_lengths(ranks), workload.prompt_tokens, setup.settings.vocab_size)
             policy.rule = replace(policy.rule, budget=workload.packed_budget)
             yield "packed policy step", _policy_step(setup, policy, scores, packed, workload.steps)
         settings = (policy.wrapped_chunks[0].ddp_config, policy.optimizer.chained_optimizers[0].config)
-    if {"train", "packed", "kernels"}.intersection(sections):
+    if {"train", "packed", "kernels", "host"}.intersection(sections):
         with _raw(setup, workload, *settings) as raw:
             if {"train", "packed"}.intersection(sections):
                 yield "raw Megatron", _raw_step(setup, raw, workload)
             if "kernels" in sections:
                 yield "kernels of raw Megatron", kernels.measure(raw.step)
-    if {"train", "scores"}.intersection(sections):
+            if "host" in sections:
+                yield "host in raw Megatron", host.measure(raw.step)
+    if {"train", "scores", "host"}.intersection(sections):
         with trainer(setup, "critic") as critic:
             if "train" in sections:
                 yield "critic step", _critic_step(setup, critic, equal, workload.steps)
             if "scores" in sections:
                 batch = to_batch(equal)
                 yield "values", _pass(setup, "critic", batch, workload, lambda: values(critic, batch))
+            if "host" in sections:
+                yield "host in a critic step", host.measure(_critic_update(setup, critic, equal))
 
 
 def _policy_step(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout], steps: int) -> Figures:
@@ -128,6 +136,13 @@ def _advantages(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Ro
     return compute_advantages(
         rows, method("grpo"), policy, None, None, scores, setup.config.policy, wrong=0.0, seed=(0,)
     )
+
+
+def _critic_update(setup: Setup, critic: Trainer, rollouts: list[Rollout]) -> Callable[[], Any]:
+    """The critic's step of an E-step, without the pass for values before it."""
+    with mock.patch.object(critic, "step", wraps=critic.step) as step:
+        e_step(critic, rollouts, [float(number % 2) for number in range(len(rollouts))], setup.config.critic, (0,))
+    return lambda: critic.step(*step.call_args.args, **step.call_args.kwargs)
 
 
 def _critic_step(setup: Setup, critic: Trainer, rollouts: list[Rollout], steps: int) -> Figures:

@@ -6,6 +6,7 @@ import itertools
 import statistics
 
 import pytest
+from benchmarking.host import Operation, operation_summary
 from benchmarking.kernels import Kernel, kernel_summary, merge_intervals, total_length, transfer_time
 from benchmarking.lengths import Lengths
 
@@ -90,3 +91,21 @@ def test_time_of_kernels_by_hand() -> None:
         merge_intervals([(5, 6), (0, 2), (1, 3), (2.5, 2.75)]) == [(0, 3), (5, 6)]
         and total_length([(0, 3), (5, 6)]) == 4
     )
+
+
+def test_time_of_the_host_by_hand() -> None:
+    """An operation from 0 to 4 calls one from 1 to 3, another thread waits from 3 to 6 and copies from 8 to 9: 7 of
+    10 microseconds are inside operations, 4 of them waiting."""
+    operations = [
+        Operation("aten::linear", 0, 4, own=2),
+        Operation("aten::mm", 1, 3, own=2),
+        Operation("cudaStreamSynchronize", 3, 6, own=3),
+        Operation("Memcpy DtoH (Device -> Pageable)", 8, 9, own=0),
+    ]
+    figures = operation_summary(operations, seconds=10e-6)
+    assert figures["ms"] == pytest.approx(0.010) and figures["operations"] == 4
+    assert figures["ms inside operations"] == pytest.approx(0.007)
+    assert figures["ms outside"] == pytest.approx(0.003)
+    assert figures["waits for the device"] == 2 and figures["ms waiting for the device"] == pytest.approx(0.004)
+    own = figures["own ms and calls by operation"]
+    assert next(iter(own)) == "cudaStreamSynchronize" and own["aten::mm"] == [0.002, 1]
