@@ -15,13 +15,14 @@ from tempo_megatron.config import load_config
 from tempo_megatron.conversion import hf_config, hf_files
 from tempo_megatron.generation.requests import Request
 from tempo_megatron.megatron import topology
-from tests.parallel.expert_generation_worker import Routed, check, start_generator
+from tests.parallel.expert_generation_worker import Routed, check
+from tests.parallel.prefix_cache_worker import start_engine
 
 
 def main(path: str) -> None:
     torch.set_num_threads(1)
     topology.initialize(load_config(None, []).parallel, seed=0)
-    generator = start_generator(Path(path))
+    generator = start_engine(Path(path), None, returns_routes=True)
     prompts = [tuple(3 + (7 * i + n) % 50 for i in range(9 + n)) for n in range(4)]
     requests = [Request(prompts[n % 4], 1000 + n, 8, 1.0, 1.0, needs_routes=True) for n in range(12)]
     experts = hf_config.backbone_settings(hf_files.read_config(Path(path))).experts

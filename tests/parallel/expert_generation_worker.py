@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tempo_megatron.config import GenerationConfig, Numerics, load_config
+from tempo_megatron.config import load_config
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.generation.checksums import expected_checksums
-from tempo_megatron.generation.engine import Generator, WeightSource
+from tempo_megatron.generation.engine import Generator
 from tempo_megatron.generation.experts import LiveExperts, is_expert
 from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.megatron import model, topology, weights
 from tempo_megatron.megatron.weights import export_hf_weights
 from tests.models import split_experts
-from tests.parallel.prefix_cache_worker import BLOCK, cached_blocks, make_engines_with_prefix_cache
+from tests.parallel.prefix_cache_worker import BLOCK, cached_blocks, make_engines_with_prefix_cache, start_engine
 
 
 class Routed:
@@ -70,22 +70,6 @@ def check(reference: Routed, requests: Sequence[Request], completions: Sequence[
     assert torch.cat(alike).float().mean() > 0.999, torch.cat(alike).float().mean()
 
 
-def start_generator(hf_path: Path, source: WeightSource | None = None) -> Generator:
-    """Returns an engine in fp32 that returns routes. Without a source it has the weights of the model's files."""
-    return Generator(
-        hf_path,
-        GenerationConfig(max_num_seqs=8, kv_cache_gib=0.05),
-        tensor_parallel_size=1,
-        max_model_len=64,
-        dtype=torch.float32,
-        eos_token_ids=[1],
-        seed=0,
-        numerics=Numerics.default,
-        weights=source,
-        returns_routes=True,
-    )
-
-
 def main(path: str) -> None:
     torch.set_num_threads(1)
     config = load_config(None, ["model.precision=fp32"])
@@ -98,7 +82,8 @@ def main(path: str) -> None:
     make_engines_with_prefix_cache()
     reader = hf_files.HfReader(Path(path))
     weights.load_hf_weights(policy, entries, reader, place, critic=False)
-    generator = start_generator(Path(path), partial(export_hf_weights, policy, entries, place))
+    source = partial(export_hf_weights, policy, entries, place)
+    generator = start_engine(Path(path), source, returns_routes=True)
     prompts = [tuple(3 + (7 * i + n) % 50 for i in range(2 * BLOCK + 3 + n)) for n in range(4)]
     requests = [Request(prompts[n % 4], 1000 + n, 8, 1.0, 1.0, needs_routes=True) for n in range(12)]
     reference = Routed(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval(), settings.sparse_layers)

@@ -13,10 +13,9 @@ import torch
 import torch.distributed as dist
 import vllm
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tempo_megatron.config import GenerationConfig, Numerics
-from tempo_megatron.generation.engine import Generator
+from tempo_megatron.generation.engine import Generator, WeightSource
 from tempo_megatron.generation.requests import Request
 
 BLOCK = 16
@@ -33,19 +32,22 @@ def make_engines_with_prefix_cache() -> None:
     vllm.LLM = with_cache
 
 
-def start(model: Path, weights: dict[str, Tensor]) -> Generator:
-    """Returns a new engine that takes these weights at its first request, and again at each sync."""
-    config = GenerationConfig(max_num_seqs=4, kv_cache_gib=0.05)
+def start_engine(hf_path: Path, source: WeightSource | None, *, returns_routes: bool = False) -> Generator:
+    """Returns a new engine in fp32, which reads the source at its first request and at each sync.
+
+    Without a source it has the weights of the model's files.
+    """
     return Generator(
-        model,
-        config,
+        hf_path,
+        GenerationConfig(max_num_seqs=4, kv_cache_gib=0.05),
         tensor_parallel_size=1,
         max_model_len=64,
         dtype=torch.float32,
         eos_token_ids=[1],
         seed=0,
         numerics=Numerics.default,
-        weights=lambda: iter(weights.items()),
+        weights=source,
+        returns_routes=returns_routes,
     )
 
 
@@ -65,14 +67,14 @@ def main(model: str) -> None:
     requests = [Request(prompts[n % 4], 1000 + n, 8, 1.0, 1.0) for n in range(16)]
 
     synced = dict(first)
-    generator = start(Path(model), synced)
+    generator = start_engine(Path(model), synced.items)
     before = generator.generate(requests)
     assert cached_blocks(generator) >= 8
     synced.update(second)
     generator.load_weights()
     assert cached_blocks(generator) == 0
     after = generator.generate(requests)
-    expected = start(Path(model), second).generate(requests)
+    expected = start_engine(Path(model), second.items).generate(requests)
     assert after == expected and after != before
 
     # Blocks of the first weights would change responses to the same prompts, so that the comparison above sees them.

@@ -58,6 +58,9 @@ class Study:
 
 TEMPO: dict[str, Settings] = {"tempo": ("method=tempo",)}
 FROZEN: dict[str, Settings] = {"frozen_critic": ("method=frozen_critic",)}
+PPO: dict[str, Settings] = {"ppo": ("method=ppo", *LABELED, *RLVR)}
+UNANCHORED: dict[str, Settings] = {"no_anchor": ("method=tempo", *NO_ANCHOR)}
+STRONGLY_ANCHORED: dict[str, Settings] = {"strong_anchor": ("method=tempo", *STRONG_ANCHOR)}
 
 STUDIES: dict[str, Study] = {
     "methods": Study(
@@ -77,7 +80,7 @@ STUDIES: dict[str, Study] = {
                 "policy.entropy_coefficient=0.01",
                 *_labeled("labeled_256"),
             ),
-            "ppo": ("method=ppo", *LABELED, *RLVR),
+            **PPO,
             "grpo": ("method=grpo", *LABELED_GROUPS, *RLVR),
         },
     ),
@@ -93,18 +96,18 @@ STUDIES: dict[str, Study] = {
         "How near to its start must the policy stay?",
         {
             **TEMPO,
-            "no_anchor": ("method=tempo", *NO_ANCHOR),
-            "strong_anchor": ("method=tempo", *STRONG_ANCHOR),
+            **UNANCHORED,
+            **STRONGLY_ANCHORED,
         },
     ),
     "strong_anchors": Study(
         "Which method gains most if the policy stays nearer to its start?",
         {
-            "strong_anchor": ("method=tempo", *STRONG_ANCHOR),
+            **STRONGLY_ANCHORED,
             "strong_anchor_frozen_critic": ("method=frozen_critic", *STRONG_ANCHOR),
             "strong_anchor_ttrl": ("method=ttrl", *GROUPS, *STRONG_ANCHOR),
             "strong_anchor_empo": ("method=empo", *GROUPS, *STRONG_ANCHOR),
-            "ppo": ("method=ppo", *LABELED, *RLVR),
+            **PPO,
         },
         reference="strong_anchor",
     ),
@@ -113,7 +116,7 @@ STUDIES: dict[str, Study] = {
         {
             **TEMPO,
             "gate": ("method=tempo", *GATE),
-            "no_anchor": ("method=tempo", *NO_ANCHOR),
+            **UNANCHORED,
             "gate_no_anchor": ("method=tempo", *GATE, *NO_ANCHOR),
         },
     ),
