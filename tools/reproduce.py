@@ -1,10 +1,10 @@
 """Reproduces the paper in miniature: from the warm start to tables and figures, by one command.
 
-usage: python tools/reproduce.py DIRECTORY [--study methods] [--seeds 0,1,2,3,4] [--jobs N] [--gpus 0,1] [--resume]
-       [--start key=value ...] [--loop key=value ...]
-       python tools/reproduce.py DIRECTORY [--study methods] [--seeds 0,1,2,3,4] --against OTHER
+usage: python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 0,1,2,3,4] [--jobs N] [--gpus 0,1]
+       [--resume] [--start key=value ...] [--loop key=value ...]
+       python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 0,1,2,3,4] --against OTHER
 
-For each seed, one run makes the start (recipes/miniature/start.yaml). Each run of the study continues from it
+For each seed, one run makes the start (recipes/miniature/start.yaml). Each run of a study continues from it
 (recipes/miniature/loop.yaml). `--resume` continues in a directory: finished runs are kept, others resume from their
 newest checkpoint. Studies in one directory share runs. DIRECTORY gets STUDY.md, STUDY.json and figures/STUDY/.
 comparison/studies.py declares the studies. `--against` trains nothing: it compares the metrics of finished runs with
@@ -25,7 +25,7 @@ from comparison.figures import draw_critic_at_start, draw_trajectories, page_sty
 from comparison.results import AUROC, START, Results, Runs, compare, critic_at_start, trajectories
 from comparison.runs import Piece, Slots, is_complete, train_all
 from comparison.stopping import stopping_rows, stopping_table, to_json
-from comparison.studies import STUDIES, Study
+from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
 from make_miniature import QUESTIONS, write_miniature
 from neutrality import differing_metrics, metrics_of
@@ -42,12 +42,13 @@ DIFFERENT = 1
 
 
 def pieces_of(
-    directory: Path, study: Study, seeds: Sequence[int], start: Sequence[str], loop: Sequence[str]
+    directory: Path, studies: Sequence[Study], seeds: Sequence[int], start: Sequence[str], loop: Sequence[str]
 ) -> tuple[list[Piece], list[Piece]]:
-    """Returns the runs that make the starts, and the study's runs, which need them.
+    """Returns the runs that make the starts, and the studies' runs, which need them. A shared run appears once.
 
     `start` and `loop` are overrides of the two recipes.
     """
+    settings_by_run = {name: settings for study in studies for name, settings in study.runs.items()}
     data = directory / "questions"
     model = f"model.hf_path={data / 'model'}"
     streams = [f"data.{name}=[{{path: {data}/{name}.jsonl}}]" for name in ("labeled", "unlabeled")]
@@ -61,7 +62,7 @@ def pieces_of(
         starts.append(Piece(RECIPES / "start.yaml", run, (*common, examples, *start)))
         checkpoints = run / "checkpoints"
         converged = checkpoints / f"iteration-{last:06d}"
-        for name, settings in study.runs.items():
+        for name, settings in settings_by_run.items():
             own = [text.replace("{data}", str(data)).replace("{start}", str(checkpoints)) for text in settings]
             overrides = (*common, f"policy.checkpoint={converged}", f"critic.checkpoint={converged}", *loop, *own)
             runs.append(Piece(RECIPES / "loop.yaml", directory / f"{name}-{seed}", overrides))
@@ -79,11 +80,11 @@ def draw(runs: Runs, k: int, directory: Path) -> list[Path]:
     return write_figures([Section(directory.name, "", panels)], directory)
 
 
-def draw_for_page(runs: Runs, reference: str, k: int, directory: Path) -> Path:
+def draw_for_page(runs: Runs, k: int, directory: Path) -> Path:
     """Writes `trajectories.svg`, avg@k and pass@k on unlabeled questions over iterations, and returns its path."""
     by_run = {name: trajectories(paths, k) for name, paths in runs.items()}
     with page_style():
-        return save(draw_trajectories(by_run, reference), directory / "trajectories.svg")
+        return save(draw_trajectories(by_run, REFERENCE), directory / "trajectories.svg")
 
 
 def critic_results(runs: Runs, results: Results, directory: Path) -> tuple[str, dict[str, Any]]:
@@ -99,7 +100,7 @@ def write_results(directory: Path, name: str, study: Study, seeds: Sequence[int]
     """Writes the study's page, figures and numbers, and returns the page."""
     runs = {run: [directory / f"{run}-{seed}" for seed in seeds] for run in study.runs}
     figures = directory / "figures" / name
-    results, rows = compare(runs, study.reference, k), stopping_rows(runs, k)
+    results, rows = compare(runs, REFERENCE, k), stopping_rows(runs, k)
     numbers: dict[str, Any] = {**results, "stopping": to_json(rows)}
     about = f"Seeds {', '.join(map(str, seeds))}. {provenance(runs)}"
     parts = [f"## {study.question}\n", f"{about.strip()}\n", summary_tables(results), verdicts(results)]
@@ -111,14 +112,15 @@ def write_results(directory: Path, name: str, study: Study, seeds: Sequence[int]
     (directory / f"{name}.md").write_text(page)
     (directory / f"{name}.json").write_text(json.dumps(numbers, indent=2) + "\n")
     draw(runs, k, figures)
-    draw_for_page(runs, study.reference, k, figures)
+    draw_for_page(runs, k, figures)
     return page
 
 
-def differences(directory: Path, other: Path, study: Study, seeds: Sequence[int]) -> list[str]:
+def differences(directory: Path, other: Path, studies: Sequence[Study], seeds: Sequence[int]) -> list[str]:
     """Returns what differs between the metrics of two directories' runs, starts included, except time and memory."""
     lines = []
-    for run in (f"{name}-{seed}" for name in (START, *study.runs) for seed in seeds):
+    names = dict.fromkeys((START, *(name for study in studies for name in study.runs)))
+    for run in (f"{name}-{seed}" for name in names for seed in seeds):
         absent = [str(parent / run) for parent in (directory, other) if not is_complete(parent / run)]
         if absent:
             lines += [f"{path}: the run is not complete" for path in absent]
@@ -127,10 +129,18 @@ def differences(directory: Path, other: Path, study: Study, seeds: Sequence[int]
     return lines
 
 
+def study_names(text: str) -> list[str]:
+    """Returns the names in a list with commas. Raises ArgumentTypeError for a name that is no study's."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in STUDIES]:
+        raise argparse.ArgumentTypeError(f"no study is called {', '.join(unknown)}; there are {', '.join(STUDIES)}")
+    return names
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--study", choices=STUDIES, default="methods")
+    parser.add_argument("--study", type=study_names, default=["methods"], help="studies with commas between them")
     parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds with commas between them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--gpus", default="", help="GPU numbers with commas: each run gets a free one")
@@ -141,10 +151,10 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="compare the finished runs with those of another directory")
     parser.add_argument("--questions", type=Path, default=QUESTIONS, help="YAML file of the sets of questions")
     options = parser.parse_args()
-    study, seeds = STUDIES[options.study], [int(seed) for seed in options.seeds.split(",")]
+    studies, seeds = [STUDIES[name] for name in options.study], [int(seed) for seed in options.seeds.split(",")]
     directory = options.directory.absolute()
     if options.against:
-        lines = differences(directory, options.against, study, seeds)
+        lines = differences(directory, options.against, studies, seeds)
         print("\n".join(lines[:50]) or "all bits agree")
         return DIFFERENT if lines else 0
     if directory.exists() and not options.resume:
@@ -152,13 +162,14 @@ def main() -> int:
         return REFUSED
     write_miniature(directory / "questions", questions=options.questions)
     slots = Slots(options.jobs, tuple(options.gpus.split(",")) if options.gpus else (), options.delay)
-    starts, runs = pieces_of(directory, study, seeds, options.start, options.loop)
+    starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop)
     for pieces in (starts, runs):
         remaining = sum(not is_complete(piece.directory) for piece in pieces)
         print(f"{len(pieces)} runs, {remaining} to train", flush=True)
         train_all(pieces, slots)
     k = load_config(RECIPES / "loop.yaml", options.loop).evaluation.k
-    print(write_results(directory, options.study, study, seeds, k))
+    for name, study in zip(options.study, studies, strict=True):
+        print(write_results(directory, name, study, seeds, k))
     return 0
 
 

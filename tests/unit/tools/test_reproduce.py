@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import reproduce
 from comparison.results import compare, critic_at_start, references_of
-from comparison.studies import STUDIES, Study
+from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import summary_tables
 
 from tempo_megatron.config import load_config
@@ -23,8 +24,8 @@ def test_studies_share_runs_and_their_settings_load(tmp_path: Path) -> None:
     by_name: dict[str, tuple[str, ...]] = {}
     loaded = set()
     for study in STUDIES.values():
-        assert study.reference in study.runs
-        starts, runs = reproduce.pieces_of(tmp_path, study, [0], ["loop.iterations=60"], [])
+        assert REFERENCE in study.runs
+        starts, runs = reproduce.pieces_of(tmp_path, [study], [0], ["loop.iterations=60"], [])
         for piece in {*starts, *runs} - loaded:
             loaded.add(piece)
             config = load_config(piece.recipe, piece.overrides)
@@ -38,7 +39,7 @@ def test_studies_share_runs_and_their_settings_load(tmp_path: Path) -> None:
 def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None:
     methods = STUDIES["methods"].runs
     study = Study("Which?", {name: methods[name] for name in ("tempo", "ppo")})
-    starts, runs = reproduce.pieces_of(tmp_path, study, [3, 4], ["loop.iterations=7"], ["loop.iterations=9"])
+    starts, runs = reproduce.pieces_of(tmp_path, [study], [3, 4], ["loop.iterations=7"], ["loop.iterations=9"])
     assert [piece.directory.name for piece in starts] == ["start-3", "start-4"]
     assert len(runs) == 2 * 2
     for piece in runs:
@@ -47,6 +48,17 @@ def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None
         end = str(tmp_path / f"start-{seed}" / "checkpoints" / "iteration-000007")
         assert (config.seed, config.policy.checkpoint, config.critic.checkpoint) == (int(seed), end, end)
         assert (config.loop.iterations, config.method) == (9, name)
+
+
+def test_studies_side_by_side_train_a_shared_run_once(tmp_path: Path) -> None:
+    _, runs = reproduce.pieces_of(tmp_path, [STUDIES["averages"], STUDIES["targets"]], [0], [], [])
+    assert [piece.directory.name for piece in runs] == ["tempo-0", "constant-0", "minus_one_one-0"]
+
+
+def test_an_unknown_study_is_refused_by_name() -> None:
+    assert reproduce.study_names("methods,anchors") == ["methods", "anchors"]
+    with pytest.raises(argparse.ArgumentTypeError, match="no study is called method; there are methods, intervals"):
+        reproduce.study_names("method,anchors")
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +140,11 @@ def test_two_directories_agree_where_metrics_do_and_time_does_not_count(tmp_path
                 directory / run / "metrics.jsonl", [{"iteration": 1, "critic/loss": 0.5, "seconds/save": seconds}]
             )
             (directory / run / "summary.json").write_text("{}")
-    assert reproduce.differences(first, second, study, [0]) == []
+    assert reproduce.differences(first, second, [study], [0]) == []
     write_lines(second / "tempo-0" / "metrics.jsonl", [{"iteration": 1, "critic/loss": 0.25}])
-    assert reproduce.differences(first, second, study, [0]) == ["tempo-0: line 1: critic/loss: 0.25 -> 0.5"]
+    assert reproduce.differences(first, second, [study], [0]) == ["tempo-0: line 1: critic/loss: 0.25 -> 0.5"]
     (second / "start-0" / "summary.json").unlink()
-    assert reproduce.differences(first, second, study, [0])[0] == f"{second / 'start-0'}: the run is not complete"
+    assert reproduce.differences(first, second, [study], [0])[0] == f"{second / 'start-0'}: the run is not complete"
 
 
 def test_seeds_with_other_questions_are_refused(tmp_path: Path) -> None:
