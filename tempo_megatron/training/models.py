@@ -154,7 +154,7 @@ class Models:
             if self.reference:
                 with self.reference.onloaded(changes=True):
                     for source, target in zip(self.policy.chunks, self.reference.chunks, strict=True):
-                        target.load_state_dict(source.state_dict())
+                        dist_checkpoint.load_chunk(target, source.state_dict())
 
     def keep_reference(self, directory: Path) -> None:
         """Save the reference, if there is one, for later starts of the run: its source may change or disappear."""

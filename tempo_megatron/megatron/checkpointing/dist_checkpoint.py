@@ -208,9 +208,15 @@ def load_checkpoint(checkpoint: Path, models: Mapping[str, MegatronModel]) -> No
         with model.onloaded(StateKind.weights, StateKind.optimizer, changes=True), cpu.accelerator_names():
             loaded = _load(_state(model, is_loading=True), checkpoint, role)
             for number, chunk in enumerate(model.chunks):
-                chunk.load_state_dict(loaded["model"][number])
+                load_chunk(chunk, loaded["model"][number])
             if model.optimizer is not None:
                 model.optimizer.load_state_dict(loaded["optimizer"])
+
+
+def load_chunk(chunk: Any, state: Mapping[str, Any]) -> None:
+    """Loads a chunk's weights and extra states. Raises ConversionError for an extra state that may run code."""
+    with safe_pickle.allowed_extra_states({name: part for name, part in state.items() if _is_extra_state(name)}):
+        chunk.load_state_dict(state)
 
 
 def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:

@@ -1,7 +1,8 @@
 """Reads the pickles of a torch_dist checkpoint through lists of allowed names, because a pickle can run any code.
 
-Pickles are `.metadata`, every object that is no tensor (some of them in a BytesIO), and the `common.pt` of a converted
-checkpoint. They are read after their checksums have matched.
+Pickles are `.metadata`, every object that is no tensor (some of them in a BytesIO), the `common.pt` of a converted
+checkpoint, and the bytes in which Transformer Engine keeps the state of delayed scaling. They are read after their
+checksums have matched.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import io
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tempo_megatron.conversion.errors import ConversionError
 
 METADATA = ".metadata"
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_ALLOW_EXTRA_STATE = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+"""Without it Transformer Engine 2.18 refuses every pickle of delayed scaling, its own included."""
 _ALLOWED_IN_METADATA = {
     "torch.distributed.checkpoint.metadata": {
         "BytesStorageMetadata",
@@ -71,14 +74,46 @@ def restricted() -> Iterator[None]:
     itself.
     """
     unrestricted = FileSystemReader.read_metadata
-    forced = os.environ.get(_FORCE_WEIGHTS_ONLY)
     FileSystemReader.read_metadata = lambda self, *_, **__: read_metadata(Path(self.path))  # type: ignore[method-assign]
-    os.environ[_FORCE_WEIGHTS_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals([io.BytesIO]):
+        with _switched_on(_FORCE_WEIGHTS_ONLY), torch.serialization.safe_globals([io.BytesIO]):
             yield
     finally:
         FileSystemReader.read_metadata = unrestricted  # type: ignore[method-assign]
-        os.environ.pop(_FORCE_WEIGHTS_ONLY)
-        if forced is not None:
-            os.environ[_FORCE_WEIGHTS_ONLY] = forced
+
+
+@contextlib.contextmanager
+def allowed_extra_states(states: Mapping[str, Any]) -> Iterator[None]:
+    """Lets Transformer Engine unpickle these modules' extra states inside the block, once their names have passed.
+
+    The names are those of megatron-core's own list. `states` maps a name to uint8 [bytes], or to anything else where a
+    module keeps no pickle. Raises ConversionError, before the block, for a pickle with another name.
+    """
+    with _switched_on(_FORCE_WEIGHTS_ONLY, _ALLOW_EXTRA_STATE):
+        for name, state in states.items():
+            if isinstance(state, torch.Tensor) and state.numel():
+                _check_extra_state(name, state.cpu().numpy().tobytes())
+        yield
+
+
+def _check_extra_state(name: str, state: bytes) -> None:
+    from megatron.core.safe_globals import SafeUnpickler
+
+    try:
+        SafeUnpickler(io.BytesIO(state)).load()
+    except pickle.UnpicklingError as error:
+        raise ConversionError(f"{name}: {error}; it was not loaded") from None
+
+
+@contextlib.contextmanager
+def _switched_on(*variables: str) -> Iterator[None]:
+    """Sets environment variables to 1 inside the block, and restores them."""
+    before = {variable: os.environ.get(variable) for variable in variables}
+    os.environ.update(dict.fromkeys(variables, "1"))
+    try:
+        yield
+    finally:
+        for variable, value in before.items():
+            os.environ.pop(variable)
+            if value is not None:
+                os.environ[variable] = value

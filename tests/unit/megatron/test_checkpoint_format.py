@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -86,3 +89,61 @@ def test_objects_that_would_run_something_are_refused(tmp_path: Path, monkeypatc
     assert not (tmp_path / "ran").exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
     assert FileSystemReader.read_metadata.__module__ == FileSystemReader.__module__
+
+
+@pytest.fixture
+def recipe(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Return an object that is pickled under the name of megatron-core's recipe, whose needs this machine may lack."""
+    name = "megatron.core.extensions.transformer_engine"
+    module = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, module)
+    kind = type("TEDelayedScaling", (), {"__module__": name})
+    monkeypatch.setattr(module, kind.__name__, kind, raising=False)
+    return kind()
+
+
+def pickled(value: object) -> torch.Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def test_the_state_of_delayed_scaling_may_be_unpickled_inside_the_block_alone(
+    recipe: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformer Engine 2.18 refuses it otherwise: a run with model.fp8=delayed could not resume."""
+    cpu.install()
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    monkeypatch.setenv("NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE", "0")
+    state = {"recipe": recipe, "scale_fwd": torch.ones(3), "extra_fp8_variables": {"fp8_max": (448.0, 57344.0)}}
+    extra_states = {"a._extra_state": pickled(state), "b._extra_state": torch.empty(0, dtype=torch.uint8)}
+    with safe_pickle.allowed_extra_states({**extra_states, "c._extra_state": None}):
+        assert os.environ["NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"] == "1"
+        loaded = pickle.loads(extra_states["a._extra_state"].numpy().tobytes())
+        assert torch.equal(loaded["scale_fwd"], torch.ones(3))
+    assert os.environ["NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"] == "0"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+class HiddenShell:
+    """Pickles as a tensor whose bytes run a command: the names that are seen from outside are allowed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        file = io.BytesIO()
+        torch.save(Shell(self.path), file)
+        return torch.storage._load_from_bytes, (file.getvalue(),)
+
+
+@pytest.mark.parametrize(("shell", "reason"), [(Shell, r"subprocess\.run"), (HiddenShell, r"[Ww]eights.only")])
+def test_an_extra_state_that_would_run_something_is_refused(
+    shell: type[Shell] | type[HiddenShell], reason: str, tmp_path: Path
+) -> None:
+    cpu.install()
+    states = {"layers.0.linear_fc1._extra_state": pickled({"recipe": shell(tmp_path / "ran")})}
+    with (
+        pytest.raises(ConversionError, match=rf"^layers\.0\.linear_fc1\._extra_state: .*{reason}"),
+        safe_pickle.allowed_extra_states(states),
+    ):
+        pytest.fail("the block is not entered")
+    assert not (tmp_path / "ran").exists()
