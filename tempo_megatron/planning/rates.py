@@ -50,10 +50,11 @@ Iterations have shorter sequences, smaller mini-batches and a larger vocabulary.
 8B shape in bf16 on two GPUs.
 """
 
-EXACT_SPEED = {"rollout": 0.85, "pass": 0.93, "step": 1.04}
+EXACT_SPEED = {"rollout": 1.05, "pass": 0.93, "step": 1.0}
 """The speed of `numerics: exact` relative to the default's, of the generator, and of the policy's passes and steps.
 
-It was measured on a 1.7B shape in micro-batches of 16,384 tokens (docs/results/2026-11-30-exact-speed.md).
+It was measured in whole iterations of a 1.7B shape, in micro-batches of 16,384 tokens
+(docs/results/2026-11-30-exact-proof.md).
 """
 
 HOST_BYTES_PER_SECOND = 30e9

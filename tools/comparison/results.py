@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,13 @@ def compare(runs: Runs, reference: str, k: int) -> Results:
     """Returns what each run and the start reached.
 
     The measures are avg@n, over all n responses to a question, and pass@k. The kinds are `value`, `gain` (the
-    difference from the start) and `lead` (that of the run's reference from the run).
+    difference from the start) and `lead` (that of the run's reference from the run). Raises ValueError where the last
+    evaluations of runs have different numbers of responses, as those of a run that was stopped.
     """
     ends = {name: at_the_ends(paths) for name, paths in runs.items()}
+    counts = {name: response_count([*chain(*final.values())]) for name, (_, final) in ends.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the last evaluations of runs have different numbers of responses to a question: {counts}")
     references = references_of({name: [*final] for name, (_, final) in ends.items()}, reference)
     results: Results = {name: {} for name in (START, *runs)}
     for name, (initial, final) in ends.items():
@@ -96,8 +101,12 @@ def compare(runs: Runs, reference: str, k: int) -> Results:
 
 def measures(seeds: Sequence[dict[str, list[float]]], k: int) -> dict[str, int | None]:
     """Returns the names of both measures, each with its k; None stands for the mean over all responses."""
-    samples = min(len(grades) for questions in seeds for grades in questions.values())
-    return {f"avg@{samples}": None, f"pass@{k}": k}
+    return {f"avg@{response_count(seeds)}": None, f"pass@{k}": k}
+
+
+def response_count(seeds: Sequence[dict[str, list[float]]]) -> int:
+    """Returns the smallest number of responses to a question."""
+    return min(len(grades) for questions in seeds for grades in questions.values())
 
 
 def figures(tables: Mapping[str, np.ndarray], *names: str) -> dict[str, Any]:

@@ -155,6 +155,15 @@ def test_seeds_with_other_questions_are_refused(tmp_path: Path) -> None:
         compare({"tempo": [tmp_path / "tempo-0", tmp_path / "tempo-1"]}, "tempo", 2)
 
 
+def test_runs_with_other_numbers_of_responses_are_refused(tmp_path: Path) -> None:
+    """A stopped run has not had its final evaluation, which takes more responses than the others."""
+    for name, last in (("tempo", [1, 0, 1, 0]), ("ttrl", [1, 0])):
+        for iteration, grades in ((0, [1, 0]), (1, last)):
+            write_responses(tmp_path / f"{name}-0", iteration, {"unlabeled.jsonl:a": grades})
+    with pytest.raises(ValueError, match=r"responses to a question: {'tempo': 4, 'ttrl': 2}"):
+        compare({name: [tmp_path / f"{name}-0"] for name in ("tempo", "ttrl")}, "tempo", 2)
+
+
 def test_runs_with_other_questions_have_a_reference_of_their_own(tmp_path: Path) -> None:
     """The shifts have their own questions: PPO there is compared with TEMPO there, in a table of their own."""
     sources = {"tempo": ["u"], "shift_none": ["n"], "ppo": ["u"], "ppo_shift_none": ["n"]}
