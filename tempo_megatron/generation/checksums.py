@@ -23,24 +23,31 @@ _MIX = 0x1E3779B97F4A7C15  # odd; its multiples fill 64 bits evenly
 
 
 def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
-    """Returns a digest of a tensor's bits, an int64 scalar on the tensor's device.
+    """Returns a digest of a tensor's values, an int64 scalar on the tensor's device.
 
     The digest is the sum, modulo 2^64, of each element's bits times an odd number that depends on its position. The
     first element has position `begin`, so the digests of parts add up to that of the whole tensor. One changed element
     always changes the digest. Exchanged elements or rows, or another tensor, change it except with a probability below
-    2^-32. All work is done on the device: 16 GB take a fraction of a second on a GPU.
+    2^-32. Zeros of both signs are equal. All work is done on the device: 16 GB take a fraction of a second on a GPU.
     """
-    bits = tensor.detach().contiguous().flatten().view(_BITS[tensor.element_size()])
+    values = tensor.detach().contiguous().flatten()
     weights = _weights(tensor.device)
     digest = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    position, end = begin, begin + len(bits)
+    position, end = begin, begin + len(values)
     while position < end:
         number, offset = divmod(position, _CHUNK)
         chunk_end = min(end, (number + 1) * _CHUNK)
-        chunk = bits[position - begin : chunk_end - begin].to(torch.int64)
+        chunk = _bits(values[position - begin : chunk_end - begin])
         digest += (chunk * weights[offset : offset + len(chunk)]).sum() * (2 * number * _CHUNK + 1)
         position = chunk_end
     return digest
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Returns the bits of each value, int64. Negative zeros get those of 0, because `_weight` loses their sign."""
+    if values.dtype.is_floating_point:
+        values = values + 0
+    return values.view(_BITS[values.element_size()]).to(torch.int64)
 
 
 @cache
@@ -133,10 +140,11 @@ def _parameters(module: Any) -> Iterator[tuple[str, Tensor]]:
 def _weight(module: Any) -> Tensor:
     """Returns the weight of a module.
 
-    vLLM packs some linear layers for CPUs and drops the original weight. The product of such a layer with the identity
-    is exactly its weight, because every sum has one non-zero term.
+    vLLM packs linear layers on some CPUs and drops the original weight. The product of such a layer with the identity
+    is its weight, because every sum has one non-zero term. Only the sign of a negative zero is lost.
     """
     if module.weight.numel() or not hasattr(module, "quant_method"):
         return module.weight.detach()
-    identity = torch.eye(module.input_size_per_partition, dtype=module.params_dtype)
-    return module.quant_method.apply(module, identity).t()
+    # Every linear layer has `input_size`. Those that tensor parallelism may split also have the size of their part.
+    inputs = getattr(module, "input_size_per_partition", module.input_size)
+    return module.quant_method.apply(module, torch.eye(inputs, dtype=module.params_dtype)).t()

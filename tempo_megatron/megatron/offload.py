@@ -12,6 +12,7 @@ import mmap
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -95,7 +96,7 @@ class Offloader:
     ) -> None:
         self._tensors, self._moves, self._device = state_tensors, moves, device
         self._stream = cpu.new_stream()
-        self._host = {kind: _HostBuffer(device.type == "cuda") for kind in (StateKind.weights, StateKind.optimizer)}
+        self._host = {kind: _HostBuffer(device, self._stream) for kind in (StateKind.weights, StateKind.optimizer)}
         self._offloaded: dict[StateKind, list[_Sized]] = {}
         self._copy_events: dict[StateKind, Any] = {}
         """The event that ends the copy back to the device, by kind."""
@@ -227,10 +228,14 @@ class _HostBuffer:
     The buffer registers its own pages with CUDA, because torch's pinned allocator rounds up to powers of two. Huge
     pages are pinned faster. Child processes get no copy of the pages: after a copy-on-write the GPU would still write
     into the old page.
+
+    The registration ends before the pages go, also when the buffer is garbage-collected. CUDA would otherwise refuse to
+    register or copy whatever is mapped at these addresses next. `stream` is that of all copies.
     """
 
-    def __init__(self, pinned: bool) -> None:
-        self._pinned = pinned
+    def __init__(self, device: torch.device, stream: Any) -> None:
+        self._device, self._stream = device, stream
+        self._registration: weakref.finalize[Any, Any] | None = None
         self.bytes = torch.empty(0, dtype=torch.uint8)
 
     def reserve(self, size: int) -> None:
@@ -245,14 +250,28 @@ class _HostBuffer:
         self.bytes = torch.frombuffer(pages, dtype=torch.uint8)
         with _all_cores():  # Registration would allocate the pages one by one.
             self.bytes.fill_(0)
-        if self._pinned:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(self.bytes.data_ptr(), size, 0))
+        if self._device.type == "cuda":
+            address = self.bytes.data_ptr()
+            torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(address, size, 0))
+            # The finalizer watches the buffer, not its pages: mmap unmaps before it calls finalizers.
+            self._registration = weakref.finalize(self, _unregister, address, self._device, self._stream)
+            self._registration.atexit = False  # CUDA may have ended by then, and takes its registrations along.
 
     def release(self) -> None:
         """Returns the memory to the operating system."""
-        if self._pinned and self.bytes.nbytes:
-            torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr()))
+        if self._registration:
+            self._registration()
         self.bytes = torch.empty(0, dtype=torch.uint8)
+
+
+def _unregister(address: int, device: torch.device, stream: Any) -> None:
+    """Ends the registration of the pages at `address`, after all copies on the stream.
+
+    Garbage may be collected in any thread, and a thread's current GPU is the first one unless it sets another.
+    """
+    stream.synchronize()
+    with torch.cuda.device(device):
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(address))
 
 
 @contextlib.contextmanager
