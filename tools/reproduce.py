@@ -23,7 +23,7 @@ from typing import Any
 from comparison.drawing import mean_panels
 from comparison.figures import draw_critic_at_start, draw_trajectories, page_style, save
 from comparison.results import AUROC, START, Results, Runs, compare, critic_at_start, trajectories
-from comparison.runs import Piece, Slots, is_complete, train_all
+from comparison.runs import Piece, Slots, differing_settings, is_complete, train_all
 from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
@@ -70,7 +70,7 @@ def pieces_of(
 
 
 def draw(runs: Runs, k: int, directory: Path) -> list[Path]:
-    """Writes the panels of all studies as PNG files and returns their paths."""
+    """Writes the panels of a study as PNG files and returns their paths."""
     panels = [
         *mean_panels(runs, f"evaluation/unlabeled/avg@{k}", f"avg@{k} on unlabeled questions", share=True),
         *mean_panels(runs, f"evaluation/unlabeled/pass@{k}", f"pass@{k} on unlabeled questions", share=True),
@@ -131,7 +131,7 @@ def differences(directory: Path, other: Path, studies: Sequence[Study], seeds: S
 
 def study_names(text: str) -> list[str]:
     """Returns the names in a list with commas. Raises ArgumentTypeError for a name that is no study's."""
-    names = text.split(",")
+    names = [*dict.fromkeys(text.split(","))]
     if unknown := [name for name in names if name not in STUDIES]:
         raise argparse.ArgumentTypeError(f"no study is called {', '.join(unknown)}; there are {', '.join(STUDIES)}")
     return names
@@ -160,9 +160,12 @@ def main() -> int:
     if directory.exists() and not options.resume:
         print(f"{options.directory} exists; --resume continues it", file=sys.stderr)
         return REFUSED
+    starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop)
+    if problems := [line for piece in (*starts, *runs) for line in differing_settings(piece)]:
+        print("\n".join(problems), file=sys.stderr)
+        return REFUSED
     write_miniature(directory / "questions", questions=options.questions)
     slots = Slots(options.jobs, tuple(options.gpus.split(",")) if options.gpus else (), options.delay)
-    starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop)
     for pieces in (starts, runs):
         remaining = sum(not is_complete(piece.directory) for piece in pieces)
         print(f"{len(pieces)} runs, {remaining} to train", flush=True)

@@ -26,9 +26,10 @@ def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
     """Returns a digest of a tensor's values, an int64 scalar on the tensor's device.
 
     The digest is the sum, modulo 2^64, of each element's bits times an odd number that depends on its position. The
-    first element has position `begin`, so the digests of parts add up to that of the whole tensor. One changed element
-    always changes the digest. Exchanged elements or rows, or another tensor, change it except with a probability below
-    2^-32. Zeros of both signs are equal. All work is done on the device: 16 GB take a fraction of a second on a GPU.
+    first element has position `begin`, so the digests of parts add up to that of the whole tensor. One element with
+    another value always changes the digest. Exchanged elements or rows, or another tensor, change it except with a
+    probability below 2^-32. Zeros of both signs are equal, and NaNs may be. All work is
+    done on the device: 16 GB take a fraction of a second on a GPU.
     """
     values = tensor.detach().contiguous().flatten()
     weights = _weights(tensor.device)
@@ -141,7 +142,8 @@ def _weight(module: Any) -> Tensor:
     """Returns the weight of a module.
 
     vLLM packs linear layers on some CPUs and drops the original weight. The product of such a layer with the identity
-    is its weight, because every sum has one non-zero term. Only the sign of a negative zero is lost.
+    is its weight, because every sum has one non-zero term. The sign of a negative zero is lost. A subnormal may become
+    zero.
     """
     if module.weight.numel() or not hasattr(module, "quant_method"):
         return module.weight.detach()

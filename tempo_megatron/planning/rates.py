@@ -50,11 +50,11 @@ Iterations have shorter sequences, smaller mini-batches and a larger vocabulary.
 8B shape in bf16 on two GPUs.
 """
 
-EXACT_SPEED = {"rollout": 1.05, "pass": 0.93, "step": 1.0}
+EXACT_SPEED = {"rollout": 1.0, "pass": 0.93, "step": 1.0}
 """The speed of `numerics: exact` relative to the default's, of the generator, and of the policy's passes and steps.
 
 It was measured in whole iterations of a 1.7B shape, in micro-batches of 16,384 tokens
-(docs/results/2026-11-30-exact-proof.md).
+(docs/results/2026-11-30-exact-proof.md). Rollouts had 1.05, but not in each round.
 """
 
 HOST_BYTES_PER_SECOND = 30e9

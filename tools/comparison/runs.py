@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from tempo_megatron.config import load_config
+from tempo_megatron.run_dir.layout import recipe_differences
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -52,6 +55,17 @@ def train(piece: Piece, gpu: str | None) -> None:
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {run / 'output.log'}")
     print(f"{run.name}: done", flush=True)
+
+
+def differing_settings(piece: Piece) -> list[str]:
+    """Returns a line for each setting in which the run that exists differs from the piece; [] where none exists."""
+    config = load_config(piece.recipe, (f"run_dir={piece.directory}", *piece.overrides))
+    lines = recipe_differences(config)
+    if is_complete(piece.directory):
+        ended = load_config(piece.directory / "config.yaml").loop.iterations
+        if ended != config.loop.iterations:
+            lines.append(f"run_dir {piece.directory} has ended after {ended} iterations, not {config.loop.iterations}")
+    return lines
 
 
 def is_complete(run: Path) -> bool:

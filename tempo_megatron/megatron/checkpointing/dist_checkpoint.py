@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from tempo_megatron.config import Fp8
 from tempo_megatron.conversion import hf_files
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.megatron import cpu
@@ -214,9 +216,24 @@ def load_checkpoint(checkpoint: Path, models: Mapping[str, MegatronModel]) -> No
 
 
 def load_chunk(chunk: Any, state: Mapping[str, Any]) -> None:
-    """Loads a chunk's weights and extra states. Raises ConversionError for an extra state that may run code."""
-    with safe_pickle.allowed_extra_states({name: part for name, part in state.items() if _is_extra_state(name)}):
-        chunk.load_state_dict(state)
+    """Loads a chunk's weights and extra states. Raises ConversionError for an extra state with unexpected contents."""
+    with safe_pickle.allowed_extra_states():
+        chunk.load_state_dict({name: _safe_part(chunk, name, part) for name, part in state.items()})
+
+
+def _safe_part(chunk: Any, name: str, part: Any) -> Any:
+    """Returns an extra state of Transformer Engine in a new pickle, and any other part as it is.
+
+    A model without delayed scaling needs no state: it gets none from a checkpoint that has one.
+    """
+    if not _is_extra_state(name) or not isinstance(part, torch.Tensor) or not part.numel():
+        return part
+    if not chunk.config.fp8 or chunk.config.fp8_recipe != Fp8.delayed.value:
+        return part.new_empty(0)
+    from megatron.core.fp8_utils import get_fp8_recipe
+
+    rebuilt = safe_pickle.rebuilt_scaling_state(name, part.cpu().numpy().tobytes(), get_fp8_recipe(chunk.config))
+    return torch.frombuffer(bytearray(rebuilt), dtype=torch.uint8)
 
 
 def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import reproduce
 from comparison.results import compare, critic_at_start, references_of
+from comparison.runs import differing_settings
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import summary_tables
 
-from tempo_megatron.config import load_config
+from tempo_megatron.config import load_config, to_yaml
 from tests.unit.tools.finished_runs import write_lines, write_responses
 
 AUROC = "evaluation/unlabeled_rollouts/reward_auroc_within_prompts"
@@ -48,6 +49,29 @@ def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None
         end = str(tmp_path / f"start-{seed}" / "checkpoints" / "iteration-000007")
         assert (config.seed, config.policy.checkpoint, config.critic.checkpoint) == (int(seed), end, end)
         assert (config.loop.iterations, config.method) == (9, name)
+
+
+def test_a_run_with_other_settings_is_not_taken_for_the_studys(tmp_path: Path) -> None:
+    """A study's recipe changes with time. Its finished runs would be reported under the new settings."""
+    study = Study("Which?", {"tempo": ("method=tempo",)})
+    before, after = ("policy.kl_coefficient=0.05", "loop.iterations=9"), ("policy.kl_coefficient=0.2",)
+
+    def differences(*loop: str) -> list[str]:
+        _, (piece,) = reproduce.pieces_of(tmp_path, [study], [0], [], loop)
+        return differing_settings(piece)
+
+    assert differences(*before) == []
+    _, (piece,) = reproduce.pieces_of(tmp_path, [study], [0], [], before)
+    piece.directory.mkdir()
+    config = load_config(piece.recipe, (f"run_dir={piece.directory}", *piece.overrides))
+    (piece.directory / "config.yaml").write_text(to_yaml(config))
+    (piece.directory / "summary.json").write_text("{}")
+    assert differences(*before) == []
+    setting, _, iterations = differences(*after)
+    assert setting.endswith("policy.kl_coefficient was 0.05, is 0.2")
+    assert iterations == f"run_dir {piece.directory} has ended after 9 iterations, not 200"
+    (piece.directory / "summary.json").unlink()
+    assert differences(before[0]) == []
 
 
 def test_studies_side_by_side_train_a_shared_run_once(tmp_path: Path) -> None:
