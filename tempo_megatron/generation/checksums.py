@@ -28,8 +28,8 @@ def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
     The digest is the sum, modulo 2^64, of each element's bits times an odd number that depends on its position. The
     first element has position `begin`, so the digests of parts add up to that of the whole tensor. One element with
     another value always changes the digest. Exchanged elements or rows, or another tensor, change it except with a
-    probability below 2^-32. Zeros of both signs are equal, and NaNs may be. All work is
-    done on the device: 16 GB take a fraction of a second on a GPU.
+    probability below 2^-32. Zeros of both signs are equal, and NaNs may be. All work is done on the device: 16 GB take
+    a fraction of a second on a GPU.
     """
     values = tensor.detach().contiguous().flatten()
     weights = _weights(tensor.device)
