@@ -37,6 +37,11 @@ def _labeled(name: str) -> Settings:
     )
 
 
+def _new_critic(iterations: int) -> Settings:
+    """Returns the settings for a critic with random weights, calibrated for some iterations before the first M-step."""
+    return ("critic.checkpoint=''", f"stages.critic_start.iterations={iterations}", "stages.critic_start.prompts=256")
+
+
 def _shifted(name: str) -> Settings:
     """Returns the settings that adapt to, and hold out, questions of another shift."""
     return (
@@ -135,6 +140,7 @@ STUDIES: dict[str, Study] = {
                 f"critic_{iteration}": ("method=tempo", f"critic.checkpoint={{start}}/iteration-{iteration:06d}")
                 for iteration in (20, 40, 60)
             },
+            **{f"new_critic_{iterations}": ("method=tempo", *_new_critic(iterations)) for iterations in (2, 5, 10)},
         },
         compares_critics=True,
     ),
