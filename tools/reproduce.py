@@ -1,8 +1,8 @@
 """Reproduces the paper in miniature: from the warm start to tables and figures, by one command.
 
-usage: python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 0,1,2,3,4] [--jobs N] [--gpus 0,1]
+usage: python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 5,6,7,8,9] [--jobs N] [--gpus 0,1]
        [--resume] [--start key=value ...] [--loop key=value ...]
-       python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 0,1,2,3,4] --against OTHER
+       python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 5,6,7,8,9] --against OTHER
 
 For each seed, one run makes the start (recipes/miniature/start.yaml). Each run of a study continues from it
 (recipes/miniature/loop.yaml). `--resume` continues in a directory: finished runs are kept, others resume from their
@@ -141,7 +141,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--study", type=study_names, default=["methods"], help="studies with commas between them")
-    parser.add_argument("--seeds", default="0,1,2,3,4", help="seeds with commas between them")
+    parser.add_argument("--seeds", default="5,6,7,8,9", help="seeds with commas between them")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--gpus", default="", help="GPU numbers with commas: each run gets a free one")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds between starts on a GPU")
