@@ -226,14 +226,17 @@ def _safe_part(chunk: Any, name: str, part: Any) -> Any:
 
     A model without delayed scaling needs no state: it gets none from a checkpoint that has one.
     """
-    if not _is_extra_state(name) or not isinstance(part, torch.Tensor) or not part.numel():
+    if not _is_extra_state(name) or part is None:
         return part
-    if not chunk.config.fp8 or chunk.config.fp8_recipe != Fp8.delayed.value:
-        return part.new_empty(0)
+    if not isinstance(part, torch.Tensor):
+        raise ConversionError(f"{name}: an extra state of type {type(part).__name__}; it was not loaded")
+    state = torch.Tensor.detach(part)  # A tensor of a checkpoint may have attributes in place of its methods.
+    if not state.numel() or not chunk.config.fp8 or chunk.config.fp8_recipe != Fp8.delayed.value:
+        return state.new_empty(0)
     from megatron.core.fp8_utils import get_fp8_recipe
 
-    rebuilt = safe_pickle.rebuilt_scaling_state(name, part.cpu().numpy().tobytes(), get_fp8_recipe(chunk.config))
-    return torch.frombuffer(bytearray(rebuilt), dtype=torch.uint8)
+    rebuilt = safe_pickle.rebuilt_scaling_state(name, state.cpu().numpy().tobytes(), get_fp8_recipe(chunk.config))
+    return torch.frombuffer(bytearray(rebuilt), dtype=torch.uint8) if rebuilt else state.new_empty(0)
 
 
 def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:

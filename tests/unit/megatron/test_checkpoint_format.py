@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -106,20 +107,30 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> object:
 
 def scaling_state(recipe: object) -> dict[str, Any]:
     """Return what Transformer Engine pickles for a module."""
-    tensors = {"scale_fwd": torch.tensor([2.0, 4.0, 8.0]), "amax_history_bwd": torch.arange(6.0).reshape(3, 2)}
-    return {"recipe": recipe, **tensors, "extra_fp8_variables": {"fp8_max": (448.0, 57344.0), "num_gemms": 1}}
+    tensors = {"scale_fwd": torch.tensor([2.0, 4.0, 8.0]), "scale_bwd": torch.ones(2)}
+    histories = {f"amax_history_{way}": torch.arange(12.0).reshape(4, 3).t() for way in ("fwd", "bwd")}
+    extra = {"fp8_checkpoint": True, "num_gemms": 1, "fp8_max_fwd": 448.0, "local_recipes": [recipe]}
+    return {"recipe": recipe, **tensors, **histories, "extra_fp8_variables": extra}
 
 
 def test_the_state_of_delayed_scaling_is_pickled_anew_with_the_models_recipe(recipe: Any) -> None:
-    """Tensors and plain values come from the file, and the recipe does not."""
+    """Tensors and numbers come from the file, and recipes do not."""
     recipe.margin = 3
-    state = pickle.dumps(scaling_state(recipe))
-    rebuilt = pickle.loads(safe_pickle.rebuilt_scaling_state("a._extra_state", state, "the model's recipe"))
-    expected = scaling_state("the model's recipe")
-    assert rebuilt.keys() == expected.keys()
-    assert all(torch.equal(rebuilt[key], expected[key]) for key in ("scale_fwd", "amax_history_bwd"))
-    assert rebuilt["recipe"] == expected["recipe"]
-    assert rebuilt["extra_fp8_variables"] == expected["extra_fp8_variables"]
+    for protocol in (4, 5):
+        state = pickle.dumps(scaling_state(recipe), protocol)
+        rebuilt = pickle.loads(safe_pickle.rebuilt_scaling_state("a._extra_state", state, "the model's recipe"))
+        expected = scaling_state("the model's recipe")
+        assert rebuilt.keys() == expected.keys() and rebuilt["recipe"] == "the model's recipe"
+        assert all(
+            torch.equal(rebuilt[key], expected[key]) for key in expected if isinstance(expected[key], torch.Tensor)
+        )
+        assert rebuilt["extra_fp8_variables"] == {"fp8_checkpoint": True, "num_gemms": 1, "fp8_max_fwd": 448.0}
+
+
+def test_a_module_without_scales_has_no_state(recipe: object) -> None:
+    """Attention in higher precision has recipes alone, which it sets in each forward pass."""
+    state = {"recipe": recipe, "extra_fp8_variables": {"local_recipes": [recipe]}}
+    assert safe_pickle.rebuilt_scaling_state("a", pickle.dumps(state), recipe) == b""
 
 
 class Delayed(torch.nn.Linear):
@@ -180,36 +191,93 @@ def test_an_extra_state_that_would_run_something_is_refused(tmp_path: Path, reci
         (np.zeros(3), r"it names numpy"),
         (Hidden(shell), r"[Ww]eights.only"),
         (Hidden(np.zeros(3)), r"[Ww]eights.only"),
-        (Hidden({"a": 1}), "a tensor's storage is of type dict"),
+        (Hidden({"a": 1}), "another object in a tensor's place"),
     ):
-        for key in ("recipe", "scale_fwd", "extra_fp8_variables"):
-            state = pickle.dumps({**scaling_state(recipe), key: value})
-            with pytest.raises(ConversionError, match=rf"^layers\.0\._extra_state: .*{reason}"):
-                safe_pickle.rebuilt_scaling_state("layers.0._extra_state", state, recipe)
+        state = pickle.dumps({**scaling_state(recipe), "scale_fwd": value})
+        with pytest.raises(ConversionError, match=r"^layers\.0\._extra_state: "):
+            safe_pickle.rebuilt_scaling_state("layers.0._extra_state", state, recipe)
+        tensor = TensorOf(value) if isinstance(value, Hidden) else value
+        with pytest.raises(ConversionError, match=rf"^a: .*({reason}|storage is of type)"):
+            safe_pickle.rebuilt_scaling_state("a", pickle.dumps({**scaling_state(recipe), "scale_bwd": tensor}), recipe)
     assert not (tmp_path / "ran").exists()
 
 
+class TensorOf:
+    """Pickles as a tensor with a storage of another kind."""
+
+    def __init__(self, storage: object) -> None:
+        self.storage = storage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, (self.storage, 0, (3,), (1,), False, OrderedDict())
+
+
 def test_an_extra_state_with_other_contents_is_refused(recipe: object) -> None:
+    """A size beyond the storage would fill the scales with memory that nobody wrote."""
     state = scaling_state(recipe)
-    for changed in ([], {**state, "scale_fwd": 1.0}, {**state, "extra_fp8_variables": {"a": torch.ones(1)}}):
+    storage = torch.ones(4).storage()
+    numbers = {**state["extra_fp8_variables"], "num_gemms": [1]}
+    without_one = {key: value for key, value in state.items() if key != "scale_bwd"}
+    for changed in (
+        [],
+        without_one,
+        {**state, "scale_fwd": 1.0},
+        {**state, "extra_fp8_variables": numbers},
+        {**state, "scale_fwd": Sized(storage, (2000,), (1,))},
+        {**state, "scale_fwd": Sized(storage, (10**12,), (0,))},
+    ):
         with pytest.raises(ConversionError, match=r"^a: "):
             safe_pickle.rebuilt_scaling_state("a", pickle.dumps(changed), recipe)
     with pytest.raises(ConversionError, match=r"^a: "):
         safe_pickle.rebuilt_scaling_state("a", pickle.dumps(state)[:-20], recipe)
 
 
-def test_a_pickle_cannot_change_the_functions_that_it_gets(recipe: object) -> None:
-    """The opcode BUILD would set a function's defaults, and the next call without arguments would unpickle them."""
-    function = b"ctorch.storage\n_load_from_bytes\n"
-    build = function + b"N}X\x0c\x00\x00\x00__defaults__C\x01a\x85s\x86b0"
+class Sized:
+    """Pickles as a tensor of a given size."""
+
+    def __init__(self, storage: object, size: tuple[int, ...], stride: tuple[int, ...]) -> None:
+        self.arguments = (storage, 0, size, stride, False, OrderedDict())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+SETS_AN_ATTRIBUTE = b"N}X\x04\x00\x00\x00evilK\x01s\x86b0"
+"""The opcodes that give the object on top of a pickle's stack an attribute `evil`, as a state in slots."""
+
+
+def test_a_pickle_cannot_change_the_classes_and_functions_that_it_gets(tmp_path: Path, recipe: object) -> None:
+    """An attribute of PosixPath would send every later write of the process to another place."""
     state = pickle.dumps(scaling_state(recipe), protocol=3)
-    before = torch.storage._load_from_bytes.__defaults__
-    safe_pickle.rebuilt_scaling_state("a", state[:2] + build + state[2:], recipe)
-    assert torch.storage._load_from_bytes.__defaults__ == before
+    for name in (b"ctorch.storage\n_load_from_bytes\n", b"ctransformer_engine.common.recipe\nFormat\n"):
+        with pytest.raises(ConversionError, match="it changes an object of type"):
+            safe_pickle.rebuilt_scaling_state("a", state[:2] + name + SETS_AN_ATTRIBUTE + state[2:], recipe)
+    for name in (b"cpathlib\nPosixPath\n", b"cpathlib\nPosixPath\n)R", b"ctorch.serialization\n_get_layout\n"):
+        (tmp_path / safe_pickle.METADATA).write_bytes(b"\x80\x03" + name + SETS_AN_ATTRIBUTE + b"N.")
+        with pytest.raises(ConversionError, match="it changes an object of type"):
+            safe_pickle.read_metadata(tmp_path)
+    assert not hasattr(Path(), "evil") and not hasattr(torch.serialization._get_layout, "evil")
+
+
+@pytest.mark.parametrize("fp8", [None, "hybrid"])
+def test_what_is_no_plain_tensor_is_no_extra_state(fp8: str | None) -> None:
+    """Transformer Engine unpickles a BytesIO without limits, and a tensor may have attributes in place of methods."""
+    chunk = torch.nn.Sequential(Delayed())
+    chunk.config = SimpleNamespace(fp8=fp8, fp8_recipe="delayed")  # type: ignore[assignment]
+    with pytest.raises(ConversionError, match=r"^0\._extra_state: an extra state of type BytesIO"):
+        dist_checkpoint.load_chunk(chunk, {**chunk.state_dict(), "0._extra_state": io.BytesIO(b"x")})
+    disguised = torch.frombuffer(bytearray(b"no pickle"), dtype=torch.uint8)
+    disguised.numel = lambda: 0  # type: ignore[method-assign]
+    if fp8:
+        with pytest.raises(ConversionError, match="the state of delayed scaling was not loaded"):
+            dist_checkpoint.load_chunk(chunk, {**chunk.state_dict(), "0._extra_state": disguised})
+    else:
+        dist_checkpoint.load_chunk(chunk, {**chunk.state_dict(), "0._extra_state": disguised})
+        assert chunk[0].loaded is None
 
 
 def test_the_list_of_safe_objects_is_restored() -> None:
     before = set(torch.serialization.get_safe_globals())
     with safe_pickle.restricted():
-        assert set(torch.serialization.get_safe_globals()) == {io.BytesIO}
+        assert not torch.serialization.get_safe_globals()
     assert set(torch.serialization.get_safe_globals()) == before
