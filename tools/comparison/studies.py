@@ -67,7 +67,6 @@ class Study:
 
 TEMPO: dict[str, Settings] = {REFERENCE: ("method=tempo",)}
 FROZEN: dict[str, Settings] = {"frozen_critic": ("method=frozen_critic",)}
-PPO: dict[str, Settings] = {"ppo": ("method=ppo", *LABELED, *RLVR)}
 UNANCHORED: dict[str, Settings] = {"no_anchor": ("method=tempo", *NO_ANCHOR)}
 
 STUDIES: dict[str, Study] = {
@@ -88,7 +87,7 @@ STUDIES: dict[str, Study] = {
                 "policy.entropy_coefficient=0.01",
                 *_labeled("labeled_256"),
             ),
-            **PPO,
+            "ppo": ("method=ppo", *LABELED, *RLVR),
             "grpo": ("method=grpo", *LABELED_GROUPS, *RLVR),
         },
     ),

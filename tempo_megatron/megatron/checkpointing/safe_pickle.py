@@ -1,8 +1,8 @@
 """Reads the pickles of a torch_dist checkpoint through lists of allowed names, because a pickle can run any code.
 
-Pickles are `.metadata`, every object that is no tensor, the `common.pt` of a converted
-checkpoint, and the bytes in which Transformer Engine keeps the state of delayed scaling. They are read after their
-checksums have matched. From the last ones only tensors and numbers are taken.
+Pickles are `.metadata`, every object that is no tensor, the `common.pt` of a converted checkpoint, and the bytes in
+which Transformer Engine keeps the state of delayed scaling. They are read after their checksums have matched. From the
+last ones only tensors and numbers are taken.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 import math
 import os
 import pickle
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -51,20 +52,20 @@ _ALLOWED_IN_METADATA = {
 }
 
 
-class _StrictUnpickler(pickle._Unpickler):
+class _StrictUnpickler(pickle._Unpickler, ABC):
     """Unpickles names of a list alone, and gives a state only to objects that may have one.
 
     The names alone do not make a pickle safe: it can also change the classes and functions that it gets. This is the
     unpickler in Python, whose opcodes can be checked. A memo index cannot make it allocate memory either.
     """
 
+    @abstractmethod
     def find_class(self, module: str, name: str) -> Any:
         """Returns what the name stands for. Raises UnpicklingError for a name that is not on the list."""
-        raise NotImplementedError
 
+    @abstractmethod
     def may_get_state(self, kind: type) -> bool:
         """Returns whether a pickle may set attributes of objects of this type."""
-        raise NotImplementedError
 
     def load_build(self) -> None:
         kind = type(self.stack[-2])  # type: ignore[attr-defined]
@@ -79,7 +80,7 @@ class _MetadataUnpickler(_StrictUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name not in _ALLOWED_IN_METADATA.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which the metadata of a checkpoint never needs")
-        return super(_StrictUnpickler, self).find_class(module, name)
+        return pickle._Unpickler.find_class(self, module, name)
 
     def may_get_state(self, kind: type) -> bool:
         return is_dataclass(kind) and kind.__name__ in _ALLOWED_IN_METADATA.get(kind.__module__, ())
