@@ -12,7 +12,7 @@ import argparse
 import re
 import shutil
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,15 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 QUESTION = "Spell this word backward (example: sun -> nus): "
 PAD, END = "<pad>", "<eos>"
 CHARACTERS = string.ascii_letters + string.digits + "'-. "
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+"""The demo's model, by the names of a Qwen3Config."""
 
 
 def make_character_tokenizer(characters: str, phrases: Sequence[str] = ()) -> PreTrainedTokenizerFast:
@@ -39,17 +48,12 @@ def make_character_tokenizer(characters: str, phrases: Sequence[str] = ()) -> Pr
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Random weights from `seed`."""
+def make_model(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, int], seed: int) -> Qwen3ForCausalLM:
+    """Return a model of this shape, with random weights from `seed`."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
+        **shape,
         max_position_embeddings=128,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=False,
@@ -61,11 +65,11 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return Qwen3ForCausalLM(config)
 
 
-def write_model(directory: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def write_model(directory: Path, tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, int], seed: int) -> None:
     """Write the model directory, whole or not at all."""
     aside = directory.with_name(f".writing-{directory.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    model = make_model(tokenizer, seed)
+    model = make_model(tokenizer, shape, seed)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
@@ -78,7 +82,7 @@ def write_model(directory: Path, tokenizer: PreTrainedTokenizerFast, seed: int) 
 
 def write_demo_model(directory: Path, seed: int = 0) -> None:
     """Write the demo's model directory."""
-    write_model(directory, make_character_tokenizer(CHARACTERS, [QUESTION]), seed)
+    write_model(directory, make_character_tokenizer(CHARACTERS, [QUESTION]), SHAPE, seed)
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
 """Makes the miniature's model and questions: subset sums, which are easier to check than to find.
 
-usage: python tools/make_miniature.py DIRECTORY [--seed N] [--questions recipes/miniature/questions.yaml]
+usage: python tools/make_miniature.py DIRECTORY [--seed N] [--recipes recipes/miniature]
 
-DIRECTORY gets `model/`, a Qwen3 of 0.8 million parameters with random weights, and a JSONL file for each set of
-questions. A question lists hexadecimal digits and a target: `5c3>8:`. Exactly one subset of the digits has the target
-as its sum modulo 16. The answer writes the running sum after each digit, which is either taken or left: `558` takes 5,
-leaves c and takes 3. Each step is one addition, and the last sum shows whether the guesses were right. To find the
-subset, a policy must look ahead over all subsets of the digits that are left.
+DIRECTORY gets `model/`, a Qwen3 with random weights and the shape of `model.yaml` in the folder of recipes, and a JSONL
+file for each set of questions in its `questions.yaml`. A question lists digits and a target: `5c3>8:`. Exactly one
+subset of the digits has the target as its sum modulo the base, here 16. The answer writes the running sum after each
+digit, which is either taken or left: `558` takes 5, leaves c and takes 3. Each step is one addition, and the last sum
+shows whether the guesses were right. To find the subset, a policy must look ahead over all subsets of the digits that
+are left.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import argparse
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence, Set
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +24,56 @@ from make_demo_model import make_character_tokenizer, write_model
 
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
-DIGITS = "0123456789abcdef"
+DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+"""The digits of the largest base. A run takes questions that differ in upper and lower case for the same."""
 MAXIMUM_REPEATS = 20
 """Repeated questions, for each question of a set, after which the draw is given up."""
-QUESTIONS = Path(__file__).parent.parent / "recipes" / "miniature" / "questions.yaml"
+RECIPES = Path(__file__).parent.parent / "recipes" / "miniature"
+"""The recipes of the small size."""
 
 
-def running_sums(digits: Sequence[int], taken: Sequence[int]) -> str:
-    """Returns the sum modulo 16 after each digit, where `taken` is 1 for a digit of the subset and 0 for another."""
+def running_sums(digits: Sequence[int], taken: Sequence[int], base: int = 16) -> str:
+    """Returns the sum modulo `base` after each digit, where `taken` is 1 for a digit of the subset and 0 otherwise."""
     total, steps = 0, ""
     for digit, is_taken in zip(digits, taken, strict=True):
-        total = (total + digit * is_taken) % len(DIGITS)
+        total = (total + digit * is_taken) % base
         steps += DIGITS[total]
     return steps
 
 
-def make_question(generator: random.Random, length: int) -> tuple[str, str, str]:
+def unique_answers(digits: Sequence[int], base: int) -> dict[int, str]:
+    """Returns each sum that exactly one subset of the digits has, with the running sums of this subset.
+
+    The sums are in the order of their first subset, where subsets count up in binary and the last digit is the lowest.
+    """
+    subsets = {0: (1, "")}
+    for digit in digits:
+        longer: dict[int, tuple[int, str]] = {}
+        for total, (count, steps) in subsets.items():
+            for new in (total, (total + digit) % base):
+                earlier, first = longer.get(new, (0, steps + DIGITS[new]))
+                longer[new] = (earlier + count, first)
+        subsets = longer
+    return {total: steps for total, (count, steps) in subsets.items() if count == 1}
+
+
+def make_question(generator: random.Random, length: int, base: int) -> tuple[str, str, str]:
     """Returns a question of `length` digits, its answer, and the running sums of a random subset."""
     while True:
-        digits = [generator.randrange(1, len(DIGITS)) for _ in range(length)]
-        answers: dict[str, list[str]] = {}
-        for taken in product((0, 1), repeat=length):
-            steps = running_sums(digits, taken)
-            answers.setdefault(steps[-1], []).append(steps)
-        targets = [target for target, solutions in answers.items() if len(solutions) == 1]
-        if targets:
-            target = generator.choice(targets)
-            guess = running_sums(digits, [generator.randrange(2) for _ in digits])
-            return f"{''.join(DIGITS[digit] for digit in digits)}>{target}:", answers[target][0], guess
+        digits = [generator.randrange(1, base) for _ in range(length)]
+        if answers := unique_answers(digits, base):
+            target = generator.choice([*answers])
+            guess = running_sums(digits, [generator.randrange(2) for _ in digits], base)
+            return f"{''.join(DIGITS[digit] for digit in digits)}>{DIGITS[target]}:", answers[target], guess
 
 
 def question_rows(
-    seed: int, size: int, lengths: Mapping[int, float], guesses: float = 0.0, excluded: Set[str] = frozenset()
+    seed: int,
+    size: int,
+    lengths: Mapping[int, float],
+    guesses: float = 0.0,
+    excluded: Set[str] = frozenset(),
+    base: int = 16,
 ) -> Iterator[dict[str, str]]:
     """Yields `size` different questions that are not `excluded`. `lengths` maps a number of digits to its weight.
 
@@ -67,7 +85,7 @@ def question_rows(
     seen, repeats = set(excluded), 0
     while len(seen) < size + len(excluded):
         (length,) = generator.choices([*lengths], [*lengths.values()])
-        question, answer, guess = make_question(generator, length)
+        question, answer, guess = make_question(generator, length, base)
         is_guess = generator.random() < guesses
         if question not in seen:
             seen.add(question)
@@ -76,35 +94,36 @@ def question_rows(
             raise ValueError(f"there are fewer than {size} questions of these lengths: {lengths}")
 
 
-def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
+def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]], base: int = 16) -> None:
     """Writes `NAME.jsonl` for each set, whose settings are arguments of `question_rows`.
 
     A set with guesses has no question of another set: a run refuses a question that has two answers.
     """
     answered: set[str] = set()
     for name, settings in sorted(sets.items(), key=lambda item: "guesses" in item[1]):
-        rows = [*question_rows(**settings, excluded=answered if "guesses" in settings else frozenset())]
+        rows = [*question_rows(**settings, excluded=answered if "guesses" in settings else frozenset(), base=base)]
         answered |= {row["prompt"] for row in rows}
         write_text_atomically(directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_miniature(directory: Path, seed: int = 0, questions: Path = QUESTIONS) -> None:
-    """Writes the questions and the model, unless they exist."""
+def write_miniature(directory: Path, seed: int = 0, recipes: Path = RECIPES) -> None:
+    """Writes the questions and the model of a size, whose folder of recipes is `recipes`, unless they exist."""
     directory.mkdir(parents=True, exist_ok=True)
-    sets = yaml.safe_load(questions.read_text())
-    if not all((directory / f"{name}.jsonl").is_file() for name in sets):
-        write_questions(directory, sets)
+    questions = yaml.safe_load((recipes / "questions.yaml").read_text())
+    if not all((directory / f"{name}.jsonl").is_file() for name in questions["sets"]):
+        write_questions(directory, **questions)
     if not (directory / "model").is_dir():
-        write_model(directory / "model", make_character_tokenizer(f"{DIGITS}>:"), seed)
+        tokenizer = make_character_tokenizer(f"{DIGITS[: questions['base']]}>:")
+        write_model(directory / "model", tokenizer, yaml.safe_load((recipes / "model.yaml").read_text()), seed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="seed of the model's weights")
-    parser.add_argument("--questions", type=Path, default=QUESTIONS, help="YAML file of the sets of questions")
+    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder of a size's recipes")
     arguments = parser.parse_args()
-    write_miniature(arguments.directory, arguments.seed, arguments.questions)
+    write_miniature(arguments.directory, arguments.seed, arguments.recipes)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Reproduces the paper in miniature: from the warm start to tables and figures, by one command.
 
 usage: python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 5,6,7,8,9] [--jobs N] [--gpus 0,1]
-       [--resume] [--start key=value ...] [--loop key=value ...]
+       [--resume] [--recipes FOLDER] [--start key=value ...] [--loop key=value ...]
        python tools/reproduce.py DIRECTORY [--study methods,anchors] [--seeds 5,6,7,8,9] --against OTHER
 
-For each seed, one run makes the start (recipes/miniature/start.yaml). Each run of a study continues from it
-(recipes/miniature/loop.yaml). `--resume` continues in a directory: finished runs are kept, others resume from their
-newest checkpoint. Studies in one directory share runs. DIRECTORY gets STUDY.md, STUDY.json and figures/STUDY/.
-comparison/studies.py declares the studies. `--against` trains nothing: it compares the metrics of finished runs with
-those of another directory, such as a fresh clone's, bit for bit.
+FOLDER has the recipes of a size: recipes/miniature, the default, or recipes/miniature/large. For each seed, one run
+makes the start (start.yaml). Each run of a study continues from it (loop.yaml). `--resume` continues in a directory:
+finished runs are kept, others resume from their newest checkpoint. Studies in one directory share runs. DIRECTORY gets
+STUDY.md, STUDY.json and figures/STUDY/. comparison/studies.py declares the studies. `--against` trains nothing: it
+compares the metrics of finished runs with those of another directory, such as a fresh clone's, bit for bit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,16 @@ from comparison.runs import Piece, Slots, differing_settings, is_complete, train
 from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
-from make_miniature import QUESTIONS, write_miniature
+from make_miniature import RECIPES, write_miniature
 from neutrality import differing_metrics, metrics_of
 
-from tempo_megatron.config import load_config
+from tempo_megatron.config import Numerics, load_config
+from tempo_megatron.conversion.hf_config import backbone_settings
+from tempo_megatron.conversion.hf_files import read_config
 from tempo_megatron.report.panels import Section
 from tempo_megatron.report.png import write_figures
+from tempo_megatron.validation.numerics import numerics_problems
 
-RECIPES = QUESTIONS.parent
 REFUSED = 2
 """The exit code where nothing was started."""
 DIFFERENT = 1
@@ -42,11 +44,16 @@ DIFFERENT = 1
 
 
 def pieces_of(
-    directory: Path, studies: Sequence[Study], seeds: Sequence[int], start: Sequence[str], loop: Sequence[str]
+    directory: Path,
+    studies: Sequence[Study],
+    seeds: Sequence[int],
+    start: Sequence[str],
+    loop: Sequence[str],
+    recipes: Path = RECIPES,
 ) -> tuple[list[Piece], list[Piece]]:
     """Returns the runs that make the starts, and the studies' runs, which need them. A shared run appears once.
 
-    `start` and `loop` are overrides of the two recipes.
+    `start` and `loop` are overrides of the two recipes, which are in the folder `recipes`.
     """
     settings_by_run = {name: settings for study in studies for name, settings in study.runs.items()}
     data = directory / "questions"
@@ -54,19 +61,42 @@ def pieces_of(
     streams = [f"data.{name}=[{{path: {data}/{name}.jsonl}}]" for name in ("labeled", "unlabeled")]
     streams.append(f"data.held_out=[{{path: {data}/held_out.jsonl}}, {{path: {data}/familiar.jsonl}}]")
     examples = f"data.warm_start=[{{path: {data}/warm_start.jsonl}}]"
-    last = load_config(RECIPES / "start.yaml", start).loop.iterations
+    start_config = load_config(recipes / "start.yaml", start)
+    last, rate = start_config.loop.iterations, start_config.policy.optimizer.learning_rate
     starts, runs = [], []
     for seed in seeds:
         run = directory / f"{START}-{seed}"
         common = (model, *streams, f"seed={seed}")
-        starts.append(Piece(RECIPES / "start.yaml", run, (*common, examples, *start)))
+        starts.append(Piece(recipes / "start.yaml", run, (*common, examples, *start)))
         checkpoints = run / "checkpoints"
         converged = checkpoints / f"iteration-{last:06d}"
         for name, settings in settings_by_run.items():
-            own = [text.replace("{data}", str(data)).replace("{start}", str(checkpoints)) for text in settings]
+            values = {"data": data, "start": checkpoints, "start_learning_rate": rate}
+            own = [_filled(text, values) for text in settings]
             overrides = (*common, f"policy.checkpoint={converged}", f"critic.checkpoint={converged}", *loop, *own)
-            runs.append(Piece(RECIPES / "loop.yaml", directory / f"{name}-{seed}", overrides))
+            runs.append(Piece(recipes / "loop.yaml", directory / f"{name}-{seed}", overrides))
     return starts, runs
+
+
+def _filled(setting: str, values: Mapping[str, object]) -> str:
+    """Returns the setting with each `{name}` replaced by the value of that name."""
+    for name, value in values.items():
+        setting = setting.replace(f"{{{name}}}", str(value))
+    return setting
+
+
+def unsupported(pieces: Sequence[Piece]) -> list[str]:
+    """Returns a line for each reason why a run with exact numerics that is still to train would be refused.
+
+    The run itself would say so only after the starts have been trained. The model must exist.
+    """
+    lines = []
+    for piece in pieces:
+        config = load_config(piece.recipe, piece.overrides)
+        if config.numerics is Numerics.exact and not is_complete(piece.directory):
+            settings = backbone_settings(read_config(Path(config.model.hf_path)))
+            lines += [f"{piece.directory.name}: {problem}" for problem in numerics_problems(config, settings)]
+    return lines
 
 
 def draw(runs: Runs, k: int, directory: Path) -> list[Path]:
@@ -149,7 +179,7 @@ def main() -> int:
     parser.add_argument("--start", nargs="*", default=[], metavar="key=value", help="settings of the starts")
     parser.add_argument("--loop", nargs="*", default=[], metavar="key=value", help="settings of the study's runs")
     parser.add_argument("--against", type=Path, help="compare the finished runs with those of another directory")
-    parser.add_argument("--questions", type=Path, default=QUESTIONS, help="YAML file of the sets of questions")
+    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder of a size's recipes")
     options = parser.parse_args()
     studies, seeds = [STUDIES[name] for name in options.study], [int(seed) for seed in options.seeds.split(",")]
     directory = options.directory.absolute()
@@ -160,17 +190,20 @@ def main() -> int:
     if directory.exists() and not options.resume:
         print(f"{options.directory} exists; --resume continues it", file=sys.stderr)
         return REFUSED
-    starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop)
+    starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop, options.recipes)
     if problems := [line for piece in (*starts, *runs) for line in differing_settings(piece)]:
         print("\n".join(problems), file=sys.stderr)
         return REFUSED
-    write_miniature(directory / "questions", questions=options.questions)
+    write_miniature(directory / "questions", recipes=options.recipes)
+    if problems := unsupported(runs):
+        print("\n".join(problems), file=sys.stderr)
+        return REFUSED
     slots = Slots(options.jobs, tuple(options.gpus.split(",")) if options.gpus else (), options.delay)
     for pieces in (starts, runs):
         remaining = sum(not is_complete(piece.directory) for piece in pieces)
         print(f"{len(pieces)} runs, {remaining} to train", flush=True)
         train_all(pieces, slots)
-    k = load_config(RECIPES / "loop.yaml", options.loop).evaluation.k
+    k = load_config(options.recipes / "loop.yaml", options.loop).evaluation.k
     for name, study in zip(options.study, studies, strict=True):
         print(write_results(directory, name, study, seeds, k))
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ import reproduce
 import yaml
 from comparison import runs
 from comparison.studies import STUDIES, TEMPO, Study
+from make_miniature import RECIPES
 
 from tests.end_to_end.test_train import metrics
 from tests.warm.start import warm_python
@@ -51,11 +53,12 @@ def test_a_study_resumes_a_killed_run_and_ends_with_tables_and_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm_torchrun: None
 ) -> None:
     """The start is trained once. The killed run goes on from its checkpoint, and each iteration is logged once."""
-    questions, directory = tmp_path / "questions.yaml", tmp_path / "study"
-    questions.write_text(yaml.safe_dump(QUESTIONS))
+    recipes, directory = tmp_path / "recipes", tmp_path / "study"
+    shutil.copytree(RECIPES, recipes)
+    (recipes / "questions.yaml").write_text(yaml.safe_dump({"base": 16, "sets": QUESTIONS}))
     monkeypatch.setitem(STUDIES, "methods", Study("Does it resume?", TEMPO))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    arguments = ["reproduce.py", str(directory), "--seeds", "5", "--questions", str(questions)]
+    arguments = ["reproduce.py", str(directory), "--seeds", "5", "--recipes", str(recipes)]
     arguments += ["--start", *SMALL, *START, "--loop", *SMALL, *LOOP]
     tempo, start, train = directory / "tempo-5", directory / "start-5", subprocess.run
     warm = warm_python()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Settings = tuple[str, ...]
-"""Overrides of recipes/miniature/loop.yaml. `{data}` is the directory of the questions, `{start}` that of the start's
-checkpoints."""
+"""Overrides of a size's loop.yaml. `{data}` is the directory of the questions, `{start}` that of the start's
+checkpoints, and `{start_learning_rate}` the policy's learning rate in the start."""
 
 GROUPS = ("loop.unlabeled_prompts=32", "loop.samples_per_prompt=8")
 """As many rollouts as the other methods', of prompts whose responses can be compared."""
@@ -15,7 +15,7 @@ VOTES = ("loop.unlabeled_prompts=16", "loop.samples_per_prompt=16", "loop.votes_
 LABELED = ("loop.labeled_prompts=64",)
 """As many rollouts for the M-step as unlabeled methods have."""
 LABELED_GROUPS = ("loop.labeled_prompts=32", "loop.samples_per_prompt=8")
-RLVR = ("policy.optimizer.learning_rate=1.0e-4", "policy.kl_coefficient=0")
+RLVR = ("policy.optimizer.learning_rate={start_learning_rate}", "policy.kl_coefficient=0")
 """The start's learning rate, and no anchor, as at the start."""
 NO_ANCHOR = ("policy.kl_coefficient=0",)
 WEAK_ANCHOR = ("policy.kl_coefficient=0.05",)
@@ -154,6 +154,19 @@ STUDIES: dict[str, Study] = {
     "targets": Study(
         "Do the critic's targets matter?",
         {**TEMPO, "minus_one_one": ("method=tempo", "critic.target_range=minus_one_one")},
+    ),
+    # Exact numerics need a GPU and heads of 128 channels, which the small size has not.
+    "numerics": Study(
+        "Does equality of the log-probs of generator and trainer matter?",
+        {
+            **TEMPO,
+            "exact": ("method=tempo", "numerics=exact"),
+            "importance_sampling": (
+                "method=tempo",
+                "policy.rollout_correction.weight=token",
+                "policy.rollout_correction.cap=2",
+            ),
+        },
     ),
     "shifts": Study(
         "How far may unlabeled questions be from labeled ones?",

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import reproduce
+import yaml
 from comparison.results import compare, critic_at_start, references_of
 from comparison.runs import differing_settings
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import summary_tables
+from make_miniature import RECIPES
 
 from tempo_megatron.config import load_config, to_yaml
 from tests.unit.tools.finished_runs import write_lines, write_responses
@@ -20,18 +22,21 @@ from tests.unit.tools.finished_runs import write_lines, write_responses
 AUROC = "evaluation/unlabeled_rollouts/reward_auroc_within_prompts"
 
 
-def test_studies_share_runs_and_their_settings_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipes", [RECIPES, RECIPES / "large"], ids=["small", "large"])
+def test_studies_share_runs_and_their_settings_load(tmp_path: Path, recipes: Path) -> None:
     """One name with two settings would take another study's run for its own. A wrong key would fail after hours."""
     by_name: dict[str, tuple[str, ...]] = {}
     loaded = set()
     for study in STUDIES.values():
         assert REFERENCE in study.runs
-        starts, runs = reproduce.pieces_of(tmp_path, [study], [0], ["loop.iterations=60"], [])
+        starts, runs = reproduce.pieces_of(tmp_path, [study], [0], ["loop.iterations=60"], [], recipes)
         for piece in {*starts, *runs} - loaded:
             loaded.add(piece)
             config = load_config(piece.recipe, piece.overrides)
             paths = [source.path for source in config.data.sources()]
             assert not any("{" in path for path in (*paths, config.critic.checkpoint))
+            sets = yaml.safe_load((recipes / "questions.yaml").read_text())["sets"]
+            assert {Path(path).stem for path in paths} <= sets.keys()
         for name, settings in study.runs.items():
             assert by_name.setdefault(name, settings) == settings
     assert len({*by_name.values()}) == len(by_name)
@@ -49,6 +54,40 @@ def test_runs_continue_from_the_end_of_their_seeds_start(tmp_path: Path) -> None
         end = str(tmp_path / f"start-{seed}" / "checkpoints" / "iteration-000007")
         assert (config.seed, config.policy.checkpoint, config.critic.checkpoint) == (int(seed), end, end)
         assert (config.loop.iterations, config.method) == (9, name)
+
+
+@pytest.mark.parametrize("recipes", [RECIPES, RECIPES / "large"], ids=["small", "large"])
+def test_ppo_goes_on_at_the_learning_rate_of_the_start(tmp_path: Path, recipes: Path) -> None:
+    """The sizes have different rates, and a start may have another one than its recipe's."""
+    for override in ([], ["policy.optimizer.learning_rate=7.0e-5"]):
+        (start,), runs = reproduce.pieces_of(tmp_path, [STUDIES["methods"]], [0], override, [], recipes)
+        rate = load_config(start.recipe, start.overrides).policy.optimizer.learning_rate
+        rates = {
+            piece.directory.name: load_config(piece.recipe, piece.overrides).policy.optimizer.learning_rate
+            for piece in runs
+        }
+        assert rates["ppo-0"] == rates["grpo-0"] == rate
+        assert rates["tempo-0"] == load_config(recipes / "loop.yaml").policy.optimizer.learning_rate < rate
+
+
+def test_exact_numerics_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The small size's heads have 32 channels. The starts would be trained before the run itself says so.
+
+    Runs that have ended are tabulated on any machine.
+    """
+    monkeypatch.setattr(reproduce, "train_all", lambda *_: pytest.fail("something was trained"))
+    monkeypatch.setattr("sys.argv", ["reproduce.py", str(tmp_path / "study"), "--study", "numerics", "--seeds", "0"])
+    assert reproduce.main() == reproduce.REFUSED
+    needed = "exact-0: numerics: exact needs heads of 128 channels, the model has 32"
+    assert any(line.startswith(needed) for line in capsys.readouterr().err.splitlines())
+    _, runs = reproduce.pieces_of(tmp_path / "study", [STUDIES["numerics"]], [0], [], [])
+    assert reproduce.unsupported(runs)
+    (exact,) = [piece for piece in runs if piece.directory.name == "exact-0"]
+    exact.directory.mkdir()
+    (exact.directory / "summary.json").write_text("{}")
+    assert reproduce.unsupported(runs) == []
 
 
 def test_a_run_with_other_settings_is_not_taken_for_the_studys(tmp_path: Path) -> None:
