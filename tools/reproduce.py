@@ -9,6 +9,8 @@ makes the start (start.yaml). Each run of a study continues from it (loop.yaml).
 finished runs are kept, others resume from their newest checkpoint. Studies in one directory share runs. DIRECTORY gets
 STUDY.md, STUDY.json and figures/STUDY/. comparison/studies.py declares the studies. `--against` trains nothing: it
 compares the metrics of finished runs with those of another directory, such as a fresh clone's, bit for bit.
+
+If a run fails, the others go on, and the exit code is 1. A study gets its page once all of its runs have ended.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ REFUSED = 2
 """The exit code where nothing was started."""
 DIFFERENT = 1
 """The exit code where runs of two directories differ."""
+FAILED = 1
+"""The exit code where a run failed."""
 
 
 def pieces_of(
@@ -74,7 +78,7 @@ def pieces_of(
             values = {"data": data, "start": checkpoints, "start_learning_rate": rate}
             own = [_filled(text, values) for text in settings]
             overrides = (*common, f"policy.checkpoint={converged}", f"critic.checkpoint={converged}", *loop, *own)
-            runs.append(Piece(recipes / "loop.yaml", directory / f"{name}-{seed}", overrides))
+            runs.append(Piece(recipes / "loop.yaml", directory / f"{name}-{seed}", overrides, start=run))
     return starts, runs
 
 
@@ -146,6 +150,31 @@ def write_results(directory: Path, name: str, study: Study, seeds: Sequence[int]
     return page
 
 
+def train_in_turn(starts: Sequence[Piece], runs: Sequence[Piece], slots: Slots) -> list[str]:
+    """Trains the starts, then the studies' runs. Returns a line for each run that failed or lacks its start."""
+    lines: list[str] = []
+    for pieces in (starts, runs):
+        remaining = sum(not is_complete(piece.directory) for piece in pieces)
+        print(f"{len(pieces)} runs, {remaining} to train", flush=True)
+        try:
+            train_all(pieces, slots)
+        except ExceptionGroup as group:
+            lines += map(str, group.exceptions)
+    return lines
+
+
+def write_complete(directory: Path, names: Sequence[str], seeds: Sequence[int], k: int) -> list[str]:
+    """Writes and prints the page of each study whose runs have ended. Returns a line for each other study."""
+    lines = []
+    for name in names:
+        runs = [f"{run}-{seed}" for run in STUDIES[name].runs for seed in seeds]
+        if incomplete := [run for run in runs if not is_complete(directory / run)]:
+            lines.append(f"{name}.md is not written, because runs are not complete: {', '.join(incomplete)}")
+        else:
+            print(write_results(directory, name, STUDIES[name], seeds, k))
+    return lines
+
+
 def differences(directory: Path, other: Path, studies: Sequence[Study], seeds: Sequence[int]) -> list[str]:
     """Returns what differs between the metrics of two directories' runs, starts included, except time and memory."""
     lines = []
@@ -199,14 +228,12 @@ def main() -> int:
         print("\n".join(problems), file=sys.stderr)
         return REFUSED
     slots = Slots(options.jobs, tuple(options.gpus.split(",")) if options.gpus else (), options.delay)
-    for pieces in (starts, runs):
-        remaining = sum(not is_complete(piece.directory) for piece in pieces)
-        print(f"{len(pieces)} runs, {remaining} to train", flush=True)
-        train_all(pieces, slots)
+    problems = train_in_turn(starts, runs, slots)
     k = load_config(options.recipes / "loop.yaml", options.loop).evaluation.k
-    for name, study in zip(options.study, studies, strict=True):
-        print(write_results(directory, name, study, seeds, k))
-    return 0
+    problems += write_complete(directory, options.study, seeds, k)
+    if problems:
+        print("\n".join(problems), "The same command with --resume goes on.", sep="\n", file=sys.stderr)
+    return FAILED if problems else 0
 
 
 if __name__ == "__main__":

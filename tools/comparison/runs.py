@@ -24,6 +24,8 @@ class Piece:
     recipe: Path
     directory: Path
     overrides: tuple[str, ...]
+    start: Path | None = None
+    """The run that this one continues from, and that has to be complete before."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ class Slots:
 def train(piece: Piece, gpu: str | None) -> None:
     """Trains a run to its end, on GPU `gpu` if it is named. Skips a run that has a summary.
 
-    The output goes to the run's directory. Raises RuntimeError, with the command, for a run that fails.
+    The output goes to the run's directory. Raises RuntimeError, with the command, for a run that fails, and for one
+    whose start is not complete.
     """
     run = piece.directory
     if is_complete(run):
         return
+    if piece.start and not is_complete(piece.start):
+        raise RuntimeError(f"{run.name} was not started, because {piece.start.name} is not complete")
     run.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tempo_megatron.cli", "train", str(piece.recipe)]
     command += [f"run_dir={run}", *piece.overrides]

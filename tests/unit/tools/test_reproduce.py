@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,3 +275,49 @@ def test_no_critic_is_good_enough_where_the_best_one_loses(tmp_path: Path) -> No
 def test_a_directory_with_runs_needs_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["reproduce.py", str(tmp_path)])
     assert reproduce.main() == reproduce.REFUSED
+
+
+def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page must not leave out a seed. The results of hours must not wait for one run either."""
+    studies = {"good": {"tempo": (), "ttrl": ()}, "bad": {"tempo": (), "empo": ()}}
+    failing, started, written = {"start-2", "empo-0"}, [], []
+    for name, runs in studies.items():
+        monkeypatch.setitem(STUDIES, name, Study("Which?", runs))
+
+    def train(command: list[str], **_: Any) -> SimpleNamespace:
+        run = Path(next(word for word in command if word.startswith("run_dir=")).removeprefix("run_dir="))
+        started.append(run.name)
+        if run.name not in failing:
+            (run / "summary.json").write_text("{}")
+        return SimpleNamespace(returncode=int(run.name in failing))
+
+    def call(seeds: str) -> int:
+        started.clear(), written.clear()
+        command = ["reproduce.py", str(tmp_path), "--study", "good,bad", "--seeds", seeds, "--resume"]
+        monkeypatch.setattr("sys.argv", command)
+        return reproduce.main()
+
+    monkeypatch.setattr("comparison.runs.subprocess.run", train)
+    monkeypatch.setattr(reproduce, "differing_settings", lambda _: [])
+    monkeypatch.setattr(reproduce, "write_miniature", lambda *_, **__: None)
+    monkeypatch.setattr(reproduce, "write_results", lambda _, name, *__: written.append(name))
+
+    assert call("0,1") == reproduce.FAILED
+    assert written == ["good"] and {*started} == {
+        f"{run}-{s}" for run in ("start", "tempo", "ttrl", "empo") for s in (0, 1)
+    }
+    message = capsys.readouterr().err
+    assert "bad.md is not written, because runs are not complete: empo-0\n" in message
+    assert f"see {tmp_path / 'empo-0' / 'output.log'}" in message and "--resume" in message
+
+    assert call("0,1,2") == reproduce.FAILED
+    assert written == [] and started == ["start-2", "empo-0"]
+    message = capsys.readouterr().err
+    assert "good.md is not written, because runs are not complete: tempo-2, ttrl-2\n" in message
+    assert "tempo-2 was not started, because start-2 is not complete" in message
+
+    failing.clear()
+    assert call("0,1,2") == 0
+    assert written == ["good", "bad"] and not capsys.readouterr().err
