@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 from benchmarking import clock, host, kernels
 from benchmarking.lengths import Lengths
@@ -22,7 +21,7 @@ from tempo_megatron.megatron.expert_load import ExpertLoad
 from tempo_megatron.megatron.router_replay import ReplayedRouters
 from tempo_megatron.megatron.trainer import Trainer
 from tempo_megatron.training.phases.advantages import AdvantageBatch, PolicyRollouts, compute_advantages
-from tempo_megatron.training.phases.e_step import e_step
+from tempo_megatron.training.phases.e_step import e_step, learn_correctness
 from tempo_megatron.training.phases.m_step import m_step
 from tempo_megatron.training.phases.scoring import Scores, policy_scores, to_batch, values
 
@@ -132,24 +131,29 @@ def _policy_update(setup: Setup, policy: Trainer, advantages: AdvantageBatch, sc
 
 def _advantages(setup: Setup, policy: Trainer, scores: Scores, rollouts: list[Rollout]) -> AdvantageBatch:
     """Log-probs of the policy itself, and advantages of alternating rewards."""
-    rows = PolicyRollouts(rollouts, [float(number % 2) for number in range(len(rollouts))])
+    rows = PolicyRollouts(rollouts, _correctness(rollouts))
     return compute_advantages(
         rows, method("grpo"), policy, None, None, scores, setup.config.policy, wrong=0.0, seed=(0,)
     )
 
 
+def _correctness(rollouts: list[Rollout]) -> list[float]:
+    """Every second rollout is right."""
+    return [float(number % 2) for number in range(len(rollouts))]
+
+
 def _critic_update(setup: Setup, critic: Trainer, rollouts: list[Rollout]) -> Callable[[], Any]:
     """The critic's step of an E-step, without the pass for values before it."""
-    with mock.patch.object(critic, "step", wraps=critic.step) as step:
-        e_step(critic, rollouts, [float(number % 2) for number in range(len(rollouts))], setup.config.critic, (0,))
-    return lambda: critic.step(*step.call_args.args, **step.call_args.kwargs)
+    batch = to_batch(rollouts)
+    old_values = values(critic, batch)
+    return lambda: learn_correctness(critic, batch, _correctness(rollouts), old_values, setup.config.critic, (0,))
 
 
 def _critic_step(setup: Setup, critic: Trainer, rollouts: list[Rollout], steps: int) -> Figures:
     """Times the critic's steps alone. The E-step reads values first, which `values` measures."""
-    correct = [float(number % 2) for number in range(len(rollouts))]
+    correctness = _correctness(rollouts)
     clock.reset_peak()
-    _, step_seconds = _steps(critic, lambda: e_step(critic, rollouts, correct, setup.config.critic, (0,)), steps)
+    _, step_seconds = _steps(critic, lambda: e_step(critic, rollouts, correctness, setup.config.critic, (0,)), steps)
     return _figures(setup, "critic", [len(rollout.token_ids) for rollout in rollouts], step_seconds)
 
 

@@ -42,9 +42,24 @@ def e_step(
     probabilities = values_to_correctness(old_values, wrong)
     figures = value_metrics(probabilities, batch.response_mask, rollouts, correctness)
     final_values: list[float] = last_value(probabilities, batch.response_mask).tolist()
-    targets = correctness_to_values(torch.tensor(correctness), wrong)[:, None].expand_as(old_values)
     metrics = {f"critic/{name}": value for name, value in figures.items()}
-    return metrics | _fit(critic, batch, targets, old_values, config, seed), final_values
+    return metrics | learn_correctness(critic, batch, correctness, old_values, config, seed), final_values
+
+
+def learn_correctness(
+    critic: Trainer,
+    batch: Batch,
+    correctness: Sequence[float],
+    old_values: Float32[Tensor, "rows sequence"],
+    config: CriticConfig,
+    seed: Sequence[object],
+) -> dict[str, float]:
+    """Train the critic toward the correctness of each row at every token; return metrics.
+
+    `old_values` are the critic's values before training, in its own scale.
+    """
+    targets = correctness_to_values(torch.tensor(correctness), config.target_range.wrong)
+    return _fit(critic, batch, targets[:, None].expand_as(old_values), old_values, config, seed)
 
 
 def learn_returns(
