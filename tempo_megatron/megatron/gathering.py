@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from tempo_megatron.megatron.topology import Topology
+
+Shapes = dict[str, tuple[int, ...]]
+"""The shape of each column, by name."""
 
 
 def gather_over_context(column: Shaped[Tensor, "local_tokens ..."], topology: Topology) -> Shaped[Tensor, "tokens ..."]:
@@ -27,24 +31,32 @@ def gather_over_context(column: Shaped[Tensor, "local_tokens ..."], topology: To
 def gather_rows(
     reports: Sequence[tuple[Tensor, dict[str, Tensor]]], rows: int, topology: Topology
 ) -> dict[str, Tensor]:
-    """Returns the reported tensors [rows, ...] of all rows in the order of the batch, fp32, on every rank.
+    """Returns the reported tensors [rows, ...] of all rows, in the order of the batch, on every rank.
 
+    They are fp32 in host memory. They share one storage, in which they travel between ranks and to the host at once.
     A report has the indices of a micro-batch's rows and their tensors by name. The last stage alone has reports. Every
     rank makes this call.
     """
-    gathered: dict[str, Tensor] = {}
+    shapes: Shapes = {}
+    if topology.is_last_stage:
+        shapes = {name: (rows, *tensor.shape[1:]) for name, tensor in sorted(reports[0][1].items())}
+    if topology.pipeline_size > 1:
+        objects = [shapes]
+        dist.broadcast_object_list(objects, topology.last_stage_rank, group=topology.pipeline_group)
+        shapes = objects[0]
+    storage = torch.zeros(sum(map(math.prod, shapes.values())), device=topology.device)
     if topology.is_last_stage:
         indices = torch.cat([row_indices for row_indices, _ in reports]).to(topology.device)
-        for name in sorted(reports[0][1]):
-            local = torch.cat([tensors[name] for _, tensors in reports]).float()
-            gathered[name] = local.new_zeros((rows, *local.shape[1:])).index_copy_(0, indices, local)
-            if topology.data_size > 1:  # Each row is non-zero on one data-parallel rank alone.
-                dist.all_reduce(gathered[name], group=topology.data_group)
+        for name, column in _columns(storage, shapes).items():
+            column.index_copy_(0, indices, torch.cat([tensors[name] for _, tensors in reports]).float())
+        if topology.data_size > 1:  # Each row is non-zero on one data-parallel rank alone.
+            dist.all_reduce(storage, group=topology.data_group)
     if topology.pipeline_size > 1:
-        shapes = [{name: tuple(column.shape) for name, column in gathered.items()}]
-        dist.broadcast_object_list(shapes, topology.last_stage_rank, group=topology.pipeline_group)
-        for name, shape in shapes[0].items():
-            column = gathered.get(name, torch.empty(shape, device=topology.device))
-            dist.broadcast(column, topology.last_stage_rank, group=topology.pipeline_group)
-            gathered[name] = column
-    return gathered
+        dist.broadcast(storage, topology.last_stage_rank, group=topology.pipeline_group)
+    return _columns(storage.cpu(), shapes)
+
+
+def _columns(storage: Float32[Tensor, " elements"], shapes: Shapes) -> dict[str, Tensor]:
+    """Returns views of these shapes, which lie one after the other in the storage."""
+    views = storage.split([math.prod(shape) for shape in shapes.values()])
+    return {name: view.view(shape) for (name, shape), view in zip(shapes.items(), views, strict=True)}

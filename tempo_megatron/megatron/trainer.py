@@ -182,7 +182,7 @@ class MegatronModel:
                 micro_batch_size=1,
                 forward_only=forward_only,
             )
-        columns = {name: column.cpu() for name, column in gather_rows(reports, batch.rows, topology).items()}
+        columns = gather_rows(reports, batch.rows, topology)
         tick()
         return columns
 
