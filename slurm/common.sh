@@ -33,7 +33,6 @@ say() { echo "$(date +%FT%T) $SLURM_JOB_NAME $SLURM_JOB_ID attempt $RESTARTS: $*
 TEMPO_DEADLINE=$(deadline)
 export PATH TEMPO_DEADLINE
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TOKENIZERS_PARALLELISM=false CUDA_DEVICE_MAX_CONNECTIONS=1
 
 # srun forwards SIGUSR1 to every rank, whichever signal the script received.
 signal_ranks() {

@@ -19,7 +19,6 @@ from nemo_run.config import get_nemorun_home
 
 from tempo_megatron.launch.experiment import LaunchTask
 from tempo_megatron.launch.job import JOB_SCRIPT, SRUN_RANK_OPTIONS
-from tempo_megatron.launch.torchrun import RANK_ENVIRONMENT
 
 _REQUEUE = r"""
 # NeMo-Run requeues after every failure or after none. This requeues after "interrupted and saved" (75), after SIGUSR1
@@ -184,7 +183,6 @@ def _slurm_executor(task: LaunchTask, cluster: Cluster, run: Path) -> nemo_run.S
         container_mounts=list(cluster.mounts),
         # NeMo-Run's default would let srun kill ranks that still save, and hide the exit codes of others.
         srun_args=[*SRUN_RANK_OPTIONS, "--kill-on-bad-exit=0"],
-        env_vars=dict(RANK_ENVIRONMENT),
         setup_lines=setup_lines(run),
         additional_parameters={"kill_on_invalid_dep": "yes"},
         tunnel=nemo_run.LocalTunnel(job_dir=""),

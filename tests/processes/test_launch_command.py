@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,6 +58,7 @@ def test_the_sbatch_text_is_printed(recipe: Path, nemo_home: Path, capsys: pytes
     for line in ("--account=acct", "--partition=gpu", "--time=2:00:00", "--kill-on-invalid-dep=yes"):
         assert output.count(f"#SBATCH {line}") == 4
     assert output.count("#SBATCH --signal=USR1@600") == 1
+    assert not [line for line in output.splitlines() if re.match("export (OMP|TOKENIZERS|CUDA).*=[^$]*$", line)]
     model = load_config(recipe).model.hf_path
     assert f"{model}:{model}" in output and f"{recipe.parent}:{recipe.parent}" in output
     assert "--container-image image.sqsh" in output and "exec python -m tempo_megatron.cli train" in output

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tempo_megatron import planning
 from tempo_megatron.config import PreflightConfig, load_config
+from tempo_megatron.launch.torchrun import RANK_ENVIRONMENT
 from tests.conftest import ROOT
 from tests.processes.slurm_job import FINISHES, commands, requeues, submit
 
@@ -167,6 +170,34 @@ def test_ranks_get_the_names_of_their_nodes(tmp_path: Path) -> None:
     """An image has no scontrol, and a node that never comes must have a name."""
     submit("tempo_14b.sh", tmp_path, f'echo "$TEMPO_NODES" > {tmp_path}/nodes\n{FINISHES}')
     assert (tmp_path / "nodes").read_text() == "node1\n"
+
+
+@pytest.mark.parametrize("value", ["", "7"])
+def test_variables_of_ranks_are_the_users_or_those_of_torchrun(
+    value: str, tmp_path: Path, nemo_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scripts and NeMo-Run's jobs agree with torchrun. A user's thread count must not be replaced silently."""
+    from tempo_megatron.launch.nemo import setup_lines
+
+    for name in RANK_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    variables = dict.fromkeys(RANK_ENVIRONMENT, value) if value else {}
+    expected = {**RANK_ENVIRONMENT, **variables}
+    ranks = f"for name in {' '.join(expected)}; do echo $name=${{!name}}; done"
+    programs = f'{ranks} > "{tmp_path}/variables"\n{FINISHES}'
+    code, output = submit("tempo_14b.sh", tmp_path, programs, **variables)
+    assert code == 0, output
+    lines = [f"{name}={value}" for name, value in expected.items()]
+    assert (tmp_path / "variables").read_text().splitlines() == lines
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.run(
+        ["bash", "-c", f"{setup_lines(tmp_path / 'run')}\nbash -c '{ranks}'"],
+        env={**os.environ, **job, **variables},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert process.stdout.splitlines() == lines
 
 
 @pytest.mark.parametrize(("message", "code", "expected", "doctor"), STOPPED)
