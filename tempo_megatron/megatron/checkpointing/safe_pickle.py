@@ -210,7 +210,8 @@ def _number(value: object) -> bool | int | float:
 def _no_safe_globals() -> Iterator[None]:
     """Lets `weights_only` take torch's own list inside the block, and nothing else.
 
-    Megatron-core adds numpy's arrays to the list, through which a pickle can write to any memory.
+    Megatron-core adds numpy's arrays to the list, through which a pickle can write to any memory. torch.load takes the
+    list of the process and none by call, so that loads in other threads are restricted too.
     """
     before = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
