@@ -58,7 +58,10 @@ def start_engine(
     """
     from vllm import LLM
 
-    settings = hf_config.backbone_settings(hf_files.read_config(hf_path))
+    model_config = hf_files.read_config(hf_path)
+    settings = hf_config.backbone_settings(model_config)
+    if model_config["model_type"] == "olmo2":
+        register_olmo2()
     is_exact = on_gpu and numerics is Numerics.exact
     token = None if on_gpu else shared_memory.use_unique_names()
     llm = LLM(
@@ -96,6 +99,18 @@ def start_engine(
     if is_exact:
         llm.apply_model(partial(shared_kernels.set_rotary_tables, settings=settings))
     return llm
+
+
+def register_olmo2() -> None:
+    """Registers the class that vLLM has for OLMo 2 anyway, that of its transformers backend.
+
+    vLLM describes a class that is not imported by a Python of its own, which takes 10 s. It keeps descriptions of its
+    own models in files, but none of this class.
+    """
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.transformers import TransformersForCausalLM
+
+    ModelRegistry.register_model("Olmo2ForCausalLM", TransformersForCausalLM)
 
 
 def fixed_kv_cache_bytes(config: GenerationConfig, on_gpu: bool) -> int | None:
