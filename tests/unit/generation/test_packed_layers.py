@@ -92,7 +92,7 @@ def test_layers_of_every_kind_are_compared(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_the_sign_of_zero_is_no_difference(dtype: torch.dtype) -> None:
-    """Numbers next to zero and the other sign of a number change the checksum."""
+    """Numbers next to zero and the other sign of a number change the checksum. Subnormals in bf16 do not."""
     values = torch.tensor([0.0, 1.0, -2.0, 3.0]).to(dtype)
     variants = {0: -0.0, 1: -1.0, 2: 2.0, 3: -3.0}
     same = []
@@ -104,3 +104,27 @@ def test_only_the_sign_of_zero_is_no_difference(dtype: torch.dtype) -> None:
     smallest = values.clone()
     smallest[0] = torch.finfo(dtype).tiny
     assert not torch.equal(checksum(smallest), checksum(values))
+    subnormal = values.clone()
+    subnormal[0] = -0.5 * torch.finfo(dtype).tiny
+    assert subnormal[0] and torch.equal(checksum(subnormal), checksum(values)) == (dtype is torch.bfloat16)
+
+
+@pytest.mark.parametrize("flushes", [True, False])
+def test_a_subnormal_that_a_product_in_bf16_loses_is_no_difference(flushes: bool) -> None:
+    """Such a weight would stop a run at its first sync, on some CPUs alone. The layer is wide enough for this CPU's own
+    product to flush, if it has one that does."""
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    smallest = torch.finfo(torch.bfloat16).tiny
+    weight[0, :3] = torch.tensor([1e-39, -1e-39, smallest])
+    flushed = weight.masked_fill(weight.abs() < smallest, 0) if flushes else weight
+    layer: Any = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
+    layer.input_size, layer.params_dtype = 64, torch.bfloat16
+    layer.weight.data.copy_(flushed)
+    layer.quant_method = Packed(layer)
+    model = nn.ModuleDict({"mlp": nn.ModuleDict({"gate": layer})})
+    model.config = SimpleNamespace(head_dim=1, num_attention_heads=1, num_key_value_heads=1)  # type: ignore
+    name = "mlp.gate.weight"
+    compare(model, {name: expected_checksums(name, weight, 0, 1)}, 1)
+    weight[0, 2] = 0
+    with pytest.raises(RuntimeError, match=name):
+        compare(model, {name: expected_checksums(name, weight, 0, 1)}, 1)
