@@ -1,4 +1,8 @@
-"""Checks what `numerics: exact` needs: the cases in which generator and trainer were seen to agree to the last bit."""
+"""Refuses what `numerics: exact` cannot have: what sums in another order, and models that were not seen to agree.
+
+Pipeline stages, data parallelism, replicas and recomputation are accepted by argument: they change no operation of a
+forward pass. docs/numerics.md says what was seen. The run itself compares all log-probs (`training.phases.agreement`).
+"""
 
 from __future__ import annotations
 
@@ -83,4 +87,7 @@ def _model_reasons(settings: BackboneSettings) -> Iterator[str]:
     if len(settings.ropes) > 1 or type(settings.ropes[0]) not in (Rope, Llama3Rope):
         yield "needs one RoPE for all layers, plain or of type llama3: YaRN also scales the softmax"
     if settings.experts:
-        yield "supports no experts, which the model has"
+        yield (
+            "supports no experts, which the model has: the generator multiplies an expert's output by the router's "
+            "weight before it rounds, the trainer the input of the expert's last product"
+        )

@@ -25,7 +25,7 @@ from tempo_megatron.training.phases.scoring import policy_scores, to_batch
 
 PROMPTS, LONGEST_PROMPT, LONGEST_RESPONSE = 256, 1500, 2048
 CACHE_BYTES = 2**27
-"""The bytes of KV cache of a replica. So few preempt requests."""
+"""The bytes of KV cache of all ranks together. So few preempt requests."""
 TOKENS_PER_STEP = 512
 """The longest prompts are read in three steps."""
 
@@ -54,7 +54,7 @@ def main(directory: str, *overrides: str) -> None:
     chunks = model.build_model("policy", settings, config, ranks)
     weights.load_hf_weights(chunks, entries, hf_files.HfReader(hf_path), ranks, critic=False)
     policy = Trainer(chunks, config.policy.optimizer, config, ranks, config.policy.micro_batch_tokens)
-    set_engine(kv_cache_memory_bytes=CACHE_BYTES // ranks.tensor_size, max_num_batched_tokens=TOKENS_PER_STEP)
+    set_engine(kv_cache_memory_bytes=CACHE_BYTES // ranks.world_size, max_num_batched_tokens=TOKENS_PER_STEP)
     generator = Generator(
         hf_path,
         config.generation,
@@ -103,7 +103,9 @@ def main(directory: str, *overrides: str) -> None:
         deviation = torch.where(rows.response_mask, (ratio.detach() - 1).abs(), 0.0).amax(1)
         return torch.where(rows.response_mask, ratio, 0.0).sum() / batch.response_mask.sum(), {"deviation": deviation}
 
-    reported, _ = policy.step(batch, score, loss)
+    reported, norm = policy.step(batch, score, loss)
+    if ranks.rank == 0:
+        print(f"gradient norm {norm:.9g}", flush=True)  # Recomputation changes only its rounding.
     assert reported["deviation"].max() == 0  # The first ratios are exactly 1.
     generator.sleep()
     generator.load_weights()

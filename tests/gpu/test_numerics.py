@@ -29,23 +29,28 @@ SHAPE = {
 @pytest.mark.parametrize(
     ("family", "ranks", "settings"),
     [
-        ("qwen3", 1, ()),
-        ("llama-3", 1, ()),
-        ("qwen3", 2, ("parallel.tensor_model_parallel_size=2",)),
-        ("qwen3", 2, ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")),
+        ("qwen3", 1, ""),
+        ("llama-3", 1, ""),
+        ("qwen3", 1, "model.recompute=mlp"),
+        ("qwen3", 1, "model.recompute=full"),
+        ("qwen3", 2, ""),
+        ("qwen3-tied", 2, "parallel.pipeline_model_parallel_size=2"),
+        ("qwen3", 2, "parallel.tensor_model_parallel_size=2"),
+        ("qwen3", 2, "parallel.tensor_model_parallel_size=2 parallel.sequence_parallel=true"),
     ],
 )
 def test_every_sampled_token_has_the_log_prob_that_the_policy_computes(
-    family: str, ranks: int, settings: tuple[str, ...], tmp_path: Path
+    family: str, ranks: int, settings: str, tmp_path: Path
 ) -> None:
     """As many of 256 responses run at once as the KV cache holds. They are preempted, their prompts are read in parts
     or come from the prefix cache, and some have 2,048 tokens. The same holds after an optimizer step, a sleep and a
-    sync, and the step's first ratios are exactly 1."""
+    sync, and the step's first ratios are exactly 1. Without tensor parallelism two ranks are two replicas. Then the
+    policy has two data-parallel ranks or two pipeline stages, each with a copy of the tied embedding."""
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")
     write_model(family, tmp_path, dtype=torch.bfloat16, **SHAPE)
     (tmp_path / "generation_config.json").unlink()  # Its end token would end responses early.
-    print(run_ranks(WORKER, ranks, tmp_path, f"parallel.processes_per_node={ranks}", *settings))
+    print(run_ranks(WORKER, ranks, tmp_path, f"parallel.processes_per_node={ranks}", *settings.split()))
 
 
 @pytest.mark.parametrize("swiglu", ["shared", "other"])

@@ -32,6 +32,8 @@ LAYOUTS = {
     "packed": (1, (PACKED,)),
     "recompute mlp": (1, (PACKED, "model.recompute=mlp")),
     SHARED: (1, (PACKED, "numerics=exact")),
+    f"{SHARED}, recompute mlp": (1, (PACKED, "model.recompute=mlp", "numerics=exact")),
+    f"{SHARED}, recompute full": (1, (PACKED, "model.recompute=full", "numerics=exact")),
     "recompute full": (1, (PACKED, "model.recompute=full")),
     "TP2": (2, (PACKED, TP2)),
     "TP2 with SP": (2, (PACKED, TP2, "parallel.sequence_parallel=true")),

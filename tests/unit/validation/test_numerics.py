@@ -62,6 +62,20 @@ def test_two_tensor_parallel_ranks_are_accepted_where_the_generator_has_as_many(
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "model.recompute=mlp",
+        "model.recompute=full",
+        "parallel.pipeline_model_parallel_size=2 parallel.virtual_pipeline_model_parallel_size=2",
+        "parallel.processes_per_node=8",
+    ],
+)
+def test_what_changes_no_operation_of_a_forward_pass_is_accepted(override: str) -> None:
+    """Large models need recomputation, pipeline stages and many ranks."""
+    assert problems(*override.split()) == []
+
+
+@pytest.mark.parametrize(
     ("override", "reason"),
     [
         ("model.precision=fp32", "needs model.precision bf16, got fp32"),
@@ -98,7 +112,7 @@ def test_a_setting_under_which_sums_differ_is_refused(override: str, reason: str
         ({"mlp_bias": True}, "supports no biases"),
         ({"attention": (FULL, replace(FULL, rope=Rope(base=1e4)))}, "needs one RoPE for all layers"),
         ({"attention": (YARN, YARN)}, "needs one RoPE for all layers, plain or of type llama3"),
-        ({"experts": EXPERTS}, "supports no experts"),
+        ({"experts": EXPERTS}, "supports no experts, which the model has: the generator multiplies an expert's output"),
     ],
 )
 def test_a_model_that_the_kernels_do_not_cover_is_refused(change: dict[str, object], reason: str) -> None:
