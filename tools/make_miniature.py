@@ -3,8 +3,8 @@
 usage: python tools/make_miniature.py DIRECTORY [--seed N] [--recipes recipes/miniature]
 
 DIRECTORY gets `model/`, a Qwen3 with random weights and the shape of `model.yaml` in the folder of recipes, and a JSONL
-file for each set of questions in its `questions.yaml`. A question lists digits and a target: `5c3>8:`. Exactly one
-subset of the digits has the target as its sum modulo the base, here 16. The answer writes the running sum after each
+file for each set of questions in its `questions.yaml`. A question lists hexadecimal digits and a target: `5c3>8:`.
+Exactly one subset of the digits has the target as its sum modulo 16. The answer writes the running sum after each
 digit, which is either taken or left: `558` takes 5, leaves c and takes 3. Each step is one addition, and the last sum
 shows whether the guesses were right. To find the subset, a policy must look ahead over all subsets of the digits that
 are left.
@@ -24,24 +24,23 @@ from make_demo_model import make_character_tokenizer, write_model
 
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
-DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
-"""The digits of the largest base. A run takes questions that differ in upper and lower case for the same."""
+DIGITS = "0123456789abcdef"
 MAXIMUM_REPEATS = 20
 """Repeated questions, for each question of a set, after which the draw is given up."""
 RECIPES = Path(__file__).parent.parent / "recipes" / "miniature"
 """The recipes of the small size."""
 
 
-def running_sums(digits: Sequence[int], taken: Sequence[int], base: int = 16) -> str:
-    """Returns the sum modulo `base` after each digit, where `taken` is 1 for a digit of the subset and 0 otherwise."""
+def running_sums(digits: Sequence[int], taken: Sequence[int]) -> str:
+    """Returns the sum modulo 16 after each digit, where `taken` is 1 for a digit of the subset and 0 otherwise."""
     total, steps = 0, ""
     for digit, is_taken in zip(digits, taken, strict=True):
-        total = (total + digit * is_taken) % base
+        total = (total + digit * is_taken) % len(DIGITS)
         steps += DIGITS[total]
     return steps
 
 
-def unique_answers(digits: Sequence[int], base: int) -> dict[int, str]:
+def unique_answers(digits: Sequence[int]) -> dict[int, str]:
     """Returns each sum that exactly one subset of the digits has, with the running sums of this subset.
 
     The sums are in the order of their first subset, where subsets count up in binary and the last digit is the lowest.
@@ -50,30 +49,25 @@ def unique_answers(digits: Sequence[int], base: int) -> dict[int, str]:
     for digit in digits:
         longer: dict[int, tuple[int, str]] = {}
         for total, (count, steps) in subsets.items():
-            for new in (total, (total + digit) % base):
+            for new in (total, (total + digit) % len(DIGITS)):
                 earlier, first = longer.get(new, (0, steps + DIGITS[new]))
                 longer[new] = (earlier + count, first)
         subsets = longer
     return {total: steps for total, (count, steps) in subsets.items() if count == 1}
 
 
-def make_question(generator: random.Random, length: int, base: int) -> tuple[str, str, str]:
+def make_question(generator: random.Random, length: int) -> tuple[str, str, str]:
     """Returns a question of `length` digits, its answer, and the running sums of a random subset."""
     while True:
-        digits = [generator.randrange(1, base) for _ in range(length)]
-        if answers := unique_answers(digits, base):
+        digits = [generator.randrange(1, len(DIGITS)) for _ in range(length)]
+        if answers := unique_answers(digits):
             target = generator.choice([*answers])
-            guess = running_sums(digits, [generator.randrange(2) for _ in digits], base)
+            guess = running_sums(digits, [generator.randrange(2) for _ in digits])
             return f"{''.join(DIGITS[digit] for digit in digits)}>{DIGITS[target]}:", answers[target], guess
 
 
 def question_rows(
-    seed: int,
-    size: int,
-    lengths: Mapping[int, float],
-    guesses: float = 0.0,
-    excluded: Set[str] = frozenset(),
-    base: int = 16,
+    seed: int, size: int, lengths: Mapping[int, float], guesses: float = 0.0, excluded: Set[str] = frozenset()
 ) -> Iterator[dict[str, str]]:
     """Yields `size` different questions that are not `excluded`. `lengths` maps a number of digits to its weight.
 
@@ -85,7 +79,7 @@ def question_rows(
     seen, repeats = set(excluded), 0
     while len(seen) < size + len(excluded):
         (length,) = generator.choices([*lengths], [*lengths.values()])
-        question, answer, guess = make_question(generator, length, base)
+        question, answer, guess = make_question(generator, length)
         is_guess = generator.random() < guesses
         if question not in seen:
             seen.add(question)
@@ -94,14 +88,14 @@ def question_rows(
             raise ValueError(f"there are fewer than {size} questions of these lengths: {lengths}")
 
 
-def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]], base: int = 16) -> None:
+def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes `NAME.jsonl` for each set, whose settings are arguments of `question_rows`.
 
     A set with guesses has no question of another set: a run refuses a question that has two answers.
     """
     answered: set[str] = set()
     for name, settings in sorted(sets.items(), key=lambda item: "guesses" in item[1]):
-        rows = [*question_rows(**settings, excluded=answered if "guesses" in settings else frozenset(), base=base)]
+        rows = [*question_rows(**settings, excluded=answered if "guesses" in settings else frozenset())]
         answered |= {row["prompt"] for row in rows}
         write_text_atomically(directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -109,11 +103,11 @@ def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]], base
 def write_miniature(directory: Path, seed: int = 0, recipes: Path = RECIPES) -> None:
     """Writes the questions and the model of a size, whose folder of recipes is `recipes`, unless they exist."""
     directory.mkdir(parents=True, exist_ok=True)
-    questions = yaml.safe_load((recipes / "questions.yaml").read_text())
-    if not all((directory / f"{name}.jsonl").is_file() for name in questions["sets"]):
-        write_questions(directory, **questions)
+    sets = yaml.safe_load((recipes / "questions.yaml").read_text())
+    if not all((directory / f"{name}.jsonl").is_file() for name in sets):
+        write_questions(directory, sets)
     if not (directory / "model").is_dir():
-        tokenizer = make_character_tokenizer(f"{DIGITS[: questions['base']]}>:")
+        tokenizer = make_character_tokenizer(f"{DIGITS}>:")
         write_model(directory / "model", tokenizer, yaml.safe_load((recipes / "model.yaml").read_text()), seed)
 
 

@@ -55,7 +55,7 @@ def test_a_study_resumes_a_killed_run_and_ends_with_tables_and_figures(
     """The start is trained once. The killed run goes on from its checkpoint, and each iteration is logged once."""
     recipes, directory = tmp_path / "recipes", tmp_path / "study"
     shutil.copytree(RECIPES, recipes)
-    (recipes / "questions.yaml").write_text(yaml.safe_dump({"base": 16, "sets": QUESTIONS}))
+    (recipes / "questions.yaml").write_text(yaml.safe_dump(QUESTIONS))
     monkeypatch.setitem(STUDIES, "methods", Study("Does it resume?", TEMPO))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = ["reproduce.py", str(directory), "--seeds", "5", "--recipes", str(recipes)]

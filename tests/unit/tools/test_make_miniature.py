@@ -14,16 +14,16 @@ from transformers import AutoTokenizer
 
 from tempo_megatron.config import load_config
 
-DIGITS = "0123456789abcdefghijklmnopqrstuv"
+DIGITS = "0123456789abcdef"
 
 
-def solutions(question: str, base: int = 16) -> list[str]:
+def solutions(question: str) -> list[str]:
     """Return the running sums of every subset that reaches the target, by brute force."""
     digits, target = question.rstrip(":").split(">")
     results = []
     for taken in product((False, True), repeat=len(digits)):
-        values = [int(digit, 32) * is_taken for digit, is_taken in zip(digits, taken, strict=True)]
-        steps = "".join(DIGITS[sum(values[:end]) % base] for end in range(1, len(digits) + 1))
+        values = [int(digit, 16) * is_taken for digit, is_taken in zip(digits, taken, strict=True)]
+        steps = "".join(DIGITS[sum(values[:end]) % 16] for end in range(1, len(digits) + 1))
         results += [steps] if steps[-1] == target else []
     return results
 
@@ -33,25 +33,23 @@ def test_the_example_of_the_docstring_is_right() -> None:
     assert solutions("5c3>8:") == ["558"]
 
 
-@pytest.mark.parametrize("base", [16, 32])
-def test_a_question_has_exactly_one_answer(base: int) -> None:
+def test_a_question_has_exactly_one_answer() -> None:
     """A second subset with the same sum would be graded wrong, and the majority would split."""
-    rows = list(make_miniature.question_rows(seed=1, size=60, lengths={3: 1, 6: 1}, base=base))
-    assert all(solutions(row["prompt"], base) == [row["answer"]] for row in rows)
+    rows = list(make_miniature.question_rows(seed=1, size=60, lengths={3: 1, 6: 1}))
+    assert all(solutions(row["prompt"]) == [row["answer"]] for row in rows)
     assert {len(row["answer"]) for row in rows} == {3, 6}
     assert len({row["prompt"] for row in rows}) == 60
-    assert {*"".join(row["answer"] for row in rows)} == {*DIGITS[:base]}
 
 
 def test_unique_answers_are_those_sums_that_one_subset_has() -> None:
     """In the order in which subsets first reach them: the draw of a target, and so every set, depends on it."""
     generator = random.Random(0)
     for length in (1, 4, 7):
-        digits = [generator.randrange(1, 32) for _ in range(length)]
-        sums = [make_miniature.running_sums(digits, taken, 32) for taken in product((0, 1), repeat=length)]
+        digits = [generator.randrange(1, 16) for _ in range(length)]
+        sums = [make_miniature.running_sums(digits, taken) for taken in product((0, 1), repeat=length)]
         totals = [DIGITS.index(steps[-1]) for steps in sums]
         expected = {total: steps for total, steps in zip(totals, sums, strict=True) if totals.count(total) == 1}
-        assert [*make_miniature.unique_answers(digits, 32).items()] == [*expected.items()]
+        assert [*make_miniature.unique_answers(digits).items()] == [*expected.items()]
 
 
 def test_guesses_are_valid_steps_that_mostly_miss_the_target() -> None:
@@ -89,7 +87,7 @@ def test_a_set_that_is_too_large_is_refused() -> None:
 
 def test_a_smaller_set_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
     """The study `labels` compares the first questions with all of them."""
-    sets = yaml.safe_load((make_miniature.RECIPES / "questions.yaml").read_text())["sets"]
+    sets = yaml.safe_load((make_miniature.RECIPES / "questions.yaml").read_text())
     small, whole = ({**sets[name], "size": size} for name, size in (("labeled_64", 20), ("labeled", 40)))
     make_miniature.write_questions(tmp_path, {"small": small, "whole": whole})
     first, second = ((tmp_path / f"{name}.jsonl").read_text() for name in ("small", "whole"))
@@ -102,7 +100,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
 def test_prompts_and_answers_of_all_sets_fit(size: str, recipe: str) -> None:
     """A prompt over the limit would be dropped, and a response that is cut could not be right."""
     recipes = make_miniature.RECIPES / size
-    sets = yaml.safe_load((recipes / "questions.yaml").read_text())["sets"]
+    sets = yaml.safe_load((recipes / "questions.yaml").read_text())
     longest = max(max(settings["lengths"]) for settings in sets.values())
     config = load_config(recipes / f"{recipe}.yaml")
     target_and_signs, end = 3, 1
@@ -110,13 +108,13 @@ def test_prompts_and_answers_of_all_sets_fit(size: str, recipe: str) -> None:
     assert longest + end <= config.generation.max_response_tokens
 
 
-def test_a_size_has_the_model_and_the_digits_that_its_folder_names(tmp_path: Path) -> None:
-    """Each digit of the base has a token of its own, so that an answer has as many tokens as digits."""
+def test_a_size_has_the_model_and_the_questions_of_its_folder(tmp_path: Path) -> None:
+    """Each digit has a token of its own, so that an answer has as many tokens as digits."""
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 128}
     shape |= {"num_attention_heads": 1, "num_key_value_heads": 1}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(shape))
     sets = {"labeled": {"seed": 1, "size": 40, "lengths": {6: 1}}}
-    (tmp_path / "questions.yaml").write_text(yaml.safe_dump({"base": 32, "sets": sets}))
+    (tmp_path / "questions.yaml").write_text(yaml.safe_dump(sets))
     data = tmp_path / "data"
     make_miniature.write_miniature(data, recipes=tmp_path)
     config = json.loads((data / "model" / "config.json").read_text())
@@ -125,4 +123,4 @@ def test_a_size_has_the_model_and_the_digits_that_its_folder_names(tmp_path: Pat
     tokenizer = AutoTokenizer.from_pretrained(data / "model")
     tokens = {token for row in rows for token in tokenizer(row["prompt"] + row["answer"])["input_ids"]}
     assert {len(tokenizer(row["answer"])["input_ids"]) for row in rows} == {6}
-    assert tokens == {*range(2, 2 + 32 + 2)} and config["vocab_size"] == 2 + 32 + 2
+    assert tokens == {*range(2, 2 + 16 + 2)} and config["vocab_size"] == 2 + 16 + 2

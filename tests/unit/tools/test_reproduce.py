@@ -36,7 +36,7 @@ def test_studies_share_runs_and_their_settings_load(tmp_path: Path, recipes: Pat
             config = load_config(piece.recipe, piece.overrides)
             paths = [source.path for source in config.data.sources()]
             assert not any("{" in path for path in (*paths, config.critic.checkpoint))
-            sets = yaml.safe_load((recipes / "questions.yaml").read_text())["sets"]
+            sets = yaml.safe_load((recipes / "questions.yaml").read_text())
             assert {Path(path).stem for path in paths} <= sets.keys()
         for name, settings in study.runs.items():
             assert by_name.setdefault(name, settings) == settings
@@ -68,7 +68,7 @@ def test_ppo_goes_on_at_the_learning_rate_of_the_start(tmp_path: Path, recipes: 
             for piece in runs
         }
         assert rates["ppo-0"] == rates["grpo-0"] == rate
-        assert rates["tempo-0"] == load_config(recipes / "loop.yaml").policy.optimizer.learning_rate < rate
+        assert rates["tempo-0"] == load_config(recipes / "loop.yaml").policy.optimizer.learning_rate
 
 
 def test_exact_numerics_are_refused_before_anything_is_trained(
