@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=tempo_30b_a3b
-#SBATCH --nodes=1
+#SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive

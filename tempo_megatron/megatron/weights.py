@@ -19,7 +19,7 @@ from tempo_megatron.megatron.topology import Topology
 from tempo_megatron.utils.heartbeat import tick
 
 BUCKET_BYTES = 256 * 2**20
-"""The size of one collective of `export_hf_weights`, summed over all TP ranks."""
+"""The size of one collective of an export, summed over all TP ranks."""
 
 
 _SEQUENTIAL_EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)\.(.*)")
@@ -106,31 +106,51 @@ def copy_backbone(
         pass
 
 
-@torch.no_grad()
 def export_hf_weights(
     chunks: Sequence[torch.nn.Module], entries: Sequence[ParameterMapping], topology: Topology
 ) -> Iterator[tuple[str, Tensor | TensorRows]]:
-    """Yields each Hugging Face tensor on every rank, in the (layer) order of the map. Collective over TP, EP and PP.
+    """Returns the tensors of one export, as `WeightExporter` yields them. Collective over TP, EP and PP."""
+    return WeightExporter(chunks, entries, topology).export()
 
-    A vocabulary larger than a bucket comes in blocks of rows, which `rows.whole` joins. All other tensors come whole.
-    A tensor may share memory with the model or with a later tensor, so use it before the next one is requested.
+
+class WeightExporter:
+    """Exports the weights of one model, once or after every update. Collective over TP, EP and PP.
 
     Entries are sent in buckets, each with one gather over TP on the stage that holds it and one broadcast over PP. A
     bucket of experts has a broadcast over EP from the rank that holds them instead of the gather. The
     next bucket is fetched while the tensors of the present one are used; on GPUs a separate stream does this. A matrix
     larger than a bucket is a bucket of its own. Besides its part of the model, a rank holds up to three buckets (of the
     last yielded tensor, the next one and the one being fetched) and its shards of the last of these.
+
+    The buckets depend on names, shapes and layout alone, and so are cut once: a model with experts has thousands of
+    parameters. The model must keep its parameters and their dtypes. Their memory may move.
     """
-    parameters = canonical_parameters(chunks)
-    side_stream = torch.cuda.Stream() if topology.device.type == "cuda" else None
-    buckets = _buckets(entries, _locations(parameters, entries, topology), topology)
-    fetches = ((bucket, *_fetch_on_stream(side_stream, bucket, parameters, topology)) for bucket in buckets)
-    for bucket, shards, fetched in _one_ahead(fetches):
-        if fetched:
-            torch.cuda.current_stream().wait_event(fetched)
-        for part, rank_shards in zip(bucket.parts, shards, strict=True):
-            yield from part.to_hf(rank_shards)
-        tick()
+
+    def __init__(
+        self, chunks: Sequence[torch.nn.Module], entries: Sequence[ParameterMapping], topology: Topology
+    ) -> None:
+        self._topology = topology
+        self._parameters = canonical_parameters(chunks)
+        self._buckets = list(_buckets(entries, _locations(self._parameters, entries, topology), topology))
+
+    def export(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
+        """Yields each Hugging Face tensor on every rank, in the (layer) order of the map.
+
+        A vocabulary larger than a bucket comes in blocks of rows, which `assemble_tensors` joins. All other tensors
+        come whole. A tensor may share memory with the model or with a later tensor, so use it before the next one is
+        requested.
+        """
+        side_stream = torch.cuda.Stream() if self._topology.device.type == "cuda" else None
+        fetches = (
+            (bucket, *_fetch_on_stream(side_stream, bucket, self._parameters, self._topology))
+            for bucket in self._buckets
+        )
+        for bucket, shards, fetched in _one_ahead(fetches):
+            if fetched:
+                torch.cuda.current_stream().wait_event(fetched)
+            for part, rank_shards in zip(bucket.parts, shards, strict=True):
+                yield from part.to_hf(rank_shards)
+            tick()
 
 
 def _one_ahead[Item](items: Iterator[Item]) -> Iterator[Item]:

@@ -19,6 +19,8 @@ Parts = dict[str, int]
 
 _WORKSPACE_BYTES = 110 * 2**20
 """cuBLAS workspaces of torch and Transformer Engine (32 MiB each), packing indices and reductions. Measured."""
+_GROUPED_WORKSPACE_BYTES = 4 * 32 * 2**20
+"""Transformer Engine multiplies experts on four streams, each with a workspace of cuBLAS."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ModelMemory:
             "weights in 8 bits": 2 * self._fp8_copy_bytes(stage),
             "dummy weight gradients": self._dummy_gradient_bytes(stage),
             "activations": self._kept_activations(stage),
-            "workspaces": _WORKSPACE_BYTES,
+            "workspaces": self._workspaces,
         }
         last_layers = {chunk[-1] for chunk in self._sparse_layers(stage)}
         moments = [kept | {"backward pass": activations.at_backward(is_sparse)} for is_sparse in last_layers]
@@ -122,8 +124,12 @@ class ModelMemory:
             "weights": self.state(stage)["weights"],
             "weights in 8 bits": self._fp8_copy_bytes(stage),
             "forward pass": self.activations.pass_peak(self.role),
-            "workspaces": _WORKSPACE_BYTES,
+            "workspaces": self._workspaces,
         }
+
+    @property
+    def _workspaces(self) -> int:
+        return _WORKSPACE_BYTES + (_GROUPED_WORKSPACE_BYTES if self.settings.experts else 0)
 
     def _sparse_layers(self, stage: int) -> list[list[bool]]:
         """Return for each chunk of a stage whether each of its layers has experts."""

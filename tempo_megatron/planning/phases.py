@@ -15,8 +15,12 @@ _PROCESS_BYTES = int(3.7 * GIB)
 """CUDA and NCCL contexts, kernels, and what vLLM keeps while it sleeps, mainly CUDA graphs. Measured in a sync."""
 _ALLOCATOR_BYTES = int(1.3 * GIB)
 """What torch's allocator holds beyond its tensors while a model works. Measured together with `_PROCESS_BYTES`."""
-_BESIDE_ENGINE_BYTES = int(1.1 * GIB)
-"""Contexts and CUDA graphs that vLLM does not count in its share. Measured."""
+_BESIDE_ENGINE_BYTES = int(3.2 * GIB)
+"""What of `_PROCESS_BYTES` vLLM does not count in its share of the GPU.
+
+vLLM counts what a process takes while its engine starts. What came before, and what training adds later, is beside
+the share: 1.1 GiB in the first iteration of a dense run, 3.0 to 3.5 GiB in later iterations of five.
+"""
 SYNC_BUCKET_BYTES = 896 * 2**20
 """A sync's three buckets and the shards of one bucket (`megatron/weights.py`)."""
 
@@ -72,7 +76,7 @@ class PlannedRun:
     def phase_memory(self) -> dict[str, Parts]:
         """Return the bytes of each part at the peak of each phase, on the GPU with the highest peak."""
         phases = {
-            "generate": self.engine.parts() | {"contexts": _BESIDE_ENGINE_BYTES},
+            "generate": self.engine.parts() | {"contexts": self._beside_engine_bytes},
             "sync": self._sync(),
         }
         if self.critic_learns:
@@ -85,6 +89,11 @@ class PlannedRun:
             if not_offloaded:
                 parts["state of resting models"] = not_offloaded
         return phases
+
+    @property
+    def _beside_engine_bytes(self) -> int:
+        """The bytes of contexts beside the engine. With `generation.kv_cache_gib` vLLM counts none of them."""
+        return _PROCESS_BYTES if self.config.generation.kv_cache_gib else _BESIDE_ENGINE_BYTES
 
     def _with_process(self, parts: Parts) -> Parts:
         return parts | {"contexts": _PROCESS_BYTES, "allocator": _ALLOCATOR_BYTES}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,11 @@ class Models:
     def policy_tensors(self) -> Iterator[tuple[str, Tensor | TensorRows]]:
         """Yield the policy's current weights by their Hugging Face names, as the generator loads them."""
         with self.policy.onloaded(StateKind.weights):
-            yield from weights.export_hf_weights(self.policy.chunks, self.entries, self._topology)
+            yield from self._policy_exporter.export()
+
+    @cached_property
+    def _policy_exporter(self) -> weights.WeightExporter:
+        return weights.WeightExporter(self.policy.chunks, self.entries, self._topology)
 
     def begin_warm_start(self) -> None:
         """Give the policy the warm start's optimizer."""

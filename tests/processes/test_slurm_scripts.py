@@ -112,7 +112,7 @@ def test_a_run_without_a_directory_is_refused(arguments: tuple[str, ...], tmp_pa
 
 @pytest.mark.parametrize(("script", "recipes"), SCRIPTS.items())
 def test_a_script_asks_for_what_its_recipes_need(script: str, recipes: str) -> None:
-    """By default one node, with a task and a GPU per rank. By `tempo plan` everything fits."""
+    """By default one node or two, with a task and a GPU per rank. By `tempo plan` everything fits."""
     options = {
         key.removeprefix("#SBATCH --"): value
         for line in (ROOT / "slurm" / script).read_text().splitlines()

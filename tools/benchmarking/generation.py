@@ -47,7 +47,7 @@ def start(setup: Setup) -> Generator:
         eos_token_ids=[],
         seed=config.seed,
         numerics=config.numerics,
-        weights=lambda: weights.export_hf_weights(chunks, mappings, setup.topology),
+        weights=weights.WeightExporter(chunks, mappings, setup.topology).export,
     )
 
 

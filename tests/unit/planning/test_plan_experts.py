@@ -262,6 +262,15 @@ def test_experts_in_8_bits_have_copies_of_their_weights_and_smaller_operands() -
     assert activations.backward >= 3 * 2 * routed * 2048 + 2 * 1000 * 2048 + filled
 
 
+def test_experts_have_a_workspace_for_each_of_four_streams() -> None:
+    """Of 32 MiB each, in steps and passes."""
+    sparse, dense = (
+        planned(1, settings=shape(mlp_only_layers=layers)).models["policy"] for layers in ([], [0, 1, 2, 3])
+    )
+    for peak in ("step_peak", "pass_peak"):
+        assert getattr(sparse, peak)()["workspaces"] - getattr(dense, peak)()["workspaces"] == 4 * 32 * 2**20
+
+
 def test_edges_in_bf16_are_those_of_one_stage() -> None:
     """Protects plans from negative numbers of layers. A run refuses such edges too."""
     run = planned(8, "model.fp8=blockwise", "parallel.pipeline_model_parallel_size=4", "model.fp8_edges_in_bf16=2")
