@@ -12,12 +12,25 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from tempo_megatron.conversion.mapping import BackboneSettings
 from tempo_megatron.kernels.attention import packed_attention
 from tempo_megatron.kernels.rope import Rotation
 from tempo_megatron.megatron.packing import context_rank_positions
+
+
+class AttentionLayer(TransformerLayer):
+    """megatron-core's TransformerLayer without an MLP, which it never recomputes.
+
+    `model.recompute: mlp` would recompute the identity in its place. Under FP8 Transformer Engine refuses that: it
+    hands a module without layers of its own to torch's checkpoint, with arguments that torch's does not take.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.recompute_mlp = False
 
 
 class LayerwiseSelfAttention(SelfAttention):

@@ -63,9 +63,9 @@ def stack_spec(settings: BackboneSettings, numerics: Numerics) -> Any:
     from megatron.core.transformer.enums import AttnMaskType
     from megatron.core.transformer.mlp import MLP, MLPSubmodules
     from megatron.core.transformer.spec_utils import ModuleSpec
-    from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+    from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
-    from tempo_megatron.megatron.attention import LayerwiseSelfAttention
+    from tempo_megatron.megatron.attention import AttentionLayer, LayerwiseSelfAttention
 
     parts = _transformer_engine_parts() if torch.cuda.is_available() else _local_parts()
     if numerics is Numerics.exact:
@@ -93,7 +93,7 @@ def stack_spec(settings: BackboneSettings, numerics: Numerics) -> Any:
         **({"pre_mlp_layernorm": norm_before} if norm_before else {}),
     )
     layers = HybridStackSubmodules(
-        attention_layer=ModuleSpec(TransformerLayer, submodules=attention_layer),
+        attention_layer=ModuleSpec(AttentionLayer, submodules=attention_layer),
         mlp_layer=ModuleSpec(MLPLayer, submodules=mlp_layer),
         **({"moe_layer": _expert_layer(parts)} if settings.experts else {}),
     )
