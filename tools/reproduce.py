@@ -29,7 +29,7 @@ from comparison.runs import Piece, Slots, differing_settings, is_complete, train
 from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
-from make_miniature import RECIPES, write_miniature
+from make_miniature import RECIPES, size_problems, write_miniature
 from neutrality import differing_metrics, metrics_of
 
 from tempo_megatron.config import Numerics, load_config
@@ -220,7 +220,8 @@ def main() -> int:
         print(f"{options.directory} exists; --resume continues it", file=sys.stderr)
         return REFUSED
     starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop, options.recipes)
-    if problems := [line for piece in (*starts, *runs) for line in differing_settings(piece)]:
+    problems = [line for piece in (*starts, *runs) for line in differing_settings(piece)]
+    if problems := problems + size_problems(directory / "questions", options.recipes):
         print("\n".join(problems), file=sys.stderr)
         return REFUSED
     write_miniature(directory / "questions", recipes=options.recipes)

@@ -91,6 +91,24 @@ def test_exact_numerics_are_refused_before_anything_is_trained(
     assert reproduce.unsupported(runs) == []
 
 
+def test_a_directory_of_another_size_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The large size's recipes would train the small model on the small size's questions."""
+    monkeypatch.setattr(reproduce, "train_all", lambda *_: pytest.fail("something was trained"))
+    questions = tmp_path / "study" / "questions"
+    questions.mkdir(parents=True)
+    for name in ("questions.yaml", "model.yaml"):
+        (questions / name).write_text((RECIPES / name).read_text())
+    arguments = ["reproduce.py", str(tmp_path / "study"), "--resume", "--recipes", str(RECIPES / "large")]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert reproduce.main() == reproduce.REFUSED
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{questions} is of another size: its questions.yaml differs")
+    assert second.startswith(f"{questions} is of another size: its model.yaml differs")
+    assert len(list(questions.iterdir())) == 2
+
+
 def test_a_run_with_other_settings_is_not_taken_for_the_studys(tmp_path: Path) -> None:
     """A study's recipe changes with time. Its finished runs would be reported under the new settings."""
     study = Study("Which?", {"tempo": ("method=tempo",)})
