@@ -115,7 +115,7 @@ def size_problems(directory: Path, recipes: Path) -> list[str]:
             if _settings(copy) != _settings(recipes / name):
                 lines.append(f"{directory} is of another size: its {name} differs from {recipes / name}")
         elif any(directory.glob(written)):
-            lines.append(f"{directory} has {written} and no {name}, so its size is unknown; remove it to make it anew")
+            lines.append(f"{directory} has {written} and no {name}, so its size is unknown; remove {written} to go on")
     return lines
 
 

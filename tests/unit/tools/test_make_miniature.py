@@ -159,9 +159,9 @@ def test_files_of_an_unknown_size_are_refused(tmp_path: Path, copy: str, written
 
 
 def test_a_size_has_the_model_and_the_questions_of_its_folder(tmp_path: Path) -> None:
-    """Each digit has a token of its own, so that an answer has as many tokens as digits."""
+    """Each digit has a token of its own, so that an answer has as many tokens as digits. Settings replace defaults."""
     shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 128}
-    shape |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    shape |= {"num_attention_heads": 1, "num_key_value_heads": 1, "tie_word_embeddings": True}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(shape))
     sets = {"labeled": {"seed": 1, "size": 40, "lengths": {6: 1}}}
     (tmp_path / "questions.yaml").write_text(yaml.safe_dump(sets))
