@@ -52,6 +52,7 @@ def make_character_tokenizer(characters: str, phrases: Sequence[str] = ()) -> Pr
 def make_config(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> Qwen3Config:
     """Return the config of a model for this tokenizer. `shape` has settings of a config.json; they replace defaults."""
     defaults = {
+        "architectures": ["Qwen3ForCausalLM"],
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 128,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from make_demo_model import make_character_tokenizer, write_model
+from make_demo_model import make_character_tokenizer, make_config, write_model
+from transformers import PreTrainedTokenizerFast
 
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
@@ -124,6 +125,16 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def model_config(recipes: Path) -> dict[str, Any]:
+    """Returns the config.json of a size's model."""
+    config: dict[str, Any] = make_config(_tokenizer(), _settings(recipes / "model.yaml")).to_dict()
+    return config
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    return make_character_tokenizer(f"{DIGITS}>:")
+
+
 def write_miniature(directory: Path, seed: int = 0, recipes: Path = RECIPES) -> None:
     """Writes the questions and the model of a size, whose folder of recipes is `recipes`, unless they exist.
 
@@ -138,8 +149,7 @@ def write_miniature(directory: Path, seed: int = 0, recipes: Path = RECIPES) -> 
     if not all((directory / f"{name}.jsonl").is_file() for name in sets):
         write_questions(directory, sets)
     if not (directory / "model").is_dir():
-        tokenizer = make_character_tokenizer(f"{DIGITS}>:")
-        write_model(directory / "model", tokenizer, _settings(recipes / "model.yaml"), seed)
+        write_model(directory / "model", _tokenizer(), _settings(recipes / "model.yaml"), seed)
 
 
 def main() -> None:

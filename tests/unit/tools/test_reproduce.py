@@ -76,19 +76,20 @@ def test_exact_numerics_are_refused_before_anything_is_trained(
 ) -> None:
     """The small size's heads have 32 channels. The starts would be trained before the run itself says so.
 
-    Runs that have ended are tabulated on any machine.
+    The corrected command can have the same directory. Runs that have ended are tabulated on any machine.
     """
     monkeypatch.setattr(reproduce, "train_all", lambda *_: pytest.fail("something was trained"))
     monkeypatch.setattr("sys.argv", ["reproduce.py", str(tmp_path / "study"), "--study", "numerics", "--seeds", "0"])
     assert reproduce.main() == reproduce.REFUSED
     needed = "exact-0: numerics: exact needs heads of 128 channels, the model has 32"
     assert any(line.startswith(needed) for line in capsys.readouterr().err.splitlines())
+    assert not (tmp_path / "study").exists()
     _, runs = reproduce.pieces_of(tmp_path / "study", [STUDIES["numerics"]], [0], [], [])
-    assert reproduce.unsupported(runs)
+    assert reproduce.unsupported(runs, RECIPES)
     (exact,) = [piece for piece in runs if piece.directory.name == "exact-0"]
-    exact.directory.mkdir()
+    exact.directory.mkdir(parents=True)
     (exact.directory / "summary.json").write_text("{}")
-    assert reproduce.unsupported(runs) == []
+    assert reproduce.unsupported(runs, RECIPES) == []
 
 
 def test_a_directory_of_another_size_is_refused_before_anything_is_trained(
