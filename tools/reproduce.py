@@ -177,8 +177,11 @@ def write_complete(directory: Path, names: Sequence[str], seeds: Sequence[int], 
         runs = [f"{run}-{seed}" for run in STUDIES[name].runs for seed in seeds]
         if incomplete := [run for run in runs if not is_complete(directory / run)]:
             lines.append(f"{name}.md is not written, because runs are not complete: {', '.join(incomplete)}")
-        else:
+            continue
+        try:
             print(write_results(directory, name, STUDIES[name], seeds, k))
+        except Exception as error:  # The other studies get their pages.
+            lines.append(f"{name}.md or its figures cannot be written: {type(error).__name__}: {error}")
     return lines
 
 

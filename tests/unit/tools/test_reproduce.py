@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -321,7 +322,13 @@ def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
     monkeypatch.setattr("comparison.runs.subprocess.run", train)
     monkeypatch.setattr(reproduce, "differing_settings", lambda _: [])
     monkeypatch.setattr(reproduce, "write_miniature", lambda *_, **__: None)
-    monkeypatch.setattr(reproduce, "write_results", lambda _, name, *__: written.append(name))
+
+    def write(_: Path, name: str, *__: Any) -> str:
+        print("a page is written", file=sys.stderr)
+        written.append(name)
+        return name
+
+    monkeypatch.setattr(reproduce, "write_results", write)
 
     assert call("0,1") == reproduce.FAILED
     assert written == ["good"] and {*started} == {
@@ -330,6 +337,7 @@ def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
     message = capsys.readouterr().err
     assert "bad.md is not written, because runs are not complete: empo-0\n" in message
     assert f"see {tmp_path / 'empo-0' / 'output.log'}" in message and "--resume" in message
+    assert message.index("output.log") < message.index("a page is written")  # A page that fails hides no run.
 
     assert call("0,1,2") == reproduce.FAILED
     assert written == [] and started == ["start-2", "empo-0"]
@@ -339,4 +347,22 @@ def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
 
     failing.clear()
     assert call("0,1,2") == 0
-    assert written == ["good", "bad"] and not capsys.readouterr().err
+    assert written == ["good", "bad"] and capsys.readouterr().err == "a page is written\n" * 2
+
+
+def test_a_page_that_cannot_be_written_keeps_back_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is a line among the problems, so that it hides neither failed runs nor later pages."""
+    written = []
+
+    def write(_: Path, name: str, *__: Any) -> str:
+        if name == "first":
+            raise ValueError("no questions are shared")
+        written.append(name)
+        return name
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(STUDIES, name, Study("Which?", {}))
+    monkeypatch.setattr(reproduce, "write_results", write)
+    (line,) = reproduce.write_complete(tmp_path, ["first", "second"], [0], 2)
+    assert line == "first.md or its figures cannot be written: ValueError: no questions are shared"
+    assert written == ["second"]
