@@ -14,6 +14,7 @@ import shutil
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -48,24 +49,29 @@ def make_character_tokenizer(characters: str, phrases: Sequence[str] = ()) -> Pr
     )
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, int], seed: int) -> Qwen3ForCausalLM:
+def make_config(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any]) -> Qwen3Config:
+    """Return the config of a model for this tokenizer. `shape` has settings of a config.json; they replace defaults."""
+    defaults = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": None,
+        "dtype": "float32",
+    }
+    return Qwen3Config(**{**defaults, **shape})
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any], seed: int) -> Qwen3ForCausalLM:
     """Return a model of this shape, with random weights from `seed`."""
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        **shape,
-        max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        dtype="float32",
-    )
-    return Qwen3ForCausalLM(config)
+    return Qwen3ForCausalLM(make_config(tokenizer, shape))
 
 
-def write_model(directory: Path, tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, int], seed: int) -> None:
+def write_model(directory: Path, tokenizer: PreTrainedTokenizerFast, shape: Mapping[str, Any], seed: int) -> None:
     """Write the model directory, whole or not at all."""
     aside = directory.with_name(f".writing-{directory.name}")
     shutil.rmtree(aside, ignore_errors=True)

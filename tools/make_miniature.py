@@ -3,7 +3,8 @@
 usage: python tools/make_miniature.py DIRECTORY [--seed N] [--recipes recipes/miniature]
 
 DIRECTORY gets `model/`, a Qwen3 with random weights and the shape of `model.yaml` in the folder of recipes, and a JSONL
-file for each set of questions in its `questions.yaml`. A question lists hexadecimal digits and a target: `5c3>8:`.
+file for each set of questions in its `questions.yaml`. It also gets copies of these two files, and later calls with
+another size are refused. A question lists hexadecimal digits and a target: `5c3>8:`.
 Exactly one subset of the digits has the target as its sum modulo 16. The answer writes the running sum after each
 digit, which is either taken or left: `558` takes 5, leaves c and takes 3. Each step is one addition, and the last sum
 shows whether the guesses were right. To find the subset, a policy must look ahead over all subsets of the digits that
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from make_demo_model import make_character_tokenizer, write_model
+from make_demo_model import make_character_tokenizer, make_config, write_model
+from transformers import PreTrainedTokenizerFast
 
 from tempo_megatron.utils.atomic_files import write_text_atomically
 
@@ -29,6 +31,8 @@ MAXIMUM_REPEATS = 20
 """Repeated questions, for each question of a set, after which the draw is given up."""
 RECIPES = Path(__file__).parent.parent / "recipes" / "miniature"
 """The recipes of the small size."""
+SETTINGS = {"questions.yaml": "*.jsonl", "model.yaml": "model"}
+"""The files that describe a size's questions and model, and a pattern of what is made from each."""
 
 
 def running_sums(digits: Sequence[int], taken: Sequence[int]) -> str:
@@ -100,15 +104,52 @@ def write_questions(directory: Path, sets: Mapping[str, Mapping[str, Any]]) -> N
         write_text_atomically(directory / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def size_problems(directory: Path, recipes: Path) -> list[str]:
+    """Returns a line for each reason why the questions or the model in a directory may be those of another size.
+
+    Comments of the size's files do not count. Files without a copy of their settings are of an unknown size.
+    """
+    lines = []
+    for name, written in SETTINGS.items():
+        copy = directory / name
+        if copy.is_file():
+            if _settings(copy) != _settings(recipes / name):
+                lines.append(f"{directory} is of another size: its {name} differs from {recipes / name}")
+        elif any(directory.glob(written)):
+            lines.append(f"{directory} has {written} and no {name}, so its size is unknown; remove {written} to go on")
+    return lines
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    return settings
+
+
+def model_config(recipes: Path) -> dict[str, Any]:
+    """Returns the config.json of a size's model."""
+    config: dict[str, Any] = make_config(_tokenizer(), _settings(recipes / "model.yaml")).to_dict()
+    return config
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    return make_character_tokenizer(f"{DIGITS}>:")
+
+
 def write_miniature(directory: Path, seed: int = 0, recipes: Path = RECIPES) -> None:
-    """Writes the questions and the model of a size, whose folder of recipes is `recipes`, unless they exist."""
+    """Writes the questions and the model of a size, whose folder of recipes is `recipes`, unless they exist.
+
+    Raises ValueError where the directory has, or may have, those of another size.
+    """
+    if problems := size_problems(directory, recipes):
+        raise ValueError("\n".join(problems))
     directory.mkdir(parents=True, exist_ok=True)
-    sets = yaml.safe_load((recipes / "questions.yaml").read_text())
+    for name in SETTINGS:  # First, so that a call that is killed can be repeated.
+        write_text_atomically(directory / name, (recipes / name).read_text())
+    sets = _settings(recipes / "questions.yaml")
     if not all((directory / f"{name}.jsonl").is_file() for name in sets):
         write_questions(directory, sets)
     if not (directory / "model").is_dir():
-        tokenizer = make_character_tokenizer(f"{DIGITS}>:")
-        write_model(directory / "model", tokenizer, yaml.safe_load((recipes / "model.yaml").read_text()), seed)
+        write_model(directory / "model", _tokenizer(), _settings(recipes / "model.yaml"), seed)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from comparison.runs import Piece, Slots, differing_settings, is_complete, train
 from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
-from make_miniature import RECIPES, write_miniature
+from make_miniature import RECIPES, model_config, size_problems, write_miniature
 from neutrality import differing_metrics, metrics_of
 
 from tempo_megatron.config import Numerics, load_config
@@ -40,7 +40,7 @@ from tempo_megatron.report.png import write_figures
 from tempo_megatron.validation.numerics import numerics_problems
 
 REFUSED = 2
-"""The exit code where nothing was started."""
+"""The exit code where nothing was started or written."""
 DIFFERENT = 1
 """The exit code where runs of two directories differ."""
 FAILED = 1
@@ -89,16 +89,23 @@ def _filled(setting: str, values: Mapping[str, object]) -> str:
     return setting
 
 
-def unsupported(pieces: Sequence[Piece]) -> list[str]:
+def refusals(directory: Path, starts: Sequence[Piece], runs: Sequence[Piece], recipes: Path) -> list[str]:
+    """Returns a line for each reason not to start: other settings, another size, or what a run would refuse."""
+    lines = [line for piece in (*starts, *runs) for line in differing_settings(piece)]
+    return [*lines, *size_problems(directory / "questions", recipes), *unsupported(runs, recipes)]
+
+
+def unsupported(pieces: Sequence[Piece], recipes: Path) -> list[str]:
     """Returns a line for each reason why a run with exact numerics that is still to train would be refused.
 
-    The run itself would say so only after the starts have been trained. The model must exist.
+    The run itself would say so only after the starts have been trained. The model of the size need not exist yet.
     """
     lines = []
     for piece in pieces:
         config = load_config(piece.recipe, piece.overrides)
         if config.numerics is Numerics.exact and not is_complete(piece.directory):
-            settings = backbone_settings(read_config(Path(config.model.hf_path)))
+            model = Path(config.model.hf_path)
+            settings = backbone_settings(read_config(model) if model.is_dir() else model_config(recipes))
             lines += [f"{piece.directory.name}: {problem}" for problem in numerics_problems(config, settings)]
     return lines
 
@@ -170,8 +177,11 @@ def write_complete(directory: Path, names: Sequence[str], seeds: Sequence[int], 
         runs = [f"{run}-{seed}" for run in STUDIES[name].runs for seed in seeds]
         if incomplete := [run for run in runs if not is_complete(directory / run)]:
             lines.append(f"{name}.md is not written, because runs are not complete: {', '.join(incomplete)}")
-        else:
+            continue
+        try:
             print(write_results(directory, name, STUDIES[name], seeds, k))
+        except Exception as error:  # The other studies get their pages.
+            lines.append(f"{name}.md or its figures cannot be written: {type(error).__name__}: {error}")
     return lines
 
 
@@ -220,13 +230,10 @@ def main() -> int:
         print(f"{options.directory} exists; --resume continues it", file=sys.stderr)
         return REFUSED
     starts, runs = pieces_of(directory, studies, seeds, options.start, options.loop, options.recipes)
-    if problems := [line for piece in (*starts, *runs) for line in differing_settings(piece)]:
+    if problems := refusals(directory, starts, runs, options.recipes):
         print("\n".join(problems), file=sys.stderr)
         return REFUSED
     write_miniature(directory / "questions", recipes=options.recipes)
-    if problems := unsupported(runs):
-        print("\n".join(problems), file=sys.stderr)
-        return REFUSED
     slots = Slots(options.jobs, tuple(options.gpus.split(",")) if options.gpus else (), options.delay)
     problems = train_in_turn(starts, runs, slots)
     k = load_config(options.recipes / "loop.yaml", options.loop).evaluation.k

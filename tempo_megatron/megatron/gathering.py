@@ -33,7 +33,8 @@ def gather_rows(
 ) -> dict[str, Tensor]:
     """Returns the reported tensors [rows, ...] of all rows, in the order of the batch, on every rank.
 
-    They are fp32 in host memory. They share one storage, in which they travel between ranks and to the host at once.
+    They are fp32 in host memory. Each is a view of one storage, in which all travel between ranks and to the host at
+    once. Clone a column before you save or send it, or the whole storage goes along.
     A report has the indices of a micro-batch's rows and their tensors by name. The last stage alone has reports. Every
     rank makes this call.
     """
@@ -44,7 +45,7 @@ def gather_rows(
         objects = [shapes]
         dist.broadcast_object_list(objects, topology.last_stage_rank, group=topology.pipeline_group)
         shapes = objects[0]
-    storage = torch.zeros(sum(map(math.prod, shapes.values())), device=topology.device)
+    storage = torch.zeros(sum(map(math.prod, shapes.values())), dtype=torch.float32, device=topology.device)
     if topology.is_last_stage:
         indices = torch.cat([row_indices for row_indices, _ in reports]).to(topology.device)
         for name, column in _columns(storage, shapes).items():

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from tempo_megatron.config import SHARE_OF_HOST, Config
 from tempo_megatron.preflight.device_checks import runs_on_gpus
 from tempo_megatron.preflight.findings import Finding, NodeVerdict, most_common
-from tempo_megatron.preflight.node_facts import MASTER_PORTS, Facts
+from tempo_megatron.preflight.node_facts import MASTER_PORTS, Facts, NodeFacts
 
 _MIN_FREE_PORTS = 0.5
 """The smallest share of the rendezvous ports that must be free."""
@@ -97,7 +97,10 @@ def check_environment(facts: Facts, config: Config) -> Iterator[Finding]:
         for name in names
     }
     for node, node_facts in facts.items():
-        findings = [*_environment_findings(node, node_facts.environment, config, on_gpus)]
+        findings = [
+            *_environment_findings(node, node_facts.environment, config, on_gpus),
+            *_thread_findings(node, node_facts, config.parallel.processes_per_node),
+        ]
         findings += [
             Finding(
                 "environment",
@@ -138,11 +141,24 @@ def _environment_findings(node: str, variables: Mapping[str, str], config: Confi
         for name in ("CUDA_LAUNCH_BLOCKING", "NCCL_IB_DISABLE", "NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE"):
             if variables.get(name, "0") != "0":
                 yield finding(NodeVerdict.warning, name, "slows every step", f"unset {name}, if it was for debugging")
-    if config.parallel.processes_per_node > 1 and "OMP_NUM_THREADS" not in variables:
-        yield finding(
+
+
+def _thread_findings(node: str, node_facts: NodeFacts, processes: int) -> Iterator[Finding]:
+    """Yield a warning where all ranks of the node start more threads than it has cores."""
+    value = node_facts.environment.get("OMP_NUM_THREADS", "")
+    first = value.split(",")[0].strip()  # Further numbers are those of nested regions.
+    threads = int(first) if first.isdecimal() else 0
+    effect = ""
+    if threads * processes > node_facts.cores:
+        effect = f"{threads * processes} threads for {node_facts.cores} cores"
+    elif not threads and processes > 1:
+        effect = "each rank starts one thread per core"
+    if effect:
+        yield Finding(
+            "environment",
+            node,
             NodeVerdict.warning,
-            "OMP_NUM_THREADS",
-            "each rank starts one thread per core, and the threads of all ranks compete for the cores",
+            f"OMP_NUM_THREADS={value}: {effect}, and the threads of all ranks compete for the cores",
             "export OMP_NUM_THREADS=1, or cores / ranks",
         )
 

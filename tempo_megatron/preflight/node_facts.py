@@ -35,6 +35,8 @@ class NodeFacts:
     """The versions by package or tool."""
     environment: dict[str, str]
     """The variables of `node_reader.VARIABLES` that are set."""
+    cores: int
+    """The number of logical cores of the node, whichever of them a rank may use."""
     host_gib: float
     host_free_gib: float
     ephemeral_ports: tuple[int, int]

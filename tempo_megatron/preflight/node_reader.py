@@ -30,6 +30,7 @@ VARIABLES = (
     "OMP_NUM_THREADS",
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
+    "TOKENIZERS_PARALLELISM",
 )
 """The environment variables that have broken or slowed runs."""
 
@@ -46,6 +47,7 @@ def read_node() -> NodeFacts:
     return NodeFacts(
         versions=_versions(),
         environment={name: os.environ[name] for name in VARIABLES if name in os.environ},
+        cores=os.cpu_count() or 1,
         host_gib=total / _GIB,
         host_free_gib=free / _GIB,
         ephemeral_ports=_ephemeral_ports(),

@@ -24,7 +24,7 @@ def columns_of(rows: Tensor) -> dict[str, Tensor]:
     return {
         "values": torch.stack([rows / 3, -rows / 7], 1),
         "error": (rows / 11).bfloat16(),
-        "by_head": (rows[:, None, None] + torch.arange(6).view(2, 3)) % 2 == 0,
+        "by_head": (rows[:, None, None] + torch.arange(6, device=rows.device).view(2, 3)) % 2 == 0,
     }
 
 
@@ -33,11 +33,12 @@ def reports_of(topology: Topology) -> list[tuple[Tensor, dict[str, Tensor]]]:
     if not topology.is_last_stage:
         return []
     rows = torch.arange(topology.data_rank, ROWS, topology.data_size).flip(0)
-    return [(part, columns_of(part)) for part in (*rows.split(2), rows[:0])]
+    return [(part, columns_of(part.to(topology.device))) for part in (*rows.split(2), rows[:0])]
 
 
 def main(pipeline_size: str) -> None:
     topology = initialize(ParallelConfig(pipeline_model_parallel_size=int(pipeline_size)), seed=0)
+    torch.set_default_dtype(torch.bfloat16)  # The columns are fp32 whatever the process's default.
     with (
         mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce,
         mock.patch.object(dist, "broadcast", wraps=dist.broadcast) as broadcast,

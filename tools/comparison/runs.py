@@ -79,7 +79,7 @@ def is_complete(run: Path) -> bool:
 
 
 def train_all(pieces: Sequence[Piece], slots: Slots) -> None:
-    """Trains all runs. A run that fails stops no other. Raises ExceptionGroup once all have ended."""
+    """Trains all runs. A run that fails is printed at once and stops no other. Raises ExceptionGroup at the end."""
     gpus: list[str | None] = list(slots.gpus) or [None]
     start_locks = {gpu: threading.Lock() for gpu in gpus}
     free_gpus: queue.Queue[str | None] = queue.Queue()
@@ -92,6 +92,9 @@ def train_all(pieces: Sequence[Piece], slots: Slots) -> None:
             with start_locks[gpu]:
                 time.sleep(slots.delay)
             train(piece, gpu)
+        except Exception as error:
+            print(error, file=sys.stderr, flush=True)
+            raise
         finally:
             free_gpus.put(gpu)
 

@@ -15,6 +15,7 @@ H100 = Gpu("NVIDIA H100 80GB HBM3", 79.6, 0.5)
 GOOD = NodeFacts(
     versions={"python": "3.12.3", "torch": "2.11.0", "CUDA of the wheels": "13.0", "source code": "ab12"},
     environment={"OMP_NUM_THREADS": "1", "CUDA_DEVICE_MAX_CONNECTIONS": "1"},
+    cores=192,
     host_gib=2000,
     host_free_gib=1900,
     ephemeral_ports=(32768, 60999),

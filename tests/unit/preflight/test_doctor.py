@@ -106,6 +106,32 @@ def test_cpu_runs_need_no_gpu() -> None:
     assert ("n1", "gpus", "bad") in problems(check(facts, make_config()))
 
 
+@pytest.mark.parametrize(
+    ("value", "ranks", "words"),
+    [
+        ("24", 8, ""),
+        ("25", 8, "OMP_NUM_THREADS=25: 200 threads for 192 cores"),
+        ("64", 1, ""),
+        ("193", 1, "OMP_NUM_THREADS=193: 193 threads for 192 cores"),
+        ("24,64", 8, ""),
+        ("64,1", 8, "OMP_NUM_THREADS=64,1: 512 threads for 192 cores"),
+        ("many", 8, "OMP_NUM_THREADS=many: each rank starts one thread per core"),
+        ("0", 8, "OMP_NUM_THREADS=0: each rank starts one thread per core"),
+        (None, 8, "OMP_NUM_THREADS=: each rank starts one thread per core"),
+        (None, 1, ""),
+    ],
+)
+def test_threads_of_all_ranks_are_at_most_the_cores(value: str | None, ranks: int, words: str) -> None:
+    """A login shell's value reaches every rank. OpenMP takes the first of several numbers, and ignores other words."""
+    others = {name: text for name, text in GOOD.environment.items() if name != "OMP_NUM_THREADS"}
+    environment = others if value is None else {**others, "OMP_NUM_THREADS": value}
+    config = make_config()
+    config.parallel.processes_per_node = ranks
+    findings = [*node_checks.check_environment({"n1": replace(GOOD, environment=environment)}, config)]
+    assert problems(findings) == ([("n1", "environment", "warning")] if words else [])
+    assert words in findings[0].message and bool(findings[0].remedy) == bool(words)
+
+
 def test_expandable_segments_are_bad_only_with_sleep() -> None:
     facts = three_nodes({"environment": {**GOOD.environment, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}})
     without_sleep = make_config()

@@ -108,10 +108,60 @@ def test_prompts_and_answers_of_all_sets_fit(size: str, recipe: str) -> None:
     assert longest + end <= config.generation.max_response_tokens
 
 
-def test_a_size_has_the_model_and_the_questions_of_its_folder(tmp_path: Path) -> None:
-    """Each digit has a token of its own, so that an answer has as many tokens as digits."""
-    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 128}
+def write_size(recipes: Path, length: int = 3, width: int = 8, comment: str = "") -> None:
+    """Write the settings of a size: questions of `length` digits, and a model of `width`."""
+    recipes.mkdir(exist_ok=True)
+    shape = {"hidden_size": width, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
     shape |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    (recipes / "model.yaml").write_text(f"{comment}{yaml.safe_dump(shape)}")
+    sets = {"labeled": {"seed": 1, "size": 4, "lengths": {length: 1}}}
+    (recipes / "questions.yaml").write_text(f"{comment}{yaml.safe_dump(sets)}")
+
+
+@pytest.mark.parametrize(("changes", "file"), [({"length": 4}, "questions.yaml"), ({"width": 16}, "model.yaml")])
+def test_a_directory_of_another_size_is_refused_and_unchanged(
+    tmp_path: Path, changes: dict[str, int], file: str
+) -> None:
+    """Both sizes have sets of the same names, so that a run would learn the one by the recipes of the other."""
+    small, large, data = tmp_path / "small", tmp_path / "large", tmp_path / "data"
+    write_size(small)
+    write_size(large, **changes)
+    make_miniature.write_miniature(data, recipes=small)
+    contents = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=f"^{data} is of another size: its {file} differs from {large / file}$"):
+        make_miniature.write_miniature(data, recipes=large)
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == contents
+
+
+def test_a_size_whose_comments_changed_goes_on_and_its_files_stay(tmp_path: Path) -> None:
+    """A missing file is written again. The weights of a model that is there stay."""
+    recipes, data = tmp_path / "recipes", tmp_path / "data"
+    write_size(recipes)
+    make_miniature.write_miniature(data, recipes=recipes)
+    questions, weights = (data / "labeled.jsonl").read_text(), data / "model" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    (data / "labeled.jsonl").unlink()
+    write_size(recipes, comment="# Another comment.\n")
+    make_miniature.write_miniature(data, recipes=recipes)
+    assert (data / "labeled.jsonl").read_text() == questions and weights.stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(("copy", "written"), [("questions.yaml", r"\*.jsonl"), ("model.yaml", "model")])
+def test_files_of_an_unknown_size_are_refused(tmp_path: Path, copy: str, written: str) -> None:
+    """Directories of earlier versions have no copies. A directory without questions and model has no size yet."""
+    recipes, data = tmp_path / "recipes", tmp_path / "data"
+    write_size(recipes)
+    data.mkdir()
+    make_miniature.write_miniature(data, recipes=recipes)
+    (data / copy).unlink()
+    with pytest.raises(ValueError, match=f"{data} has {written} and no {copy}, so its size is unknown"):
+        make_miniature.write_miniature(data, recipes=recipes)
+
+
+def test_a_size_has_the_model_and_the_questions_of_its_folder(tmp_path: Path) -> None:
+    """Each digit has a token of its own, so that an answer has as many tokens as digits. Settings replace defaults."""
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 128}
+    shape |= {"num_attention_heads": 1, "num_key_value_heads": 1, "tie_word_embeddings": True}
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(shape))
     sets = {"labeled": {"seed": 1, "size": 40, "lengths": {6: 1}}}
     (tmp_path / "questions.yaml").write_text(yaml.safe_dump(sets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,19 +77,38 @@ def test_exact_numerics_are_refused_before_anything_is_trained(
 ) -> None:
     """The small size's heads have 32 channels. The starts would be trained before the run itself says so.
 
-    Runs that have ended are tabulated on any machine.
+    The corrected command can have the same directory. Runs that have ended are tabulated on any machine.
     """
     monkeypatch.setattr(reproduce, "train_all", lambda *_: pytest.fail("something was trained"))
     monkeypatch.setattr("sys.argv", ["reproduce.py", str(tmp_path / "study"), "--study", "numerics", "--seeds", "0"])
     assert reproduce.main() == reproduce.REFUSED
     needed = "exact-0: numerics: exact needs heads of 128 channels, the model has 32"
     assert any(line.startswith(needed) for line in capsys.readouterr().err.splitlines())
+    assert not (tmp_path / "study").exists()
     _, runs = reproduce.pieces_of(tmp_path / "study", [STUDIES["numerics"]], [0], [], [])
-    assert reproduce.unsupported(runs)
+    assert reproduce.unsupported(runs, RECIPES)
     (exact,) = [piece for piece in runs if piece.directory.name == "exact-0"]
-    exact.directory.mkdir()
+    exact.directory.mkdir(parents=True)
     (exact.directory / "summary.json").write_text("{}")
-    assert reproduce.unsupported(runs) == []
+    assert reproduce.unsupported(runs, RECIPES) == []
+
+
+def test_a_directory_of_another_size_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The large size's recipes would train the small model on the small size's questions."""
+    monkeypatch.setattr(reproduce, "train_all", lambda *_: pytest.fail("something was trained"))
+    questions = tmp_path / "study" / "questions"
+    questions.mkdir(parents=True)
+    for name in ("questions.yaml", "model.yaml"):
+        (questions / name).write_text((RECIPES / name).read_text())
+    arguments = ["reproduce.py", str(tmp_path / "study"), "--resume", "--recipes", str(RECIPES / "large")]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert reproduce.main() == reproduce.REFUSED
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{questions} is of another size: its questions.yaml differs")
+    assert second.startswith(f"{questions} is of another size: its model.yaml differs")
+    assert len(list(questions.iterdir())) == 2
 
 
 def test_a_run_with_other_settings_is_not_taken_for_the_studys(tmp_path: Path) -> None:
@@ -302,7 +322,13 @@ def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
     monkeypatch.setattr("comparison.runs.subprocess.run", train)
     monkeypatch.setattr(reproduce, "differing_settings", lambda _: [])
     monkeypatch.setattr(reproduce, "write_miniature", lambda *_, **__: None)
-    monkeypatch.setattr(reproduce, "write_results", lambda _, name, *__: written.append(name))
+
+    def write(_: Path, name: str, *__: Any) -> str:
+        print("a page is written", file=sys.stderr)
+        written.append(name)
+        return name
+
+    monkeypatch.setattr(reproduce, "write_results", write)
 
     assert call("0,1") == reproduce.FAILED
     assert written == ["good"] and {*started} == {
@@ -311,6 +337,7 @@ def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
     message = capsys.readouterr().err
     assert "bad.md is not written, because runs are not complete: empo-0\n" in message
     assert f"see {tmp_path / 'empo-0' / 'output.log'}" in message and "--resume" in message
+    assert message.index("output.log") < message.index("a page is written")  # A page that fails hides no run.
 
     assert call("0,1,2") == reproduce.FAILED
     assert written == [] and started == ["start-2", "empo-0"]
@@ -320,4 +347,22 @@ def test_a_failed_run_keeps_back_the_pages_that_need_it_and_no_other(
 
     failing.clear()
     assert call("0,1,2") == 0
-    assert written == ["good", "bad"] and not capsys.readouterr().err
+    assert written == ["good", "bad"] and capsys.readouterr().err == "a page is written\n" * 2
+
+
+def test_a_page_that_cannot_be_written_keeps_back_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is a line among the problems, so that it hides neither failed runs nor later pages."""
+    written = []
+
+    def write(_: Path, name: str, *__: Any) -> str:
+        if name == "first":
+            raise ValueError("no questions are shared")
+        written.append(name)
+        return name
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(STUDIES, name, Study("Which?", {}))
+    monkeypatch.setattr(reproduce, "write_results", write)
+    (line,) = reproduce.write_complete(tmp_path, ["first", "second"], [0], 2)
+    assert line == "first.md or its figures cannot be written: ValueError: no questions are shared"
+    assert written == ["second"]
