@@ -59,6 +59,8 @@ class MegatronModel:
     optimizer: Any = None
     name = "model"
     """The name of the model in the run, for messages and files."""
+    is_saved_elsewhere = False
+    """Whether the weights have a directory of their own. Checkpoints then hold the extra states alone: FP8 scales."""
 
     def __init__(self, chunks: list[Any], config: Config, topology: Topology, micro_batch_tokens: int) -> None:
         self.chunks = chunks

@@ -136,10 +136,10 @@ def expert_setting_problems(config: Config, settings: BackboneSettings) -> Itera
             "parallel.sequence_parallel: a model with experts needs it where tensor_model_parallel_size is above 1: "
             "otherwise every rank would route all tokens"
         )
-    if config.model.fp8 is not Fp8.none:
+    if config.model.fp8 is Fp8.delayed:
         yield (
-            f"model.fp8: {config.model.fp8.value} is not supported for a model with experts: no run on GPUs has shown "
-            "it yet; use none"
+            "model.fp8: delayed is not supported for a model with experts: different experts would share a scale; use "
+            "tensorwise or blockwise"
         )
     if config.generation.precision is RolloutPrecision.fp8:
         yield (

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tempo_megatron.config import Config, CriticTraining, Numerics, TargetRange
+from tempo_megatron.config import Config, CriticTraining, Fp8, Numerics, TargetRange
 from tempo_megatron.conversion import decoder, hf_config, hf_files
 from tempo_megatron.conversion.mapping import OUTPUT_BIAS, Role
 from tempo_megatron.conversion.rows import TensorRows
@@ -60,6 +60,7 @@ class Models:
         if config.policy.kl_coefficient:
             reference = self.build("policy", config.policy.checkpoint)
             self.reference = MegatronModel(reference, config, topology, config.policy.micro_batch_tokens)
+            self.reference.is_saved_elsewhere = True
             self._register("reference", self.reference)
         self.scores = policy_scores(self.settings.vocab_size, config.generation.temperature, topology, config.numerics)
         """Makes the functions that read log-probs and statistics from the policy's output."""
@@ -116,8 +117,15 @@ class Models:
 
     @property
     def saved(self) -> dict[str, MegatronModel]:
-        """The models that a checkpoint holds, by name."""
-        return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
+        """The models that a checkpoint holds, by name.
+
+        The reference's weights never change. Its scales do under delayed scaling, in each training step of another
+        model, because Transformer Engine updates the scales of all modules of the process together.
+        """
+        models = {"policy": self.policy, "critic": self.critic}
+        if self._config.model.fp8 is Fp8.delayed:
+            models["reference"] = self.reference
+        return {name: model for name, model in models.items() if model}
 
     @property
     def needed_critic(self) -> Trainer:

@@ -57,6 +57,8 @@ def capture_models(
 ) -> Iterator[tuple[str, Captured]]:
     """Yields what this rank writes of each model: its weights, and its optimizer if it has one. Collective.
 
+    Of a model that `is_saved_elsewhere` it writes the extra states alone.
+
     Call `prepare_directories` first. A model is offloaded again when the next one is requested. Its captured state is
     then lost, unless it was `copied` into host memory.
     """
@@ -73,6 +75,8 @@ def host_copy_bytes(model: MegatronModel) -> int:
     The first data-parallel rank copies the weights, and of an optimizer the fp32 weights and both of Adam's moments.
     The other ranks copy nothing. Of an expert, the first of the ranks that hold it copies.
     """
+    if model.is_saved_elsewhere:
+        return 0
     topology = model.topology
     copies_experts, copies_others = not topology.expert_data_rank, not (topology.data_rank or topology.context_rank)
     optimizer_bytes = 3 * 4 if model.optimizer is not None else 0
@@ -210,15 +214,18 @@ def load_checkpoint(checkpoint: Path, models: Mapping[str, MegatronModel]) -> No
         with model.onloaded(StateKind.weights, StateKind.optimizer, changes=True), cpu.accelerator_names():
             loaded = _load(_state(model, is_loading=True), checkpoint, role)
             for number, chunk in enumerate(model.chunks):
-                load_chunk(chunk, loaded["model"][number])
+                load_chunk(chunk, loaded["model"][number], strict=not model.is_saved_elsewhere)
             if model.optimizer is not None:
                 model.optimizer.load_state_dict(loaded["optimizer"])
 
 
-def load_chunk(chunk: Any, state: Mapping[str, Any]) -> None:
-    """Loads a chunk's weights and extra states. Raises ConversionError for an extra state with unexpected contents."""
+def load_chunk(chunk: Any, state: Mapping[str, Any], *, strict: bool = True) -> None:
+    """Loads a chunk's weights and extra states. Raises ConversionError for an extra state with unexpected contents.
+
+    Without `strict` a part that `state` lacks stays as it is.
+    """
     with safe_pickle.allowed_extra_states():
-        chunk.load_state_dict({name: _safe_part(chunk, name, part) for name, part in state.items()})
+        chunk.load_state_dict({name: _safe_part(chunk, name, part) for name, part in state.items()}, strict=strict)
 
 
 def _safe_part(chunk: Any, name: str, part: Any) -> Any:
@@ -263,6 +270,10 @@ def load_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:
         raise KeyError(f"{checkpoint / role} fills none of: {', '.join(missing_weights)}")
 
 
+def _extra_states(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in state.items() if _is_extra_state(name)}
+
+
 def _is_extra_state(name: str) -> bool:
     """Returns whether this is a module's extra state, or that of one of its grouped experts, which have numbers."""
     return name.rstrip("0123456789").endswith("._extra_state")
@@ -279,6 +290,8 @@ def save_weights(checkpoint: Path, role: str, chunks: Sequence[Any]) -> None:
 def _state(model: MegatronModel, *, is_loading: bool) -> dict[str, Any]:
     """Returns the checkpointed state of a model, as megatron-core shards it."""
     weights = _sharded_weights(model.chunks)
+    if model.is_saved_elsewhere:
+        return {"model": {number: _extra_states(parts) for number, parts in weights.items()}}
     if model.optimizer is None:
         return {"model": weights}
     optimizer = model.optimizer.sharded_state_dict(weights, is_loading=is_loading, metadata=_sharding())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -15,14 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from tempo_megatron.config import Fp8
 from tempo_megatron.conversion.errors import ConversionError
 from tempo_megatron.megatron import cpu
 from tempo_megatron.megatron.checkpointing import dist_checkpoint, integrity, safe_pickle
+from tempo_megatron.training.models import Models
 
 
 def test_no_byte_of_a_manifest_changes_unnoticed(tmp_path: Path) -> None:
@@ -169,6 +175,63 @@ def test_a_model_with_delayed_scaling_loads_its_scales(
     else:
         assert layer.loaded is None
     assert os.environ["NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"] == "0"
+
+
+class Reference(torch.nn.Sequential):
+    """A chunk whose one layer has a scale, as megatron-core shards it."""
+
+    def __init__(self, scale: float, recipe: object) -> None:
+        super().__init__(Delayed())
+        self.config = SimpleNamespace(fp8="hybrid", fp8_recipe="delayed")
+        self.pickled = pickle.dumps({**scaling_state(recipe), "scale_fwd": torch.full((3,), scale)})
+
+    def sharded_state_dict(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        state = torch.frombuffer(bytearray(self.pickled), dtype=torch.uint8)
+        weights = {f"0.{name}": part for name, part in self[0].named_parameters()}
+        return {
+            **{name: ShardedTensor.from_rank_offsets(name, part.detach()) for name, part in weights.items()},
+            "0._extra_state": ShardedObject("0._extra_state", state, (1,), (0,)),
+        }
+
+    def model(self) -> Any:
+        """Return the chunk as a model whose weights have a directory of their own."""
+        onloaded = contextlib.nullcontext
+        return SimpleNamespace(
+            chunks=[self], optimizer=None, is_saved_elsewhere=True, onloaded=lambda *kinds, changes=False: onloaded()
+        )
+
+
+def test_a_checkpoint_has_the_references_scales_and_not_its_weights(
+    recipe: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the scales of a new module the reference scores otherwise: a resumed run had another KL on a GPU."""
+    from megatron.core import fp8_utils
+
+    monkeypatch.setattr(fp8_utils, "get_fp8_recipe", lambda config: config.fp8_recipe)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        saved, resumed = Reference(16.0, recipe), Reference(1.0, recipe)
+        weight = resumed[0].weight.detach().clone()
+        checkpoint = tmp_path / "iteration-000002"
+        models = {"reference": saved.model()}
+        dist_checkpoint.prepare_directories(checkpoint, models)
+        dist_checkpoint.write(checkpoint, dist_checkpoint.capture_models(checkpoint, models, copied=False))
+        dist_checkpoint.load_checkpoint(checkpoint, {"reference": resumed.model()})
+        names = safe_pickle.read_metadata(checkpoint / "reference").state_dict_metadata
+    finally:
+        dist.destroy_process_group()
+    assert resumed[0].loaded["scale_fwd"].tolist() == [16.0, 16.0, 16.0]
+    assert torch.equal(resumed[0].weight, weight) and not torch.equal(weight, saved[0].weight)
+    assert any("_extra_state" in name for name in names) and not any("weight" in name for name in names)
+
+
+@pytest.mark.parametrize(("fp8", "names"), [("delayed", ["policy", "reference"]), ("tensorwise", ["policy"])])
+def test_checkpoints_of_delayed_scaling_include_the_reference(fp8: str, names: list[str]) -> None:
+    """Its scales follow what it has scored so far. Other recipes have no scales to keep."""
+    models: Any = object.__new__(Models)
+    models._config = SimpleNamespace(model=SimpleNamespace(fp8=Fp8(fp8)))
+    models.policy, models.reference = SimpleNamespace(), SimpleNamespace()
+    assert list(models.saved) == names
 
 
 class Hidden:

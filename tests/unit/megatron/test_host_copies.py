@@ -31,7 +31,9 @@ def test_the_first_rank_that_holds_a_parameter_copies_it(ranks: dict[str, int], 
     expert.allreduce = False  # type: ignore[attr-defined]
     chunks = [SimpleNamespace(parameters=lambda: [attention]), SimpleNamespace(parameters=lambda: [expert])]
     place = SimpleNamespace(**{"data_rank": 0, "context_rank": 0, "expert_data_rank": 0} | ranks)
-    model: Any = SimpleNamespace(topology=place, chunks=chunks, optimizer=None)
+    model: Any = SimpleNamespace(topology=place, chunks=chunks, optimizer=None, is_saved_elsewhere=False)
     assert host_copy_bytes(model) == weights
     model.optimizer = object()
     assert host_copy_bytes(model) == weights * 7
+    model.is_saved_elsewhere = True
+    assert host_copy_bytes(model) == 0

@@ -46,7 +46,7 @@ def test_a_model_with_experts_is_accepted(mixture: Path, recipe: Path) -> None:
         ((f"{EP}=3", f"{TP}=1"), f"{EP}: 2 processes cannot be cut into PP x EP = 3"),
         ((f"{EP}=2", *ALONE), f"{EP}: 1 processes cannot be cut into PP x EP = 2"),
         ((f"{TP}=2",), "parallel.sequence_parallel: a model with experts needs it"),
-        ((*ALONE, "model.fp8=tensorwise"), "model.fp8: tensorwise is not supported for a model with experts"),
+        ((*ALONE, "model.fp8=delayed"), "model.fp8: delayed is not supported for a model with experts"),
         ((*ALONE, "model.fp8=tensorwise"), "needs multiples of 16; the model's channels of an expert is 40"),
         ((*ALONE, "generation.precision=fp8"), "generation.precision: fp8 is not supported for a model with experts"),
         ((*ALONE, "numerics=exact"), "supports no experts"),
@@ -57,6 +57,14 @@ def test_what_experts_do_not_support_is_refused_by_name(
 ) -> None:
     """Protects from an assertion of megatron-core once all models are loaded, and from settings without effect."""
     assert problem in problems_of(recipe, mixture, *overrides)
+
+
+@pytest.mark.parametrize("recipe_name", ["tensorwise", "blockwise"])
+def test_experts_multiply_in_fp8_where_the_shape_and_the_machine_allow_it(
+    recipe_name: str, mixture: Path, recipe: Path
+) -> None:
+    """Experts themselves are no reason to refuse. This model's shape and a machine without a GPU are."""
+    assert "not supported" not in problems_of(recipe, mixture, *ALONE, f"model.fp8={recipe_name}")
 
 
 @pytest.mark.parametrize(("dense_layers", "is_named"), [([1], True), ([], False)])
@@ -83,7 +91,7 @@ def test_the_plan_refuses_the_same(mixture: Path, recipe: Path, capsys: pytest.C
     plan = ["plan", str(recipe), f"model.hf_path={mixture}", "--gpus-per-node", "2", "model.precision=bf16"]
     assert main([*plan, f"{TP}=1", f"{EP}=2"]) == 0
     assert "| policy | experts | 0.1 |" in capsys.readouterr().out
-    assert main([*plan, f"{EP}=5", "model.fp8=blockwise"]) == 2
+    assert main([*plan, f"{EP}=5", "model.fp8=delayed"]) == 2
     messages = capsys.readouterr().err
     for part in (f"{EP}: 5 does not divide", "cannot be cut into PP x EP = 5", "model.fp8: ", "sequence_parallel: "):
         assert part in messages
