@@ -32,7 +32,7 @@ def checksum(tensor: Tensor, begin: int = 0) -> Tensor:
     work is done on the device: 16 GB take a fraction of a second on a GPU.
     """
     values = tensor.detach().contiguous().flatten()
-    weights = _weights(tensor.device)
+    weights = _weights(_CHUNK, tensor.device)
     digest = torch.zeros((), dtype=torch.int64, device=tensor.device)
     position, end = begin, begin + len(values)
     while position < end:
@@ -54,9 +54,9 @@ def _bits(values: Tensor) -> Tensor:
 
 
 @cache
-def _weights(device: torch.device) -> Tensor:
-    """Returns pseudo-random odd numbers, [_CHUNK] int64."""
-    mixed = torch.arange(1, _CHUNK + 1, device=device) * _MIX
+def _weights(count: int, device: torch.device) -> Tensor:
+    """Returns pseudo-random odd numbers, [count] int64. They are kept for later calls."""
+    mixed = torch.arange(1, count + 1, device=device) * _MIX
     for shift in (29, 32):
         mixed = (mixed ^ (mixed >> shift)) * _MIX
     return mixed | 1
