@@ -135,6 +135,14 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return make_character_tokenizer(f"{DIGITS}>:")
 
 
+def recipes_folder(text: str) -> Path:
+    """Returns the folder of a size's recipes. Raises ArgumentTypeError where one of its files does not exist."""
+    folder = Path(text)
+    if absent := [name for name in ("start.yaml", "loop.yaml", *SETTINGS) if not (folder / name).is_file()]:
+        raise argparse.ArgumentTypeError(f"{text} is no folder of a size's recipes: it has no {', '.join(absent)}")
+    return folder
+
+
 def write_miniature(directory: Path, seed: int = 0, recipes: Path = RECIPES) -> None:
     """Writes the questions and the model of a size, whose folder of recipes is `recipes`, unless they exist.
 
@@ -156,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="seed of the model's weights")
-    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder of a size's recipes")
+    parser.add_argument("--recipes", type=recipes_folder, default=RECIPES, help="folder of a size's recipes")
     arguments = parser.parse_args()
     write_miniature(arguments.directory, arguments.seed, arguments.recipes)
 

@@ -29,7 +29,7 @@ from comparison.runs import Piece, Slots, differing_settings, is_complete, train
 from comparison.stopping import stopping_rows, stopping_table, to_json
 from comparison.studies import REFERENCE, STUDIES, Study
 from comparison.tables import critic_text, difference_tables, provenance, summary_tables, verdicts
-from make_miniature import RECIPES, model_config, size_problems, write_miniature
+from make_miniature import RECIPES, model_config, recipes_folder, size_problems, write_miniature
 from neutrality import differing_metrics, metrics_of
 
 from tempo_megatron.config import Numerics, load_config
@@ -218,7 +218,7 @@ def main() -> int:
     parser.add_argument("--start", nargs="*", default=[], metavar="key=value", help="settings of the starts")
     parser.add_argument("--loop", nargs="*", default=[], metavar="key=value", help="settings of the study's runs")
     parser.add_argument("--against", type=Path, help="compare the finished runs with those of another directory")
-    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder of a size's recipes")
+    parser.add_argument("--recipes", type=recipes_folder, default=RECIPES, help="folder of a size's recipes")
     options = parser.parse_args()
     studies, seeds = [STUDIES[name] for name in options.study], [int(seed) for seed in options.seeds.split(",")]
     directory = options.directory.absolute()

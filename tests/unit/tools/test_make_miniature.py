@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 from itertools import product
@@ -174,3 +175,11 @@ def test_a_size_has_the_model_and_the_questions_of_its_folder(tmp_path: Path) ->
     tokens = {token for row in rows for token in tokenizer(row["prompt"] + row["answer"])["input_ids"]}
     assert {len(tokenizer(row["answer"])["input_ids"]) for row in rows} == {6}
     assert tokens == {*range(2, 2 + 16 + 2)} and config["vocab_size"] == 2 + 16 + 2
+
+
+def test_a_folder_without_a_size_is_refused_with_the_files_that_it_lacks(tmp_path: Path) -> None:
+    """A mistyped folder would end in a traceback from deep inside a recipe's loader."""
+    assert make_miniature.recipes_folder(str(make_miniature.RECIPES / "large")) == make_miniature.RECIPES / "large"
+    (tmp_path / "start.yaml").touch()
+    with pytest.raises(argparse.ArgumentTypeError, match=r"it has no loop\.yaml, questions\.yaml, model\.yaml"):
+        make_miniature.recipes_folder(str(tmp_path))
