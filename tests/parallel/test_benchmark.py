@@ -84,3 +84,8 @@ def test_every_section_runs_and_is_recorded(tmp_path: Path) -> None:
     iteration = other_sections["iteration"]
     parts = sum(iteration[f"share {name}"] for name in ("training", "generating", "of the rest"))
     assert parts == pytest.approx(1) and iteration["seconds, critic steps"] > 0
+    # CPUs have no plan, so the phases have measured figures alone.
+    phases = iteration["phases"]
+    assert {"generate", "e_step", "advantages", "m_step", "sync"} <= set(phases)
+    for name in ("e_step", "sync"):
+        assert set(phases[name]) == {"seconds", "peak GiB"} and phases[name]["seconds"] > 0

@@ -22,6 +22,8 @@ _TRAINING, _ENGINE, _RUN = (
     ("switch", "iteration"),
 )
 SECTIONS = (*_TRAINING, *_ENGINE, *_RUN)
+_PLANNED_LENGTHS = 1024
+"""The random lengths that stand for the distribution in a prediction."""
 _SCRIPT = Path(__file__).parents[1] / "benchmark.py"
 
 _ON_GPUS: dict[str, Any] = {
@@ -74,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--vocabulary", type=int, help="instead of the shape's")
     sizes = {"tp": "tensor", "pp": "pipeline", "vpp": "virtual pipeline", "cp": "context", "ep": "expert"}
     for short, name in sizes.items():
-        parser.add_argument(f"--{short}", type=int, default=1, help=f"{name} parallel size")
+        parser.add_argument(f"--{short}", type=int, help=f"{name} parallel size, by default the recipe's, or 1")
     parser.add_argument(
-        "--fp8", default="none", help="FP8 recipes, separated by commas; rollout and later sections use the last"
+        "--fp8", help="FP8 recipes, separated by commas, by default the recipe's; rollout and later use the last"
     )
-    parser.add_argument("--method", default="tempo", help="method of the iteration")
-    parser.add_argument("--learning-rate", type=float, default=1e-6)
+    parser.add_argument("--method", help="method of the iteration, by default the recipe's, or tempo")
+    parser.add_argument("--learning-rate", type=float, help="by default the recipe's, or 1e-6")
     parser.add_argument("--steps", type=int, default=3, help="timed repetitions of each measurement")
     parser.add_argument("--sequence", type=int, help="tokens of a sequence of equal length")
     parser.add_argument("--sequences", type=int, help="those of a step, on each data-parallel rank")
@@ -103,9 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--directory", type=Path, default=Path("/tmp/tempo-benchmark"), help="working directory; it is emptied first"
     )
+    parser.add_argument(
+        "--plan", type=float, metavar="GB", help="predict the iteration on --gpus of so many GB, and measure nothing"
+    )
     parser.add_argument("--json", type=Path, help="file for figures, command and versions")
     parser.add_argument("--commit", help="commit to record if git does not know it")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run, as `tempo train` takes")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="recipes (.yaml) and settings, as `tempo train` takes"
+    )
     return parser
 
 
@@ -113,11 +120,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 0, or the exit code of the ranks."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_intermixed_args(arguments)
+    if options.plan:
+        _predict(options)
+        return 0
     if not torchrun.is_rank():
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}"]
         return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.RANK_ENVIRONMENT, **os.environ})
     _measure(options)
     return 0
+
+
+def _set_sizes(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
+    for name, value in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    """Prints what `tempo plan` predicts for the section iteration."""
+    from benchmarking.phases import predicted_iteration
+    from benchmarking.report import table
+    from tempo_megatron.planning.layout import Machine
+    from tempo_megatron.planning.phases import PlannedRun
+    from tempo_megatron.planning.workload import Workload
+
+    _set_sizes(options, _ON_GPUS)
+    settings = shapes.backbone_shape(shapes.shape_config(options.shape, options.layers, options.vocabulary))
+    lengths = Lengths.parse(options.iteration_lengths)
+    config = _config(options, options.fp8, lengths.maximum, on_gpus=True)
+    run = PlannedRun(settings, config, Machine(1, options.gpus, options.plan, 0.0))
+    workload = Workload(tuple(map(lengths.draw, range(_PLANNED_LENGTHS))), prompt=options.prompt_tokens)
+    print(table(f"{options.shape}, {run.layout}", predicted_iteration(run, workload)))
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -128,16 +161,15 @@ def _measure(options: argparse.Namespace) -> None:
     from benchmarking.setup import Setup, write_directory
     from tempo_megatron.megatron.topology import initialize, shutdown
 
-    for name, value in (_ON_GPUS if torch.cuda.is_available() else _ON_CPUS).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    on_gpus = torch.cuda.is_available()
+    _set_sizes(options, _ON_GPUS if on_gpus else _ON_CPUS)
     sections = SECTIONS if options.sections == "all" else options.sections.split(",")
     unknown = set(sections).difference(SECTIONS)
     if unknown:
         raise SystemExit(f"--sections: unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SECTIONS)}")
     hf_config = shapes.shape_config(options.shape, options.layers, options.vocabulary)
-    recipes = options.fp8.split(",")
-    config = _config(options, recipes[0], _longest(options, _TRAINING, sections))
+    fp8_recipes = options.fp8.split(",") if options.fp8 else [None]
+    config = _config(options, fp8_recipes[0], _longest(options, _TRAINING, sections), on_gpus=on_gpus)
     topology = initialize(config.parallel, config.seed)
     if topology.rank == 0:
         write_directory(options.directory, hf_config, options.prompt_tokens, questions=4096)
@@ -153,13 +185,13 @@ def _measure(options: argparse.Namespace) -> None:
     report = Report(options.json, options.commit, shape | layout)
     settings = shapes.backbone_shape(hf_config)
     if set(sections).intersection(_TRAINING):
-        for recipe in recipes:
+        for fp8 in fp8_recipes:
             recipe_config = copy.deepcopy(config)
-            recipe_config.model.fp8 = type(config.model.fp8)(recipe)
+            recipe_config.model.fp8 = type(config.model.fp8)(fp8 or config.model.fp8)
             _measure_training(Setup(settings, recipe_config, topology), options, sections, report)
     engine_sections = [name for name in sections if name not in _TRAINING]
     if engine_sections:
-        config = _config(options, recipes[-1], _longest(options, engine_sections, sections))
+        config = _config(options, fp8_recipes[-1], _longest(options, engine_sections, sections), on_gpus=on_gpus)
         _measure_generation(Setup(settings, config, topology), options, engine_sections, report)
     dist.barrier()
     shutdown()
@@ -184,31 +216,38 @@ def _longest(options: argparse.Namespace, group: Sequence[str], sections: Sequen
     return max([longest[name] for name in sections if name in group and name in longest], default=options.prompt_tokens)
 
 
-def _config(options: argparse.Namespace, fp8: str, longest: int) -> Any:
-    import torch
-
+def _config(options: argparse.Namespace, fp8: str | None, longest: int, *, on_gpus: bool) -> Any:
     from tempo_megatron.config import load_config
 
     directory: Path = options.directory
     settings = {
         "run_dir": directory / "run",
-        "method": options.method,
         "model.hf_path": directory / "model",
-        "model.precision": "bf16" if torch.cuda.is_available() else "fp32",
+        "data.labeled": f"[{{path: {directory / 'labeled.jsonl'}}}]",
+        "data.unlabeled": f"[{{path: {directory / 'unlabeled.jsonl'}}}]",
+        "data.max_prompt_tokens": options.prompt_tokens,
+        "generation.max_response_tokens": longest,
+        # What a recipe names and a benchmark has not: models start from random weights, and a word is a token.
+        "data.held_out": "[]",
+        "data.prompt_style": "none",
+        "policy.checkpoint": "''",
+        "critic.checkpoint": "''",
+    }
+    if not on_gpus:
+        settings["model.precision"] = "fp32"
+    requested = {
+        "method": options.method,
         "model.fp8": fp8,
         "parallel.tensor_model_parallel_size": options.tp,
         "parallel.pipeline_model_parallel_size": options.pp,
         "parallel.virtual_pipeline_model_parallel_size": options.vpp,
         "parallel.context_parallel_size": options.cp,
         "parallel.expert_model_parallel_size": options.ep,
-        "parallel.sequence_parallel": str(options.tp > 1).lower(),
-        "data.labeled": f"[{{path: {directory / 'labeled.jsonl'}}}]",
-        "data.unlabeled": f"[{{path: {directory / 'unlabeled.jsonl'}}}]",
-        "data.max_prompt_tokens": options.prompt_tokens,
-        "generation.max_response_tokens": longest,
+        "parallel.sequence_parallel": None if options.tp is None else str(options.tp > 1).lower(),
         "policy.optimizer.learning_rate": options.learning_rate,
         "critic.optimizer.learning_rate": options.learning_rate,
     }
+    settings |= {key: value for key, value in requested.items() if value is not None}
     return load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *options.overrides])
 
 

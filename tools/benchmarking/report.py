@@ -42,8 +42,7 @@ class Report:
 
     def add(self, section: str, figures: Figures) -> None:
         self.results["sections"][section] = figures
-        rows = "\n".join(f"| {name} | {_formatted(value)} |" for name, value in _flattened(figures))
-        self._print(f"\n| {section} | |\n|---|---|\n{rows}")
+        self._print(f"\n{table(section, figures)}")
         if self.path and dist.get_rank() == 0:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_text(json.dumps(self.results, indent=2) + "\n")
@@ -51,6 +50,12 @@ class Report:
     def _print(self, text: str) -> None:
         if dist.get_rank() == 0:
             print(text, flush=True)
+
+
+def table(title: str, figures: Figures) -> str:
+    """Returns the figures as a Markdown table of two columns."""
+    rows = "\n".join(f"| {name} | {_formatted(value)} |" for name, value in _flattened(figures))
+    return f"| {title} | |\n|---|---|\n{rows}"
 
 
 def _flattened(figures: Figures, prefix: str = "") -> list[tuple[str, Any]]:

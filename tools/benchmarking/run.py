@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from benchmarking import clock
 from benchmarking.lengths import Lengths
+from benchmarking.phases import Usage, beside_plan, planned_phases
+from benchmarking.planned import planned_run
 from benchmarking.report import Figures
-from benchmarking.setup import randomize
+from benchmarking.setup import Setup, randomize
 from tempo_megatron.config import Config
 from tempo_megatron.conversion.mapping import Role
 from tempo_megatron.data.sources import Answers
@@ -21,6 +22,7 @@ from tempo_megatron.grading import RolloutGrader
 from tempo_megatron.megatron import model
 from tempo_megatron.megatron.offload import StateKind
 from tempo_megatron.megatron.trainer import MegatronModel
+from tempo_megatron.planning.workload import Workload
 from tempo_megatron.training.build import build_run, make_vllm_generator
 from tempo_megatron.training.loop import iterate
 from tempo_megatron.training.models import Models
@@ -48,6 +50,8 @@ class SeededLengths:
         self.generator, self._lengths = generator, lengths
         self.tokens = 0
         """The number of prompt and response tokens so far."""
+        self.response_lengths: list[int] = []
+        """The tokens of each response that was begun so far."""
         self._tokens_left: dict[tuple[int, ...], list[int]] = {}
         """The tokens that paused responses still need, by prompt and response so far."""
 
@@ -72,7 +76,8 @@ class SeededLengths:
         """Returns the tokens that the request's response still needs. Each length is taken once."""
         lengths = self._tokens_left.get(request.prompt_ids)
         if not lengths:
-            return self._lengths.draw(request.seed)
+            self.response_lengths.append(self._lengths.draw(request.seed))
+            return self.response_lengths[-1]
         length = lengths.pop(0)
         if not lengths:
             del self._tokens_left[request.prompt_ids]
@@ -178,23 +183,36 @@ def measure_iteration(run: Run, iterations: int) -> Figures:
     """Seconds of iterations, each with the sync that ends it, after an untimed one. Collective.
 
     Training is the time of passes and steps of policy and critic; generating is the time of the engine. Neither
-    includes moving state or waking. Everything else is the rest.
+    includes moving state or waking. Everything else is the rest. `phases` has those of the log beside the plan.
     """
     run.sync()
     _iteration(run, 1)
-    timed_iterations = [_iteration(run, number) for number in range(2, iterations + 2)]
+    seeded_lengths(run).response_lengths.clear()
+    timed_iterations, usages = zip(*(_iteration(run, number) for number in range(2, iterations + 2)), strict=True)
     medians: Figures = {}
     for name in timed_iterations[0]:
         values = [figures.get(name) for figures in timed_iterations]
         known = [value for value in values if value is not None]
         medians[name] = clock.median(known) if known else None
-    return medians | {"seconds of each": [round(figures["seconds"], 2) for figures in timed_iterations]}
+    seconds_of_each = [round(figures["seconds"], 2) for figures in timed_iterations]
+    return medians | {"seconds of each": seconds_of_each, "phases": _phases(run, usages)}
 
 
-def _iteration(run: Run, number: int) -> Figures:
+def _phases(run: Run, usages: Sequence[Usage]) -> Figures:
+    """Seconds and memory of the log's phases beside the plan for these responses. CPUs have no plan."""
+    plan = planned_run(Setup(run.models.settings, run.config, run.topology))
+    if plan is None:
+        return beside_plan(usages, "host", {})
+    workload = Workload(tuple(seeded_lengths(run).response_lengths), prompt=run.config.data.max_prompt_tokens)
+    return beside_plan(usages, "device", planned_phases(plan, workload))
+
+
+def _iteration(run: Run, number: int) -> tuple[Figures, Usage]:
+    """Figures of one iteration, and seconds and memory of its phases, the most of any rank. Collective."""
     run.state.iteration = number
     tokens, metrics = seeded_lengths(run).tokens, {}
     watch = clock.Stopwatch()
+    run.residency.take_usage()
 
     def work() -> None:
         metrics.update(iterate(run))
@@ -203,11 +221,11 @@ def _iteration(run: Run, number: int) -> Figures:
     with _watching_work(run, watch):
         seconds = clock.timed(work)
     tokens = seeded_lengths(run).tokens - tokens
-    run.log("train", metrics)
+    usage = {name: clock.slowest(value) for name, value in sorted(run.residency.take_usage().items())}
     parts = {name: clock.slowest(value) for name, value in watch.seconds.items()}
     training = sum(value for name, value in parts.items() if name.startswith(("policy", "critic")))
     generating = parts["generate"]
-    return {
+    figures = {
         "seconds": seconds,
         "tokens": tokens,
         "tokens/s/GPU": tokens / seconds / run.topology.world_size,
@@ -217,8 +235,9 @@ def _iteration(run: Run, number: int) -> Figures:
         "share of the rest": 1 - (training + generating) / seconds,
         **_ratios(run, metrics),
         **{name: metrics.get(name) for name in _FIGURES},
-        **_logged(run),
+        "preemptions": run.generator.take_figures().get("preemptions"),
     }
+    return figures, usage
 
 
 def _ratios(run: Run, metrics: dict[str, float]) -> Figures:
@@ -251,12 +270,3 @@ def _watching_work(run: Run, watch: clock.Stopwatch) -> Iterator[None]:
 
 def _moving_seconds(trained: MegatronModel) -> Callable[[], float]:
     return lambda: trained.offloader.seconds
-
-
-def _logged(run: Run) -> Figures:
-    """Seconds and memory of each phase in the run's log, from its first rank; empty on other ranks."""
-    if not run.console.is_first:
-        return {}
-    line = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
-    kept = ("seconds/", "memory/", "generation/preemptions")
-    return {f"log: {name}": value for name, value in line.items() if name.startswith(kept)}

@@ -6,12 +6,20 @@ import itertools
 import statistics
 
 import pytest
+from benchmarking.command import main
 from benchmarking.host import Operation, operation_summary
 from benchmarking.kernels import Kernel, kernel_summary, merge_intervals, total_length, transfer_time
 from benchmarking.lengths import Lengths
+from benchmarking.phases import beside_plan
 
+from tempo_megatron.config import load_config
 from tempo_megatron.planning.flops import ModelFlops
+from tempo_megatron.planning.layout import Machine
+from tempo_megatron.planning.phases import PlannedRun
+from tempo_megatron.planning.schedule import Schedule
 from tempo_megatron.planning.shapes import SHAPES, backbone_shape, shape_config
+from tempo_megatron.planning.workload import Workload
+from tests.conftest import ROOT
 
 
 def test_flops_of_a_tiny_shape_by_hand() -> None:
@@ -109,3 +117,42 @@ def test_time_of_the_host_by_hand() -> None:
     assert figures["waits for the device"] == 2 and figures["ms waiting for the device"] == pytest.approx(0.004)
     own = figures["own ms and calls by operation"]
     assert next(iter(own)) == "cudaStreamSynchronize" and own["aten::mm"] == [0.002, 1]
+
+
+def test_phases_beside_the_plan_by_hand() -> None:
+    """Seconds are medians and memory is the largest. Figures without a measurement or a plan have no ratio."""
+    usages = [
+        {"seconds/m_step": 4.0, "memory/m_step/device_peak_gib": 30.0, "memory/m_step/host_peak_gib": 9.0},
+        {"seconds/m_step": 6.0, "memory/m_step/device_peak_gib": 33.0, "seconds/offload": 0.5},
+    ]
+    plan = {"m_step": {"seconds": 10.0, "peak GiB": 30.0}, "offload": {"seconds": 1.0}, "save": {"peak GiB": 20.0}}
+    assert beside_plan(usages, "device", plan) == {
+        "m_step": {
+            "seconds": 5.0,
+            "seconds, planned": 10.0,
+            "seconds, measured / planned": 0.5,
+            "peak GiB": 33.0,
+            "peak GiB, planned": 30.0,
+            "peak GiB, measured / planned": 1.1,
+        },
+        "offload": {"seconds": 0.5, "seconds, planned": 1.0, "seconds, measured / planned": 0.5},
+    }
+    assert beside_plan(usages[:1], "host", {}) == {"m_step": {"seconds": 4.0, "peak GiB": 9.0}}
+
+
+def test_predictions_need_no_gpu_and_are_those_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    """The recipe's own layout, batch and precision hold, with the benchmark's lengths."""
+    recipe = ROOT / "recipes/qwen3_14b_math.yaml"
+    arguments = ["qwen3-14b", "--plan=141", "--gpus=8", "--iteration-lengths=uniform:1024:1024", str(recipe)]
+    assert main(arguments) == 0
+    title, _, *lines = capsys.readouterr().out.splitlines()
+    assert title == "| qwen3-14b, TP4 DP2 | |"
+    rows = dict(line.strip("| ").split(" | ") for line in lines)
+    config = load_config(recipe, ["generation.max_response_tokens=1024", "data.max_prompt_tokens=128"])
+    run = PlannedRun(backbone_shape(shape_config("qwen3-14b", None, None)), config, Machine(1, 8, 141, 0.0))
+    expected = Schedule(run, Workload((1024,), prompt=128)).phase_seconds()
+    assert float(rows["phases: m_step: seconds"]) == pytest.approx(expected["m_step"], rel=1e-3)
+    assert float(rows["phases: generate: seconds"]) == pytest.approx(expected["generate"], rel=1e-3)
+    memory = sum(run.phase_memory()["e_step"].values()) / 2**30
+    assert float(rows["phases: e_step: peak GiB"]) == pytest.approx(memory, rel=1e-3)
+    assert rows["tokens"] == f"{2 * 128 * 8 * (1024 + 128):,}"
