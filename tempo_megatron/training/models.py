@@ -97,13 +97,26 @@ class Models:
 
     def _build_critic(self) -> MegatronModel:
         """Return the critic, with an optimizer if it learns in any stage of the run."""
-        config, critic = self._config, self.build("critic", self._config.critic.checkpoint)
+        config, critic = self._config, self._critic_chunks()
         if not (config.critic.training.learns or config.stages.critic_start.iterations):
             return MegatronModel(critic, config, self._topology, config.critic.micro_batch_tokens)
         schedule = schedule_in_optimizer_steps(config.critic)
         trainer = Trainer(critic, schedule, config, self._topology, config.critic.micro_batch_tokens)
         self.trainers["critic"] = trainer
         return trainer
+
+    def _critic_chunks(self) -> list[Any]:
+        """Return the critic's chunks. A critic without a checkpoint starts from what the policy starts from.
+
+        A policy of RLVR tells right from wrong steps better than model.hf_path does.
+        """
+        policy, critic = self._config.policy.checkpoint, self._config.critic.checkpoint
+        if self._checkpoint or critic or not policy:
+            return self.build("critic", critic)
+        chunks = model.build_model("critic", self.settings, self._config, self._topology)
+        with self.policy.onloaded(StateKind.weights):
+            weights.copy_backbone(self.policy.chunks, chunks, self.entries, self._topology)
+        return chunks
 
     def _register(self, name: str, scoring_model: MegatronModel) -> None:
         """Name a model, check host memory for it, and move it there at once so that the next model finds room."""

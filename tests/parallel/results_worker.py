@@ -26,6 +26,7 @@ from tempo_megatron.generation.requests import Completion, Request
 from tempo_megatron.launch.replay import replay_arguments
 from tempo_megatron.megatron import topology
 from tempo_megatron.megatron.checkpointing import saver
+from tempo_megatron.megatron.checkpointing.format import CheckpointReader
 from tempo_megatron.training import run_data
 from tempo_megatron.training.loop import train
 from tempo_megatron.training.run import Run
@@ -92,6 +93,24 @@ def choice(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
     shutil.rmtree(trials.place / "run" / "hf")
     code = cli.main(["export", str(trials.place / "run")])
     return chosen | {"export": (code, trials.exported("run") == best), "no_run": cli.main(["export", "/nowhere"])}
+
+
+def critic_from_policy(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
+    """A run whose policy starts from a checkpoint and whose critic has none: what the critic starts from."""
+    untaught = ("critic.checkpoint=''", "stages.critic_start.iterations=0", "loop.iterations=1")
+    assert trials.run(trials.config("untaught", *from_start, *untaught))
+    checkpoints = {name: trials.place / name / "checkpoints" for name in ("untaught", "start")}
+    critic = CheckpointReader(checkpoints["untaught"] / "iteration-000000", "critic")
+    origins = {
+        "policy_of_the_start": CheckpointReader(checkpoints["start"] / "iteration-000001", "policy"),
+        "critic_of_the_start": CheckpointReader(checkpoints["start"] / "iteration-000001", "critic"),
+        "earlier_policy": CheckpointReader(checkpoints["start"] / "iteration-000000", "policy"),
+    }
+    backbone = [name for name in critic.descriptions if not name.startswith(("output_layer", "optimizer"))]
+    return {
+        name: all(torch.equal(critic(tensor), origin(tensor)) for tensor in backbone)
+        for name, origin in origins.items()
+    } | {"tensors": len(backbone)}
 
 
 def without_origins(trials: Trials, from_start: Sequence[str]) -> dict[str, Any]:
@@ -284,6 +303,7 @@ def main(path: str, model: str, out: str) -> None:
         "fewer_iterations": lambda: fewer_iterations(trials),
         "partial_rollouts": lambda: partial_rollouts(trials),
         "choice": lambda: choice(trials, from_start),
+        "critic_from_policy": lambda: critic_from_policy(trials, from_start),
         "without_origins": lambda: without_origins(trials, from_start),
         "changed_data": lambda: changed_data(trials, from_start),
     }

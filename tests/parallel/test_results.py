@@ -45,6 +45,13 @@ def test_what_is_exported_is_what_was_chosen(results: dict[str, Any]) -> None:
     assert choice["export"] == [0, True] and choice["no_run"] == 2
 
 
+def test_a_critic_without_a_checkpoint_starts_from_what_the_policy_starts_from(results: dict[str, Any]) -> None:
+    """Its backbone has the bits of the policy's checkpoint, not those of model.hf_path or of that checkpoint's critic."""
+    starts = results["critic_from_policy"]
+    assert starts["policy_of_the_start"] and starts["tensors"] > 10
+    assert not starts["critic_of_the_start"] and not starts["earlier_policy"]
+
+
 def test_an_iteration_that_turns_out_to_be_the_last_is_evaluated_and_exported(results: dict[str, Any]) -> None:
     """Only an interruption saved that iteration. The run's result is its policy, not its predecessor's checkpoint."""
     outcome = results["fewer_iterations"]

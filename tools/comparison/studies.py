@@ -37,9 +37,9 @@ def _labeled(name: str) -> Settings:
     )
 
 
-def _new_critic(iterations: int) -> Settings:
-    """Returns the settings for a critic with random weights, calibrated for some iterations before the first M-step."""
-    return ("critic.checkpoint=''", f"stages.critic_start.iterations={iterations}", "stages.critic_start.prompts=256")
+def _new_critic(steps: int) -> Settings:
+    """Returns the settings for a critic that starts from the policy, with some E-steps before the first M-step."""
+    return ("critic.checkpoint=''", f"stages.critic_start.iterations={steps}", "stages.critic_start.prompts=256")
 
 
 def _shifted(name: str) -> Settings:
@@ -139,7 +139,10 @@ STUDIES: dict[str, Study] = {
                 f"critic_{iteration}": ("method=tempo", f"critic.checkpoint={{start}}/iteration-{iteration:06d}")
                 for iteration in (20, 40, 60)
             },
-            **{f"new_critic_{iterations}": ("method=tempo", *_new_critic(iterations)) for iterations in (2, 5, 10)},
+            # E-steps of 1,024 rollouts. Between 6 and 12 of them the start's critics learn to tell right from wrong.
+            **{f"new_critic_{steps}": ("method=tempo", *_new_critic(steps)) for steps in (6, 9, 12)},
+            **FROZEN,
+            **{f"frozen_new_critic_{steps}": ("method=frozen_critic", *_new_critic(steps)) for steps in (6, 9, 12)},
         },
         compares_critics=True,
     ),
