@@ -36,7 +36,7 @@ _30B = (
     "loop.labeled_prompts=16",
     "loop.unlabeled_prompts=16",
 )
-"""Responses of 3,200 tokens on average and at most 4,096, as in NeMo-RL's table, and fewer prompts than the recipe has."""
+"""Responses of 3,200 tokens on average and at most 4,096, as in NeMo-RL's table, and fewer prompts than the recipe."""
 _8B = (
     "recipes/qwen3_8b_math.yaml",
     "--iteration-lengths=mean:1060:4096",
@@ -92,6 +92,9 @@ MEASUREMENTS = (
 """By number of GPUs, the most wanted first."""
 
 _REHEARSAL = (
+    "--layers=4",
+    "--tp=2",
+    "generation.tensor_parallel_size=1",
     "--iteration-lengths=uniform:4:16",
     "--prompt-tokens=8",
     "--steps=1",
@@ -101,6 +104,7 @@ _REHEARSAL = (
     "policy.mini_batches=1",
     "critic.mini_batches=1",
 )
+"""The tiny models have two KV heads, which is the largest TP size."""
 
 
 def selected(gpus: int, names: Sequence[str]) -> list[Measurement]:
@@ -114,8 +118,8 @@ def selected(gpus: int, names: Sequence[str]) -> list[Measurement]:
 
 def rehearsal(measurement: Measurement) -> Measurement:
     """Returns the measurement with a tiny model and a few short responses."""
-    shape = "tiny-moe" if "a3b" in measurement.shape else "tiny"
-    return replace(measurement, shape=shape, arguments=(*measurement.arguments, "--layers=4", *_REHEARSAL))
+    shape, sizes = ("tiny-moe", ("--ep=2",)) if "a3b" in measurement.shape else ("tiny", ())
+    return replace(measurement, shape=shape, arguments=(*measurement.arguments, *sizes, *_REHEARSAL))
 
 
 def measure(measurement: Measurement, directory: Path, seconds: int) -> str | None:

@@ -147,9 +147,7 @@ class CriticConfig:
         Labels.graded, "targets of calibration: graded, or shuffled among rollouts as a control experiment"
     )
     checkpoint: str = setting(
-        "",
-        "checkpoint directory that the critic starts from; empty: the weights that the policy starts from, with a new "
-        "value head",
+        "", "checkpoint directory that the critic starts from; empty: the policy's start, with a new value head"
     )
     target_range: TargetRange = setting(
         TargetRange.zero_one, "targets of a wrong and a right answer: zero_one or minus_one_one"

@@ -46,7 +46,7 @@ def test_what_is_exported_is_what_was_chosen(results: dict[str, Any]) -> None:
 
 
 def test_a_critic_without_a_checkpoint_starts_from_what_the_policy_starts_from(results: dict[str, Any]) -> None:
-    """Its backbone has the bits of the policy's checkpoint, not those of model.hf_path or of that checkpoint's critic."""
+    """Its backbone has the bits of the policy's checkpoint, not those of another model or of that critic."""
     starts = results["critic_from_policy"]
     assert starts["policy_of_the_start"] and starts["tensors"] > 10
     assert not starts["critic_of_the_start"] and not starts["earlier_policy"]

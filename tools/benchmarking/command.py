@@ -136,10 +136,17 @@ def _set_sizes(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
             setattr(options, name, value)
 
 
+def _refuse(problems: Sequence[str]) -> None:
+    """Ends the command if there is a problem. The first rank says which."""
+    if problems:
+        raise SystemExit("\n".join(problems) if os.environ.get("RANK", "0") == "0" else 1)
+
+
 def _predict(options: argparse.Namespace) -> None:
     """Prints what `tempo plan` predicts for the section iteration."""
     from benchmarking.phases import predicted_iteration
     from benchmarking.report import table
+    from tempo_megatron.planning.fit import layout_problems
     from tempo_megatron.planning.layout import Machine
     from tempo_megatron.planning.phases import PlannedRun
     from tempo_megatron.planning.workload import Workload
@@ -149,6 +156,7 @@ def _predict(options: argparse.Namespace) -> None:
     lengths = Lengths.parse(options.iteration_lengths)
     config = _config(options, options.fp8, lengths.maximum, on_gpus=True)
     run = PlannedRun(settings, config, Machine(1, options.gpus, options.plan, 0.0))
+    _refuse(layout_problems(run))
     workload = Workload(tuple(map(lengths.draw, range(_PLANNED_LENGTHS))), prompt=options.prompt_tokens)
     print(table(f"{options.shape}, {run.layout}", predicted_iteration(run, workload)))
 
@@ -160,6 +168,9 @@ def _measure(options: argparse.Namespace) -> None:
     from benchmarking.report import Report
     from benchmarking.setup import Setup, write_directory
     from tempo_megatron.megatron.topology import initialize, shutdown
+    from tempo_megatron.planning.fit import layout_problems
+    from tempo_megatron.planning.layout import Machine
+    from tempo_megatron.planning.phases import PlannedRun
 
     on_gpus = torch.cuda.is_available()
     _set_sizes(options, _ON_GPUS if on_gpus else _ON_CPUS)
@@ -170,6 +181,9 @@ def _measure(options: argparse.Namespace) -> None:
     hf_config = shapes.shape_config(options.shape, options.layers, options.vocabulary)
     fp8_recipes = options.fp8.split(",") if options.fp8 else [None]
     config = _config(options, fp8_recipes[0], _longest(options, _TRAINING, sections), on_gpus=on_gpus)
+    settings = shapes.backbone_shape(hf_config)
+    machine = Machine(1, int(os.environ["WORLD_SIZE"]), gpu_gb=0.0, host_gib=0.0)
+    _refuse(layout_problems(PlannedRun(settings, config, machine)))
     topology = initialize(config.parallel, config.seed)
     if topology.rank == 0:
         write_directory(options.directory, hf_config, options.prompt_tokens, questions=4096)
@@ -183,7 +197,6 @@ def _measure(options: argparse.Namespace) -> None:
         "DP": topology.data_size,
     }
     report = Report(options.json, options.commit, shape | layout)
-    settings = shapes.backbone_shape(hf_config)
     if set(sections).intersection(_TRAINING):
         for fp8 in fp8_recipes:
             recipe_config = copy.deepcopy(config)

@@ -156,3 +156,10 @@ def test_predictions_need_no_gpu_and_are_those_of_the_plan(capsys: pytest.Captur
     memory = sum(run.phase_memory()["e_step"].values()) / 2**30
     assert float(rows["phases: e_step: peak GiB"]) == pytest.approx(memory, rel=1e-3)
     assert rows["tokens"] == f"{2 * 128 * 8 * (1024 + 128):,}"
+
+
+def test_a_layout_that_cannot_be_is_refused_before_anything_is_predicted() -> None:
+    """The recipe has eight ranks of experts; four GPUs cannot hold them."""
+    recipe = str(ROOT / "recipes/qwen3_30b_a3b_math.yaml")
+    with pytest.raises(SystemExit, match="expert_model_parallel_size: 4 processes cannot be cut into PP x EP = 8"):
+        main(["qwen3-30b-a3b", "--plan=141", "--gpus=4", recipe])
