@@ -28,18 +28,23 @@ _TIMEOUT = 124
 
 
 _WHOLE = "sync,switch,iteration"
-_14B = ("recipes/qwen3_14b_math.yaml", "--iteration-lengths=uniform:0:768")
+_MICRO_BATCHES = ("policy.micro_batch_tokens=18432", "critic.micro_batch_tokens=18432")
+"""Those of the recipes, whose longest sequence they hold. The benchmark's sequences are shorter."""
+_14B = ("recipes/qwen3_14b_math.yaml", "--iteration-lengths=uniform:0:768", "--steps=1", *_MICRO_BATCHES)
 """The recipe's batch, with responses cut to what ten minutes allow."""
 _30B = (
     "recipes/qwen3_30b_a3b_math.yaml",
     "--iteration-lengths=uniform:2304:4096",
+    "--steps=2",
+    *_MICRO_BATCHES,
     "loop.labeled_prompts=16",
     "loop.unlabeled_prompts=16",
 )
-"""Responses of 3,200 tokens on average and at most 4,096, as in NeMo-RL's table, and fewer prompts than the recipe."""
+"""Responses of 3,200 tokens on average and at most 4,096, as in NeMo-RL's table. The recipe has more prompts."""
 _8B = (
     "recipes/qwen3_8b_math.yaml",
     "--iteration-lengths=mean:1060:4096",
+    "--steps=2",
     "policy.mini_batches=1",
     "policy.micro_batch_tokens=8448",
     "generation.tensor_parallel_size=1",
@@ -126,8 +131,8 @@ def measure(measurement: Measurement, directory: Path, seconds: int) -> str | No
     """Runs one measurement with its files in `directory`. Returns what went wrong, None if nothing did."""
     log = directory / f"{measurement.name}.log"
     files = [f"--json={directory / measurement.name}.json", f"--directory={directory / measurement.name}"]
-    # `timeout` ends the ranks too, because they are in its process group.
-    command = ["timeout", "--kill-after=20", str(seconds), *measurement.command(files)]
+    # torchrun ends its ranks within 30 seconds. In the foreground, so that Ctrl-C reaches it as well.
+    command = ["timeout", "--foreground", "--kill-after=60", str(seconds), *measurement.command(files)]
     print(f"{measurement.name}: {shlex.join(measurement.command([]))}", flush=True)
     with log.open("w") as output:
         exit_code = subprocess.call(command, cwd=_ROOT, stdout=output, stderr=subprocess.STDOUT)

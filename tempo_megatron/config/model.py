@@ -43,7 +43,9 @@ class Recompute(StrEnum):
 
 @dataclass
 class ModelConfig:
-    hf_path: str = setting("", "Hugging Face directory of the model that policy and critic start from (required)")
+    hf_path: str = setting(
+        "", "Hugging Face directory: shape, tokenizer, and the weights of the start without a checkpoint (required)"
+    )
     precision: Precision = setting(
         Precision.bf16, "precision of parameters and activations: bf16, or fp32, which CPUs need"
     )

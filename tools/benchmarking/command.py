@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarking.lengths import Lengths
+from benchmarking.settings import benchmark_config, with_fp8
 from tempo_megatron.launch import torchrun
 from tempo_megatron.planning import shapes
+
+if TYPE_CHECKING:
+    from tempo_megatron.planning.phases import PlannedRun
+    from tempo_megatron.planning.workload import Workload
 
 _TRAINING, _ENGINE, _RUN = (
     ("train", "packed", "scores", "kernels", "host"),
@@ -123,11 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plan:
         _predict(options)
         return 0
-    if not torchrun.is_rank():
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}"]
-        return subprocess.call([*command, str(_SCRIPT), *arguments], env={**torchrun.RANK_ENVIRONMENT, **os.environ})
-    _measure(options)
-    return 0
+    if torchrun.is_rank():
+        _measure(options)
+        return 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={options.gpus}"]
+    # torchrun takes this process's place: whoever ends it and waits for it then waits for the ranks too.
+    os.execve(command[0], [*command, str(_SCRIPT), *arguments], {**torchrun.RANK_ENVIRONMENT, **os.environ})
 
 
 def _set_sizes(options: argparse.Namespace, defaults: dict[str, Any]) -> None:
@@ -142,10 +146,11 @@ def _refuse(problems: Sequence[str]) -> None:
         raise SystemExit("\n".join(problems) if os.environ.get("RANK", "0") == "0" else 1)
 
 
-def _predict(options: argparse.Namespace) -> None:
-    """Prints what `tempo plan` predicts for the section iteration."""
-    from benchmarking.phases import predicted_iteration
-    from benchmarking.report import table
+def planned_iteration(options: argparse.Namespace) -> tuple[PlannedRun, Workload]:
+    """Returns the run of the section iteration as `tempo plan` sees it, on `--gpus` of `--plan` GB.
+
+    Raises SystemExit with every reason why the layout cannot be.
+    """
     from tempo_megatron.planning.fit import layout_problems
     from tempo_megatron.planning.layout import Machine
     from tempo_megatron.planning.phases import PlannedRun
@@ -154,10 +159,19 @@ def _predict(options: argparse.Namespace) -> None:
     _set_sizes(options, _ON_GPUS)
     settings = shapes.backbone_shape(shapes.shape_config(options.shape, options.layers, options.vocabulary))
     lengths = Lengths.parse(options.iteration_lengths)
-    config = _config(options, options.fp8, lengths.maximum, on_gpus=True)
+    fp8 = options.fp8.split(",")[-1] if options.fp8 else None
+    config = benchmark_config(options, fp8, lengths.maximum, on_gpus=True)
     run = PlannedRun(settings, config, Machine(1, options.gpus, options.plan, 0.0))
     _refuse(layout_problems(run))
-    workload = Workload(tuple(map(lengths.draw, range(_PLANNED_LENGTHS))), prompt=options.prompt_tokens)
+    return run, Workload(tuple(map(lengths.draw, range(_PLANNED_LENGTHS))), prompt=options.prompt_tokens)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    """Prints what `tempo plan` predicts for the section iteration."""
+    from benchmarking.phases import predicted_iteration
+    from benchmarking.report import table
+
+    run, workload = planned_iteration(options)
     print(table(f"{options.shape}, {run.layout}", predicted_iteration(run, workload)))
 
 
@@ -180,10 +194,11 @@ def _measure(options: argparse.Namespace) -> None:
         raise SystemExit(f"--sections: unknown: {', '.join(sorted(unknown))}; choose from {', '.join(SECTIONS)}")
     hf_config = shapes.shape_config(options.shape, options.layers, options.vocabulary)
     fp8_recipes = options.fp8.split(",") if options.fp8 else [None]
-    config = _config(options, fp8_recipes[0], _longest(options, _TRAINING, sections), on_gpus=on_gpus)
+    config = benchmark_config(options, fp8_recipes[0], _longest(options, _TRAINING, sections), on_gpus=on_gpus)
     settings = shapes.backbone_shape(hf_config)
     machine = Machine(1, int(os.environ["WORLD_SIZE"]), gpu_gb=0.0, host_gib=0.0)
-    _refuse(layout_problems(PlannedRun(settings, config, machine)))
+    configs = [with_fp8(config, fp8) for fp8 in fp8_recipes]
+    _refuse([line for each in configs for line in layout_problems(PlannedRun(settings, each, machine))])
     topology = initialize(config.parallel, config.seed)
     if topology.rank == 0:
         write_directory(options.directory, hf_config, options.prompt_tokens, questions=4096)
@@ -198,13 +213,12 @@ def _measure(options: argparse.Namespace) -> None:
     }
     report = Report(options.json, options.commit, shape | layout)
     if set(sections).intersection(_TRAINING):
-        for fp8 in fp8_recipes:
-            recipe_config = copy.deepcopy(config)
-            recipe_config.model.fp8 = type(config.model.fp8)(fp8 or config.model.fp8)
-            _measure_training(Setup(settings, recipe_config, topology), options, sections, report)
+        for each in configs:
+            _measure_training(Setup(settings, each, topology), options, sections, report)
     engine_sections = [name for name in sections if name not in _TRAINING]
     if engine_sections:
-        config = _config(options, fp8_recipes[-1], _longest(options, engine_sections, sections), on_gpus=on_gpus)
+        longest = _longest(options, engine_sections, sections)
+        config = benchmark_config(options, fp8_recipes[-1], longest, on_gpus=on_gpus)
         _measure_generation(Setup(settings, config, topology), options, engine_sections, report)
     dist.barrier()
     shutdown()
@@ -227,41 +241,6 @@ def _longest(options: argparse.Namespace, group: Sequence[str], sections: Sequen
         "tail": options.tail_context + tail.response_tokens(options.tail_steps),
     }
     return max([longest[name] for name in sections if name in group and name in longest], default=options.prompt_tokens)
-
-
-def _config(options: argparse.Namespace, fp8: str | None, longest: int, *, on_gpus: bool) -> Any:
-    from tempo_megatron.config import load_config
-
-    directory: Path = options.directory
-    settings = {
-        "run_dir": directory / "run",
-        "model.hf_path": directory / "model",
-        "data.labeled": f"[{{path: {directory / 'labeled.jsonl'}}}]",
-        "data.unlabeled": f"[{{path: {directory / 'unlabeled.jsonl'}}}]",
-        "data.max_prompt_tokens": options.prompt_tokens,
-        "generation.max_response_tokens": longest,
-        # What a recipe names and a benchmark has not: models start from random weights, and a word is a token.
-        "data.held_out": "[]",
-        "data.prompt_style": "none",
-        "policy.checkpoint": "''",
-        "critic.checkpoint": "''",
-    }
-    if not on_gpus:
-        settings["model.precision"] = "fp32"
-    requested = {
-        "method": options.method,
-        "model.fp8": fp8,
-        "parallel.tensor_model_parallel_size": options.tp,
-        "parallel.pipeline_model_parallel_size": options.pp,
-        "parallel.virtual_pipeline_model_parallel_size": options.vpp,
-        "parallel.context_parallel_size": options.cp,
-        "parallel.expert_model_parallel_size": options.ep,
-        "parallel.sequence_parallel": None if options.tp is None else str(options.tp > 1).lower(),
-        "policy.optimizer.learning_rate": options.learning_rate,
-        "critic.optimizer.learning_rate": options.learning_rate,
-    }
-    settings |= {key: value for key, value in requested.items() if value is not None}
-    return load_config(None, [*(f"{key}={value}" for key, value in settings.items()), *options.overrides])
 
 
 def _measure_training(setup: Any, options: argparse.Namespace, sections: Sequence[str], report: Any) -> None:

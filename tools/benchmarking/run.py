@@ -49,7 +49,7 @@ class SeededLengths:
     def __init__(self, generator: Any, lengths: Lengths) -> None:
         self.generator, self._lengths = generator, lengths
         self.tokens = 0
-        """The number of prompt and response tokens so far."""
+        """The prompt and response tokens of the responses that have ended."""
         self.response_lengths: list[int] = []
         """The tokens of each response that was begun so far."""
         self._tokens_left: dict[tuple[int, ...], list[int]] = {}
@@ -65,8 +65,8 @@ class SeededLengths:
             if completion.finish_reason == PAUSED:
                 tokens = request.prompt_ids + completion.response_ids
                 self._tokens_left.setdefault(tokens, []).append(request.max_tokens - len(completion.response_ids))
-        prompt_tokens = sum(len(request.prompt_ids) for request in requests)
-        self.tokens += prompt_tokens + sum(len(completion.response_ids) for completion in completions)
+            else:  # the prompt of a continuation has the response so far
+                self.tokens += len(request.prompt_ids) + len(completion.response_ids)
         return [
             completion if completion.finish_reason == PAUSED else replace(completion, finish_reason="stop")
             for completion in completions
@@ -182,13 +182,17 @@ def _timed_switch(run: Run, switch: Callable[[Run], None]) -> dict[str, float]:
 def measure_iteration(run: Run, iterations: int) -> Figures:
     """Seconds of iterations, each with the sync that ends it, after an untimed one. Collective.
 
+    Partial rollouts have a second untimed one, because only then responses continue and pause as often as later.
     Training is the time of passes and steps of policy and critic; generating is the time of the engine. Neither
     includes moving state or waking. Everything else is the rest. `phases` has those of the log beside the plan.
     """
     run.sync()
-    _iteration(run, 1)
+    untimed = 2 if run.config.loop.partial_rollouts else 1
+    for number in range(1, untimed + 1):
+        _iteration(run, number)
     seeded_lengths(run).response_lengths.clear()
-    timed_iterations, usages = zip(*(_iteration(run, number) for number in range(2, iterations + 2)), strict=True)
+    measured = [_iteration(run, number) for number in range(untimed + 1, untimed + iterations + 1)]
+    timed_iterations, usages = zip(*measured, strict=True)
     medians: Figures = {}
     for name in timed_iterations[0]:
         values = [figures.get(name) for figures in timed_iterations]

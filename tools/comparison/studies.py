@@ -139,7 +139,7 @@ STUDIES: dict[str, Study] = {
                 f"critic_{iteration}": ("method=tempo", f"critic.checkpoint={{start}}/iteration-{iteration:06d}")
                 for iteration in (20, 40, 60)
             },
-            # E-steps of 1,024 rollouts. Between 6 and 12 of them the start's critics learn to tell right from wrong.
+            # E-steps of 1,024 rollouts. Within 12 of them the critics of the starts came from 0.5 to about 0.9.
             **{f"new_critic_{steps}": ("method=tempo", *_new_critic(steps)) for steps in (6, 9, 12)},
             **FROZEN,
             **{f"frozen_new_critic_{steps}": ("method=frozen_critic", *_new_critic(steps)) for steps in (6, 9, 12)},

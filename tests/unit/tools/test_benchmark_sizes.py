@@ -9,9 +9,12 @@ from pathlib import Path
 import benchmark_sizes
 import pytest
 from benchmark_sizes import MEASUREMENTS, Measurement, main, rehearsal, selected
+from benchmarking import command
 from benchmarking.command import _parser
+from benchmarking.phases import predicted_iteration
 
 from tempo_megatron.config import load_config
+from tempo_megatron.planning.fit import memory_problems
 from tests.conftest import ROOT
 
 
@@ -26,6 +29,32 @@ def test_every_command_is_one_that_the_benchmark_and_the_settings_accept(monkeyp
         assert all(measurement.gpus % size == 0 for size in sizes)
     keys = [(measurement.gpus, measurement.name) for measurement in MEASUREMENTS]
     assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda each: f"{each.name} on {each.gpus}")
+def test_every_measurement_fits_its_gpus_and_its_time_by_plan(
+    measurement: Measurement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are written once all iterations have ended, so a time limit within them would lose everything. A fifth
+    of the time is for starting an engine."""
+    monkeypatch.chdir(ROOT)
+    options = _parser().parse_intermixed_args(measurement.command(["--plan=141"])[2:])
+    run, workload = command.planned_iteration(options)
+    prediction = predicted_iteration(run, workload)
+    untimed = 2 if run.config.loop.partial_rollouts else 1
+    assert (untimed + options.steps) * prediction["seconds"] < 0.8 * 570
+    assert not [line for line in memory_problems(run) if "GPU" in line]
+
+
+def test_whoever_ends_the_benchmark_ends_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun replaces the process, so that a time limit signals it, and waits until it has ended its ranks."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execve", lambda path, arguments, environment: started.append(arguments))
+    monkeypatch.setattr(command.torchrun, "is_rank", lambda: False)
+    command.main(["tiny", "--gpus=2", "--sections=train"])
+    ((*_, script, shape, gpus, sections),) = started
+    assert "torch.distributed.run" in started[0] and "--nproc-per-node=2" in started[0]
+    assert Path(script).name == "benchmark.py" and [shape, gpus, sections] == ["tiny", "--gpus=2", "--sections=train"]
 
 
 def test_measurements_are_chosen_by_gpus_and_name_and_an_unknown_name_is_refused() -> None:
