@@ -23,6 +23,8 @@ WEAK_ANCHOR = ("policy.kl_coefficient=0.05",)
 STRONG_ANCHOR = ("policy.kl_coefficient=0.8",)
 """Four times the recipe's."""
 GATE = ("loop.gate=0.9",)
+NEW_CRITIC_STEPS = (6, 9, 12)
+"""E-steps of 1,024 rollouts. Within 12 of them the critics of the starts came from an AUROC of 0.5 to about 0.9."""
 
 
 def _labeled(name: str) -> Settings:
@@ -139,10 +141,19 @@ STUDIES: dict[str, Study] = {
                 f"critic_{iteration}": ("method=tempo", f"critic.checkpoint={{start}}/iteration-{iteration:06d}")
                 for iteration in (20, 40, 60)
             },
-            # E-steps of 1,024 rollouts. Within 12 of them the critics of the starts came from 0.5 to about 0.9.
-            **{f"new_critic_{steps}": ("method=tempo", *_new_critic(steps)) for steps in (6, 9, 12)},
+            **{f"new_critic_{steps}": ("method=tempo", *_new_critic(steps)) for steps in NEW_CRITIC_STEPS},
+        },
+        compares_critics=True,
+    ),
+    "frozen_critics": Study(
+        "How good must a critic be that is not recalibrated?",
+        {
+            **TEMPO,
             **FROZEN,
-            **{f"frozen_new_critic_{steps}": ("method=frozen_critic", *_new_critic(steps)) for steps in (6, 9, 12)},
+            **{
+                f"frozen_new_critic_{steps}": ("method=frozen_critic", *_new_critic(steps))
+                for steps in NEW_CRITIC_STEPS
+            },
         },
         compares_critics=True,
     ),
