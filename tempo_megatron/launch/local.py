@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from tempo_megatron.launch.torchrun import RANK_ENVIRONMENT
+from tempo_megatron.utils.ports import free_ports
 
 
 def launch_locally(arguments: Sequence[str], processes: int) -> int:
     """Run `tempo` as `processes` ranks, which must end by themselves. Returns the highest exit code."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = listener.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": free_ports()[0]}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "tempo_megatron.cli", *arguments],

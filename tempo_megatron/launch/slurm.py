@@ -10,10 +10,10 @@ from collections.abc import Mapping, MutableMapping
 
 from tempo_megatron.config import ConfigError
 from tempo_megatron.launch import torchrun
+from tempo_megatron.utils.ports import RENDEZVOUS_PORTS
 
 NODES = "TEMPO_NODES"
 """The environment variable with the names of a step's nodes, for tasks in an image, which has no `scontrol`."""
-_FIRST_PORT, _PORTS = 20000, 10000
 _PAUSES = (1.0, 5.0)
 """The seconds between tries of `scontrol`."""
 
@@ -37,7 +37,7 @@ def join_step(environment: MutableMapping[str, str] = os.environ) -> None:
         LOCAL_WORLD_SIZE=str(_tasks_here(environment)),
         WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
     )
-    environment.setdefault("MASTER_PORT", str(_FIRST_PORT + step % _PORTS))
+    environment.setdefault("MASTER_PORT", str(RENDEZVOUS_PORTS[step % len(RENDEZVOUS_PORTS)]))
 
 
 def _tasks_here(environment: Mapping[str, str]) -> int:

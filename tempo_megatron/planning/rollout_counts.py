@@ -58,3 +58,9 @@ class RolloutCounts:
         prompts = labeled / loop.samples_per_prompt if loop.drop_uniform_prompts else 0.0
         replaced = [round(prompts * uniform_share**number) for number in range(1, loop.refill_tries + 1)]
         return [count * loop.samples_per_prompt for count in replaced if count]
+
+    def generated(self, uniform_share: float) -> int:
+        """Return all rollouts that an iteration generates: of its E-steps, of each policy step, and of refills."""
+        collections = [self.labeled, *[self.labeled_per_step] * (self.config.loop.m_steps - 1)]
+        refilled = sum(sum(self.refills(labeled, uniform_share)) for labeled in collections)
+        return sum(collections) + len(collections) * self.unlabeled + refilled

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from tempo_megatron.config import SHARE_OF_HOST, Config
 from tempo_megatron.preflight.device_checks import runs_on_gpus
 from tempo_megatron.preflight.findings import Finding, NodeVerdict, most_common
-from tempo_megatron.preflight.node_facts import MASTER_PORTS, Facts, NodeFacts
+from tempo_megatron.preflight.node_facts import Facts, NodeFacts
+from tempo_megatron.utils.ports import RENDEZVOUS_PORTS
 
 _MIN_FREE_PORTS = 0.5
 """The smallest share of the rendezvous ports that must be free."""
@@ -165,7 +166,7 @@ def _thread_findings(node: str, node_facts: NodeFacts, processes: int) -> Iterat
 
 def check_ports(facts: Facts) -> Iterator[Finding]:
     """Check that ports for the rendezvous are free, and that the kernel gives them to nobody else."""
-    span = f"{MASTER_PORTS.start}-{MASTER_PORTS.stop - 1}"
+    span = f"{RENDEZVOUS_PORTS.start}-{RENDEZVOUS_PORTS.stop - 1}"
     for node, node_facts in facts.items():
         first, last = node_facts.ephemeral_ports
         if node_facts.free_ports < _MIN_FREE_PORTS:
@@ -176,7 +177,7 @@ def check_ports(facts: Facts) -> Iterator[Finding]:
                 f"{node_facts.free_ports:.0%} of ports {span}, which a rendezvous is chosen from, can be taken",
                 "end what holds them (`ss -ltnp`)",
             )
-        elif first < MASTER_PORTS.stop and last >= MASTER_PORTS.start:
+        elif first < RENDEZVOUS_PORTS.stop and last >= RENDEZVOUS_PORTS.start:
             yield Finding(
                 "ports",
                 node,

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MASTER_PORTS = range(20000, 30000)
-"""The ports from which `launch/slurm.py` takes the rendezvous of a step."""
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -42,7 +39,7 @@ class NodeFacts:
     ephemeral_ports: tuple[int, int]
     """The first and last port that the kernel gives to outgoing connections."""
     free_ports: float
-    """The share of MASTER_PORTS that can be bound, from 0 to 1."""
+    """The share of RENDEZVOUS_PORTS that can be bound, from 0 to 1."""
     gpus: list[Gpu] = field(default_factory=list)
     usable_gpus: int = 0
     """The number of GPUs that torch can use."""

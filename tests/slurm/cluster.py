@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from tempo_megatron.utils.ports import free_ports
 
 NODES = {"node1": "127.0.0.11", "node2": "127.0.0.12"}
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare")
@@ -184,7 +185,7 @@ def _write_files(directory: Path) -> None:
     key = directory / "munge" / "key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
-    ports = _free_ports(len(NODES) + 1)
+    ports = free_ports(len(NODES) + 1)
     nodes = [
         _NODE.format(name=name, address=address, port=port)
         for (name, address), port in zip(NODES.items(), ports[1:], strict=True)
@@ -197,9 +198,3 @@ def _write_files(directory: Path) -> None:
     for device in devices:
         os.mknod(device, 0o20666, os.makedev(1, 3))  # GPUs by name alone: /dev/null
     (directory / "gres.conf").write_text(f"Name=gpu File={directory}/gpu/nvidia[0-7]\n")
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        servers = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
-        return [server.getsockname()[1] for server in servers]

@@ -32,8 +32,7 @@ def predicted_iteration(run: PlannedRun, workload: Workload) -> Figures:
     """Returns the seconds and tokens of an iteration that `tempo plan` predicts, and those of its phases."""
     schedule = Schedule(run, workload)
     seconds = schedule.iteration_seconds()
-    rollouts = schedule.rollouts.labeled + schedule.rollouts.unlabeled
-    tokens = rollouts * (workload.prompt + workload.mean)
+    tokens = schedule.rollouts.generated(workload.uniform_share) * (workload.prompt + workload.mean)
     return {
         "seconds": seconds,
         "tokens": tokens,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -18,6 +17,7 @@ from tempo_megatron.config import Config, load_config
 from tempo_megatron.megatron import cpu
 from tempo_megatron.training.build import build_run
 from tempo_megatron.training.loop import train
+from tempo_megatron.utils.ports import free_ports
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -54,9 +54,7 @@ def _run_ranks(config: Config, ranks: int, log: Path) -> None:
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    with socket.socket() as free_port:
-        free_port.bind(("127.0.0.1", 0))
-        port = free_port.getsockname()[1]
+    [port] = free_ports()
     processes: list[BaseProcess] = []
     for rank in range(ranks):
         processes.append(_FORK.Process(target=_run_rank, args=(config, rank, ranks, port)))

@@ -46,12 +46,15 @@ def counting_schedule(*overrides: str, workload: Workload = WORKLOAD) -> Countin
         (["loop.drop_uniform_prompts=true"], 128 + 128 + 127),
     ],
 )
-def test_every_rollout_of_an_iteration_is_counting_schedule(overrides: list[str], prompts: int) -> None:
+def test_every_rollout_of_an_iteration_is_counted(overrides: list[str], prompts: int) -> None:
     """Further policy steps generate their own labeled rollouts if they learn from them.
 
-    Replaced prompts are generated again. Half of the prompts are uniform in each round.
+    Replaced prompts are generated again. Half of the prompts are uniform in each round. The seconds and the tokens of
+    an iteration are those of the same rollouts.
     """
-    assert counting_schedule(*overrides).phase_seconds()["generate"] == 8 * prompts
+    schedule = counting_schedule(*overrides)
+    assert schedule.phase_seconds()["generate"] == 8 * prompts
+    assert schedule.rollouts.generated(WORKLOAD.uniform_share) == 8 * prompts
 
 
 def test_each_refill_round_waits_for_its_longest_response() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -52,13 +51,6 @@ def three_nodes(changes: Mapping[str, object]) -> Facts:
 def eight_gpus(**changes: object) -> list[Gpu]:
     """Return eight GPUs, the fourth one with changes."""
     return [H100] * 3 + [replace(H100, **changes)] + [H100] * 4  # type: ignore[arg-type]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def make_report(bad: dict[str, str], nodes: int = 4) -> Report:

@@ -21,8 +21,9 @@ from tempo_megatron.preflight.memory_and_disk import check_disk, check_memory
 from tempo_megatron.preflight.node_facts import Facts
 from tempo_megatron.preflight.rendezvous import RankLocation, RankReplies
 from tempo_megatron.preflight.report import Report
+from tempo_megatron.utils.ports import free_ports
 from tests.conftest import ROOT
-from tests.unit.preflight.doctor import GOOD, eight_gpus, free_port, make_config, make_report, problems
+from tests.unit.preflight.doctor import GOOD, eight_gpus, make_config, make_report, problems
 
 
 def test_the_disk_must_have_room_for_all_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +80,7 @@ def test_a_full_disk_is_not_blamed_on_nodes(tmp_path: Path) -> None:
     """A shared disk is full on any nodes: the exit code is that of a wrong recipe."""
     config = make_config()
     config.model.precision, config.run_dir, config.preflight.free_disk_gib = Precision.fp32, str(tmp_path), 1e9
-    location = RankLocation(0, 0, 1, "localhost", free_port(), False, "n0")
+    location = RankLocation(0, 0, 1, "localhost", free_ports()[0], False, "n0")
     _, code = run_checks(config, location, measure_bandwidth=False)
     assert code == 2
 

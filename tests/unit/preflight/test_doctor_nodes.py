@@ -14,9 +14,10 @@ from tempo_megatron.preflight.check_runner import check_presence, check_replies
 from tempo_megatron.preflight.command import before_training
 from tempo_megatron.preflight.findings import NodeVerdict
 from tempo_megatron.preflight.rendezvous import RankLocation, RankReplies, Rendezvous, RendezvousError, connect
+from tempo_megatron.utils.ports import free_ports
 from tempo_megatron.validation import recipe
 from tests.clock import Clock
-from tests.unit.preflight.doctor import free_port, make_config, make_report, problems
+from tests.unit.preflight.doctor import make_config, make_report, problems
 
 
 @pytest.mark.parametrize("nodes", range(2, 8))
@@ -85,7 +86,7 @@ def test_absent_nodes_and_ranks_are_named() -> None:
 def test_the_wait_for_late_ranks_counts_from_when_most_have_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Healthy nodes import from a cold file system at different speeds. The first rank tells all when the wait is
     over."""
-    presence_seconds, come_at, port = 150, {1: 100, 2: 190}, free_port()
+    presence_seconds, come_at, port = 150, {1: 100, 2: 190}, free_ports()[0]
     others: dict[int, Rendezvous] = {}
 
     def join(rank: int) -> Rendezvous:

