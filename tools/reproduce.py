@@ -157,17 +157,15 @@ def write_results(directory: Path, name: str, study: Study, seeds: Sequence[int]
     return page
 
 
-def train_in_turn(starts: Sequence[Piece], runs: Sequence[Piece], slots: Slots) -> list[str]:
-    """Trains the starts, then the studies' runs. Returns a line for each run that failed or lacks its start."""
-    lines: list[str] = []
-    for pieces in (starts, runs):
-        remaining = sum(not is_complete(piece.directory) for piece in pieces)
-        print(f"{len(pieces)} runs, {remaining} to train", flush=True)
-        try:
-            train_all(pieces, slots)
-        except ExceptionGroup as group:
-            lines += map(str, group.exceptions)
-    return lines
+def train_runs(pieces: Sequence[Piece], slots: Slots) -> list[str]:
+    """Trains the starts and the studies' runs. Returns a line for each run that failed or lacks its start."""
+    remaining = sum(not is_complete(piece.directory) for piece in pieces)
+    print(f"{len(pieces)} runs, {remaining} to train", flush=True)
+    try:
+        train_all(pieces, slots)
+    except ExceptionGroup as group:
+        return [*map(str, group.exceptions)]
+    return []
 
 
 def write_complete(directory: Path, names: Sequence[str], seeds: Sequence[int], k: int) -> list[str]:
@@ -235,7 +233,7 @@ def main() -> int:
         return REFUSED
     write_miniature(directory / "questions", recipes=options.recipes)
     slots = Slots(options.jobs, tuple(options.gpus.split(",")) if options.gpus else (), options.delay)
-    problems = train_in_turn(starts, runs, slots)
+    problems = train_runs([*starts, *runs], slots)
     k = load_config(options.recipes / "loop.yaml", options.loop).evaluation.k
     problems += write_complete(directory, options.study, seeds, k)
     if problems:

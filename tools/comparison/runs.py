@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import sys
 import threading
@@ -78,28 +77,56 @@ def is_complete(run: Path) -> bool:
     return (run / "summary.json").is_file()
 
 
+class _Queue:
+    """Hands out runs in order, each once the run that it continues from has ended, well or badly."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._waiting = list(pieces)
+        self._unended = {piece.directory for piece in pieces}
+        self._changed = threading.Condition()
+
+    def take(self) -> Piece | None:
+        """Returns the next run, once there is one that can start; None after the last."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting or self._ready())
+            piece = self._ready()
+            if piece:
+                self._waiting.remove(piece)
+                self._changed.notify_all()
+            return piece
+
+    def end(self, piece: Piece) -> None:
+        with self._changed:
+            self._unended.remove(piece.directory)
+            self._changed.notify_all()
+
+    def _ready(self) -> Piece | None:
+        return next((piece for piece in self._waiting if piece.start not in self._unended), None)
+
+
 def train_all(pieces: Sequence[Piece], slots: Slots) -> None:
-    """Trains all runs. A run that fails is printed at once and stops no other. Raises ExceptionGroup at the end."""
+    """Trains all runs, each as soon as a slot is free and the run that it continues from has ended.
+
+    A run that fails is printed at once and stops no other. Raises ExceptionGroup at the end.
+    """
     gpus: list[str | None] = list(slots.gpus) or [None]
     start_locks = {gpu: threading.Lock() for gpu in gpus}
-    free_gpus: queue.Queue[str | None] = queue.Queue()
-    for number in range(slots.jobs):
-        free_gpus.put(gpus[number % len(gpus)])
+    queue, errors = _Queue(pieces), []
 
-    def run(piece: Piece) -> None:
-        gpu = free_gpus.get()
-        try:
-            with start_locks[gpu]:
-                time.sleep(slots.delay)
-            train(piece, gpu)
-        except Exception as error:
-            print(error, file=sys.stderr, flush=True)
-            raise
-        finally:
-            free_gpus.put(gpu)
+    def fill_slot(number: int) -> None:
+        gpu = gpus[number % len(gpus)]
+        while piece := queue.take():
+            try:
+                with start_locks[gpu]:
+                    time.sleep(slots.delay)
+                train(piece, gpu)
+            except Exception as error:
+                print(error, file=sys.stderr, flush=True)
+                errors.append(error)
+            finally:
+                queue.end(piece)
 
     with ThreadPoolExecutor(slots.jobs) as pool:
-        futures = [pool.submit(run, piece) for piece in pieces]
-        failed = [error for future in futures if isinstance(error := future.exception(), Exception)]
-    if failed:
-        raise ExceptionGroup("some runs failed; the same command tries them again", failed)
+        list(pool.map(fill_slot, range(slots.jobs)))
+    if errors:
+        raise ExceptionGroup("some runs failed; the same command tries them again", errors)
