@@ -189,7 +189,7 @@ ITERATIONS = [
 def test_seconds_of_whole_iterations_are_about_what_was_measured(
     file: str, shape: str, overrides: str, lengths: str
 ) -> None:
-    """In bf16 on two H200s: iterations within a fifth, generating within a tenth, all of training within a third."""
+    """In bf16 on two H200s: iterations within a fifth, generating within a tenth, all of training within a fifth."""
     results = json.loads((RESULTS / "2026-11-26-gpu" / f"{file}.json").read_text())["sections"]["iteration"]
     sizes = ("data.max_prompt_tokens=128", "generation.max_response_tokens=4096")
     run = PlannedRun(
@@ -203,7 +203,7 @@ def test_seconds_of_whole_iterations_are_about_what_was_measured(
     assert sum(planned.values()) == pytest.approx(results["seconds"], rel=0.2)
     assert planned["generate"] == pytest.approx(results["log: seconds/generate"], rel=0.1)
     expected = sum(results[f"log: seconds/{RECORDED_NAMES[phase]}"] for phase in training)
-    assert sum(planned[phase] for phase in training) == pytest.approx(expected, rel=1 / 3)
+    assert sum(planned[phase] for phase in training) == pytest.approx(expected, rel=0.2)
 
 
 def test_phases_use_the_same_state_as_in_a_run() -> None:
