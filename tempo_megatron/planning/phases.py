@@ -13,6 +13,12 @@ from tempo_megatron.planning.memory import GIB, ModelMemory, Parts
 
 _PROCESS_BYTES = int(3.7 * GIB)
 """CUDA and NCCL contexts, kernels, and what vLLM keeps while it sleeps, mainly CUDA graphs. Measured in a sync."""
+_EXPERT_PARALLEL_BYTES = int(2.4 * GIB)
+"""What expert parallelism adds to `_PROCESS_BYTES`: 6.1 GiB were measured, with experts at EP2.
+
+One run (docs/results/2026-11-30-experts.md). Communicators, kernels and memory that torch cannot return would each be a
+reason, and which of them it is was not measured. It comes with the first training, so vLLM does not count it.
+"""
 _ALLOCATOR_BYTES = int(1.3 * GIB)
 """What torch's allocator holds beyond its tensors while a model works. Measured together with `_PROCESS_BYTES`."""
 _BESIDE_ENGINE_BYTES = int(3.2 * GIB)
@@ -93,17 +99,26 @@ class PlannedRun:
     @property
     def _beside_engine_bytes(self) -> int:
         """The bytes of contexts beside the engine. With `generation.kv_cache_gib` vLLM counts none of them."""
-        return _PROCESS_BYTES if self.config.generation.kv_cache_gib else _BESIDE_ENGINE_BYTES
+        beside = _PROCESS_BYTES if self.config.generation.kv_cache_gib else _BESIDE_ENGINE_BYTES
+        return beside + self._expert_parallel_bytes
+
+    @property
+    def _process_bytes(self) -> int:
+        return _PROCESS_BYTES + self._expert_parallel_bytes
+
+    @property
+    def _expert_parallel_bytes(self) -> int:
+        return _EXPERT_PARALLEL_BYTES if self.layout.expert > 1 else 0
 
     def _with_process(self, parts: Parts) -> Parts:
-        return parts | {"contexts": _PROCESS_BYTES, "allocator": _ALLOCATOR_BYTES}
+        return parts | {"contexts": self._process_bytes, "allocator": _ALLOCATOR_BYTES}
 
     def _sync(self) -> Parts:
         """Return the parts of a weight sync. Under TP, PP or EP these include the tensors in transfer."""
         weights = max(self.models["policy"].state(stage)["weights"] for stage in range(self.layout.pipeline))
         is_sharded = self.layout.tensor * self.layout.pipeline * self.layout.expert > 1
         parts = {"weights": weights, "weights of the generator": self.engine.weight_bytes}
-        return parts | {"buckets": SYNC_BUCKET_BYTES if is_sharded else 0, "contexts": _PROCESS_BYTES}
+        return parts | {"buckets": SYNC_BUCKET_BYTES if is_sharded else 0, "contexts": self._process_bytes}
 
     def _advantages(self) -> Parts:
         """Return the parts of the policy's pass, which is the highest, and the weights of the other models."""

@@ -1,6 +1,6 @@
 """Measured rates, and assumptions where nothing was measured.
 
-Steps and passes were measured on H100s, whole iterations on H200s (docs/results/2026-11-25-gpu.md, 2026-11-26-gpu.md).
+Rates of steps and passes are H100s', the host's seconds H200s' (docs/results/2026-11-25-gpu.md, 2026-11-26-gpu.md).
 The assumptions are guesses, to be replaced by measurements on a cluster. `tempo plan` prints them with its estimate.
 """
 
@@ -43,11 +43,28 @@ PASS_EXPOSED_SHARE = 0.4
 CONTEXT_PARALLEL_SPEED = 421 / 586
 """The speed that remains after each doubling of CP, from one step at CP2 on sequences of 8,192."""
 
-RUN_SPEED = 0.7
-"""The speed of passes and steps in whole iterations, relative to the benchmark's steps above.
+LAYER_HOST_SECONDS = {
+    "dense": {"pass": 2.9e-3, "step": 7e-3},
+    "TP": {"pass": 4.2e-3, "step": 12e-3},
+    "experts": {"pass": 18e-3, "step": 43e-3},
+}
+"""The seconds in which the host starts the work of one layer and micro-batch.
 
-Iterations have shorter sequences, smaller mini-batches and a larger vocabulary. Fitted to iterations of a 1.7B and an
-8B shape in bf16 on two GPUs.
+- Dense layers, TP1: passes and steps of a 1.7B shape in micro-batches of 8,192 tokens take 2.9 to 3.1 and 6.5 to 6.9 ms
+  (docs/results/2026-11-26-gpu.md), in those of 4,096 tokens 3.3, and 7.5 to 8.0 (2026-11-30-exact-proof.md).
+- Dense layers under TP: those of an 8B shape at TP2 in micro-batches of 8,448 tokens take 3.0 to 5.1 and 11.4 to 14.3
+  ms. A step in FP8 that is bound by the host takes 11.1 (2026-11-26-gpu.md).
+- Experts, 64 on a rank (2026-11-30-experts.md): what the device's time by this plan leaves of a layer's. It is 39 to 48
+  ms in steps of 8 and 12 layers, 45 and 46 in an iteration with 4, and 55 to 66 on a slow host. That iteration's passes
+  have 18 and 20. With fewer experts on a rank nothing was measured.
+
+Hosts differ, so that each figure is right within a third.
+"""
+EXPERT_SPEED = 0.6
+"""The device's speed in layers with experts, relative to dense ones.
+
+One profiled step of 8 layers at EP2, whose two ranks agree: kernels other than communication run for 11.9 ms of a layer
+and micro-batch of 8,192 tokens, beside 7 ms at the dense rate (docs/results/2026-11-30-experts.md).
 """
 
 EXACT_SPEED = {"rollout": 1.0, "pass": 0.93, "step": 1.0}
@@ -87,13 +104,19 @@ def decode_bytes_per_second(gpu_gb: float) -> float:
 DECODE_REDUCE_SECONDS = 1e-5
 """The seconds of one all-reduce of a decoding step. A replica of several GPUs has two per layer."""
 REDUCE_BYTES_PER_SECOND = {"node": 150e9, "network": 40e9}
-"""The rate of a gradient reduction, and of tokens sent to experts, for each GPU, within a node and between nodes."""
+"""The rate of a gradient reduction for each GPU, within a node and between nodes."""
+EXCHANGE_BYTES_PER_SECOND = {"node": 240e9, "network": 40e9}
+"""The rate of tokens sent to experts for each GPU.
+
+In a profiled step of 8 layers at EP2 17.2 GB took 71 ms without waiting, the reduction of gradients included
+(docs/results/2026-11-30-experts.md). Between nodes it is that of gradients, which is an assumption.
+"""
 
 ASSUMED = {
     "TP beyond 2, PP and CP": "extrapolated from two GPUs",
     "an all-reduce of a decoding step": f"{DECODE_REDUCE_SECONDS * 1e6:g} us",
     "gradients between nodes": f"{REDUCE_BYTES_PER_SECOND['network'] / 1e9:g} GB/s a GPU",
-    "experts": "at the speed of MLPs, equally busy, and their exchanges at the rate of gradients",
+    "experts": "equally busy, with the host's work of 64 on each rank; between nodes at the rate of gradients",
     "gradients within a node": f"{REDUCE_BYTES_PER_SECOND['node'] / 1e9:g} GB/s a GPU",
 }
 """The assumptions that nobody has measured yet, as `tempo plan` prints them."""

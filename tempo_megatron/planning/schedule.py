@@ -49,8 +49,6 @@ class Schedule:
         if config.critic.training is CriticTraining.returns:
             phases["e_step"] = steps * self.training_seconds("critic", self.rollouts.trained, config.critic)
         phases["m_step"] = steps * self.training_seconds("policy", self.rollouts.trained, config.policy)
-        for phase in {"e_step", "advantages", "m_step"}.intersection(phases):
-            phases[phase] /= rates.RUN_SPEED
         phases["sync"] = steps * (self._sync_seconds + rates.SWITCH_SECONDS)
         phases["moving"] = self._offload_seconds
         return phases
@@ -153,8 +151,7 @@ class Schedule:
         labeled = config.calibration.questions * config.checkpoint.selection_samples
         seconds = len(self.save_iterations) * self.generate_seconds(labeled + unlabeled)
         if critic_scores:
-            passes = sum(self._pass_seconds("critic", count * unlabeled) for count in self.candidate_counts())
-            seconds += passes / rates.RUN_SPEED
+            seconds += sum(self._pass_seconds("critic", count * unlabeled) for count in self.candidate_counts())
         return seconds
 
     def critic_start_seconds(self) -> float:
@@ -162,8 +159,7 @@ class Schedule:
         config = self.run.config
         rollouts = config.stages.critic_start.prompts * config.loop.samples_per_prompt
         learning = self._pass_seconds("critic", rollouts) + self.training_seconds("critic", rollouts, config.critic)
-        iteration = self._collect_seconds(rollouts, 0) + learning / rates.RUN_SPEED
-        return config.stages.critic_start.iterations * iteration
+        return config.stages.critic_start.iterations * (self._collect_seconds(rollouts, 0) + learning)
 
     def evaluation_seconds(self) -> float:
         """Return the seconds of all evaluations, at both ends and between them.

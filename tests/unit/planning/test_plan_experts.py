@@ -20,7 +20,7 @@ from tempo_megatron.generation.requests import Completion, gather_completions
 from tempo_megatron.megatron.batch import from_sequences
 from tempo_megatron.megatron.packing import PackingRule, pack
 from tempo_megatron.megatron.route_recorder import RouteRecorder
-from tempo_megatron.planning import host, shapes
+from tempo_megatron.planning import host, rates, shapes
 from tempo_megatron.planning.activations import Activations
 from tempo_megatron.planning.decoding import Decoding
 from tempo_megatron.planning.fit import layout_problems
@@ -119,14 +119,35 @@ def test_active_parameters_are_those_of_a_tokens_experts() -> None:
     assert sparse.mlp_weights == 4 * expert_layer and mixed.mlp_weights == 2 * expert_layer + 2 * mlp
 
 
-def test_a_step_at_ep_takes_the_time_of_its_exchanges_more() -> None:
-    """The products of a rank are the same at every EP; half of the copies go to the other of two ranks."""
+def test_a_sequence_at_ep_takes_the_time_of_its_exchanges_more() -> None:
+    """The products of a rank are the same at every EP; half of the copies go to the other of two ranks. A step
+    exchanges them in its forward and in its backward pass."""
     alone, spread = (
-        ModelTime(planned(2, *overrides), WORKLOAD, "critic").pass_seconds(64)
+        ModelTime(planned(2, *overrides), WORKLOAD, "critic")
         for overrides in ((), ("parallel.expert_model_parallel_size=2",))
     )
-    tokens = 64 / 2 * (WORKLOAD.prompt + WORKLOAD.mean)
-    assert spread - alone == pytest.approx(2 * 4 * tokens * 8 / 2 * 2048 * 2 / 150e9, rel=1e-6)
+    exchange = 2 * 4 * 1000 * 8 / 2 * 2048 * 2 / rates.EXCHANGE_BYTES_PER_SECOND["node"]
+    for work, exchanges in (("pass", 1), ("step", 2)):
+        seconds = spread._sequence_seconds(1000, work) - alone._sequence_seconds(1000, work)
+        assert seconds == pytest.approx(exchanges * exchange, rel=1e-6)
+
+
+def test_the_host_and_the_device_take_turns_in_layers_with_experts() -> None:
+    """Two dense layers wait for the slower of both, two layers with experts for both. Eight micro-batches of one
+    sequence each."""
+    workload = Workload((4096,), prompt=0)
+    changes = ("policy.mini_batches=4", "policy.micro_batch_tokens=4096")
+
+    def seconds(settings: BackboneSettings) -> tuple[float, float]:
+        model = ModelTime(planned(1, *changes, settings=settings), workload, "policy")
+        return model.pass_seconds(8), 8 * model._sequence_seconds(4096, "pass")
+
+    dense, sparse = (rates.LAYER_HOST_SECONDS[kind]["pass"] for kind in ("dense", "experts"))
+    total, device = seconds(shape(4, mlp_only_layers=[0, 1]))
+    assert total == pytest.approx(device + 8 * 2 * sparse) and device > 8 * 2 * dense
+    small = {"mlp_only_layers": [0, 1, 2, 3], "intermediate_size": 64, "vocab_size": 1024}
+    total, device = seconds(shape(4, **small))
+    assert total == pytest.approx(8 * 4 * dense) and total > device
 
 
 def test_gradients_of_experts_that_one_rank_holds_are_not_reduced() -> None:

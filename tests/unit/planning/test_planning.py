@@ -189,7 +189,7 @@ ITERATIONS = [
 def test_seconds_of_whole_iterations_are_about_what_was_measured(
     file: str, shape: str, overrides: str, lengths: str
 ) -> None:
-    """In bf16 on two H200s: iterations within a fifth, generating within a tenth, all of training within a third."""
+    """In bf16 on two H200s: iterations within a fifth, generating within a tenth, all of training within a fifth."""
     results = json.loads((RESULTS / "2026-11-26-gpu" / f"{file}.json").read_text())["sections"]["iteration"]
     sizes = ("data.max_prompt_tokens=128", "generation.max_response_tokens=4096")
     run = PlannedRun(
@@ -203,7 +203,7 @@ def test_seconds_of_whole_iterations_are_about_what_was_measured(
     assert sum(planned.values()) == pytest.approx(results["seconds"], rel=0.2)
     assert planned["generate"] == pytest.approx(results["log: seconds/generate"], rel=0.1)
     expected = sum(results[f"log: seconds/{RECORDED_NAMES[phase]}"] for phase in training)
-    assert sum(planned[phase] for phase in training) == pytest.approx(expected, rel=1 / 3)
+    assert sum(planned[phase] for phase in training) == pytest.approx(expected, rel=0.2)
 
 
 def test_phases_use_the_same_state_as_in_a_run() -> None:
@@ -225,10 +225,12 @@ def test_every_recipe_fits_the_nodes_of_its_script(recipe: Path, overlay: str) -
 @pytest.mark.parametrize(
     "settings_file", sorted((ROOT / "recipes" / "methods").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_methods_own_settings_fit_one_node(settings_file: Path) -> None:
-    """TTRL holds a third model, the reference."""
-    for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math", "qwen3_30b_a3b_math"):
+def test_every_methods_own_settings_fit_the_nodes_of_their_scripts(settings_file: Path) -> None:
+    """TTRL holds a third model, the reference. The model with experts asks for two nodes."""
+    for name in ("qwen3_14b_math", "qwen3_8b_math", "olmo3_7b_math"):
         assert check_plan(recipe_run(name, str(settings_file)).config, nodes=1) == []
+    experts = recipe_run("qwen3_30b_a3b_math", str(settings_file)).config
+    assert check_plan(experts, nodes=2) == [] and any("m_step" in line for line in check_plan(experts, nodes=1))
 
 
 @pytest.mark.parametrize("nodes", [2, 4, 64])
