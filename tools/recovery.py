@@ -8,7 +8,7 @@ and with vLLM on GPUs, over gloo on CPUs. Settings such as `model.precision=bf16
 - layout: a run at TP1 ends after two iterations. Copies of it go on for one more, one at TP1 and one at TP2, from four
   ranks on with two pipeline stages. The third iteration must agree.
 - kill: SIGKILL hits rank 1 once two iterations have ended. All processes must end, and the output must name rank 1.
-- hang: the same with SIGSTOP, which the run's own watchdog must notice, after five minutes of silence.
+- hang: the same with SIGSTOP, which the run's own watchdog must notice, in a save after five minutes of silence.
 
 After a kill and a hang the same command must resume the run and end it.
 
@@ -122,8 +122,9 @@ def _parallel(tensor: int, pipeline: int) -> tuple[str, ...]:
 
 
 def differences(same: dict[str, float], other: dict[str, float]) -> list[str]:
-    """Returns a line for each metric that the other layout lacks, or has beyond the tolerance."""
-    return [
+    """Returns a line for each metric that a layout lacks, or that differs beyond the tolerance."""
+    absent = [f"{key} is absent under the same layout" for key in _COMPARED if key not in same]
+    return absent + [
         f"{key} is {other.get(key)}, under the same layout {value}"
         for key, value in same.items()
         if key not in other or abs(other[key] - value) > _TOLERANCE * max(abs(value), abs(other[key]))
@@ -140,6 +141,7 @@ def signalled(name: str, number: signal.Signals) -> Callable[[Path, int, Sequenc
         if problem:
             return {"problems": [problem]}
         family = psutil.Process(process.pid).children(recursive=True)
+        written = command.output.stat().st_size
         rank_of(family, 1).send_signal(number)
         begun = time.monotonic()
         exit_code = process.wait(_LIMIT)
@@ -150,8 +152,8 @@ def signalled(name: str, number: signal.Signals) -> Callable[[Path, int, Sequenc
             each.kill()
         if exit_code == 0:
             problems.append("the run ended as if nothing had happened")
-        if not names_rank(command.output.read_text(errors="replace"), 1):
-            problems.append(f"{command.output} does not name rank 1")
+        if not names_rank(command.output.read_bytes()[written:].decode(errors="replace"), 1):
+            problems.append(f"{command.output} does not name rank 1 after the signal")
         return figures | {"problems": problems + command.finish("loop.iterations=4")}
 
     return check
@@ -184,6 +186,18 @@ def _wait_for(ready: Callable[[], bool], process: subprocess.Popen[bytes]) -> st
     return None
 
 
+def _checked(name: str, directory: Path, ranks: int, settings: Sequence[str]) -> Figures:
+    """Returns what a check finds. One that fails itself stops no other, and leaves no process of its runs."""
+    try:
+        return CHECKS[name](directory, ranks, settings)
+    except (LookupError, subprocess.TimeoutExpired, psutil.Error) as error:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if any(str(directory) in word for word in process.cmdline()):
+                    process.kill()
+        return {"problems": [f"{type(error).__name__}: {error}"]}
+
+
 CHECKS = {
     "layout": layout,
     "kill": signalled("kill", signal.SIGKILL),
@@ -206,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = directory / "model"
     subprocess.run([sys.executable, ROOT / "tools" / "make_demo_model.py", model], check=True)
     settings = (f"model.hf_path={model}", f"parallel.processes_per_node={options.ranks}", *_SMALL, *options.settings)
-    results = {name: CHECKS[name](directory, options.ranks, settings) for name in names}
+    results = {name: _checked(name, directory, options.ranks, settings) for name in names}
     (directory / "recovery.json").write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
     return int(any(result["problems"] for result in results.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,12 +13,36 @@ import recovery
 
 
 def test_metrics_that_differ_or_are_absent_are_problems() -> None:
-    same = {"critic/loss": 0.5, "policy/reward": -0.25, "policy/entropy": 4.0}
+    """A run without a third iteration has no metric, and agrees with nothing."""
+    same = {key: 0.5 for key in recovery._COMPARED}
     assert recovery.differences(same, same | {"critic/loss": 0.5001}) == []
-    assert recovery.differences(same, {"critic/loss": 0.6, "policy/reward": -0.25}) == [
+    without = {key: value for key, value in same.items() if key != "policy/entropy"}
+    assert recovery.differences(same, without | {"critic/loss": 0.6}) == [
         "critic/loss is 0.6, under the same layout 0.5",
-        "policy/entropy is None, under the same layout 4.0",
+        "policy/entropy is None, under the same layout 0.5",
     ]
+    assert len(recovery.differences({}, {})) == len(recovery._COMPARED)
+
+
+def test_a_check_that_fails_itself_is_a_problem_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other checks go on, and recovery.json is written. Processes of others, such as `other` here, go on too."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    left: list[subprocess.Popen[bytes]] = []
+    other = subprocess.Popen(sleep)
+
+    def check(*_: object) -> recovery.Figures:
+        left.append(subprocess.Popen([*sleep, f"run_dir={tmp_path}/kill"]))
+        raise subprocess.TimeoutExpired("tempo train", 900)
+
+    monkeypatch.setitem(recovery.CHECKS, "kill", check)
+    (problem,) = recovery._checked("kill", tmp_path, 2, ())["problems"]
+    assert problem.startswith("TimeoutExpired: Command 'tempo train' timed out after 900")
+    assert left[0].wait(timeout=20) < 0
+    assert other.poll() is None
+    other.kill()
+    other.wait()
 
 
 @pytest.mark.parametrize(
